@@ -1,0 +1,52 @@
+# `make run` and `make ui` are all a newcomer needs; `make help` lists the rest.
+USE_CASE ?= licences
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export DAGSTER_HOME := $(CURDIR)/.home
+export HF_HUB_OFFLINE := 1
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install home run ui check test test-all lint bench clean
+
+help: ## What there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+# Reinstalled when the dependencies change, else a no-op.
+$(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Create .venv with everything
+
+home: install
+	@mkdir -p $(DAGSTER_HOME) && ln -sf ../dagster.yaml $(DAGSTER_HOME)/dagster.yaml
+
+run: home ## Prepare a use case and materialise its whole graph: make run [USE_CASE=licences]
+	@$(BIN)/fullft run $(USE_CASE)
+
+ui: home ## Dagster's UI on the same home, with sensors and schedules: http://localhost:3000
+	@$(BIN)/fullft prepare
+	@$(BIN)/dagster instance info >/dev/null
+	@$(BIN)/dagster dev --workspace workspace.yaml --port $${PORT:-3000}
+
+check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
+	@$(BIN)/fullft check $(USE_CASE)
+
+lint: install ## Style, and the layers that imports must keep
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
+
+test: lint ## Everything but the slow tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: test ## The slow tests as well
+	@$(BIN)/python -m pytest -m slow
+
+bench: home ## Side by side with what you would use instead: make bench [ONLY=name]
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+clean: ## Remove the demo's data, runs and artifacts (not .venv)
+	rm -rf .home data/licences build

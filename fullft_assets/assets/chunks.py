@@ -1,0 +1,51 @@
+"""chunks: labeled_examples [batch] -> tokenized_chunks [batch]; tokenized_chunks -> tokenizer_audit."""
+
+import dagster as dg
+
+from fullft_assets import chunks
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+
+    @dg.asset(
+        key=case.key("tokenized_chunks"),
+        ins={"labeled_examples": dg.AssetIn(case.key("labeled_examples"), input_manager_key=case.io_key)},
+        partitions_def=case.batches,
+        description="What the model will read: each text's windows of token ids, tokenised once.",
+        code_version=case.code_version(chunks.VERSION, "chunks"),
+        kinds={"parquet", "huggingface"},
+        check_specs=case.checks("tokenized_chunks", [("texts_are_kept_whole", "No token is cut off a text.", False)]),
+        **case.shared(),
+    )
+    def tokenized_chunks(context: dg.AssetExecutionContext, labeled_examples: Manifest):
+        store = case.store(context.instance)
+        with one_line_errors():
+            manifest = chunks.tokenize(store, case.use_case, labeled_examples)
+        return case.result(manifest, "tokenized_chunks", store)
+
+    @dg.asset(
+        key=case.key("tokenizer_audit"),
+        ins={"tokenized_chunks": dg.AssetIn(case.key("tokenized_chunks"), input_manager_key=case.io_key)},
+        description="Whether the tokenizer shreds the domain's terms: fertility, unknown tokens, pieces a term.",
+        code_version=case.code_version(chunks.VERSION, "chunks"),
+        kinds={"huggingface"},
+        check_specs=case.checks(
+            "tokenizer_audit",
+            [
+                ("domain_terms_are_kept_whole", "Domain terms are split into few pieces.", False),
+                ("unknown_tokens_are_rare", "The tokenizer knows the domain's characters.", False),
+            ],
+        ),
+        **case.shared(),
+    )
+    def tokenizer_audit(context: dg.AssetExecutionContext, tokenized_chunks: dict[str, Manifest]):
+        store = case.store(context.instance)
+        with one_line_errors():
+            manifest = chunks.audit_tokenizer(store, case.use_case, tokenized_chunks)
+        return case.result(manifest, "tokenizer_audit", store)
+
+    return [tokenized_chunks, tokenizer_audit]

@@ -1,0 +1,29 @@
+"""documents: delivered files -> raw_documents [batch]."""
+
+import dagster as dg
+
+from fullft_assets import documents
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+
+    @dg.asset(
+        key=case.key("raw_documents"),
+        partitions_def=case.batches,
+        description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
+        code_version=case.code_version(documents.VERSION, "documents"),
+        kinds={"parquet"},
+        check_specs=case.checks("raw_documents", [("files_are_readable", "Every file of the batch could be read.", False)]),
+        **case.shared(),
+    )
+    def raw_documents(context: dg.AssetExecutionContext):
+        store = case.store(context.instance)
+        with one_line_errors():
+            manifest = documents.keep(store, case.use_case, context.partition_key)
+        return case.result(manifest, "raw_documents", store)
+
+    return [raw_documents]

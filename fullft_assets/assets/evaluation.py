@@ -1,0 +1,85 @@
+"""evaluation: training_snapshot, cheaper_baselines, pilot_run, finetuned_checkpoint -> evaluation_report."""
+
+import base64
+from pathlib import Path
+
+import dagster as dg
+
+from fullft_assets import evaluation, release
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest, Store, artifact_key
+
+_INPUTS = ("training_snapshot", "cheaper_baselines", "pilot_run", "finetuned_checkpoint")
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+    specs = [
+        ("beats_baselines", "The tuned model is better than every cheaper way, by more than chance.", False),
+        ("beats_champion", "The tuned model is better than the champion.", False),
+        ("score_is_sufficient", "The primary metric reaches release.min_score.", False),
+        ("test_set_is_large_enough", "The confidence interval is narrow enough to decide on.", False),
+    ]
+    if case.settings.release.max_calibration_error is not None:
+        specs.append(("is_calibrated", "Predicted probabilities match observed frequencies.", False))
+
+    @dg.asset(
+        key=case.key("evaluation_report"),
+        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
+        description="How good, how sure, where weak; was full fine-tuning justified; better than the champion?",
+        code_version=case.code_version(evaluation.VERSION, "evaluation", "release"),
+        kinds={"huggingface", "scikitlearn"},
+        check_specs=case.checks("evaluation_report", specs),
+        pool="gpu",
+        **case.shared(),
+    )
+    def evaluation_report(
+        context: dg.AssetExecutionContext,
+        training_snapshot: Manifest,
+        cheaper_baselines: Manifest,
+        pilot_run: Manifest,
+        finetuned_checkpoint: Manifest,
+    ):
+        store = case.store(context.instance)
+        with one_line_errors():
+            for upstream in (training_snapshot, finetuned_checkpoint):
+                upstream.require_green("evaluation_report")
+            inputs = {
+                "training_snapshot": training_snapshot,
+                "cheaper_baselines": cheaper_baselines,
+                "pilot_run": pilot_run,
+                "finetuned_checkpoint": finetuned_checkpoint,
+            }
+            incumbent = release.incumbent(store, case.name, finetuned_checkpoint)
+            if incumbent is not None:
+                inputs["champion"] = store.load(incumbent)
+            key = evaluation_key(case, inputs)
+            job = case.job("evaluation_report", key, context.instance, inputs)
+            manifest = store.find(case.name, "evaluation_report", key) or case.launcher().run(context, "evaluation", job, store)
+        return case.result(manifest, "evaluation_report", store, _pictures(store, manifest))
+
+    return [evaluation_report]
+
+
+def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
+    """Return the key of the decision on a candidate: candidate, test rows, incumbent and gates."""
+    settings = case.settings.model_dump(include={"evaluation", "release"}, mode="json")
+    digests = {name: manifest.content_digest for name, manifest in inputs.items()}
+    return artifact_key("evaluation_report", evaluation.VERSION, settings, digests, case.settings.seed)
+
+
+def _pictures(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
+    folder = store.folder(manifest)
+    shown: dict[str, dg.MetadataValue] = {}
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        # Metadata is stored in the event log: larger pictures are only in the report.
+        if picture.stat().st_size < 60_000:
+            shown[picture.stem] = dg.MetadataValue.md(f"![{picture.stem}](data:image/png;base64,{_base64(picture)})")
+    report = folder / "report.html"
+    shown["report"] = dg.MetadataValue.url(report.as_uri()) if store.is_local else dg.MetadataValue.url(f"{store.url}/{manifest.ref}/report.html")
+    return shown
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

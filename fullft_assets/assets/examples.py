@@ -1,0 +1,48 @@
+"""examples: raw_documents [batch] -> labeled_examples [batch], quarantined_examples [batch]."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fullft_assets import examples
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+    rules = [(name, f"No row is quarantined for: {reason}.", False) for name, reason in examples.ROW_RULES.items()]
+    rules += [(name, f"{truth.capitalize()}.", True) for name, truth in examples.BATCH_RULES.items()]
+    version = case.code_version(examples.VERSION, "examples")
+    about = {"io_manager_key": case.io_key, "code_version": version, "kinds": {"parquet", "greatexpectations"}}
+
+    @dg.multi_asset(
+        name=f"{case.name}__examples",
+        outs={
+            "labeled_examples": dg.AssetOut(
+                key=case.key("labeled_examples"),
+                description="Valid labelled examples of the batch, as Great Expectations rules find them.",
+                owners=case.settings.owners or None,
+                **about,
+            ),
+            "quarantined_examples": dg.AssetOut(
+                key=case.key("quarantined_examples"),
+                description="The rest of the batch, each row with its reasons and source line; nothing is dropped silently.",
+                owners=case.settings.owners or None,
+                **about,
+            ),
+        },
+        ins={"raw_documents": dg.AssetIn(case.key("raw_documents"), input_manager_key=case.io_key)},
+        partitions_def=case.batches,
+        group_name=case.name,
+        check_specs=case.checks("labeled_examples", rules),
+    )
+    def labeled_and_quarantined(context: dg.AssetExecutionContext, raw_documents: Manifest) -> Iterator[dg.MaterializeResult]:
+        store = case.store(context.instance)
+        with one_line_errors():
+            valid, quarantined = examples.validate(store, case.use_case, raw_documents)
+        yield case.result(valid, "labeled_examples", store)
+        yield case.result(quarantined, "quarantined_examples", store)
+
+    return [labeled_and_quarantined]

@@ -1,0 +1,68 @@
+"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run (one workload)."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fullft_assets import planning
+from fullft_assets.assets.case import Case
+from fullft_assets.base_model import read_header, resolve_base_model
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest, artifact_key
+
+_ASSETS = {
+    "feasibility_plan": "Does it fit and what will it cost: memory, time and price, measured on this machine.",
+    "cheaper_baselines": "What cheaper ways score on the same rows: majority label, TF-IDF, a probe on the frozen model.",
+    "pilot_run": "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price.",
+}
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+    version = case.code_version(planning.VERSION, "planning", "training", "evaluation")
+    checks = case.checks(
+        "feasibility_plan",
+        [
+            ("fits_in_memory", "A training step fits in the memory that may be used.", True),
+            ("within_budget", "The planned time and price are within the limits.", True),
+        ],
+    ) + case.checks("pilot_run", [("pilot_predicts_gain", "The pilot predicts the asked gain over the cheaper ways.", True)])
+
+    @dg.multi_asset(
+        name=f"{case.name}__planning",
+        outs={
+            name: dg.AssetOut(
+                key=case.key(name),
+                description=description,
+                code_version=version,
+                kinds={"pytorch"} if name != "cheaper_baselines" else {"scikitlearn", "pytorch"},
+                owners=case.settings.owners or None,
+                io_manager_key=case.io_key,
+            )
+            for name, description in _ASSETS.items()
+        },
+        ins={"training_snapshot": dg.AssetIn(case.key("training_snapshot"), input_manager_key=case.io_key)},
+        group_name=case.name,
+        check_specs=checks,
+        pool="gpu",
+    )
+    def plan_baselines_and_pilot(context: dg.AssetExecutionContext, training_snapshot: Manifest) -> Iterator[dg.MaterializeResult]:
+        store = case.store(context.instance)
+        with one_line_errors():
+            training_snapshot.require_green("feasibility_plan")
+            key = planning_key(case, training_snapshot)
+            job = case.job("pilot_run", key, context.instance, {"training_snapshot": training_snapshot})
+            if store.find(case.name, "pilot_run", key) is None:
+                case.launcher().launch(context, "planning", job, store)
+        for name in _ASSETS:
+            yield case.result(store.find(case.name, name, key), name, store)
+
+    return [plan_baselines_and_pilot]
+
+
+def planning_key(case: Case, snapshot: Manifest) -> str:
+    """Return the key that the three planning artifacts share."""
+    header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
+    settings = case.settings.model_dump(include={"planning", "training", "evaluation"}, mode="json")
+    inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision, "hardware": planning.hardware()}
+    return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)

@@ -1,0 +1,45 @@
+"""release: evaluation_report, finetuned_checkpoint, training_snapshot -> champion_model."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fullft_assets import release
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest
+
+_INPUTS = ("evaluation_report", "finetuned_checkpoint", "training_snapshot")
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+
+    @dg.asset(
+        key=case.key("champion_model"),
+        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
+        description="The model in use: promoted only through its gates, with its card, lineage and history. `Keep the champion` is a normal outcome: then nothing new is emitted.",
+        code_version=case.code_version(release.VERSION, "release"),
+        kinds={"huggingface"},
+        output_required=False,
+        **case.shared(),
+    )
+    def champion_model(
+        context: dg.AssetExecutionContext, evaluation_report: Manifest, finetuned_checkpoint: Manifest, training_snapshot: Manifest
+    ) -> Iterator[dg.MaterializeResult]:
+        store = case.store(context.instance)
+        with one_line_errors():
+            outcome, manifest = release.publish(
+                store,
+                case.use_case,
+                report=evaluation_report,
+                checkpoint=finetuned_checkpoint,
+                snapshot=training_snapshot,
+                run_id=context.run.run_id,
+            )
+        context.log.info(outcome.sentence)
+        if manifest is not None:
+            card = (store.folder(manifest) / "model_card.md").read_text(encoding="utf-8")
+            yield case.result(manifest, "champion_model", store, {"model_card": dg.MetadataValue.md(card)})
+
+    return [champion_model]

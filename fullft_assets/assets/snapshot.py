@@ -1,0 +1,41 @@
+"""snapshot: labeled_examples, tokenized_chunks -> training_snapshot."""
+
+import dagster as dg
+
+from fullft_assets import snapshot
+from fullft_assets.assets.case import Case, markdown_table
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+
+    @dg.asset(
+        key=case.key("training_snapshot"),
+        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in ("labeled_examples", "tokenized_chunks")},
+        description="Exactly which rows train, validate and test: deduplicated, split without leaks, frozen under a digest.",
+        code_version=case.code_version(snapshot.VERSION, "snapshot"),
+        kinds={"parquet"},
+        check_specs=case.checks(
+            "training_snapshot",
+            [
+                ("splits_are_disjoint", "No id, text or group stands in two splits.", True),
+                ("training_rows_suffice", "There are enough training rows to go on.", True),
+                ("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants.", False),
+            ],
+        ),
+        **case.shared(),
+    )
+    def training_snapshot(
+        context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]
+    ):
+        store = case.store(context.instance)
+        with one_line_errors():
+            manifest = snapshot.take(store, case.use_case, labeled_examples, tokenized_chunks)
+        counts = manifest.metadata["label_counts"]
+        rows = [{"label": label, **{split: counts[split].get(label, 0) for split in counts}} for label in manifest.metadata["labels"]]
+        shown = {"label_counts": dg.MetadataValue.md(markdown_table(rows)), "parts": len(manifest.metadata["parts"])}
+        return case.result(manifest, "training_snapshot", store, shown)
+
+    return [training_snapshot]

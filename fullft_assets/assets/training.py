@@ -1,0 +1,53 @@
+"""training: training_snapshot, feasibility_plan, pilot_run -> finetuned_checkpoint."""
+
+import dagster as dg
+
+from fullft_assets import training
+from fullft_assets.assets.case import Case
+from fullft_assets.base_model import read_header, resolve_base_model
+from fullft_assets.resources import one_line_errors
+from fullft_assets.store import Manifest, artifact_key
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets of this stage."""
+
+    @dg.asset(
+        key=case.key("finetuned_checkpoint"),
+        ins={
+            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
+            for name in ("training_snapshot", "feasibility_plan", "pilot_run")
+        },
+        description="The model: every weight trained, resumable, saved as safetensors with its lineage.",
+        code_version=case.code_version(training.VERSION, "training"),
+        kinds={"pytorch", "huggingface"},
+        check_specs=case.checks(
+            "finetuned_checkpoint",
+            [
+                ("loss_is_falling", "The training loss ended below where it began.", True),
+                ("is_not_overfitted", "The validation loss ended near its best.", False),
+            ],
+        ),
+        pool="gpu",
+        **case.shared(),
+    )
+    def finetuned_checkpoint(
+        context: dg.AssetExecutionContext, training_snapshot: Manifest, feasibility_plan: Manifest, pilot_run: Manifest
+    ):
+        store = case.store(context.instance)
+        with one_line_errors():
+            for upstream in (training_snapshot, feasibility_plan, pilot_run):
+                upstream.require_green("finetuned_checkpoint")
+            key = training_key(case, training_snapshot)
+            job = case.job("finetuned_checkpoint", key, context.instance, {"training_snapshot": training_snapshot})
+            manifest = store.find(case.name, "finetuned_checkpoint", key) or case.launcher().run(context, "training", job, store)
+        return case.result(manifest, "finetuned_checkpoint", store)
+
+    return [finetuned_checkpoint]
+
+
+def training_key(case: Case, snapshot: Manifest) -> str:
+    """Return the key of the checkpoint that this snapshot and these settings make."""
+    header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
+    inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision}
+    return artifact_key("finetuned_checkpoint", training.VERSION, training.key_settings(case.settings), inputs, case.settings.seed)

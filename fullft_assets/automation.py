@@ -1,0 +1,231 @@
+"""automation: jobs, sensors and schedules. They gather signals and carry decisions out; what to do is decided elsewhere."""
+
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fullft_assets import documents, release, retraining
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import latest, latest_by_partition, one_line_errors
+from fullft_assets.store import Store, digest
+
+INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+MODEL = (
+    "tokenizer_audit",
+    "training_snapshot",
+    "feasibility_plan",
+    "cheaper_baselines",
+    "pilot_run",
+    "finetuned_checkpoint",
+    "evaluation_report",
+    "champion_model",
+)
+EVALUATE = ("training_snapshot", "evaluation_report")
+MONITOR = ("production_documents", "drift_report")
+#: Sections that shape the model: a change of them is new evidence for a retrain.
+_MODEL_SECTIONS = {"base_model", "seed", "examples", "chunks", "snapshot", "planning", "training"}
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def build_jobs(case: Case) -> list[dg.JobDefinition]:
+    """Return the jobs; one run cannot mix partition kinds, so there is one for each."""
+
+    def job(name: str, assets: tuple[str, ...], description: str, partitions=None):
+        selection = dg.AssetSelection.assets(*[case.key(asset) for asset in assets])
+        return dg.define_asset_job(
+            f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags={"use_case": case.name}
+        )
+
+    jobs = [
+        job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
+        job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
+        job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
+    ]
+    if case.settings.monitoring.path is not None:
+        jobs.append(job("monitor", MONITOR, "One window of production documents: has it drifted?", case.windows))
+    return jobs
+
+
+def build_sensors(case: Case) -> list[dg.SensorDefinition]:
+    """Return the sensors, stopped until somebody turns them on."""
+    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case)]
+    if case.settings.monitoring.path is not None:
+        sensors.append(_delivery_sensor(case, "window"))
+    return sensors
+
+
+def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
+    """Return the periodic retraining decision and the periodic evaluation."""
+
+    @dg.schedule(
+        name=f"{case.name}_retraining_schedule",
+        job_name=f"{case.name}_model",
+        cron_schedule=case.settings.retraining.schedule,
+        description="Decides periodically whether to train again; a champion past its age is a reason here.",
+    )
+    def retraining_schedule(context: dg.ScheduleEvaluationContext):
+        return decide_and_record(case, context.instance, scheduled=True)
+
+    @dg.schedule(
+        name=f"{case.name}_evaluation_schedule",
+        job_name=f"{case.name}_evaluate",
+        cron_schedule=case.settings.retraining.evaluation_schedule,
+        description="Scores the latest checkpoint and the champion on the newest labelled test rows.",
+    )
+    def evaluation_schedule(context: dg.ScheduleEvaluationContext):
+        if latest(case.store(context.instance), case.name, "finetuned_checkpoint") is None:
+            return dg.SkipReason("no checkpoint yet; run the model job first")
+        return dg.RunRequest()
+
+    return [retraining_schedule, evaluation_schedule]
+
+
+def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
+    name, job, partitions, outcome = {
+        "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches, "labeled_examples"),
+        "window": (f"{case.name}_new_production_documents", f"{case.name}_monitor", case.windows, "drift_report"),
+    }[kind]
+    settings = case.settings
+    path = settings.documents.path if kind == "batch" else settings.monitoring.path
+    # A window is compared as a whole, so each production file is one.
+    cutting = settings.documents if kind == "batch" else settings.documents.model_copy(update={"max_batch_files": 1})
+
+    @dg.sensor(
+        name=name,
+        job_name=job,
+        minimum_interval_seconds=30,
+        description=f"Cuts new and changed files into {kind}es and runs each once." if kind == "batch" else "Compares each new production file with what the model learned on.",
+    )
+    def new_files(context: dg.SensorEvaluationContext):
+        store = case.store(context.instance)
+        with one_line_errors():
+            documents.cut_batches(store, case.name, case.use_case.resolve(path), cutting, kind)
+        # The ledger in the store is the truth, not the cursor: what a tick that died has cut is launched by the next,
+        # and the run key, the batch's name, keeps a batch in flight from being launched twice.
+        done = set(store.list_pointers(f"latest/{case.name}/{outcome}"))
+        new = [batch.name for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
+        if not new:
+            return dg.SkipReason(f"nothing new in {path}")
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_key=batch, partition_key=batch) for batch in new],
+            dynamic_partitions_requests=[partitions.build_add_request(new)],
+        )
+
+    return new_files
+
+
+def _retraining_sensor(case: Case) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{case.name}_retraining",
+        job_name=f"{case.name}_model",
+        minimum_interval_seconds=60,
+        description="Trains again on enough new data, drift or a worse score, within cooldown and budget; else records why not.",
+    )
+    def retrain(context: dg.SensorEvaluationContext):
+        return decide_and_record(case, context.instance, scheduled=False)
+
+    return retrain
+
+
+def decide_and_record(case: Case, instance: dg.DagsterInstance, *, scheduled: bool) -> dg.RunRequest | dg.SkipReason:
+    """Gather the signals, decide, record the decision, and return what Dagster has to do."""
+    with one_line_errors():
+        store = case.store(instance)
+        state = read_state(store, case.name)
+        signals = gather(case, instance, store, state, scheduled=scheduled)
+        decision = retraining.decide(state, signals, case.settings.retraining)
+        record(store, case.name, state, signals, decision)
+    if decision.action != "retrain":
+        return dg.SkipReason(f"{decision.action}: {'; '.join(decision.reasons)}")
+    reasons = "; ".join(decision.reasons)
+    return dg.RunRequest(run_key=retraining.run_key(state, decision), tags={"retraining/reasons": reasons[:250]})
+
+
+def gather(
+    case: Case, instance: dg.DagsterInstance, store: Store, state: retraining.State, *, scheduled: bool
+) -> retraining.Signals:
+    """Read what the store and the instance know into the policy's signals."""
+    examples = latest_by_partition(store, case.name, "labeled_examples")
+    snapshot = latest(store, case.name, "training_snapshot")
+    seen = set(snapshot.metadata["parts"]) if snapshot else set()
+    usable = {n: m for n, m in examples.items() if all(c.passed for c in m.checks if c.severity == "error")}
+    windows = [
+        retraining.Window(key=name, status=manifest.metadata["status"], at=manifest.created_at)
+        for name, manifest in latest_by_partition(store, case.name, "drift_report").items()
+    ]
+    windows.sort(key=lambda window: window.at)
+    checkpoint = latest(store, case.name, "finetuned_checkpoint")
+    plan = latest(store, case.name, "feasibility_plan")
+    filters = dg.RunsFilter(job_name=f"{case.name}_model", statuses=_UNFINISHED)
+    return retraining.Signals(
+        now=time.time(),
+        num_new_examples=sum(manifest.metadata["num_valid"] for name, manifest in usable.items() if name not in seen),
+        data_version=digest(sorted(manifest.content_digest for manifest in usable.values())),
+        settings_version=digest(case.settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
+        windows=windows,
+        num_windows_since_training=sum(checkpoint is None or window.at > checkpoint.created_at for window in windows),
+        score_drop=_score_drop(store, case),
+        estimated_hours=plan.metadata["planned_hours"] if plan else 0.0,
+        num_runs_in_flight=len(instance.get_runs(filters)),
+        scheduled=scheduled,
+    )
+
+
+def _score_drop(store: Store, case: Case) -> float | None:
+    """Return the champion's score at its release minus its score on newer test rows, if those were scored."""
+    champion = release.read_champion(store, case.name)
+    report = latest(store, case.name, "evaluation_report")
+    if champion is None or report is None or report.ref == champion.evaluation:
+        return None
+    metric = case.settings.evaluation.primary_metric
+    is_candidate = report.metadata["checkpoint"] == champion.checkpoint
+    newest = report.metadata.get(metric if is_candidate else f"champion_{metric}")
+    return None if newest is None else champion.score - newest
+
+
+def read_state(store: Store, case: str) -> retraining.State:
+    """Return what is remembered of earlier decisions."""
+    remembered = store.read_pointer(f"{case}/retraining") or {}
+    champion, checkpoint = release.read_champion(store, case), latest(store, case, "finetuned_checkpoint")
+    snapshot = store.load(checkpoint.metadata["snapshot"]) if checkpoint else None
+    return retraining.State(
+        attempts=[retraining.Attempt.model_validate(attempt) for attempt in remembered.get("attempts", [])],
+        asks=[retraining.Ask.model_validate(ask) for ask in remembered.get("asks", [])],
+        trained_at=checkpoint.created_at if checkpoint else None,
+        trained_on=snapshot.content_digest if snapshot else None,
+        champion=champion.checkpoint if champion else None,
+        champion_since=champion.promoted_at if champion else None,
+    )
+
+
+def record(
+    store: Store, case: str, state: retraining.State, signals: retraining.Signals, decision: retraining.Decision
+) -> None:
+    """Remember a decision: each one that differs from the one before, "no" included, with its reasons."""
+    attempts, asks = list(state.attempts), list(state.asks)
+    if decision.action == "retrain":
+        attempts.append(retraining.Attempt(started_at=signals.now, hours=signals.estimated_hours, evidence=decision.evidence))
+    elif decision.action == "ask_for_labels":
+        asks.append(retraining.Ask(at=signals.now, evidence=decision.evidence))
+    if decision.action != "wait":
+        remembered = {"attempts": [attempt.model_dump() for attempt in attempts], "asks": [ask.model_dump() for ask in asks]}
+        store.write_pointer(f"{case}/retraining", remembered)
+    names = store.list_pointers(f"{case}/retraining_decisions")
+    last = store.read_pointer(f"{case}/retraining_decisions/{names[-1]}") if names else None
+    if last is None or last["decision"] != decision.model_dump():
+        entry = retraining.RecordedDecision(case=case, time=signals.now, signals=signals, decision=decision)
+        store.write_pointer(f"{case}/retraining_decisions/{int(signals.now * 1000):014d}", entry.model_dump(mode="json"))
+
+
+def all_assets(case: Case) -> Iterator[str]:
+    """Yield the names of the case's assets."""
+    yield from (*INGEST, *MODEL)
+    if case.settings.monitoring.path is not None:
+        yield from MONITOR

@@ -1,0 +1,404 @@
+"""check: a use case in a second, before a model is loaded: `python -m fullft_assets.check USE_CASE`.
+
+Prints what would be trained on what, rough memory and time, and which defaults were chosen; or, on
+stderr, one line for each thing that is wrong. Memory and time here are arithmetic on assumptions that
+are printed with them; the feasibility plan measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fullft_assets.base_model import BaseModelHeader, read_header, resolve_base_model
+from fullft_assets.documents import FORMATS, SourceFile, scan
+from fullft_assets.errors import DataError, FullftError, SettingsError
+from fullft_assets.settings import DocumentsSettings, UseCaseSettings
+from fullft_assets.use_case import DEFS, UseCase, find_use_case, find_use_cases, load_use_case
+
+#: Rows are counted in this many bytes, and estimated from them beyond.
+COUNTED_BYTES = 50 * 2**20
+SAMPLE_ROWS = 100
+SAMPLE_CHARACTERS = 20_000
+#: Weight, gradient and the two moments of AdamW, 4 bytes each.
+STATE_BYTES_PER_PARAMETER = 16
+#: Floating-point operations a second that training reaches on one CPU core (MiniLM in fp32 reached 70).
+CPU_CORE_GFLOPS = 60
+#: 40% of the vendor's dense 16-bit peak, in TFLOP/s; the first name that the card's name holds.
+GPU_TFLOPS = {"B200": 900, "H200": 395, "H100": 395, "A100": 125, "L40S": 145, "L4": 48, "A10": 50, "V100": 50}
+OTHER_GPU_TFLOPS = 40
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The delivered documents, as far as a quick look tells. None: not known."""
+
+    files: list[SourceFile]
+    num_rows: int
+    #: False: `num_rows` is estimated from the first `COUNTED_BYTES`.
+    is_exact: bool
+    #: Mean tokens of a sampled text, special tokens included.
+    mean_tokens: float | None
+    #: Something that looks wrong in the sampled rows.
+    note: str | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What training would run on, and the speed assumed for it."""
+
+    name: str
+    is_gpu: bool
+    flops: float
+
+
+def check_use_case(use_case: UseCase) -> str:
+    """Return the lines that a person wants to see before training.
+
+    Raises:
+        SettingsError: the base model's tokenizer cannot be read.
+    """
+    settings = use_case.settings
+    model = read_header(resolve_base_model(settings.base_model, use_case.project_root))
+    corpus = look_at_documents(use_case, model)
+    device = find_device(settings.launcher.processes)
+    rows = {
+        "model": _model_line(settings, model),
+        "documents": _documents_line(settings, corpus),
+        "split": _split_line(settings, corpus),
+        "windows": _windows_line(settings, corpus),
+        "memory": _memory_line(settings, model, device),
+        "time": _time_line(settings, model, corpus, device),
+        "precision": _chosen(settings, "training", "precision") + _precision_meant(settings, device),
+        "batch": f"rows a step {_chosen(settings, 'training', 'batch_size')}, "
+        f"a forward pass {_chosen(settings, 'training', 'micro_batch_size')}, "
+        f"gradient checkpointing {_chosen(settings, 'training', 'gradient_checkpointing')}",
+        "learning": f"rate {_chosen(settings, 'training', 'learning_rate')}, "
+        f"{_chosen(settings, 'training', 'scheduler')}, epochs {_chosen(settings, 'training', 'epochs')}",
+        "decides": f"metric {_chosen(settings, 'evaluation', 'primary_metric')}, seed {_chosen(settings, 'seed')}",
+    }
+    if corpus.note:
+        rows["note"] = corpus.note
+    return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in rows.items())])
+
+
+def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
+    """Count rows within `COUNTED_BYTES` and tokenise the first `SAMPLE_ROWS` texts.
+
+    Raises:
+        DataError: a file cannot be read.
+        SettingsError: the base model's tokenizer cannot be read.
+    """
+    settings = use_case.settings
+    folder = use_case.resolve(settings.documents.path)
+    files = scan(folder)
+    counted_rows, counted_bytes = 0, 0
+    for file in files:
+        try:
+            rows, size = _count_rows(folder / file.path, settings.documents, COUNTED_BYTES - counted_bytes)
+        except OSError as error:
+            raise DataError(f"{folder / file.path}: cannot be read ({error.strerror}); mend its permissions") from error
+        counted_rows, counted_bytes = counted_rows + rows, counted_bytes + size
+        if counted_bytes >= COUNTED_BYTES:
+            break
+    total = sum(file.bytes for file in files)
+    is_exact = counted_bytes >= total
+    sample = list(islice(_records(folder, files, settings.documents), SAMPLE_ROWS))
+    texts = [text for field, record in sample if isinstance(text := record.get(field), str) and text]
+    return Corpus(
+        files=files,
+        num_rows=counted_rows if is_exact else round(counted_rows * total / counted_bytes),
+        is_exact=is_exact,
+        mean_tokens=_mean_tokens(texts, model),
+        note=_note(sample, settings) if texts else _no_text_note(sample),
+    )
+
+
+def find_device(processes: int) -> Device:
+    """Return what this machine would train on, found without loading torch."""
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    if cards:
+        models = [line.split(":", 1)[1].strip() for line in cards[0].read_text().splitlines() if "Model" in line]
+        name = models[0] if models else "GPU"
+        tflops = next((speed for known, speed in GPU_TFLOPS.items() if known in name), OTHER_GPU_TFLOPS)
+        used = min(processes, len(cards))
+        return Device(f"{used} x {name} at an assumed {tflops} TFLOP/s", True, used * tflops * 1e12)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = f"{cores} CPU cores at an assumed {CPU_CORE_GFLOPS} GFLOP/s each"
+    return Device(name, False, cores * CPU_CORE_GFLOPS * 1e9)
+
+
+def memory_bytes(settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int) -> tuple[float, float | None]:
+    """Return rough bytes of (weights, gradients and AdamW state; activations of one forward pass).
+
+    Activations after Korthikanti et al. 2022 (arXiv 2205.05198), equation 2: a layer keeps
+    s*b*h*(34 + 5*a*s/h) bytes at 2 bytes a value; with checkpointing its input alone and one layer whole.
+    """
+    state = STATE_BYTES_PER_PARAMETER * model.num_parameters
+    if not (model.hidden_size and model.num_layers and model.num_heads):
+        return state, None
+    tokens = settings.chunks.max_tokens
+    values = tokens * settings.training.micro_batch_size * model.hidden_size
+    layer = values * (34 + 5 * model.num_heads * tokens / model.hidden_size) * bytes_per_value / 2
+    if settings.training.gradient_checkpointing:
+        return state, layer + model.num_layers * values * bytes_per_value
+    return state, layer * model.num_layers
+
+
+def training_tokens(settings: UseCaseSettings, corpus: Corpus) -> float | None:
+    """Return the tokens that training reads over all epochs, padding not counted."""
+    if corpus.mean_tokens is None:
+        return None
+    windows = _num_windows(settings, corpus.mean_tokens)
+    overlaps = (windows - 1) * settings.chunks.stride
+    per_text = min(corpus.mean_tokens + overlaps, windows * settings.chunks.max_tokens)
+    return _split(settings, corpus.num_rows)[0] * settings.training.epochs * per_text
+
+
+def _num_windows(settings: UseCaseSettings, tokens: float) -> float:
+    chunks = settings.chunks
+    windows = max(1.0, (tokens - chunks.stride) / (chunks.max_tokens - chunks.stride))
+    return min(windows, chunks.max_windows) if chunks.max_windows else windows
+
+
+def _split(settings: UseCaseSettings, num_rows: int) -> tuple[int, int, int]:
+    snapshot = settings.snapshot
+    test = round(num_rows * snapshot.test_share)
+    validation = round(num_rows * snapshot.validation_share)
+    train = num_rows - test - validation
+    return (
+        min(train, snapshot.max_train_rows or train),
+        min(validation, snapshot.max_validation_rows or validation),
+        test,
+    )
+
+
+def _form(path: str, settings: DocumentsSettings) -> str:
+    return FORMATS[Path(path).suffix.lower()] if settings.format == "auto" else settings.format
+
+
+def _count_rows(path: Path, settings: DocumentsSettings, budget: int) -> tuple[int, int]:
+    """Return (rows, bytes read) of a file, reading about `budget` bytes at most."""
+    read = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal read
+        with path.open("rb") as file:
+            for line in file:
+                read += len(line)
+                yield line
+                if read >= budget:
+                    return
+
+    if _form(path.name, settings) != "csv":
+        rows = sum(1 for line in lines() if not line.isspace())
+    else:
+        # A quoted field may hold line ends: only a CSV reader counts rows.
+        reader = csv.reader(line.decode("utf-8", errors="replace") for line in lines())
+        rows = max(0, sum(1 for row in reader if row) - 1)
+    return rows, read
+
+
+def _records(folder: Path, files: list[SourceFile], settings: DocumentsSettings) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield (name of the text's field, record) of each row that can be read."""
+    for source in files:
+        field = settings.text or ("source" if _form(source.path, settings) == "ground_truth" else "text")
+        with (folder / source.path).open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            if _form(source.path, settings) == "csv":
+                yield from ((field, record) for record in csv.DictReader(file))
+                continue
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # The examples stage quarantines it with its row; a look ahead does not.
+                if isinstance(record, dict):
+                    yield field, record
+
+
+def _mean_tokens(texts: list[str], model: BaseModelHeader) -> float | None:
+    if not texts:
+        return None
+    from tokenizers import Tokenizer
+
+    path = model.folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read.
+        raise SettingsError(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    total = 0.0
+    for text in texts:
+        shown = text[:SAMPLE_CHARACTERS]
+        total += len(tokenizer.encode(shown).ids) * len(text) / len(shown)
+    return total / len(texts)
+
+
+def _note(sample: list[tuple[str, dict[str, object]]], settings: UseCaseSettings) -> str | None:
+    if any(settings.examples.label in record for _, record in sample):
+        return None
+    return _missing_field("examples.label", settings.examples.label, sample)
+
+
+def _no_text_note(sample: list[tuple[str, dict[str, object]]]) -> str:
+    if not sample:
+        return "no row could be read; rows that are not JSON objects are quarantined"
+    return _missing_field("documents.text", sample[0][0], sample)
+
+
+def _missing_field(key: str, field: str, sample: list[tuple[str, dict[str, object]]]) -> str:
+    fields = list(dict.fromkeys(name for _, record in sample for name in record if name))
+    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+    mend = f"did you mean `{near[0]}`?" if near else f"their fields: {', '.join(fields)}"
+    return f"{key}: none of the first {len(sample)} rows has a `{field}`; {mend}"
+
+
+def _model_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
+    reads = f", reads up to {model.max_positions:,} tokens" if model.max_positions else ""
+    return (
+        f"{settings.base_model}: {model.model_type}, {_count(model.num_parameters)} parameters in {model.dtype} "
+        f"({_size(model.weights_bytes)}){reads}, revision {model.revision[:12]}"
+    )
+
+
+def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
+    about = "" if corpus.is_exact else "about "
+    files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(corpus.num_bytes)}"
+    return f"{settings.documents.path}: {files}, {about}{corpus.num_rows:,} rows"
+
+
+def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:
+    train, validation, test = _split(settings, corpus.num_rows)
+    return f"about {train:,} train, {validation:,} validation, {test:,} test rows, before quarantine and near-duplicates"
+
+
+def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:
+    chosen = f"tokens {_chosen(settings, 'chunks', 'max_tokens')}, stride {_chosen(settings, 'chunks', 'stride')}"
+    if corpus.mean_tokens is None:
+        return f"{chosen}; text length unknown"
+    windows = _num_windows(settings, corpus.mean_tokens)
+    return f"{chosen}; a text has about {corpus.mean_tokens:,.0f} tokens, so {windows:.1f} windows"
+
+
+def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device) -> str:
+    width = 4 if settings.training.precision == "fp32" or not device.is_gpu else 2
+    state, activations = memory_bytes(settings, model, width)
+    parts = f"{_size(state)} weights, gradients and AdamW state ({STATE_BYTES_PER_PARAMETER} bytes a parameter)"
+    if activations is None:
+        return f"rough: {parts} + unknown activations"
+    batch = f"{settings.training.micro_batch_size} x {settings.chunks.max_tokens} tokens"
+    return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch})"
+
+
+def _time_line(settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus, device: Device) -> str:
+    tokens = training_tokens(settings, corpus)
+    if tokens is None:
+        return "unknown: no text could be read"
+    # Looking a token up costs nothing, so the vocabulary's tables are left out of N.
+    parameters = model.num_parameters - model.num_vocabulary_parameters
+    if settings.training.gradient_checkpointing:
+        per_token, how = 8, "8 (6 and a second forward pass)"
+    else:
+        per_token, how = 6, "6"
+    hours = per_token * parameters * tokens / device.flops / 3600
+    limit = settings.planning.max_hours
+    over = f"; more than planning.max_hours ({limit:g})" if hours > limit else ""
+    operations = f"{how} x {_count(parameters)} parameters x {_count(tokens)} tokens"
+    return f"rough: {_duration(hours)} = {operations} on {device.name}{over}"
+
+
+def _precision_meant(settings: UseCaseSettings, device: Device) -> str:
+    if settings.training.precision != "auto":
+        return ""
+    return ": bf16 or fp16, as the GPU has it" if device.is_gpu else ": fp32 on a CPU"
+
+
+def _chosen(settings: UseCaseSettings, *key: str) -> str:
+    """Return a setting's value, marked where the YAML does not give it."""
+    section: BaseModel = settings
+    for name in key[:-1]:
+        section = getattr(section, name)
+    value = getattr(section, key[-1])
+    if isinstance(value, bool):
+        shown = "on" if value else "off"
+    else:
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return shown if key[-1] in section.model_fields_set else f"{shown} (default)"
+
+
+def _count(number: float) -> str:
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def _size(number: float) -> str:
+    for size, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= size:
+            return f"{number / size:.1f} {suffix}"
+    return f"{number:.0f} bytes"
+
+
+def _duration(hours: float) -> str:
+    if hours * 60 < 1:
+        return "under a minute"
+    if hours < 2:
+        return f"{hours * 60:.0f} minutes"
+    return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check one use case or all; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fullft_assets.check", description="Check a use case in a second.")
+    parser.add_argument("use_case", nargs="?", metavar="USE_CASE", help="its name, or the path of its defs.yaml")
+    parser.add_argument("--all", action="store_true", help="check every use case of the folder")
+    parser.add_argument("--defs", type=Path, default=DEFS, metavar="DIR", help="folder with the use cases")
+    options = parser.parse_args(arguments)
+    if options.all == (options.use_case is not None):
+        parser.error("give a USE_CASE, or --all")
+    try:
+        paths = find_use_cases(options.defs) if options.all else [_find(options.use_case, options.defs)]
+    except FullftError as error:
+        print(error, file=sys.stderr)
+        return 1
+    reports, problems = [], []
+    for path in paths:
+        try:
+            reports.append(check_use_case(load_use_case(path)))
+        except FullftError as error:
+            problems.append(str(error))
+    if not paths:
+        problems.append(f"no use case in {options.defs}; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one")
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 1
+    print("\n\n".join(reports))
+    return 0
+
+
+def _find(name: str, defs: Path) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    return path / "defs.yaml" if (path / "defs.yaml").is_file() else find_use_case(name, defs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""`fullft`: run, check, prepare, predict, rollback. The UI can do all but the check; this is for terminals and scripts."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from fullft_assets.errors import FullftError
+from fullft_assets.use_case import DEFS, find_use_case, load_use_case
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and do it; an error that the user can mend is printed as its lines, without a traceback."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.command(parsed)
+    except FullftError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fullft", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command, help_text: str, *, use_case: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        if use_case:
+            sub.add_argument("use_case", help="name of the use case")
+        sub.add_argument("--defs", type=Path, default=DEFS, help="folder with the use cases")
+        sub.set_defaults(command=command)
+        return sub
+
+    add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
+    add("check", _check, "Validate a use case in seconds, without loading a model.")
+    add("prepare", _prepare, "Write the sample deliveries of the demo, unless they are there.", use_case=False)
+    add("predict", _predict, "Classify a text with the champion.").add_argument("text", help="the text")
+    add("rollback", _rollback, "Bring the previous champion back.")
+    return parser
+
+
+def _load(parsed: argparse.Namespace):
+    from fullft_assets.samples import prepare
+
+    path = find_use_case(parsed.use_case, parsed.defs)
+    prepare(path)
+    use_case = load_use_case(path)
+    _use_home(use_case.project_root)
+    return use_case
+
+
+def _use_home(project_root: Path) -> None:
+    """Let Dagster live in `.home` of the project unless $DAGSTER_HOME says where."""
+    if os.environ.get("DAGSTER_HOME"):
+        return
+    home = project_root / ".home"
+    home.mkdir(exist_ok=True)
+    settings, link = project_root / "dagster.yaml", home / "dagster.yaml"
+    if settings.is_file() and not link.exists():
+        link.symlink_to(settings)
+    os.environ["DAGSTER_HOME"] = str(home)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from fullft_assets.run import run
+
+    return run(_load(parsed))
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from fullft_assets.check import main as check
+
+    return check([parsed.use_case, "--defs", str(parsed.defs)])
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    from fullft_assets.samples import prepare
+    from fullft_assets.use_case import find_use_cases
+
+    for path in find_use_cases(parsed.defs):
+        prepare(path)
+    return 0
+
+
+def _store(use_case):
+    import dagster as dg
+
+    from fullft_assets.resources import open_store
+
+    with dg.DagsterInstance.get() as instance:
+        return open_store(use_case, instance)
+
+
+def _predict(parsed: argparse.Namespace) -> int:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from fullft_assets import release
+    from fullft_assets.chunks import Tokenization
+
+    use_case = _load(parsed)
+    store = _store(use_case)
+    champion = release.read_champion(store, use_case.name)
+    if champion is None:
+        raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
+    checkpoint = store.load(champion.checkpoint)
+    model = store.folder(checkpoint) / "model"
+    windows = Tokenization.load(model, use_case.settings.chunks).windows([parsed.text])
+    from fullft_assets.workloads.inference import predict
+
+    found = predict(model, windows).probabilities[0]
+    for label, probability in sorted(zip(checkpoint.metadata["labels"], found, strict=True), key=lambda pair: -pair[1]):
+        print(f"{probability:6.1%}  {label}")
+    return 0
+
+
+def _rollback(parsed: argparse.Namespace) -> int:
+    from fullft_assets import release
+
+    use_case = _load(parsed)
+    champion = release.rollback(_store(use_case), use_case.name)
+    print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

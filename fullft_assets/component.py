@@ -1,0 +1,62 @@
+"""The component: one use case's YAML -> its assets, checks, jobs, sensors and schedules."""
+
+from pathlib import Path
+
+import dagster as dg
+from dagster.components import Component, ComponentLoadContext, ComponentTypeSpec, scaffold_with
+from pydantic import BaseModel
+
+from fullft_assets import automation
+from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, snapshot, training
+from fullft_assets.assets.case import Case
+from fullft_assets.resources import ManifestIOManager, open_store
+from fullft_assets.scaffold import UseCaseScaffolder
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.use_case import UseCase, check_settings
+
+STAGES = (documents, examples, chunks, snapshot, planning, training, evaluation, release)
+
+
+@scaffold_with(UseCaseScaffolder)
+class FullFineTune(Component):
+    """Labelled documents in, a fully fine-tuned model that is worth having out: validated, split, planned, trained, judged, watched."""
+
+    def __init__(self, use_case: UseCase):
+        self.use_case = use_case
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """Plain pydantic, so a wrong key is reported with file, line and caret at any depth."""
+        return UseCaseSettings
+
+    @classmethod
+    def get_spec(cls) -> ComponentTypeSpec:
+        """Return what `dg list components` says of this component."""
+        return ComponentTypeSpec(description=cls.__doc__)
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: ComponentLoadContext) -> "FullFineTune":
+        """Check paths, model and schedules, and name the use case after its folder.
+
+        Raises:
+            SettingsError: one line for each problem, with file and line.
+        """
+        assert isinstance(attributes, UseCaseSettings), "get_model_cls says so"
+        return cls(check_settings(attributes, Path(context.path) / "defs.yaml", Path(context.project_root)))
+
+    def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
+        """Return everything that this use case needs in Dagster."""
+        case = Case(self.use_case)
+        stages = STAGES if case.settings.monitoring.path is None else (*STAGES, monitoring)
+
+        @dg.io_manager(description=f"Passes manifests of the artifacts of {case.name}.")
+        def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:
+            return ManifestIOManager(open_store(self.use_case, init.instance))
+
+        return dg.Definitions(
+            assets=[asset for stage in stages for asset in stage.build(case)],
+            jobs=automation.build_jobs(case),
+            sensors=automation.build_sensors(case),
+            schedules=automation.build_schedules(case),
+            resources={case.io_key: artifacts},
+        )

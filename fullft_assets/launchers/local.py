@@ -1,0 +1,120 @@
+"""Runs workloads on this machine: supervised processes, torchrun where training has several."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import dagster as dg
+import psutil
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.jobs import Job
+from fullft_assets.launched import ERROR_FILE, LAUNCH_ID
+from fullft_assets.launchers import Launcher
+from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
+from fullft_assets.settings import LauncherSettings
+from fullft_assets.store import Store
+
+#: Workloads whose ranks share the work when `launcher.processes` is more than one.
+DISTRIBUTED = frozenset({"training"})
+#: What the supervisor needs beyond the grace time to notice, kill and collect.
+_PATIENCE_SECONDS = 5.0
+
+
+class LocalLauncher(Launcher):
+    """Runs a workload under a supervisor; its output goes to the step's compute logs.
+
+    Args:
+        settings: number of processes and grace time.
+        package: where the workloads' modules are.
+    """
+
+    def __init__(self, settings: LauncherSettings, package: str = "fullft_assets.workloads"):
+        self.settings = settings
+        self.package = package
+
+    def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
+        """Run the workload to its end; see `Launcher.launch`."""
+        command = self._command(workload, job.write(store), watched_processes(context))
+        launch_id = uuid.uuid4().hex
+        with (
+            tempfile.TemporaryDirectory(prefix="fullft-") as folder,
+            dg.open_pipes_session(
+                context=context,
+                context_injector=dg.PipesEnvContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),  # one a run: a second session would lose its messages
+            ) as session,
+        ):
+            error_file = Path(folder, "error")
+            environment = {
+                **os.environ,
+                **session.get_bootstrap_env_vars(),
+                LAUNCH_ID: launch_id,
+                ERROR_FILE: str(error_file),
+                # torchrun kills its ranks after 30 s by default, whatever our grace time is.
+                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.settings.grace_seconds + _PATIENCE_SECONDS)),
+            }
+            code = self._supervise(command, environment, launch_id)
+            reason = error_file.read_text().strip() if error_file.is_file() else ""
+        if code != 0:
+            raise WorkloadError(reason or f"workload {workload} {_ending(code)}; see the step's stderr")
+
+    def _command(self, workload: str, job_uri: str, watched: list[int]) -> list[str]:
+        supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]
+        supervisor += ["--watch", ",".join(map(str, watched)), "--grace", str(self.settings.grace_seconds), "--"]
+        torchrun = []
+        if self.settings.processes > 1 and workload in DISTRIBUTED:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.settings.processes)]
+        return [*supervisor, sys.executable, *torchrun, "-m", f"{self.package}.{workload}", "--job", job_uri]
+
+    def _supervise(self, command: list[str], environment: Mapping[str, str], launch_id: str) -> int:
+        # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly way.
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            return process.wait()
+        except BaseException:  # a cancelled run raises DagsterExecutionInterruptedError or KeyboardInterrupt
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(self.settings.grace_seconds + _PATIENCE_SECONDS)
+            raise
+        finally:
+            # Empty-handed as a rule; not when the supervisor was killed, or a second interrupt cut the wait short.
+            kill_until_gone(lambda: launched_processes(launch_id))
+            process.wait(KILL_SECONDS)
+
+
+def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
+    """Return the processes that a workload must not outlive: this step's, and its run's worker.
+
+    With the in-process executor both are one. Its parent, a code server or a shell, is not among them:
+    a reload must not kill a run. The executor logs the worker's pid as the run starts; a logged pid
+    counts only if it is an ancestor of this process, as another machine may have written it.
+    """
+    ancestors = {process.pid for process in psutil.Process().parents()}
+    events = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    logged = set()
+    for record in events.records:
+        pid = record.event_log_entry.dagster_event.engine_event_data.metadata.get("pid")
+        if pid is not None:
+            logged.add(int(pid.value))
+    return [os.getpid(), *sorted(logged & ancestors)]
+
+
+def _ending(code: int) -> str:
+    number = -code if code < 0 else code - 128
+    if number <= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"ended with exit code {code}"
+    who = "lost its supervisor to" if code < 0 else "was killed by"
+    return f"{who} {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -1,0 +1,167 @@
+"""planning: does it fit, what will it cost, and does a pilot predict a gain over the cheaper ways.
+
+The figures are measured by the planning workload on the machine that will train; what follows from
+them is decided here, in plain functions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.settings import PlanningSettings
+from fullft_assets.store import CheckOutcome
+
+VERSION = "1"
+#: fp32 weights and gradients and the two moments of AdamW.
+STATE_BYTES_PER_PARAMETER = 16
+
+
+class Measured(BaseModel):
+    """What the planning workload measured with real training steps."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_parameters: int
+    num_rows: int
+    num_steps: int
+    num_tokens: int
+    num_padded_tokens: int
+    predicted_seconds: float
+    peak_memory_bytes: int
+    available_memory_bytes: int
+    device: str
+    precision: str
+
+
+class Point(BaseModel):
+    """Validation score after training on a number of rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    score: float
+
+
+class Prediction(BaseModel):
+    """What the pilot's learning curve promises at the planned number of rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    points: list[Point]
+    target_rows: int
+    predicted: float
+    low: float
+    high: float
+
+
+def hardware() -> dict[str, Any]:
+    """Return what a measured plan is valid for: processors and GPUs of this machine."""
+    gpus: list[str] = []
+    if shutil.which("nvidia-smi"):
+        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        gpus = names.stdout.split("\n")[:-1] if names.returncode == 0 else []
+    return {"cpus": os.cpu_count(), "gpus": gpus}
+
+
+def plan_checks(measured: Measured, settings: PlanningSettings) -> tuple[dict[str, Any], list[CheckOutcome]]:
+    """Return the plan's headline figures and the gates on memory, time and price."""
+    hours = measured.predicted_seconds / 3600
+    usd = hours * settings.hourly_usd
+    limit = measured.available_memory_bytes
+    if settings.max_memory_gib is not None:
+        limit = min(limit, int(settings.max_memory_gib * 2**30))
+    gib = measured.peak_memory_bytes / 2**30
+    fits = measured.peak_memory_bytes <= limit
+    too_long = hours > settings.max_hours
+    too_dear = settings.max_usd is not None and usd > settings.max_usd
+    budget = []
+    if too_long:
+        budget.append(f"{hours:.2f} hours planned, planning.max_hours is {settings.max_hours:g}")
+    if too_dear:
+        budget.append(f"{usd:.2f} USD planned, planning.max_usd is {settings.max_usd:g}")
+    mend = "; lower training.epochs or snapshot.max_train_rows, or raise the limit"
+    checks = [
+        CheckOutcome(
+            name="fits_in_memory",
+            passed=fits,
+            description=f"peak {gib:.2f} GiB of {limit / 2**30:.2f} GiB"
+            + ("" if fits else "; lower training.micro_batch_size or set training.gradient_checkpointing"),
+            metadata={"peak_memory_gib": gib, "memory_limit_gib": limit / 2**30},
+        ),
+        CheckOutcome(
+            name="within_budget",
+            passed=not budget,
+            description=("; ".join(budget) + mend) if budget else f"{hours * 60:.1f} minutes, {usd:.2f} USD",
+            metadata={"planned_hours": hours, "planned_usd": usd},
+        ),
+    ]
+    headline = {
+        **measured.model_dump(),
+        "planned_hours": hours,
+        "planned_usd": usd,
+        "peak_memory_gib": gib,
+        "state_memory_gib": measured.num_parameters * STATE_BYTES_PER_PARAMETER / 2**30,
+        "padding_share": 1 - measured.num_tokens / measured.num_padded_tokens,
+    }
+    return headline, checks
+
+
+def pilot_rows(num_rows: int, epochs: float, share: float, batch_size: int) -> list[int]:
+    """Return the growing numbers of rows after which the pilot is scored; the last is its whole budget.
+
+    The pilot is one run over nested, growing subsets, each row read once, so that `share` of the
+    planned row visits buys the longest possible learning curve.
+    """
+    budget = min(num_rows, int(num_rows * epochs * share)) // batch_size * batch_size
+    budget = max(budget, min(num_rows, batch_size))
+    points = {max(batch_size, budget * part // 8 // batch_size * batch_size) for part in (1, 2, 4, 8)}
+    return sorted(min(point, num_rows) for point in points)
+
+
+def extrapolate(points: Sequence[Point], target_rows: int) -> Prediction:
+    """Extend a learning curve to `target_rows` by a power law of the error.
+
+    error(n) = a * n^-b (Hestness et al. 2017, arXiv 1712.00409), fitted by least squares on logarithms
+    over the later half of the curve, where the first steps' transient is over, with b >= 0: more data of
+    the same kind does not hurt. The band takes b from half to one and a half times the fit.
+
+    Raises:
+        ValueError: fewer than two points.
+    """
+    if len(points) < 2:
+        raise ValueError(f"a learning curve needs two points, got {len(points)}; raise planning.pilot_share")
+    late = list(points)[-max(2, math.ceil(len(points) / 2)) :]
+    x = np.log([point.rows for point in late])
+    y = np.log([max(1e-4, 1 - point.score) for point in late])
+    slope = max(0.0, -float(np.polyfit(x, y, 1)[0]))
+    last = points[-1]
+    grown = math.log(max(target_rows, last.rows) / last.rows)
+    low, predicted, high = (1 - (1 - last.score) * math.exp(-slope * factor * grown) for factor in (0.5, 1.0, 1.5))
+    return Prediction(points=list(points), target_rows=target_rows, predicted=predicted, low=low, high=high)
+
+
+def pilot_check(prediction: Prediction, best_baseline: str, baseline_score: float, settings: PlanningSettings) -> CheckOutcome:
+    """Gate: the gain that the pilot predicts over the best cheaper baseline must reach the asked one."""
+    gain = prediction.predicted - baseline_score
+    passed = gain >= settings.min_predicted_gain
+    last = prediction.points[-1]
+    text = (
+        f"pilot on {last.rows:,} rows scores {last.score:.3f} and predicts {prediction.predicted:.3f} at "
+        f"{prediction.target_rows:,}; best cheaper way ({best_baseline}) has {baseline_score:.3f}: gain {gain:+.3f}, "
+        f"asked {settings.min_predicted_gain:+.3f}"
+    )
+    mend = "; use the cheaper way, deliver more labels, or lower planning.min_predicted_gain"
+    return CheckOutcome(
+        name="pilot_predicts_gain",
+        passed=passed,
+        description=text if passed else text + mend,
+        metadata={"predicted_score": prediction.predicted, "predicted_gain": gain},
+    )

@@ -1,0 +1,98 @@
+"""The store as Dagster sees it: where it lies, and an IO manager that passes manifests, never objects."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+from dagster_aws.s3 import S3Resource
+
+from fullft_assets.errors import FullftError
+from fullft_assets.store import Manifest, Store
+from fullft_assets.use_case import UseCase
+
+
+def open_store(use_case: UseCase, instance: dg.DagsterInstance, s3: S3Resource | None = None) -> Store:
+    """Return a use case's store: `store` of its YAML, else $FULLFT_STORE, else `store` in Dagster's home.
+
+    Args:
+        use_case: whose store.
+        instance: its root directory is the home.
+        s3: endpoint, region and encryption of an s3:// store. Credentials come from the environment or
+            the machine's role, as always with AWS.
+    """
+    url = use_case.settings.store or os.environ.get("FULLFT_STORE")
+    if url is None:
+        return Store(str(Path(instance.root_directory) / "store"))
+    if url.startswith("s3://"):
+        return Store(url, s3_options(s3))
+    return Store(str(use_case.resolve(url)))
+
+
+def s3_options(s3: S3Resource | None) -> dict:
+    """Return the fsspec options that make s3fs talk to where `s3` points."""
+    if s3 is None:
+        return {}
+    client = {name: getattr(s3, name) for name in ("region_name", "endpoint_url") if getattr(s3, name, None)}
+    options: dict = {"client_kwargs": client} if client else {}
+    if s3.profile_name:
+        options["profile"] = s3.profile_name
+    key = os.environ.get("FULLFT_KMS_KEY")
+    if key:
+        options["s3_additional_kwargs"] = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
+    return options
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an error that the user can mend into a failure that shows its one line first, and is not retried."""
+    try:
+        yield
+    except FullftError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+class ManifestIOManager(dg.IOManager):
+    """Hands a consumer the manifest that its producer emitted last; a partitioned producer's by partition."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
+        """Point the asset (partition) at its newest artifact."""
+        partition = context.partition_key if context.has_partition_key else "all"
+        self.store.write_pointer(self._pointer(context.asset_key, partition), {"ref": obj.ref})
+
+    def load_input(self, context: dg.InputContext) -> Manifest | dict[str, Manifest]:
+        """Return the producer's manifest, or one for each partition that was ever materialised."""
+        if not context.has_asset_partitions:
+            return self._load(context.asset_key, "all")
+        if context.has_partition_key:
+            return self._load(context.asset_key, context.partition_key)
+        made = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
+        return {key: self._load(context.asset_key, key) for key in context.asset_partition_keys if key in made}
+
+    def _load(self, key: dg.AssetKey, partition: str) -> Manifest:
+        pointer = self.store.read_pointer(self._pointer(key, partition))
+        if pointer is None:
+            where = "" if partition == "all" else f" for {partition}"
+            raise dg.Failure(f"{key.to_user_string()} was never materialised{where}; materialise it first", allow_retries=False)
+        with one_line_errors():
+            return self.store.load(pointer["ref"])
+
+    @staticmethod
+    def _pointer(key: dg.AssetKey, partition: str) -> str:
+        return "/".join(("latest", *key.path, partition))
+
+
+def latest(store: Store, case: str, asset: str) -> Manifest | None:
+    """Return the newest artifact of an unpartitioned asset, or None before its first materialisation."""
+    pointer = store.read_pointer(f"latest/{case}/{asset}/all")
+    return None if pointer is None else store.load(pointer["ref"])
+
+
+def latest_by_partition(store: Store, case: str, asset: str) -> dict[str, Manifest]:
+    """Return the newest artifact of each partition of an asset."""
+    keys = store.list_pointers(f"latest/{case}/{asset}")
+    return {key: store.load(store.read_pointer(f"latest/{case}/{asset}/{key}")["ref"]) for key in keys}

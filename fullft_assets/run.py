@@ -1,0 +1,318 @@
+"""`fullft run`: evaluate a use case's sensors, launch its jobs on the instance, follow them, and sum up.
+
+Runs are launched through the same code location and run launcher as the UI's, so the UI shows them and
+can re-execute them.
+"""
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import dagster as dg
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster_graphql.schema import create_schema
+
+from fullft_assets import release
+from fullft_assets.automation import INGEST, MODEL, MONITOR
+from fullft_assets.errors import SettingsError, WorkloadError
+from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.store import Manifest, Store
+from fullft_assets.use_case import UseCase
+
+_EVALUATE_SENSOR = """
+mutation ($selector: SensorSelector!) { sensorDryRun(selectorData: $selector, cursor: null) {
+  __typename
+  ... on PythonError { message }
+  ... on DryRunInstigationTick { evaluationResult {
+    skipReason error { message }
+    dynamicPartitionsRequests { partitionKeys partitionsDefName }
+    runRequests { tags { key value } } } } } }
+"""
+_ADD_PARTITION = """
+mutation ($key: String!, $name: String!, $repository: RepositorySelector!) {
+  addDynamicPartition(partitionKey: $key, partitionsDefName: $name, repositorySelector: $repository) { __typename
+    ... on PythonError { message } ... on UnauthorizedError { message } } }
+"""
+_LAUNCH = """
+mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+  ... on LaunchRunSuccess { run { runId } }
+  ... on PythonError { message } ... on InvalidSubsetError { message } ... on PipelineNotFoundError { message }
+  ... on RunConfigValidationInvalid { errors { message } } } }
+"""
+#: What `Progress.step` of a workload says.
+_PROGRESS = re.compile(r"step ([\d,]+)/([\d,]+) ")
+#: What Dagster itself logs of each step, and of the ones after a failed one.
+_NOISE = ("Loaded input", "Dependencies for step")
+_POLL_SECONDS = 0.5
+_FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+#: Batches ingested at the same time: their steps are light, and a laptop has two cores.
+_PARALLEL_RUNS = 2
+
+
+@dataclass
+class Followed:
+    """One launched run and how far its events were read."""
+
+    run_id: str
+    job: str
+    title: str
+    cursor: str | None = None
+    steps: dict[str, float] = field(default_factory=dict)
+
+
+class Screen:
+    """Plain lines in a log; in a terminal also one bar that is redrawn in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.is_terminal = stream.isatty()
+        self.began = time.monotonic()
+        self._bar_is_open = False
+
+    def line(self, text: str) -> None:
+        """Print one line with the elapsed time."""
+        if self._bar_is_open:
+            self.stream.write("\r\033[K")
+            self._bar_is_open = False
+        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", file=self.stream, flush=True)
+
+    def bar(self, title: str, done: int, total: int, message: str) -> None:
+        """Redraw the bar."""
+        width = 24
+        filled = round(width * done / max(1, total))
+        print(f"\r\033[K{title} [{'#' * filled}{'.' * (width - filled)}] {message}"[:160], end="", file=self.stream, flush=True)
+        self._bar_is_open = True
+
+
+class Driver:
+    """Launches runs of a use case through the workspace, as the UI does."""
+
+    def __init__(self, use_case: UseCase, instance: dg.DagsterInstance, workspace: WorkspaceProcessContext, screen: Screen):
+        self.use_case, self.instance, self.workspace = use_case, instance, workspace
+        self.schema = create_schema()
+        self.screen = screen
+        self.seconds: dict[str, float] = {}
+        self.location, self.repository = self._find(f"{use_case.name}_model")
+
+    def _find(self, job: str) -> tuple[str, str]:
+        """Return the names of the code location and the repository that hold a job."""
+        problems = []
+        for entry in self.workspace.create_request_context().get_code_location_entries().values():
+            if entry.code_location is None:
+                problems.append(f"{entry.origin.location_name}: {_deepest(entry.load_error)}")
+                continue
+            for name, repository in entry.code_location.get_repositories().items():
+                if repository.has_job(job):
+                    return entry.code_location.name, name
+        why = "; ".join(problems) or f"no job {job} in it"
+        raise SettingsError(f"workspace.yaml: {why}")
+
+    def run(self) -> bool:
+        """Ingest what is new, make the model, watch production; return whether every run succeeded."""
+        name = self.use_case.name
+        ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
+        ok = self._follow([self._launch(f"{name}_model", {}, "model")]) and ok
+        if ok and self.use_case.settings.monitoring.path is not None:
+            ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
+        return ok
+
+    def _deliver(self, sensor: str, job: str, kind: str) -> bool:
+        selector = {**self._selector(), "sensorName": sensor}
+        tick = self._execute(_EVALUATE_SENSOR, {"selector": selector}, "sensorDryRun")["evaluationResult"]
+        if tick["error"]:
+            raise WorkloadError(tick["error"]["message"].strip().splitlines()[-1])
+        for request in tick["dynamicPartitionsRequests"] or []:
+            for key in request["partitionKeys"]:
+                variables = {"key": key, "name": request["partitionsDefName"], "repository": self._selector()}
+                self._execute(_ADD_PARTITION, variables, "addDynamicPartition")
+        requests = tick["runRequests"] or []
+        self.screen.line(f"{sensor}: {len(requests)} new {kind}{'es' if kind == 'batch' else 's'}" if requests else f"{sensor}: {tick['skipReason']}")
+        ok = True
+        for start in range(0, len(requests), _PARALLEL_RUNS):
+            part = requests[start : start + _PARALLEL_RUNS]
+            runs = []
+            for request in part:
+                tags = {tag["key"]: tag["value"] for tag in request["tags"]}
+                runs.append(self._launch(job, tags, f"{kind} {tags['dagster/partition']}"))
+            ok = self._follow(runs) and ok
+        return ok
+
+    def _launch(self, job: str, tags: dict[str, str], title: str) -> Followed:
+        params = {
+            "selector": {**self._selector(), "jobName": job},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+        }
+        launched = self._execute(_LAUNCH, {"params": params}, "launchRun")
+        run_id = launched["run"]["runId"]
+        # With `make ui` beside, its daemon takes the run from the queue; without, nobody would.
+        run = self.instance.get_run_by_id(run_id)
+        if run.status == dg.DagsterRunStatus.QUEUED and not self._daemon_is_alive():
+            self.instance.launch_run(run_id, self.workspace.create_request_context())
+        return Followed(run_id, job, title)
+
+    def _daemon_is_alive(self) -> bool:
+        heartbeat = self.instance.get_daemon_heartbeats().get("QUEUED_RUN_COORDINATOR")
+        return heartbeat is not None and time.time() - heartbeat.timestamp < 60
+
+    def _follow(self, runs: list[Followed]) -> bool:
+        ok, open_runs = True, list(runs)
+        while open_runs:
+            time.sleep(_POLL_SECONDS)
+            for run in list(open_runs):
+                status = self.instance.get_run_by_id(run.run_id).status
+                self._show_events(run)
+                if status in _FINISHED:
+                    self._show_events(run)
+                    open_runs.remove(run)
+                    ok = ok and status == dg.DagsterRunStatus.SUCCESS
+        return ok
+
+    def _show_events(self, run: Followed) -> None:
+        page = self.instance.get_records_for_run(run.run_id, cursor=run.cursor)
+        run.cursor = page.cursor
+        for record in page.records:
+            entry = record.event_log_entry
+            event, step = entry.dagster_event, (entry.step_key or "").removeprefix(f"{self.use_case.name}__")
+            if event is None:
+                self._show_message(run, step, entry.user_message)
+            elif event.event_type_value == "STEP_START":
+                run.steps[step] = entry.timestamp
+            elif event.event_type_value == "STEP_SUCCESS":
+                seconds = entry.timestamp - run.steps[step]
+                self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+                self.screen.line(f"{run.title}: {step} done in {seconds:.1f} s")
+            elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+                self._show_check(run, event.event_specific_data)
+            elif event.event_type_value == "STEP_FAILURE":
+                self.screen.line(f"{run.title}: {step} FAILED: {_reason(event)}")
+            elif event.event_type_value == "PIPELINE_FAILURE" and not run.steps:
+                self.screen.line(f"{run.title}: FAILED: {event.message}")
+
+    def _show_message(self, run: Followed, step: str, message: str) -> None:
+        progress = _PROGRESS.match(message or "")
+        if progress and self.screen.is_terminal:
+            done, total = (int(number.replace(",", "")) for number in progress.groups())
+            self.screen.bar(f"{run.title}: {step}", done, total, message)
+        elif message and not message.startswith(_NOISE):
+            self.screen.line(f"{run.title}: {step}: {message}")
+
+    def _show_check(self, run: Followed, check: Any) -> None:
+        if not check.passed:
+            self.screen.line(f"{run.title}: check {check.check_name} is {'RED' if check.blocking else 'yellow'}: {check.description or ''}")
+
+    def _selector(self) -> dict[str, str]:
+        return {"repositoryLocationName": self.location, "repositoryName": self.repository}
+
+    def _execute(self, query: str, variables: dict[str, Any], field_name: str) -> dict[str, Any]:
+        context = self.workspace.create_request_context()
+        result = asyncio.run(self.schema.execute_async(query, variables=variables, context=context))
+        if result.errors:
+            raise WorkloadError(f"{field_name}: {result.errors[0]}")
+        answer = result.data[field_name]
+        if "message" in answer or "errors" in answer:
+            why = answer.get("message") or answer["errors"][0]["message"]
+            raise WorkloadError(f"{field_name}: {why.strip().splitlines()[0]}")
+        return answer
+
+
+def _reason(event: Any) -> str:
+    error = event.event_specific_data.error
+    metadata = getattr(event.event_specific_data, "user_failure_data", None)
+    if metadata is not None and metadata.description:
+        return metadata.description
+    return _deepest(error)
+
+
+def _deepest(error: Any) -> str:
+    while error.cause is not None:
+        error = error.cause
+    return error.message.strip().splitlines()[0]
+
+
+@contextmanager
+def _screen(log: Path) -> Iterator[Screen]:
+    """Keep the terminal for our lines: what Dagster's processes print of each event goes to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with os.fdopen(os.dup(1), "w") as terminal, log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield Screen(terminal)
+        finally:
+            for descriptor, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, descriptor)
+                os.close(saved)
+
+
+def run(use_case: UseCase) -> int:
+    """Run a use case's whole graph on the instance; return the exit status for the shell."""
+    began = time.monotonic()
+    workspace_file = WorkspaceFileTarget([str(use_case.project_root / "workspace.yaml")])
+    with dg.DagsterInstance.get() as instance:
+        log = Path(instance.root_directory) / "run.log"
+        with _screen(log) as screen, WorkspaceProcessContext(instance, workspace_file) as workspace:
+            driver = Driver(use_case, instance, workspace, screen)
+            ok = driver.run()
+        lines = summary(use_case, open_store(use_case, instance), driver.seconds, time.monotonic() - began)
+    print("\n" + "\n".join(lines), flush=True)
+    if not ok:
+        print(f"\nAt least one run failed: its line above says why; the whole is in {log} and in `make ui`.", file=sys.stderr)
+    return 0 if ok else 1
+
+
+def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: float) -> list[str]:
+    """Return the lines that a run ends with: rows, splits, scores, verdict, time, where things lie."""
+    name = use_case.name
+    lines = [f"{name}: summary"]
+    examples = latest_by_partition(store, name, "labeled_examples").values()
+    lines.append(
+        f"  rows in        {sum(m.metadata['num_rows'] for m in examples):,} in {len(examples)} batches: "
+        f"{sum(m.metadata['num_valid'] for m in examples):,} valid, {sum(m.metadata['num_quarantined'] for m in examples):,} quarantined"
+    )
+    snapshot = latest(store, name, "training_snapshot")
+    if snapshot is not None:
+        counts = snapshot.metadata
+        lines.append(
+            f"  split          {counts['num_train_rows']:,} train, {counts['num_validation_rows']:,} validation, {counts['num_test_rows']:,} test"
+        )
+    report = latest(store, name, "evaluation_report")
+    if report is not None:
+        lines += _scores(store, use_case, report)
+    for window, drift in latest_by_partition(store, name, "drift_report").items():
+        lines.append(f"  drift          {window}: {drift.metadata['status']}; {drift.metadata['summary']}")
+    stages = {"ingest": INGEST, "model": MODEL, "monitor": MONITOR}
+    known = {asset for assets in stages.values() for asset in assets} | set(seconds)
+    spent = ", ".join(f"{step} {seconds[step]:.1f} s" for step in seconds if step in known)
+    lines.append(f"  time           {total:.1f} s in all: {spent}")
+    if report is not None:
+        lines.append(f"  report         {store.folder(report) / 'report.html'}")
+    champion = release.read_champion(store, name)
+    if champion is not None:
+        lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
+        lines.append(f"  try it         .venv/bin/fullft predict {name} 'some text'")
+    lines.append("  look at it     make ui")
+    return lines
+
+
+def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
+    found = report.metadata
+    others = {name.removesuffix("_macro_f1"): value for name, value in found.items() if name.endswith("_macro_f1")}
+    champion = release.read_champion(store, use_case.name)
+    is_champion = champion is not None and champion.checkpoint == found["checkpoint"]
+    return [
+        f"  test macro-F1  {found['macro_f1']:.3f} [{found['macro_f1_low']:.3f}, {found['macro_f1_high']:.3f}] fine-tuned; "
+        + ", ".join(f"{value:.3f} {name}" for name, value in others.items()),
+        f"  gain           {found['gain_over_best_baseline']:+.3f} [{found['gain_over_best_baseline_low']:+.3f}, "
+        f"{found['gain_over_best_baseline_high']:+.3f}] over {found['best_baseline']}",
+        f"  verdict        {'champion' if is_champion else 'not champion'}: {found['verdict']}",
+    ]

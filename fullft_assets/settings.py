@@ -1,0 +1,302 @@
+"""What a use case's YAML may say: plain pydantic, one class a stage, no Dagster.
+
+Each field carries a description, a bound and the default that a practitioner would choose. Only
+`base_model`, `documents.path` and `examples.label` have no default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+class _YamlNumber:
+    """YAML 1.1 reads `1e-4` (no dot) as text; pydantic takes it for the number that it is, and so must the JSON schema."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"type": "string", "pattern": r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"}]}
+
+
+Float = Annotated[float, _YamlNumber()]
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, and name the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_near_matches(cls, data: Any, handler: ModelWrapValidatorHandler) -> Any:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                error.title, [cls._with_suggestion(e) for e in error.errors(include_url=False)]
+            ) from None
+
+    @classmethod
+    def _with_suggestion(cls, error: dict) -> InitErrorDetails:
+        message = error["msg"]
+        if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+            message = f"unknown key `{error['loc'][0]}`"
+            near = difflib.get_close_matches(str(error["loc"][0]), cls.model_fields, n=1, cutoff=0.6)
+            message += f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+        # Braces in a message are template fields to pydantic: the text is passed as a value.
+        custom = PydanticCustomError(error["type"], "{message}", {"message": message})
+        return InitErrorDetails(type=custom, loc=error["loc"], input=error["input"])
+
+
+class DocumentsSettings(Settings):
+    """Where the raw documents are delivered, and how a sensor cuts them into batches."""
+
+    path: str = Field(description="Folder with the delivered files; relative to the project root.")
+    format: Literal["auto", "ground_truth", "jsonl", "csv"] = Field(
+        "auto",
+        description="`auto` goes by the file's ending: .manifest = Ground Truth output manifest, .jsonl/.json = JSON lines, .csv = CSV.",
+    )
+    text: str | None = Field(
+        None, description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere."
+    )
+    id: str = Field("id", description="Field with the document's own id; a row without one is named file:row.")
+    attribution: str = Field("", description="Source, licence and attribution of the documents; stands on the model card.")
+    max_batch_files: int = Field(1_000, ge=1, le=100_000, description="Most files in one batch.")
+    max_batch_bytes: int = Field(
+        256 * 2**20, ge=1, description="Most bytes in one batch; a single larger file is a batch of its own."
+    )
+
+
+class ExamplesSettings(Settings):
+    """What makes a document a valid labelled example."""
+
+    task: Literal["classification"] = Field("classification", description="What the model learns to do.")
+    label: str = Field(description="Field (Ground Truth: label attribute) that holds the label.")
+    group: str | None = Field(
+        None,
+        description="Field that ties related rows (patient, contract family, author). Rows of one group never stand on both sides of a split.",
+    )
+    labels: list[str] | None = Field(
+        None, min_length=2, description="The known labels; any other is quarantined. Default: every label that occurs."
+    )
+    min_characters: int = Field(1, ge=1, description="A shorter text is quarantined.")
+    max_characters: int = Field(1_000_000, ge=1, description="A longer text is quarantined.")
+    min_confidence: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="A lower annotation confidence is quarantined. Ground Truth writes 0 for a single worker.",
+    )
+    max_quarantined_share: Float = Field(
+        0.5, ge=0, le=1, description="A batch with a larger share of quarantined rows is held back (blocking check)."
+    )
+
+
+class ChunksSettings(Settings):
+    """How a text becomes the windows that the model reads."""
+
+    max_tokens: int = Field(
+        256, ge=8, le=1_048_576, description="Longest window in tokens, special tokens included; at most what the model takes."
+    )
+    stride: int = Field(
+        32, ge=0, description="Tokens that two neighbouring windows of a long text share, so that context is kept."
+    )
+    max_windows: int | None = Field(
+        None, ge=1, description="Windows kept of one text; the tokens cut off are counted. Default: all, nothing is cut."
+    )
+    terms: list[str] = Field(
+        default_factory=list, description="Domain terms whose splitting is audited. Default: mined from the corpus."
+    )
+    max_term_pieces: Float = Field(
+        3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns."
+    )
+    max_unknown_share: Float = Field(
+        0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns."
+    )
+
+
+class SnapshotSettings(Settings):
+    """How the examples are split and frozen."""
+
+    test_share: Float = Field(0.15, gt=0, lt=1, description="Share of groups held out for the test set.")
+    validation_share: Float = Field(0.1, gt=0, lt=1, description="Share of groups held out for validation.")
+    max_heldout_rows_per_group: int = Field(
+        10, ge=1, description="Most test (and validation) rows of one group: giant groups break confidence intervals."
+    )
+    near_duplicate_similarity: Float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity of word shingles from which two texts count as near-duplicates."
+    )
+    max_train_rows: int | None = Field(
+        None, ge=1, description="Training rows kept, drawn by hash; use it to fit a time budget. Default: all."
+    )
+    max_validation_rows: int | None = Field(2_000, ge=1, description="Validation rows kept, drawn by hash.")
+    min_train_rows: int = Field(100, ge=1, description="Fewer training rows block training.")
+    recommended_train_rows: int = Field(
+        10_000, ge=1, description="Fewer training rows raise a warning: full fine-tuning wants tens of thousands."
+    )
+    min_rows_per_label: int = Field(
+        5, ge=1, description="A label with fewer rows stops the snapshot: it can be neither learned nor measured."
+    )
+
+
+class PlanningSettings(Settings):
+    """What the fine-tuning may cost, and what it must promise."""
+
+    max_hours: Float = Field(24.0, gt=0, description="Longest training time in hours; a longer plan blocks training.")
+    max_usd: Float | None = Field(None, gt=0, description="Dearest training in US dollars. Default: no limit.")
+    hourly_usd: Float = Field(0.0, ge=0, description="Price of the training machine in US dollars an hour.")
+    max_memory_gib: Float | None = Field(
+        None, gt=0, description="Memory that training may take, in GiB. Default: what the device has."
+    )
+    pilot_share: Float = Field(
+        0.25, gt=0, le=1, description="Share of the planned training time that the pilot may use."
+    )
+    min_predicted_gain: Float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="Gain in the primary metric over the best cheaper baseline that the pilot must predict, or training is refused.",
+    )
+
+
+class TrainingSettings(Settings):
+    """The full fine-tuning itself: every weight is trained."""
+
+    epochs: Float = Field(3.0, gt=0, le=1_000, description="Passes over the training rows.")
+    batch_size: int = Field(32, ge=1, description="Rows an optimizer step (the effective batch, over all processes).")
+    micro_batch_size: int = Field(
+        16, ge=1, description="Rows a forward pass; smaller takes less memory and more accumulation."
+    )
+    learning_rate: Float = Field(5e-5, gt=0, lt=1, description="Peak learning rate.")
+    warmup_share: Float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
+    weight_decay: Float = Field(0.01, ge=0, lt=1, description="Decoupled weight decay.")
+    max_grad_norm: Float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field("linear", description="Learning-rate schedule.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="`auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a CPU."
+    )
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency.")
+    checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept while training.")
+    retry_epoch: int = Field(
+        0, ge=0, description="Raise it to train once more on unchanged data: it enters the key and the seed."
+    )
+
+
+class EvaluationSettings(Settings):
+    """How good, and how sure."""
+
+    primary_metric: Literal["macro_f1", "accuracy"] = Field("macro_f1", description="The metric that decides.")
+    confidence: Float = Field(0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
+    resamples: int = Field(1_000, ge=100, le=100_000, description="Bootstrap resamples, drawn over groups.")
+    calibration_bins: int = Field(10, ge=2, le=100, description="Bins of the reliability diagram.")
+
+
+class ReleaseSettings(Settings):
+    """What a candidate must show to become champion."""
+
+    min_gain_over_baselines: Float = Field(
+        0.0, ge=-1, le=1, description="The interval's lower end of the gain over the best cheaper baseline must exceed this."
+    )
+    min_gain_over_champion: Float = Field(
+        0.0, ge=-1, le=1, description="The gain over the champion must exceed this (estimate), and not be significantly negative."
+    )
+    min_score: Float = Field(0.0, ge=0, le=1, description="The primary metric must reach this.")
+    max_calibration_error: Float | None = Field(
+        None, gt=0, le=1, description="Largest expected calibration error. Default: not a gate."
+    )
+
+
+class MonitoringSettings(Settings):
+    """What production sees, compared with what the model learned on."""
+
+    path: str | None = Field(
+        None, description="Folder with production documents. Default: no monitoring assets for this use case."
+    )
+    min_window_rows: int = Field(100, ge=20, description="A smaller window says `insufficient data`.")
+    max_window_rows: int = Field(1_000, ge=20, description="Most rows a window; a sensor cuts them.")
+    reference_rows: int = Field(1_000, ge=50, description="Held-out rows that stand for what the model learned on.")
+    false_alarm_rate: Float = Field(
+        0.05, gt=0, lt=0.5, description="Share of unchanged windows that may raise an alarm, over all tests together."
+    )
+    permutations: int = Field(
+        1_000, ge=100, le=10_000, description="Least permutations of the embedding test; a small false_alarm_rate takes more."
+    )
+
+
+class RetrainingSettings(Settings):
+    """When to train again, and when not to."""
+
+    min_new_examples: int = Field(1_000, ge=1, description="New valid examples since the last snapshot that call for a retrain.")
+    drift_windows: int = Field(2, ge=1, description="Drifted windows in a row that call for a retrain.")
+    min_new_examples_on_drift: int = Field(
+        100, ge=0, description="With fewer new labelled examples a drift asks for labels instead of a retrain."
+    )
+    max_score_drop: Float = Field(
+        0.03, gt=0, le=1, description="Drop of the champion's primary metric on newer test rows that calls for a retrain."
+    )
+    max_age_days: Float = Field(180.0, gt=0, description="Age of the champion at which the schedule retrains.")
+    cooldown_hours: Float = Field(24.0, ge=0, description="Least time between two automatic retrains.")
+    max_hours_per_month: Float = Field(100.0, gt=0, description="Training hours that automatic retrains may spend in 30 days.")
+    schedule: str = Field("0 3 * * 0", description="Cron of the periodic retraining decision.")
+    evaluation_schedule: str = Field("0 4 * * *", description="Cron of the periodic evaluation on the newest labelled rows.")
+
+
+class LauncherSettings(Settings):
+    """Where heavy work runs."""
+
+    kind: Literal["local"] = Field("local", description="`local`: supervised processes on this machine.")
+    processes: int = Field(1, ge=1, le=64, description="Training processes (one a GPU), started by torchrun when more than one.")
+    grace_seconds: Float = Field(
+        30.0, ge=0, description="Time a cancelled workload has to write its checkpoint before it is killed."
+    )
+
+
+class UseCaseSettings(Settings):
+    """One use case: documents in, a fully fine-tuned model that is worth having out."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="Name of the use case. Default: the folder's name."
+    )
+    base_model: str = Field(
+        description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), or `package:NAME/FOLDER` inside an installed Python package."
+    )
+    owners: list[str] = Field(default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI.")
+    seed: int = Field(17, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    store: str | None = Field(
+        None, description="Where artifacts live: a folder or s3://bucket/prefix. Default: `store` in Dagster's home."
+    )
+    documents: DocumentsSettings
+    examples: ExamplesSettings
+    chunks: ChunksSettings = ChunksSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
+    planning: PlanningSettings = PlanningSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    release: ReleaseSettings = ReleaseSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
+    launcher: LauncherSettings = LauncherSettings()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> UseCaseSettings:
+        if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
+            raise ValueError("snapshot.test_share + snapshot.validation_share leave less than 10% to train on")
+        if self.chunks.stride >= self.chunks.max_tokens // 2:
+            raise ValueError("chunks.stride must be less than half of chunks.max_tokens")
+        if self.training.micro_batch_size > self.training.batch_size:
+            raise ValueError("training.micro_batch_size is larger than training.batch_size")
+        if self.monitoring.min_window_rows > self.monitoring.max_window_rows:
+            raise ValueError("monitoring.min_window_rows is larger than monitoring.max_window_rows")
+        return self

@@ -1,0 +1,365 @@
+"""The artifact store: immutable folders named by digest, the manifest written last.
+
+An artifact lives at `<case>/<stage>/<key>/<attempt>/`. Its key is a digest of everything that
+determines its content, so work that was done is found, not repeated. Files come first and
+`manifest.json` last: a folder without a manifest does not exist, and a killed step leaves nothing
+half-valid. Of several attempts the first valid one wins. Pointers (the champion, the latest output
+of an asset) are small JSON files replaced in one atomic write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.errors import GateError, StoreError
+
+MANIFEST = "manifest.json"
+#: Files below this folder of an artifact are kept and checked, but are not part of its content digest.
+VOLATILE = "logs/"
+
+
+def digest(value: Any) -> str:
+    """Return the first 20 hex digits of the sha256 of a JSON-serialisable value, keys sorted."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def artifact_key(stage: str, version: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> str:
+    """Return the key of an artifact.
+
+    Args:
+        stage: the asset's name.
+        version: the stage's code version.
+        settings: what of the settings determines the content (JSON-serialisable).
+        inputs: content digest (or any JSON value that pins the content) of each input, by name.
+        seed: the use case's seed.
+    """
+    return digest({"stage": stage, "version": version, "settings": settings, "inputs": dict(inputs), "seed": seed})
+
+
+class CheckOutcome(BaseModel):
+    """The verdict of one check, kept with the artifact that it judged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    passed: bool
+    severity: Literal["error", "warn"] = "error"
+    description: str = ""
+    metadata: dict[str, Any] = {}
+
+
+#: What a stage says of what it wrote: metadata and check outcomes.
+Outcome = tuple[Mapping[str, Any], list[CheckOutcome]]
+
+
+class FileEntry(BaseModel):
+    """Size in bytes and sha256 of one file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact is, what made it, and what was found about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    case: str
+    stage: str
+    key: str
+    attempt: str
+    version: str
+    seed: int
+    created_at: float
+    seconds: float
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    files: dict[str, FileEntry]
+    metadata: dict[str, Any]
+    checks: list[CheckOutcome]
+
+    @property
+    def ref(self) -> str:
+        """The artifact's path within its store."""
+        return f"{self.case}/{self.stage}/{self.key}/{self.attempt}"
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of the content: the data version in Dagster, the input of downstream keys."""
+        content = {name: entry.sha256 for name, entry in self.files.items() if not name.startswith(VOLATILE)}
+        return digest({"key": self.key, "files": content})
+
+    def check(self, name: str) -> CheckOutcome:
+        """Return the outcome of the named check.
+
+        Raises:
+            StoreError: the artifact has no such check.
+        """
+        for outcome in self.checks:
+            if outcome.name == name:
+                return outcome
+        raise StoreError(f"{self.ref}: no check `{name}` in its manifest")
+
+    def require_green(self, consumer: str) -> None:
+        """Refuse to build on this artifact while one of its error checks is red.
+
+        Dagster's blocking checks only stop the run they fail in; a consumer materialised alone
+        re-reads the verdict here.
+
+        Raises:
+            GateError: names the check, its description and the consumer.
+        """
+        for outcome in self.checks:
+            if not outcome.passed and outcome.severity == "error":
+                raise GateError(f"{consumer} refused: {self.stage}.{outcome.name} is red: {outcome.description}")
+
+
+class Store:
+    """A local folder or `s3://bucket/prefix`.
+
+    Args:
+        url: where artifacts live.
+        options: fsspec options of a remote store (endpoint, encryption); never secrets, those come
+            from the environment.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+        import fsspec
+
+        self.url = url.rstrip("/")
+        self.options = dict(options or {})
+        self.is_local = "://" not in url
+        if self.is_local:
+            self.url = str(Path(url).absolute())
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
+
+    def find(self, case: str, stage: str, key: str) -> Manifest | None:
+        """Return the first valid attempt at an artifact, or None."""
+        attempts = sorted(path for path in self._list(f"{case}/{stage}/{key}"))
+        for attempt in attempts:
+            if self._exists(f"{case}/{stage}/{key}/{attempt}/{MANIFEST}"):
+                return self.load(f"{case}/{stage}/{key}/{attempt}")
+        return None
+
+    def load(self, ref: str) -> Manifest:
+        """Return the manifest of an artifact.
+
+        Raises:
+            StoreError: there is no such artifact, or its manifest cannot be read.
+        """
+        data = self._read(f"{ref}/{MANIFEST}")
+        if data is None:
+            raise StoreError(f"{self.url}/{ref}: no such artifact; materialise its asset again")
+        try:
+            return Manifest.model_validate_json(data)
+        except ValueError as error:
+            raise StoreError(f"{self.url}/{ref}/{MANIFEST}: unreadable ({str(error).splitlines()[0]})") from error
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Return a local folder with the artifact's files; a remote one is fetched once and verified.
+
+        Raises:
+            StoreError: a file is missing or differs from its digest.
+        """
+        if self.is_local:
+            folder = Path(self.url, manifest.ref)
+            for name, entry in manifest.files.items():
+                if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
+                    raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
+            return folder
+        folder = _cache_root() / digest(self.url) / manifest.ref
+        if not (folder / MANIFEST).is_file():
+            aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
+            for name, entry in manifest.files.items():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{self._root}/{manifest.ref}/{name}", str(aside / name))
+                if _sha256(aside / name) != entry.sha256:
+                    shutil.rmtree(aside)
+                    raise StoreError(f"{self.url}/{manifest.ref}/{name}: differs from its digest; materialise {manifest.stage} again")
+            (aside / MANIFEST).write_text(manifest.model_dump_json())
+            try:
+                aside.rename(folder)
+            except OSError:  # another process fetched it meanwhile
+                shutil.rmtree(aside)
+        return folder
+
+    @contextmanager
+    def create(self, case: str, stage: str, key: str, *, version: str, seed: int) -> Iterator[Draft]:
+        """Open a new attempt at an artifact; whatever is not committed is removed."""
+        attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        ref = f"{case}/{stage}/{key}/{attempt}"
+        path = Path(self.url, ref) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
+        path.mkdir(parents=True, exist_ok=True)
+        draft = Draft(self, path, case, stage, key, attempt, version, seed)
+        try:
+            yield draft
+        finally:
+            if draft.manifest is None or not self.is_local:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def ensure(
+        self,
+        case: str,
+        stage: str,
+        write: Callable[[Draft], Outcome],
+        *,
+        version: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        seed: int,
+    ) -> Manifest:
+        """Return the artifact that these arguments determine: found if it exists, else written now.
+
+        Args:
+            case: the use case.
+            stage: the asset's name.
+            write: fills a draft's folder and returns the metadata and check outcomes.
+            version, settings, inputs, seed: see `artifact_key`.
+        """
+        key = artifact_key(stage, version, settings, inputs, seed)
+        found = self.find(case, stage, key)
+        if found is not None:
+            return found
+        with self.create(case, stage, key, version=version, seed=seed) as draft:
+            metadata, checks = write(draft)
+            return draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
+
+    def work_folder(self, case: str, stage: str, key: str) -> Path:
+        """Return the local folder of unfinished work on an artifact (checkpoints); a later attempt finds it."""
+        root = Path(self.url, "work") if self.is_local else _cache_root() / digest(self.url) / "work"
+        folder = root / case / stage / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def read_pointer(self, name: str) -> dict[str, Any] | None:
+        """Return the JSON object under `pointers/<name>.json`, or None."""
+        data = self._read(f"pointers/{name}.json")
+        return None if data is None else json.loads(data)
+
+    def write_pointer(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replace the JSON object under `pointers/<name>.json` in one atomic write."""
+        self._write(f"pointers/{name}.json", json.dumps(value, indent=1, sort_keys=True).encode())
+
+    def list_pointers(self, folder: str) -> list[str]:
+        """Return the names (without `.json`) of the pointers in a folder, sorted."""
+        return sorted(name.removesuffix(".json") for name in self._list(f"pointers/{folder}") if name.endswith(".json"))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> str:
+        """Write a JSON file (a job) and return its URI."""
+        self._write(name, json.dumps(value, indent=1, sort_keys=True).encode())
+        return f"{self.url}/{name}"
+
+    def _list(self, folder: str) -> list[str]:
+        # A listing cache would hide what another process wrote meanwhile.
+        self._fs.invalidate_cache()
+        try:
+            paths = self._fs.ls(f"{self._root}/{folder}", detail=False)
+        except FileNotFoundError:
+            return []
+        return [PurePosixPath(path).name for path in paths]
+
+    def _exists(self, name: str) -> bool:
+        return self._fs.exists(f"{self._root}/{name}")
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._fs.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        if not self.is_local:
+            self._fs.pipe_file(f"{self._root}/{name}", data)
+            return
+        path = Path(self.url, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    def _upload(self, path: Path, ref: str, names: list[str]) -> None:
+        for name in names:
+            self._fs.put_file(str(path / name), f"{self._root}/{ref}/{name}")
+
+
+class Draft:
+    """An artifact being written: put files below `path`, then call `commit` once."""
+
+    def __init__(self, store: Store, path: Path, case: str, stage: str, key: str, attempt: str, version: str, seed: int):
+        self.path = path
+        self.manifest: Manifest | None = None
+        self._store = store
+        self._identity = {
+            "case": case,
+            "stage": stage,
+            "key": key,
+            "attempt": attempt,
+            "version": version,
+            "seed": seed,
+        }
+        self._started = time.monotonic()
+
+    def commit(
+        self,
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        checks: list[CheckOutcome] | None = None,
+    ) -> Manifest:
+        """Make the artifact exist: sync its files, then write the manifest."""
+        names = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
+        files = {}
+        for name in names:
+            files[name] = FileEntry(bytes=(self.path / name).stat().st_size, sha256=_sha256(self.path / name))
+            _fsync(self.path / name)
+        manifest = Manifest(
+            **self._identity,
+            created_at=time.time(),
+            seconds=time.monotonic() - self._started,
+            settings=dict(settings),
+            inputs=dict(inputs),
+            files=files,
+            metadata=dict(metadata),
+            checks=checks or [],
+        )
+        if not self._store.is_local:
+            self._store._upload(self.path, manifest.ref, names)
+        self._store._write(f"{manifest.ref}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        self.manifest = manifest
+        return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")

@@ -1,0 +1,452 @@
+"""use case: a `defs.yaml` -> checked settings, or one line for each thing that is wrong with it.
+
+A line reads `file:line: key: what is wrong; the mend`. Everything is found in the same check: unknown and
+duplicate keys, types, choices, bounds, and what needs the disk (paths, the model). Only a YAML syntax
+error stands alone: nothing after it can be read.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from fullft_assets.base_model import read_header, resolve_base_model, suggest_path
+from fullft_assets.documents import FORMATS
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.yaml_source import Key, YamlSource, read_source
+
+COMPONENT = "fullft_assets.FullFineTune"
+COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
+#: The keys of any Dagster component file.
+COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
+#: The use cases that this repository brings.
+DEFS = Path(__file__).parent / "defs"
+
+CRON_ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+CRON_NAMES = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+}
+DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the key below `attributes`, and one line with the mend."""
+
+    key: Key
+    message: str
+
+
+@dataclass(frozen=True)
+class UseCase:
+    """A use case whose settings hold and whose paths exist."""
+
+    name: str
+    settings: UseCaseSettings
+    yaml_path: Path
+    project_root: Path
+
+    def resolve(self, path: str) -> Path:
+        """Return a path of the YAML as an absolute one; relative ones start at the project root."""
+        return self.project_root / Path(path).expanduser()
+
+
+def load_use_case(yaml_path: Path) -> UseCase:
+    """Read a use case's YAML and check it, paths and model included.
+
+    Raises:
+        SettingsError: one line a problem, all of them in one message.
+    """
+    source = read_source(yaml_path)
+    settings, broken = _parse(source)
+    if settings is not None:
+        for problem in _all_problems(settings, source.path, find_project_root(source.path)):
+            if not any(_covers(key, problem.key) for key in broken):
+                source.add(problem.key, problem.message)
+    source.raise_problems()
+    assert settings is not None
+    return _use_case(settings, source.path)
+
+
+def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Path | None = None) -> UseCase:
+    """Check settings that Dagster has already parsed; the YAML is read again for its line numbers.
+
+    Args:
+        settings: the component's attributes.
+        yaml_path: the file that they stand in. Without such a file (a component written in Python)
+            the messages carry no line.
+        project_root: where relative paths start. Default: `find_project_root(yaml_path)`.
+
+    Raises:
+        SettingsError: one line a problem, all of them in one message.
+    """
+    source = read_source(yaml_path) if yaml_path.is_file() else YamlSource(yaml_path.resolve())
+    root = project_root or find_project_root(source.path)
+    for problem in _all_problems(settings, source.path, root):
+        source.add(problem.key, problem.message)
+    source.raise_problems()
+    return _use_case(settings, source.path, root)
+
+
+def find_project_root(yaml_path: Path) -> Path:
+    """Return the nearest folder above a YAML that holds a pyproject.toml, else the YAML's own folder."""
+    folder = yaml_path.resolve().parent
+    return next((parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").is_file()), folder)
+
+
+def find_use_cases(defs_folder: Path = DEFS) -> list[Path]:
+    """Return the `defs.yaml` of every use case below a folder, sorted; other components' files are left out."""
+    of_this_package = re.compile(r"^type:\s*[\"']?fullft_assets\b", re.MULTILINE)
+    candidates = [*defs_folder.rglob("defs.yaml"), *defs_folder.rglob("defs.yml")]
+    return sorted(path for path in candidates if of_this_package.search(path.read_text(encoding="utf-8", errors="replace")))
+
+
+def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
+    """Return the YAML of a use case by its name.
+
+    Raises:
+        SettingsError: there is no such use case; the message names the near and the known ones.
+    """
+    known = {_name_in(path): path for path in find_use_cases(defs_folder)}
+    if name not in known:
+        near = _did_you_mean(name, known)
+        listed = ", ".join(sorted(known)) or f"none in {defs_folder}"
+        raise SettingsError(f"no use case `{name}`{near}{'' if near else ';'} known: {listed}")
+    return known[name]
+
+
+def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
+    """Return what is wrong with settings beyond types and bounds: paths, model, crons, owners, labels."""
+    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_owners, _check_crons)
+    return [problem for check in checks for problem in check(settings, project_root)]
+
+
+def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    try:
+        header = read_header(resolve_base_model(settings.base_model, root))
+    except SettingsError as error:
+        yield Problem(("base_model",), str(error))
+        return
+    given = settings.chunks.max_tokens
+    if header.max_positions is not None and given > header.max_positions:
+        yield Problem(
+            ("chunks", "max_tokens"),
+            f"{given} is more than the {header.max_positions} tokens that the base model reads; give at most that",
+        )
+
+
+def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    path = settings.documents.path
+    problem = _folder_problem(path, root)
+    folder = root / Path(path).expanduser()
+    if problem is None and not _has_documents(folder):
+        problem = f"no readable document below {path}; known endings: {', '.join(FORMATS)}"
+    if problem is not None:
+        yield Problem(("documents", "path"), problem)
+
+
+def _folder_problem(path: str, root: Path) -> str | None:
+    folder = root / Path(path).expanduser()
+    if "://" in path:
+        return f"{path} is not a folder on this machine; copy or mount the documents and name that folder"
+    if not folder.exists():
+        mend = suggest_path(path, root) or "; relative paths start at the folder with pyproject.toml"
+        return f"folder not found: {path}{mend}"
+    if not folder.is_dir():
+        return f"{path} is a file; name the folder that holds it: {Path(path).parent}"
+    return None
+
+
+def _has_documents(folder: Path) -> bool:
+    # Stops at the first one: a folder may hold 100,000 files, and definitions load often.
+    for directory, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            known = not name.startswith(".") and Path(name).suffix.lower() in FORMATS
+            if known and os.access(Path(directory, name), os.R_OK):
+                return True
+    return False
+
+
+def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    if settings.monitoring.path is None:
+        return
+    path, key = settings.monitoring.path, ("monitoring", "path")
+    folder = (root / Path(path).expanduser()).resolve()
+    training = (root / Path(settings.documents.path).expanduser()).resolve()
+    if "://" in path or folder.is_file():
+        yield Problem(key, str(_folder_problem(path, root)))
+    elif not folder.parent.is_dir():
+        # The folder itself may still be missing: production has not delivered yet.
+        near = suggest_path(str(Path(path).parent), root)
+        yield Problem(key, f"folder not found: {Path(path).parent}{near or ', in which this folder could be made'}")
+    elif folder.is_relative_to(training) or training.is_relative_to(folder):
+        yield Problem(key, f"{path} overlaps documents.path ({settings.documents.path}); production documents need a folder apart")
+
+
+def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    examples = settings.examples
+    if examples.group == examples.label:
+        yield Problem(("examples", "group"), f"{examples.group} is the label's field too; a split by label cannot be learned from")
+    for number, label in enumerate(examples.labels or []):
+        if label in (examples.labels or [])[:number]:
+            yield Problem(("examples", "labels", number), f"{label} is listed twice; remove one")
+    if examples.min_characters > examples.max_characters:
+        yield Problem(
+            ("examples", "min_characters"),
+            f"{examples.min_characters} is more than examples.max_characters ({examples.max_characters})",
+        )
+
+
+def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    for number, owner in enumerate(settings.owners):
+        if not re.fullmatch(r"team:.+|[^@\s]+@[^@\s]+\.[^@\s.]+", owner):
+            yield Problem(("owners", number), f"{owner} is neither an e-mail address nor `team:NAME`")
+
+
+def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    for name in ("schedule", "evaluation_schedule"):
+        cron = getattr(settings.retraining, name)
+        if (problem := cron_problem(cron)) is not None:
+            yield Problem(
+                ("retraining", name),
+                f"{cron} is not a cron ({problem}); such as `0 3 * * 0`: minute hour day month weekday",
+            )
+
+
+def cron_problem(cron: str) -> str | None:
+    """Return what is wrong with a cron of five fields, or None. Dagster's own check would import Dagster."""
+    if cron.lower() in CRON_ALIASES:
+        return None
+    fields = cron.lower().split()
+    if len(fields) != 5:
+        return f"{len(fields)} fields instead of 5"
+    values: dict[str, set[int]] = {}
+    for text, (unit, low, high) in zip(fields, CRON_RANGES, strict=True):
+        values[unit] = set()
+        for part in text.split(","):
+            expanded = _cron_values(part, unit, low, high)
+            if not expanded:
+                return f"{unit} `{part}` is not in {low}-{high}"
+            values[unit] |= expanded
+    if all(day > DAYS_OF_MONTH[month - 1] for day in values["day"] for month in values["month"]):
+        return "no such day in that month"
+    return None
+
+
+def _cron_values(part: str, unit: str, low: int, high: int) -> set[int]:
+    """Return the values of `*`, `5`, `1-5`, `*/15`, `1-9/2`; an empty set where the part is not valid."""
+    for number, name in enumerate(CRON_NAMES.get(unit, ()), start=low):
+        part = re.sub(rf"\b{name}\b", str(number), part)
+    match = re.fullmatch(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?", part, re.ASCII)
+    if match is None:
+        return set()
+    first, last, step = (None if text is None else int(text) for text in match.groups())
+    if step is not None and (not 1 <= step <= high or (first is not None and last is None)):
+        return set()
+    begin = low if first is None else first
+    end = high if first is None else begin if last is None else last
+    return set(range(begin, end + 1, step or 1)) if low <= begin <= end <= high else set()
+
+
+def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
+    problems = validate(settings, root)
+    folder = yaml_path.parent.name
+    if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
+        mend = f"add `name: {fitting_name(folder)}`"
+        problems.append(Problem(("name",), f"the folder's name `{folder}` cannot name a use case; {mend}"))
+    return problems
+
+
+def fitting_name(folder: str) -> str:
+    """Return the nearest valid use-case name to a folder's name."""
+    name = re.sub(r"\W+", "_", folder, flags=re.ASCII).strip("_")
+    return name if name[:1].isalpha() else f"case_{name}".rstrip("_")
+
+
+def _use_case(settings: UseCaseSettings, yaml_path: Path, root: Path | None = None) -> UseCase:
+    return UseCase(settings.name or yaml_path.parent.name, settings, yaml_path, root or find_project_root(yaml_path))
+
+
+def _name_in(yaml_path: Path) -> str:
+    try:
+        value = read_source(yaml_path).value
+    except SettingsError:
+        value = None  # Loading it will tell what is wrong; until then its folder names it.
+    attributes = value.get("attributes") if isinstance(value, dict) else None
+    name = attributes.get("name") if isinstance(attributes, dict) else None
+    return name if isinstance(name, str) else yaml_path.parent.name
+
+
+def _parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
+    """Return the settings and the keys found wrong, which the settings hold a default or a placeholder for.
+
+    What is wrong is taken out and the rest parsed again, so that one mistake never hides another.
+    """
+    data = _attributes(source)
+    broken: set[Key] = set()
+    while True:
+        try:
+            return UseCaseSettings.model_validate(data), broken
+        except ValidationError as error:
+            before = copy.deepcopy(data)
+            for found in error.errors(include_url=False):
+                keys = [found["loc"]] if found["loc"] else _keys_named(found["msg"], source)
+                if keys and not any(_covers(key, keys[0]) for key in broken):
+                    source.add(keys[0], _explain(found, keys, source))
+                broken.update(keys)
+                for key in keys:
+                    _take_out(data, key)
+            if data == before:
+                source.add((), str(error.errors(include_url=False)[0]["msg"]))
+                return None, broken
+
+
+def _attributes(source: YamlSource) -> dict[str, Any]:
+    """Check the file's top level and return a copy of what stands below `attributes`."""
+    if not isinstance(source.value, dict):
+        source.fail(1, f"holds no use case; `dg scaffold defs {COMPONENT} NAME` writes one that runs")
+    for name in source.value:
+        if name in UseCaseSettings.model_fields and name not in COMPONENT_KEYS:
+            source.add_at(source.lines[name,], (name,), "stands at the top; indent it below `attributes`")
+        elif name not in COMPONENT_KEYS:
+            hint = _did_you_mean(name, COMPONENT_KEYS) or f"; known keys: {', '.join(COMPONENT_KEYS)}"
+            source.add_at(source.lines[name,], (name,), f"unknown key `{name}`{hint}")
+    if "type" not in source.value:
+        source.add_at(1, ("type",), f"missing; write `type: {COMPONENT}`")
+    elif source.value["type"] not in COMPONENT_TYPES:
+        source.add_at(source.lines["type",], ("type",), f"{source.value['type']} is not {COMPONENT}")
+    attributes = source.value.get("attributes")
+    if attributes is not None and not isinstance(attributes, dict):
+        source.add_at(source.lines["attributes",], ("attributes",), f"{_given((), source)} is not a section with keys")
+    return copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
+
+
+def _keys_named(message: str, source: YamlSource) -> list[Key]:
+    """Return the `section.key` that a rule across sections names, those first that stand in the file."""
+    keys: list[Key] = [tuple(name.split(".")) for name in re.findall(r"\b[a-z_]+\.[a-z_]+\b", message)]
+    known = [key for key in keys if _field(key) is not None]
+    return sorted(dict.fromkeys(known), key=lambda key: ("attributes", *key) not in source.lines)
+
+
+def _explain(error: Any, keys: list[Key], source: YamlSource) -> str:
+    """Return one line: the value given, the values allowed and the nearest of them."""
+    info = _field(keys[0])
+    if error["type"] == "extra_forbidden" or info is None:
+        return str(error["msg"])
+    if error["type"] == "value_error":
+        values = ", ".join(f"{'.'.join(map(str, key))} is {_given(key, source)}" for key in keys)
+        rule = error["msg"].removeprefix("Value error, ").removeprefix(".".join(map(str, keys[0]))).strip()
+        return f"{rule} ({values})"
+    if error["type"] == "missing":
+        return f"missing; {_described(info)}"
+    given = _given(keys[0], source)
+    if error["input"] is None:
+        return f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
+    annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
+    near = _did_you_mean(given, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
+    mend = "; put it in quotes" if annotation is str and error["type"] == "string_type" else ""
+    return f"{given} is not {_expected(annotation, info)}{near}{mend}"
+
+
+def allowed_values(info: FieldInfo) -> str:
+    """Return in words what a setting takes: `a number > 0 and <= 1000`, `one of auto, csv`."""
+    return _expected(_plain_type(info.annotation), info)
+
+
+def _described(info: FieldInfo) -> str:
+    if info.description:
+        return info.description
+    section = _plain_type(info.annotation)
+    needed = [name for name, inner in section.model_fields.items() if inner.is_required()]
+    return f"a section with {', '.join(f'`{name}`' for name in needed)}: {(section.__doc__ or '').strip()}"
+
+
+def _expected(annotation: Any, info: FieldInfo) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a section; its keys: {', '.join(annotation.model_fields)}"
+    if typing.get_origin(annotation) is Literal:
+        return f"one of {', '.join(typing.get_args(annotation))}"
+    if annotation is str:
+        named = any(getattr(rule, "pattern", None) for rule in info.metadata)
+        return "a name of letters, digits and _ that starts with a letter" if named else "text"
+    nouns = {bool: "true or false", int: "a whole number", float: "a number"}
+    bounds = [
+        words.format(getattr(rule, name))
+        for rule in info.metadata
+        for name, words in BOUNDS.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return " ".join([nouns.get(annotation, "a list"), " and ".join(bounds)]).strip()
+
+
+def _given(key: Key, source: YamlSource) -> str:
+    at = ("attributes", *key)
+    if at not in source.lines:
+        info = _field(key)
+        return f"{info.default} by default" if info is not None else "missing"
+    raw = source.raw.get(at)
+    if raw is None:
+        return "a list" if (*at, 0) in source.lines else "a section"
+    return "an empty text" if raw == "" else raw if len(raw) <= 60 else f"{raw[:60]}..."
+
+
+def _field(key: Key) -> FieldInfo | None:
+    model: Any = UseCaseSettings
+    info = None
+    for name in key:
+        if isinstance(name, int):
+            break
+        fields = getattr(model, "model_fields", {})
+        if name not in fields:
+            return None
+        info = fields[name]
+        model = _plain_type(info.annotation)
+    return info
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return the type of `X | None` and of `list[X]` without its parameters."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    return list if typing.get_origin(annotation) is list else annotation
+
+
+def _item_type(info: FieldInfo) -> Any:
+    parts = (info.annotation, *typing.get_args(info.annotation))
+    return next(typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list)
+
+
+def _take_out(data: dict[str, Any], key: Key) -> None:
+    """Remove a key, or put a placeholder where it is required, so that the rest can be checked."""
+    *sections, last = [name for name in key if isinstance(name, str)]
+    for name in sections:
+        data = data.setdefault(name, {})
+    data.pop(last, None)
+    info = _field(key)
+    if info is not None and info.is_required():
+        data[last] = "?" if info.annotation is str else {}
+
+
+def _covers(key: Key, other: Key) -> bool:
+    return other[: len(key)] == key
+
+
+def _did_you_mean(given: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean `{near[0]}`?" if near else ""

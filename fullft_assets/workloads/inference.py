@@ -1,0 +1,111 @@
+"""Forward passes: label probabilities and embeddings of windowed documents, pooled to one row a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+
+from fullft_assets.workloads import precision
+
+if TYPE_CHECKING:
+    from fullft_assets.workloads.entry import Progress
+
+#: Padded tokens in one forward pass: a GPU wants many, a CPU as many as stay in its caches.
+BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`probabilities` [rows, labels] and mean-pooled last hidden states `embeddings` [rows, hidden], float32."""
+
+    probabilities: np.ndarray
+    embeddings: np.ndarray
+
+
+def device() -> torch.device:
+    """Return the accelerator that is there, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_classifier(folder: Path, **options: object) -> PreTrainedModel:
+    """Load a sequence classifier from safetensors; remote code is never run."""
+    return AutoModelForSequenceClassification.from_pretrained(
+        str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **options
+    )
+
+
+def predict(model_folder: Path, windows: list[list[list[int]]], *, progress: Progress | None = None) -> Prediction:
+    """Classify documents with a fine-tuned model; a document's logits are the mean over its windows.
+
+    Args:
+        model_folder: a transformers folder with a sequence classifier.
+        windows: each document's windows of token ids.
+        progress: told how many windows are done.
+    """
+    return predict_with(load_classifier(model_folder), windows, progress=progress)
+
+
+def predict_with(
+    model: PreTrainedModel, windows: list[list[list[int]]], *, progress: Progress | None = None
+) -> Prediction:
+    """Like `predict`, with a model that is loaded already; its mode is restored."""
+    logits = np.zeros((len(windows), model.config.num_labels), np.float32)
+    embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
+    for rows, output, pooled in _forward(model, windows, progress):
+        np.add.at(logits, rows, output.logits.float().cpu().numpy())
+        np.add.at(embeddings, rows, pooled)
+    counts = np.array([len(document) for document in windows], np.float32)[:, None]
+    logits /= counts
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return Prediction(shifted / shifted.sum(axis=1, keepdims=True), embeddings / counts)
+
+
+def embed(model_folder: Path, windows: list[list[list[int]]], *, progress: Progress | None = None) -> np.ndarray:
+    """Return the mean-pooled last hidden state [rows, hidden] of a model without a head."""
+    model = AutoModel.from_pretrained(str(model_folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
+    for rows, _, pooled in _forward(model, windows, progress):
+        np.add.at(embeddings, rows, pooled)
+    return embeddings / np.array([len(document) for document in windows], np.float32)[:, None]
+
+
+def collate(windows: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Pad windows to the longest: `input_ids` and `attention_mask` [windows, tokens]."""
+    longest = max(map(len, windows))
+    ids = torch.full((len(windows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(windows), longest), dtype=torch.long)
+    for i, window in enumerate(windows):
+        ids[i, : len(window)] = torch.tensor(window)
+        mask[i, : len(window)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _forward(model: PreTrainedModel, windows: list[list[list[int]]], progress: Progress | None) -> Iterator:
+    was_training = model.training
+    model.eval().to(device())
+    pad_id = model.config.pad_token_id or 0
+    flat = [(row, window) for row, document in enumerate(windows) for window in document]
+    # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
+    flat.sort(key=lambda item: -len(item[1]))
+    done = 0
+    with torch.inference_mode(), precision.autocast(precision.resolve("auto")):
+        while done < len(flat):
+            size = max(1, BATCH_TOKENS[device().type] // len(flat[done][1]))
+            batch = flat[done : done + size]
+            inputs = {k: v.to(device()) for k, v in collate([w for _, w in batch], pad_id).items()}
+            output = model(**inputs, output_hidden_states=True)
+            mask = inputs["attention_mask"].unsqueeze(-1)
+            hidden = output.hidden_states[-1].float() * mask
+            pooled = (hidden.sum(1) / mask.sum(1)).cpu().numpy()
+            yield np.array([row for row, _ in batch]), output, pooled
+            done += len(batch)
+            if progress is not None:
+                progress.raise_if_stopped()
+                progress.step(done, len(flat))
+    model.train(was_training)

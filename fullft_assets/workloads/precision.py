@@ -1,0 +1,35 @@
+"""Which number format the hardware is good at."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def resolve(setting: str) -> Precision:
+    """Return the precision to compute in; weights and optimizer stay in fp32.
+
+    `auto` is bf16 where the hardware has bf16 matrix units (NVIDIA from Ampere, Intel AMX), fp16 on
+    older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
+    """
+    if setting != "auto":
+        return setting  # type: ignore[return-value]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_has_bf16_matrix_units() else "fp32"
+
+
+def autocast(precision: Precision) -> AbstractContextManager:
+    """Return the context in which forward passes run."""
+    if precision == "fp32":
+        return nullcontext()
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(kind, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _cpu_has_bf16_matrix_units() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

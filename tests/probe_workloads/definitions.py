@@ -1,0 +1,38 @@
+"""One asset that launches the probe, and a job for each executor. The environment says how it behaves."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from fullft_assets.jobs import Job
+from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.settings import LauncherSettings, UseCaseSettings
+from fullft_assets.store import Store
+
+
+def probe_job(folder: Path, stage: str) -> tuple[Job, Store]:
+    """Return a job for the probe and the store that it writes to."""
+    settings = UseCaseSettings.model_validate({"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}})
+    store = Store(str(folder / "store"))
+    job = Job(case="probe", stage=stage, key="k1", project_root=str(folder), store_url=store.url, settings=settings, inputs={})
+    return job, store
+
+
+@dg.asset
+def probed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Launch the probe."""
+    settings = {"processes": int(os.environ["PROBE_PROCESSES"]), "grace_seconds": float(os.environ["PROBE_GRACE"])}
+    launcher = LocalLauncher(LauncherSettings(**settings), package="probe_workloads")
+    workload = "training" if settings["processes"] > 1 else "probe"
+    manifest = launcher.run(context, workload, *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
+    return dg.MaterializeResult(metadata={"ref": manifest.ref}, data_version=dg.DataVersion(manifest.content_digest))
+
+
+defs = dg.Definitions(
+    assets=[probed],
+    jobs=[
+        dg.define_asset_job("in_process", ["probed"], executor_def=dg.in_process_executor),
+        dg.define_asset_job("multiprocess", ["probed"], executor_def=dg.multiprocess_executor),
+    ],
+)

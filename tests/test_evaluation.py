@@ -1,0 +1,244 @@
+"""Statistics of the evaluation against scikit-learn, a slow reference and known coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from fullft_assets import evaluation
+from fullft_assets.evaluation import FINETUNED, Evaluation, Interval
+from fullft_assets.settings import EvaluationSettings
+
+rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows)
+def test_scores_equal_sklearn(pairs):
+    labels, predicted = np.array(pairs).T
+    occurring = np.unique(labels)
+    expected = f1_score(labels, predicted, labels=occurring, average="macro", zero_division=0)
+    assert evaluation.macro_f1(labels, predicted) == pytest.approx(expected)
+    assert evaluation.accuracy(labels, predicted) == pytest.approx(accuracy_score(labels, predicted))
+    assert (evaluation.confusion_matrix(labels, predicted, 5) == confusion_matrix(labels, predicted, labels=range(5))).all()
+    table = evaluation.label_scores(labels, predicted, list("abcde"))
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
+    found = np.array([(row.precision, row.recall, row.f1, row.support) for row in table]).T
+    assert found == pytest.approx(np.array(expected))
+
+
+def test_a_label_that_is_never_predicted_scores_zero_and_one_that_never_occurs_does_not_count():
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 3])
+    assert evaluation.macro_f1(labels, predicted) == pytest.approx((2 * 2 / (2 + 3) + 0) / 2)
+
+
+def test_calibration_error_of_known_bins():
+    labels = np.array([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5)
+    # Ten rows at 0.88 of which 8 are right, ten at 0.52 of which 5 are right.
+    probabilities = np.array([[0.88, 0.12]] * 10 + [[0.52, 0.48]] * 10)
+    bins = evaluation.reliability(labels, probabilities, 10)
+    assert [(b.num_rows, round(b.confidence, 6), b.accuracy) for b in bins] == [(10, 0.52, 0.5), (10, 0.88, 0.8)]
+    assert [(b.low, b.high) for b in bins] == [(0.5, 0.6), (0.8, 0.9)]
+    assert evaluation.expected_calibration_error(labels, probabilities, 10) == pytest.approx(0.5 * 0.08 + 0.5 * 0.02)
+
+
+def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
+    rng = np.random.default_rng(3)
+    confidence = rng.uniform(0.5, 1, 20_000)
+    labels = (rng.random(20_000) > confidence).astype(int)
+    calibrated = np.stack([confidence, 1 - confidence], axis=1)
+    overconfident = np.tile([0.999, 0.001], (20_000, 1))
+    assert evaluation.expected_calibration_error(labels, calibrated, 10) < 0.02
+    assert evaluation.expected_calibration_error(labels, overconfident, 10) == pytest.approx(0.25, abs=0.02)
+
+
+def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> tuple[np.ndarray, dict, list[str]]:
+    """Three labels; a group's rows share the label, and err together nine times in ten."""
+    group = np.repeat(np.arange(num_groups), rows_a_group)
+    labels = rng.integers(0, 3, num_groups)[group]
+    predictions = {}
+    for name, share in (("finetuned", 0.8), ("other", 0.7)):
+        together = (rng.random(num_groups) < share)[group]
+        alone = rng.random(len(group)) < share
+        right = np.where(rng.random(len(group)) < 0.9, together, alone)
+        predictions[name] = np.where(right, labels, (labels + 1) % 3)
+    return labels, predictions, [f"g{g}" for g in group]
+
+
+def ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.estimate, interval.low, interval.high
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
+def test_bootstrap_equals_a_slow_reference(metric):
+    labels, predictions, groups = clustered(np.random.default_rng(5), 23, 4)
+    options = {"metric": metric, "reference": "finetuned", "resamples": 200, "confidence": 0.9, "seed": 11}
+    found = evaluation.cluster_bootstrap(labels, predictions, groups, **options)
+
+    def score(picked: np.ndarray, name: str) -> float:
+        truth, answer = labels[picked], predictions[name][picked]
+        if metric == "accuracy":
+            return accuracy_score(truth, answer)
+        return f1_score(truth, answer, labels=np.unique(truth), average="macro", zero_division=0)
+
+    names = np.unique(groups)
+    rows_of = {name: np.flatnonzero(np.array(groups) == name) for name in names}
+    drawn = np.random.default_rng(11).integers(0, len(names), (200, len(names)))
+    draws = {name: [] for name in predictions}
+    for resample in drawn:
+        picked = np.concatenate([rows_of[names[g]] for g in resample])
+        for name in predictions:
+            draws[name].append(score(picked, name))
+    everything = np.arange(len(labels))
+    for name in predictions:
+        low, high = np.quantile(draws[name], [0.05, 0.95])
+        assert ends(found.scores[name]) == pytest.approx((score(everything, name), low, high))
+    gains = np.subtract(draws["finetuned"], draws["other"])
+    low, high = np.quantile(gains, [0.05, 0.95])
+    estimate = score(everything, "finetuned") - score(everything, "other")
+    assert ends(found.gains["other"]) == pytest.approx((estimate, low, high))
+
+
+def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
+    labels, predictions, groups = clustered(np.random.default_rng(6), 37, 3)
+    options = {"metric": "macro_f1", "reference": "finetuned", "resamples": 150, "confidence": 0.95, "seed": 1}
+    whole = evaluation.cluster_bootstrap(labels, predictions, groups, **options)
+    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 37 * 7)
+    assert evaluation.cluster_bootstrap(labels, predictions, groups, **options) == whole
+    assert evaluation.cluster_bootstrap(labels, predictions, groups, **{**options, "seed": 2}) != whole
+
+
+def test_groups_cover_where_rows_do_not():
+    truth, covered = 0.8, {"groups": 0, "rows": 0}
+    trials = 120
+    for trial in range(trials):
+        labels, predictions, groups = clustered(np.random.default_rng(1_000 + trial), 80, 10)
+        for kind, given_groups in (("groups", groups), ("rows", [str(i) for i in range(len(labels))])):
+            interval = evaluation.cluster_bootstrap(
+                labels, predictions, given_groups,
+                metric="accuracy", reference="finetuned", resamples=300, confidence=0.95, seed=trial,
+            ).scores["finetuned"]  # fmt: skip
+            covered[kind] += interval.low <= truth <= interval.high
+    assert covered["groups"] / trials >= 0.88
+    assert covered["rows"] / trials <= 0.65
+
+
+def test_pairing_narrows_the_interval_of_the_gain():
+    rng = np.random.default_rng(8)
+    labels = rng.integers(0, 3, 600)
+    worse = np.where(rng.random(600) < 0.7, labels, (labels + 1) % 3)
+    better = np.where(rng.random(600) < 0.1, labels, worse)
+    found = evaluation.cluster_bootstrap(
+        labels, {"finetuned": better, "other": worse}, [str(i) for i in range(600)],
+        metric="macro_f1", reference="finetuned", resamples=500, confidence=0.95, seed=0,
+    )  # fmt: skip
+    assert found.gains["other"].low > 0
+    assert found.gains["other"].half_width < 0.6 * found.scores["other"].half_width
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.array([], int), "predictions": {"finetuned": np.array([], int)}, "groups": []}, "labels: expected a non-empty"),
+        ({"predictions": {"finetuned": np.array([0, 1])}}, "finetuned: 2 for 3 labels"),
+        ({"predictions": {"finetuned": np.array([0, 1, -1])}}, "finetuned: row 2 has label -1"),
+        ({"predictions": {"finetuned": np.array([0.0, 1.0, 1.0])}}, "finetuned: labels are whole numbers"),
+        ({"groups": ["a", "b"]}, "groups: 2 for 3 rows"),
+        ({"groups": ["a", "a", "a"]}, "all rows belong to one group"),
+        ({"reference": "tuned"}, "reference `tuned` is not among"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    given_input = {
+        "labels": np.array([0, 1, 1]), "predictions": {"finetuned": np.array([0, 1, 1])}, "groups": ["a", "b", "c"],
+        "metric": "macro_f1", "reference": "finetuned", "resamples": 100, "confidence": 0.95, "seed": 0,
+    } | change  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        evaluation.cluster_bootstrap(**given_input)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        ([[0.5, np.nan], [1, 0]], [0, 1], "tfidf: row 0 of 2 is not finite"),
+        ([[0.5, 0.5], [0.9, 0.9]], [0, 1], "tfidf: row 1 is not a distribution"),
+        ([[0.5, 0.5], [1.5, -0.5]], [0, 1], "tfidf: row 1 is not a distribution"),
+        ([[0.5, 0.5], [1, 0]], [0, 2], "labels: row 1 has label 2, allowed are 0 to 1"),
+        ([[0.5, 0.5]], [0, 1], "tfidf: 1 for 2 labels"),
+        ([0.5, 0.5], [0, 1], "tfidf: expected rows of label probabilities"),
+        ([[0.2, 0.2, 0.6]] * 2, [0, 1], "tfidf: 3 columns for 2 labels"),
+    ],
+)
+def test_bad_probabilities_are_named(probabilities, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.require_probabilities(np.array(probabilities), np.array(labels), 2, "tfidf")
+
+
+def probabilities_of(predicted: np.ndarray, num_labels: int) -> np.ndarray:
+    return np.eye(num_labels)[predicted] * 0.9 + 0.1 / num_labels
+
+
+def assessed(finetuned: float, baseline: float, n: int = 900) -> Evaluation:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 3, n)
+    systems = {FINETUNED: finetuned, "majority": 0.35, "tfidf": baseline}
+    probabilities = {
+        name: probabilities_of(np.where(rng.random(n) < share, labels, (labels + 1) % 3), 3) for name, share in systems.items()
+    }
+    groups = [f"g{i}" for i in rng.integers(0, n // 3, n)]
+    return evaluation.assess(labels, probabilities, groups, ["a", "b", "c"], EvaluationSettings(), seed=1)
+
+
+def test_assess_agrees_with_itself_and_survives_json():
+    found = assessed(0.9, 0.8)
+    assert found.score.estimate == found.scores["macro_f1"]["finetuned"].estimate
+    assert found.score.low < found.score.estimate < found.score.high
+    assert np.array(found.confusion).sum() == found.num_test_rows == 900
+    assert sum(row.support for row in found.per_label) == 900
+    assert sum(found.agreement.model_dump().values()) == 900
+    assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(np.trace(found.confusion) / 900)
+    assert found.gain_over_champion is None
+    assert found.baselines == ["majority", "tfidf"]
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("finetuned", "baseline", "justified", "opening"),
+    [
+        (0.9, 0.7, True, "Full fine-tuning was worth it:"),
+        (0.8, 0.8, False, "Full fine-tuning is not shown to be worth it"),
+        (0.6, 0.8, False, "Full fine-tuning was not worth it, a cheaper way is better"),
+    ],
+)
+def test_justification_says_which_way_it_went(finetuned, baseline, justified, opening):
+    found = assessed(finetuned, baseline).justification
+    assert (found.justified, found.best_baseline) == (justified, "tfidf")
+    assert found.sentence.startswith(opening)
+    assert "TF-IDF + logistic regression" in found.sentence
+
+
+def test_a_required_gain_must_be_exceeded():
+    scores = {name: Interval(estimate=e, low=e, high=e) for name, e in {FINETUNED: 0.8, "tfidf": 0.7}.items()}
+    gains = {"tfidf": Interval(estimate=0.1, low=0.05, high=0.15)}
+    for min_gain, justified in ((0.0, True), (0.04, True), (0.05, False), (0.1, False)):
+        found = evaluation.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
+        assert found.justified is justified
+    with pytest.raises(ValueError, match="no cheaper baseline"):
+        evaluation.justification(scores, gains, [], metric="macro_f1", confidence=0.95)
+
+
+def test_weakest_groups_leave_small_and_faultless_ones_out():
+    labels = np.zeros(12, int)
+    predicted = np.array([1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1])
+    groups = ["bad"] * 3 + ["some"] * 4 + ["fine"] * 3 + ["small"] * 2
+    found = evaluation.weakest_groups(labels, predicted, groups)
+    assert [(g.group, g.num_errors, g.num_rows) for g in found] == [("bad", 2, 3), ("some", 1, 4)]
+
+
+def test_an_interval_is_finite_and_ordered():
+    for low, high in ((0.5, 0.4), (float("nan"), 0.5), (0.1, float("inf"))):
+        with pytest.raises(ValueError, match="not an interval"):
+            Interval(estimate=0.45, low=low, high=high)

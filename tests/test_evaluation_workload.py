@@ -1,0 +1,235 @@
+"""The evaluation's process on a small snapshot, a small real transformer and real baselines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification
+
+from fullft_assets import chunks, documents, evaluation, examples, release, snapshot
+from fullft_assets.errors import StoreError
+from fullft_assets.evaluation import Evaluation
+from fullft_assets.jobs import Job
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.snapshot import load_split
+from fullft_assets.store import Manifest, Store
+from fullft_assets.use_case import UseCase
+from fullft_assets.workloads import baselines
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.evaluation import map_labels, work
+
+WORDS = {
+    "invoice": ["amount", "due", "payment", "bank", "total", "tax"],
+    "letter": ["dear", "sir", "regards", "sincerely", "meeting", "hope"],
+    "order": ["deliver", "pieces", "item", "quantity", "ship", "address"],
+}
+COMMON = [f"word{i}" for i in range(60)]
+
+
+def write_documents(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with (folder / "documents.jsonl").open("w") as file:
+        for number in range(360):
+            label = sorted(WORDS)[number % 3]
+            words = [*rng.choice(WORDS[label], 2), *rng.choice(COMMON, 14)]
+            row = {"id": f"d{number}", "text": " ".join(rng.permutation(words)), "kind": label, "author": f"a{number // 4}"}
+            file.write(json.dumps(row) + "\n")
+
+
+def write_tokenizer(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COMMON, *(word for group in WORDS.values() for word in group)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def small_model(labels: list[str], order: list[int], *, head: list[str] | None = None) -> BertForSequenceClassification:
+    """A seeded model whose outputs stand in the given order of the same head's rows."""
+    torch.manual_seed(3)
+    names = head or [labels[i] for i in order]
+    config = BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64,
+        num_labels=len(labels), id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        # Sharper than an initial model, so that the answers differ from row to row.
+        weight = torch.randn(len(labels), 32)
+        model.classifier.weight.copy_(weight[order])
+    return model
+
+
+class Lab:
+    """A use case with everything up to its evaluation."""
+
+    def __init__(self, root: Path):
+        write_documents(root / "data")
+        self.base_model = root / "base"
+        self.labels = sorted(WORDS)
+        small_model(self.labels, [0, 1, 2]).save_pretrained(self.base_model)
+        write_tokenizer(self.base_model)
+        settings = UseCaseSettings(
+            base_model=str(self.base_model),
+            documents={"path": "data"},
+            examples={"label": "kind", "group": "author"},
+            chunks={"max_tokens": 16, "stride": 2},
+            snapshot={"test_share": 0.3},
+            evaluation={"resamples": 200},
+        )
+        self.store, self.root = Store(str(root / "store")), root
+        self.use_case = UseCase(name="mail", settings=settings, yaml_path=root / "defs.yaml", project_root=root)
+        [batch] = documents.cut_batches(self.store, "mail", root / "data", settings.documents)
+        raw = documents.keep(self.store, self.use_case, batch.name)
+        valid, _ = examples.validate(self.store, self.use_case, raw)
+        cut = chunks.tokenize(self.store, self.use_case, valid)
+        self.snapshot = snapshot.take(self.store, self.use_case, {batch.name: valid}, {batch.name: cut})
+        self.test = load_split(self.store, self.snapshot, "test")
+        self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines)
+        curve = [{"rows": 50, "macro_f1": 0.4}, {"rows": 100, "macro_f1": 0.5}]
+        self.pilot = self.artifact("pilot_run", "p", lambda folder: None, {"learning_curve": curve})
+
+    def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
+        with self.store.create("mail", stage, key, version="1", seed=17) as draft:
+            fill(draft.path)
+            return draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=metadata or {})
+
+    def _fit_baselines(self, folder: Path) -> None:
+        train = load_split(self.store, self.snapshot, "train")
+        baselines.Majority.fit(train, 3).save(folder)
+        baselines.Tfidf.fit(train, 3).save(folder)
+        embeddings = baselines.embed(self.base_model, train.windows)
+        baselines.FrozenProbe.fit(self.base_model, embeddings, train.labels, 3).save(folder)
+
+    def checkpoint(self, name: str, model: BertForSequenceClassification) -> Manifest:
+        def fill(folder: Path) -> None:
+            model.save_pretrained(folder / "model")
+            shutil.copy(self.base_model / "tokenizer.json", folder / "model" / "tokenizer.json")
+            (folder / "logs").mkdir()
+            log = [{"step": 1, "loss": 1.1}, {"step": 2, "loss": 0.9}, {"step": 2, "validation_loss": 1.0}]
+            (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+        return self.artifact("finetuned_checkpoint", name, fill, {"training_seconds": 61.0})
+
+    def evaluate(
+        self, checkpoint: Manifest, key: str, champion: Manifest | None = None, settings: UseCaseSettings | None = None
+    ) -> Manifest:
+        inputs = {
+            "training_snapshot": self.snapshot.ref,
+            "finetuned_checkpoint": checkpoint.ref,
+            "cheaper_baselines": self.baselines.ref,
+            "pilot_run": self.pilot.ref,
+        }
+        if champion is not None:
+            inputs["champion"] = champion.ref
+        job = Job(
+            case="mail", stage="evaluation_report", key=key, project_root=str(self.root), store_url=self.store.url,
+            settings=settings or self.use_case.settings, inputs=inputs,
+        )  # fmt: skip
+        work(job, self.store, Progress(silent=True))
+        return self.store.find("mail", "evaluation_report", key)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("mail"))
+
+
+@pytest.fixture(scope="module")
+def candidate(lab) -> Manifest:
+    return lab.checkpoint("candidate", small_model(lab.labels, [0, 1, 2]))
+
+
+@pytest.fixture(scope="module")
+def report(lab, candidate) -> Manifest:
+    return lab.evaluate(candidate, "first")
+
+
+def test_the_artifact_is_whole(lab, report):
+    names = set(report.files)
+    assert {"report.html", "report.md", "predictions.parquet", "decision.json", "evaluation.json"} <= names
+    assert {f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")} <= names
+    gates = ["beats_baselines", "beats_champion", "score_is_sufficient", "test_set_is_large_enough"]
+    assert [check.name for check in report.checks] == gates
+    assert all(check.severity == "warn" for check in report.checks)
+    assert report.check("beats_champion").description == "no champion yet"
+
+
+def test_predictions_recompute_the_headline(lab, report):
+    table = pq.read_table(lab.store.folder(report) / "predictions.parquet")
+    assert table.column_names == ["id", "label", "predicted", "probability", "group"]
+    rows = table.to_pydict()
+    assert rows["id"] == lab.test.ids
+    assert rows["label"] == [lab.labels[i] for i in lab.test.labels]
+    assert report.metadata["macro_f1"] == pytest.approx(f1_score(rows["label"], rows["predicted"], average="macro"))
+    assert report.metadata["macro_f1_low"] < report.metadata["macro_f1"] < report.metadata["macro_f1_high"]
+    assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (len(lab.test), len(set(lab.test.groups)))
+    tfidf = baselines.load(lab.store.folder(lab.baselines), lab.base_model)["tfidf"].predict(lab.test).argmax(1)
+    assert report.metadata["tfidf_macro_f1"] == pytest.approx(f1_score(lab.test.labels, tfidf, average="macro"))
+
+
+def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report):
+    # The words give the label away to TF-IDF; a model that was never trained guesses.
+    assert report.metadata["tfidf_macro_f1"] > 0.8 > 0.6 > report.metadata["macro_f1"]
+    decision = release.Verdict.model_validate_json((lab.store.folder(report) / "decision.json").read_bytes())
+    assert not decision.promote
+    assert not report.check("beats_baselines").passed
+    assert report.metadata["verdict"] == decision.sentence
+    assert not report.metadata["justified"]
+    page = (lab.store.folder(report) / "report.html").read_text()
+    assert "Full fine-tuning was not worth it, a cheaper way is better" in page
+    assert "0 h 1 min 1 s" in page
+
+
+def test_texts_stand_only_in_the_html(lab, report):
+    folder = lab.store.folder(report)
+    shown = [text for text in lab.test.texts if text in (folder / "report.html").read_text()]
+    assert len(shown) >= 5
+    for name in ("report.md", "evaluation.json", "decision.json", "manifest.json"):
+        content = (folder / name).read_text()
+        assert not any(text in content for text in lab.test.texts), name
+
+
+def test_a_champion_with_its_labels_in_another_order_is_read_by_name(lab, candidate, report):
+    # The same model with its outputs in another order answers the same, so the gain is exactly zero.
+    champion = lab.checkpoint("champion", small_model(lab.labels, [2, 0, 1]))
+    second = lab.evaluate(candidate, "second", champion)
+    assert second.metadata["incumbent"] == champion.ref
+    assert second.metadata["champion_macro_f1"] == pytest.approx(report.metadata["macro_f1"])
+    assert second.metadata["gain_over_champion"] == 0.0
+    assert not second.check("beats_champion").passed
+    found = Evaluation.model_validate_json((lab.store.folder(second) / "evaluation.json").read_bytes())
+    assert found.has_champion
+    # The same seed, the same resamples: what is compared does not change the candidate's interval.
+    assert found.score.low == report.metadata["macro_f1_low"]
+
+
+def test_a_champion_without_a_label_never_answers_it(lab, candidate):
+    champion = lab.checkpoint("older", small_model(lab.labels, [0, 1, 2], head=["invoice", "letter", "memo"]))
+    found = lab.evaluate(candidate, "third", champion)
+    assert found.metadata["champion_macro_f1"] < 0.67
+
+
+def test_map_labels():
+    mapped = map_labels(np.array([[0.2, 0.6, 0.2], [0.0, 1.0, 0.0]]), ["b", "gone", "a"], ["a", "b", "new"])
+    assert mapped == pytest.approx(np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
+    with pytest.raises(StoreError, match="knows none of the labels a, b, only x, y"):
+        map_labels(np.eye(2), ["x", "y"], ["a", "b"])
+
+
+def test_settings_decide_which_checks_there_are(lab, candidate):
+    gates = ReleaseSettings(max_calibration_error=0.01)
+    found = lab.evaluate(candidate, "calibrated", settings=lab.use_case.settings.model_copy(update={"release": gates}))
+    assert not found.check("is_calibrated").passed
+    enough = found.check("test_set_is_large_enough")
+    assert enough.passed is (enough.metadata["half_width"] <= evaluation.MAX_HALF_WIDTH)

@@ -1,0 +1,331 @@
+"""Workloads are really launched, killed and counted: under a real Dagster instance, its CLI and torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+from probe_workloads.definitions import defs, probe_job
+
+from fullft_assets.errors import Interrupted
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.workloads.entry import Progress
+
+TESTS = Path(__file__).parent
+SECONDS = 30.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for the probe's pids; what is still alive at the end is killed, so that no test leaves anything."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PROBE_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PROBE_PROCESSES", "1")
+    monkeypatch.setenv("PROBE_GRACE", "20")
+    yield tmp_path
+    for process in _left_pids(tmp_path):
+        process.kill()
+
+
+@pytest.fixture
+def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """A real instance on a home of its own."""
+    home = folder / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        yield instance
+
+
+def _wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.05)
+
+
+def _process(folder: Path, name: str) -> psutil.Process:
+    _wait_for((folder / f"{name}.pid").exists, f"{name} started")
+    return psutil.Process(int((folder / f"{name}.pid").read_text()))
+
+
+def _left_pids(folder: Path) -> list[psutil.Process]:
+    found = [int(path.read_text()) for path in folder.glob("*.pid")]
+    return [psutil.Process(pid) for pid in found if psutil.pid_exists(pid) and is_alive(psutil.Process(pid))]
+
+
+def _supervisor_of(workload: psutil.Process) -> psutil.Process:
+    return next(p for p in workload.parents() if "fullft_assets.launchers.supervisor" in p.cmdline())
+
+
+def _all_gone(processes: list[psutil.Process]) -> None:
+    _wait_for(lambda: not any(map(is_alive, processes)), f"{processes} ended")
+
+
+class TestUnderDagster:
+    def _materialize(self, instance, monkeypatch, stage: str) -> dg.ExecuteInProcessResult:
+        monkeypatch.setenv("PROBE_STAGE", stage)
+        return defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, raise_on_error=False)
+
+    def _failure(self, result: dg.ExecuteInProcessResult) -> str:
+        assert not result.success
+        return result.get_step_failure_events()[0].step_failure_data.error.cause.message.strip()
+
+    def test_result_is_the_manifest_and_progress_is_in_the_log(self, instance, monkeypatch, folder):
+        result = self._materialize(instance, monkeypatch, "writes")
+        assert result.success
+        manifest = probe_job(folder, "writes")[1].find("probe", "writes", "k1")
+        materializations = result.asset_materializations_for_node("probed")
+        assert [m.metadata["ref"].value for m in materializations] == [manifest.ref]
+        messages = [entry.user_message for entry in instance.all_logs(result.run_id)]
+        assert "reading the rows" in messages
+        assert [m for m in messages if m.startswith("step ")] == ["step 1/1,000 (0%), loss 0.25"]
+
+    def test_mendable_error_surfaces_as_its_one_line(self, instance, monkeypatch):
+        message = self._failure(self._materialize(instance, monkeypatch, "refuses"))
+        assert message == ("fullft_assets.errors.WorkloadError: documents/a.csv:3: no field `label`; name it in examples.label")
+
+    def test_crash_surfaces_as_type_and_first_line(self, instance, monkeypatch):
+        message = self._failure(self._materialize(instance, monkeypatch, "crashes"))
+        assert "WorkloadError: probe failed: RuntimeError: the roof is on fire; the traceback is in" in message
+        assert len(message.splitlines()) == 1
+
+    def test_missing_manifest_is_a_failure(self, instance, monkeypatch):
+        message = self._failure(self._materialize(instance, monkeypatch, "forgets"))
+        assert "workload probe ended with exit code 0 but without its manifest: no artifact probe/forgets/k1" in message
+
+    def test_killed_workload_names_the_signal(self, instance, monkeypatch):
+        message = self._failure(self._materialize(instance, monkeypatch, "is_killed"))
+        assert message.endswith("workload probe was killed by SIGKILL (out of memory?); see the step's stderr")
+
+
+class TestRunThatEnds:
+    """The run's own process is started from Dagster's command line, then cancelled or killed."""
+
+    @pytest.fixture
+    def start(self, instance, folder, monkeypatch) -> Iterator[Callable[..., tuple]]:
+        """Starts a run; returns it and its step process, supervisor, workload and the workload's helper."""
+        runs = []
+
+        def start(executor: str, stage: str = "works") -> tuple[subprocess.Popen, list[psutil.Process]]:
+            monkeypatch.setenv("PROBE_STAGE", stage)
+            command = ["-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j"]
+            with (folder / "output").open("wb") as output:
+                run = subprocess.Popen([sys.executable, *command, executor], stdout=output, stderr=output)
+            runs.append(run)
+            workload = _process(folder, "workload0")
+            step = _supervisor_of(workload).parent()
+            return run, [step, _supervisor_of(workload), workload, _process(folder, "helper0")]
+
+        yield start
+        for run in runs:
+            run.kill()
+            run.wait()
+
+    @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+    def test_killed_run_leaves_no_process_but_a_checkpoint(self, start, folder, executor):
+        run, processes = start(executor)
+        watched = processes[1].cmdline()[processes[1].cmdline().index("--watch") + 1].split(",")
+        assert set(map(int, watched)) == {processes[0].pid, run.pid}
+        run.kill()
+        _all_gone(processes)
+        assert (folder / "checkpoint0").read_text() == "whole"
+
+    @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_cancelled_run_writes_its_checkpoint_and_leaves_no_process(self, start, instance, folder, executor, number):
+        run, processes = start(executor)
+        instance.report_run_canceling(instance.get_runs()[0])  # as the UI's cancel does before it sends the signal
+        run.send_signal(number)
+        run.wait(SECONDS)
+        _all_gone(processes)
+        assert (folder / "checkpoint0").read_text() == "whole"
+        assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
+
+    def test_killed_step_process_leaves_no_workload(self, start, folder):
+        _, processes = start("multiprocess")
+        processes[0].kill()
+        _all_gone(processes)
+
+    def test_workload_that_ignores_a_cancel_is_killed_after_the_grace_time(self, start, monkeypatch, folder):
+        monkeypatch.setenv("PROBE_GRACE", "2")
+        run, processes = start("in_process", "ignores")
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        _all_gone(processes[1:])
+        assert 2 <= time.monotonic() - began < 6
+        assert not (folder / "checkpoint0").exists()
+        run.wait(SECONDS)
+
+    def test_killed_supervisor_fails_the_run_and_leaves_no_process(self, start, folder):
+        run, processes = start("in_process", "ignores")
+        processes[1].kill()
+        assert run.wait(SECONDS) != 0
+        _all_gone(processes)
+        assert "workload probe lost its supervisor to SIGKILL" in (folder / "output").read_text()
+
+    def test_ranks_under_torchrun_die_with_a_killed_run(self, start, monkeypatch, folder):
+        monkeypatch.setenv("PROBE_PROCESSES", "2")
+        run, processes = start("in_process")
+        processes += [_process(folder, "workload1"), _process(folder, "helper1")]
+        run.kill()
+        _all_gone(processes)
+        assert {path.name for path in folder.glob("checkpoint*")} == {"checkpoint0", "checkpoint1"}
+
+    def test_ranks_under_torchrun_die_with_a_killed_supervisor(self, start, monkeypatch, folder):
+        monkeypatch.setenv("PROBE_PROCESSES", "2")
+        _, processes = start("in_process", "ignores")
+        processes += [_process(folder, "workload1"), _process(folder, "helper1")]
+        processes[1].kill()
+        _all_gone(processes[1:])
+
+    def test_ranks_under_torchrun_die_when_run_and_supervisor_are_killed_at_once(self, start, monkeypatch, folder):
+        monkeypatch.setenv("PROBE_PROCESSES", "2")
+        run, (_, supervisor, rank, _) = start("in_process", "ignores")
+        ranks = [rank, _process(folder, "workload1")]
+        run.kill()
+        supervisor.kill()
+        _all_gone(ranks)
+
+
+class TestSupervisor:
+    def _start(self, folder: Path, stage: str, grace: str = "20", watch: int | None = None) -> subprocess.Popen:
+        job, store = probe_job(folder, stage)
+        command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--watch", str(watch or os.getpid())]
+        command += ["--grace", grace, "--", sys.executable, "-m", "probe_workloads.probe", "--job", job.write(store)]
+        return subprocess.Popen(command)
+
+    @pytest.mark.parametrize(("stage", "code"), [("writes", 0), ("refuses", 3), ("crashes", 1), ("is_killed", 128 + 9)])
+    def test_exit_code_is_the_commands(self, folder, stage, code):
+        assert self._start(folder, stage).wait(SECONDS) == code
+
+    def test_end_of_the_command_ends_its_helpers_too(self, folder):
+        supervisor = self._start(folder, "works")
+        helper = _process(folder, "helper0")
+        _process(folder, "workload0").terminate()
+        assert supervisor.wait(SECONDS) == 3
+        assert not is_alive(helper)
+
+    def test_death_of_a_watched_process_stops_the_command(self, folder):
+        watched = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+        supervisor = self._start(folder, "works", watch=watched.pid)
+        processes = [_process(folder, "workload0"), _process(folder, "helper0")]
+        watched.kill()  # not waited for: a zombie counts as dead
+        assert supervisor.wait(SECONDS) == 3
+        assert (folder / "checkpoint0").exists()
+        assert not any(map(is_alive, processes))
+        watched.wait()
+
+    def test_nothing_starts_when_the_watched_process_is_gone(self, folder):
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        assert self._start(folder, "works", watch=gone.pid).wait(SECONDS) == 128 + signal.SIGTERM
+        assert not list(folder.glob("*.pid"))
+
+    def test_killed_supervisor_takes_the_workload_along(self, folder):
+        supervisor = self._start(folder, "ignores")
+        workload = _process(folder, "workload0")
+        supervisor.kill()
+        supervisor.wait()
+        _all_gone([workload])
+
+    def test_it_starts_without_dagster_or_torch(self):
+        code = "import sys, fullft_assets.launchers.supervisor; print({'dagster', 'torch'} & set(sys.modules))"
+        assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+class TestByHand:
+    def _run(self, uri: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "probe_workloads.probe", "--job", uri]
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+
+    def test_workload_runs_without_dagster(self, folder):
+        job, store = probe_job(folder, "writes")
+        done = self._run(job.write(store))
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = [line.split("] ")[1] for line in done.stdout.splitlines()]
+        assert lines == ["reading the rows", "step 1/1,000 (0%), loss 0.25"]
+        assert store.find("probe", "writes", "k1").metadata == {"rank": None}
+
+    def test_mendable_error_is_one_line_and_exit_code_3(self, folder):
+        job, store = probe_job(folder, "refuses")
+        done = self._run(job.write(store))
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert done.stderr.startswith("documents/a.csv:3: no field `label`")
+
+    def test_missing_job_file_is_one_line(self, folder):
+        done = self._run(str(folder / "none.json"))
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert "none.json: not a job file" in done.stderr
+
+    @pytest.mark.parametrize(("presses", "code"), [(1, 3), (2, -signal.SIGINT)])
+    def test_first_ctrl_c_writes_a_checkpoint_second_stops_at_once(self, folder, presses, code):
+        job, store = probe_job(folder, "works")
+        command = [sys.executable, "-m", "probe_workloads.probe", "--job", job.write(store)]
+        with (folder / "stderr").open("wb") as stderr:
+            run = subprocess.Popen(command, stderr=stderr)
+        _process(folder, "workload0")
+        for _ in range(presses):
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert run.wait(SECONDS) == code
+        assert "stopping at the next checkpoint" in (folder / "stderr").read_text()
+        assert (folder / "checkpoint0").exists() == (presses == 1)
+
+
+class TestProgress:
+    def test_steps_are_rate_limited_and_end_with_an_eta(self, capsys, monkeypatch):
+        monkeypatch.setattr("fullft_assets.workloads.entry.STEP_SECONDS", 0.2)
+        progress = Progress()
+        began = time.monotonic()
+        for done in range(100, 160):
+            progress.step(done, 200, loss=0.5, skipped=None, tokens_per_second=12345.6)
+            time.sleep(0.01)
+        num_windows = (time.monotonic() - began) / 0.2
+        lines = capsys.readouterr().out.splitlines()
+        assert 2 <= len(lines) <= num_windows + 1
+        assert lines[0].endswith("s] step 100/200 (50%), loss 0.5, tokens_per_second 12,346")
+        assert lines[-1].rsplit("ETA ", 1)[1] in ("0 s", "1 s", "2 s")
+
+    def test_time_left_counts_from_the_step_that_was_resumed(self, capsys, monkeypatch):
+        monkeypatch.setattr("fullft_assets.workloads.entry.STEP_SECONDS", 0.0)
+        progress = Progress()
+        progress.step(900, 1000)
+        time.sleep(0.5)
+        progress.step(901, 1000)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert 45 <= _seconds(last.rsplit("ETA ", 1)[1]) <= 75
+
+    def test_dagsters_log_gets_the_first_hundred_lines_then_few(self, capsys):
+        reported = []
+        progress = Progress(reported.append)
+        for number in range(500):
+            progress.say(f"line {number}")
+        assert reported == [f"line {number}" for number in range(100)]
+        assert len(capsys.readouterr().out.splitlines()) == 500
+
+    def test_other_ranks_are_silent(self, capsys):
+        reported = []
+        progress = Progress(reported.append, silent=True)
+        progress.say("a")
+        progress.step(1, 2)
+        assert (capsys.readouterr().out, reported) == ("", [])
+
+    def test_work_without_checkpoint_ends_when_asked(self):
+        progress = Progress()
+        progress.raise_if_stopped()
+        progress.stop_requested = True
+        with pytest.raises(Interrupted):
+            progress.raise_if_stopped()
+
+
+def _seconds(duration: str) -> int:
+    parts = duration.split()
+    return sum(int(n) * {"s": 1, "min": 60, "h": 3600}[unit] for n, unit in zip(parts[::2], parts[1::2], strict=True))

@@ -1,0 +1,383 @@
+"""Gates of a release, the champion's pointer and its history, the model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from fullft_assets import release
+from fullft_assets.errors import GateError
+from fullft_assets.evaluation import (
+    CHAMPION,
+    FINETUNED,
+    Agreement,
+    Evaluation,
+    Interval,
+    Justification,
+    LabelScore,
+    ReliabilityBin,
+)
+from fullft_assets.release import Champion
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.store import Manifest, Store
+from fullft_assets.use_case import UseCase
+
+
+def interval(estimate: float, low: float | None = None, high: float | None = None) -> Interval:
+    return Interval(estimate=estimate, low=estimate if low is None else low, high=estimate if high is None else high)
+
+
+def figures(
+    *, score: float = 0.85, gain: Interval | None = None, over_champion: Interval | None = None, calibration_error: float = 0.03
+) -> Evaluation:
+    gain = gain or interval(0.05, 0.02, 0.08)
+    scores = {FINETUNED: interval(score, score - 0.02, score + 0.02), "tfidf": interval(score - gain.estimate)}
+    gains = {"tfidf": gain}
+    if over_champion is not None:
+        scores[CHAMPION], gains[CHAMPION] = interval(score - over_champion.estimate), over_champion
+    return Evaluation(
+        primary_metric="macro_f1",
+        confidence=0.95,
+        resamples=1_000,
+        labels=["notice", "text"],
+        num_test_rows=100,
+        num_test_groups=40,
+        baselines=["tfidf"],
+        has_champion=over_champion is not None,
+        scores={"macro_f1": scores, "accuracy": scores},
+        gains={"macro_f1": gains, "accuracy": gains},
+        calibration_error=calibration_error,
+        reliability=[ReliabilityBin(low=0.8, high=0.9, num_rows=100, confidence=0.85, accuracy=0.82)],
+        per_label=[
+            LabelScore(label="notice", precision=0.9, recall=0.8, f1=0.85, support=60),
+            LabelScore(label="text", precision=0.7, recall=0.8, f1=0.75, support=40),
+        ],
+        confusion=[[48, 12], [8, 32]],
+        weakest_groups=[],
+        agreement=Agreement(both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15),
+        justification=Justification(best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."),
+    )
+
+
+def failing(evaluation: Evaluation, **changed: float) -> set[str]:
+    found = release.verdict(evaluation, ReleaseSettings(**changed))
+    assert found.promote is all(reason.passed for reason in found.reasons)
+    return {reason.gate for reason in found.reasons if not reason.passed}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "changed", "expected"),
+    [
+        (figures(), {}, set()),
+        (figures(gain=interval(0.05, 0.0, 0.1)), {}, {"beats_baselines"}),
+        (figures(gain=interval(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
+        (figures(gain=interval(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
+        (figures(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
+        (figures(over_champion=interval(0.01, -0.01, 0.03)), {}, set()),
+        (figures(over_champion=interval(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
+        (figures(over_champion=interval(-0.01, -0.02, 0.01)), {}, {"beats_champion"}),
+        (figures(over_champion=interval(-0.01, -0.02, 0.01)), {"min_gain_over_champion": -0.05}, set()),
+        (figures(over_champion=interval(-0.02, -0.03, -0.01)), {"min_gain_over_champion": -0.05}, {"beats_champion"}),
+        (figures(score=0.85), {"min_score": 0.85}, set()),
+        (figures(score=0.85), {"min_score": 0.86}, {"score_is_sufficient"}),
+        (figures(calibration_error=0.4), {}, set()),
+        (figures(calibration_error=0.05), {"max_calibration_error": 0.05}, set()),
+        (figures(calibration_error=0.06), {"max_calibration_error": 0.05}, {"is_calibrated"}),
+        (figures(calibration_error=float("nan")), {"max_calibration_error": 0.05}, {"is_calibrated"}),
+        (
+            figures(score=0.5, gain=interval(-0.1, -0.2, 0.0), over_champion=interval(-0.1, -0.2, -0.05)),
+            {"min_score": 0.6},
+            {"beats_baselines", "beats_champion", "score_is_sufficient"},
+        ),
+    ],
+)
+def test_gates(evaluation, changed, expected):
+    assert failing(evaluation, **changed) == expected
+
+
+def test_no_champion_passes_and_says_so():
+    reasons = {reason.gate: reason for reason in release.verdict(figures(), ReleaseSettings()).reasons}
+    assert reasons["beats_champion"].passed
+    assert reasons["beats_champion"].text == "no champion yet"
+
+
+def test_the_sentence_names_each_failing_gate():
+    found = release.verdict(figures(score=0.4, gain=interval(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6))
+    assert found.sentence.startswith("Not promoted: ")
+    assert "release.min_gain_over_baselines" in found.sentence
+    assert "release.min_score" in found.sentence
+    assert "release.min_gain_over_champion" not in found.sentence
+
+
+share = st.floats(0, 1)
+difference = st.floats(-1, 1)
+gains = st.tuples(difference, difference, difference).map(sorted).map(lambda t: interval(t[1], t[0], t[2]))
+gates = st.builds(
+    ReleaseSettings,
+    min_gain_over_baselines=difference,
+    min_gain_over_champion=difference,
+    min_score=share,
+    max_calibration_error=st.none() | st.floats(0.01, 1),
+)
+evaluations = st.builds(figures, score=share, gain=gains, over_champion=st.none() | gains, calibration_error=share)
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(evaluations, gates)
+def test_promotion_needs_every_gate(evaluation, settings):
+    found = release.verdict(evaluation, settings)
+    over_champion = evaluation.gain_over_champion
+    expected = evaluation.gain_over_best_baseline.low > settings.min_gain_over_baselines
+    expected &= evaluation.score.estimate >= settings.min_score
+    if over_champion is not None:
+        expected &= over_champion.estimate > settings.min_gain_over_champion and over_champion.high >= 0
+    if settings.max_calibration_error is not None:
+        expected &= evaluation.calibration_error <= settings.max_calibration_error
+    assert found.promote == expected
+    assert ("is_calibrated" in {r.gate for r in found.reasons}) == (settings.max_calibration_error is not None)
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(evaluations, gates, share)
+def test_a_higher_lower_end_never_costs_the_promotion(evaluation, settings, step):
+    gain = evaluation.gain_over_best_baseline
+    raised = gain.model_copy(update={"low": gain.low + step * (gain.high - gain.low)})
+    better = evaluation.model_copy(update={"justification": evaluation.justification.model_copy(update={"gain": raised})})
+    assert release.verdict(better, settings).promote >= release.verdict(evaluation, settings).promote
+
+
+# The pointer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def champion(name: str, score: float = 0.8) -> Champion:
+    ref = f"demo/finetuned_checkpoint/{name}/1"
+    return Champion(checkpoint=ref, snapshot="s", evaluation="e", score=score, promoted_at=1.0, run_id="r")
+
+
+def test_promote_and_roll_back(store):
+    assert release.read_champion(store, "demo") is None
+    for name in "abc":
+        release.promote(store, "demo", champion(name))
+    assert release.read_champion(store, "demo") == champion("c")
+    assert release.read_champion(store, "other") is None
+    assert release.rollback(store, "demo") == champion("b") == release.read_champion(store, "demo")
+    # The one that was rolled back is not what a second rollback returns to.
+    assert release.rollback(store, "demo") == champion("a") == release.read_champion(store, "demo")
+    with pytest.raises(GateError, match="none before it to roll back to"):
+        release.rollback(store, "demo")
+    assert release.read_champion(store, "demo") == champion("a")
+    assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [("b", True), ("c", True)]
+
+
+def test_nothing_to_roll_back(store):
+    with pytest.raises(GateError, match="demo: no champion was promoted yet"):
+        release.rollback(store, "demo")
+    release.promote(store, "demo", champion("a"))
+    with pytest.raises(GateError, match="is the first champion"):
+        release.rollback(store, "demo")
+
+
+def test_promoting_the_champion_again_changes_nothing(store):
+    release.promote(store, "demo", champion("a"))
+    release.promote(store, "demo", champion("a", score=0.9))
+    assert release.read_champion(store, "demo") == champion("a")
+    assert release.read_history(store, "demo") == []
+
+
+class Torn(Store):
+    """A store whose process dies inside each write, before the new file takes the place of the old."""
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = Path(self.url, name)
+        path.with_name(f".{path.name}.torn").write_bytes(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+
+def test_a_torn_write_leaves_the_old_champion_and_history(store):
+    for name in "ab":
+        release.promote(store, "demo", champion(name))
+    for action in (lambda s: release.promote(s, "demo", champion("c")), lambda s: release.rollback(s, "demo")):
+        with pytest.raises(KeyboardInterrupt):
+            action(Torn(store.url))
+        assert release.read_champion(store, "demo") == champion("b")
+        assert [r.champion for r in release.read_history(store, "demo")] == [champion("a")]
+    assert release.rollback(store, "demo") == champion("a")
+
+
+def test_the_history_is_bounded(store):
+    for number in range(release.MAX_HISTORY + 5):
+        release.promote(store, "demo", champion(str(number)))
+    assert len(release.read_history(store, "demo")) == release.MAX_HISTORY
+
+
+# Carrying a recorded decision out
+
+
+@pytest.fixture
+def use_case(tmp_path: Path) -> UseCase:
+    documents = {"path": "data", "attribution": "Rules by the project, CC-BY-4.0"}
+    settings = UseCaseSettings(base_model="models/tiny", documents=documents, examples={"label": "kind"})
+    return UseCase(name="demo", settings=settings, yaml_path=tmp_path / "defs.yaml", project_root=tmp_path)
+
+
+SNAPSHOT = {"num_train_rows": 1_000, "num_validation_rows": 50, "num_test_rows": 100, "parts": {"b1": {}}}
+CHECKPOINT = {
+    "base_model": "models/tiny",
+    "base_model_weights": "abc123",
+    "settings_digest": "def456",
+    "precision": "fp32",
+    "num_trained_parameters": 5,
+}
+
+
+class Lab:
+    """Writes the artifacts that a release reads."""
+
+    def __init__(self, store: Store, use_case: UseCase):
+        self.store, self.use_case = store, use_case
+        self.snapshot = self.artifact("training_snapshot", "s", SNAPSHOT, {}, {})
+
+    def artifact(self, stage: str, key: str, metadata: dict, inputs: dict, files: dict[str, str]) -> Manifest:
+        with self.store.create("demo", stage, key, version="1", seed=17) as draft:
+            for name, text in {"content": key, **files}.items():
+                (draft.path / name).write_text(text)
+            return draft.commit(settings={"training": {"epochs": 3}}, inputs=inputs, metadata=metadata)
+
+    def checkpoint(self, name: str) -> Manifest:
+        return self.artifact("finetuned_checkpoint", name, CHECKPOINT, {}, {})
+
+    def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str) -> Manifest:
+        judged_against = release.incumbent(self.store, "demo", checkpoint)
+        files = {
+            "evaluation.json": evaluation.model_dump_json(),
+            "decision.json": release.verdict(evaluation, ReleaseSettings()).model_dump_json(),
+        }
+        inputs = {"finetuned_checkpoint": checkpoint.content_digest, "training_snapshot": self.snapshot.content_digest}
+        return self.artifact("evaluation_report", name, {"incumbent": judged_against}, inputs, files)
+
+    def publish(self, report: Manifest, checkpoint: Manifest):
+        return release.publish(self.store, self.use_case, report=report, checkpoint=checkpoint, snapshot=self.snapshot, run_id="run")
+
+
+@pytest.fixture
+def lab(store: Store, use_case: UseCase) -> Lab:
+    return Lab(store, use_case)
+
+
+def test_publish_promotes_once_and_finds_it_the_second_time(lab):
+    checkpoint = lab.checkpoint("a")
+    report = lab.report(checkpoint, figures(), "ra")
+    outcome, manifest = lab.publish(report, checkpoint)
+    assert outcome.kind == "promoted"
+    assert release.read_champion(lab.store, "demo").checkpoint == checkpoint.ref
+    card = (lab.store.folder(manifest) / "model_card.md").read_text()
+    assert checkpoint.ref in card
+    assert "Rules by the project, CC-BY-4.0" in card
+    again, same = lab.publish(report, checkpoint)
+    assert (again.kind, same.ref) == ("already_champion", manifest.ref)
+    assert release.read_history(lab.store, "demo") == []
+
+
+def test_a_red_gate_keeps_the_champion(lab):
+    first, second = lab.checkpoint("a"), lab.checkpoint("b")
+    lab.publish(lab.report(first, figures(), "ra"), first)
+    report = lab.report(second, figures(over_champion=interval(-0.01, -0.02, 0.0)), "rb")
+    assert report.metadata["incumbent"] == first.ref
+    outcome, manifest = lab.publish(report, second)
+    assert (outcome.kind, manifest) == ("kept", None)
+    assert "gain over the champion is -0.010" in outcome.sentence
+    assert release.read_champion(lab.store, "demo").checkpoint == first.ref
+
+
+def test_the_incumbent_is_fixed_with_the_decision(lab):
+    first, second = lab.checkpoint("a"), lab.checkpoint("b")
+    assert release.incumbent(lab.store, "demo", first) is None
+    lab.publish(lab.report(first, figures(), "ra"), first)
+    assert release.incumbent(lab.store, "demo", first) is None
+    assert release.incumbent(lab.store, "demo", second) == first.ref
+    lab.publish(lab.report(second, figures(over_champion=interval(0.02)), "rb"), second)
+    assert release.read_champion(lab.store, "demo").checkpoint == second.ref
+    assert release.incumbent(lab.store, "demo", first) is None
+    assert release.incumbent(lab.store, "demo", second) == first.ref
+
+
+def test_an_old_decision_does_not_depose_a_newer_champion(lab):
+    first, second = lab.checkpoint("a"), lab.checkpoint("b")
+    old = lab.report(first, figures(), "ra")
+    newer = lab.report(second, figures(), "rb")
+    lab.publish(newer, second)
+    outcome, manifest = lab.publish(old, first)
+    assert (outcome.kind, manifest) == ("kept", None)
+    assert "the champion has changed since" in outcome.sentence
+    assert release.read_champion(lab.store, "demo").checkpoint == second.ref
+
+
+def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
+    first, second = lab.checkpoint("a"), lab.checkpoint("b")
+    lab.publish(lab.report(first, figures(), "ra"), first)
+    report = lab.report(second, figures(over_champion=interval(0.02)), "rb")
+    lab.publish(report, second)
+    release.rollback(lab.store, "demo")
+    outcome, _ = lab.publish(report, second)
+    assert outcome.kind == "kept"
+    assert "was rolled back" in outcome.sentence
+    assert release.read_champion(lab.store, "demo").checkpoint == first.ref
+
+
+def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):
+    checkpoint = lab.checkpoint("a")
+    report = lab.report(checkpoint, figures(), "ra")
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            lab.publish(report, checkpoint)
+    assert release.read_champion(lab.store, "demo") is None
+    outcome, manifest = lab.publish(report, checkpoint)
+    assert outcome.kind == "promoted"
+    assert manifest is not None
+    assert len(list((Path(lab.store.url) / "demo/champion_model").glob("*/*"))) == 1
+
+
+def test_a_report_on_another_checkpoint_is_refused(lab):
+    first, second = lab.checkpoint("a"), lab.checkpoint("b")
+    report = lab.report(first, figures(), "ra")
+    with pytest.raises(GateError, match="judged another finetuned_checkpoint"):
+        lab.publish(report, second)
+    assert release.read_champion(lab.store, "demo") is None
+
+
+def test_the_card_says_what_it_is_for_how_good_it_is_and_where_it_is_weak():
+    card = release.model_card(
+        "demo",
+        figures(over_champion=interval(0.02)),
+        lineage=[("snapshot", "demo/training_snapshot/x/1")],
+        training=[("epochs", "3")],
+        data=[("training rows", "1,000")],
+        base_model="models/tiny",
+        decision=release.verdict(figures(), ReleaseSettings()),
+        attribution="Licence texts: CC-BY-4.0.",
+        limits=["English only."],
+    )
+    for expected in (
+        "# Model card: demo", "Intended use", "| fully fine-tuned model | 0.850 (0.830 to 0.870) |", "| champion | 0.830",
+        "weakest on `text` (F1 0.750 on 40 test rows)", "English only.", "CC-BY-4.0", "demo/training_snapshot/x/1", "Promoted",
+    ):  # fmt: skip
+        assert expected in card, expected
+
+
+def test_pointer_is_one_readable_json_object(store):
+    for name in "ab":
+        release.promote(store, "demo", champion(name))
+    pointer = json.loads((Path(store.url) / "pointers/demo/champion.json").read_text())
+    assert pointer["checkpoint"] == champion("b").checkpoint
+    assert [retired["champion"]["checkpoint"] for retired in pointer["history"]] == [champion("a").checkpoint]

