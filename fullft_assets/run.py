@@ -50,7 +50,7 @@ mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __t
 #: What `Progress.step` of a workload says.
 _PROGRESS = re.compile(r"step ([\d,]+)/([\d,]+) ")
 #: What Dagster itself logs of each step, and of the ones after a failed one.
-_NOISE = ("Loaded input", "Dependencies for step")
+_NOISE = ("Loaded input", "Dependencies for step", "[pipes]")
 _POLL_SECONDS = 0.5
 _FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 #: Batches ingested at the same time: their steps are light, and a laptop has two cores.
@@ -314,5 +314,5 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         + ", ".join(f"{value:.3f} {name}" for name, value in others.items()),
         f"  gain           {found['gain_over_best_baseline']:+.3f} [{found['gain_over_best_baseline_low']:+.3f}, "
         f"{found['gain_over_best_baseline_high']:+.3f}] over {found['best_baseline']}",
-        f"  verdict        {'champion' if is_champion else 'not champion'}: {found['verdict']}",
+        f"  verdict        {found['verdict']}" + (" It is the champion now." if is_champion else ""),
     ]

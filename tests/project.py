@@ -76,6 +76,8 @@ class Project:
             "PYTHONPATH": str(self.root),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
+            # Several tests' processes share the cores; threads that wait for each other cost more than they bring.
+            "OMP_NUM_THREADS": "1",
         }
 
     def fullft(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,7 @@ from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.workloads import precision
-from fullft_assets.workloads.inference import collate, load_classifier, predict_with
+from fullft_assets.workloads.inference import collate, device, load_for_training, predict_with
 
 if TYPE_CHECKING:
     from fullft_assets.workloads.entry import Progress
@@ -119,12 +119,7 @@ def fine_tune(
     """
     set_seed(seed)
     accumulation = _accumulation(settings, num_processes)
-    model = load_classifier(
-        base_model,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-    )
+    model = load_for_training(base_model, labels, settings.attention_dropout)
     dataset, order, num_tokens = _planned_dataset(train, settings, seed)
     checkpoint = latest_checkpoint(work_folder)
     resumed_from = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
@@ -192,6 +187,7 @@ def _arguments(
         lr_scheduler_type=settings.scheduler,
         warmup_steps=round(settings.warmup_share * num_steps),
         weight_decay=settings.weight_decay,
+        optim="adamw_torch_fused",
         max_grad_norm=settings.max_grad_norm,
         bf16=chosen == "bf16",
         fp16=chosen == "fp16",
@@ -355,8 +351,16 @@ class _Watcher(TrainerCallback):
             if state.is_world_process_zero:
                 self.log.append({"step": state.global_step, **{f"validation_{k}": v for k, v in scores.items()}})
             self.progress.say(f"step {state.global_step}: validation " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-        if self.progress.stop_requested and state.global_step < state.max_steps:
+        if state.global_step < state.max_steps and self._all_ranks_stop():
             self.stopped = control.should_save = control.should_training_stop = True
+
+    def _all_ranks_stop(self) -> bool:
+        if not torch.distributed.is_initialized():
+            return self.progress.stop_requested
+        # Ranks hear of a stop at different steps; one that saved alone would wait for the others for ever.
+        flag = torch.tensor(int(self.progress.stop_requested), device=device())
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
 
 
 def score(model: PreTrainedModel, split: Split) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from fullft_assets.workloads import precision
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: Padded tokens in one forward pass: a GPU wants many, a CPU as many as stay in its caches.
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+
+#: What configurations call the dropout of attention weights (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ def load_classifier(folder: Path, **options: object) -> PreTrainedModel:
     """Load a sequence classifier from safetensors; remote code is never run."""
     return AutoModelForSequenceClassification.from_pretrained(
         str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **options
+    )
+
+
+def load_for_training(folder: Path, labels: list[str], attention_dropout: float | None) -> PreTrainedModel:
+    """Load a pretrained model with a new head for these labels, on the CPU, in fp32."""
+    options: dict[str, object] = {}
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    for name in _ATTENTION_DROPOUT:
+        if attention_dropout is not None and hasattr(config, name):
+            options[name] = attention_dropout
+    return load_classifier(
+        folder,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        **options,
     )
 
 

@@ -27,7 +27,7 @@ from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.workloads import baselines, precision
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import fine_tune, peak_memory_bytes, planned_order
-from fullft_assets.workloads.inference import collate, device, embed, load_classifier
+from fullft_assets.workloads.inference import collate, device, embed, load_for_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,8 +99,8 @@ def measure(shared: Planning) -> planning.Measured:
     order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, shared.job.settings.seed)
     micro = [order[i : i + settings.micro_batch_size] for i in range(0, len(order), settings.micro_batch_size)]
     longest = np.array([lengths[batch].max() for batch in micro])
-    model = load_classifier(shared.base_model, num_labels=len(shared.labels)).train().to(device())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    model = load_for_training(shared.base_model, shared.labels, settings.attention_dropout).train().to(device())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     windows = [window for document in shared.train.windows for window in document]
     by_length = np.argsort(-longest, kind="stable")
     # The longest first: it decides the memory, and warms everything up.
