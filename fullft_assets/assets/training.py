@@ -1,12 +1,15 @@
 """training: training_snapshot, feasibility_plan, pilot_run -> finetuned_checkpoint."""
 
+import json
+
 import dagster as dg
 
 from fullft_assets import training
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.base_model import read_header, resolve_base_model
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest, artifact_key
+from fullft_assets.store import Manifest, Store, artifact_key
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -41,7 +44,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             key = training_key(case, training_snapshot)
             job = case.job("finetuned_checkpoint", key, context.instance, {"training_snapshot": training_snapshot})
             manifest = store.find(case.name, "finetuned_checkpoint", key) or case.launcher().run(context, "training", job, store)
-        return case.result(manifest, "finetuned_checkpoint", store)
+        return case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
 
@@ -51,3 +54,9 @@ def training_key(case: Case, snapshot: Manifest) -> str:
     header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision}
     return artifact_key("finetuned_checkpoint", training.VERSION, training.key_settings(case.settings), inputs, case.settings.seed)
+
+
+def _curves(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
+    lines = [json.loads(line) for line in (store.folder(manifest) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    curves = {"loss": "training loss", "validation_loss": "validation loss"}
+    return {f"{key}_curve": sparkline([line[key] for line in lines if key in line], caption) for key, caption in curves.items()}
