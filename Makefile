@@ -3,7 +3,9 @@ USE_CASE ?= licences
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export DAGSTER_HOME := $(CURDIR)/.home
+# Runs, logs and artifacts. Not taken from the shell's DAGSTER_HOME: the demo must not write into somebody's own.
+FULLFT_HOME ?= $(CURDIR)/.home
+export DAGSTER_HOME := $(FULLFT_HOME)
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
@@ -23,7 +25,7 @@ $(VENV)/.installed: pyproject.toml
 install: $(VENV)/.installed ## Create .venv with everything
 
 home: install
-	@mkdir -p $(DAGSTER_HOME) && ln -sf ../dagster.yaml $(DAGSTER_HOME)/dagster.yaml
+	@mkdir -p $(DAGSTER_HOME) && ln -sf $(CURDIR)/dagster.yaml $(DAGSTER_HOME)/dagster.yaml
 
 run: home ## Prepare a use case and materialise its whole graph: make run [USE_CASE=licences]
 	@$(BIN)/fullft run $(USE_CASE)
@@ -31,7 +33,7 @@ run: home ## Prepare a use case and materialise its whole graph: make run [USE_C
 ui: home ## Dagster's UI on the same home, with sensors and schedules: http://localhost:3000
 	@$(BIN)/fullft prepare
 	@$(BIN)/dagster instance info >/dev/null
-	@$(BIN)/dagster dev --workspace workspace.yaml --port $${PORT:-3000}
+	@$(BIN)/dagster dev -w workspace.yaml -p $${PORT:-3000}
 
 check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)

@@ -8,7 +8,7 @@ import dagster as dg
 from fullft_assets import documents, release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
-from fullft_assets.store import Store, digest
+from fullft_assets.store import Manifest, Store, digest
 
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
 MODEL = (
@@ -100,17 +100,23 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     @dg.sensor(
         name=name,
         job_name=job,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=settings.documents.poll_seconds,
         description=f"Cuts new and changed files into {kind}es and runs each once." if kind == "batch" else "Compares each new production file with what the model learned on.",
     )
     def new_files(context: dg.SensorEvaluationContext):
         store = case.store(context.instance)
+        # A run that fails for want of a model would use up the window's run key.
+        if kind == "window" and latest(store, case.name, "finetuned_checkpoint") is None:
+            return dg.SkipReason("no model to compare with yet; run the model job first")
+        folder = case.use_case.resolve(path)
         with one_line_errors():
-            documents.cut_batches(store, case.name, case.use_case.resolve(path), cutting, kind)
+            documents.cut_batches(store, case.name, folder, cutting, kind)
         # The ledger in the store is the truth, not the cursor: what a tick that died has cut is launched by the next,
         # and the run key, the batch's name, keeps a batch in flight from being launched twice.
         done = set(store.list_pointers(f"latest/{case.name}/{outcome}"))
-        new = [batch.name for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
+        # A batch that failed and whose files were since mended or taken away would fail again.
+        open_batches = [batch for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
+        new = [batch.name for batch in open_batches if documents.is_delivered(folder, batch)]
         if not new:
             return dg.SkipReason(f"nothing new in {path}")
         return dg.SensorResult(
@@ -153,7 +159,9 @@ def gather(
 ) -> retraining.Signals:
     """Read what the store and the instance know into the policy's signals."""
     examples = latest_by_partition(store, case.name, "labeled_examples")
-    snapshot = latest(store, case.name, "training_snapshot")
+    checkpoint = latest(store, case.name, "finetuned_checkpoint")
+    # Not simply the newest snapshot: the periodic evaluation takes one that nothing was trained on.
+    snapshot = store.load(checkpoint.metadata["snapshot"]) if checkpoint else latest(store, case.name, "training_snapshot")
     seen = set(snapshot.metadata["parts"]) if snapshot else set()
     usable = {n: m for n, m in examples.items() if all(c.passed for c in m.checks if c.severity == "error")}
     windows = [
@@ -161,7 +169,6 @@ def gather(
         for name, manifest in latest_by_partition(store, case.name, "drift_report").items()
     ]
     windows.sort(key=lambda window: window.at)
-    checkpoint = latest(store, case.name, "finetuned_checkpoint")
     plan = latest(store, case.name, "feasibility_plan")
     filters = dg.RunsFilter(job_name=f"{case.name}_model", statuses=_UNFINISHED)
     return retraining.Signals(
@@ -195,14 +202,28 @@ def read_state(store: Store, case: str) -> retraining.State:
     remembered = store.read_pointer(f"{case}/retraining") or {}
     champion, checkpoint = release.read_champion(store, case), latest(store, case, "finetuned_checkpoint")
     snapshot = store.load(checkpoint.metadata["snapshot"]) if checkpoint else None
+    attempts = [retraining.Attempt.model_validate(attempt) for attempt in remembered.get("attempts", [])]
     return retraining.State(
-        attempts=[retraining.Attempt.model_validate(attempt) for attempt in remembered.get("attempts", [])],
+        attempts=settle(attempts, checkpoint),
         asks=[retraining.Ask.model_validate(ask) for ask in remembered.get("asks", [])],
         trained_at=checkpoint.created_at if checkpoint else None,
         trained_on=snapshot.content_digest if snapshot else None,
         champion=champion.checkpoint if champion else None,
         champion_since=champion.promoted_at if champion else None,
     )
+
+
+def settle(attempts: list[retraining.Attempt], checkpoint: Manifest | None) -> list[retraining.Attempt]:
+    """Replace the estimate of the attempt that made a checkpoint by the hours that it took.
+
+    An attempt that ended without a checkpoint keeps its estimate: what it spent counts against the month, too.
+    """
+    made = [attempt for attempt in attempts if checkpoint is not None and attempt.started_at < checkpoint.created_at]
+    if not made:
+        return attempts
+    newest = max(made, key=lambda attempt: attempt.started_at)
+    hours = checkpoint.metadata["training_seconds"] / retraining.HOUR_SECONDS
+    return [attempt.model_copy(update={"hours": hours}) if attempt is newest else attempt for attempt in attempts]
 
 
 def record(
@@ -214,8 +235,8 @@ def record(
         attempts.append(retraining.Attempt(started_at=signals.now, hours=signals.estimated_hours, evidence=decision.evidence))
     elif decision.action == "ask_for_labels":
         asks.append(retraining.Ask(at=signals.now, evidence=decision.evidence))
-    if decision.action != "wait":
-        remembered = {"attempts": [attempt.model_dump() for attempt in attempts], "asks": [ask.model_dump() for ask in asks]}
+    remembered = {"attempts": [attempt.model_dump() for attempt in attempts], "asks": [ask.model_dump() for ask in asks]}
+    if (attempts or asks) and remembered != store.read_pointer(f"{case}/retraining"):
         store.write_pointer(f"{case}/retraining", remembered)
     names = store.list_pointers(f"{case}/retraining_decisions")
     last = store.read_pointer(f"{case}/retraining_decisions/{names[-1]}") if names else None

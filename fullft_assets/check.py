@@ -259,7 +259,10 @@ def _note(sample: list[tuple[str, dict[str, object]]], settings: UseCaseSettings
 def _no_text_note(sample: list[tuple[str, dict[str, object]]]) -> str:
     if not sample:
         return "no row could be read; rows that are not JSON objects are quarantined"
-    return _missing_field("documents.text", sample[0][0], sample)
+    field = sample[0][0]
+    if any(field in record for _, record in sample):
+        return f"documents.text: `{field}` is empty in each of the first {len(sample)} rows; such rows are quarantined"
+    return _missing_field("documents.text", field, sample)
 
 
 def _missing_field(key: str, field: str, sample: list[tuple[str, dict[str, object]]]) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "1"
+VERSION = "2"
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 #: Distinct words kept of each batch for the audit; rarer ones say little about the domain.
 _WORDS_KEPT = 5_000
@@ -200,7 +200,9 @@ def chunk(examples: pa.Table, tokenization: Tokenization) -> Chunked:
             "windows": pa.array(windows, pa.list_(pa.list_(pa.int32()))),
         }
     )
-    document_frequency = Counter(word for found in words for word in {w.lower() for w in found})
+    frequency = Counter(word for found in words for word in {w.lower() for w in found})
+    # Sets iterate in another order in each process: ties are broken by the word, or equal data had unequal digests.
+    commonest = dict(sorted(frequency.items(), key=lambda item: (-item[1], item[0]))[:_WORDS_KEPT])
     metadata = {
         "num_rows": len(texts),
         "num_tokens": sum(num_tokens),
@@ -212,7 +214,7 @@ def chunk(examples: pa.Table, tokenization: Tokenization) -> Chunked:
         "num_tokens_cut_off": sum(cut_off),
         "longest_text_tokens": max(num_tokens, default=0),
     }
-    return Chunked(table, dict(document_frequency.most_common(_WORDS_KEPT)), metadata)
+    return Chunked(table, commonest, metadata)
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,8 @@ def audit(counts: Iterable[dict[str, Any]], words: Iterable[dict[str, int]], tok
     frequency: Counter[str] = Counter()
     for batch in words:
         frequency.update(batch)
-    terms = settings.terms or [word for word, _ in frequency.most_common() if len(word) >= 5][:200]
+    commonest = sorted(frequency, key=lambda word: (-frequency[word], word))
+    terms = settings.terms or [word for word in commonest if len(word) >= 5][:200]
     pieces = [tokenization.tokenizer.encode(term, add_special_tokens=False).tokens for term in terms]
     rows = [
         {"term": term, "num_documents": frequency.get(term.lower(), 0), "num_pieces": len(p), "pieces": " ".join(p)}

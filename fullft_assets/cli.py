@@ -3,19 +3,24 @@
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from fullft_assets.errors import FullftError
-from fullft_assets.use_case import DEFS, find_use_case, load_use_case
+from fullft_assets.use_case import find_defs, find_use_case, load_use_case
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do it; an error that the user can mend is printed as its lines, without a traceback."""
     parsed = _parser().parse_args(arguments)
     try:
+        parsed.defs = parsed.defs or find_defs(Path.cwd())
         return parsed.command(parsed)
     except FullftError as error:
-        print(error, file=sys.stderr)
+        if parsed.traceback:
+            traceback.print_exc()
+        else:
+            print(error, file=sys.stderr)
         return 1
 
 
@@ -28,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_text, description=help_text)
         if use_case:
             sub.add_argument("use_case", help="name of the use case")
-        sub.add_argument("--defs", type=Path, default=DEFS, help="folder with the use cases")
+        sub.add_argument("--defs", type=Path, help="folder with the use cases (default: those of the project around this folder)")
         sub.set_defaults(command=command)
         return sub
 
@@ -69,9 +74,13 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _check(parsed: argparse.Namespace) -> int:
-    from fullft_assets.check import main as check
+    from fullft_assets.check import check_use_case
+    from fullft_assets.samples import prepare
 
-    return check([parsed.use_case, "--defs", str(parsed.defs)])
+    path = find_use_case(parsed.use_case, parsed.defs)
+    prepare(path)
+    print(check_use_case(load_use_case(path)))
+    return 0
 
 
 def _prepare(parsed: argparse.Namespace) -> int:

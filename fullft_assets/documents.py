@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "1"
+VERSION = "2"
 #: Columns of `documents.parquet`, one row a delivered row. `problem` says why a row is malformed.
 COLUMNS = ("id", "text", "label", "confidence", "group", "source", "row", "problem")
 FORMATS = {".manifest": "ground_truth", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv"}
@@ -56,21 +56,40 @@ class Batch(BaseModel):
 def scan(folder: Path) -> list[SourceFile]:
     """Return the readable-by-ending files below a folder, sorted by path; hidden and partial ones are left out.
 
+    Linked folders are followed. A dangling link is a file as well: reading it says what is wrong.
+
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or one below it cannot be listed.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: folder not found; deliver the documents there or mend documents.path")
     found = []
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    seen = {folder.resolve()}
+    for directory, subfolders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        subfolders[:] = [name for name in sorted(subfolders) if not name.startswith(".") and _is_new_folder(Path(directory, name), seen)]
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in FORMATS:
                 path = Path(directory, name)
-                status = path.stat()
+                try:
+                    status = path.stat() if path.exists() else path.lstat()
+                except FileNotFoundError:  # removed since the folder was listed
+                    continue
                 relative = path.relative_to(folder).as_posix()
                 found.append(SourceFile(path=relative, bytes=status.st_size, mtime_ns=status.st_mtime_ns))
     return sorted(found, key=lambda file: file.path)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename}: folder cannot be listed ({error.strerror}); mend its permissions") from error
+
+
+def _is_new_folder(path: Path, seen: set[Path]) -> bool:
+    # A link to a folder above would be walked for ever.
+    real = path.resolve()
+    if real in seen:
+        return False
+    seen.add(real)
+    return True
 
 
 def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
@@ -121,6 +140,18 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
         size += file.bytes
     if group:
         yield group
+
+
+def is_delivered(folder: Path, batch: Batch) -> bool:
+    """Return whether any file of a batch still lies there as it was cut: a rewritten one is in a newer batch."""
+    for file in batch.files:
+        try:
+            found = (folder / file.path).stat()
+        except OSError:
+            continue
+        if (found.st_size, found.st_mtime_ns) == (file.bytes, file.mtime_ns):
+            return True
+    return False
 
 
 def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
@@ -209,11 +240,12 @@ def read_documents(
     unreadable: dict[str, str] = {}
     for file in batch.files:
         try:
-            rows.extend(_read_file(folder / file.path, file.path, settings, label, group))
+            # A file counts whole or not at all: what stands before the broken byte is no delivery.
+            rows.extend(list(_read_file(folder / file.path, file.path, settings, label, group)))
         except OSError as error:
             unreadable[file.path] = error.strerror or type(error).__name__
-        except UnicodeDecodeError as error:
-            unreadable[file.path] = f"not UTF-8 at byte {error.start}"
+        except UnicodeDecodeError:
+            unreadable[file.path] = f"not UTF-8 on line {_first_bad_line(folder / file.path)}"
         except csv.Error as error:
             unreadable[file.path] = f"not CSV: {error}"
     if unreadable and len(unreadable) == len(batch.files):
@@ -223,6 +255,17 @@ def read_documents(
         [(name, pa.float64() if name == "confidence" else pa.int64() if name == "row" else pa.string()) for name in COLUMNS]
     )
     return pa.Table.from_pylist(rows, schema=schema), unreadable
+
+
+def _first_bad_line(path: Path) -> int:
+    # The decoder's own position counts from the start of its buffer, which helps nobody.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return number
 
 
 def _read_file(
@@ -263,10 +306,13 @@ def _label_of(record: dict[str, Any], field: str, form: str) -> dict[str, Any]:
         about = about if isinstance(about, dict) else {}
         value = about.get("class-name", value)
         confidence = about.get("confidence")
-    return {
-        "label": None if value is None or value == "" or isinstance(value, list | dict) else str(value),
-        "confidence": float(confidence) if isinstance(confidence, int | float) else None,
-    }
+    found: dict[str, Any] = {"label": None if value is None or value == "" or isinstance(value, list | dict) else str(value)}
+    if confidence is not None and confidence != "":
+        try:
+            found["confidence"] = float(confidence)  # CSV has nothing but text
+        except (TypeError, ValueError):
+            found["problem"] = "confidence is not a number"
+    return found
 
 
 def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -279,16 +325,39 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             except (ValueError, RecursionError) as error:
                 yield number, f"not JSON: {str(error).splitlines()[0]}"
                 continue
-            yield number, record if isinstance(record, dict) else "not a JSON object"
+            if not isinstance(record, dict):
+                yield number, "not a JSON object"
+            elif "\\ud" in line.lower() and not _is_unicode(record):
+                yield number, "not Unicode: half of a surrogate pair"
+            else:
+                yield number, record
+
+
+def _is_unicode(record: dict[str, Any]) -> bool:
+    # JSON may escape half of a UTF-16 pair, which is no character and cannot be stored as UTF-8.
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        for record in reader:
-            too_many = None in record
-            too_few = any(value is None for value in record.values())
-            if too_many or too_few:
-                yield reader.line_num, f"has {'more' if too_many else 'fewer'} fields than the header"
-            else:
-                yield reader.line_num, record
+        reader = csv.reader(file, strict=True)
+        header: list[str] = []
+        line = 1
+        try:
+            for fields in reader:
+                # A record is named by the line that it starts on, where a person looks for it.
+                line, start = reader.line_num + 1, line
+                if not fields:
+                    continue
+                if not header:
+                    header = fields
+                elif len(fields) != len(header):
+                    yield start, f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header"
+                else:
+                    yield start, dict(zip(header, fields, strict=True))
+        except csv.Error as error:
+            raise csv.Error(f"{error}, in the row that starts on line {line}") from error

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "1"
+VERSION = "2"
 #: Rules about one row; a row that breaks one is quarantined with the rule's reason.
 ROW_RULES = {
     "rows_are_well_formed": "malformed row",
@@ -114,12 +114,12 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str) ->
 
     hashes = [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
     table = documents.append_column("text_hash", pa.array(hashes, pa.string()))
-    frame = profile(table)
+    frame = profile(table, settings)
     failures = run_expectations(frame, settings) if len(frame) else {}
     reasons: dict[int, list[str]] = {}
-    for rule, rows in failures.items():
-        for row in rows:
-            reasons.setdefault(row, []).append(ROW_RULES[rule])
+    for rule, reason in ROW_RULES.items():
+        for row in failures.get(rule, []):
+            reasons.setdefault(row, []).append(reason)
     is_bad = pa.array([row in reasons for row in range(len(table))], pa.bool_())
     valid = table.filter(pc.invert(is_bad)).drop_columns(["problem"])
     quarantined = table.filter(is_bad)
@@ -131,8 +131,12 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str) ->
     return Examined(valid, quarantined, checks, dict(Counter(valid["label"].to_pylist()).most_common()))
 
 
-def profile(table: pa.Table) -> pd.DataFrame:
-    """Return the narrow table that the expectations run on: no text, one row a document."""
+def profile(table: pa.Table, settings: ExamplesSettings) -> pd.DataFrame:
+    """Return the narrow table that the expectations run on: no text, one row a document.
+
+    Only a sound row can make another one a duplicate: a broken first delivery must not shadow the good one.
+    Of equal texts the one of the smallest group, then id, stays, whatever the order of arrival.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(
@@ -146,12 +150,16 @@ def profile(table: pa.Table) -> pd.DataFrame:
         }
     )
     frame["num_characters"] = frame["num_characters"].astype(float)
-    # Only sound rows can make another one a duplicate: a broken first delivery must not shadow the good one.
-    sound = frame["well_formed"] & frame["num_characters"].notna() & frame["label"].notna()
-    frame["repeats_id"] = frame["id"].duplicated(keep="first")
+    sound = frame["well_formed"] & frame["num_characters"].between(settings.min_characters, settings.max_characters)
+    sound &= frame["label"].notna() if settings.labels is None else frame["label"].isin(settings.labels)
+    sound &= ~frame["confidence"].lt(settings.min_confidence)
+    frame["repeats_id"] = sound & frame["id"].where(sound).duplicated(keep="first")
     labels_a_text = frame[sound].groupby("text_hash")["label"].nunique()
     frame["conflicts"] = sound & frame["text_hash"].map(labels_a_text).fillna(0).gt(1)
-    frame["repeats_text"] = sound & ~frame["conflicts"] & frame["text_hash"].where(sound).duplicated(keep="first")
+    group = pd.Series([group or "" for group in table["group"].to_pylist()], dtype=object)
+    usable = frame.assign(group=group)[sound & ~frame["conflicts"] & ~frame["repeats_id"]]
+    kept_first = usable.sort_values(["group", "id"], kind="stable")
+    frame["repeats_text"] = kept_first["text_hash"].duplicated(keep="first").reindex(frame.index, fill_value=False)
     return frame.drop(columns=["id", "text_hash"])
 
 
@@ -230,6 +238,7 @@ def _batch_outcomes(
     bounded = share <= settings.max_quarantined_share and len(valid) > 0
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
     why = f", most often: {reasons[0][0]}" if reasons else ""
+    finding = f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}" if num_rows else "its files hold no rows"
     return [
         CheckOutcome(
             name="rows_are_accounted_for",
@@ -242,8 +251,8 @@ def _batch_outcomes(
             passed=bounded,
             description=""
             if bounded
-            else f"batch {batch_name}: {len(quarantined):,} of {num_rows:,} rows quarantined{why}; "
-            "mend the source and deliver it again, or raise examples.max_quarantined_share",
+            else f"batch {batch_name}: {finding}; mend the source and deliver it again"
+            + (", or raise examples.max_quarantined_share" if len(valid) else ""),
             metadata={"quarantined_share": share},
         ),
     ]

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.errors import SettingsError
 from fullft_assets.settings import PlanningSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "1"
+VERSION = "2"
 #: fp32 weights and gradients and the two moments of AdamW.
 STATE_BYTES_PER_PARAMETER = 16
 
@@ -118,12 +119,19 @@ def pilot_rows(num_rows: int, epochs: float, share: float, batch_size: int) -> l
     """Return the growing numbers of rows after which the pilot is scored; the last is its whole budget.
 
     The pilot is one run over nested, growing subsets, each row read once, so that `share` of the
-    planned row visits buys the longest possible learning curve.
+    planned row visits buys the longest possible learning curve. It takes two batches at the least, as a
+    curve has two points.
+
+    Raises:
+        SettingsError: there are fewer rows than two batches.
     """
-    budget = min(num_rows, int(num_rows * epochs * share)) // batch_size * batch_size
-    budget = max(budget, min(num_rows, batch_size))
-    points = {max(batch_size, budget * part // 8 // batch_size * batch_size) for part in (1, 2, 4, 8)}
-    return sorted(min(point, num_rows) for point in points)
+    if num_rows < 2 * batch_size:
+        raise SettingsError(
+            f"training.batch_size: {num_rows:,} training rows are fewer than two batches of {batch_size:,}, so a pilot has no "
+            f"learning curve; lower it to {max(1, num_rows // 8):,}, or deliver more"
+        )
+    budget = max(2 * batch_size, min(num_rows, int(num_rows * epochs * share)) // batch_size * batch_size)
+    return sorted({max(batch_size, budget * part // 8 // batch_size * batch_size) for part in (1, 2, 4, 8)})
 
 
 def extrapolate(points: Sequence[Point], target_rows: int) -> Prediction:

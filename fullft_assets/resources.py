@@ -4,44 +4,34 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
-from dagster_aws.s3 import S3Resource
 
 from fullft_assets.errors import FullftError
 from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase
 
 
-def open_store(use_case: UseCase, instance: dg.DagsterInstance, s3: S3Resource | None = None) -> Store:
+def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
     """Return a use case's store: `store` of its YAML, else $FULLFT_STORE, else `store` in Dagster's home.
 
-    Args:
-        use_case: whose store.
-        instance: its root directory is the home.
-        s3: endpoint, region and encryption of an s3:// store. Credentials come from the environment or
-            the machine's role, as always with AWS.
+    An s3:// store is reached as every AWS client is: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE and the
+    credentials come from the environment or the machine's role. Launched workloads inherit them; a resource's
+    configuration would not reach a workload before it has read its job file from that store.
     """
     url = use_case.settings.store or os.environ.get("FULLFT_STORE")
     if url is None:
         return Store(str(Path(instance.root_directory) / "store"))
     if url.startswith("s3://"):
-        return Store(url, s3_options(s3))
+        return Store(url, s3_options())
     return Store(str(use_case.resolve(url)))
 
 
-def s3_options(s3: S3Resource | None) -> dict:
-    """Return the fsspec options that make s3fs talk to where `s3` points."""
-    if s3 is None:
-        return {}
-    client = {name: getattr(s3, name) for name in ("region_name", "endpoint_url") if getattr(s3, name, None)}
-    options: dict = {"client_kwargs": client} if client else {}
-    if s3.profile_name:
-        options["profile"] = s3.profile_name
+def s3_options() -> dict[str, Any]:
+    """Return the fsspec options of an s3:// store: encryption with the key $FULLFT_KMS_KEY on every write, if it is set."""
     key = os.environ.get("FULLFT_KMS_KEY")
-    if key:
-        options["s3_additional_kwargs"] = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
-    return options
+    return {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}} if key else {}
 
 
 @contextmanager

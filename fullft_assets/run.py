@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import dagster as dg
 from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget, WorkspaceLoadTarget
 from dagster_graphql.schema import create_schema
 
 from fullft_assets import release
@@ -25,7 +25,7 @@ from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
-from fullft_assets.use_case import UseCase
+from fullft_assets.use_case import UseCase, find_use_cases, load_use_case, read_dg_project
 
 _EVALUATE_SENSOR = """
 mutation ($selector: SensorSelector!) { sensorDryRun(selectorData: $selector, cursor: null) {
@@ -112,13 +112,20 @@ class Driver:
             for name, repository in entry.code_location.get_repositories().items():
                 if repository.has_job(job):
                     return entry.code_location.name, name
-        why = "; ".join(problems) or f"no job {job} in it"
-        raise SettingsError(f"workspace.yaml: {why}")
+        # One broken use case keeps Dagster from loading any: its own lines say what to mend.
+        broken = _broken_use_cases(self.use_case.yaml_path.parent.parent)
+        raise SettingsError(
+            "\n".join(broken)
+            or f"{self.use_case.project_root}: Dagster cannot load the definitions: {'; '.join(problems) or f'no job {job} in them'}"
+        )
 
     def run(self) -> bool:
         """Ingest what is new, make the model, watch production; return whether every run succeeded."""
         name = self.use_case.name
         ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
+        if not latest_by_partition(open_store(self.use_case, self.instance), name, "tokenized_chunks"):
+            self.screen.line("no batch is usable, so there is nothing to train on; mend what is named above and deliver it again")
+            return False
         ok = self._follow([self._launch(f"{name}_model", {}, "model")]) and ok
         if ok and self.use_case.settings.monitoring.path is not None:
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
@@ -134,7 +141,8 @@ class Driver:
                 variables = {"key": key, "name": request["partitionsDefName"], "repository": self._selector()}
                 self._execute(_ADD_PARTITION, variables, "addDynamicPartition")
         requests = tick["runRequests"] or []
-        self.screen.line(f"{sensor}: {len(requests)} new {kind}{'es' if kind == 'batch' else 's'}" if requests else f"{sensor}: {tick['skipReason']}")
+        plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
+        self.screen.line(f"{sensor}: {len(requests)} new {kind}{plural}" if requests else f"{sensor}: {tick['skipReason']}")
         ok = True
         for start in range(0, len(requests), _PARALLEL_RUNS):
             part = requests[start : start + _PARALLEL_RUNS]
@@ -234,7 +242,31 @@ def _reason(event: Any) -> str:
 def _deepest(error: Any) -> str:
     while error.cause is not None:
         error = error.cause
+    if error.cls_name == "DagsterAssetCheckFailedError":
+        return "the check above is red"
     return error.message.strip().splitlines()[0]
+
+
+def _broken_use_cases(defs: Path) -> list[str]:
+    """Return the lines of every use case below a folder whose YAML is wrong."""
+    lines = []
+    for path in find_use_cases(defs):
+        try:
+            load_use_case(path)
+        except SettingsError as error:
+            lines.append(str(error))
+    return lines
+
+
+def _load_target(project_root: Path) -> WorkspaceLoadTarget:
+    """Return what Dagster loads: the project's workspace.yaml, else the module that its pyproject.toml names."""
+    workspace_file = project_root / "workspace.yaml"
+    if workspace_file.is_file():
+        return WorkspaceFileTarget([str(workspace_file)])
+    project = read_dg_project(project_root)
+    if project is None:
+        raise SettingsError(f"{project_root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either")
+    return ModuleTarget(f"{project.root_module}.definitions", None, str(project.source), project.root_module)
 
 
 @contextmanager
@@ -257,16 +289,16 @@ def _screen(log: Path) -> Iterator[Screen]:
 def run(use_case: UseCase) -> int:
     """Run a use case's whole graph on the instance; return the exit status for the shell."""
     began = time.monotonic()
-    workspace_file = WorkspaceFileTarget([str(use_case.project_root / "workspace.yaml")])
+    target = _load_target(use_case.project_root)
     with dg.DagsterInstance.get() as instance:
         log = Path(instance.root_directory) / "run.log"
-        with _screen(log) as screen, WorkspaceProcessContext(instance, workspace_file) as workspace:
+        with _screen(log) as screen, WorkspaceProcessContext(instance, target) as workspace:
             driver = Driver(use_case, instance, workspace, screen)
             ok = driver.run()
         lines = summary(use_case, open_store(use_case, instance), driver.seconds, time.monotonic() - began)
     print("\n" + "\n".join(lines), flush=True)
     if not ok:
-        print(f"\nAt least one run failed: its line above says why; the whole is in {log} and in `make ui`.", file=sys.stderr)
+        print(f"\nAt least one run failed: its line above says why; the whole is in {log} and in the UI.", file=sys.stderr)
     return 0 if ok else 1
 
 
@@ -299,9 +331,17 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
     champion = release.read_champion(store, name)
     if champion is not None:
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
-        lines.append(f"  try it         .venv/bin/fullft predict {name} 'some text'")
-    lines.append("  look at it     make ui")
+        lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
+    has_make = (use_case.project_root / "Makefile").is_file()
+    home = os.environ["DAGSTER_HOME"]
+    lines.append("  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev"))
     return lines
+
+
+def _command(name: str) -> str:
+    """Return a console script of this environment as a person here would type it."""
+    path = Path(sys.executable).parent / name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:

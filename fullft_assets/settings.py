@@ -75,6 +75,7 @@ class DocumentsSettings(Settings):
     max_batch_bytes: int = Field(
         256 * 2**20, ge=1, description="Most bytes in one batch; a single larger file is a batch of its own."
     )
+    poll_seconds: int = Field(30, ge=1, le=86_400, description="Least seconds between two looks for new files.")
 
 
 class ExamplesSettings(Settings):
@@ -297,6 +298,8 @@ class UseCaseSettings(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:
+        if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):
+            raise ValueError("store must be a folder or s3://bucket/prefix")
         if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
             raise ValueError("snapshot.test_share + snapshot.validation_share leave less than 10% to train on")
         if self.chunks.stride >= self.chunks.max_tokens // 2:

@@ -12,10 +12,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fullft_assets import data_report
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "1"
+VERSION = "2"
 SplitName = Literal["train", "validation", "test"]
 _NUM_PERMUTATIONS = 128
 _SHINGLE_WORDS = 3
@@ -55,7 +59,8 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         pq.write_table(frozen.index, draft.path / "index.parquet")
         parts = {name: {"examples": usable[name].ref, "chunks": chunks[name].ref} for name in sorted(usable)}
         left_out = sorted(set(examples) - set(usable))
-        return {**frozen.metadata, "batches_left_out": left_out, "parts": parts}, frozen.checks
+        lengths = _report_on_data(store, use_case, frozen, tables, chunks, draft.path / "report.md")
+        return {**frozen.metadata, **lengths, "batches_left_out": left_out, "parts": parts}, frozen.checks
 
     return store.ensure(
         use_case.name,
@@ -66,6 +71,32 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         inputs={name: [usable[name].content_digest, chunks[name].content_digest] for name in sorted(usable)},
         seed=settings.seed,
     )
+
+
+def _report_on_data(
+    store: Store, use_case: UseCase, frozen: Frozen, tables: Mapping[str, pa.Table], chunks: Mapping[str, Manifest], path: Path
+) -> dict[str, Any]:
+    """Write the data report and return the lengths for the snapshot's metadata."""
+    import pyarrow.parquet as pq
+
+    settings = use_case.settings.chunks
+    tokens = {
+        name: pq.read_table(store.folder(manifest) / "chunks.parquet", columns=["num_tokens"])["num_tokens"].to_numpy()
+        for name, manifest in chunks.items()
+        if name in tables
+    }
+    rows = frozen.index.select(["split", "batch", "position", "label"]).to_pylist()
+    num_tokens = [int(tokens[row["batch"]][row["position"]]) for row in rows]
+    # The first training row in the order of the texts' hashes: any, but always the same.
+    shown = next(row for row in rows if row["split"] == "train")
+    text = tables[shown["batch"]]["text"][shown["position"]].as_py()
+    tokenization = Tokenization.load(resolve_base_model(use_case.settings.base_model, use_case.project_root), settings)
+    pieces = [tokenization.tokenizer.id_to_token(i) for i in tokenization.windows([text])[0][0]]
+    report = data_report.render(
+        frozen.metadata, num_tokens, max_tokens=settings.max_tokens, max_windows=settings.max_windows, example=(text, shown["label"], pieces)
+    )
+    path.write_text(report, encoding="utf-8")
+    return data_report.length_metadata(num_tokens, settings.max_tokens)
 
 
 def _is_usable(name: str, examples: Manifest, chunks: Mapping[str, Manifest]) -> bool:
@@ -159,8 +190,9 @@ def _unique(rows: list[Row], dropped: Counter[str]) -> list[Row]:
         if len({row.label for row in same}) > 1:
             dropped["equal text with another label in another batch"] += len(same)
             continue
-        # The smallest id wins, so the choice does not depend on the order of arrival.
-        unique.append(min(same, key=lambda row: (row.id, row.batch)))
+        # A row without a group of its own, then the smallest group and id, wins: the choice (and with it the split)
+        # does not depend on the order of arrival.
+        unique.append(min(same, key=lambda row: (row.group != row.text_hash, row.group, row.id, row.batch)))
         dropped["duplicate text of another batch"] += len(same) - 1
     return unique
 

@@ -149,21 +149,40 @@ class Store:
         self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
 
     def find(self, case: str, stage: str, key: str) -> Manifest | None:
-        """Return the first valid attempt at an artifact, or None."""
-        attempts = sorted(path for path in self._list(f"{case}/{stage}/{key}"))
-        for attempt in attempts:
-            if self._exists(f"{case}/{stage}/{key}/{attempt}/{MANIFEST}"):
-                return self.load(f"{case}/{stage}/{key}/{attempt}")
-        return None
+        """Return the valid attempt at an artifact that was committed first, or None.
+
+        An attempt whose manifest cannot be read, or with a file that is missing or cut short, is passed over:
+        what made it can be run again.
+        """
+        folder = f"{case}/{stage}/{key}"
+        # A listing cache would hide what another process wrote meanwhile.
+        self._fs.invalidate_cache()
+        sizes = {
+            path.removeprefix(f"{self._root}/"): info["size"]
+            for path, info in self._fs.find(f"{self._root}/{folder}", detail=True).items()
+        }
+        refs = [path.removesuffix(f"/{MANIFEST}") for path in sizes if path.count("/") == 4 and path.endswith(f"/{MANIFEST}")]
+        sound = [m for m in self._readable(refs) if all(sizes.get(f"{m.ref}/{name}") == entry.bytes for name, entry in m.files.items())]
+        return min(sound, key=lambda manifest: (manifest.created_at, manifest.attempt), default=None)
+
+    def _readable(self, refs: list[str]) -> Iterator[Manifest]:
+        for ref in refs:
+            try:
+                yield self.load(ref)
+            except StoreError:
+                continue
 
     def load(self, ref: str) -> Manifest:
-        """Return the manifest of an artifact.
+        """Return the manifest of an artifact; of one that is gone that of another attempt at it.
 
         Raises:
             StoreError: there is no such artifact, or its manifest cannot be read.
         """
         data = self._read(f"{ref}/{MANIFEST}")
         if data is None:
+            again = self.find(*ref.split("/")[:3]) if ref.count("/") == 3 else None
+            if again is not None:
+                return again
             raise StoreError(f"{self.url}/{ref}: no such artifact; materialise its asset again")
         try:
             return Manifest.model_validate_json(data)
@@ -173,30 +192,53 @@ class Store:
     def folder(self, manifest: Manifest) -> Path:
         """Return a local folder with the artifact's files; a remote one is fetched once and verified.
 
+        Where files are missing or cut short, another attempt with the same content stands in: what was
+        materialised again also mends the artifacts that refer to the broken attempt.
+
         Raises:
-            StoreError: a file is missing or differs from its digest.
+            StoreError: a file is missing, cut short or (remote) differs from its digest.
         """
-        if self.is_local:
-            folder = Path(self.url, manifest.ref)
-            for name, entry in manifest.files.items():
-                if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
-                    raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
-            return folder
-        folder = _cache_root() / digest(self.url) / manifest.ref
-        if not (folder / MANIFEST).is_file():
-            aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
-            for name, entry in manifest.files.items():
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._root}/{manifest.ref}/{name}", str(aside / name))
-                if _sha256(aside / name) != entry.sha256:
-                    shutil.rmtree(aside)
-                    raise StoreError(f"{self.url}/{manifest.ref}/{name}: differs from its digest; materialise {manifest.stage} again")
-            (aside / MANIFEST).write_text(manifest.model_dump_json())
-            try:
-                aside.rename(folder)
-            except OSError:  # another process fetched it meanwhile
-                shutil.rmtree(aside)
+        try:
+            return self._local_folder(manifest) if self.is_local else self._fetched_folder(manifest)
+        except StoreError:
+            again = self.find(manifest.case, manifest.stage, manifest.key)
+            if again is None or again.ref == manifest.ref or again.content_digest != manifest.content_digest:
+                raise
+            return self.folder(again)
+
+    def _local_folder(self, manifest: Manifest) -> Path:
+        folder = Path(self.url, manifest.ref)
+        for name, entry in manifest.files.items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
+                raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
         return folder
+
+    def _fetched_folder(self, manifest: Manifest) -> Path:
+        folder = _cache_root() / digest(self.url) / manifest.ref
+        if (folder / MANIFEST).is_file():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, entry in manifest.files.items():
+                self._fetch(f"{manifest.ref}/{name}", aside / name, entry, manifest.stage)
+            (aside / MANIFEST).write_text(manifest.model_dump_json())
+            aside.rename(folder)
+        except OSError:
+            if not (folder / MANIFEST).is_file():  # else another process fetched it meanwhile
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    def _fetch(self, name: str, path: Path, entry: FileEntry, stage: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._fs.get_file(f"{self._root}/{name}", str(path))
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{name}: missing; materialise {stage} again") from None
+        if _sha256(path) != entry.sha256:
+            raise StoreError(f"{self.url}/{name}: differs from its digest; delete it and materialise {stage} again")
 
     @contextmanager
     def create(self, case: str, stage: str, key: str, *, version: str, seed: int) -> Iterator[Draft]:
@@ -237,7 +279,9 @@ class Store:
             return found
         with self.create(case, stage, key, version=version, seed=seed) as draft:
             metadata, checks = write(draft)
-            return draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
+            made = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
+        # Somebody else may have committed meanwhile: everybody goes on with the same attempt.
+        return self.find(case, stage, key) or made
 
     def work_folder(self, case: str, stage: str, key: str) -> Path:
         """Return the local folder of unfinished work on an artifact (checkpoints); a later attempt finds it."""
@@ -272,9 +316,6 @@ class Store:
         except FileNotFoundError:
             return []
         return [PurePosixPath(path).name for path in paths]
-
-    def _exists(self, name: str) -> bool:
-        return self._fs.exists(f"{self._root}/{name}")
 
     def _read(self, name: str) -> bytes | None:
         try:

@@ -11,6 +11,7 @@ import copy
 import difflib
 import os
 import re
+import tomllib
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -107,6 +108,45 @@ def find_project_root(yaml_path: Path) -> Path:
     """Return the nearest folder above a YAML that holds a pyproject.toml, else the YAML's own folder."""
     folder = yaml_path.resolve().parent
     return next((parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").is_file()), folder)
+
+
+@dataclass(frozen=True)
+class DgProject:
+    """What a pyproject.toml says of a Dagster project: its module, and the folder that it is imported from."""
+
+    root_module: str
+    source: Path
+
+    @property
+    def defs(self) -> Path:
+        """The folder with the project's components."""
+        return self.source.joinpath(*self.root_module.split("."), "defs")
+
+
+def read_dg_project(root: Path) -> DgProject | None:
+    """Return the Dagster project in a folder, or None if its pyproject.toml names none.
+
+    Raises:
+        SettingsError: the file is not TOML.
+    """
+    path = root / "pyproject.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SettingsError(f"{path}: not TOML ({error})") from error
+    module = found.get("tool", {}).get("dg", {}).get("project", {}).get("root_module")
+    if module is None:
+        return None
+    source = root / "src"
+    return DgProject(module, source if source.joinpath(*module.split(".")).is_dir() else root)
+
+
+def find_defs(folder: Path) -> Path:
+    """Return the folder with the use cases of the Dagster project around a folder, else of this package."""
+    project = read_dg_project(find_project_root(folder / "defs.yaml"))
+    if project is None or not project.defs.is_dir() or project.defs.samefile(DEFS):
+        return DEFS
+    return project.defs
 
 
 def find_use_cases(defs_folder: Path = DEFS) -> list[Path]:
@@ -266,11 +306,20 @@ def _cron_values(part: str, unit: str, low: int, high: int) -> set[int]:
 
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
     problems = validate(settings, root)
+    if yaml_path.parent == DEFS / "licences":
+        problems = [_with_demo_mend(problem) for problem in problems]
     folder = yaml_path.parent.name
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
         mend = f"add `name: {fitting_name(folder)}`"
         problems.append(Problem(("name",), f"the folder's name `{folder}` cannot name a use case; {mend}"))
     return problems
+
+
+def _with_demo_mend(problem: Problem) -> Problem:
+    # The demo's documents are no part of the package: on a fresh checkout they have yet to be written.
+    if problem.key not in (("documents", "path"), ("monitoring", "path")):
+        return problem
+    return Problem(problem.key, f"{problem.message}; `fullft prepare` writes the demo's")
 
 
 def fitting_name(folder: str) -> str:

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
+from fullft_assets.samples import licences
 from tests import project as projects
+from tests import s3_server as s3_servers
+from tests.licence_delivery import Delivery
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> projects.Project:
     """A project with one use case, 400 delivered rows, nothing run yet."""
     return projects.create(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.S3Server]:
+    """A real S3 server; each test makes a bucket of its own."""
+    with s3_servers.serve(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env(s3_server: s3_servers.S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3_servers.S3Server:
+    """The S3 server, with this process's environment pointing at it and a cache of fetched artifacts of its own."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
+    # fsspec keeps connections that were opened under another environment.
+    s3fs.S3FileSystem.clear_instance_cache()
+    return s3_server
+
+
+@pytest.fixture(scope="session")
+def licence_delivery(tmp_path_factory: pytest.TempPathFactory) -> Delivery:
+    """The sample delivery in full."""
+    return Delivery(licences.write(tmp_path_factory.mktemp("delivery") / "licences"))

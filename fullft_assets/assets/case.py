@@ -1,5 +1,6 @@
 """What all assets of one use case share: keys, partitions, group, store, launcher, and how a manifest is shown."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from fullft_assets.use_case import UseCase
 
 #: Dagster shows Markdown and JSON inline below this many characters, else as a link.
 _INLINE_CHARACTERS = 1_000
+#: A table of metadata grows as wide as its longest path, past the edge of the page; a sentence is wrapped before that.
+_SENTENCE_CHARACTERS = 44
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,10 @@ class Case:
     def result(
         self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None
     ) -> dg.MaterializeResult[Manifest]:
-        """Return what Dagster shows of an artifact: headline metadata, data version, check results."""
-        metadata = {**plain_metadata(manifest.metadata), **(shown or {})}
+        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, check results."""
+        shown = shown or {}
+        plain = plain_metadata({name: value for name, value in manifest.metadata.items() if name not in shown})
+        metadata = {**shown, **plain}
         if store.is_local:
             metadata["path"] = dg.MetadataValue.path(str(Path(store.url, manifest.ref)))
         else:
@@ -115,16 +120,13 @@ class Case:
 
     def check_result(self, outcome: Any, asset: str) -> dg.AssetCheckResult:
         """Return a check outcome in Dagster's words."""
-        metadata = {name: value for name, value in outcome.metadata.items() if value is not None}
-        if outcome.description:
-            metadata["finding"] = dg.MetadataValue.text(outcome.description)
         return dg.AssetCheckResult(
             check_name=outcome.name,
             asset_key=self.key(asset),
             passed=outcome.passed,
             severity=dg.AssetCheckSeverity.ERROR if outcome.severity == "error" else dg.AssetCheckSeverity.WARN,
             description=outcome.description or None,
-            metadata=metadata,
+            metadata=plain_metadata(outcome.metadata),
         )
 
 
@@ -142,6 +144,10 @@ def plain_metadata(values: dict[str, Any]) -> dict[str, Any]:
             shown[name] = ", ".join(map(str, value[:20])) + (f" and {len(value) - 20:,} more" if len(value) > 20 else "")
         elif isinstance(value, dict | list):
             shown[name] = dg.MetadataValue.json(value)
+        elif isinstance(value, str) and len(value.split()) > 1 and len(value) > _SENTENCE_CHARACTERS:
+            shown[name] = sentences(value)
+        elif isinstance(value, float):
+            shown[name] = float(f"{value:.5g}") if abs(value) < 10_000 else round(value)
         else:
             shown[name] = value
     return shown
@@ -158,6 +164,12 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             break
         lines.append(line)
     return "\n".join(lines)
+
+
+def sentences(text: str) -> dg.MarkdownMetadataValue:
+    """Return text in lines that the UI shows whole."""
+    lines = textwrap.wrap(text, _SENTENCE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+    return dg.MetadataValue.md("```text\n" + "\n".join(lines) + "\n```")
 
 
 def _cell(value: Any) -> str:

@@ -6,11 +6,13 @@ from pathlib import Path
 import dagster as dg
 
 from fullft_assets import evaluation, release
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.case import Case, markdown_table, sentences
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
 
 _INPUTS = ("training_snapshot", "cheaper_baselines", "pilot_run", "finetuned_checkpoint")
+#: Metadata is stored in the event log.
+_MAX_PICTURE_BYTES = 60_000
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -57,7 +59,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             key = evaluation_key(case, inputs)
             job = case.job("evaluation_report", key, context.instance, inputs)
             manifest = store.find(case.name, "evaluation_report", key) or case.launcher().run(context, "evaluation", job, store)
-        return case.result(manifest, "evaluation_report", store, _pictures(store, manifest))
+        return case.result(manifest, "evaluation_report", store, _shown(store, manifest))
 
     return [evaluation_report]
 
@@ -69,17 +71,30 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
     return artifact_key("evaluation_report", evaluation.VERSION, settings, digests, case.settings.seed)
 
 
-def _pictures(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
-    folder = store.folder(manifest)
-    shown: dict[str, dg.MetadataValue] = {}
-    for picture in sorted((folder / "pictures").glob("*.png")):
-        # Metadata is stored in the event log: larger pictures are only in the report.
-        if picture.stat().st_size < 60_000:
-            shown[picture.stem] = dg.MetadataValue.md(f"![{picture.stem}](data:image/png;base64,{_base64(picture)})")
-    report = folder / "report.html"
-    shown["report"] = dg.MetadataValue.url(report.as_uri()) if store.is_local else dg.MetadataValue.url(f"{store.url}/{manifest.ref}/report.html")
+def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
+    """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
+    found = manifest.metadata
+    systems = {evaluation.FINETUNED: "", **{n.removesuffix("macro_f1")[:-1]: n.removesuffix("macro_f1") for n in found if n.endswith("_macro_f1")}}
+    rows = [{"system": n, "macro_f1": found[f"{prefix}macro_f1"], "accuracy": found[f"{prefix}accuracy"]} for n, prefix in systems.items()]
+    shown = {
+        "verdict": sentences(found["verdict"]),
+        "justification": sentences(found["justification"]),
+        "systems": dg.MetadataValue.md(markdown_table(rows)),
+        "report": dg.MetadataValue.md(_with_pictures(store.folder(manifest))),
+    }
+    # A page over http may not link to a file: Dagster copies a path on a click.
+    if store.is_local:
+        shown["report_file"] = dg.MetadataValue.path(str(store.folder(manifest) / "report.html"))
+    else:
+        shown["report_file"] = dg.MetadataValue.url(f"{store.url}/{manifest.ref}/report.html")
     return shown
 
 
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def _with_pictures(folder: Path) -> str:
+    """Return the Markdown report with its pictures inside; larger ones are only in the HTML."""
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        small = picture.stat().st_size < _MAX_PICTURE_BYTES
+        source = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if small else ""
+        text = text.replace(f"(pictures/{picture.name})", f"({source})")
+    return text

@@ -64,5 +64,6 @@ def planning_key(case: Case, snapshot: Manifest) -> str:
     """Return the key that the three planning artifacts share."""
     header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
     settings = case.settings.model_dump(include={"planning", "training", "evaluation"}, mode="json")
+    settings["processes"] = case.settings.launcher.processes
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision, "hardware": planning.hardware()}
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)

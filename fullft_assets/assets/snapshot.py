@@ -35,7 +35,11 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             manifest = snapshot.take(store, case.use_case, labeled_examples, tokenized_chunks)
         counts = manifest.metadata["label_counts"]
         rows = [{"label": label, **{split: counts[split].get(label, 0) for split in counts}} for label in manifest.metadata["labels"]]
-        shown = {"label_counts": dg.MetadataValue.md(markdown_table(rows)), "parts": len(manifest.metadata["parts"])}
+        shown = {
+            "label_counts": dg.MetadataValue.md(markdown_table(rows)),
+            "parts": len(manifest.metadata["parts"]),
+            "data_report": dg.MetadataValue.path(str(store.folder(manifest) / "report.md")),
+        }
         return case.result(manifest, "training_snapshot", store, shown)
 
     return [training_snapshot]

@@ -48,7 +48,7 @@ _POOL_BATCHES = 50
 
 @dataclass(frozen=True)
 class Fit:
-    """What came out: the trained model and how it went."""
+    """What came out: the trained model and how it went; `seconds` count the legs before a resume, too."""
 
     model: PreTrainedModel
     num_steps: int
@@ -62,8 +62,9 @@ class Fit:
 def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int) -> np.ndarray:
     """Return the positions to train on, in order, for all epochs together.
 
-    Each epoch visits every position once, in batches of similar length in random order. What does
-    not fill a batch moves to the next epoch's pool, so batches stay aligned with lengths.
+    Each epoch visits every position once, a last part of an epoch a random draw of them, in batches of
+    similar length in random order. What does not fill a batch moves to the next epoch's pool, so batches
+    stay aligned with lengths.
     """
     rng = np.random.default_rng(seed)
     sizes = np.asarray(lengths)
@@ -71,8 +72,8 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
     carried = np.empty(0, np.int64)
     planned: list[np.ndarray] = []
     count = 0
-    while count + len(carried) < total:
-        pool = np.concatenate([carried, rng.permutation(len(lengths))])
+    while (missing := total - count - len(carried)) > 0:
+        pool = np.concatenate([carried, rng.permutation(len(lengths))[:missing]])
         batches = []
         for start in range(0, len(pool), batch_size * _POOL_BATCHES):
             part = pool[start : start + batch_size * _POOL_BATCHES]
@@ -82,7 +83,7 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
         carried = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
         planned += [full[i] for i in rng.permutation(len(full))]
         count = sum(map(len, planned))
-    return np.concatenate([*planned, carried])[:total]
+    return np.concatenate([*planned, carried])
 
 
 def fine_tune(
@@ -97,6 +98,7 @@ def fine_tune(
     *,
     num_processes: int = 1,
     evaluate_at: tuple[int, ...] | None = None,
+    resumable: bool = True,
 ) -> Fit:
     """Train every weight of a classifier.
 
@@ -111,20 +113,22 @@ def fine_tune(
         progress: told of each logged step; asked whether to stop.
         num_processes: processes that share the batch.
         evaluate_at: steps after which validation rows are scored. Default: twice an epoch and at the end.
+        resumable: write checkpoints; one takes three times the weights' space.
 
     Raises:
         SettingsError: the batch cannot be divided as asked.
         DivergenceError: the loss is not finite.
-        Interrupted: a stop was requested; a checkpoint was written.
+        Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     set_seed(seed)
-    accumulation = _accumulation(settings, num_processes)
+    accumulation = accumulation_steps(settings, num_processes)
     model = load_for_training(base_model, labels, settings.attention_dropout)
     dataset, order, num_tokens = _planned_dataset(train, settings, seed)
     checkpoint = latest_checkpoint(work_folder)
     resumed_from = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    arguments = _arguments(settings, seed, work_folder, accumulation, num_steps=-(-len(order) // settings.batch_size))
-    log = StepLog(work_folder / STEP_LOG, resumed_from)
+    num_steps = -(-len(order) // settings.batch_size)
+    arguments = _arguments(settings, seed, work_folder, accumulation, num_steps=num_steps, resumable=resumable)
+    log = StepLog(work_folder / STEP_LOG, resumed_from, is_writer=arguments.process_index == 0)
     if evaluate_at is None:
         half_epoch = max(1, round(len(order) / settings.epochs / settings.batch_size / 2))
         evaluate_at = tuple(range(half_epoch, arguments.max_steps - half_epoch // 2, half_epoch))
@@ -135,7 +139,7 @@ def fine_tune(
         train_dataset=dataset,
         data_collator=lambda rows: _collate(rows, model.config.pad_token_id or 0),
         callbacks=[watcher],
-        compute_loss_func=_balanced_loss(train.labels, len(labels)) if settings.balance_labels else None,
+        compute_loss_func=_loss(train, len(labels) if settings.balance_labels else None),
         keep=settings.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)  # the watcher speaks
@@ -143,9 +147,10 @@ def fine_tune(
         progress.say(f"resuming at step {resumed_from} of {arguments.max_steps} ({checkpoint.name})")
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - started
+    seconds = log.seconds_before + time.monotonic() - started
     if watcher.stopped:
-        raise Interrupted(f"stopped at step {trainer.state.global_step} of {arguments.max_steps}; run the same command to resume there")
+        where = f"stopped at step {trainer.state.global_step} of {arguments.max_steps}"
+        raise Interrupted(f"{where}; run the same command to {'resume there' if resumable else 'start this part again'}")
     return Fit(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.state.global_step,
@@ -157,12 +162,15 @@ def fine_tune(
     )
 
 
-def _accumulation(settings: TrainingSettings, num_processes: int) -> int:
+def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
+    """Return the forward passes of each process in one optimizer step.
+
+    Raises:
+        SettingsError: the batch cannot be divided so.
+    """
     rows_a_pass = settings.micro_batch_size * num_processes
     if settings.batch_size % rows_a_pass:
-        raise SettingsError(
-            f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})"
-        )
+        raise SettingsError(f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})")
     return settings.batch_size // rows_a_pass
 
 
@@ -175,7 +183,7 @@ def _planned_dataset(train: Split, settings: TrainingSettings, seed: int) -> tup
 
 
 def _arguments(
-    settings: TrainingSettings, seed: int, work_folder: Path, accumulation: int, *, num_steps: int
+    settings: TrainingSettings, seed: int, work_folder: Path, accumulation: int, *, num_steps: int, resumable: bool
 ) -> TrainingArguments:
     chosen = precision.resolve(settings.precision)
     return TrainingArguments(
@@ -199,7 +207,7 @@ def _arguments(
         logging_first_step=True,
         # The default hides NaN losses behind the running mean.
         logging_nan_inf_filter=False,
-        save_strategy="steps",
+        save_strategy="steps" if resumable else "no",
         save_steps=settings.checkpoint_every_steps,
         save_total_limit=None,
         eval_strategy="no",
@@ -216,15 +224,23 @@ def _collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]
     return {**collate([row["input_ids"] for row in rows], pad_id), "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def _balanced_loss(labels: np.ndarray, num_labels: int):
-    counts = np.bincount(labels, minlength=num_labels)
-    weights = torch.tensor(len(labels) / (num_labels * counts), dtype=torch.float32)
+def _loss(train: Split, balanced_labels: int | None):
+    """Return the cross-entropy of a micro-batch as its part of the whole batch's mean.
+
+    A model's own loss is the mean over the micro-batch, and Trainer takes it for that part: with accumulation
+    the gradients, and the logged loss, would come out as many times too large as there are micro-batches.
+
+    Args:
+        train: the rows; each window counts, as each is a training row.
+        balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
+    """
+    weights = None
+    if balanced_labels is not None:
+        counts = np.bincount(np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels)
+        weights = torch.tensor(counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device())
 
     def loss(outputs, targets, num_items_in_batch=None):
-        # Accumulated micro-batches are normalised by the rows of the whole batch, as Trainer does.
-        total = torch.nn.functional.cross_entropy(
-            outputs.logits.float(), targets, weight=weights.to(targets.device), reduction="sum"
-        )
+        total = torch.nn.functional.cross_entropy(outputs.logits.float(), targets, weight=weights, reduction="sum")
         return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
 
     return loss
@@ -246,6 +262,8 @@ class _Trainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(folder)
+        # Every rank writes a file of its own (its random state); the seal must find them all.
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             written = aside / f"checkpoint-{self.state.global_step}"
             seal(written)
@@ -284,27 +302,39 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 class StepLog:
-    """The step metrics as JSON lines; on resume, lines after the checkpoint are dropped and new ones appended."""
+    """The step metrics as JSON lines; on resume, lines after the checkpoint are dropped and new ones appended.
 
-    def __init__(self, path: Path, resumed_from: int):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self.read() if line["step"] <= resumed_from]
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        aside.replace(path)
+    Args:
+        path: the file.
+        resumed_from: step of the checkpoint; 0 = a new start.
+        is_writer: False on every rank but the first, which only reads.
+    """
+
+    def __init__(self, path: Path, resumed_from: int, *, is_writer: bool = True):
+        self.path, self.is_writer = path, is_writer
+        lines = self.read()
+        #: Training seconds of the legs before this one, work that a kill undid included: it was paid for, too.
+        self.seconds_before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
+        if is_writer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(".partial")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= resumed_from))
+            aside.replace(path)
 
     def append(self, line: dict[str, Any]) -> None:
         """Append one line and hand it to the operating system."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.is_writer:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """Return all lines; one torn by a kill is left out."""
-        if not self.path.is_file():
+        try:
+            written = self.path.read_text()
+        except FileNotFoundError:  # a new start; or the first rank is done and has tidied up
             return []
         lines = []
-        for text in self.path.read_text().splitlines():
+        for text in written.splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -327,32 +357,32 @@ class _Watcher(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
-            raise DivergenceError(
-                f"training diverged: loss {logs['loss']}, gradient norm {logs.get('grad_norm')} at step {state.global_step}; "
-                "lower training.learning_rate or use precision fp32"
-            )
+        # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers it: not a divergence.
+        norm = 0.0 if args.fp16 else logs.get("grad_norm", 0.0)
+        if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
+            raise _divergence(f"loss {logs['loss']}, gradient norm {logs.get('grad_norm')} at step {state.global_step}")
         began, first = self._started
-        speed = self.tokens_a_step * (state.global_step - first) / max(1e-9, time.monotonic() - began)
+        spent = time.monotonic() - began
+        speed = self.tokens_a_step * (state.global_step - first) / max(1e-9, spent)
         line = {
             "step": state.global_step,
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs["learning_rate"],
             "tokens_per_second": round(speed, 1),
+            "seconds": round(self.log.seconds_before + spent, 3),
         }
-        if state.is_world_process_zero:
-            self.log.append(line)
+        self.log.append(line)
         self.progress.step(state.global_step, state.max_steps, loss=logs["loss"], tokens_per_second=speed)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step in self.evaluate_at:
             scores = score(model, self.validation)
-            if state.is_world_process_zero:
-                self.log.append({"step": state.global_step, **{f"validation_{k}": v for k, v in scores.items()}})
+            self.log.append({"step": state.global_step, **{f"validation_{k}": v for k, v in scores.items()}})
             self.progress.say(f"step {state.global_step}: validation " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
         if state.global_step < state.max_steps and self._all_ranks_stop():
-            self.stopped = control.should_save = control.should_training_stop = True
+            self.stopped = control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
 
     def _all_ranks_stop(self) -> bool:
         if not torch.distributed.is_initialized():
@@ -363,10 +393,20 @@ class _Watcher(TrainerCallback):
         return bool(flag)
 
 
+def _divergence(what: str) -> DivergenceError:
+    return DivergenceError(f"training diverged: {what}; lower training.learning_rate or use precision fp32")
+
+
 def score(model: PreTrainedModel, split: Split) -> dict[str, float]:
-    """Return loss, accuracy and macro-F1 of a model on a split."""
+    """Return loss, accuracy and macro-F1 of a model on a split.
+
+    Raises:
+        DivergenceError: the model's outputs are not finite.
+    """
     inner = getattr(model, "module", model)
     found = predict_with(inner, split.windows).probabilities
+    if not np.isfinite(found).all():
+        raise _divergence("the model's outputs on the validation rows are not finite")
     predicted = found.argmax(1)
     clipped = np.clip(found.astype(np.float64), 1e-7, None)
     return {
@@ -387,6 +427,8 @@ def peak_memory_bytes() -> int:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder of unfinished work; a second process is refused instead of writing into it.
+
+    Of several ranks the first one holds it for all.
 
     Raises:
         SettingsError: another process holds it.

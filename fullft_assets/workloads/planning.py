@@ -22,11 +22,12 @@ from fullft_assets import planning
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.evaluation import accuracy, macro_f1
 from fullft_assets.jobs import Job
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, label_names, load_split
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.workloads import baselines, precision
 from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.finetuning import fine_tune, peak_memory_bytes, planned_order
+from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes, planned_order
 from fullft_assets.workloads.inference import collate, device, embed, load_for_training
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ class Planning:
             return found
         self.progress.raise_if_stopped()
         self.progress.say(f"{stage} ...")
-        with self.store.create(
-            self.job.case, stage, self.job.key, version=planning.VERSION, seed=self.job.settings.seed
-        ) as draft:
+        with self.store.create(self.job.case, stage, self.job.key, version=planning.VERSION, seed=self.job.settings.seed) as draft:
             return make(draft)
 
     def commit(self, draft: Draft, metadata: dict, checks: list) -> Manifest:
@@ -73,10 +72,18 @@ class Planning:
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Write the three planning artifacts."""
+    """Write the three planning artifacts.
+
+    Raises:
+        SettingsError: training could not divide its batch, or the rows are too few for a learning curve.
+    """
+    settings = job.settings
+    # Said now: training would only find out after all that is measured here.
+    accumulation_steps(settings.training, settings.launcher.processes)
     snapshot = job.load_inputs(store)["training_snapshot"]
-    base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
+    base_model = resolve_base_model(settings.base_model, Path(job.project_root))
     train, validation = load_split(store, snapshot, "train"), load_split(store, snapshot, "validation")
+    _pilot_rows(train, settings)
     shared = Planning(job, store, progress, snapshot, base_model, label_names(snapshot), train, validation)
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
     cheaper = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft))
@@ -93,13 +100,18 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest:
 
 
 def measure(shared: Planning) -> planning.Measured:
-    """Time real training passes of the lengths that occur and predict the whole run from them."""
+    """Time real training passes of the lengths that occur and predict the whole run from them.
+
+    Left out is what is not training: loading, scoring the validation rows, writing checkpoints.
+    """
     settings = shared.job.settings.training
     lengths = np.array([len(window) for document in shared.train.windows for window in document])
     order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, shared.job.settings.seed)
     micro = [order[i : i + settings.micro_batch_size] for i in range(0, len(order), settings.micro_batch_size)]
     longest = np.array([lengths[batch].max() for batch in micro])
     model = load_for_training(shared.base_model, shared.labels, settings.attention_dropout).train().to(device())
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     windows = [window for document in shared.train.windows for window in document]
     by_length = np.argsort(-longest, kind="stable")
@@ -107,13 +119,17 @@ def measure(shared: Planning) -> planning.Measured:
     picks = by_length[np.linspace(0, len(micro) - 1, min(_TIMED_PASSES, len(micro))).round().astype(int)]
     chosen = precision.resolve(settings.precision)
     _timed_pass(model, optimizer, [windows[i] for i in micro[picks[0]]], chosen)
-    seconds = np.array([_timed_pass(model, optimizer, [windows[i] for i in micro[pick]], chosen) for pick in picks])
+    timed = np.array([_timed_pass(model, optimizer, [windows[i] for i in micro[pick]], chosen) for pick in picks])
+    num_steps = -(-len(order) // settings.batch_size)
     # Passes between the timed lengths cost what a line between them says.
-    predicted = float(np.interp(longest, longest[picks][::-1], seconds[::-1]).sum())
+    passes = float(np.interp(longest, longest[picks][::-1], timed[::-1, 0]).sum())
+    # Processes on GPUs of their own share the passes; on a CPU they share its cores.
+    sharing = min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
+    predicted = passes / sharing + num_steps * float(np.median(timed[:, 1]))
     return planning.Measured(
         num_parameters=model.num_parameters(),
         num_rows=len(shared.train),
-        num_steps=-(-len(order) // settings.batch_size),
+        num_steps=num_steps,
         num_tokens=int(lengths[order].sum()),
         num_padded_tokens=int(sum(length * len(batch) for length, batch in zip(longest, micro, strict=True))),
         predicted_seconds=predicted,
@@ -124,18 +140,27 @@ def measure(shared: Planning) -> planning.Measured:
     )
 
 
-def _timed_pass(model: PreTrainedModel, optimizer: torch.optim.Optimizer, windows: list[list[int]], chosen: precision.Precision) -> float:
+def _timed_pass(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, windows: list[list[int]], chosen: precision.Precision
+) -> tuple[float, float]:
+    """Return the seconds of one micro-batch's forward and backward pass, and of one optimizer step."""
     inputs = {k: v.to(device()) for k, v in collate(windows, model.config.pad_token_id or 0).items()}
     labels = torch.zeros(len(windows), dtype=torch.long, device=device())
-    started = time.perf_counter()
+    started = _now()
     with precision.autocast(chosen):
         loss = model(**inputs, labels=labels).loss
     loss.backward()
+    passed = _now()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
+    return passed - started, _now() - passed
+
+
+def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter()
 
 
 def _available_memory_bytes() -> int:
@@ -163,28 +188,34 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
     return shared.commit(draft, {"scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}, [])
 
 
+def _pilot_rows(train: Split, settings: UseCaseSettings) -> list[int]:
+    return planning.pilot_rows(len(train), settings.training.epochs, settings.planning.pilot_share, settings.training.batch_size)
+
+
 def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
     settings = shared.job.settings
-    rows = planning.pilot_rows(
-        len(shared.train), settings.training.epochs, settings.planning.pilot_share, settings.training.batch_size
-    )
+    rows = _pilot_rows(shared.train, settings)
     # The training rows stand in the order of their hash, so the first ones are a random draw.
     subset = shared.train.select(range(rows[-1]))
     windows_a_row = sum(map(len, subset.windows)) / len(subset)
     steps = [max(1, round(count * windows_a_row / settings.training.batch_size)) for count in rows]
-    training = settings.training.model_copy(
-        update={"epochs": 1.0, "scheduler": "constant_with_warmup", "checkpoint_every_steps": 10**9, "keep_checkpoints": 1}
-    )
+    training = settings.training.model_copy(update={"epochs": 1.0, "scheduler": "constant_with_warmup"})
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         fit = fine_tune(
-            shared.base_model, subset, shared.validation, shared.labels, training, settings.seed, Path(folder), shared.progress,
+            shared.base_model,
+            subset,
+            shared.validation,
+            shared.labels,
+            training,
+            settings.seed,
+            Path(folder),
+            shared.progress,
             evaluate_at=tuple(steps),
+            resumable=False,
         )
     key = f"validation_{settings.evaluation.primary_metric}"
     scored = {line["step"]: line[key] for line in fit.history if key in line}
-    points = [
-        planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in zip(rows, steps, strict=True)
-    ]
+    points = [planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in zip(rows, steps, strict=True)]
     prediction = planning.extrapolate(points, round(len(shared.train) * settings.training.epochs))
     check = planning.pilot_check(prediction, cheaper.metadata["best"], cheaper.metadata["best_score"], settings.planning)
     shared.progress.say(check.description)

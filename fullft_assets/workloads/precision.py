@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from fullft_assets.errors import SettingsError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -15,7 +17,12 @@ def resolve(setting: str) -> Precision:
 
     `auto` is bf16 where the hardware has bf16 matrix units (NVIDIA from Ampere, Intel AMX), fp16 on
     older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
+
+    Raises:
+        SettingsError: fp16 without a GPU.
     """
+    if setting == "fp16" and not torch.cuda.is_available():
+        raise SettingsError("training.precision: fp16 needs a GPU; use auto, fp32 or bf16")
     if setting != "auto":
         return setting  # type: ignore[return-value]
     if torch.cuda.is_available():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from fullft_assets import training
@@ -24,13 +25,18 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Train, or resume training, and write the checkpoint artifact."""
+    """Train, or resume training, and write the checkpoint artifact; one that exists is left as it is."""
+    found = store.find(job.case, job.stage, job.key)
+    if found is not None:
+        progress.say(f"{found.ref} exists already")
+        return
     inputs = job.load_inputs(store)
     snapshot = inputs["training_snapshot"]
     base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
     folder = store.work_folder(job.case, job.stage, job.key)
+    is_first_rank = int(os.environ.get("RANK", "0")) == 0
     train, validation = load_split(store, snapshot, "train"), load_split(store, snapshot, "validation")
-    with exclusive(folder):
+    with exclusive(folder) if is_first_rank else nullcontext():
         fit = fine_tune(
             base_model,
             train,
@@ -42,7 +48,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             progress,
             num_processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first_rank:
             _write(job, store, inputs, base_model, folder, fit)
             shutil.rmtree(folder)
 
@@ -50,7 +56,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 def _write(job: Job, store: Store, inputs: dict[str, Manifest], base_model: Path, folder: Path, fit: Fit) -> Manifest:
     settings = job.settings
     header = read_header(base_model)
-    final = fit.history[-1]
+    final = next(line for line in reversed(fit.history) if "validation_loss" in line)
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
         fit.model.save_pretrained(draft.path / "model", safe_serialization=True)
         for name in _TOKENIZER_FILES:
@@ -72,7 +78,7 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], base_model: Path
                 "num_steps": fit.num_steps,
                 "num_tokens": fit.num_tokens,
                 "training_seconds": fit.seconds,
-                "tokens_per_second": fit.num_tokens / fit.seconds if not fit.resumed_from_step else None,
+                "tokens_per_second": fit.num_tokens / fit.seconds,
                 "training_usd": fit.seconds / 3600 * settings.planning.hourly_usd,
                 "resumed_from_step": fit.resumed_from_step,
                 "peak_memory_gib": fit.peak_memory_bytes / 2**30,

@@ -1,0 +1,504 @@
+"""The demo as one plain script: the stages of `fullft run licences` in one process, on the usual libraries alone.
+
+Only the settings are read with this package, so that both sides do the same work. What the platform is
+for is left out: no Dagster, no artifacts, no checkpoints on the way, no plan, no gates. Prints one JSON
+object: seconds by stage, and the scores.
+
+    python -m benchmarks.plain_demo --output FOLDER [--defs YAML] [--rows N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from rensa import RMinHash, RMinHashLSH
+from scipy.stats import chi2_contingency, ks_2samp
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import classification_report, confusion_matrix, f1_score, log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
+from transformers.utils import logging
+
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.settings import SnapshotSettings, UseCaseSettings
+from fullft_assets.use_case import DEFS, load_use_case
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+#: bf16 where the hardware has matrix units for it, as the platform chooses.
+USE_BF16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu.get_capabilities().get("amx_bf16", False)
+#: Padded tokens a forward pass without gradients.
+BATCH_TOKENS = 32_768 if torch.cuda.is_available() else 2_048
+WORD = re.compile(r"\w+")
+
+
+class Clock:
+    """Seconds by stage, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+        print(f"{name}: {self.seconds[name]:.1f} s", flush=True)
+
+
+def autocast():
+    return torch.autocast(DEVICE.type, torch.bfloat16) if USE_BF16 else nullcontext()
+
+
+# ---------------------------------------------------------------------- ingest
+
+
+def read(folder: Path, settings: UseCaseSettings) -> pd.DataFrame:
+    """Read Ground Truth output manifests; a line that is not JSON is skipped."""
+    label, rows = settings.examples.label, []
+    for path in sorted(folder.glob("*.manifest")):
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                name = record.get(f"{label}-metadata", {}).get("class-name")
+                rows.append((record["id"], record.get("source"), name, record.get(settings.examples.group)))
+    return pd.DataFrame(rows, columns=["id", "text", "label", "group"])
+
+
+def clean(rows: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    """Drop empty texts, missing and unknown labels, repeated ids and texts, and texts with two labels."""
+    rows = rows[rows["text"].fillna("").str.strip().ne("") & rows["label"].isin(labels)]
+    rows = rows.drop_duplicates("id").sort_values(["group", "id"], na_position="first")
+    rows = rows[rows.groupby("text")["label"].transform("nunique").eq(1)].drop_duplicates("text")
+    keys = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for text in rows["text"]]
+    return rows.assign(key=keys, group=rows["group"].fillna(pd.Series(keys, rows.index)))
+
+
+# -------------------------------------------------------------------- snapshot
+
+
+def place(seed: int, purpose: str, values: pd.Series) -> pd.Series:
+    """Hash each value to [0, 1), as the platform does, so that both sides score the same rows."""
+    key = f"{seed}/{purpose}".encode()
+    hashes = (blake2b(value.encode("utf-8", "surrogatepass"), key=key, digest_size=7).digest() for value in values)
+    return pd.Series([int.from_bytes(found) / 2**56 for found in hashes], values.index)
+
+
+def split(rows: pd.DataFrame, settings: SnapshotSettings, seed: int) -> dict[str, pd.DataFrame]:
+    """Split by group, cap the held-out rows of a group, drop rows near to a held-out one, subsample."""
+    rows = rows.assign(place=place(seed, "split", rows["group"]), order=place(seed, "cap", rows["key"])).sort_values("order")
+    held_out_share = settings.test_share + settings.validation_share
+    test = rows[rows["place"] < settings.test_share].groupby("group").head(settings.max_heldout_rows_per_group)
+    validation = rows[rows["place"].between(settings.test_share, held_out_share, inclusive="left")]
+    validation = validation.groupby("group").head(settings.max_heldout_rows_per_group)
+    train = rows[rows["place"] >= held_out_share]
+    validation, train = not_near(test, [validation, train], settings.near_duplicate_similarity, seed)
+    (train,) = not_near(validation, [train], settings.near_duplicate_similarity, seed)
+    parts = {"train": (train, settings.max_train_rows), "validation": (validation, settings.max_validation_rows), "test": (test, None)}
+    found = {}
+    for name, (part, most) in parts.items():
+        chosen = part.assign(order=place(seed, "subsample", part["key"])).sort_values("order").head(most or len(part))
+        found[name] = chosen.sort_values("key")
+    return found
+
+
+def shingles(text: str) -> set[str]:
+    words = WORD.findall(text.lower())
+    return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+
+
+def not_near(reference: pd.DataFrame, others: list[pd.DataFrame], similarity: float, seed: int) -> list[pd.DataFrame]:
+    """Drop the rows whose shingles are similar to a reference row's."""
+    index = RMinHashLSH(threshold=similarity, num_perm=128, num_bands=16)
+    for number, sketch in enumerate(sketches(reference["text"], seed)):
+        index.insert(number, sketch)
+    sets = [shingles(text) for text in reference["text"]]
+
+    def is_near(text: str, sketch: RMinHash) -> bool:
+        found = index.query(sketch)
+        mine = shingles(text) if found else set()
+        return any(len(mine & sets[k]) / len(mine | sets[k]) >= similarity for k in found)
+
+    kept = []
+    for rows in others:
+        near = [is_near(text, sketch) for text, sketch in zip(rows["text"], sketches(rows["text"], seed), strict=True)]
+        kept.append(rows[~np.array(near, bool)])
+    return kept
+
+
+def sketches(texts: pd.Series, seed: int) -> list[RMinHash]:
+    return RMinHash.from_token_sets([list(shingles(text)) for text in texts], 128, seed)
+
+
+# --------------------------------------------------------------------- forward
+
+
+def padded(ids: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    batch = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=pad_id)
+    lengths = torch.tensor([len(row) for row in ids])
+    return {"input_ids": batch.to(DEVICE), "attention_mask": (torch.arange(batch.shape[1]) < lengths[:, None]).long().to(DEVICE)}
+
+
+@torch.inference_mode()
+def forward(model, ids: list[list[int]]) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return label probabilities [rows, labels] (None for a model without a head) and mean-pooled embeddings [rows, hidden]."""
+    model.eval()
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    logits, embeddings, done = [], [], 0
+    while done < len(order):
+        batch = order[done : done + max(1, BATCH_TOKENS // len(ids[order[done]]))]
+        inputs = padded([ids[i] for i in batch], model.config.pad_token_id)
+        with autocast():
+            output = model(**inputs, output_hidden_states=True)
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        embeddings.append(((output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)).cpu().numpy())
+        if "logits" in output:
+            logits.append(output.logits.double().softmax(-1).cpu().numpy())
+        done += len(batch)
+    back = np.argsort(order)
+    return np.concatenate(logits)[back] if logits else None, np.concatenate(embeddings)[back]
+
+
+# -------------------------------------------------------------------- training
+
+
+def length_grouped(lengths: np.ndarray, epochs: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return batches of similar length in random order, each row once an epoch."""
+    batches = []
+    for _ in range(epochs):
+        rows, epoch = rng.permutation(len(lengths)), []
+        for start in range(0, len(rows), 50 * size):
+            pool = rows[start : start + 50 * size]
+            pool = pool[np.argsort(-lengths[pool])]
+            epoch += [pool[i : i + size] for i in range(0, len(pool), size)]
+        batches += [epoch[i] for i in rng.permutation(len(epoch))]
+    return batches
+
+
+def train(base: Path, rows: pd.DataFrame, validation: pd.DataFrame, settings: UseCaseSettings, *, pilot_points: list[int] | None = None):
+    """Train every weight; return the model and the log of (step, loss) and validation scores.
+
+    With `pilot_points` (numbers of rows) one epoch at a constant learning rate, scored at these points.
+    """
+    chosen, num_labels = settings.training, len(settings.examples.labels)
+    torch.manual_seed(settings.seed)
+    options = {"num_labels": num_labels, "attention_probs_dropout_prob": chosen.attention_dropout, "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(base, **options).to(DEVICE)
+    plain = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    decayed = [p for n, p in model.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
+    groups = [{"params": decayed, "weight_decay": chosen.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate, fused=True)
+    ids, labels = rows["ids"].tolist(), rows["label"].to_numpy()
+    rng = np.random.default_rng(settings.seed)
+    batches = length_grouped(np.array([len(row) for row in ids]), 1 if pilot_points else round(chosen.epochs), chosen.batch_size, rng)
+    kind = "constant_with_warmup" if pilot_points else chosen.scheduler
+    schedule = get_scheduler(kind, optimizer, round(chosen.warmup_share * len(batches)), len(batches))
+    half_epoch = len(batches) / chosen.epochs / 2
+    score_at = {round(rows / chosen.batch_size) for rows in pilot_points or []} or {
+        round(half_epoch * i) for i in range(1, 1 + 2 * round(chosen.epochs))
+    }
+    log: list[dict[str, float]] = []
+    model.train()
+    for step, batch in enumerate(batches, start=1):
+        with autocast():
+            loss = model(**padded([ids[i] for i in batch], model.config.pad_token_id), labels=torch.tensor(labels[batch]).to(DEVICE)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), chosen.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        log.append({"step": step, "loss": loss.item()})
+        if step in score_at:
+            probabilities, _ = forward(model, validation["ids"].tolist())
+            log.append({"step": step, **scores_of(validation["label"].to_numpy(), probabilities)})
+            print(f"step {step}/{len(batches)}: {log[-1]}", flush=True)
+            model.train()
+    return model, log
+
+
+def scores_of(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    predicted = probabilities.argmax(1)
+    return {
+        "validation_loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
+        "accuracy": float((predicted == labels).mean()),
+        "macro_f1": float(f1_score(labels, predicted, average="macro")),
+    }
+
+
+# -------------------------------------------------------------------- planning
+
+
+class Baselines:
+    """Majority label, TF-IDF and a probe on the frozen model, fitted on the training rows."""
+
+    def __init__(self, base: Path, rows: pd.DataFrame, num_labels: int):
+        labels = rows["label"].to_numpy()
+        self.shares = np.bincount(labels, minlength=num_labels) / len(labels)
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000, token_pattern=r"(?u)\b\w+\b")
+        self.tfidf = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1_000)).fit(rows["text"], labels)
+        self.frozen = AutoModel.from_pretrained(base, dtype=torch.float32).to(DEVICE)
+        embeddings = forward(self.frozen, rows["ids"].tolist())[1]
+        self.probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1_000)).fit(embeddings, labels)
+
+    def predict(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+        return {
+            "majority": np.tile(self.shares, (len(rows), 1)),
+            "tfidf": self.tfidf.predict_proba(rows["text"]),
+            "frozen_probe": self.probe.predict_proba(forward(self.frozen, rows["ids"].tolist())[1]),
+        }
+
+
+def pilot_points(num_rows: int, settings: UseCaseSettings) -> list[int]:
+    """Return the pilot's rows: an eighth, a quarter, a half and the whole of its share of the training."""
+    size = settings.training.batch_size
+    budget = min(num_rows, int(num_rows * settings.training.epochs * settings.planning.pilot_share)) // size * size
+    return sorted({max(size, budget * part // 8 // size * size) for part in (1, 2, 4, 8)})
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+def intervals(labels: np.ndarray, predictions: dict[str, np.ndarray], groups: pd.Series, settings: UseCaseSettings) -> dict[str, Any]:
+    """Return each system's scores with percentile intervals from resampling groups, and the gains of the fine-tuned model."""
+    num_labels = len(settings.examples.labels)
+    index, names = pd.factorize(groups)
+    rng = np.random.default_rng(settings.seed)
+    weights = np.stack(
+        [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(settings.evaluation.resamples)]
+    )
+    weights = np.concatenate([np.ones((1, len(names))), weights])
+
+    def resampled(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        counts = np.bincount(rows * num_labels + values, minlength=len(names) * num_labels)
+        return weights @ counts.reshape(len(names), num_labels)
+
+    support, drawn = resampled(index, labels), {}
+    for name, predicted in predictions.items():
+        right = predicted == labels
+        hits = resampled(index[right], labels[right])
+        drawn[name, "macro_f1"] = (2 * hits / np.maximum(support + resampled(index, predicted), 1)).sum(1) / (support > 0).sum(1)
+        drawn[name, "accuracy"] = hits.sum(1) / support.sum(1)
+    ends = [(1 - settings.evaluation.confidence) / 2, (1 + settings.evaluation.confidence) / 2]
+    found = {f"{name} {metric}": [values[0], *np.quantile(values[1:], ends)] for (name, metric), values in drawn.items()}
+    for name in predictions:
+        gain = drawn["finetuned", "macro_f1"] - drawn[name, "macro_f1"]
+        found[f"gain over {name}"] = [gain[0], *np.quantile(gain[1:], ends)]
+    return {name: [float(number) for number in numbers] for name, numbers in found.items()}
+
+
+def write_report(
+    folder: Path,
+    test: pd.DataFrame,
+    probabilities: np.ndarray,
+    found: dict[str, Any],
+    log: list[dict],
+    pilot: list[dict],
+    settings: UseCaseSettings,
+) -> None:
+    """Write report.html with five pictures, a per-class table and five answers."""
+    labels, names = test["label"].to_numpy(), settings.examples.labels
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    pictures = {
+        "scores": plt.subplots(figsize=(6.4, 2.6)),
+        "confusion": plt.subplots(figsize=(4.8, 3.9)),
+        "reliability": plt.subplots(figsize=(4.9, 4)),
+        "loss": plt.subplots(figsize=(4.9, 4)),
+        "learning curve": plt.subplots(figsize=(4.9, 4)),
+    }
+    systems = [name for name in found if name.endswith("macro_f1")]
+    middle = np.array([found[name] for name in systems])
+    axes = {name: axis for name, (_, axis) in pictures.items()}
+    axes["scores"].errorbar(middle[:, 0], range(len(systems)), xerr=np.abs(middle[:, 1:] - middle[:, :1]).T, fmt="o")
+    axes["scores"].set_yticks(range(len(systems)), systems)
+    matrix = confusion_matrix(labels, predicted, normalize="true")
+    axes["confusion"].imshow(matrix, cmap="Blues")
+    for row, column in np.ndindex(*matrix.shape):
+        axes["confusion"].text(column, row, f"{matrix[row, column]:.2f}", ha="center", va="center")
+    axes["confusion"].set_xticks(range(len(names)), names)
+    axes["confusion"].set_yticks(range(len(names)), names)
+    bins = np.clip((confidence * settings.evaluation.calibration_bins).astype(int), 0, settings.evaluation.calibration_bins - 1)
+    curve = [(confidence[bins == b].mean(), (predicted == labels)[bins == b].mean(), (bins == b).mean()) for b in np.unique(bins)]
+    error = sum(share * abs(x - y) for x, y, share in curve)
+    axes["reliability"].plot([0, 1], [0, 1], "--")
+    axes["reliability"].plot([x for x, _, _ in curve], [y for _, y, _ in curve], "o-")
+    axes["loss"].plot([line["step"] for line in log if "loss" in line], [line["loss"] for line in log if "loss" in line])
+    scored = [line for line in log if "validation_loss" in line]
+    axes["loss"].plot([line["step"] for line in scored], [line["validation_loss"] for line in scored], "o-")
+    axes["learning curve"].plot([line["step"] for line in pilot], [line["macro_f1"] for line in pilot], "o-")
+    images = []
+    for figure, _ in pictures.values():
+        figure.tight_layout()
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        plt.close(figure)
+        images.append(f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
+    answers = test.assign(predicted=[names[i] for i in predicted], label=[names[i] for i in labels]).sample(5, random_state=0)
+    tables = [
+        pd.DataFrame(found, index=["estimate", "low", "high"]).T.to_html(),
+        answers[["text", "label", "predicted"]].to_html(),
+        f"<pre>{html.escape(classification_report(labels, predicted, target_names=names, zero_division=0))}</pre>",
+    ]
+    (folder / "report.html").write_text(f"<h1>Report</h1><p>Calibration error {error:.4f}</p>{''.join(images + tables)}", encoding="utf-8")
+    test.assign(predicted=predicted, probability=confidence).drop(columns="ids").to_parquet(folder / "predictions.parquet")
+
+
+# ------------------------------------------------------------------ monitoring
+
+
+def features(
+    texts: list[str], lengths: list[int], vocabulary: set[str], probabilities: np.ndarray, embeddings: np.ndarray
+) -> dict[str, np.ndarray]:
+    words = [WORD.findall(text.casefold()) for text in texts]
+    counts = np.array([max(1, len(row)) for row in words])
+    return {
+        "length": np.array(lengths),
+        "fertility": np.array(lengths) / counts,
+        "unknown": np.array([sum(word not in vocabulary for word in row) for row in words]) / counts,
+        "entropy": -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1),
+        "predicted": probabilities.argmax(1),
+        "embeddings": embeddings.astype(np.float64),
+    }
+
+
+def drift(old: dict[str, np.ndarray], new: dict[str, np.ndarray], permutations: int, seed: int) -> dict[str, float]:
+    """Return the p-values of six tests."""
+    p_values = {
+        name: float(ks_2samp(old[name], new[name], method="asymp").pvalue) for name in ("length", "fertility", "unknown", "entropy")
+    }
+    size = 1 + max(old["predicted"].max(), new["predicted"].max())
+    table = np.stack([np.bincount(side["predicted"], minlength=size) for side in (old, new)])
+    p_values["predicted"] = float(chi2_contingency(table[:, table.sum(0) > 0]).pvalue)
+    rows = np.concatenate([old["embeddings"], new["embeddings"]])
+    weights = np.concatenate([np.full(len(old["length"]), 1 / len(old["length"])), np.full(len(new["length"]), -1 / len(new["length"]))])
+    weights = np.concatenate([weights[None], np.random.default_rng(seed).permuted(np.tile(weights, (permutations, 1)), axis=1)])
+    squares = (rows**2).sum(1)
+    distances = squares[:, None] + squares - 2 * rows @ rows.T
+    discrepancy = ((weights @ np.exp(-distances / np.median(distances))) * weights).sum(1)
+    centred = rows - rows.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
+    kept = values[-64:] > values[-1] * 1e-9
+    shift = ((weights @ (centred @ (vectors[:, -64:][:, kept] / np.sqrt(values[-64:][kept])))) ** 2).sum(1)
+    ranks = [1 - np.searchsorted(np.sort(statistic), statistic) / len(statistic) for statistic in (discrepancy, shift)]
+    extremes = np.minimum(*ranks)
+    p_values["embeddings"] = float((extremes <= extremes[0]).mean())
+    return p_values
+
+
+def watch(
+    folder: Path, model, tokenizer, train: pd.DataFrame, held_out: pd.DataFrame, outputs: list[np.ndarray], settings: UseCaseSettings
+) -> dict[str, Any]:
+    """Compare each production file with held-out rows, one a group; `outputs` are these rows' probabilities and embeddings."""
+    vocabulary = {word for text in train["text"] for word in WORD.findall(text.casefold())}
+    chosen = np.flatnonzero(~held_out["group"].duplicated())[: settings.monitoring.reference_rows]
+    texts, lengths = (held_out[name].iloc[chosen].tolist() for name in ("text", "length"))
+    reference = features(texts, lengths, vocabulary, *(values[chosen] for values in outputs))
+    verdicts = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = pd.read_json(path, lines=True, dtype=False)
+        if settings.examples.group in rows:
+            rows = rows.drop_duplicates(settings.examples.group)
+        ids = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
+        cut = tokenizer(rows["text"].tolist(), truncation=True, max_length=settings.chunks.max_tokens)["input_ids"]
+        window = features(rows["text"].tolist(), [len(row) for row in ids], vocabulary, *forward(model, cut))
+        p_values = drift(reference, window, settings.monitoring.permutations, settings.seed)
+        drifted = min(p_values.values()) <= settings.monitoring.false_alarm_rate / len(p_values)
+        verdicts[path.stem] = {"drifted": bool(drifted), "p_values": p_values}
+    return verdicts
+
+
+# ------------------------------------------------------------------------ main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for model, report and result.json")
+    parser.add_argument("--defs", type=Path, default=DEFS / "licences" / "defs.yaml", help="the use case's YAML")
+    parser.add_argument("--rows", type=int, help="fewer training rows than the YAML says, for a quick look")
+    arguments = parser.parse_args()
+    use_case = load_use_case(arguments.defs)
+    settings = use_case.settings
+    if arguments.rows:
+        settings = settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"max_train_rows": arguments.rows})})
+    # The order of the model's outputs.
+    settings.examples.labels.sort()
+    assert settings.chunks.max_windows == 1, "this script cuts a text after one window"
+    base = resolve_base_model(settings.base_model, use_case.project_root)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    result = run(settings, base, use_case.resolve(settings.documents.path), use_case.resolve(settings.monitoring.path), arguments.output)
+    (arguments.output / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(json.dumps(result), flush=True)
+
+
+def run(settings: UseCaseSettings, base: Path, documents: Path, production: Path, output: Path) -> dict[str, Any]:
+    clock = Clock()
+    with clock.stage("ingest"):
+        rows = clean(read(documents, settings), settings.examples.labels)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        whole = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
+        room = settings.chunks.max_tokens - 2
+        ids = [[tokenizer.cls_token_id, *row[:room], tokenizer.sep_token_id] for row in whole]
+        label = rows["label"].map(settings.examples.labels.index)
+        rows = rows.assign(ids=ids, length=[len(row) for row in whole], label=label)
+    with clock.stage("snapshot"):
+        parts = split(rows, settings.snapshot, settings.seed)
+        training, validation, test = parts["train"], parts["validation"], parts["test"]
+        print({name: (len(part), dict(Counter(part["label"]))) for name, part in parts.items()}, flush=True)
+    with clock.stage("planning"):
+        baselines = Baselines(base, training, len(settings.examples.labels))
+        cheaper = {name: scores_of(validation["label"].to_numpy(), found) for name, found in baselines.predict(validation).items()}
+        points = pilot_points(len(training), settings)
+        _, pilot = train(base, training.head(points[-1]), validation, settings, pilot_points=points)
+        pilot = [line for line in pilot if "macro_f1" in line]
+    with clock.stage("training"):
+        model, log = train(base, training, validation, settings)
+        model.save_pretrained(output / "model")
+        tokenizer.save_pretrained(output / "model")
+    with clock.stage("evaluation"):
+        read_by_model = forward(model, test["ids"].tolist())
+        probabilities = {"finetuned": read_by_model[0], **baselines.predict(test)}
+        labels = test["label"].to_numpy()
+        found = intervals(labels, {name: p.argmax(1) for name, p in probabilities.items()}, test["group"], settings)
+        write_report(output, test, probabilities["finetuned"], found, log, pilot, settings)
+    with clock.stage("monitoring"):
+        # The test rows were read for the evaluation, and one process still has them.
+        outputs = [np.concatenate(pair) for pair in zip(forward(model, validation["ids"].tolist()), read_by_model, strict=True)]
+        verdicts = watch(production, model, tokenizer, training, pd.concat([validation, test]), outputs, settings)
+    return {
+        "seconds": clock.seconds,
+        "num_rows": {name: len(part) for name, part in parts.items()},
+        "accuracy": found["finetuned accuracy"][0],
+        "macro_f1": found["finetuned macro_f1"][0],
+        "baselines": {name: scores["macro_f1"] for name, scores in cheaper.items()},
+        "pilot": pilot,
+        "drift": verdicts,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The whole sample delivery, 33 thousand licence rules with the dirt that real deliveries have, read and validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from fullft_assets import documents, examples
+from fullft_assets.examples import Examined
+from fullft_assets.samples import licences
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+
+EXAMPLES = ExamplesSettings(label="license-kind", group="license-expression", labels=list(licences.KINDS))
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The delivered folder and what the first data stages make of it as one batch."""
+
+    folder: Path
+
+    @cached_property
+    def raw(self) -> pa.Table:
+        batch = documents.Batch(name="00001-all", files=documents.scan(self.folder / "documents"))
+        settings = DocumentsSettings(path="unused")
+        table, unreadable = documents.read_documents(
+            self.folder / "documents", batch, settings, label=EXAMPLES.label, group=EXAMPLES.group
+        )
+        assert unreadable == {}
+        return table
+
+    @cached_property
+    def examined(self) -> Examined:
+        return examples.examine(self.raw, EXAMPLES, "00001-all")

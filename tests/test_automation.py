@@ -1,0 +1,402 @@
+"""Sensors and schedules: evaluated directly on real artifacts, and driven by a real daemon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fullft_assets import automation, chunks, documents, examples, retraining, snapshot
+from fullft_assets.assets.case import Case
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+from tests.prepared import Prepared, prepare, write_tiny_model
+
+SECONDS = 150.0
+
+
+class Bench:
+    """A prepared project whose sensors are evaluated here, without a daemon."""
+
+    def __init__(self, prepared: Prepared, instance: dg.DagsterInstance):
+        self.prepared, self.instance, self.store = prepared, instance, prepared.store
+        self.name = prepared.use_case.name
+
+    @property
+    def case(self) -> Case:
+        return Case(self.prepared.project.use_case())
+
+    def tick(self, sensor: str) -> Any:
+        definition = next(s for s in automation.build_sensors(self.case) if s.name == f"{self.name}_{sensor}")
+        return definition(dg.build_sensor_context(instance=self.instance))
+
+    def point(self, asset: str, manifest: Manifest, partition: str = "all") -> None:
+        """Make an artifact the newest of its asset, as the IO manager does."""
+        self.store.write_pointer(f"latest/{self.name}/{asset}/{partition}", {"ref": manifest.ref})
+
+    def artifact(self, stage: str, key: str, **metadata: Any) -> Manifest:
+        with self.store.create(self.name, stage, key, version="1", seed=17) as draft:
+            return draft.commit(settings={}, inputs={}, metadata=metadata)
+
+    def ingest(self) -> None:
+        """Read every batch that was cut, as the ingest job does."""
+        for batch in documents.list_batches(self.store, self.name):
+            raw = documents.keep(self.store, self.prepared.use_case, batch.name)
+            labeled, _ = examples.validate(self.store, self.prepared.use_case, raw)
+            self.point("labeled_examples", labeled, batch.name)
+            self.point("tokenized_chunks", chunks.tokenize(self.store, self.prepared.use_case, labeled), batch.name)
+
+    def deliver(self, file: str, *, skip: int, rows: int = 120) -> None:
+        self.prepared.project.deliver(file, projects.licence_rows(rows, skip=skip))
+        documents.cut_batches(self.store, self.name, self.prepared.project.documents, self.case.settings.documents)
+        self.ingest()
+
+    def train(self, *, seconds: float = 60.0) -> Manifest:
+        """Record a checkpoint on the present snapshot."""
+        checkpoint = self.artifact(
+            "finetuned_checkpoint", f"k{time.time_ns()}", snapshot=self.prepared.snapshot.ref, training_seconds=seconds
+        )
+        self.point("finetuned_checkpoint", checkpoint)
+        return checkpoint
+
+    def window(self, name: str, status: str) -> None:
+        self.point("drift_report", self.artifact("drift_report", name, status=status), name)
+
+    def decisions(self) -> list[retraining.RecordedDecision]:
+        folder = f"{self.name}/retraining_decisions"
+        return [
+            retraining.RecordedDecision.model_validate(self.store.read_pointer(f"{folder}/{name}"))
+            for name in self.store.list_pointers(folder)
+        ]
+
+    def attempts(self) -> list[retraining.Attempt]:
+        return automation.read_state(self.store, self.name).attempts
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    quick = {"min_new_examples": 100, "cooldown_hours": 0.0, "min_new_examples_on_drift": 50}
+    return prepare(tmp_path_factory.mktemp("bench"), tiny=True, retraining=quick, monitoring={"path": "data/letters/production"})
+
+
+@pytest.fixture
+def bench(template: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A copy of the prepared project, ingested, with an instance of its own."""
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    shutil.copytree(template.project.root, tmp_path, dirs_exist_ok=True)
+    project = projects.Project(tmp_path, template.project.name)
+    prepared = Prepared(project, project.use_case(), Store(str(project.home / "store")), template.snapshot)
+    with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
+        bench = Bench(prepared, instance)
+        bench.ingest()
+        yield bench
+
+
+class TestDeliverySensor:
+    def test_each_batch_is_asked_for_until_it_is_done(self, bench):
+        assert bench.tick("new_documents").skip_message == "nothing new in data/letters/documents"
+        path = bench.prepared.project.deliver("a-late.jsonl", projects.licence_rows(30, skip=400))
+        os.utime(path, (1e9, 1e9))  # sorts and dates before what is there
+        first, again = bench.tick("new_documents"), bench.tick("new_documents")
+        (request,) = first.run_requests
+        assert request.run_key == request.partition_key == again.run_requests[0].run_key
+        assert first.dynamic_partitions_requests[0].partition_keys == [request.partition_key]
+        assert [file.path for file in documents.read_batch(bench.store, bench.name, request.partition_key).files] == ["a-late.jsonl"]
+        bench.ingest()
+        assert isinstance(bench.tick("new_documents"), dg.SkipReason)
+
+    def test_missing_folder_is_one_line_and_no_skip(self, bench):
+        definition = automation.build_sensors(bench.case)[0]
+        bench.prepared.project.documents.rename(bench.prepared.project.documents.with_name("elsewhere"))
+        with pytest.raises(dg.Failure, match="folder not found; deliver the documents there or mend documents.path"):
+            definition(dg.build_sensor_context(instance=bench.instance))
+
+    def test_windows_wait_for_a_model(self, bench):
+        for number in (1, 2):
+            projects.write_rows(bench.prepared.project.production / f"w{number}.jsonl", projects.licence_rows(30))
+        assert bench.tick("new_production_documents").skip_message == "no model to compare with yet; run the model job first"
+        bench.train()
+        requests = bench.tick("new_production_documents").run_requests
+        assert len({request.run_key for request in requests}) == 2  # each file is a window
+        bench.window(requests[0].partition_key, "stable")
+        assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [requests[1].run_key]
+
+    def test_interval_comes_from_the_settings(self, bench):
+        bench.prepared.project.configure(base_model="model", documents={"path": "data/letters/documents", "poll_seconds": 7})
+        assert automation.build_sensors(bench.case)[0].minimum_interval_seconds == 7
+
+
+class TestRetrainingSensor:
+    def test_enough_new_examples_launch_once_and_only_once(self, bench):
+        request = bench.tick("retraining")
+        assert isinstance(request, dg.RunRequest)
+        assert "new examples reach min_new_examples = 100" in request.tags["retraining/reasons"]
+        for _ in range(3):
+            assert "this data was already tried" in bench.tick("retraining").skip_message
+        assert len(bench.attempts()) == 1
+        assert [found.decision.action for found in bench.decisions()] == ["retrain", "wait"]
+
+    def test_new_data_after_that_launches_again_under_another_key(self, bench):
+        first = bench.tick("retraining")
+        bench.deliver("delivery-2.jsonl", skip=400)
+        second = bench.tick("retraining")
+        assert isinstance(second, dg.RunRequest)
+        assert second.run_key != first.run_key
+
+    def test_cooldown_holds_it_back(self, bench):
+        bench.tick("retraining")
+        bench.prepared.project.configure(base_model="model", retraining={"min_new_examples": 100, "cooldown_hours": 24.0})
+        bench.deliver("delivery-2.jsonl", skip=400)
+        assert "but the last attempt was at" in bench.tick("retraining").skip_message
+
+    def test_run_in_flight_holds_it_back(self, bench):
+        run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
+        bench.instance.add_run(run)
+        assert "but 1 run(s) of the model are in flight" in bench.tick("retraining").skip_message
+        assert bench.attempts() == []
+
+    def test_too_few_new_examples_wait_with_every_reason_on_record(self, bench):
+        bench.train()
+        skipped = bench.tick("retraining")
+        assert skipped.skip_message.startswith("wait: 0 new examples, fewer than min_new_examples = 100; 0 drifted windows")
+        bench.tick("retraining")
+        (recorded,) = bench.decisions()
+        assert recorded.decision.action == "wait"
+        assert len(recorded.decision.reasons) == 4
+        assert recorded.signals.num_new_examples == 0
+
+    def test_drift_without_labels_asks_once_and_launches_nothing(self, bench):
+        bench.train()
+        for name in ("w1", "w2"):
+            bench.window(name, "drifted")
+        assert bench.tick("retraining").skip_message.startswith(
+            "ask_for_labels: 2 drifted windows in a row since the last training, but only 0"
+        )
+        assert "labels were already asked for" in bench.tick("retraining").skip_message
+        assert [found.decision.action for found in bench.decisions()] == ["ask_for_labels", "wait"]
+        assert bench.attempts() == []
+
+    def test_drift_with_labels_launches(self, bench):
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400, rows=60)
+        assert isinstance(bench.tick("retraining"), dg.SkipReason)
+        for name in ("w1", "w2"):
+            bench.window(name, "drifted")
+        assert isinstance(bench.tick("retraining"), dg.RunRequest)
+
+    def test_snapshot_that_nothing_was_trained_on_hides_no_new_examples(self, bench):
+        """The periodic evaluation takes one over the newest rows."""
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400)
+        parts = [automation.latest_by_partition(bench.store, bench.name, asset) for asset in ("labeled_examples", "tokenized_chunks")]
+        bench.point("training_snapshot", snapshot.take(bench.store, bench.prepared.use_case, *parts))
+        assert isinstance(bench.tick("retraining"), dg.RunRequest)
+
+    def test_batch_with_a_red_gate_is_no_evidence(self, bench):
+        bench.train()
+        rows = [{**row, "kind": "no such label"} for row in projects.licence_rows(200, skip=400)]
+        rows += projects.licence_rows(120, skip=700)
+        bench.prepared.project.deliver("bad.jsonl", rows)
+        documents.cut_batches(bench.store, bench.name, bench.prepared.project.documents, bench.case.settings.documents)
+        batch = documents.list_batches(bench.store, bench.name)[-1].name
+        labeled, _ = examples.validate(bench.store, bench.prepared.use_case, documents.keep(bench.store, bench.prepared.use_case, batch))
+        assert not all(check.passed for check in labeled.checks if check.severity == "error")
+        bench.point("labeled_examples", labeled, batch)
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
+
+    def test_failed_read_raises_and_records_nothing(self, bench):
+        batch = documents.list_batches(bench.store, bench.name)[0].name
+        pointer = bench.store.read_pointer(f"latest/{bench.name}/labeled_examples/{batch}")
+        manifest = Path(bench.store.url, pointer["ref"], "manifest.json")
+        manifest.write_text(manifest.read_text()[:100])
+        with pytest.raises(dg.Failure, match="unreadable"):
+            bench.tick("retraining")
+        manifest.unlink()
+        with pytest.raises(dg.Failure, match="no such artifact; materialise its asset again"):
+            automation.decide_and_record(bench.case, bench.instance, scheduled=True)
+        assert bench.decisions() == []
+        assert bench.attempts() == []
+
+
+class TestHoursSpent:
+    def test_estimate_gives_way_to_what_the_run_took(self, bench):
+        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", planned_hours=5.0))
+        bench.tick("retraining")
+        assert [attempt.hours for attempt in bench.attempts()] == [5.0]
+        bench.train(seconds=7_200.0)
+        assert [attempt.hours for attempt in bench.attempts()] == [2.0]
+        bench.tick("retraining")  # any tick keeps it, whatever it decides
+        bench.deliver("delivery-2.jsonl", skip=400)
+        assert isinstance(bench.tick("retraining"), dg.RunRequest)
+        assert [attempt.hours for attempt in bench.attempts()] == [2.0, 5.0]
+        bench.train(seconds=3_600.0)
+        assert [attempt.hours for attempt in bench.attempts()] == [2.0, 1.0]
+
+    def test_attempt_without_a_checkpoint_keeps_its_estimate(self, bench):
+        bench.train(seconds=7_200.0)
+        bench.deliver("delivery-2.jsonl", skip=400)
+        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", planned_hours=5.0))
+        bench.tick("retraining")
+        assert [attempt.hours for attempt in bench.attempts()] == [5.0]
+
+    def test_month_without_hours_left_waits(self, bench):
+        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", planned_hours=500.0))
+        assert "the next run takes about 500.0 h (max_hours_per_month = 100)" in bench.tick("retraining").skip_message
+
+
+class Daemon:
+    """A real `dagster-daemon run` on a project's home."""
+
+    def __init__(self, project: projects.Project):
+        self.project = project
+        self.log = project.root / "daemon.log"
+        self.dagster("instance", "info")  # the first command makes the databases; two at once would race
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["dagster-daemon", "run", "-w", "workspace.yaml"],
+                cwd=project.root,
+                env=project.env(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def dagster(self, *arguments: str) -> None:
+        done = subprocess.run(
+            ["dagster", *arguments],
+            cwd=self.project.root,
+            env=self.project.env(),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def turn_on(self, kind: str, name: str) -> None:
+        self.dagster(kind, "start", "-w", "workspace.yaml", name)
+
+    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert self.process.poll() is None, self.log.read_text()[-3_000:]
+            assert time.monotonic() < deadline, f"not in time: {what}\n{self.log.read_text()[-3_000:]}"
+            time.sleep(0.5)
+        return found
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def ticks(instance: dg.DagsterInstance, name: str) -> list[Any]:
+    for state in instance.all_instigator_state():
+        if state.instigator_name == name:
+            return list(instance.get_ticks(state.instigator_origin_id, state.selector_id))
+    return []
+
+
+def runs(instance: dg.DagsterInstance, job: str, *statuses: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+    return list(instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(statuses) or None)))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    write_tiny_model(tmp_path / "model")
+    every_minute = {"schedule": "* * * * *", "evaluation_schedule": "* * * * *", "min_new_examples": 500}
+    project = projects.create(
+        tmp_path, base_model="model", documents={"path": "data/letters/documents", "poll_seconds": 2}, retraining=every_minute
+    )
+    daemon = Daemon(project)
+    yield daemon
+    daemon.stop()
+
+
+def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) -> None:
+    daemon.turn_on("sensor", "letters_new_documents")
+    for schedule in ("letters_retraining_schedule", "letters_evaluation_schedule"):
+        daemon.turn_on("schedule", schedule)
+    done = dg.DagsterRunStatus.SUCCESS
+    with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
+        store = Store(str(daemon.project.home / "store"))
+        daemon.wait_for(lambda: len(runs(instance, "letters_ingest", done)) == 1, "first delivery is ingested")
+        late = daemon.project.deliver("a-late.jsonl", projects.licence_rows(60, skip=400))
+        os.utime(late, (1e9, 1e9))
+        daemon.wait_for(lambda: len(runs(instance, "letters_ingest", done)) == 2, "late delivery is ingested")
+        batches = store.list_pointers("latest/letters/tokenized_chunks")
+        assert [batch.files[0].path for batch in documents.list_batches(store, "letters")] == ["delivery-1.jsonl", "a-late.jsonl"]
+        assert sorted(run.tags["dagster/partition"] for run in runs(instance, "letters_ingest")) == batches
+        seen = len(ticks(instance, "letters_new_documents"))
+        daemon.wait_for(lambda: len(ticks(instance, "letters_new_documents")) >= seen + 3, "sensor ticks on")
+        assert len(runs(instance, "letters_ingest")) == 2
+        for schedule, reason in (
+            ("letters_evaluation_schedule", "no checkpoint yet; run the model job first"),
+            ("letters_retraining_schedule", "new examples, fewer than min_new_examples = 500"),
+        ):
+            found = daemon.wait_for(lambda s=schedule: [t for t in ticks(instance, s) if t.skip_reason], f"{schedule} ticks")
+            assert reason in found[0].skip_reason
+        assert runs(instance, "letters_model") == []
+        last = store.list_pointers("letters/retraining_decisions")[-1]
+        assert store.read_pointer(f"letters/retraining_decisions/{last}")["decision"]["action"] == "wait"
+
+
+@pytest.mark.slow
+def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
+    quick = {"min_new_examples": 300, "cooldown_hours": 0.0, "schedule": "* * * * *"}
+    daemon.stop()
+    daemon.project.configure(base_model="model", documents={"path": "data/letters/documents", "poll_seconds": 2}, retraining=quick)
+    daemon = Daemon(daemon.project)
+    try:
+        daemon.turn_on("sensor", "letters_new_documents")
+        done = dg.DagsterRunStatus.SUCCESS
+        with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
+            daemon.wait_for(lambda: runs(instance, "letters_ingest", done), "delivery is ingested")
+            daemon.turn_on("sensor", "letters_retraining")
+            daemon.turn_on("schedule", "letters_retraining_schedule")
+            (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
+            assert "new examples reach min_new_examples = 300" in run.tags["retraining/reasons"]
+            daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
+            seen = len(ticks(instance, "letters_retraining"))
+            daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
+            daemon.wait_for(lambda: [t for t in ticks(instance, "letters_retraining_schedule") if t.skip_reason], "schedule ticks")
+            assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
+            store = Store(str(daemon.project.home / "store"))
+            assert len(store.read_pointer("letters/retraining")["attempts"]) == 1
+    finally:
+        daemon.stop()
+
+
+@pytest.mark.slow
+def test_drift_end_to_end(tmp_path: Path) -> None:
+    """A window of rows like the training data, and one of another kind of text."""
+    rows = projects.licence_rows(1_400)
+    project = projects.create(
+        tmp_path, rows=1_000, monitoring={"path": "data/letters/production", "min_window_rows": 100, "reference_rows": 150}
+    )
+    alike = [{"id": row["id"], "text": row["text"]} for row in rows[1_000:1_150]]
+    projects.write_rows(project.production / "w1.jsonl", alike)
+    shifted = [{**row, "text": " ".join(word[::-1].upper() for word in row["text"].split()) * 3} for row in alike]
+    projects.write_rows(project.production / "w2.jsonl", shifted)
+    done = project.fullft("run", "letters", timeout=550)
+    assert "drift" in done.stdout, done.stdout + done.stderr
+    store = Store(str(project.home / "store"))
+    found = {}
+    for window in documents.list_batches(store, "letters", "window"):
+        pointer = store.read_pointer(f"latest/letters/drift_report/{window.name}")
+        found[window.files[0].path] = store.load(pointer["ref"]).metadata["status"]
+    assert found == {"w1.jsonl": "stable", "w2.jsonl": "drifted"}

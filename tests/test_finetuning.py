@@ -1,0 +1,307 @@
+"""Fine-tuning on real licence texts: the planned order, what is trained, what is logged, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from fullft_assets import training
+from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.workloads import finetuning
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import Fit, StepLog, exclusive, fine_tune, latest_checkpoint, planned_order, seal
+from fullft_assets.workloads.inference import load_for_training, predict, predict_with
+from tests.prepared import Prepared, prepare
+
+QUIET = Progress(silent=True)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("minilm"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
+
+
+@pytest.fixture(scope="module")
+def fitted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """The real MiniLM, one epoch over 250 real texts or so."""
+    return train(prepared, tmp_path_factory.mktemp("work"), prepared.use_case.settings.training, resumable=False)
+
+
+def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
+    options = {"seed": 17, "progress": QUIET, **options}
+    return fine_tune(case.base_model, case.split("train"), case.split("validation"), case.labels, chosen, work_folder=folder, **options)
+
+
+def quick(**changes: object) -> TrainingSettings:
+    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+    return TrainingSettings(**{**values, **changes})
+
+
+class TestPlannedOrder:
+    sizes = st.lists(st.integers(1, 512), min_size=1, max_size=300)
+
+    @settings(max_examples=60, deadline=None)
+    @given(sizes, st.integers(1, 5), st.integers(1, 64), st.integers(0, 9))
+    def test_whole_epochs_visit_every_position_equally_often(self, lengths, epochs, batch_size, seed):
+        order = planned_order(lengths, epochs, batch_size, seed)
+        assert Counter(order.tolist()) == dict.fromkeys(range(len(lengths)), epochs)
+
+    @settings(max_examples=60, deadline=None)
+    @given(sizes, st.floats(0.01, 4.0), st.integers(1, 64), st.integers(0, 9))
+    def test_a_part_of_an_epoch_visits_no_position_twice_more(self, lengths, epochs, batch_size, seed):
+        order = planned_order(lengths, epochs, batch_size, seed)
+        assert len(order) == max(1, round(epochs * len(lengths)))
+        visits = np.bincount(order, minlength=len(lengths))
+        assert visits.max() - visits.min() <= 1
+
+    @settings(max_examples=40, deadline=None)
+    @given(sizes, st.integers(2, 4), st.integers(1, 32), st.integers(0, 9))
+    def test_an_epoch_leaves_less_than_a_batch_to_the_next(self, lengths, epochs, batch_size, seed):
+        order = planned_order(lengths, epochs, batch_size, seed)
+        for epoch in range(1, epochs):
+            early = order[: epoch * len(lengths)]
+            visits = np.bincount(early, minlength=len(lengths))
+            assert np.abs(visits - epoch).sum() <= 2 * batch_size * epoch
+
+    def test_depends_on_the_seed_alone(self):
+        lengths = list(range(1, 200))
+        first, again, other = (planned_order(lengths, 2, 8, seed) for seed in (1, 1, 2))
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+        assert not np.array_equal(first[:199], first[199:])
+
+    def test_batches_are_not_read_from_long_to_short(self):
+        lengths = np.random.default_rng(0).lognormal(4, 0.8, 4_000)
+        order = planned_order(lengths.tolist(), 1, 16, 3)
+        means = lengths[order].reshape(-1, 16).mean(1)
+        assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3
+
+    def test_similar_lengths_share_a_batch(self):
+        lengths = np.random.default_rng(0).lognormal(4, 0.8, 4_000).round() + 1
+        planned = lengths[planned_order(lengths.tolist(), 1, 16, 3)].reshape(-1, 16)
+        shuffled = np.random.default_rng(1).permutation(lengths).reshape(-1, 16)
+        padding = [1 - rows.sum() / (rows.max(1) * 16).sum() for rows in (planned, shuffled)]
+        assert padding[0] < 0.1
+        assert padding[1] > 0.5
+
+
+class TestRealModel:
+    def test_every_tensor_is_trained(self, prepared, fitted):
+        """The pooler too: BERT's sequence classifier reads the first token through it."""
+        before = load_file(prepared.base_model / "model.safetensors")
+        after = fitted.model.bert.state_dict()
+        names = {name.removeprefix("bert."): name for name in before}
+        assert set(after) <= set(names)
+        unchanged = [name for name in after if torch.equal(after[name], before[names[name]])]
+        assert unchanged == []
+        assert all(parameter.requires_grad for parameter in fitted.model.parameters())
+
+    def test_loss_falls_and_beats_the_commonest_label(self, prepared, fitted):
+        checks = {check.name: check for check in training.checks(fitted.history)}
+        assert checks["loss_is_falling"].passed
+        assert checks["loss_is_falling"].metadata["last_loss"] < 0.9 * checks["loss_is_falling"].metadata["first_loss"]
+        validation = prepared.split("validation")
+        share = np.bincount(validation.labels).max() / len(validation)
+        assert fitted.history[-1]["validation_accuracy"] > share
+
+    def test_log_has_each_step_once_in_order(self, fitted):
+        steps = [line["step"] for line in fitted.history if "loss" in line]
+        assert steps == sorted(set(steps))
+        assert fitted.history[-1]["step"] == fitted.num_steps
+        assert "validation_macro_f1" in fitted.history[-1]
+
+    def test_tokens_are_counted_without_padding(self, prepared, fitted):
+        windows = [window for document in prepared.split("train").windows for window in document]
+        assert fitted.num_tokens == sum(map(len, windows))
+
+    def test_saved_model_answers_the_same_and_knows_its_labels(self, prepared, fitted, tmp_path):
+        fitted.model.save_pretrained(tmp_path)
+        validation = prepared.split("validation")
+        now = predict_with(fitted.model, validation.windows).probabilities
+        assert np.array_equal(predict(tmp_path, validation.windows).probabilities, now)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert [config["id2label"][str(i)] for i in range(len(prepared.labels))] == prepared.labels
+        assert config["label2id"] == {label: i for i, label in enumerate(prepared.labels)}
+        assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+class TestBatches:
+    def test_accumulated_micro_batches_train_as_one_batch_does(self, tiny, tmp_path):
+        # AdamW hides a wrong scale of the gradients in the weights; the logged loss and gradient norm show it.
+        chosen = quick(max_grad_norm=0.05, attention_dropout=0.0)
+        dropless = _without_dropout(tiny, tmp_path / "model")
+        whole, parts = (
+            fine_tune(
+                dropless,
+                tiny.split("train"),
+                tiny.split("validation"),
+                tiny.labels,
+                chosen.model_copy(update={"micro_batch_size": size}),
+                17,
+                tmp_path / str(size),
+                QUIET,
+                resumable=False,
+            )
+            for size in (8, 2)
+        )
+        for name, value in whole.model.state_dict().items():
+            torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
+        logged = [[line for line in fit.history if "loss" in line] for fit in (whole, parts)]
+        for one, other in zip(*logged, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+            assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+
+    def test_batch_that_cannot_be_divided_is_refused(self, tiny, tmp_path):
+        with pytest.raises(SettingsError, match=r"training\.batch_size: 8 is not a multiple of .* \(3\)"):
+            train(tiny, tmp_path, quick(micro_batch_size=3))
+        with pytest.raises(SettingsError, match=r"processes \(16\)"):
+            finetuning.accumulation_steps(quick(), 2)
+
+    def test_balanced_loss_weighs_labels_inversely_to_their_windows(self, tiny):
+        split = tiny.split("train").select(range(6))
+        windows = [[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)]
+        split = replace(split, labels=np.array([0, 1, 1, 2, 2, 2]), windows=windows)
+        loss = finetuning._loss(split, 3)
+        weights = 12 / (3 * torch.tensor([4.0, 2.0, 6.0]))
+        targets = torch.tensor([0, 1, 2, 2])
+        logits = torch.randn(4, 3)
+        expected = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]).mean()
+        outputs = type("Outputs", (), {"logits": logits})
+        torch.testing.assert_close(loss(outputs, targets), expected)
+        torch.testing.assert_close(loss(outputs, targets, torch.tensor(8)), expected / 2)
+
+    def test_balancing_helps_the_rare_label(self, tiny, tmp_path):
+        rows = tiny.split("train")
+        common = np.flatnonzero(rows.labels == 0)[:60]
+        rare = np.flatnonzero(rows.labels == 1)[:5]
+        two = rows.select([*common, *rare])
+        two = replace(two, labels=np.array([0] * len(common) + [1] * len(rare)))
+        shares = []
+        for balanced in (False, True):
+            chosen = quick(balance_labels=balanced, epochs=4.0, learning_rate=1e-2)
+            fit = fine_tune(tiny.base_model, two, two, ["no", "yes"], chosen, 17, tmp_path / str(balanced), QUIET, resumable=False)
+            shares.append(predict_with(fit.model, two.windows).probabilities[:, 1].mean())
+        assert shares[1] > shares[0] + 0.1
+
+    def test_no_checkpoint_is_written_when_none_is_asked_for(self, tiny, tmp_path):
+        train(tiny, tmp_path, quick(checkpoint_every_steps=2), resumable=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+class TestDivergence:
+    def test_poisoned_weights_are_one_line(self, tiny, tmp_path):
+        _poison(tiny, tmp_path / "model")
+        with pytest.raises(DivergenceError) as error:
+            fine_tune(tmp_path / "model", tiny.split("train"), tiny.split("validation"), tiny.labels, quick(), 17, tmp_path / "w", QUIET)
+        assert str(error.value).startswith("training diverged: loss nan, gradient norm nan at step 1; lower training.learning_rate")
+        assert "\n" not in str(error.value)
+
+    def test_nan_between_two_log_lines_is_found_by_the_validation(self, tiny, tmp_path):
+        # Weights that overflow after the first log line, scored before the next.
+        with pytest.raises(DivergenceError, match="training diverged: the model's outputs"):
+            finetuning.score(load_for_training(_poison(tiny, tmp_path / "model"), tiny.labels, None), tiny.split("validation"))
+
+    def test_wild_learning_rate_is_stopped_or_shown(self, tiny, tmp_path):
+        """Clipping keeps a rate of 0.9 finite as a rule; then the checks on the losses must tell."""
+        try:
+            fit = train(tiny, tmp_path, quick(learning_rate=0.9, epochs=2.0), resumable=False)
+        except DivergenceError:
+            return
+        assert all(math.isfinite(line.get("loss", 0.0)) for line in fit.history)
+        checks = {check.name: check.passed for check in training.checks(fit.history)}
+        assert not checks["loss_is_falling"] or not checks["is_not_overfitted"]
+
+
+class TestCheckpoints:
+    def test_a_stop_writes_a_checkpoint_and_the_next_call_resumes_there(self, tiny, tmp_path):
+        progress = Progress(silent=True)
+        progress.stop_requested = True
+        with pytest.raises(Interrupted, match="stopped at step 1 of .*; run the same command to resume there"):
+            train(tiny, tmp_path / "a", quick(), progress=progress)
+        resumed = train(tiny, tmp_path / "a", quick())
+        straight = train(tiny, tmp_path / "b", quick())
+        assert (resumed.resumed_from_step, straight.resumed_from_step) == (1, 0)
+        for name, value in straight.model.state_dict().items():
+            assert torch.equal(resumed.model.state_dict()[name], value), name
+
+    def test_newest_checkpoints_are_kept(self, tiny, tmp_path):
+        fit = train(tiny, tmp_path, quick(checkpoint_every_steps=3, keep_checkpoints=2))
+        kept = sorted(int(path.name.rsplit("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+        assert kept == [fit.num_steps // 3 * 3 - (0 if fit.num_steps % 3 else 3), fit.num_steps]
+        assert latest_checkpoint(tmp_path).name == f"checkpoint-{fit.num_steps}"
+
+    @pytest.mark.parametrize("harm", ["no seal", "cut short", "file missing"])
+    def test_torn_checkpoint_is_skipped(self, tmp_path, harm):
+        for step in (9, 10):  # sorted as text, 9 would be the newest
+            folder = tmp_path / f"checkpoint-{step}"
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(b"weights")
+            seal(folder)
+        assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+        if harm == "no seal":
+            (tmp_path / "checkpoint-10" / finetuning.SEAL).unlink()
+        elif harm == "cut short":
+            (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"wei")
+        else:
+            (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
+        assert latest_checkpoint(tmp_path).name == "checkpoint-9"
+
+    def test_second_holder_is_refused(self, tmp_path):
+        with exclusive(tmp_path), pytest.raises(SettingsError, match="another process is at this work"), exclusive(tmp_path):
+            pass
+        with exclusive(tmp_path):
+            pass
+
+
+class TestStepLog:
+    def test_lines_after_the_checkpoint_are_dropped_and_their_time_is_kept(self, tmp_path):
+        log = StepLog(tmp_path / "metrics.jsonl", 0)
+        for step in range(1, 6):
+            log.append({"step": step, "seconds": step * 1.5})
+        with log.path.open("a") as file:
+            file.write('{"step": 6, "sec')  # torn by a kill
+        resumed = StepLog(tmp_path / "metrics.jsonl", 3)
+        assert resumed.seconds_before == 7.5
+        resumed.append({"step": 4, "seconds": 8.0})
+        assert [line["step"] for line in resumed.read()] == [1, 2, 3, 4]
+
+    def test_only_the_first_rank_writes(self, tmp_path):
+        log = StepLog(tmp_path / "metrics.jsonl", 0)
+        log.append({"step": 1})
+        StepLog(tmp_path / "metrics.jsonl", 0, is_writer=False).append({"step": 2})
+        assert log.read() == [{"step": 1}]
+
+
+def _poison(case: Prepared, folder: Path) -> Path:
+    folder.mkdir()
+    for path in case.base_model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _without_dropout(case: Prepared, folder: Path) -> Path:
+    folder.mkdir()
+    for path in case.base_model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    return folder

@@ -1,0 +1,275 @@
+"""The whole graph of a small use case, which has nothing but its defs.yaml and data, on a real instance: run twice, gates, promotion."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from fullft_assets import release
+from fullft_assets.component import FullFineTune
+from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+from tests.project import Project
+
+CASE = "letters"
+INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+PLANNING = ("feasibility_plan", "cheaper_baselines", "pilot_run")
+ASSETS = (*INGEST, "tokenizer_audit", "training_snapshot", *PLANNING, "finetuned_checkpoint", "evaluation_report", "champion_model")
+
+
+class Graph:
+    """A project's definitions on the instance in its home; each call is a run of its own."""
+
+    def __init__(self, project: Project, instance: dg.DagsterInstance):
+        self.project, self.instance = project, instance
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.project.use_case(), self.instance)
+
+    def latest(self, asset: str) -> Manifest:
+        found = latest(self.store, CASE, asset)
+        assert found is not None, asset
+        return found
+
+    def materialize(self, *assets: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
+        """Materialise these assets alone, as a click on them in the UI does."""
+        loaded = FullFineTune(self.project.use_case()).build_defs()
+        defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))
+        job = defs.resolve_implicit_global_asset_job_def()
+        keys = [dg.AssetKey([CASE, asset]) for asset in assets]
+        return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False)
+
+    def refusal(self, *assets: str, batch: str | None = None) -> str:
+        """Materialise, and return the line that the failed step shows first; nothing may have been written."""
+        before = attempts(self.project)
+        result = self.materialize(*assets, batch=batch)
+        (failed,) = [event for event in result.all_events if event.is_step_failure]
+        assert attempts(self.project) == before
+        line = failed.event_specific_data.user_failure_data.description
+        assert "\n" not in line
+        return line
+
+
+def attempts(project: Project) -> set[str]:
+    """Every attempt in the store, committed or not."""
+    return {str(path.relative_to(project.home)) for path in (project.home / "store" / CASE).glob("*/*/*")}
+
+
+def without_manifest(project: Project) -> list[str]:
+    return [path for path in attempts(project) if not (project.home / path / "manifest.json").is_file()]
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE"):
+            patch.setenv(name, "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[Project, str]:
+    """The project after `fullft run`, and what that printed."""
+    made = projects.create(tmp_path_factory.mktemp("graph"), CASE)
+    done = made.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made, done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(first: tuple[Project, str]) -> Project:
+    return first[0]
+
+
+@pytest.fixture
+def graph(finished: Project, tmp_path: Path) -> Iterator[Graph]:
+    """A copy of the finished project, its instance included, to change at will."""
+    shutil.copytree(finished.root, tmp_path / "copy")
+    copy = Project(tmp_path / "copy", CASE)
+    with dg.DagsterInstance.from_config(str(copy.home)) as instance:
+        yield Graph(copy, instance)
+
+
+def champion(graph: Graph) -> str | None:
+    found = release.read_champion(graph.store, CASE)
+    return found and found.checkpoint
+
+
+def events(instance: dg.DagsterInstance, asset: str) -> list[dg.AssetMaterialization]:
+    found = instance.fetch_materializations(dg.AssetKey([CASE, asset]), limit=10).records
+    return [record.asset_materialization for record in found]
+
+
+def test_one_command_materialises_every_asset_with_metadata_and_data_version(finished):
+    with dg.DagsterInstance.from_config(str(finished.home)) as instance:
+        for asset in ASSETS:
+            made = events(instance, asset)
+            if asset == "champion_model":
+                assert not made, "a weak model was promoted"
+                continue
+            (event,) = made
+            assert {"path", "made_in_seconds"} <= set(event.metadata), asset
+            assert len(event.metadata) > 3, asset
+            assert Path(event.metadata["path"].value, "manifest.json").is_file()
+            assert event.tags["dagster/data_version"], asset
+        assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
+        assert {run.job_name for run in instance.get_runs()} == {"letters_ingest", "letters_model"}
+    assert not without_manifest(finished)
+
+
+def test_rows_in_are_valid_or_quarantined(finished):
+    store = Store(str(finished.home / "store"))
+    (batch,) = latest_by_partition(store, CASE, "labeled_examples").values()
+    assert batch.metadata["num_rows"] == 400 == batch.metadata["num_valid"] + batch.metadata["num_quarantined"]
+
+
+def test_a_weak_model_is_not_promoted_and_the_run_succeeds(first):
+    finished, printed = first
+    assert release.read_champion(Store(str(finished.home / "store")), CASE) is None
+    assert re.search(r"verdict +Not promoted: gain over .+ \(release\.min_gain_over_baselines\)", printed)
+    assert "check beats_baselines is yellow" in printed
+
+
+def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
+    finished, printed = first
+    before = attempts(finished)
+    done = finished.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert attempts(finished) == before
+    assert "letters_new_documents: nothing new" in done.stdout
+    for line in ("split", "test macro-F1", "gain", "verdict", "report"):
+        pattern = rf"^  {line} +(.+)$"
+        assert re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
+    with dg.DagsterInstance.from_config(str(finished.home)) as instance:
+        for asset in ("training_snapshot", *PLANNING, "finetuned_checkpoint", "evaluation_report"):
+            made = events(instance, asset)
+            assert len({event.metadata["path"].value for event in made}) == 1, asset
+            assert len({event.tags["dagster/data_version"] for event in made}) == 1, asset
+
+
+def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
+    """The decisions of a champion's life, each recorded by the gates of the YAML at that time."""
+    lenient = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
+    judge = ("evaluation_report", "champion_model")
+    old = graph.latest("finetuned_checkpoint")
+    nothing = graph.project.fullft("rollback", CASE)
+    assert (nothing.returncode, nothing.stderr) == (1, "letters: no champion was promoted yet, so there is nothing to roll back\n")
+
+    graph.project.configure(release=lenient)
+    assert graph.materialize(*judge).success
+    assert champion(graph) == old.ref
+    card = (graph.store.folder(graph.latest("champion_model")) / "model_card.md").read_text()
+    assert old.ref in card and graph.latest("training_snapshot").ref in card
+
+    graph.project.configure(release={"min_gain_over_baselines": -1}, training={"learning_rate": "1e-6"})
+    result = graph.materialize("finetuned_checkpoint", *judge)
+    assert result.success
+    assert [event.asset_key.path[-1] for event in result.get_asset_materialization_events()] == [
+        "finetuned_checkpoint",
+        "evaluation_report",
+    ]
+    (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "beats_champion"]
+    assert not check.passed
+    assert champion(graph) == old.ref
+
+    graph.project.configure(release=lenient, training={"retry_epoch": 1})
+    assert graph.materialize("finetuned_checkpoint", *judge).success
+    new = graph.latest("finetuned_checkpoint")
+    assert champion(graph) == new.ref != old.ref
+
+    back = graph.project.fullft("rollback", CASE)
+    assert back.returncode == 0, back.stderr
+    assert back.stdout.startswith(f"champion of letters is again {old.ref} ")
+    assert champion(graph) == old.ref
+    refused = graph.project.fullft("rollback", CASE)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "is the first champion" in refused.stderr
+
+
+def test_chunks_refuse_a_batch_with_too_many_quarantined_rows(graph):
+    graph.project.deliver("bad.jsonl", [{"id": f"b{i}", "text": "", "kind": "notice"} for i in range(9)])
+    batch = deliver(graph)
+    result = graph.materialize(*INGEST, batch=batch)
+    assert not result.success, "the blocking check stops its own run"
+    assert "tokenized_chunks" not in [event.asset_key.path[-1] for event in result.get_asset_materialization_events()]
+    assert graph.refusal("tokenized_chunks", batch=batch).startswith(
+        "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
+    )
+
+
+def test_a_batch_without_a_valid_row_does_not_hold_the_others_up(graph):
+    graph.project.configure(examples={"max_quarantined_share": 1.0})
+    (old,) = latest_by_partition(graph.store, CASE, "labeled_examples")
+    graph.project.deliver("empty.jsonl", [{"id": f"b{i}", "text": "", "kind": "notice"} for i in range(9)])
+    for batch in (old, deliver(graph)):
+        assert graph.materialize(*INGEST, batch=batch).success
+    assert graph.materialize("training_snapshot").success
+    assert graph.latest("training_snapshot").metadata["num_train_rows"] > 0
+
+
+def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
+    graph.project.configure(snapshot={"min_train_rows": 5_000})
+    graph.materialize("training_snapshot")
+    consumers = {PLANNING: "feasibility_plan", ("finetuned_checkpoint",): "", ("evaluation_report",): "", ("champion_model",): ""}
+    for assets, says in consumers.items():
+        line = graph.refusal(*assets)
+        assert line.startswith(f"{says or assets[0]} refused: training_snapshot.training_rows_suffice is red: ")
+
+
+def test_training_refuses_a_plan_over_its_budget(graph):
+    graph.project.configure(planning={"max_hours": 1e-6})
+    graph.materialize(*PLANNING)
+    line = graph.refusal("finetuned_checkpoint")
+    assert line.startswith("finetuned_checkpoint refused: feasibility_plan.within_budget is red: ")
+    assert "lower training.epochs or snapshot.max_train_rows" in line
+
+
+def test_the_pilot_decides_whether_training_starts(graph):
+    graph.project.configure(planning={"min_predicted_gain": 0.9}, training={"epochs": 2})
+    graph.materialize(*PLANNING)
+    assert graph.latest("feasibility_plan").check("within_budget").passed
+    line = graph.refusal("finetuned_checkpoint")
+    assert line.startswith("finetuned_checkpoint refused: pilot_run.pilot_predicts_gain is red: ")
+    assert "asked +0.900" in line
+
+
+def test_a_report_on_another_checkpoint_promotes_nothing(graph):
+    graph.project.configure(release={"min_gain_over_baselines": -1}, training={"epochs": 0.2})
+    assert graph.materialize("finetuned_checkpoint").success
+    assert graph.refusal("champion_model") == (
+        "champion_model refused: evaluation_report judged another finetuned_checkpoint; materialise evaluation_report again"
+    )
+    assert champion(graph) is None
+
+
+def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
+    graph.project.configure(training={"epochs": 0.2, "learning_rate": 0.5, "warmup_share": 0, "max_grad_norm": 1e6})
+    graph.materialize("finetuned_checkpoint")
+    for asset in ("evaluation_report", "champion_model"):
+        assert graph.refusal(asset).startswith(f"{asset} refused: finetuned_checkpoint.loss_is_falling is red: training loss ")
+
+
+def test_an_asset_without_its_inputs_says_which(tmp_path, environment):
+    project = projects.create(tmp_path, CASE, rows=20)
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        line = Graph(project, instance).refusal(*PLANNING)
+    assert line == "letters/training_snapshot was never materialised; materialise it first"
+
+
+def deliver(graph: Graph) -> str:
+    """Evaluate the sensor, do what it asks for, and return the new batch."""
+    defs = FullFineTune(graph.project.use_case()).build_defs()
+    sensor = defs.resolve_sensor_def("letters_new_documents")
+    with dg.build_sensor_context(instance=graph.instance, definitions=defs) as context:
+        result = sensor.evaluate_tick(context)
+    for request in result.dynamic_partitions_requests:
+        graph.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+    (request,) = result.run_requests
+    return request.partition_key

@@ -1,0 +1,145 @@
+"""Batched, padded, pooled over windows: the same answers as one document, one window at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.chunks import Tokenization
+from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.samples import licences
+from fullft_assets.settings import ChunksSettings
+from fullft_assets.workloads import inference, precision
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.inference import collate, embed, load_classifier, load_for_training, predict, predict_with
+from tests.prepared import MINILM
+
+LABELS = ["notice", "reference", "tag", "text"]
+
+
+@pytest.fixture
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's own format: in bf16, which some CPUs are good at, another batch rounds differently."""
+    monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def base_model() -> Path:
+    return resolve_base_model(MINILM, Path())
+
+
+@pytest.fixture(scope="module")
+def windows(base_model: Path) -> list[list[list[int]]]:
+    """Real licence texts of one to several windows, in an order that is neither long to short nor short to long."""
+    texts = sorted({rule["text"] for rule in licences.rules()}, key=len)
+    found = Tokenization.load(base_model, ChunksSettings(max_tokens=32, stride=4, max_windows=6)).windows(texts[200 :: len(texts) // 20])
+    assert {1, 6} <= {len(document) for document in found}
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+@pytest.fixture(scope="module")
+def model(base_model: Path):
+    torch.manual_seed(0)
+    return load_for_training(base_model, LABELS, 0.0).eval()
+
+
+def slowly(model, windows: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """One window at a time, unpadded, in plain loops."""
+    probabilities, embeddings = [], []
+    with torch.no_grad():
+        for document in windows:
+            outputs = [model(input_ids=torch.tensor([window]), output_hidden_states=True) for window in document]
+            logits = torch.stack([output.logits[0] for output in outputs]).mean(0)
+            probabilities.append(torch.softmax(logits, -1).numpy())
+            embeddings.append(torch.stack([output.hidden_states[-1][0].mean(0) for output in outputs]).mean(0).numpy())
+    return np.array(probabilities), np.array(embeddings)
+
+
+@pytest.mark.parametrize("batch_tokens", [2_048, 1])  # 1: one window a batch, and never none
+def test_pooled_batches_equal_the_slow_loop(model, windows, fp32, monkeypatch, batch_tokens: int) -> None:
+    monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", batch_tokens)
+    found = predict_with(model, windows)
+    probabilities, embeddings = slowly(model, windows)
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=2e-5)
+    np.testing.assert_allclose(found.embeddings, embeddings, atol=2e-5)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
+
+
+def test_answers_do_not_depend_on_company_or_order(model, windows, fp32) -> None:
+    together = predict_with(model, windows)
+    backwards = predict_with(model, windows[::-1])
+    np.testing.assert_allclose(backwards.probabilities[::-1], together.probabilities, atol=2e-5)
+    alone = predict_with(model, windows[3:4])
+    np.testing.assert_allclose(alone.probabilities[0], together.probabilities[3], atol=2e-5)
+
+
+def test_embeddings_without_a_head_are_the_same(base_model, model, windows, fp32) -> None:
+    np.testing.assert_allclose(embed(base_model, windows), predict_with(model, windows).embeddings, atol=2e-5)
+
+
+def test_bf16_answers_stay_near(model, windows, monkeypatch) -> None:
+    found = []
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
+        found.append(predict_with(model, windows).probabilities)
+    np.testing.assert_allclose(found[0], found[1], atol=0.01)
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_mode_is_restored_and_gradients_still_flow(model, windows) -> None:
+    model.train()
+    predict_with(model, windows[:2])
+    assert model.training
+    model(**collate(windows[0], 0), labels=torch.zeros(len(windows[0]), dtype=torch.long)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.zero_grad()
+    model.eval()
+    predict_with(model, windows[:2])
+    assert not model.training
+
+
+def test_collate_pads_and_masks() -> None:
+    batch = collate([[5, 6, 7], [8]], pad_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_stop_is_heard_between_batches(model, windows) -> None:
+    progress = Progress(silent=True)
+    progress.stop_requested = True
+    with pytest.raises(Interrupted, match="stopped on request"):
+        predict_with(model, windows, progress=progress)
+
+
+def test_saved_classifier_is_found_again(model, windows, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(predict(tmp_path, windows).probabilities, predict_with(model, windows).probabilities)
+    assert load_classifier(tmp_path).config.id2label == dict(enumerate(LABELS))
+
+
+def test_attention_dropout_is_set_or_left(base_model: Path) -> None:
+    assert load_for_training(base_model, LABELS, 0.0).config.attention_probs_dropout_prob == 0.0
+    assert load_for_training(base_model, LABELS, None).config.attention_probs_dropout_prob == 0.1
+
+
+class TestPrecision:
+    def test_chosen_precision_is_kept_and_auto_resolved(self):
+        assert precision.resolve("bf16") == "bf16"
+        assert precision.resolve("auto") in ("fp32", "bf16", "fp16")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has fp16")
+    def test_fp16_without_a_gpu_is_refused(self):
+        with pytest.raises(SettingsError, match=r"training\.precision: fp16 needs a GPU; use auto, fp32 or bf16"):
+            precision.resolve("fp16")
+
+    def test_autocast_computes_in_it_and_weights_stay(self, model, windows):
+        with precision.autocast("bf16"), torch.no_grad():
+            logits = model(**collate(windows[0], 0)).logits
+        assert logits.dtype == torch.bfloat16
+        assert model.dtype == torch.float32
+        with precision.autocast("fp32"), torch.no_grad():
+            assert model(**collate(windows[0], 0)).logits.dtype == torch.float32

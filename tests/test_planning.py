@@ -1,0 +1,248 @@
+"""Planning: pure figures and gates, and the real workload on a small project."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullft_assets.errors import GateError, SettingsError
+from fullft_assets.evaluation import macro_f1
+from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.planning import (
+    STATE_BYTES_PER_PARAMETER,
+    Measured,
+    Point,
+    extrapolate,
+    pilot_check,
+    pilot_rows,
+    plan_checks,
+)
+from fullft_assets.settings import PlanningSettings
+from fullft_assets.store import Manifest
+from fullft_assets.workloads import baselines
+from tests import project as projects
+from tests.prepared import Prepared, command, prepare
+
+MEASURED = Measured(
+    num_parameters=22_000_000,
+    num_rows=20_000,
+    num_steps=1_875,
+    num_tokens=3_000_000,
+    num_padded_tokens=3_200_000,
+    predicted_seconds=7_200.0,
+    peak_memory_bytes=3 * 2**30,
+    available_memory_bytes=8 * 2**30,
+    device="CPU x86_64",
+    precision="fp32",
+)
+
+
+class TestPlanChecks:
+    def verdicts(self, **settings: float) -> dict[str, bool]:
+        _, checks = plan_checks(MEASURED, PlanningSettings(**settings))
+        return {check.name: check.passed for check in checks}
+
+    def test_plan_within_its_limits_is_green_and_priced(self):
+        headline, checks = plan_checks(MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0))
+        assert all(check.passed for check in checks)
+        assert headline["planned_hours"] == 2.0
+        assert headline["planned_usd"] == 6.0
+        assert headline["padding_share"] == pytest.approx(0.0625)
+
+    @pytest.mark.parametrize(
+        ("limits", "red"),
+        [
+            ({"max_hours": 1.9}, "within_budget"),
+            ({"hourly_usd": 3.0, "max_usd": 5.9}, "within_budget"),
+            ({"max_memory_gib": 2.9}, "fits_in_memory"),
+        ],
+    )
+    def test_each_limit_turns_its_check_red(self, limits, red):
+        assert self.verdicts(**limits) == {name: name != red for name in ("fits_in_memory", "within_budget")}
+
+    def test_device_limits_what_the_settings_do_not(self):
+        short = MEASURED.model_copy(update={"available_memory_bytes": 2 * 2**30})
+        for limit in (None, 100.0):
+            _, (fits, _) = plan_checks(short, PlanningSettings(max_memory_gib=limit))
+            assert not fits.passed
+            assert "lower training.micro_batch_size" in fits.description
+
+    def test_every_breach_is_named_with_its_mend(self):
+        _, (_, budget) = plan_checks(MEASURED, PlanningSettings(max_hours=1.0, hourly_usd=1.0, max_usd=1.0))
+        assert "2.00 hours planned, planning.max_hours is 1; 2.00 USD planned, planning.max_usd is 1; lower" in budget.description
+
+
+class TestPilotRows:
+    @settings(max_examples=300, deadline=None)
+    @given(st.integers(2, 3_000), st.floats(0.1, 10), st.floats(0.01, 1.0), st.integers(1, 64))
+    def test_points_grow_in_whole_batches_within_rows_and_budget(self, num_rows, epochs, share, batch_size):
+        if num_rows < 2 * batch_size:
+            with pytest.raises(SettingsError, match="fewer than two batches"):
+                pilot_rows(num_rows, epochs, share, batch_size)
+            return
+        points = pilot_rows(num_rows, epochs, share, batch_size)
+        assert 2 <= len(points) <= 4
+        assert points == sorted(set(points))
+        assert all(point % batch_size == 0 and 0 < point <= num_rows for point in points)
+        assert points[-1] <= max(2 * batch_size, num_rows * epochs * share)
+        assert points[-1] > min(num_rows, int(num_rows * epochs * share)) - batch_size
+
+    def test_ample_budget_gives_doubling_points(self):
+        assert pilot_rows(20_000, 3.0, 0.25, 32) == [1_856, 3_744, 7_488, 14_976]
+
+    def test_refusal_names_the_key_and_a_value_that_works(self):
+        with pytest.raises(SettingsError, match=r"training.batch_size: 50 training rows .* lower it to 6"):
+            pilot_rows(50, 3.0, 0.25, 32)
+        assert len(pilot_rows(50, 3.0, 0.25, 6)) > 1
+
+
+class TestExtrapolate:
+    curves = st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6)
+
+    @settings(max_examples=200, deadline=None)
+    @given(curves, st.integers(0, 10**6))
+    def test_prediction_never_falls_below_the_last_point_nor_above_one(self, scores, more):
+        points = [Point(rows=100 * 2**i, score=score) for i, score in enumerate(scores)]
+        found = extrapolate(points, points[-1].rows + more)
+        assert scores[-1] - 1e-9 <= found.low <= found.predicted <= found.high <= 1.0
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.floats(0.05, 1.0), st.floats(0.05, 0.8), st.integers(1, 50))
+    def test_power_law_is_recovered(self, scale, exponent, factor):
+        rows = [200, 400, 800, 1_600]
+        points = [Point(rows=n, score=1 - scale * n**-exponent) for n in rows]
+        expected = 1 - scale * (factor * 1_600) ** -exponent
+        if scale * 1_600**-exponent > 1e-3:
+            assert extrapolate(points, factor * 1_600).predicted == pytest.approx(expected, abs=1e-6)
+
+    def test_first_steps_do_not_bend_the_curve(self):
+        late = [Point(rows=800, score=0.7), Point(rows=1_600, score=0.75)]
+        stuck = [Point(rows=200, score=0.1), Point(rows=400, score=0.1)]
+        assert extrapolate([*stuck, *late], 9_000).predicted == extrapolate(late, 9_000).predicted
+
+    def test_falling_curve_promises_nothing(self):
+        found = extrapolate([Point(rows=100, score=0.6), Point(rows=200, score=0.5)], 10_000)
+        assert found.low == found.predicted == found.high == 0.5
+
+    def test_one_point_is_no_curve(self):
+        with pytest.raises(ValueError, match="two points"):
+            extrapolate([Point(rows=100, score=0.6)], 200)
+
+
+@pytest.mark.parametrize(("asked", "passed"), [(0.02, True), (0.06, False)])
+def test_pilot_check_asks_for_the_gain(asked: float, passed: bool) -> None:
+    flat = extrapolate([Point(rows=100, score=0.6), Point(rows=200, score=0.6)], 400)
+    check = pilot_check(flat, "tfidf", 0.55, PlanningSettings(min_predicted_gain=asked))
+    assert check.passed is passed
+    assert ("use the cheaper way" in check.description) is not passed
+    assert check.metadata == pytest.approx({"predicted_score": 0.6, "predicted_gain": 0.05})
+
+
+def shuffled_rows(count: int) -> list[dict]:
+    """Return real texts whose labels were dealt out at random: there is nothing to learn."""
+    rows = projects.licence_rows(count)
+    kinds = [row["kind"] for row in rows]
+    random.Random(2).shuffle(kinds)
+    return [{**row, "kind": kind} for row, kind in zip(rows, kinds, strict=True)]
+
+
+def launch(case: Prepared, **sections: object) -> tuple[subprocess.CompletedProcess[str], dict[str, Manifest]]:
+    job = case.job("pilot_run", **sections)
+    line = command("planning", job.write(case.store))
+    done = subprocess.run(line, env=case.project.env(), capture_output=True, text=True, timeout=300, check=False)
+    found = {stage: case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run")}
+    return done, found
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("planning"))
+
+
+@pytest.fixture(scope="module")
+def planned(prepared: Prepared) -> dict[str, Manifest]:
+    # Tiny prices show that the figures are multiplied; the whole training is the pilot's budget.
+    done, found = launch(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
+    assert done.returncode == 0, done.stderr
+    assert None not in found.values()
+    return found
+
+
+class TestRealWorkload:
+    def test_plan_is_plausible(self, prepared, planned):
+        plan = planned["feasibility_plan"].metadata
+        train = prepared.split("train")
+        assert plan["num_rows"] == len(train)
+        assert plan["num_steps"] == -(-2 * len(train) // 8)
+        assert plan["num_tokens"] == 2 * sum(len(window) for document in train.windows for window in document)
+        assert 0 <= plan["padding_share"] < 0.3
+        assert plan["num_parameters"] > 22_000_000
+        assert plan["peak_memory_gib"] > plan["state_memory_gib"] == plan["num_parameters"] * STATE_BYTES_PER_PARAMETER / 2**30
+        assert 0 < plan["predicted_seconds"] < 600
+        assert plan["planned_usd"] == pytest.approx(plan["predicted_seconds"] / 1_000)
+        assert all(check.passed for check in planned["feasibility_plan"].checks)
+
+    def test_predicted_time_is_of_the_pilots_order(self, prepared, planned):
+        """The pilot reads each row once, so the plan's two epochs are twice its time: a factor of three bounds the noise."""
+        plan, pilot = planned["feasibility_plan"].metadata, planned["pilot_run"].metadata
+        a_token = plan["predicted_seconds"] / plan["num_tokens"]
+        assert a_token < pilot["seconds"] / pilot["num_tokens"] * 3
+
+    def test_baselines_are_scored_on_the_validation_rows(self, prepared, planned):
+        manifest = planned["cheaper_baselines"]
+        assert set(manifest.metadata["scores"]) == set(baselines.KINDS)
+        assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
+        loaded = baselines.load(prepared.store.folder(manifest), prepared.base_model)
+        validation = prepared.split("validation")
+        for name, fitted in loaded.items():
+            assert macro_f1(validation.labels, fitted.predict(validation).argmax(1)) == pytest.approx(manifest.metadata["scores"][name])
+
+    def test_pilot_learns_and_predicts(self, planned):
+        pilot = planned["pilot_run"].metadata
+        scores = [point["macro_f1"] for point in pilot["learning_curve"]]
+        assert len(scores) == 4
+        assert scores[-1] > planned["cheaper_baselines"].metadata["scores"]["majority"]
+        assert scores[-1] <= pilot["predicted_low"] <= pilot["predicted"] <= pilot["predicted_high"] <= 1
+        assert pilot["predicted"] > pilot["best_baseline_score"]
+        assert planned["pilot_run"].check("pilot_predicts_gain").passed
+
+    def test_pilot_leaves_nothing_in_the_temporary_folder(self, planned, prepared):
+        assert set(planned["pilot_run"].files) == {"pilot.json"}
+        history = json.loads((prepared.store.folder(planned["pilot_run"]) / "pilot.json").read_text())["history"]
+        assert history[0]["step"] == 1
+
+    def test_second_launch_finds_all_three(self, prepared, planned):
+        done, found = launch(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
+        assert done.returncode == 0
+        assert found == planned
+
+
+def test_pilot_that_predicts_no_gain_refuses_the_training(tmp_path: Path) -> None:
+    case = prepare(tmp_path, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.02, "pilot_share": 1.0})
+    done, found = launch(case)
+    assert done.returncode == 0, done.stderr  # a red check is a result, not a failure of the workload
+    pilot = found["pilot_run"]
+    check = pilot.check("pilot_predicts_gain")
+    assert not check.passed
+    assert check.metadata["predicted_gain"] < 0.02
+    assert found["feasibility_plan"].check("within_budget").passed
+    with pytest.raises(
+        GateError, match=r"finetuned_checkpoint refused: pilot_run\.pilot_predicts_gain is red: pilot on .* use the cheaper way"
+    ):
+        pilot.require_green("finetuned_checkpoint")
+
+
+def test_batch_that_cannot_be_divided_is_said_before_anything_is_measured(prepared: Prepared) -> None:
+    job = prepared.job("pilot_run", "refused", training={"micro_batch_size": 3})
+    done = subprocess.run(
+        command("planning", job.write(prepared.store)), env=prepared.project.env(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == EXIT_MENDABLE
+    assert done.stderr.strip() == "training.batch_size: 8 is not a multiple of micro_batch_size x processes (3)"
+    assert prepared.store.find("letters", "feasibility_plan", "refused") is None

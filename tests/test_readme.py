@@ -1,0 +1,124 @@
+"""What the README promises, run as it stands there: each command is run by a test, and the demo as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: Where each command of the README's shell blocks is run.
+RUN_BY = {
+    "make run": "test_demo",
+    "make ui": "test_demo",
+    '.venv/bin/fullft predict licences "Licensed under the Apache License, Version 2.0"': "test_demo",
+    ".venv/bin/fullft rollback licences": "test_demo",
+    "make test": ".ci/run",
+    "make test-all": ".ci/run",
+    "make bench": "test_demo (one row), tests/test_benchmarks.py",
+}
+
+
+def shell_commands(text: str) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_every_command_of_the_readme_is_run_somewhere():
+    assert set(shell_commands((ROOT / "README.md").read_text())) == set(RUN_BY)
+    assert "make test-all" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_file_that_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"`((?:fullft_assets|docs|deploy)/[\w/.]+)`", text)
+    missing = [name for name in named if "my_case" not in name and not (ROOT / name).exists()]
+    assert not missing
+
+
+def _make(target: str, home: Path, *more: str, timeout: float = 900) -> str:
+    done = subprocess.run(
+        ["make", target, f"FULLFT_HOME={home}", *more], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def _fullft(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [str(ROOT / ".venv" / "bin" / "fullft"), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path):
+    """The demo from nothing to a verdict, a second time, the model tried, and the UI on the same home."""
+    home = tmp_path / "home"
+    first = _make("run", home)
+    rows = re.search(r"rows in +([\d,]+) in 3 batches: ([\d,]+) valid, ([\d,]+) quarantined", first)
+    total, valid, quarantined = (int(number.replace(",", "")) for number in rows.groups())
+    assert total == valid + quarantined == 32_681
+    assert quarantined >= 80, "the delivery's dirt"
+    report = Path(re.search(r"report +(\S+report\.html)", first)[1])
+    found = json.loads((report.parent / "evaluation.json").read_text())
+    gain = found["justification"]["gain"]
+    # The verdict must follow from the figures, whichever way they fell.
+    assert ("Promoted" in first) == (gain["low"] > 0)
+    assert found["scores"]["macro_f1"]["finetuned"]["estimate"] > found["scores"]["macro_f1"]["majority"]["estimate"] + 0.3
+    assert re.search(r"drift +\S+-\w+: drifted", first), "the second production file is shifted"
+
+    artifacts = sorted(path for path in (home / "store").rglob("manifest.json"))
+    second = _make("run", home)
+    assert "new_documents: nothing new" in second
+    assert sorted(path for path in (home / "store").rglob("manifest.json")) == artifacts, "the second run wrote artifacts again"
+    assert str(report) in second
+
+    if gain["low"] > 0:
+        answer = _fullft(home, "predict", "licences", "Licensed under the Apache License, Version 2.0")
+        assert answer.returncode == 0, answer.stderr
+        assert sum(float(line.split("%")[0]) for line in answer.stdout.splitlines()) == pytest.approx(100, abs=0.3)
+    refused = _fullft(home, "rollback", "licences")
+    assert refused.returncode == 1
+    assert len(refused.stderr.strip().splitlines()) == 1
+    _check_ui(home)
+    assert "check" in _make("bench", home, "ONLY=check", timeout=120)
+
+
+def _check_ui(home: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ui = subprocess.Popen(
+        ["make", "ui", f"FULLFT_HOME={home}"],
+        cwd=ROOT,
+        env={**os.environ, "PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        query = json.dumps({"query": "{ runsOrError { ... on Runs { results { jobName status } } } }"}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"})
+        runs: list[dict] = []
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    runs = json.load(answer)["data"]["runsOrError"]["results"]
+                break
+            except OSError:
+                assert ui.poll() is None, "make ui ended"
+        assert {run["jobName"] for run in runs} == {"licences_ingest", "licences_model", "licences_monitor"}
+        assert {run["status"] for run in runs} == {"SUCCESS"}
+    finally:
+        os.killpg(ui.pid, signal.SIGTERM)
+        ui.wait(60)

@@ -1,0 +1,219 @@
+"""Training is really launched, killed with SIGKILL at several moments, and launched again with the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.store import Manifest
+from fullft_assets.workloads.finetuning import STEP_LOG, latest_checkpoint
+from tests.prepared import Prepared, command, prepare
+
+EVERY = 3
+SECONDS = 180.0
+STAGE = "finetuned_checkpoint"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    training = {"checkpoint_every_steps": EVERY, "keep_checkpoints": 2, "learning_rate": 1e-3, "precision": "fp32"}
+    return prepare(tmp_path_factory.mktemp("resume"), tiny=True, training=training)
+
+
+class Run:
+    """One piece of training work that may be launched several times."""
+
+    def __init__(self, prepared: Prepared, key: str, processes: int = 1, **sections: object):
+        job = prepared.job(STAGE, key, **sections)
+        self.prepared, self.key = prepared, key
+        self.command = command("training", job.write(prepared.store), processes)
+        self.folder = prepared.store.work_folder(job.case, STAGE, key)
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command, env=self.prepared.project.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def finish(self) -> str:
+        """Launch to the end and return what was printed."""
+        process = self.start()
+        output, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors
+        return output
+
+    def kill_when(self, condition: Callable[[], bool]) -> bool:
+        """Launch, kill the whole session as the condition holds; return whether it was still at work."""
+        process = self.start()
+        wait_for(lambda: condition() or process.poll() is not None)
+        alive = process.poll() is None
+        kill(process)
+        return alive
+
+    def step(self) -> int:
+        try:
+            lines = (self.folder / STEP_LOG).read_text().splitlines()
+        except FileNotFoundError:
+            return 0
+        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+    def manifest(self) -> Manifest:
+        found = self.prepared.store.find(self.prepared.use_case.name, STAGE, self.key)
+        assert found is not None
+        return found
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.prepared.store.folder(self.manifest()) / "model" / "model.safetensors")
+
+    def log(self) -> list[dict]:
+        path = self.prepared.store.folder(self.manifest()) / "logs" / STEP_LOG
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def straight(prepared: Prepared) -> Run:
+    run = Run(prepared, "straight")
+    run.finish()
+    return run
+
+
+def assert_same_as(straight: Run, run: Run) -> None:
+    expected, found = straight.weights(), run.weights()
+    assert set(found) == set(expected)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    steps = [line["step"] for line in run.log() if "loss" in line]
+    assert steps == sorted(set(steps))
+    scored = [(line["step"], line["validation_loss"]) for line in run.log() if "validation_loss" in line]
+    assert scored == [(line["step"], line["validation_loss"]) for line in straight.log() if "validation_loss" in line]
+
+
+def test_uninterrupted_run_leaves_an_artifact_and_no_work_folder(straight: Run) -> None:
+    manifest = straight.manifest()
+    assert manifest.metadata["resumed_from_step"] == 0
+    assert manifest.metadata["num_trained_parameters"] == manifest.metadata["num_parameters"]
+    assert manifest.metadata["snapshot"] == straight.prepared.snapshot.ref
+    assert not straight.folder.exists()
+
+
+def test_same_command_after_the_end_trains_nothing(straight: Run) -> None:
+    before = straight.manifest()
+    assert "exists already" in straight.finish()
+    assert straight.manifest() == before
+
+
+def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepared, straight: Run) -> None:
+    run = Run(prepared, "killed")
+    last = straight.manifest().metadata["num_steps"]
+    resumed_at = []
+    for moment in sorted(random.Random(4).sample(range(EVERY + 2, last - 6), 2)):
+        assert run.kill_when(lambda moment=moment: run.step() >= moment)
+        checkpoint = latest_checkpoint(run.folder)
+        assert checkpoint is not None
+        resumed_at.append(int(checkpoint.name.split("-")[1]))
+    output = run.finish()
+    assert f"resuming at step {resumed_at[-1]} of {last}" in output
+    assert EVERY <= resumed_at[0] <= resumed_at[-1] < last
+    assert run.manifest().metadata["resumed_from_step"] == resumed_at[-1] > 0
+    assert_same_as(straight, run)
+    # The legs before the kills are paid for, too.
+    assert run.manifest().metadata["training_seconds"] > run.log()[-2]["seconds"] - run.log()[0]["seconds"]
+
+
+def test_killed_while_a_checkpoint_is_written(prepared: Prepared, straight: Run) -> None:
+    run = Run(prepared, "killed-writing")
+    unfinished = run.folder / "unfinished"
+
+    def writing_a_later_one() -> bool:
+        whole = latest_checkpoint(run.folder)
+        return whole is not None and any(unfinished.glob("checkpoint-*/*"))
+
+    assert run.kill_when(writing_a_later_one)
+    checkpoint = latest_checkpoint(run.folder)
+    assert f"resuming at step {int(checkpoint.name.split('-')[1])} " in run.finish()
+    assert_same_as(straight, run)
+
+
+def test_torn_checkpoint_is_passed_over_for_the_one_before(prepared: Prepared, straight: Run) -> None:
+    run = Run(prepared, "torn")
+    assert run.kill_when(lambda: len(list(run.folder.glob("checkpoint-*"))) >= 2)
+    newest, before = sorted(run.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))[:2]
+    with (newest / "optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    assert f"resuming at step {before.name.split('-')[1]} " in run.finish()
+    assert_same_as(straight, run)
+
+
+def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(prepared: Prepared, straight: Run) -> None:
+    run = Run(prepared, "stopped", training={"checkpoint_every_steps": 1_000})
+    process = run.start()
+    wait_for(lambda: run.step() >= 1)
+    process.terminate()
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_MENDABLE
+    last = errors.strip().splitlines()[-1]
+    step = int(latest_checkpoint(run.folder).name.split("-")[1])
+    assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
+    assert "Traceback" not in errors
+    assert f"resuming at step {step} " in run.finish()
+    assert_same_as(straight, run)
+
+
+def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight: Run) -> None:
+    run = Run(prepared, "twice")
+    first = run.start()
+    wait_for(lambda: run.step() >= 1)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = run.start()
+        _, errors = second.communicate(timeout=SECONDS)
+        assert second.returncode == EXIT_MENDABLE
+        assert errors.strip().splitlines() == [f"{run.folder}: another process is at this work; wait for it or stop it"]
+    finally:
+        first.send_signal(signal.SIGCONT)
+    _, errors = first.communicate(timeout=SECONDS)
+    assert first.returncode == 0, errors
+    assert_same_as(straight, run)
+
+
+def test_two_processes_train_together_and_resume(prepared: Prepared, straight: Run) -> None:
+    run = Run(prepared, "two", processes=2, training={"micro_batch_size": 4}, launcher={"processes": 2})
+    process = run.start()
+    wait_for(lambda: run.step() >= 6 or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks
+    _, errors = process.communicate(timeout=SECONDS)
+    checkpoint = latest_checkpoint(run.folder)
+    assert checkpoint is not None, errors
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
+    assert f"resuming at step {checkpoint.name.split('-')[1]} " in run.finish()
+    manifest = run.manifest()
+    assert manifest.metadata["num_steps"] == straight.manifest().metadata["num_steps"]
+    steps = [line["step"] for line in run.log() if "loss" in line]
+    assert steps == sorted(set(steps))
+    # The same batches, each rank half of them: the loss is the whole batch's mean, as with one process.
+    first, alone = run.log()[0], straight.log()[0]
+    assert first["loss"] == pytest.approx(alone["loss"], rel=0.02)
+    shutil.rmtree(run.folder, ignore_errors=True)

@@ -1,0 +1,360 @@
+"""store: what is not whole does not exist, on a local folder and on a real S3 server alike."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.errors import GateError, StoreError
+from fullft_assets.jobs import Job, read_job
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, artifact_key
+from tests import project as projects
+from tests.s3_server import S3Server
+
+
+class Place:
+    """A store and the folder in which its files lie on this machine's disk."""
+
+    def __init__(self, url: str, disk: Path):
+        self.store, self.disk = Store(url), disk
+
+    def make(self, files: Mapping[str, str], *, inputs: Mapping[str, Any] | None = None, checks: list[CheckOutcome] | None = None) -> Manifest:
+        def write(draft: Draft) -> Outcome:
+            for name, text in files.items():
+                (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (draft.path / name).write_text(text)
+            return {"num_rows": len(files)}, checks or []
+
+        return self.store.ensure("mail", "raw_documents", write, version="1", settings={"a": 1}, inputs=inputs or {}, seed=1)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "local":
+        return Place(str(tmp_path / "store"), tmp_path / "store")
+    server: S3Server = request.getfixturevalue("s3_env")
+    bucket = f"bucket-{tmp_path.name.replace('_', '-')}".lower()[:60].strip("-")
+    return Place(f"s3://{bucket}/some/prefix", server.make_bucket(bucket) / "some/prefix")
+
+
+class TestArtifacts:
+    def test_made_once_then_found_with_everything_that_was_said_of_it(self, place: Place) -> None:
+        check = CheckOutcome(name="rows_are_whole", passed=True, metadata={"num_rows": 3})
+        made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"}, inputs={"x": "y"}, checks=[check])
+        again = place.make({"never": "written"}, inputs={"x": "y"})
+        assert again == made == place.store.load(made.ref) == place.store.find("mail", "raw_documents", made.key)
+        assert (made.metadata, made.checks, made.inputs, made.settings) == ({"num_rows": 2}, [check], {"x": "y"}, {"a": 1})
+        folder = place.store.folder(made)
+        assert {name: (folder / name).read_text() for name in made.files} == {"a.txt": "alpha", "deep/b.txt": "beta"}
+        assert (place.disk / made.ref / "deep/b.txt").read_text() == "beta"
+
+    def test_an_unknown_one_is_none_or_one_line(self, place: Place) -> None:
+        assert place.store.find("mail", "raw_documents", "0" * 20) is None
+        with pytest.raises(StoreError, match=r"mail/raw_documents/k/1: no such artifact; materialise its asset again"):
+            place.store.load("mail/raw_documents/k/1")
+
+    def test_an_error_while_writing_leaves_nothing(self, place: Place) -> None:
+        def fail(draft: Draft) -> Outcome:
+            (draft.path / "half.txt").write_text("half")
+            raise OSError("disk full")
+
+        arguments: dict[str, Any] = {"version": "1", "settings": {}, "inputs": {}, "seed": 1}
+        with pytest.raises(OSError, match="disk full"):
+            place.store.ensure("mail", "chunks", fail, **arguments)
+        assert place.store.find("mail", "chunks", artifact_key("chunks", "1", {}, {}, 1)) is None
+        assert not list(place.disk.rglob("*.txt"))
+
+    def test_the_attempt_that_was_committed_first_wins(self, place: Place) -> None:
+        made = []
+        with (
+            place.store.create("mail", "s", "k", version="1", seed=1) as slow,
+            place.store.create("mail", "s", "k", version="1", seed=1) as fast,
+        ):
+            for draft in (fast, slow):
+                (draft.path / "a").write_text(draft.path.name)
+                made.append(draft.commit(settings={}, inputs={}, metadata={}))
+                assert place.store.find("mail", "s", "k") == made[0]
+        assert made[0].attempt > made[1].attempt
+
+    def test_who_comes_second_goes_on_with_the_first_ones_attempt(self, place: Place) -> None:
+        first = []
+
+        def write(draft: Draft) -> Outcome:
+            first.append(place.make({"a": "first"}))
+            (draft.path / "a").write_text("second")
+            return {}, []
+
+        second = place.store.ensure("mail", "raw_documents", write, version="1", settings={"a": 1}, inputs={}, seed=1)
+        assert [second] == first
+
+    def test_a_missing_or_short_file_is_told_and_made_again_mends_whoever_refers_to_it(self, place: Place) -> None:
+        made = place.make({"a.txt": "alpha", "b.txt": "beta"})
+        for damage in (lambda path: path.write_text("al"), Path.unlink):
+            damage(place.disk / made.ref / "a.txt")
+            with pytest.raises(StoreError, match=r"a\.txt: (missing|missing or cut short|differs from its digest); .*materialise raw_documents again$"):
+                place.store.folder(made)
+        again = place.make({"a.txt": "alpha", "b.txt": "beta"})
+        assert again.ref != made.ref
+        assert (place.store.folder(made) / "a.txt").read_text() == "alpha"
+        shutil.rmtree(place.disk / made.ref)
+        assert place.store.load(made.ref) == again
+
+    def test_other_content_never_stands_in(self, place: Place) -> None:
+        made = place.make({"a.txt": "alpha"})
+        (place.disk / made.ref / "a.txt").unlink()
+        place.make({"a.txt": "omega"})
+        with pytest.raises(StoreError, match="missing"):
+            place.store.folder(made)
+
+    def test_a_torn_manifest_is_told_and_passed_over(self, place: Place) -> None:
+        made = place.make({"a.txt": "alpha"})
+        manifest = place.disk / made.ref / "manifest.json"
+        manifest.write_bytes(manifest.read_bytes()[:100])
+        with pytest.raises(StoreError, match=r"manifest\.json: unreadable"):
+            place.store.load(made.ref)
+        assert place.make({"a.txt": "alpha"}).ref != made.ref
+
+    def test_a_pointer_is_replaced_and_listed(self, place: Place) -> None:
+        assert place.store.read_pointer("mail/batch/b") is None
+        assert place.store.list_pointers("mail/batch") == []
+        for name in ("mail/batch/b", "mail/batch/a", "mail/batch/deeper/c"):
+            place.store.write_pointer(name, {"ref": 1})
+            place.store.write_pointer(name, {"ref": "ö"})
+        assert place.store.read_pointer("mail/batch/b") == {"ref": "ö"}
+        assert place.store.list_pointers("mail/batch") == ["a", "b"]
+
+    def test_pointers_stay_whole_under_concurrent_writers(self, tmp_path: Path) -> None:
+        place = Place(str(tmp_path / "store"), tmp_path / "store")
+        values = [{"writer": n, "padding": str(n) * 20_000} for n in range(4)]
+        place.store.write_pointer("champion", values[0])
+        seen = []
+        done = threading.Event()
+
+        def write(value: dict[str, Any]) -> None:
+            for _ in range(10):
+                place.store.write_pointer("champion", value)
+
+        def read() -> None:
+            while not done.is_set():
+                seen.append(place.store.read_pointer("champion"))
+
+        with ThreadPoolExecutor(5) as pool:
+            reader = pool.submit(read)
+            for writer in [pool.submit(write, value) for value in values]:
+                writer.result()
+            done.set()
+            reader.result()
+        assert len(seen) > 3
+        assert all(value in values for value in seen)
+        assert place.store.list_pointers("") == ["champion"]
+
+
+    def test_many_threads_write_pointers_of_their_own(self, place: Place) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: place.store.write_pointer(f"mail/batch/{n:02}", {"n": n}), range(24)))
+        assert place.store.list_pointers("mail/batch") == [f"{n:02}" for n in range(24)]
+        assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [{"n": n} for n in range(24)]
+
+
+class TestContentDigest:
+    def test_follows_content_and_key_but_not_logs(self, tmp_path: Path) -> None:
+        def digest_of(name: str, files: dict[str, str], **more: Any) -> str:
+            return Place(str(tmp_path / name), tmp_path / name).make(files, **more).content_digest
+
+        base = digest_of("a", {"w": "1", "logs/steps.jsonl": "fast"})
+        assert digest_of("b", {"w": "1", "logs/steps.jsonl": "slow", "logs/more": ""}) == base
+        assert digest_of("c", {"w": "2", "logs/steps.jsonl": "fast"}) != base
+        assert digest_of("d", {"v": "1"}) != base
+        assert digest_of("e", {"w": "1"}, inputs={"x": 2}) != base
+
+    def test_the_key_follows_each_of_its_parts(self) -> None:
+        parts: list[tuple[str, str, Any, dict[str, Any], int]] = [
+            ("s", "1", {"a": 1, "b": 2}, {"x": "y"}, 1),
+            ("t", "1", {"a": 1, "b": 2}, {"x": "y"}, 1),
+            ("s", "2", {"a": 1, "b": 2}, {"x": "y"}, 1),
+            ("s", "1", {"a": 1, "b": 3}, {"x": "y"}, 1),
+            ("s", "1", {"a": 1, "b": 2}, {"x": "z"}, 1),
+            ("s", "1", {"a": 1, "b": 2}, {"x": "y"}, 2),
+        ]
+        assert len({artifact_key(*part) for part in parts}) == len(parts)
+        assert artifact_key("s", "1", {"b": 2, "a": 1}, {"x": "y"}, 1) == artifact_key(*parts[0])
+
+
+class TestGates:
+    def test_only_a_red_error_check_refuses(self, tmp_path: Path) -> None:
+        place = Place(str(tmp_path), tmp_path)
+        warned = place.make({}, checks=[CheckOutcome(name="w", passed=False, severity="warn")], inputs={"n": 1})
+        warned.require_green("tokenized_chunks")
+        red = place.make({}, checks=[CheckOutcome(name="rows", passed=False, description="3 rows are lost")], inputs={"n": 2})
+        with pytest.raises(GateError, match=r"^tokenized_chunks refused: raw_documents\.rows is red: 3 rows are lost$"):
+            red.require_green("tokenized_chunks")
+        with pytest.raises(StoreError, match="no check `other` in its manifest"):
+            red.check("other")
+
+
+KILLED = """
+import sys, time
+from fullft_assets.store import Store
+with Store(sys.argv[1]).create("mail", "s", "k", version="1", seed=1) as draft:
+    (draft.path / "weights.safetensors").write_bytes(b"x" * 1_000_000)
+    if sys.argv[2] == "manifest":
+        draft._store._write = lambda name, data: (print("ready", flush=True), time.sleep(600))
+        draft.commit(settings={}, inputs={}, metadata={})
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+class TestKilledWriter:
+    @pytest.mark.parametrize("moment", ["files", "manifest"])
+    def test_leaves_nothing_that_is_found_and_the_next_attempt_works(self, place: Place, moment: str) -> None:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, place.store.url, moment], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        if moment == "manifest" or place.store.is_local:
+            assert list(place.disk.rglob("weights.safetensors")), "the writer was killed before it wrote"
+        assert place.store.find("mail", "s", "k") is None
+        with place.store.create("mail", "s", "k", version="1", seed=1) as draft:
+            (draft.path / "a").write_text("a")
+            made = draft.commit(settings={}, inputs={}, metadata={})
+        assert place.store.find("mail", "s", "k") == made
+
+
+class TestS3:
+    @pytest.fixture
+    def place(self, s3_env: S3Server, tmp_path: Path) -> Place:
+        bucket = f"only-s3-{time.time_ns()}"
+        return Place(f"s3://{bucket}", s3_env.make_bucket(bucket))
+
+    def test_fetched_once_and_kept(self, place: Place, s3_env: S3Server) -> None:
+        made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
+        folder = place.store.folder(made)
+        shutil.rmtree(place.disk / "mail")
+        assert place.store.folder(made) == folder
+        assert sorted(path.name for path in folder.parent.iterdir()) == [made.attempt]
+
+    def test_a_corrupted_object_of_equal_size_is_detected_and_not_kept(self, place: Place) -> None:
+        made = place.make({"a.txt": "alpha", "b.txt": "beta"})
+        (place.disk / made.ref / "b.txt").write_text("bet4")
+        with pytest.raises(StoreError) as raised:
+            place.store.folder(made)
+        path = f"{place.store.url}/{made.ref}/b.txt"
+        assert str(raised.value) == f"{path}: differs from its digest; delete it and materialise raw_documents again"
+        assert not [path for path in Path(os.environ["FULLFT_CACHE"]).rglob("*") if path.is_file()]
+        # The mend that the message names.
+        (place.disk / made.ref / "b.txt").unlink()
+        assert place.make({"a.txt": "alpha", "b.txt": "beta"}).ref != made.ref
+        assert (place.store.folder(made) / "b.txt").read_text() == "beta"
+
+    def test_an_artifact_without_files_is_a_folder_too(self, place: Place) -> None:
+        assert [path.name for path in place.store.folder(place.make({})).iterdir()] == ["manifest.json"]
+
+    def test_a_wrong_secret_is_refused(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        place.make({"a": "a"})
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(PermissionError):
+            Store(place.store.url, {"skip_instance_cache": True}).read_pointer("any")
+
+    def test_another_process_sees_what_was_written_after_it_looked(self, place: Place) -> None:
+        other = Store(place.store.url, {"skip_instance_cache": True})
+        key = artifact_key("raw_documents", "1", {"a": 1}, {}, 1)
+        assert other.find("mail", "raw_documents", key) is None
+        assert other.list_pointers("latest") == []
+        made = place.make({"a": "a"})
+        place.store.write_pointer("latest/x", {"ref": made.ref})
+        assert other.find("mail", "raw_documents", key) == made
+        assert other.list_pointers("latest") == ["x"]
+
+    def test_a_job_file_is_read_back_by_its_uri_alone(self, place: Place, project: projects.Project) -> None:
+        use_case = project.use_case()
+        job = Job(
+            case="letters", stage="s", key="k", project_root=str(project.root), store_url=place.store.url,
+            settings=use_case.settings, inputs={"training_snapshot": "a/b/c/d"},
+        )  # fmt: skip
+        uri = job.write(place.store)
+        assert uri == f"{place.store.url}/jobs/letters/s/k.json"
+        assert read_job(uri) == job
+        assert read_job(uri).open_store().read_pointer("none") is None
+        with pytest.raises(StoreError, match=r"other\.json: not a job file"):
+            read_job(f"{place.store.url}/other.json")
+
+
+def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fullft_assets.resources import s3_options
+
+    seen: list[dict[str, str]] = []
+
+    class Recorder(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.send_response(200)
+            self.send_header("ETag", '"0"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    assert s3_options() == {}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        monkeypatch.setenv("FULLFT_KMS_KEY", "alias/models")
+        store = Store("s3://bucket", {**s3_options(), "skip_instance_cache": True})
+        store.write_pointer("champion", {})
+        with store.create("mail", "s", "k", version="1", seed=1) as draft:
+            (draft.path / "weights").write_text("w")
+            draft.commit(settings={}, inputs={}, metadata={})
+        server.shutdown()
+    assert len(seen) == 3
+    for headers in seen:
+        assert headers["x-amz-server-side-encryption"] == "aws:kms"
+        assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/models"
+
+
+def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snapshot.Split]:
+    use_case = project.use_case()
+    valid, tokenized = {}, {}
+    for batch in documents.cut_batches(store, "letters", project.documents, use_case.settings.documents):
+        raw = documents.keep(store, use_case, batch.name)
+        valid[batch.name], _ = examples.validate(store, use_case, raw)
+        tokenized[batch.name] = chunks.tokenize(store, use_case, valid[batch.name])
+    frozen = snapshot.take(store, use_case, valid, tokenized)
+    return frozen, snapshot.load_split(store, frozen, "train")
+
+
+def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(project: projects.Project, s3_env: S3Server) -> None:
+    project.configure(documents={"max_batch_files": 1})
+    project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
+    s3_env.make_bucket("data-stages")
+    local, local_train = data_stages(Store(str(project.home / "store")), project)
+    remote, remote_train = data_stages(Store("s3://data-stages/a/b"), project)
+    assert remote.content_digest == local.content_digest
+    assert remote.key == local.key
+    assert {name: value for name, value in remote.metadata.items() if name != "parts"} == {
+        name: value for name, value in local.metadata.items() if name != "parts"
+    }
+    assert len(local.metadata["parts"]) == 2 and len(local_train) > 50
+    for field in ("ids", "texts", "groups", "windows"):
+        assert getattr(remote_train, field) == getattr(local_train, field)
+    assert remote_train.labels.tolist() == local_train.labels.tolist()
+    # The whole ledger lies in the bucket: nothing of it is on this machine.
+    assert json.loads(next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text())["files"]

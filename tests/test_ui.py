@@ -1,0 +1,238 @@
+"""The UI as a person uses it, in a real browser: from two delivered files to a judged model, then cancelled and killed runs.
+
+The tests build on each other, in the order of this file, on one project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import dagster as dg
+import psutil
+import pytest
+from playwright.sync_api import expect
+
+from fullft_assets.launchers.supervisor import is_alive
+from tests import project as projects
+from tests.ui import Screen, Services, chromium, wait_for
+
+pytestmark = pytest.mark.browser
+
+ASSETS = {
+    "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "tokenizer_audit", "training_snapshot",
+    "feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint", "evaluation_report", "champion_model",
+    "production_documents", "drift_report",
+}  # fmt: skip
+#: The pilot of such a small project predicts no gain; here it may train nevertheless.
+SECTIONS = {
+    "documents": {"path": "data/letters/documents", "max_batch_files": 1},
+    "monitoring": {"path": "data/letters/production"},
+    "planning": {"min_predicted_gain": -1.0},
+}
+#: Longer than any test waits; no checkpoint but the one that a stopped training writes.
+ENDLESS = {"epochs": 1_000, "checkpoint_every_steps": 1_000_000}
+SUCCESS, CANCELED, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory) -> Iterator[Screen]:
+    """A browser on `dagster dev` over a project with two delivered files, nothing run yet."""
+    with chromium() as page:
+        project = projects.create(tmp_path_factory.mktemp("ui"), rows=200, **SECTIONS)
+        project.deliver("delivery-2.jsonl", projects.licence_rows(200, skip=200))
+        settings = project.home / "dagster.yaml"
+        # Dead runs give their pool slots back after seconds, not half minutes.
+        settings.write_text(re.sub(r"(poll_interval|free_slots_after_run_end)_seconds: \d+", r"\1_seconds: 3", settings.read_text()))
+        services = Services(project)
+        try:
+            services.start()
+            with dg.DagsterInstance.from_config(str(project.home)) as instance:
+                yield Screen(page, services, instance)
+        finally:
+            services.stop()
+
+
+@pytest.fixture(scope="module")
+def batches(screen: Screen) -> list[str]:
+    """The names of the batches that the sensor cuts, as its preview in the browser shows them."""
+    page = screen.open_sensor("new_documents")
+    page.get_by_role("button", name="Preview tick result").click()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_text("2 run requests")).to_be_visible()
+    screen.shoot("sensor-preview")
+    names = re.findall(r"\b\d{5}-[0-9a-f]{8}\b", page.get_by_role("dialog").inner_text())
+    page.get_by_role("button", name="Close").click()
+    return names
+
+
+@pytest.fixture(scope="module")
+def ingested(screen: Screen, batches: list[str]) -> list[str]:
+    """The partitions that a backfill launched from the browser has made."""
+    page = screen.open_job("ingest")
+    page.get_by_role("button", name="Materialize all").click()
+    for name in batches:
+        page.get_by_role("button", name="Add a partition").click()
+        page.get_by_placeholder("name", exact=True).fill(name)
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_placeholder("name", exact=True)).to_be_hidden()
+    page.get_by_role("button", name="All", exact=True).click()
+    expect(page.get_by_role("dialog").get_by_text("2 partitions")).to_be_visible()
+    screen.shoot("backfill")
+    page.get_by_role("button", name="Launch backfill").click()
+    wait_for("both runs of the backfill", lambda: _num_succeeded(screen, "ingest") == 2, 120)
+    return batches
+
+
+@pytest.fixture(scope="module")
+def made(screen: Screen, ingested: list[str]) -> str:
+    """The run of the model job, launched from the browser, successful."""
+    screen.open_job("model")
+    run_id = screen.materialize("Materialize all")
+    assert screen.finished(run_id, 180) == SUCCESS, f"see {screen.services.log}"
+    return run_id
+
+
+def _num_succeeded(screen: Screen, job: str) -> int:
+    runs = screen.instance.get_runs(dg.RunsFilter(job_name=f"{screen.case}_{job}"))
+    assert all(run.status not in (FAILURE, CANCELED) for run in runs), f"see {screen.services.log}"
+    return sum(run.status == SUCCESS for run in runs)
+
+
+def test_graph_is_one_group_without_a_dialog(screen: Screen):
+    page = screen.open_group()
+    expect(page.get_by_text("training_snapshot").first).to_be_visible()
+    assert page.get_by_role("dialog").count() == 0
+    screen.shoot("graph-empty")
+    screen.open_group("list")
+    expect(page.get_by_role("link", name=re.compile("champion_model")).first).to_be_visible()
+    links = page.locator("a[href*='/assets/letters/']").evaluate_all("links => links.map(link => link.pathname)")
+    assert {link.rsplit("/", 1)[1] for link in links} == ASSETS
+
+
+def test_model_job(screen: Screen, made: str):
+    page = screen.open(f"runs/{made}")
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    screen.shoot("run")
+    screen.open_group()
+    expect(page.get_by_text("evaluation_report").first).to_be_visible()
+    screen.shoot("graph")
+    done = {key.path[1] for key in screen.instance.all_asset_keys() if screen.instance.get_latest_materialization_event(key)}
+    assert done >= ASSETS - {"champion_model", "production_documents", "drift_report"}
+
+
+def test_one_asset_alone(screen: Screen, made: str):
+    page = screen.open_asset("tokenizer_audit")
+    run_id = screen.materialize()
+    assert screen.finished(run_id, 60) == SUCCESS
+    assert [key.path for key in screen.instance.get_run_by_id(run_id).asset_selection] == [["letters", "tokenizer_audit"]]
+    page.reload()
+    expect(screen.metadata("fertility")).to_have_text(re.compile(r"^\d\.\d+$"))
+    screen.shoot("tokenizer-audit")
+
+
+def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
+    page = screen.open_asset("evaluation_report")
+    verdict = screen.metadata("verdict")
+    expect(verdict).to_contain_text(re.compile("romoted"))
+    screen.shoot("evaluation-report")
+    # A path or digest in the table makes it wider than the page: what matters must be seen whole nevertheless.
+    text, table = verdict.locator("code").bounding_box(), page.get_by_text("Definition", exact=True).bounding_box()
+    assert text["x"] + text["width"] < table["x"]
+    expect(screen.metadata("systems").get_by_role("cell", name="tfidf", exact=True)).to_be_visible()
+    screen.metadata("report").get_by_text("Show Markdown").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
+    _expect_pictures(dialog, 4)
+    screen.shoot("evaluation-report-open")
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Plots").click()
+    expect(page.get_by_text("gain_over_best_baseline", exact=True).first).to_be_visible()
+    screen.shoot("evaluation-plots")
+
+
+def test_report_file_opens(screen: Screen, made: str):
+    event = screen.instance.get_latest_materialization_event(dg.AssetKey(["letters", "evaluation_report"]))
+    path = event.asset_materialization.metadata["report_file"].path
+    page = screen.page
+    page.goto(f"file://{path}")
+    expect(page.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
+    _expect_pictures(page, 4)
+    screen.shoot("report")
+
+
+def _expect_pictures(place, at_least: int) -> None:
+    widths = place.locator("img").evaluate_all("all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))")
+    assert len(widths) >= at_least
+    assert min(widths) > 200
+
+
+def test_checks_say_what_they_found(screen: Screen, made: str):
+    page = screen.open_asset("evaluation_report", "checks")
+    for check in ("beats_baselines", "beats_champion", "score_is_sufficient", "test_set_is_large_enough"):
+        expect(page.get_by_text(check, exact=True).first).to_be_visible()
+    page.get_by_text("beats_baselines", exact=True).first.click()
+    expect(page.get_by_text(re.compile("gain over .* is [+-]0"))).to_be_visible()
+    screen.shoot("checks")
+    page = screen.open_asset("labeled_examples", "checks")
+    page.get_by_text("rows_are_accounted_for", exact=True).first.click()
+    expect(page.get_by_text(re.compile(r"200 in = \d+ valid \+ \d+ quarantined"))).to_be_visible()
+
+
+def test_backfill_of_two_batches(screen: Screen, ingested: list[str]):
+    """Late in this file: the daemon looks at backfills every half minute."""
+    assert len(ingested) == 2
+    assert screen.instance.get_dynamic_partitions("letters/batch") == ingested
+    assert screen.instance.get_materialized_partitions(dg.AssetKey(["letters", "tokenized_chunks"])) == set(ingested)
+    runs = screen.instance.get_runs(dg.RunsFilter(job_name="letters_ingest"))
+    (backfill,) = {run.tags["dagster/backfill"] for run in runs}
+    wait_for("the end of the backfill", lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS", 90)
+    page = screen.open_asset("labeled_examples", "partitions")
+    expect(page.get_by_text(ingested[1]).first).to_be_visible()
+    screen.shoot("partitions")
+
+
+@pytest.mark.parametrize("executor", ["in_process_executor", "multiprocess_executor"])
+def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, executor: str):
+    """A YAML edit and a reload in the UI make a training that nobody would wait for."""
+    project = screen.services.project
+    definitions = project.root / "my_project" / "definitions.py"
+    definitions.write_text(re.sub(r"dg\.\w+_executor", f"dg.{executor}", definitions.read_text()))
+    project.configure(**SECTIONS, training=ENDLESS)
+    screen.reload_definitions()
+
+    run_id, worker, family = _train(screen)
+    assert (executor == "in_process_executor") == any(_is_supervisor(process) for process in worker.children())
+    page = screen.open(f"runs/{run_id}")
+    page.get_by_role("button", name="Terminate").first.click()
+    page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
+    assert screen.finished(run_id, 60) == CANCELED
+    _expect_gone(screen, family)
+    screen.shoot(f"cancelled-{executor}")
+
+    run_id, worker, family = _train(screen)
+    worker.kill()
+    _expect_gone(screen, family)
+    assert screen.finished(run_id, 60) == FAILURE
+
+
+def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
+    """Launch the training from its asset's page and wait for its first steps; return run, worker and all its processes."""
+    screen.open_asset("finetuned_checkpoint")
+    run_id = screen.materialize()
+    wait_for("the first training steps", lambda: any(re.search(r"step [\d,]+/[\d,]+ ", m) for m in screen.messages(run_id)), 90)
+    started = next(filter(None, (re.match(r"Started process for run \(pid: (\d+)\)", m) for m in screen.messages(run_id))))
+    worker = psutil.Process(int(started.group(1)))
+    family = [worker, *worker.children(recursive=True)]
+    assert any("fullft_assets.workloads.training" in " ".join(process.cmdline()) for process in family)
+    return run_id, worker, family
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    return "fullft_assets.launchers.supervisor" in process.cmdline()
+
+
+def _expect_gone(screen: Screen, family: list[psutil.Process]) -> None:
+    """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a session of its own."""
+    wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 60)
+    assert screen.services.processes("fullft_assets.workloads") == []

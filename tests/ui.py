@@ -1,0 +1,181 @@
+"""Dagster's services over a small project, and the pages that a person uses, in a real headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import dagster as dg
+import psutil
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from fullft_assets.launchers.supervisor import is_alive
+from tests.project import Project
+
+SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_REPOSITORY = "__repository__@my_project"
+T = TypeVar("T")
+
+
+def wait_for(what: str, find: Callable[[], T], seconds: float, poll: float = 0.3) -> T:
+    """Return the first truthy value of `find`."""
+    deadline = time.monotonic() + seconds
+    while not (found := find()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(poll)
+    return found
+
+
+class Services:
+    """`dagster dev` over a project: webserver, daemons and code server, in a home of their own."""
+
+    def __init__(self, project: Project):
+        self.project = project
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.log = project.root / "dagster-dev.log"
+
+    def start(self) -> None:
+        """Start the services and wait until the webserver answers."""
+        # On a fresh home the services race for the schema of the database: one command goes before.
+        self._dagster("instance", "info")
+        command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-p", self.url.rsplit(":", 1)[1]]
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                command, cwd=self.project.root, env=self.project.env(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+        def answers() -> bool:
+            assert process.poll() is None, f"dagster dev ended at once: {self.log.read_text()[-3000:]}"
+            with suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                return urllib.request.urlopen(f"{self.url}/server_info", timeout=5).status == 200
+            return False
+
+        wait_for("dagster dev answers", answers, 90)
+
+    def stop(self) -> None:
+        """Kill the services, and whatever else lives in their home."""
+        for _ in range(3):
+            left = self.processes()
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=10)
+
+    def processes(self, command: str = "") -> list[psutil.Process]:
+        """Return the live processes of this home whose command line contains a text."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                if process.environ().get("DAGSTER_HOME") == str(self.project.home) and command in " ".join(process.cmdline()):
+                    found.append(process)
+        return [process for process in found if is_alive(process)]
+
+    def _dagster(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "dagster", *arguments]
+        subprocess.run(command, cwd=self.project.root, env=self.project.env(), capture_output=True, check=True, timeout=60)
+
+
+class Screen:
+    """One tab of the browser on the services of a project."""
+
+    def __init__(self, page: Page, services: Services, instance: dg.DagsterInstance):
+        self.page, self.services, self.instance = page, services, instance
+        self.case = services.project.name
+
+    def open(self, path: str) -> Page:
+        self.page.goto(f"{self.services.url}/{path}")
+        return self.page
+
+    def open_asset(self, name: str, view: str = "overview") -> Page:
+        return self.open(f"assets/{self.case}/{name}?view={view}")
+
+    def open_job(self, job: str) -> Page:
+        return self.open(f"locations/{_REPOSITORY}/jobs/{self.case}_{job}")
+
+    def open_group(self, view: str = "lineage") -> Page:
+        return self.open(f"locations/{_REPOSITORY}/asset-groups/{self.case}/{view}")
+
+    def open_sensor(self, sensor: str) -> Page:
+        return self.open(f"locations/{_REPOSITORY}/sensors/{self.case}_{sensor}")
+
+    def shoot(self, name: str) -> None:
+        """Keep a picture for people, once the page has come to rest."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        with suppress(Exception):  # a page that polls never rests; the picture is a by-product
+            self.page.wait_for_load_state("networkidle", timeout=3_000)
+        self.page.wait_for_timeout(500)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+    def metadata(self, key: str):
+        """Return the value cell of a row of the asset page's metadata table."""
+        return self.page.get_by_role("row").filter(has=self.page.get_by_text(key, exact=True)).first.get_by_role("cell").last
+
+    def materialize(self, button: str = "Materialize") -> str:
+        """Press the button that launches a run, and return the new run's id."""
+        known = {run.run_id for run in self.instance.get_runs()}
+        self.page.get_by_role("button", name=button).first.click()
+        new = wait_for("the launched run", lambda: [r for r in self.instance.get_runs() if r.run_id not in known], 30)
+        return new[0].run_id
+
+    def reload_definitions(self) -> None:
+        """Press the button that loads the code location anew, and wait until it has."""
+        self.open_group()
+        with self.page.expect_response(_is_reload, timeout=60_000):
+            self.page.get_by_role("button", name="Reload definitions").click()
+
+    def status(self, run_id: str) -> dg.DagsterRunStatus:
+        return self.instance.get_run_by_id(run_id).status
+
+    def finished(self, run_id: str, seconds: float) -> dg.DagsterRunStatus:
+        """Wait for the end of a run and return its status."""
+        wait_for(f"the end of run {run_id}", lambda: self.instance.get_run_by_id(run_id).is_finished, seconds)
+        return self.status(run_id)
+
+    def messages(self, run_id: str) -> list[str]:
+        """Return what a run has logged so far."""
+        return [record.event_log_entry.user_message for record in self.instance.get_records_for_run(run_id).records]
+
+
+def _is_reload(response) -> bool:
+    return "graphql" in response.url and "reloadWorkspace" in (response.request.post_data or "")
+
+
+@contextmanager
+def chromium() -> Iterator[Page]:
+    """Open a page in the system's Chromium; without one, skip, but fail where CI promised one."""
+    if _CHROMIUM is None:
+        reason = "no Chromium on this machine: install Debian's `chromium`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=list(_FLAGS))
+        try:
+            page = browser.new_page(viewport={"width": 1500, "height": 950})
+            page.set_default_timeout(20_000)
+            yield page
+        finally:
+            browser.close()
