@@ -117,12 +117,14 @@ class Demo:
 
     def start_seconds(self) -> dict[str, float]:
         """Return how long each workload's process takes to start, its imports included; this also warms the disk cache for both sides."""
-        found = {}
-        for workload in WORKLOADS:
-            command = [sys.executable, "-c", f"import fullft_assets.workloads.{workload}"]
-            runs = [timed(command, self.logs / "start.log", env=self.environment, cwd=self.subject.root) for _ in range(2)]
-            found[workload] = runs[-1].wall
-        return found
+        modules = {workload: f"fullft_assets.workloads.{workload}" for workload in WORKLOADS}
+
+        def load(names: str) -> float:
+            command = [sys.executable, "-c", f"import {names}"]
+            return timed(command, self.logs / "start.log", env=self.environment, cwd=self.subject.root).wall
+
+        load(", ".join([*modules.values(), "benchmarks.plain_demo"]))
+        return {workload: load(module) for workload, module in modules.items()}
 
     def _next(self) -> int:
         self.num_runs += 1

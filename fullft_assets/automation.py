@@ -101,7 +101,9 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         name=name,
         job_name=job,
         minimum_interval_seconds=settings.documents.poll_seconds,
-        description=f"Cuts new and changed files into {kind}es and runs each once." if kind == "batch" else "Compares each new production file with what the model learned on.",
+        description=f"Cuts new and changed files into {kind}es and runs each once."
+        if kind == "batch"
+        else "Compares each new production file with what the model learned on.",
     )
     def new_files(context: dg.SensorEvaluationContext):
         store = case.store(context.instance)
@@ -154,9 +156,7 @@ def decide_and_record(case: Case, instance: dg.DagsterInstance, *, scheduled: bo
     return dg.RunRequest(run_key=retraining.run_key(state, decision), tags={"retraining/reasons": reasons[:250]})
 
 
-def gather(
-    case: Case, instance: dg.DagsterInstance, store: Store, state: retraining.State, *, scheduled: bool
-) -> retraining.Signals:
+def gather(case: Case, instance: dg.DagsterInstance, store: Store, state: retraining.State, *, scheduled: bool) -> retraining.Signals:
     """Read what the store and the instance know into the policy's signals."""
     examples = latest_by_partition(store, case.name, "labeled_examples")
     checkpoint = latest(store, case.name, "finetuned_checkpoint")
@@ -226,9 +226,7 @@ def settle(attempts: list[retraining.Attempt], checkpoint: Manifest | None) -> l
     return [attempt.model_copy(update={"hours": hours}) if attempt is newest else attempt for attempt in attempts]
 
 
-def record(
-    store: Store, case: str, state: retraining.State, signals: retraining.Signals, decision: retraining.Decision
-) -> None:
+def record(store: Store, case: str, state: retraining.State, signals: retraining.Signals, decision: retraining.Decision) -> None:
     """Remember a decision: each one that differs from the one before, "no" included, with its reasons."""
     attempts, asks = list(state.attempts), list(state.asks)
     if decision.action == "retrain":

@@ -55,5 +55,7 @@ def _histogram(num_tokens: Sequence[int]) -> list[str]:
     counts, _ = np.histogram(lengths, bins=[*edges, edges[-1] * 2])
     most = counts.max()
     return [
-        f"{low:>7,} - {2 * low - 1:<7,} {count:>7,} {'#' * round(_BAR * count / most)}" for low, count in zip(edges, counts, strict=True) if count
+        f"{low:>7,} - {2 * low - 1:<7,} {count:>7,} {'#' * round(_BAR * count / most)}"
+        for low, count in zip(edges, counts, strict=True)
+        if count
     ]

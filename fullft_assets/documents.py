@@ -251,9 +251,7 @@ def read_documents(
     if unreadable and len(unreadable) == len(batch.files):
         path, why = next(iter(unreadable.items()))
         raise DataError(f"{folder / path}: cannot be read ({why}); mend the file and deliver it again")
-    schema = pa.schema(
-        [(name, pa.float64() if name == "confidence" else pa.int64() if name == "row" else pa.string()) for name in COLUMNS]
-    )
+    schema = pa.schema([(name, pa.float64() if name == "confidence" else pa.int64() if name == "row" else pa.string()) for name in COLUMNS])
     return pa.Table.from_pylist(rows, schema=schema), unreadable
 
 
@@ -268,9 +266,7 @@ def _first_bad_line(path: Path) -> int:
     return number
 
 
-def _read_file(
-    path: Path, relative: str, settings: DocumentsSettings, label: str | None, group: str | None
-) -> Iterator[dict[str, Any]]:
+def _read_file(path: Path, relative: str, settings: DocumentsSettings, label: str | None, group: str | None) -> Iterator[dict[str, Any]]:
     form = settings.format if settings.format != "auto" else FORMATS[path.suffix.lower()]
     records = _csv_records(path) if form == "csv" else _json_records(path)
     text_field = settings.text or ("source" if form == "ground_truth" else "text")

@@ -123,9 +123,7 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str) ->
     is_bad = pa.array([row in reasons for row in range(len(table))], pa.bool_())
     valid = table.filter(pc.invert(is_bad)).drop_columns(["problem"])
     quarantined = table.filter(is_bad)
-    quarantined = quarantined.append_column(
-        "reasons", pa.array(["; ".join(reasons[row]) for row in sorted(reasons)], pa.string())
-    )
+    quarantined = quarantined.append_column("reasons", pa.array(["; ".join(reasons[row]) for row in sorted(reasons)], pa.string()))
     checks = [_row_outcome(rule, failures.get(rule, []), table) for rule in ROW_RULES]
     checks += _batch_outcomes(len(table), valid, quarantined, settings, batch_name)
     return Examined(valid, quarantined, checks, dict(Counter(valid["label"].to_pylist()).most_common()))
@@ -178,9 +176,7 @@ def run_expectations(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[st
             column="num_characters", min_value=settings.min_characters, max_value=settings.max_characters
         ),
         "labels_are_present": gxe.ExpectColumnValuesToNotBeNull(column="label"),
-        "annotations_are_confident": gxe.ExpectColumnValuesToBeBetween(
-            column="confidence", min_value=settings.min_confidence
-        ),
+        "annotations_are_confident": gxe.ExpectColumnValuesToBeBetween(column="confidence", min_value=settings.min_confidence),
         "ids_are_unique": gxe.ExpectColumnValuesToBeInSet(column="repeats_id", value_set=[False]),
         "texts_are_unique": gxe.ExpectColumnValuesToBeInSet(column="repeats_text", value_set=[False]),
         "equal_texts_have_equal_labels": gxe.ExpectColumnValuesToBeInSet(column="conflicts", value_set=[False]),

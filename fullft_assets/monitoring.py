@@ -137,9 +137,7 @@ class DriftVerdict(BaseModel):
 Detector = Callable[[Features, Features], Outcome]
 
 
-def compare(
-    reference: Features, current: Features, settings: MonitoringSettings, seed: int, labels: Sequence[str] = ()
-) -> DriftVerdict:
+def compare(reference: Features, current: Features, settings: MonitoringSettings, seed: int, labels: Sequence[str] = ()) -> DriftVerdict:
     """Compare a window with the reference.
 
     Both should hold one row a group (`one_per_group`): related texts that arrive in bursts are not independent, and
@@ -203,9 +201,7 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
         description += ". Read some of these documents; if they are here to stay, label and deliver them, and retrain"
     elif verdict.status == "insufficient_data":
         description += ". Let windows gather more documents"
-    return CheckOutcome(
-        name="window_matches_reference", passed=verdict.status != "drifted", severity="warn", description=description
-    )
+    return CheckOutcome(name="window_matches_reference", passed=verdict.status != "drifted", severity="warn", description=description)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
@@ -352,9 +348,7 @@ def jensen_shannon(old: np.ndarray, new: np.ndarray) -> float:
     return float(max(sum(halves) / 2, 0.0))
 
 
-def one_per_group(
-    texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None
-) -> np.ndarray:
+def one_per_group(texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None) -> np.ndarray:
     """Return the indices, ascending, of one row a group: the one that a hash keyed with the seed puts first.
 
     Related texts in bursts are not independent: row by row they raise alarms in most unchanged windows. A row without a

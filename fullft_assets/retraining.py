@@ -47,14 +47,10 @@ class State(_Frozen):
 
     attempts: list[Attempt] = Field(default=[], description="Automatic retrains in any order, failed ones included.")
     asks: list[Ask] = Field(default=[], description="Requests for labels in any order.")
-    trained_on: str | None = Field(
-        None, description="Data version of the last training snapshot; None before the first."
-    )
+    trained_on: str | None = Field(None, description="Data version of the last training snapshot; None before the first.")
     trained_at: float | None = Field(None, description="When that training ended, in seconds since the epoch.")
     champion: str | None = Field(None, description="Content digest of the champion; None before the first release.")
-    champion_since: float | None = Field(
-        None, description="When the champion was released, in seconds since the epoch."
-    )
+    champion_since: float | None = Field(None, description="When the champion was released, in seconds since the epoch.")
 
     @property
     def last_attempt_at(self) -> float | None:
@@ -98,8 +94,7 @@ class Signals(_Frozen):
     def _windows_are_counted(self) -> Signals:
         if self.num_windows_since_training > len(self.windows):
             raise ValueError(
-                f"num_windows_since_training: {self.num_windows_since_training} is more than the "
-                f"{len(self.windows)} windows given"
+                f"num_windows_since_training: {self.num_windows_since_training} is more than the {len(self.windows)} windows given"
             )
         return self
 
@@ -226,9 +221,7 @@ def _judge_drift(signals: Signals, settings: RetrainingSettings) -> _Finding:
     drifted = len(signals.drifted_windows)
     row = f"{drifted} drifted window{'' if drifted == 1 else 's'} in a row since the last training"
     if drifted < settings.drift_windows:
-        return _Finding(
-            rule="drift", action="wait", reason=f"{row}, fewer than drift_windows = {settings.drift_windows}"
-        )
+        return _Finding(rule="drift", action="wait", reason=f"{row}, fewer than drift_windows = {settings.drift_windows}")
     needed = _labels_needed(settings)
     if signals.num_new_examples < needed:
         return _Finding(

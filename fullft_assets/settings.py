@@ -66,15 +66,11 @@ class DocumentsSettings(Settings):
         "auto",
         description="`auto` goes by the file's ending: .manifest = Ground Truth output manifest, .jsonl/.json = JSON lines, .csv = CSV.",
     )
-    text: str | None = Field(
-        None, description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere."
-    )
+    text: str | None = Field(None, description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere.")
     id: str = Field("id", description="Field with the document's own id; a row without one is named file:row.")
     attribution: str = Field("", description="Source, licence and attribution of the documents; stands on the model card.")
     max_batch_files: int = Field(1_000, ge=1, le=100_000, description="Most files in one batch.")
-    max_batch_bytes: int = Field(
-        256 * 2**20, ge=1, description="Most bytes in one batch; a single larger file is a batch of its own."
-    )
+    max_batch_bytes: int = Field(256 * 2**20, ge=1, description="Most bytes in one batch; a single larger file is a batch of its own.")
     poll_seconds: int = Field(30, ge=1, le=86_400, description="Least seconds between two looks for new files.")
 
 
@@ -109,21 +105,13 @@ class ChunksSettings(Settings):
     max_tokens: int = Field(
         256, ge=8, le=1_048_576, description="Longest window in tokens, special tokens included; at most what the model takes."
     )
-    stride: int = Field(
-        32, ge=0, description="Tokens that two neighbouring windows of a long text share, so that context is kept."
-    )
+    stride: int = Field(32, ge=0, description="Tokens that two neighbouring windows of a long text share, so that context is kept.")
     max_windows: int | None = Field(
         None, ge=1, description="Windows kept of one text; the tokens cut off are counted. Default: all, nothing is cut."
     )
-    terms: list[str] = Field(
-        default_factory=list, description="Domain terms whose splitting is audited. Default: mined from the corpus."
-    )
-    max_term_pieces: Float = Field(
-        3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns."
-    )
-    max_unknown_share: Float = Field(
-        0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns."
-    )
+    terms: list[str] = Field(default_factory=list, description="Domain terms whose splitting is audited. Default: mined from the corpus.")
+    max_term_pieces: Float = Field(3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns.")
+    max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
 
 
 class SnapshotSettings(Settings):
@@ -156,12 +144,8 @@ class PlanningSettings(Settings):
     max_hours: Float = Field(24.0, gt=0, description="Longest training time in hours; a longer plan blocks training.")
     max_usd: Float | None = Field(None, gt=0, description="Dearest training in US dollars. Default: no limit.")
     hourly_usd: Float = Field(0.0, ge=0, description="Price of the training machine in US dollars an hour.")
-    max_memory_gib: Float | None = Field(
-        None, gt=0, description="Memory that training may take, in GiB. Default: what the device has."
-    )
-    pilot_share: Float = Field(
-        0.25, gt=0, le=1, description="Share of the planned training time that the pilot may use."
-    )
+    max_memory_gib: Float | None = Field(None, gt=0, description="Memory that training may take, in GiB. Default: what the device has.")
+    pilot_share: Float = Field(0.25, gt=0, le=1, description="Share of the planned training time that the pilot may use.")
     min_predicted_gain: Float = Field(
         0.0,
         ge=-1,
@@ -175,9 +159,7 @@ class TrainingSettings(Settings):
 
     epochs: Float = Field(3.0, gt=0, le=1_000, description="Passes over the training rows.")
     batch_size: int = Field(32, ge=1, description="Rows an optimizer step (the effective batch, over all processes).")
-    micro_batch_size: int = Field(
-        16, ge=1, description="Rows a forward pass; smaller takes less memory and more accumulation."
-    )
+    micro_batch_size: int = Field(16, ge=1, description="Rows a forward pass; smaller takes less memory and more accumulation.")
     learning_rate: Float = Field(5e-5, gt=0, lt=1, description="Peak learning rate.")
     warmup_share: Float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
     weight_decay: Float = Field(0.01, ge=0, lt=1, description="Decoupled weight decay.")
@@ -196,9 +178,7 @@ class TrainingSettings(Settings):
     balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency.")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept while training.")
-    retry_epoch: int = Field(
-        0, ge=0, description="Raise it to train once more on unchanged data: it enters the key and the seed."
-    )
+    retry_epoch: int = Field(0, ge=0, description="Raise it to train once more on unchanged data: it enters the key and the seed.")
 
 
 class EvaluationSettings(Settings):
@@ -220,17 +200,13 @@ class ReleaseSettings(Settings):
         0.0, ge=-1, le=1, description="The gain over the champion must exceed this (estimate), and not be significantly negative."
     )
     min_score: Float = Field(0.0, ge=0, le=1, description="The primary metric must reach this.")
-    max_calibration_error: Float | None = Field(
-        None, gt=0, le=1, description="Largest expected calibration error. Default: not a gate."
-    )
+    max_calibration_error: Float | None = Field(None, gt=0, le=1, description="Largest expected calibration error. Default: not a gate.")
 
 
 class MonitoringSettings(Settings):
     """What production sees, compared with what the model learned on."""
 
-    path: str | None = Field(
-        None, description="Folder with production documents. Default: no monitoring assets for this use case."
-    )
+    path: str | None = Field(None, description="Folder with production documents. Default: no monitoring assets for this use case.")
     min_window_rows: int = Field(100, ge=20, description="A smaller window says `insufficient data`.")
     max_window_rows: int = Field(1_000, ge=20, description="Most rows a window; a sensor cuts them.")
     reference_rows: int = Field(1_000, ge=50, description="Held-out rows that stand for what the model learned on.")
@@ -265,25 +241,19 @@ class LauncherSettings(Settings):
 
     kind: Literal["local"] = Field("local", description="`local`: supervised processes on this machine.")
     processes: int = Field(1, ge=1, le=64, description="Training processes (one a GPU), started by torchrun when more than one.")
-    grace_seconds: Float = Field(
-        30.0, ge=0, description="Time a cancelled workload has to write its checkpoint before it is killed."
-    )
+    grace_seconds: Float = Field(30.0, ge=0, description="Time a cancelled workload has to write its checkpoint before it is killed.")
 
 
 class UseCaseSettings(Settings):
     """One use case: documents in, a fully fine-tuned model that is worth having out."""
 
-    name: str | None = Field(
-        None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="Name of the use case. Default: the folder's name."
-    )
+    name: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="Name of the use case. Default: the folder's name.")
     base_model: str = Field(
         description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), or `package:NAME/FOLDER` inside an installed Python package."
     )
     owners: list[str] = Field(default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI.")
     seed: int = Field(17, ge=0, le=2**31 - 1, description="Seed of everything random.")
-    store: str | None = Field(
-        None, description="Where artifacts live: a folder or s3://bucket/prefix. Default: `store` in Dagster's home."
-    )
+    store: str | None = Field(None, description="Where artifacts live: a folder or s3://bucket/prefix. Default: `store` in Dagster's home.")
     documents: DocumentsSettings
     examples: ExamplesSettings
     chunks: ChunksSettings = ChunksSettings()

@@ -93,7 +93,11 @@ def _report_on_data(
     tokenization = Tokenization.load(resolve_base_model(use_case.settings.base_model, use_case.project_root), settings)
     pieces = [tokenization.tokenizer.id_to_token(i) for i in tokenization.windows([text])[0][0]]
     report = data_report.render(
-        frozen.metadata, num_tokens, max_tokens=settings.max_tokens, max_windows=settings.max_windows, example=(text, shown["label"], pieces)
+        frozen.metadata,
+        num_tokens,
+        max_tokens=settings.max_tokens,
+        max_windows=settings.max_windows,
+        example=(text, shown["label"], pieces),
     )
     path.write_text(report, encoding="utf-8")
     return data_report.length_metadata(num_tokens, settings.max_tokens)
@@ -258,9 +262,7 @@ def near_duplicates(reference: list[str], candidates: list[str], similarity: flo
     from rensa import RMinHash
 
     shingles = [_shingles(text) for text in [*reference, *candidates]]
-    sketches = np.array(
-        RMinHash.digests_from_token_sets([list(s) for s in shingles], _NUM_PERMUTATIONS, seed % 2**32), np.uint32
-    )
+    sketches = np.array(RMinHash.digests_from_token_sets([list(s) for s in shingles], _NUM_PERMUTATIONS, seed % 2**32), np.uint32)
     num_rows = _band_rows(similarity)
     found: dict[int, int] = {}
     tried: set[tuple[int, int]] = set()
@@ -352,13 +354,17 @@ def _checks(rows: list[Row], settings: SnapshotSettings) -> list[CheckOutcome]:
         CheckOutcome(
             name="splits_are_disjoint",
             passed=shared == 0,
-            description="" if not shared else f"{shared:,} ids, texts or groups stand in two splits; give documents unique ids (documents.id)",
+            description=""
+            if not shared
+            else f"{shared:,} ids, texts or groups stand in two splits; give documents unique ids (documents.id)",
             metadata={"num_shared": shared},
         ),
         CheckOutcome(
             name="training_rows_suffice",
             passed=enough,
-            description="" if enough else f"{num_train:,} training rows, fewer than snapshot.min_train_rows ({settings.min_train_rows:,}); deliver more",
+            description=""
+            if enough
+            else f"{num_train:,} training rows, fewer than snapshot.min_train_rows ({settings.min_train_rows:,}); deliver more",
             metadata={"num_train_rows": num_train},
         ),
         CheckOutcome(

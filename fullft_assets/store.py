@@ -158,8 +158,7 @@ class Store:
         # A listing cache would hide what another process wrote meanwhile.
         self._fs.invalidate_cache()
         sizes = {
-            path.removeprefix(f"{self._root}/"): info["size"]
-            for path, info in self._fs.find(f"{self._root}/{folder}", detail=True).items()
+            path.removeprefix(f"{self._root}/"): info["size"] for path, info in self._fs.find(f"{self._root}/{folder}", detail=True).items()
         }
         refs = [path.removesuffix(f"/{MANIFEST}") for path in sizes if path.count("/") == 4 and path.endswith(f"/{MANIFEST}")]
         sound = [m for m in self._readable(refs) if all(sizes.get(f"{m.ref}/{name}") == entry.bytes for name, entry in m.files.items())]

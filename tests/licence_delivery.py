@@ -26,9 +26,7 @@ class Delivery:
     def raw(self) -> pa.Table:
         batch = documents.Batch(name="00001-all", files=documents.scan(self.folder / "documents"))
         settings = DocumentsSettings(path="unused")
-        table, unreadable = documents.read_documents(
-            self.folder / "documents", batch, settings, label=EXAMPLES.label, group=EXAMPLES.group
-        )
+        table, unreadable = documents.read_documents(self.folder / "documents", batch, settings, label=EXAMPLES.label, group=EXAMPLES.group)
         assert unreadable == {}
         return table
 

@@ -52,8 +52,8 @@ def serve(root: Path) -> Iterator[S3Server]:
     buckets.mkdir()
     server = S3Server(f"http://{address}", buckets, "test-key", secrets.token_hex(16))
     command = [str(RCLONE), "serve", "s3", str(buckets), "--addr", address, "--auth-key", f"{server.access_key},{server.secret_key}"]
-    # Objects that a test breaks on disk must be seen broken, so nothing is remembered.
-    command += ["--dir-cache-time", "0s", "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
+    # Objects that a test breaks on disk must be seen broken, so folders are read anew; with 0s the server hangs.
+    command += ["--dir-cache-time", "1ms", "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
     with (root / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             _wait_until_ready(process, address, root / "server.log")

@@ -163,7 +163,10 @@ class TestAudit:
         pieces = [len(tokenizer.encode(term["term"], add_special_tokens=False).tokens) for term in found.terms]
         assert pieces == sorted(pieces, reverse=True)
         assert found.metadata["mean_term_pieces"] == pytest.approx(sum(pieces) / 200)
-        assert {check.name: check.passed for check in found.checks} == {"domain_terms_are_kept_whole": True, "unknown_tokens_are_rare": True}
+        assert {check.name: check.passed for check in found.checks} == {
+            "domain_terms_are_kept_whole": True,
+            "unknown_tokens_are_rare": True,
+        }
 
     def test_shredded_terms_and_unknown_tokens_warn(self, texts: list[str]) -> None:
         terms = ["hydroxychloroquine", "license"]

@@ -37,13 +37,25 @@ def read(folder: Path, *, label: str | None = "kind", group: str | None = "expre
 
 class TestScan:
     def test_finds_known_endings_at_any_depth_and_leaves_hidden_and_partial_files_out(self, tmp_path: Path) -> None:
-        for name in ("b.jsonl", "a/c.MANIFEST", "a/b/d.csv", "e.json", ".f.jsonl.partial", ".g.jsonl", ".hidden/h.csv", "i.csv.part", "j.txt"):
+        for name in (
+            "b.jsonl",
+            "a/c.MANIFEST",
+            "a/b/d.csv",
+            "e.json",
+            ".f.jsonl.partial",
+            ".g.jsonl",
+            ".hidden/h.csv",
+            "i.csv.part",
+            "j.txt",
+        ):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("{}")
         assert [file.path for file in documents.scan(tmp_path)] == ["a/b/d.csv", "a/c.MANIFEST", "b.jsonl", "e.json"]
 
     def test_a_missing_folder_is_one_line_with_the_mend(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=re.escape(f"{tmp_path}/no: folder not found; deliver the documents there or mend documents.path")):
+        with pytest.raises(
+            DataError, match=re.escape(f"{tmp_path}/no: folder not found; deliver the documents there or mend documents.path")
+        ):
             documents.scan(tmp_path / "no")
 
     def test_linked_folders_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
@@ -144,7 +156,17 @@ class TestGroundTruth:
 
 class TestJsonLines:
     def test_each_line_keeps_its_own_number_and_a_broken_one_says_why(self, tmp_path: Path) -> None:
-        lines = ['{"text": "a", "kind": "x"}', "", "{broken", "[1]", '{"text": 7}', '{"kind": "x"}', '{"text": null}', "   ", '{"text": "b"}']
+        lines = [
+            '{"text": "a", "kind": "x"}',
+            "",
+            "{broken",
+            "[1]",
+            '{"text": 7}',
+            '{"kind": "x"}',
+            '{"text": null}',
+            "   ",
+            '{"text": "b"}',
+        ]
         (tmp_path / "a.jsonl").write_text("\n".join(lines))
         rows = read(tmp_path)
         assert [(row["id"], row["row"], row["text"]) for row in rows] == [
@@ -167,7 +189,9 @@ class TestJsonLines:
         assert [row["problem"] for row in rows] == [None, *["not Unicode: half of a surrogate pair"] * 2]
 
     def test_own_ids_groups_and_fields_of_the_use_case(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"body": "a", "nr": 12, "kind": true, "expression": 5}\n{"body": "b", "nr": "", "expression": ""}\n')
+        (tmp_path / "a.jsonl").write_text(
+            '{"body": "a", "nr": 12, "kind": true, "expression": 5}\n{"body": "b", "nr": "", "expression": ""}\n'
+        )
         rows = read(tmp_path, text="body", id="nr")
         assert [(r["id"], r["label"], r["group"]) for r in rows] == [("12", "True", "5"), ("a.jsonl:2", None, None)]
 

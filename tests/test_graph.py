@@ -193,25 +193,20 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     assert "is the first champion" in refused.stderr
 
 
-def test_chunks_refuse_a_batch_with_too_many_quarantined_rows(graph):
+def test_a_batch_without_a_valid_row_is_refused_below_and_holds_no_other_up(graph):
     graph.project.deliver("bad.jsonl", [{"id": f"b{i}", "text": "", "kind": "notice"} for i in range(9)])
     batch = deliver(graph)
     result = graph.materialize(*INGEST, batch=batch)
     assert not result.success, "the blocking check stops its own run"
-    assert "tokenized_chunks" not in [event.asset_key.path[-1] for event in result.get_asset_materialization_events()]
+    made = [event.asset_key.path[-1] for event in result.get_asset_materialization_events()]
+    assert made == ["raw_documents", "labeled_examples", "quarantined_examples"]
+    assert latest_by_partition(graph.store, CASE, "quarantined_examples")[batch].metadata["num_quarantined"] == 9
     assert graph.refusal("tokenized_chunks", batch=batch).startswith(
         "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
     )
-
-
-def test_a_batch_without_a_valid_row_does_not_hold_the_others_up(graph):
-    graph.project.configure(examples={"max_quarantined_share": 1.0})
-    (old,) = latest_by_partition(graph.store, CASE, "labeled_examples")
-    graph.project.deliver("empty.jsonl", [{"id": f"b{i}", "text": "", "kind": "notice"} for i in range(9)])
-    for batch in (old, deliver(graph)):
-        assert graph.materialize(*INGEST, batch=batch).success
+    before = graph.latest("training_snapshot").ref
     assert graph.materialize("training_snapshot").success
-    assert graph.latest("training_snapshot").metadata["num_train_rows"] > 0
+    assert graph.latest("training_snapshot").ref == before
 
 
 def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
@@ -267,8 +262,8 @@ def deliver(graph: Graph) -> str:
     """Evaluate the sensor, do what it asks for, and return the new batch."""
     defs = FullFineTune(graph.project.use_case()).build_defs()
     sensor = defs.resolve_sensor_def("letters_new_documents")
-    with dg.build_sensor_context(instance=graph.instance, definitions=defs) as context:
-        result = sensor.evaluate_tick(context)
+    with dg.build_sensor_context(instance=graph.instance) as context:
+        result = sensor(context)
     for request in result.dynamic_partitions_requests:
         graph.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
     (request,) = result.run_requests

@@ -84,9 +84,7 @@ class _Reader:
     def fit(self, rules: list[tuple[str, str]]) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        embeddings = self._embed(
-            [encoding.ids for encoding in self.tokenizer.encode_batch([text for text, _ in rules])]
-        )
+        embeddings = self._embed([encoding.ids for encoding in self.tokenizer.encode_batch([text for text, _ in rules])])
         self.head = LogisticRegression(max_iter=300).fit(embeddings, [self.kinds.index(kind) for _, kind in rules])
 
     def __call__(self, texts: list[str]) -> Features:
@@ -340,9 +338,7 @@ def test_broken_features_are_refused(corpus: Corpus) -> None:
 
 def test_the_table_fits_inline(corpus: Corpus) -> None:
     reference, _ = corpus.split(0)
-    verdict = monitoring.compare(
-        reference, corpus.docstrings, SETTINGS, 0, ["a label with a rather long name " * 3] * 4
-    )
+    verdict = monitoring.compare(reference, corpus.docstrings, SETTINGS, 0, ["a label with a rather long name " * 3] * 4)
     table = monitoring.render_table(verdict)
     assert len(table) < 1_000 and table.count("\n| ") == 6 and "**yes**" in table
     report = monitoring.render_report(verdict, "Drift report")

@@ -55,7 +55,13 @@ def _make(target: str, home: Path, *more: str, timeout: float = 900) -> str:
 def _fullft(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DAGSTER_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [str(ROOT / ".venv" / "bin" / "fullft"), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [str(ROOT / ".venv" / "bin" / "fullft"), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

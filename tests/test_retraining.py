@@ -149,9 +149,7 @@ def test_the_newest_attempt_counts_in_whatever_order_they_are_kept() -> None:
     assert _decide(RUNNING.model_copy(update={"attempts": attempts}), num_new_examples=1_200).action == "wait"
 
 
-@pytest.mark.parametrize(
-    ("spent", "hours_ago", "action"), [(99.0, 48, "retrain"), (99.5, 48, "wait"), (99.5, 31 * 24, "retrain")]
-)
+@pytest.mark.parametrize(("spent", "hours_ago", "action"), [(99.0, 48, "retrain"), (99.5, 48, "wait"), (99.5, 31 * 24, "retrain")])
 def test_the_monthly_hours_include_the_next_run(spent: float, hours_ago: float, action: str) -> None:
     decision = _decide(_after(hours_ago, spent=spent), num_new_examples=1_200)
     assert decision.action == action
@@ -229,16 +227,12 @@ class Operation:
             scheduled=scheduled,
         )
 
-    def tick(
-        self, now: float, *, scheduled: bool = False, score_drop: float | None = None, outcome: str = "promoted"
-    ) -> Decision:
+    def tick(self, now: float, *, scheduled: bool = False, score_drop: float | None = None, outcome: str = "promoted") -> Decision:
         signals = self.signals(now, scheduled, score_drop)
         decision = decide(self.state, signals, self.settings)
         if decision.action == "ask_for_labels":
             self.num_asks += 1
-            self.state = self.state.model_copy(
-                update={"asks": [*self.state.asks, Ask(at=now, evidence=decision.evidence)]}
-            )
+            self.state = self.state.model_copy(update={"asks": [*self.state.asks, Ask(at=now, evidence=decision.evidence)]})
         if decision.action == "retrain":
             self.launches.append((now, signals, decision))
             self.keys.append(run_key(self.state, decision))
@@ -326,9 +320,7 @@ def test_a_training_that_always_fails_is_not_repeated_on_the_same_data() -> None
 def test_whatever_happens_the_policy_stays_within_its_bounds(
     cooldown: float, budget: float, hours_per_run: float, days: list[tuple]
 ) -> None:
-    settings = RetrainingSettings(
-        cooldown_hours=cooldown, max_hours_per_month=budget, min_new_examples=1_000, max_age_days=20
-    )
+    settings = RetrainingSettings(cooldown_hours=cooldown, max_hours_per_month=budget, min_new_examples=1_000, max_age_days=20)
     operation = Operation(settings, hours_per_run)
     for day, (num_examples, status, score_drop, outcome) in enumerate(days):
         operation.num_examples += num_examples

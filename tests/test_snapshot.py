@@ -206,7 +206,9 @@ class TestOneLine:
         assert self.message() == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
 
     def test_a_label_of_one_group_cannot_be_measured(self, real: list[dict[str, Any]]) -> None:
-        poems = [{"id": f"q{n}", "text": f"{word} is the flower of verse {n}", "label": "poem", "group": "g"} for n, word in enumerate("abcdef")]
+        poems = [
+            {"id": f"q{n}", "text": f"{word} is the flower of verse {n}", "label": "poem", "group": "g"} for n, word in enumerate("abcdef")
+        ]
         assert re.fullmatch(
             r"snapshot: no (train|test|validation) row with label `poem` \(its rows share too few groups or are near-duplicates\); "
             r"deliver more groups with it, or leave it out of examples\.labels",
@@ -236,7 +238,11 @@ class TestNearDuplicates:
         assert snapshot.near_duplicates(reference, candidates, 0.8, seed=1) == {}
 
     def test_short_texts_and_texts_without_a_word_are_compared_whole(self) -> None:
-        assert snapshot.near_duplicates(["MIT", "***", "a b c"], ["mit!", "###", "***", "a b", "A  B, C"], 0.8, seed=1) == {0: 0, 2: 1, 4: 2}
+        assert snapshot.near_duplicates(["MIT", "***", "a b c"], ["mit!", "###", "***", "a b", "A  B, C"], 0.8, seed=1) == {
+            0: 0,
+            2: 1,
+            4: 2,
+        }
 
 
 class TestWholeDelivery:

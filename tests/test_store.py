@@ -32,7 +32,9 @@ class Place:
     def __init__(self, url: str, disk: Path):
         self.store, self.disk = Store(url), disk
 
-    def make(self, files: Mapping[str, str], *, inputs: Mapping[str, Any] | None = None, checks: list[CheckOutcome] | None = None) -> Manifest:
+    def make(
+        self, files: Mapping[str, str], *, inputs: Mapping[str, Any] | None = None, checks: list[CheckOutcome] | None = None
+    ) -> Manifest:
         def write(draft: Draft) -> Outcome:
             for name, text in files.items():
                 (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,9 @@ class TestArtifacts:
         made = place.make({"a.txt": "alpha", "b.txt": "beta"})
         for damage in (lambda path: path.write_text("al"), Path.unlink):
             damage(place.disk / made.ref / "a.txt")
-            with pytest.raises(StoreError, match=r"a\.txt: (missing|missing or cut short|differs from its digest); .*materialise raw_documents again$"):
+            with pytest.raises(
+                StoreError, match=r"a\.txt: (missing|missing or cut short|differs from its digest); .*materialise raw_documents again$"
+            ):
                 place.store.folder(made)
         again = place.make({"a.txt": "alpha", "b.txt": "beta"})
         assert again.ref != made.ref
@@ -161,7 +165,6 @@ class TestArtifacts:
         assert len(seen) > 3
         assert all(value in values for value in seen)
         assert place.store.list_pointers("") == ["champion"]
-
 
     def test_many_threads_write_pointers_of_their_own(self, place: Place) -> None:
         with ThreadPoolExecutor(8) as pool:
@@ -300,6 +303,8 @@ def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.
     seen: list[dict[str, str]] = []
 
     class Recorder(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # answers `Expect: 100-continue`
+
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             seen.append({name.lower(): value for name, value in self.headers.items()})

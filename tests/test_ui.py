@@ -220,7 +220,7 @@ def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
     """Launch the training from its asset's page and wait for its first steps; return run, worker and all its processes."""
     screen.open_asset("finetuned_checkpoint")
     run_id = screen.materialize()
-    wait_for("the first training steps", lambda: any(re.search(r"step [\d,]+/[\d,]+ ", m) for m in screen.messages(run_id)), 90)
+    wait_for("the first training steps", lambda: any(re.search(r"step [\d,]+/[\d,]+ ", m) for m in screen.messages(run_id)), 150)
     started = next(filter(None, (re.match(r"Started process for run \(pid: (\d+)\)", m) for m in screen.messages(run_id))))
     worker = psutil.Process(int(started.group(1)))
     family = [worker, *worker.children(recursive=True)]

@@ -131,7 +131,7 @@ class Screen:
 
     def metadata(self, key: str):
         """Return the value cell of a row of the asset page's metadata table."""
-        return self.page.get_by_role("row").filter(has=self.page.get_by_text(key, exact=True)).first.get_by_role("cell").last
+        return self.page.get_by_role("row").filter(has=self.page.get_by_text(key, exact=True)).first.locator("xpath=./td[3]")
 
     def materialize(self, button: str = "Materialize") -> str:
         """Press the button that launches a run, and return the new run's id."""
@@ -156,7 +156,7 @@ class Screen:
 
     def messages(self, run_id: str) -> list[str]:
         """Return what a run has logged so far."""
-        return [record.event_log_entry.user_message for record in self.instance.get_records_for_run(run_id).records]
+        return [record.event_log_entry.message for record in self.instance.get_records_for_run(run_id).records]
 
 
 def _is_reload(response) -> bool:

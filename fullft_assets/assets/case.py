@@ -98,9 +98,7 @@ class Case:
         """Return the launcher that the YAML chose."""
         return LocalLauncher(self.settings.launcher)
 
-    def result(
-        self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None
-    ) -> dg.MaterializeResult[Manifest]:
+    def result(self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None) -> dg.MaterializeResult[Manifest]:
         """Return what Dagster shows of an artifact: metadata (`shown` first), data version, check results."""
         shown = shown or {}
         plain = plain_metadata({name: value for name, value in manifest.metadata.items() if name not in shown})

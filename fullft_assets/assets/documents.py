@@ -5,7 +5,6 @@ import dagster as dg
 from fullft_assets import documents
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:

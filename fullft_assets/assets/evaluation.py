@@ -74,7 +74,10 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
 def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
     found = manifest.metadata
-    systems = {evaluation.FINETUNED: "", **{n.removesuffix("macro_f1")[:-1]: n.removesuffix("macro_f1") for n in found if n.endswith("_macro_f1")}}
+    systems = {
+        evaluation.FINETUNED: "",
+        **{n.removesuffix("macro_f1")[:-1]: n.removesuffix("macro_f1") for n in found if n.endswith("_macro_f1")},
+    }
     rows = [{"system": n, "macro_f1": found[f"{prefix}macro_f1"], "accuracy": found[f"{prefix}accuracy"]} for n, prefix in systems.items()]
     shown = {
         "verdict": sentences(found["verdict"]),

@@ -27,9 +27,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         ),
         **case.shared(),
     )
-    def training_snapshot(
-        context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]
-    ):
+    def training_snapshot(context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]):
         store = case.store(context.instance)
         with one_line_errors():
             manifest = snapshot.take(store, case.use_case, labeled_examples, tokenized_chunks)

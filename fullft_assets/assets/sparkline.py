@@ -17,7 +17,8 @@ def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
     low, high = min(drawn), max(drawn)
     span = (high - low) or 1.0
     points = " ".join(
-        f"{i * _WIDTH / max(1, len(drawn) - 1):.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}" for i, value in enumerate(drawn)
+        f"{i * _WIDTH / max(1, len(drawn) - 1):.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
+        for i, value in enumerate(drawn)
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'

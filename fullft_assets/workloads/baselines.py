@@ -112,9 +112,7 @@ class FrozenProbe:
 
     def save(self, folder: Path) -> None:
         """Write `frozen_probe.npz`."""
-        np.savez(
-            folder / "frozen_probe.npz", mean=self.mean, scale=self.scale, coefficients=self.coefficients, intercept=self.intercept
-        )
+        np.savez(folder / "frozen_probe.npz", mean=self.mean, scale=self.scale, coefficients=self.coefficients, intercept=self.intercept)
 
     @classmethod
     def load(cls, folder: Path, base_model: Path) -> FrozenProbe:

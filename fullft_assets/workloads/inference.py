@@ -70,9 +70,7 @@ def predict(model_folder: Path, windows: list[list[list[int]]], *, progress: Pro
     return predict_with(load_classifier(model_folder), windows, progress=progress)
 
 
-def predict_with(
-    model: PreTrainedModel, windows: list[list[list[int]]], *, progress: Progress | None = None
-) -> Prediction:
+def predict_with(model: PreTrainedModel, windows: list[list[list[int]]], *, progress: Progress | None = None) -> Prediction:
     """Like `predict`, with a model that is loaded already; its mode is restored."""
     logits = np.zeros((len(windows), model.config.num_labels), np.float32)
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)

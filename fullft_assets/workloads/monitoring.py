@@ -74,9 +74,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
     inputs = job.load_inputs(store)
     settings = job.settings.monitoring
-    window = ProductionRows.read(
-        pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet"), job.settings.seed
-    )
+    window = ProductionRows.read(pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet"), job.settings.seed)
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after one a group")
     features = None
     if len(window.chosen) < settings.min_window_rows:
@@ -110,9 +108,7 @@ def _load_reference(job: Job, store: Store, inputs: dict[str, Manifest], reader:
     if manifest is None:
         with store.create(job.case, REFERENCE_STAGE, key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
             num_rows, num_words = _write_reference(draft.path, job, store, inputs["training_snapshot"], reader)
-            manifest = draft.commit(
-                settings=settings, inputs=sources, metadata={"num_rows": num_rows, "num_words": num_words}
-            )
+            manifest = draft.commit(settings=settings, inputs=sources, metadata={"num_rows": num_rows, "num_words": num_words})
     folder = store.folder(manifest)
     words = (folder / "vocabulary.txt").read_text(encoding="utf-8")
     return Features.load(folder / "features.npz"), set(words.split("\n"))

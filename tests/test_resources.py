@@ -1,0 +1,110 @@
+"""resources: where the store lies, manifests through the IO manager, and step logs on S3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from fullft_assets.errors import DataError
+from fullft_assets.resources import latest, latest_by_partition, one_line_errors, open_store
+from fullft_assets.store import Store
+from tests import project as projects
+from tests.s3_server import S3Server
+
+DEPLOYED = Path(__file__).parents[1] / "deploy/aws/dagster.yaml"
+
+STEP = """
+import sys
+import dagster as dg
+
+@dg.asset
+def noisy():
+    print("a line of a step's stdout")
+    print("a line of its stderr", file=sys.stderr)
+
+with dg.DagsterInstance.get() as instance:
+    result = dg.materialize([noisy], instance=instance)
+    [key] = [e.logs_captured_data.file_key for e in result.all_events if e.event_type_value == "LOGS_CAPTURED"]
+    print("KEY", result.run_id, key)
+"""
+
+
+class TestOpenStore:
+    def test_the_yaml_wins_over_the_environment_and_the_home_is_the_default(
+        self, project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
+    ) -> None:
+        with dg.DagsterInstance.ephemeral(tempdir=str(project.home)) as instance:
+            assert open_store(project.use_case(), instance).url == str(Path(instance.root_directory) / "store")
+            monkeypatch.setenv("FULLFT_STORE", "s3://shared/prefix/")
+            assert open_store(project.use_case(), instance).url == "s3://shared/prefix"
+            project.configure(store="artifacts")
+            assert open_store(project.use_case(), instance).url == str(project.root / "artifacts")
+
+    def test_the_standard_aws_variables_lead_to_the_server(
+        self, project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
+    ) -> None:
+        folder = s3_env.make_bucket("from-the-environment")
+        monkeypatch.setenv("FULLFT_STORE", "s3://from-the-environment/here")
+        with dg.DagsterInstance.ephemeral() as instance:
+            open_store(project.use_case(), instance).write_pointer("champion", {"ref": "x"})
+        assert (folder / "here/pointers/champion.json").is_file()
+
+
+class TestLatest:
+    def test_nothing_before_the_first_materialisation(self, tmp_path: Path) -> None:
+        assert latest(Store(str(tmp_path)), "mail", "training_snapshot") is None
+        assert latest_by_partition(Store(str(tmp_path)), "mail", "labeled_examples") == {}
+
+    def test_follows_the_pointers(self, tmp_path: Path) -> None:
+        store, made = Store(str(tmp_path)), []
+        for key in ("k1", "k2"):
+            with store.create("mail", "s", key, version="1", seed=1) as draft:
+                made.append(draft.commit(settings={}, inputs={}, metadata={}))
+            store.write_pointer("latest/mail/training_snapshot/all", {"ref": made[-1].ref})
+            store.write_pointer(f"latest/mail/labeled_examples/{key}", {"ref": made[-1].ref})
+        assert latest(store, "mail", "training_snapshot") == made[1]
+        assert latest_by_partition(store, "mail", "labeled_examples") == {"k1": made[0], "k2": made[1]}
+
+
+def test_an_error_that_the_user_can_mend_is_a_failure_of_one_line_that_is_not_retried() -> None:
+    with pytest.raises(dg.Failure) as raised, one_line_errors():
+        raise DataError("a.csv:3: no label; mend it")
+    assert (raised.value.description, raised.value.allow_retries) == ("a.csv:3: no label; mend it", False)
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError("a bug stays a bug")
+
+
+class TestDeployedInstance:
+    def test_step_logs_are_written_to_s3_and_read_by_another_machine(self, s3_server: S3Server, tmp_path: Path) -> None:
+        bucket = s3_server.make_bucket("step-logs")
+        (tmp_path / "step.py").write_text(STEP)
+        outputs = []
+        reader = (
+            "import dagster as dg, sys\nwith dg.DagsterInstance.get() as instance:\n"
+            "    data = instance.compute_log_manager.get_log_data([sys.argv[1], 'compute_logs', sys.argv[2]])\n"
+            "    print(type(instance.compute_log_manager).__name__, data.stdout.decode(), data.stderr.decode())\n"
+        )
+        for name, program in (("worker", "step.py"), ("webserver", None)):
+            home = tmp_path / name
+            home.mkdir()
+            (home / "dagster.yaml").write_text(DEPLOYED.read_text())
+            env = {**os.environ, **s3_server.env, "DAGSTER_HOME": str(home), "FULLFT_LOGS_BUCKET": "step-logs"}
+            key = outputs[0].split("KEY ")[1].split() if outputs else []
+            command = [sys.executable, str(tmp_path / program)] if program else [sys.executable, "-c", reader, *key]
+            outputs.append(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+        assert outputs[1].startswith("S3ComputeLogManager ")
+        assert "a line of a step's stdout" in outputs[1]
+        assert "a line of its stderr" in outputs[1]
+        assert sorted(path.suffix for path in bucket.rglob("compute-logs/**/*.*") if path.stat().st_size) == [".err", ".out"]
+
+    def test_it_differs_from_the_local_settings_only_in_what_machines_share(self) -> None:
+        local = yaml.safe_load((DEPLOYED.parents[2] / "dagster.yaml").read_text())
+        deployed = yaml.safe_load(DEPLOYED.read_text())
+        assert deployed.pop("compute_logs")["class"] == "S3ComputeLogManager"
+        assert deployed == local

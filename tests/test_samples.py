@@ -1,0 +1,69 @@
+"""samples: the demo's delivery is real, dirty on purpose, the same each time, and never half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.samples import licences
+from tests.licence_delivery import Delivery
+
+
+def lines_of(folder: Path, name: str) -> list[str]:
+    return [line for path in sorted((folder / name).iterdir()) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+
+
+def test_the_whole_delivery_holds_every_rule_once_and_the_dirt_beside(licence_delivery: Delivery) -> None:
+    rules = {rule["id"]: rule for rule in licences.rules()}
+    records = [json.loads(line) for line in lines_of(licence_delivery.folder, "documents") if line.endswith("}")]
+    production = [json.loads(line) for line in lines_of(licence_delivery.folder, "production")]
+    delivered = [record for record in records if record["id"] in rules]
+    assert len(rules) > 33_000
+    assert len(delivered) == len({record["id"] for record in delivered}) == len(rules) - 2 * licences.NUM_PRODUCTION_ROWS
+    assert {rule["id"] for rule in production}.isdisjoint(record["id"] for record in delivered)
+    for record in delivered[::100]:
+        rule = rules[record["id"]]
+        assert (record["source"], record["license-expression"]) == (rule["text"], rule["expression"])
+        assert licences.KINDS[record["license-kind"]] == record["license-kind-metadata"]["class-name"] == rule["kind"]
+    assert Counter(record["id"].rsplit("-", 1)[1] for record in records if record["id"] not in rules) == {
+        "again": 40, "empty": 20, "odd": 20, "bare": 20,
+    }  # fmt: skip
+
+
+def test_written_again_it_is_the_same_and_an_existing_one_is_left_alone(tmp_path: Path) -> None:
+    first = licences.write(tmp_path / "a", max_rules=500)
+    second = licences.write(tmp_path / "b", max_rules=500)
+    for name in ("documents", "production"):
+        assert lines_of(first, name) == lines_of(second, name)
+        assert [path.name for path in sorted((first / name).iterdir())] == [path.name for path in sorted((second / name).iterdir())]
+    (first / "documents/delivery-1.manifest").write_text("mine")
+    licences.write(first)
+    assert (first / "documents/delivery-1.manifest").read_text() == "mine"
+
+
+def test_a_killed_writer_leaves_no_delivery(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, pathlib\nfrom fullft_assets.samples import licences\n"
+        "licences._write_production = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "licences.write(pathlib.Path(sys.argv[1]), max_rules=200)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / ".a.partial/documents/delivery-1.manifest").exists(), "the writer was killed before it wrote"
+    assert len(lines_of(licences.write(tmp_path / "a", max_rules=200), "documents")) == 200 - 20 + 101
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("max_rules", [3, 40])
+def test_a_quick_look_is_whole_too(tmp_path: Path, max_rules: int) -> None:
+    folder = licences.write(tmp_path / "a", max_rules=max_rules)
+    ids = {json.loads(line)["id"] for line in lines_of(folder, "documents") if line.endswith("}")}
+    assert len([name for name in ids if not name.endswith(("-again", "-empty", "-odd", "-bare"))]) == max_rules - 2 * (max_rules // 20)

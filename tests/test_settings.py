@@ -1,0 +1,79 @@
+"""settings: bounds, defaults and cross-checks of a use case, each refused with a word on the mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from fullft_assets.settings import Settings, UseCaseSettings
+
+LEAST: dict[str, Any] = {"base_model": "models/a", "documents": {"path": "data"}, "examples": {"label": "kind"}}
+
+
+def sections() -> list[tuple[str, type[Settings]]]:
+    found = [("", UseCaseSettings)]
+    found += [(name, field.annotation) for name, field in UseCaseSettings.model_fields.items() if _is_section(field.annotation)]
+    return found
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def problem(**changes: Any) -> tuple[str, str]:
+    with pytest.raises(ValidationError) as raised:
+        UseCaseSettings.model_validate({**LEAST, **changes})
+    [error] = raised.value.errors()
+    return ".".join(map(str, error["loc"])), error["msg"]
+
+
+def test_three_keys_make_a_use_case() -> None:
+    settings = UseCaseSettings.model_validate(LEAST)
+    assert UseCaseSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(("name", "section"), sections(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_field_is_described_and_every_number_is_bounded(name: str, section: type[Settings]) -> None:
+    for key, field in section.model_fields.items():
+        if _is_section(field.annotation):
+            continue
+        assert field.description and field.description.endswith("."), f"{name}.{key}"
+        if any(number in str(field.annotation) for number in ("int", "float")):
+            assert any(type(bound).__name__ in ("Ge", "Gt") for bound in field.metadata), f"{name}.{key} has no lower bound"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "message"),
+    [
+        ({"trainng": {}}, "trainng", "unknown key `trainng`; did you mean `training`?"),
+        ({"training": {"epoch": 1}}, "training.epoch", "unknown key `epoch`; did you mean `epochs`?"),
+        ({"documents": {"path": "a", "zzz": 1}}, "documents.zzz", "unknown key `zzz`; known keys: path, format, "),
+        ({"training": {"epochs": 0}}, "training.epochs", "Input should be greater than 0"),
+        ({"training": {"precision": "fp8"}}, "training.precision", "Input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ({"snapshot": {"test_share": 0.5, "validation_share": 0.4}}, "", "Value error, snapshot.test_share + snapshot.validation_share leave less"),
+        ({"chunks": {"max_tokens": 64, "stride": 32}}, "", "Value error, chunks.stride must be less than half of chunks.max_tokens"),
+        ({"training": {"batch_size": 4}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),
+        ({"monitoring": {"min_window_rows": 200, "max_window_rows": 100}}, "", "Value error, monitoring.min_window_rows is larger than"),
+        ({"store": "gs://bucket/a"}, "", "Value error, store must be a folder or s3://bucket/prefix"),
+        ({"examples": {"label": "a", "labels": ["one"]}}, "examples.labels", "List should have at least 2 items"),
+        ({"name": "two words"}, "name", "String should match pattern"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_key(changes: dict[str, Any], place: str, message: str) -> None:
+    found, said = problem(**changes)
+    assert found == place
+    assert said.startswith(message)
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
+    settings = UseCaseSettings.model_validate({**LEAST, "training": {"learning_rate": "1e-4"}})
+    assert settings.training.learning_rate == 1e-4
+    branches = UseCaseSettings.model_json_schema()["$defs"]["TrainingSettings"]["properties"]["learning_rate"]["anyOf"]
+    assert {branch["type"] for branch in branches} == {"number", "string"}
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        UseCaseSettings.model_validate(LEAST).training.epochs = 9
