@@ -272,7 +272,7 @@ def justification(
     confidence: float,
     min_gain: float = 0.0,
 ) -> Justification:
-    """Was full fine-tuning justified: does the interval of its gain over the best cheaper baseline lie above `min_gain`?
+    """Was full fine-tuning justified: does the interval of its gain over the best cheaper baseline lie above `min_gain` (and zero)?
 
     Args:
         scores: the metric of each system, the fine-tuned one among them.
@@ -289,8 +289,9 @@ def justification(
         raise ValueError("no cheaper baseline to compare with; materialise cheaper_baselines")
     best = max(baselines, key=lambda name: scores[name].estimate)
     gain = gains[best]
-    justified = gain.low > min_gain
-    asked = f"the required {min_gain:+.3f}" if min_gain else "zero"
+    # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
+    justified = gain.low > max(min_gain, 0.0)
+    asked = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
     if justified:
         opening = "Full fine-tuning was worth it"
     elif gain.high < 0:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -383,12 +384,12 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
 
 @pytest.mark.slow
 def test_drift_end_to_end(tmp_path: Path) -> None:
-    """A window of rows like the training data, and one of another kind of text."""
-    rows = projects.licence_rows(1_400)
-    project = projects.create(
-        tmp_path, rows=1_000, monitoring={"path": "data/letters/production", "min_window_rows": 100, "reference_rows": 150}
-    )
-    alike = [{"id": row["id"], "text": row["text"]} for row in rows[1_000:1_150]]
+    """A window of expressions that the model never saw, as its held-out rows are, and one of another kind of text."""
+    rows = projects.licence_rows(3_000)
+    unseen = {row["expression"]: row for row in rows if zlib.crc32(row["expression"].encode()) % 4 == 0}
+    project = projects.create(tmp_path, monitoring={"path": "data/letters/production", "min_window_rows": 80, "reference_rows": 150})
+    project.deliver("delivery-1.jsonl", [row for row in rows if row["expression"] not in unseen][:1_000])
+    alike = [{name: row[name] for name in ("id", "text", "expression")} for row in list(unseen.values())[:150]]
     projects.write_rows(project.production / "w1.jsonl", alike)
     shifted = [{**row, "text": " ".join(word[::-1].upper() for word in row["text"].split()) * 3} for row in alike]
     projects.write_rows(project.production / "w2.jsonl", shifted)

@@ -50,7 +50,7 @@ def corpus() -> Corpus:
     rng = random.Random(0)
     rng.shuffle(names)
     taught = [rule for name in names[:250] for rule in by_licence[name]]
-    held = list({text: kind for text, kind in (rng.choice(by_licence[name]) for name in names[250:])}.items())
+    held = list(dict(rng.choice(by_licence[name]) for name in names[250:]).items())
     kinds = sorted({kind for _, kind in taught})
     vocabulary = monitoring.vocabulary_of([text for text, _ in taught])
     read = _Reader(vocabulary, kinds)
