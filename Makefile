@@ -42,7 +42,7 @@ lint: install ## Style, and the layers that imports must keep
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
 test: lint ## Everything but the slow tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: test ## The slow tests as well
 	@$(BIN)/python -m pytest -m slow
