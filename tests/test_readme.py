@@ -80,7 +80,7 @@ def test_demo(tmp_path: Path):
     # The verdict must follow from the figures, whichever way they fell.
     assert ("Promoted" in first) == (gain["low"] > 0)
     assert found["scores"]["macro_f1"]["finetuned"]["estimate"] > found["scores"]["macro_f1"]["majority"]["estimate"] + 0.3
-    assert re.search(r"drift +\S+-\w+: drifted", first), "the second production file is shifted"
+    assert re.findall(r"drift +\S+-\w+: (\w+);", first) == ["stable", "drifted"], "the second production file is shifted"
 
     artifacts = sorted(path for path in (home / "store").rglob("manifest.json"))
     second = _make("run", home)

@@ -1,6 +1,7 @@
 """evaluation: training_snapshot, cheaper_baselines, pilot_run, finetuned_checkpoint -> evaluation_report."""
 
 import base64
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +14,7 @@ from fullft_assets.store import Manifest, Store, artifact_key
 _INPUTS = ("training_snapshot", "cheaper_baselines", "pilot_run", "finetuned_checkpoint")
 #: Metadata is stored in the event log.
 _MAX_PICTURE_BYTES = 60_000
+_PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -74,11 +76,8 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
 def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
     found = manifest.metadata
-    systems = {
-        evaluation.FINETUNED: "",
-        **{n.removesuffix("macro_f1")[:-1]: n.removesuffix("macro_f1") for n in found if n.endswith("_macro_f1")},
-    }
-    rows = [{"system": n, "macro_f1": found[f"{prefix}macro_f1"], "accuracy": found[f"{prefix}accuracy"]} for n, prefix in systems.items()]
+    systems = [evaluation.FINETUNED, *(name.removesuffix("_macro_f1") for name in found if name.endswith("_macro_f1"))]
+    rows = [{"system": name, **{metric: found[_figure(name, metric)] for metric in evaluation.METRICS}} for name in systems]
     shown = {
         "verdict": sentences(found["verdict"]),
         "justification": sentences(found["justification"]),
@@ -93,11 +92,17 @@ def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     return shown
 
 
+def _figure(system: str, metric: str) -> str:
+    return metric if system == evaluation.FINETUNED else f"{system}_{metric}"
+
+
 def _with_pictures(folder: Path) -> str:
-    """Return the Markdown report with its pictures inside; larger ones are only in the HTML."""
-    text = (folder / "report.md").read_text(encoding="utf-8")
-    for picture in sorted((folder / "pictures").glob("*.png")):
-        small = picture.stat().st_size < _MAX_PICTURE_BYTES
-        source = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if small else ""
-        text = text.replace(f"(pictures/{picture.name})", f"({source})")
-    return text
+    """Return the Markdown report with its pictures inside; a larger one is only named."""
+
+    def inside(link: re.Match) -> str:
+        data = (folder / link["path"]).read_bytes()
+        if len(data) > _MAX_PICTURE_BYTES:
+            return f"*{link['title']}: see report_file*"
+        return f"![{link['title']}](data:image/png;base64,{base64.b64encode(data).decode()})"
+
+    return _PICTURE.sub(inside, (folder / "report.md").read_text(encoding="utf-8"))

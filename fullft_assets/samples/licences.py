@@ -59,14 +59,17 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     (aside / "production").mkdir()
     chosen = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
     num_production = min(NUM_PRODUCTION_ROWS, len(chosen) // 20)
-    production, delivered = chosen[: 2 * num_production], chosen[2 * num_production :]
+    usual = _one_an_expression(chosen)[:num_production]
+    taken = {rule["id"] for rule in usual}
+    rest = [rule for rule in chosen if rule["id"] not in taken]
+    shifted, delivered = rest[:num_production], rest[num_production:]
     lines = [_manifest_line(rule) for rule in delivered]
     lines[100:100] = _dirt(delivered)
     size = -(-len(lines) // NUM_FILES)
     for number in range(NUM_FILES):
         part = lines[number * size : (number + 1) * size]
         (aside / "documents" / f"delivery-{number + 1}.manifest").write_text("\n".join(part) + "\n", encoding="utf-8")
-    _write_production(aside / "production", production, num_production)
+    _write_production(aside / "production", usual, shifted)
     aside.rename(folder)
     return folder
 
@@ -103,10 +106,14 @@ def _dirt(delivered: list[dict[str, str]]) -> list[str]:
     return [*lines, '{"id": "cut-off", "source": "Licensed under th']
 
 
-def _write_production(folder: Path, production: list[dict[str, str]], num_rows: int) -> None:
-    usual = production[:num_rows]
-    # What a change of upstream does: only the long texts arrive, each cut to its first words.
-    shifted = sorted(production[num_rows:], key=lambda rule: -len(rule["text"]))[: num_rows // 2]
-    for name, part in (("week-1", usual), ("week-2", shifted)):
-        rows = [json.dumps({"id": r["id"], "text": r["text"], "expression": r["expression"]}, ensure_ascii=False) for r in part]
+def _one_an_expression(chosen: list[dict[str, str]]) -> list[dict[str, str]]:
+    # Drift compares one row a group, so production must show each licence as often as the held-out rows do.
+    return list({rule["expression"]: rule for rule in reversed(chosen)}.values())[::-1]
+
+
+def _write_production(folder: Path, usual: list[dict[str, str]], shifted: list[dict[str, str]]) -> None:
+    # What a change of upstream does: only the long texts arrive.
+    longest = sorted(shifted, key=lambda rule: -len(rule["text"]))[: len(shifted) // 2]
+    for name, part in (("week-1", usual), ("week-2", longest)):
+        rows = [json.dumps({"id": r["id"], "text": r["text"], "license-expression": r["expression"]}, ensure_ascii=False) for r in part]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
