@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fullft_assets import documents, release, retraining
+from fullft_assets import documents, ingestion, release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
@@ -88,9 +88,9 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
 
 
 def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
-    name, job, partitions, outcome = {
-        "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches, "labeled_examples"),
-        "window": (f"{case.name}_new_production_documents", f"{case.name}_monitor", case.windows, "drift_report"),
+    name, job, partitions = {
+        "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches),
+        "window": (f"{case.name}_new_production_documents", f"{case.name}_monitor", case.windows),
     }[kind]
     settings = case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
@@ -114,15 +114,22 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         with one_line_errors():
             documents.cut_batches(store, case.name, folder, cutting, kind)
         # The ledger in the store is the truth, not the cursor: what a tick that died has cut is launched by the next,
-        # and the run key, the batch's name, keeps a batch in flight from being launched twice.
-        done = set(store.list_pointers(f"latest/{case.name}/{outcome}"))
-        # A batch that failed and whose files were since mended or taken away would fail again.
+        # and the run key keeps a batch in flight from being launched twice. An edit of the YAML makes batches due again.
+        if kind == "batch":
+            done, version = ingestion.done(store, case.use_case), ingestion.version(case.use_case)
+        else:
+            done, version = set(store.list_pointers(f"latest/{case.name}/drift_report")), "1"
         open_batches = [batch for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
-        new = [batch.name for batch in open_batches if documents.is_delivered(folder, batch)]
+        # A batch that could not be read and whose files were since mended or taken away would fail again.
+        new = [
+            batch.name
+            for batch in open_batches
+            if documents.is_delivered(folder, batch) or documents.kept(store, case.name, batch.name, kind) is not None
+        ]
         if not new:
             return dg.SkipReason(f"nothing new in {path}")
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_key=batch, partition_key=batch) for batch in new],
+            run_requests=[dg.RunRequest(run_key=f"{batch}-{version}", partition_key=batch) for batch in new],
             dynamic_partitions_requests=[partitions.build_add_request(new)],
         )
 

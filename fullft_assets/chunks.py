@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.settings import ChunksSettings
+from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 
 if TYPE_CHECKING:
@@ -130,10 +130,15 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
         "tokenized_chunks",
         write,
         version=VERSION,
-        settings=settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
+        settings=key_settings(settings),
         inputs={"labeled_examples": examples.content_digest, "tokenizer": tokenization.digest},
         seed=settings.seed,
     )
+
+
+def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings that shape the chunks."""
+    return settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"})
 
 
 def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:

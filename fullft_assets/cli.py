@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         parsed.defs = parsed.defs or find_defs(Path.cwd())
         return parsed.command(parsed)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     except FullftError as error:
         if parsed.traceback:
             traceback.print_exc()

@@ -157,18 +157,25 @@ def is_delivered(folder: Path, batch: Batch) -> bool:
 def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
     """Write a batch's raw documents (a window's production documents) as an artifact.
 
+    Of files that were since taken away or rewritten, what was read at their delivery counts.
+
     Raises:
         DataError: no such batch was cut, or not one of its files can be read.
     """
     settings, batch = use_case.settings, read_batch(store, use_case.name, name, kind)
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
     folder = use_case.resolve(path)
-    label, group = settings.examples.label, settings.examples.group
+    stage = "raw_documents" if kind == "batch" else "production_documents"
+    pinned = {"version": VERSION, "settings": key_settings(use_case), "seed": settings.seed}
+    if not is_delivered(folder, batch):
+        before = kept(store, use_case.name, name, kind)
+        if before is not None and before.version == VERSION and before.settings == pinned["settings"]:
+            return before
 
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
 
-        table, unreadable = read_documents(folder, batch, settings.documents, label=label, group=group)
+        table, unreadable = read_documents(folder, batch, settings.documents, label=settings.examples.label, group=settings.examples.group)
         pq.write_table(table, draft.path / "documents.parquet")
         malformed = len(table) - table["problem"].null_count
         metadata = {
@@ -181,15 +188,21 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         }
         return metadata, [_readable_check(folder, batch, unreadable)]
 
-    return store.ensure(
-        use_case.name,
-        "raw_documents" if kind == "batch" else "production_documents",
-        write,
-        version=VERSION,
-        settings={**settings.documents.model_dump(include={"format", "text", "id"}), "label": label, "group": group},
-        inputs={"batch": name, "files": file_digests(folder, batch)},
-        seed=settings.seed,
-    )
+    return store.ensure(use_case.name, stage, write, inputs={"batch": name, "files": file_digests(folder, batch)}, **pinned)
+
+
+def key_settings(use_case: UseCase) -> dict[str, Any]:
+    """Return the settings that shape the raw documents."""
+    settings = use_case.settings
+    chosen = settings.documents.model_dump(include={"format", "text", "id"})
+    return {**chosen, "label": settings.examples.label, "group": settings.examples.group}
+
+
+def kept(store: Store, case: str, name: str, kind: Kind = "batch") -> Manifest | None:
+    """Return the raw documents of a batch as they were materialised last, or None."""
+    stage = "raw_documents" if kind == "batch" else "production_documents"
+    pointer = store.read_pointer(f"latest/{case}/{stage}/{name}")
+    return None if pointer is None else store.load(pointer["ref"])
 
 
 def _readable_check(folder: Path, batch: Batch, unreadable: dict[str, str]) -> CheckOutcome:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.settings import ExamplesSettings
+from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 
 if TYPE_CHECKING:
@@ -88,12 +88,17 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     shared = {
         "version": VERSION,
-        "settings": settings.examples.model_dump(),
+        "settings": key_settings(settings),
         "inputs": {"raw_documents": raw.content_digest},
         "seed": settings.seed,
     }
     valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
+
+
+def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings that shape the examples."""
+    return settings.examples.model_dump()
 
 
 def text_hash(text: str) -> str:

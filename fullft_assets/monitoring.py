@@ -23,7 +23,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "1"
+VERSION = "2"
 #: Most rows a side in the embedding test, which is quadratic in them.
 MAX_EMBEDDING_ROWS = 2_000
 #: Principal directions in which the embedding test compares means.
@@ -207,7 +207,7 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine a drift report."""
     return {
-        "monitoring": settings.monitoring.model_dump(exclude={"path", "max_window_rows"}),
+        "monitoring": settings.monitoring.model_dump(exclude={"path"}),
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "group": settings.examples.group,
     }

@@ -20,7 +20,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import PlanningSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "2"
+VERSION = "3"
 #: fp32 weights and gradients and the two moments of AdamW.
 STATE_BYTES_PER_PARAMETER = 16
 

@@ -162,7 +162,7 @@ def publish(
     decision, judged_against = verdict(evaluation, use_case.settings.release), report.metadata["incumbent"]
     candidate = Champion(
         checkpoint=checkpoint.ref,
-        snapshot=snapshot.ref,
+        snapshot=checkpoint.metadata["snapshot"],
         evaluation=report.ref,
         score=evaluation.score.estimate,
         promoted_at=time.time(),
@@ -176,7 +176,7 @@ def publish(
         return outcome, None
     if outcome.kind == "already_champion":  # possibly evaluated anew on newer rows; its card stays with its promotion
         report, snapshot = store.load(outcome.champion.evaluation), store.load(outcome.champion.snapshot)
-    manifest = _write_card(store, use_case, report, checkpoint, snapshot)
+    manifest = _write_card(store, use_case, report, checkpoint)
     if outcome.kind == "promoted":
         # The pointer moves last: a run killed before it finds the card and moves it then.
         promote(store, case, candidate)
@@ -260,13 +260,15 @@ def _read_evaluation(store: Store, report: Manifest) -> Evaluation:
     return Evaluation.model_validate_json((store.folder(report) / "evaluation.json").read_bytes())
 
 
-def _write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, snapshot: Manifest) -> Manifest:
+def _write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest) -> Manifest:
     evaluation = _read_evaluation(store, report)
     decision = Verdict.model_validate_json((store.folder(report) / "decision.json").read_bytes())
     made = checkpoint.metadata
+    # What the model learned on, which a later evaluation's snapshot need not be.
+    learned = store.load(made["snapshot"])
     lineage = [
         ("Checkpoint", checkpoint.ref),
-        ("Snapshot", snapshot.ref),
+        ("Snapshot", learned.ref),
         ("Evaluation", report.ref),
         ("Base model weights (sha256)", made["base_model_weights"]),
         ("Settings digest", made["settings_digest"]),
@@ -274,7 +276,7 @@ def _write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: M
     ]
     training = [(name, str(value)) for name, value in checkpoint.settings["training"].items()]
     training += [("precision used", made["precision"]), ("trained parameters", f"{made['num_trained_parameters']:,}")]
-    counts = snapshot.metadata
+    counts = learned.metadata
     data = [(f"{split} rows", f"{counts[f'num_{split}_rows']:,}") for split in ("train", "validation", "test")]
     data += [("source", use_case.settings.documents.path), ("batches", f"{len(counts['parts']):,}")]
 

@@ -311,6 +311,9 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         f"  rows in        {sum(m.metadata['num_rows'] for m in examples):,} in {len(examples)} batches: "
         f"{sum(m.metadata['num_valid'] for m in examples):,} valid, {sum(m.metadata['num_quarantined'] for m in examples):,} quarantined"
     )
+    for manifest in examples:
+        held_back = [check.description for check in manifest.checks if not check.passed and check.severity == "error"]
+        lines += [f"  held back      {description}" for description in held_back]
     snapshot = latest(store, name, "training_snapshot")
     if snapshot is not None:
         counts = snapshot.metadata

@@ -208,7 +208,7 @@ class MonitoringSettings(Settings):
 
     path: str | None = Field(None, description="Folder with production documents. Default: no monitoring assets for this use case.")
     min_window_rows: int = Field(100, ge=20, description="A smaller window says `insufficient data`.")
-    max_window_rows: int = Field(1_000, ge=20, description="Most rows a window; a sensor cuts them.")
+    max_window_rows: int = Field(1_000, ge=20, description="Most rows of a window that are compared, drawn by hash.")
     reference_rows: int = Field(1_000, ge=50, description="Held-out rows that stand for what the model learned on.")
     false_alarm_rate: Float = Field(
         0.05, gt=0, lt=0.5, description="Share of unchanged windows that may raise an alarm, over all tests together."

@@ -19,8 +19,12 @@ import numpy as np
 
 from fullft_assets import data_report
 from fullft_assets.base_model import resolve_base_model
+from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Tokenization
+from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.errors import DataError
+from fullft_assets.examples import VERSION as EXAMPLES_VERSION
+from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 
@@ -46,12 +50,12 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         chunks: `tokenized_chunks` by batch name.
 
     Raises:
-        DataError: see `freeze`; or a batch was tokenised from other examples than it has now.
+        DataError: see `freeze`; or a batch was not tokenised, or not from today's examples, settings and tokenizer.
     """
     import pyarrow.parquet as pq
 
     settings = use_case.settings
-    usable = {name: manifest for name, manifest in examples.items() if _is_usable(name, manifest, chunks)}
+    usable = {name: manifest for name, manifest in examples.items() if _is_usable(name, manifest, chunks, use_case)}
 
     def write(draft: Draft) -> Outcome:
         tables = {name: pq.read_table(store.folder(m) / "examples.parquet") for name, m in usable.items()}
@@ -103,11 +107,23 @@ def _report_on_data(
     return data_report.length_metadata(num_tokens, settings.max_tokens)
 
 
-def _is_usable(name: str, examples: Manifest, chunks: Mapping[str, Manifest]) -> bool:
-    if name not in chunks or any(not c.passed and c.severity == "error" for c in examples.checks):
+def _is_usable(name: str, examples: Manifest, chunks: Mapping[str, Manifest], use_case: UseCase) -> bool:
+    if any(not check.passed and check.severity == "error" for check in examples.checks):
         return False
+    mend = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
+    if name not in chunks:
+        raise DataError(f"batch {name}: examples are there, but they were never tokenised; {mend}")
     if chunks[name].inputs["labeled_examples"] != examples.content_digest:
-        raise DataError(f"batch {name}: tokenized_chunks were made from older examples; materialise tokenized_chunks of it again")
+        raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {mend}")
+    tokenizer = resolve_base_model(use_case.settings.base_model, use_case.project_root) / "tokenizer.json"
+    for made, version, settings in (
+        (examples, EXAMPLES_VERSION, example_settings(use_case.settings)),
+        (chunks[name], CHUNKS_VERSION, chunk_settings(use_case.settings)),
+    ):
+        if (made.version, made.settings) != (version, settings):
+            raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {mend}")
+    if chunks[name].inputs["tokenizer"] != hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:20]:
+        raise DataError(f"batch {name}: tokenized_chunks were made with another tokenizer than base_model's; {mend}")
     return True
 
 

@@ -95,7 +95,7 @@ class Lab:
         cut = chunks.tokenize(self.store, self.use_case, valid)
         self.snapshot = snapshot.take(self.store, self.use_case, {batch.name: valid}, {batch.name: cut})
         self.test = load_split(self.store, self.snapshot, "test")
-        self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines)
+        self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines, {"labels": self.labels})
         curve = [{"rows": 50, "macro_f1": 0.4}, {"rows": 100, "macro_f1": 0.5}]
         self.pilot = self.artifact("pilot_run", "p", lambda folder: None, {"learning_curve": curve})
 

@@ -254,7 +254,7 @@ class Lab:
             return draft.commit(settings={"training": {"epochs": 3}}, inputs=inputs, metadata=metadata)
 
     def checkpoint(self, name: str) -> Manifest:
-        return self.artifact("finetuned_checkpoint", name, CHECKPOINT, {}, {})
+        return self.artifact("finetuned_checkpoint", name, {**CHECKPOINT, "snapshot": self.snapshot.ref}, {}, {})
 
     def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str) -> Manifest:
         judged_against = release.incumbent(self.store, "demo", checkpoint)

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from fullft_assets import chunks
+from fullft_assets import chunks, ingestion
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
@@ -25,6 +25,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         store = case.store(context.instance)
         with one_line_errors():
             manifest = chunks.tokenize(store, case.use_case, labeled_examples)
+            ingestion.mark_done(store, case.use_case, context.partition_key)
         return case.result(manifest, "tokenized_chunks", store)
 
     @dg.asset(

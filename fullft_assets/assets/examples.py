@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fullft_assets import examples
+from fullft_assets import examples, ingestion
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
@@ -42,6 +42,8 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         store = case.store(context.instance)
         with one_line_errors():
             valid, quarantined = examples.validate(store, case.use_case, raw_documents)
+            if any(not check.passed and check.severity == "error" for check in valid.checks):
+                ingestion.mark_done(store, case.use_case, context.partition_key)
         yield case.result(valid, "labeled_examples", store)
         yield case.result(quarantined, "quarantined_examples", store)
 

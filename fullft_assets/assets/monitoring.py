@@ -1,8 +1,8 @@
-"""monitoring: production_documents [window]; with training_snapshot, finetuned_checkpoint -> drift_report [window]."""
+"""monitoring: production_documents [window]; with finetuned_checkpoint -> drift_report [window]."""
 
 import dagster as dg
 
-from fullft_assets import documents, monitoring
+from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, artifact_key
@@ -28,10 +28,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         key=case.key("drift_report"),
-        ins={
-            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
-            for name in ("production_documents", "training_snapshot", "finetuned_checkpoint")
-        },
+        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in ("production_documents", "finetuned_checkpoint")},
         partitions_def=case.windows,
         description="Is what the model sees today what it learned on? Six tests, corrected together.",
         code_version=case.code_version(monitoring.VERSION, "monitoring"),
@@ -42,17 +39,21 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     def drift_report(
         context: dg.AssetExecutionContext,
         production_documents: Manifest,
-        training_snapshot: Manifest,
         finetuned_checkpoint: Manifest,
     ):
         store = case.store(context.instance)
-        inputs = {
-            "production_documents": production_documents,
-            "training_snapshot": training_snapshot,
-            "finetuned_checkpoint": finetuned_checkpoint,
-        }
         with one_line_errors():
-            finetuned_checkpoint.require_green("drift_report")
+            # Production runs the champion; before the first one, the newest model stands for it. The reference is what
+            # that model learned on, not the newest snapshot: a periodic evaluation moves that towards the new data.
+            champion = release.read_champion(store, case.name)
+            checkpoint = store.load(champion.checkpoint) if champion else finetuned_checkpoint
+            inputs = {
+                "production_documents": production_documents,
+                "training_snapshot": store.load(checkpoint.metadata["snapshot"]),
+                "finetuned_checkpoint": checkpoint,
+            }
+            for upstream in (inputs["training_snapshot"], checkpoint):
+                upstream.require_green("drift_report")
             digests = {name: manifest.content_digest for name, manifest in inputs.items()}
             key = artifact_key("drift_report", monitoring.VERSION, monitoring.key_settings(case.settings), digests, case.settings.seed)
             job = case.job("drift_report", key, context.instance, inputs)

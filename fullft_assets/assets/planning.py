@@ -52,7 +52,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             training_snapshot.require_green("feasibility_plan")
             key = planning_key(case, training_snapshot)
             job = case.job("pilot_run", key, context.instance, {"training_snapshot": training_snapshot})
-            if store.find(case.name, "pilot_run", key) is None:
+            if any(store.find(case.name, name, key) is None for name in _ASSETS):
                 case.launcher().launch(context, "planning", job, store)
         for name in _ASSETS:
             yield case.result(store.find(case.name, name, key), name, store)

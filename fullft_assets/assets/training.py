@@ -6,8 +6,10 @@ import dagster as dg
 
 from fullft_assets import training
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.planning import planning_key
 from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.base_model import read_header, resolve_base_model
+from fullft_assets.errors import GateError
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
 
@@ -41,6 +43,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         with one_line_errors():
             for upstream in (training_snapshot, feasibility_plan, pilot_run):
                 upstream.require_green("finetuned_checkpoint")
+            for plan in (feasibility_plan, pilot_run):
+                if plan.key != planning_key(case, training_snapshot):
+                    raise GateError(
+                        f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
+                        f"materialise {plan.stage} again"
+                    )
             key = training_key(case, training_snapshot)
             job = case.job("finetuned_checkpoint", key, context.instance, {"training_snapshot": training_snapshot})
             manifest = store.find(case.name, "finetuned_checkpoint", key) or case.launcher().run(context, "training", job, store)

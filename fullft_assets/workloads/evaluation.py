@@ -84,12 +84,14 @@ def predict_all(
     """Return the label probabilities [rows, labels] of the candidate, each baseline and the champion."""
     folder = store.folder(inputs["finetuned_checkpoint"]) / "model"
     progress.say(f"fine-tuned model on {len(test):,} test rows ...")
-    found = {FINETUNED: predict(folder, test.windows, progress=progress).probabilities}
+    # The snapshot may be newer than the checkpoint (periodic evaluation), and know other labels.
+    theirs = model_labels(folder)
+    found = {FINETUNED: map_labels(predict(folder, test.windows, progress=progress).probabilities, theirs, labels)}
     base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
     for name, baseline in baselines.load(store.folder(inputs["cheaper_baselines"]), base_model).items():
         progress.raise_if_stopped()
         progress.say(f"{evaluation.title(name)} on {len(test):,} test rows ...")
-        found[name] = baseline.predict(test)
+        found[name] = map_labels(baseline.predict(test), inputs["cheaper_baselines"].metadata["labels"], labels)
     if "champion" in inputs:
         progress.say(f"champion on {len(test):,} test rows ...")
         champion = store.folder(inputs["champion"]) / "model"
@@ -112,10 +114,12 @@ def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) ->
     Raises:
         StoreError: the two label lists have nothing in common.
     """
+    if theirs == ours:
+        return probabilities
     shared = [label for label in ours if label in theirs]
     if not shared:
         raise StoreError(
-            f"champion: knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
+            f"the model knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
         )
     mapped = np.zeros((len(probabilities), len(ours)))
     mapped[:, [ours.index(label) for label in shared]] = probabilities[:, [theirs.index(label) for label in shared]]

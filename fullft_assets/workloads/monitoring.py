@@ -38,14 +38,14 @@ class ProductionRows:
     has_groups: bool
 
     @classmethod
-    def read(cls, table: pa.Table, seed: int) -> ProductionRows:
+    def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
         """Take what can be read of a `documents.parquet` table; empty texts are left out, and counted."""
         rows = table.select(["text", "label", "group"]).to_pylist()
         rows = [row for row in rows if row["text"] and row["text"].strip()]
         texts, groups = [row["text"] for row in rows], [row["group"] for row in rows]
         return cls(
             texts=texts,
-            chosen=monitoring.one_per_group(texts, groups, seed),
+            chosen=monitoring.one_per_group(texts, groups, seed, limit=limit),
             num_delivered=len(table),
             num_labelled=sum(row["label"] is not None for row in rows),
             has_groups=any(groups),
@@ -74,7 +74,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
     inputs = job.load_inputs(store)
     settings = job.settings.monitoring
-    window = ProductionRows.read(pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet"), job.settings.seed)
+    window = ProductionRows.read(
+        pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet"), job.settings.seed, settings.max_window_rows
+    )
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after one a group")
     features = None
     if len(window.chosen) < settings.min_window_rows:

@@ -185,7 +185,9 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
         seconds[name] = time.monotonic() - started
         shared.progress.say(f"{name}: validation {shared.job.settings.evaluation.primary_metric} {scores[name]:.4f}")
     best = max(scores, key=scores.__getitem__)
-    return shared.commit(draft, {"scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}, [])
+    return shared.commit(
+        draft, {"labels": shared.labels, "scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}, []
+    )
 
 
 def _pilot_rows(train: Split, settings: UseCaseSettings) -> list[int]:
