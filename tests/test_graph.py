@@ -11,6 +11,8 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
+from fullft_assets.assets.case import Case
+from fullft_assets.assets.planning import planning_key
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
@@ -45,6 +47,15 @@ class Graph:
         job = defs.resolve_implicit_global_asset_job_def()
         keys = [dg.AssetKey([CASE, asset]) for asset in assets]
         return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False)
+
+    def approve(self) -> None:
+        """Let the green plan and pilot that are there stand for the settings of now: planning itself is tested elsewhere."""
+        key = planning_key(Case(self.project.use_case()), self.latest("training_snapshot"))
+        for stage in ("feasibility_plan", "pilot_run"):
+            old = self.latest(stage)
+            with self.store.create(CASE, stage, key, version=old.version, seed=old.seed) as draft:
+                new = draft.commit(settings=old.settings, inputs=old.inputs, metadata=old.metadata, checks=old.checks)
+            self.store.write_pointer(f"latest/{CASE}/{stage}/all", {"ref": new.ref})
 
     def refusal(self, *assets: str, batch: str | None = None) -> str:
         """Materialise, and return the line that the failed step shows first; nothing may have been written."""
@@ -169,6 +180,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     assert old.ref in card and graph.latest("training_snapshot").ref in card
 
     graph.project.configure(release={"min_gain_over_baselines": -1}, training={"learning_rate": "1e-6"})
+    graph.approve()
     result = graph.materialize("finetuned_checkpoint", *judge)
     assert result.success
     assert [event.asset_key.path[-1] for event in result.get_asset_materialization_events()] == [
@@ -180,6 +192,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     assert champion(graph) == old.ref
 
     graph.project.configure(release=lenient, training={"retry_epoch": 1})
+    graph.approve()
     assert graph.materialize("finetuned_checkpoint", *judge).success
     new = graph.latest("finetuned_checkpoint")
     assert champion(graph) == new.ref != old.ref
@@ -235,8 +248,17 @@ def test_the_pilot_decides_whether_training_starts(graph):
     assert "asked +0.900" in line
 
 
+def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
+    graph.project.configure(training={"epochs": 50})
+    assert graph.refusal("finetuned_checkpoint") == (
+        "finetuned_checkpoint refused: feasibility_plan was made for another snapshot, other settings or another machine; "
+        "materialise feasibility_plan again"
+    )
+
+
 def test_a_report_on_another_checkpoint_promotes_nothing(graph):
     graph.project.configure(release={"min_gain_over_baselines": -1}, training={"epochs": 0.2})
+    graph.approve()
     assert graph.materialize("finetuned_checkpoint").success
     assert graph.refusal("champion_model") == (
         "champion_model refused: evaluation_report judged another finetuned_checkpoint; materialise evaluation_report again"
@@ -246,6 +268,7 @@ def test_a_report_on_another_checkpoint_promotes_nothing(graph):
 
 def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
     graph.project.configure(training={"epochs": 0.2, "learning_rate": 0.5, "warmup_share": 0, "max_grad_norm": 1e6})
+    graph.approve()
     graph.materialize("finetuned_checkpoint")
     for asset in ("evaluation_report", "champion_model"):
         assert graph.refusal(asset).startswith(f"{asset} refused: finetuned_checkpoint.loss_is_falling is red: training loss ")
