@@ -23,8 +23,8 @@ _KIND = re.compile(r"^is_license_(\w+): yes$", re.MULTILINE)
 _EXPRESSION = re.compile(r"^license_expression: (.+)$", re.MULTILINE)
 _RULE = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 NUM_FILES = 6
-#: Documents seen in production, unlabelled: one window much like the training data, one of long texts only.
-NUM_PRODUCTION_ROWS = 400
+#: Licences that only production shows, unlabelled: one window like the training data, one of long texts only.
+NUM_PRODUCTION_EXPRESSIONS = 250
 
 
 def rules() -> Iterator[dict[str, str]]:
@@ -58,18 +58,18 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     (aside / "documents").mkdir(parents=True)
     (aside / "production").mkdir()
     chosen = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
-    num_production = min(NUM_PRODUCTION_ROWS, len(chosen) // 20)
-    usual = _one_an_expression(chosen)[:num_production]
-    taken = {rule["id"] for rule in usual}
-    rest = [rule for rule in chosen if rule["id"] not in taken]
-    shifted, delivered = rest[:num_production], rest[num_production:]
+    # Production shows licences that were never delivered: held-out rows, which it is compared with, are such licences too.
+    expressions = sorted({rule["expression"] for rule in chosen}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    unseen = set(expressions[: min(NUM_PRODUCTION_EXPRESSIONS, len(expressions) // 10)])
+    production = [rule for rule in chosen if rule["expression"] in unseen]
+    delivered = [rule for rule in chosen if rule["expression"] not in unseen]
     lines = [_manifest_line(rule) for rule in delivered]
     lines[100:100] = _dirt(delivered)
     size = -(-len(lines) // NUM_FILES)
     for number in range(NUM_FILES):
         part = lines[number * size : (number + 1) * size]
         (aside / "documents" / f"delivery-{number + 1}.manifest").write_text("\n".join(part) + "\n", encoding="utf-8")
-    _write_production(aside / "production", usual, shifted)
+    _write_production(aside / "production", production)
     aside.rename(folder)
     return folder
 
@@ -106,14 +106,10 @@ def _dirt(delivered: list[dict[str, str]]) -> list[str]:
     return [*lines, '{"id": "cut-off", "source": "Licensed under th']
 
 
-def _one_an_expression(chosen: list[dict[str, str]]) -> list[dict[str, str]]:
-    # Drift compares one row a group, so production must show each licence as often as the held-out rows do.
-    return list({rule["expression"]: rule for rule in reversed(chosen)}.values())[::-1]
-
-
-def _write_production(folder: Path, usual: list[dict[str, str]], shifted: list[dict[str, str]]) -> None:
+def _write_production(folder: Path, production: list[dict[str, str]]) -> None:
+    usual = list({rule["expression"]: rule for rule in reversed(production)}.values())
     # What a change of upstream does: only the long texts arrive.
-    longest = sorted(shifted, key=lambda rule: -len(rule["text"]))[: len(shifted) // 2]
-    for name, part in (("week-1", usual), ("week-2", longest)):
+    rest = sorted(production, key=lambda rule: -len(rule["text"]))[: len(production) // 4]
+    for name, part in (("week-1", usual), ("week-2", rest)):
         rows = [json.dumps({"id": r["id"], "text": r["text"], "license-expression": r["expression"]}, ensure_ascii=False) for r in part]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
