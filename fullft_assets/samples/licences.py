@@ -23,8 +23,8 @@ _KIND = re.compile(r"^is_license_(\w+): yes$", re.MULTILINE)
 _EXPRESSION = re.compile(r"^license_expression: (.+)$", re.MULTILINE)
 _RULE = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 NUM_FILES = 6
-#: Licences that only production shows, unlabelled: one window like the training data, one of long texts only.
-NUM_PRODUCTION_EXPRESSIONS = 250
+#: One licence in so many only shows in production, unlabelled: one window like the training data, one of long texts only.
+PRODUCTION_PART = 10
 
 
 def rules() -> Iterator[dict[str, str]]:
@@ -60,7 +60,7 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     chosen = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
     # Production shows licences that were never delivered: held-out rows, which it is compared with, are such licences too.
     expressions = sorted({rule["expression"] for rule in chosen}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    unseen = set(expressions[: min(NUM_PRODUCTION_EXPRESSIONS, len(expressions) // 10)])
+    unseen = set(expressions[: len(expressions) // PRODUCTION_PART])
     production = [rule for rule in chosen if rule["expression"] in unseen]
     delivered = [rule for rule in chosen if rule["expression"] not in unseen]
     lines = [_manifest_line(rule) for rule in delivered]
