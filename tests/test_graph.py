@@ -11,11 +11,10 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.planning import planning_key
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
+from tests import plans
 from tests import project as projects
 from tests.project import Project
 
@@ -49,13 +48,7 @@ class Graph:
         return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False)
 
     def approve(self) -> None:
-        """Let the green plan and pilot that are there stand for the settings of now: planning itself is tested elsewhere."""
-        key = planning_key(Case(self.project.use_case()), self.latest("training_snapshot"))
-        for stage in ("feasibility_plan", "pilot_run"):
-            old = self.latest(stage)
-            with self.store.create(CASE, stage, key, version=old.version, seed=old.seed) as draft:
-                new = draft.commit(settings=old.settings, inputs=old.inputs, metadata=old.metadata, checks=old.checks)
-            self.store.write_pointer(f"latest/{CASE}/{stage}/all", {"ref": new.ref})
+        plans.approve(self.store, self.project.use_case())
 
     def refusal(self, *assets: str, batch: str | None = None) -> str:
         """Materialise, and return the line that the failed step shows first; nothing may have been written."""

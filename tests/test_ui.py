@@ -14,6 +14,8 @@ import pytest
 from playwright.sync_api import expect
 
 from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.resources import open_store
+from tests import plans
 from tests import project as projects
 from tests.ui import Screen, Services, chromium, wait_for
 
@@ -199,6 +201,7 @@ def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, execu
     definitions = project.root / "my_project" / "definitions.py"
     definitions.write_text(re.sub(r"dg\.\w+_executor", f"dg.{executor}", definitions.read_text()))
     project.configure(**SECTIONS, training=ENDLESS)
+    plans.approve(open_store(project.use_case(), screen.instance), project.use_case())
     screen.reload_definitions()
 
     run_id, worker, family = _train(screen)
