@@ -7,7 +7,7 @@ Each field carries a description, a bound and the default that a practitioner wo
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    #: Keys that most use cases must give although they have a default: messages name them beside the required ones.
+    USUAL: ClassVar[tuple[str, ...]] = ()
+
     @model_validator(mode="wrap")
     @classmethod
     def _suggest_near_matches(cls, data: Any, handler: ModelWrapValidatorHandler) -> Any:
@@ -61,42 +64,125 @@ class Settings(BaseModel):
 class DocumentsSettings(Settings):
     """Where the raw documents are delivered, and how a sensor cuts them into batches."""
 
-    path: str = Field(description="Folder with the delivered files; relative to the project root.")
-    format: Literal["auto", "ground_truth", "jsonl", "csv"] = Field(
-        "auto",
-        description="`auto` goes by the file's ending: .manifest = Ground Truth output manifest, .jsonl/.json = JSON lines, .csv = CSV.",
+    path: str = Field(
+        description="Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a folder saved by `datasets`."
     )
-    text: str | None = Field(None, description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere.")
+    format: Literal["auto", "ground_truth", "jsonl", "csv", "parquet", "arrow", "label_studio", "argilla", "text", "html", "pdf"] = Field(
+        "auto",
+        description="`auto` goes by the file's ending, and by its content for .json. A last .gz or .zst is unpacked.",
+    )
+    text: str | None = Field(
+        None,
+        description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere. "
+        "A plain text, Markdown, HTML or PDF file is one document with the fields `text`, `file` and `folder`.",
+    )
     id: str = Field("id", description="Field with the document's own id; a row without one is named file:row.")
+    annotator: str = Field("annotator", description="Field with the annotator; several rows' or several answers' annotators are compared.")
+    time: str = Field("time", description="Field with the time of the annotation.")
+    encoding: str | None = Field(None, description="Encoding of the text files, such as `cp1252`. Default: detected, file by file.")
+    queue: str | None = Field(
+        None, pattern=r"^https?://", description="URL of an SQS queue with the bucket's S3 events. Default: the prefix is listed."
+    )
     attribution: str = Field("", description="Source, licence and attribution of the documents; stands on the model card.")
     max_batch_files: int = Field(1_000, ge=1, le=100_000, description="Most files in one batch.")
     max_batch_bytes: int = Field(256 * 2**20, ge=1, description="Most bytes in one batch; a single larger file is a batch of its own.")
+    max_runs_per_tick: int = Field(50, ge=1, le=1_000, description="Most ingest runs that one look for new files launches; the rest follow.")
+    settle_seconds: Float = Field(
+        1.0, ge=0, le=86_400, description="A file that was written to within this time may still be growing; it waits for the next look."
+    )
     poll_seconds: int = Field(30, ge=1, le=86_400, description="Least seconds between two looks for new files.")
+
+
+#: What an example is: a text with labels, a text with labelled spans, a conversation, or plain text.
+Task = Literal["classification", "token_classification", "sft", "language_modeling"]
+Severity = Literal["error", "warn", "off"]
+#: Rules that `examples.severities` may tune; `error` = the batch goes no further while the rule is red.
+RULES = (
+    "rows_are_well_formed",
+    "texts_are_present",
+    "text_lengths_are_in_bounds",
+    "languages_are_expected",
+    "encodings_are_intact",
+    "personal_data_is_absent",
+    "labels_are_present",
+    "labels_are_known",
+    "spans_are_in_range",
+    "assistant_turns_are_present",
+    "annotations_are_confident",
+    "annotations_are_human",
+    "ids_are_unique",
+    "texts_are_unique",
+    "equal_texts_have_equal_labels",
+    "labels_are_balanced",
+    "annotators_agree",
+    "rows_suffice",
+)
+
+
+class Expectation(Settings):
+    """One expectation of Great Expectations on the profile of a batch, by the name that it has there."""
+
+    name: str = Field(pattern=r"^expect_[a-z0-9_]+$", description="The expectation, such as `expect_column_values_to_be_between`.")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Its arguments. Columns of the profile: well_formed, num_characters, num_words, label, confidence, human_annotated, "
+        "domain, group, language, damage_share, num_personal_data, num_labels, num_turns.",
+    )
+    severity: Literal["error", "warn", "quarantine"] = Field(
+        "warn", description="`quarantine`: the failing rows are set aside; `error`: the batch goes no further; `warn`: only told."
+    )
 
 
 class ExamplesSettings(Settings):
     """What makes a document a valid labelled example."""
 
-    task: Literal["classification"] = Field("classification", description="What the model learns to do.")
-    label: str = Field(description="Field (Ground Truth: label attribute) that holds the label.")
+    USUAL: ClassVar[tuple[str, ...]] = ("label",)
+
+    task: Task = Field("classification", description="What the model learns to do.")
+    label: str | None = Field(
+        None, description="Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` for files sorted so."
+    )
+    multi_label: bool = Field(False, description="A text may have several labels (a list in the field `label`).")
     group: str | None = Field(
         None,
         description="Field that ties related rows (patient, contract family, author). Rows of one group never stand on both sides of a split.",
+    )
+    domain: str | None = Field(
+        None, description="Field with a row's domain (department, kind of document); its shares are compared with production's."
     )
     labels: list[str] | None = Field(
         None, min_length=2, description="The known labels; any other is quarantined. Default: every label that occurs."
     )
     min_characters: int = Field(1, ge=1, description="A shorter text is quarantined.")
     max_characters: int = Field(1_000_000, ge=1, description="A longer text is quarantined.")
+    languages: list[str] | None = Field(
+        None, min_length=1, description="Languages (ISO 639-1, such as `en`) that texts may be in. Default: languages are not identified."
+    )
+    max_damage_share: Float = Field(
+        0.05, ge=0, le=1, description="Share of damaged characters (replacement, control, mis-decoded) above which a text is quarantined."
+    )
+    pii: Literal["off", "flag", "mask", "quarantine"] = Field(
+        "off",
+        description="Personal data in texts (e-mail, telephone, payment card, IBAN, social security number, IP address): "
+        "`flag` counts it, `mask` replaces it, `quarantine` sets the row aside.",
+    )
     min_confidence: Float = Field(
         0.0,
         ge=0,
         le=1,
         description="A lower annotation confidence is quarantined. Ground Truth writes 0 for a single worker.",
     )
+    human_annotated_only: bool = Field(False, description="Quarantine what a machine annotated (Ground Truth: `human-annotated: no`).")
+    min_label_share: Float = Field(0.01, ge=0, le=1, description="A rarer label in a batch of 100 rows or more raises a warning.")
+    min_agreement: Float = Field(0.6, ge=-1, le=1, description="Cohen's or Fleiss' kappa below which annotators are said to disagree.")
+    min_batch_rows: int = Field(1, ge=1, description="A batch with fewer valid rows raises a warning.")
     max_quarantined_share: Float = Field(
         0.5, ge=0, le=1, description="A batch with a larger share of quarantined rows is held back (blocking check)."
     )
+    severities: dict[str, Severity] = Field(
+        default_factory=dict, description=f"Severity of a rule by its name, in place of its default. Rules: {', '.join(RULES)}."
+    )
+    expectations: list[Expectation] = Field(default_factory=list, description="Rules of your own, by their names in Great Expectations.")
 
 
 class ChunksSettings(Settings):
@@ -109,9 +195,26 @@ class ChunksSettings(Settings):
     max_windows: int | None = Field(
         None, ge=1, description="Windows kept of one text; the tokens cut off are counted. Default: all, nothing is cut."
     )
+    boundaries: Literal["any", "sentence", "paragraph"] = Field(
+        "sentence", description="Where a window of a long text prefers to end: it gives up at most a quarter of its length for that."
+    )
+    train_on: Literal["assistant", "last_turn", "everything"] = Field(
+        "assistant", description="Which tokens of a conversation are trained: all assistant turns, the last one, or every token."
+    )
+    added_tokens: list[str] = Field(
+        default_factory=list, description="Domain terms added to the tokenizer as tokens of their own; the audit proposes some."
+    )
     terms: list[str] = Field(default_factory=list, description="Domain terms whose splitting is audited. Default: mined from the corpus.")
     max_term_pieces: Float = Field(3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns.")
     max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
+    max_byte_fallback_share: Float = Field(0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns.")
+
+
+class ReplaySettings(Settings):
+    """General data mixed into training, so that the model keeps what it knew."""
+
+    path: str = Field(description="Folder with general documents, in any of the formats; field `text` (or messages for sft).")
+    share: Float = Field(0.1, gt=0, lt=1, description="Share of all training tokens that are general data.")
 
 
 class SnapshotSettings(Settings):
@@ -125,6 +228,12 @@ class SnapshotSettings(Settings):
     near_duplicate_similarity: Float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity of word shingles from which two texts count as near-duplicates."
     )
+    screen: list[str] = Field(
+        default_factory=list,
+        description="Files or folders with external evaluation sets; training rows that overlap one are left out and counted.",
+    )
+    screen_words: int = Field(13, ge=5, le=50, description="Words in a row shared with an external evaluation set that count as overlap.")
+    replay: ReplaySettings | None = Field(None, description="General data for the tasks sft and language_modeling. Default: none.")
     max_train_rows: int | None = Field(
         None, ge=1, description="Training rows kept, drawn by hash; use it to fit a time budget. Default: all."
     )
@@ -135,6 +244,9 @@ class SnapshotSettings(Settings):
     )
     min_rows_per_label: int = Field(
         5, ge=1, description="A label with fewer rows stops the snapshot: it can be neither learned nor measured."
+    )
+    max_share_difference: Float = Field(
+        0.2, gt=0, le=1, description="Total variation distance of label or domain shares from production's above which a check warns."
     )
 
 

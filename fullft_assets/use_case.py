@@ -241,7 +241,13 @@ def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem
 
 def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     examples = settings.examples
-    if examples.group == examples.label:
+    if examples.label is None and examples.task in ("classification", "token_classification"):
+        yield Problem(("examples", "label"), f"missing; {type(examples).model_fields['label'].description}")
+    if examples.multi_label and examples.task != "classification":
+        yield Problem(("examples", "multi_label"), f"is for the task classification, not for {examples.task}")
+    if settings.snapshot.replay is not None and examples.task not in ("sft", "language_modeling"):
+        yield Problem(("snapshot", "replay"), f"is for the tasks sft and language_modeling: {examples.task} has no loss on general text")
+    if examples.group is not None and examples.group == examples.label:
         yield Problem(("examples", "group"), f"{examples.group} is the label's field too; a split by label cannot be learned from")
     for number, label in enumerate(examples.labels or []):
         if label in (examples.labels or [])[:number]:
@@ -422,7 +428,7 @@ def _described(info: FieldInfo) -> str:
     if info.description:
         return info.description
     section = _plain_type(info.annotation)
-    needed = [name for name, inner in section.model_fields.items() if inner.is_required()]
+    needed = [name for name, inner in section.model_fields.items() if inner.is_required() or name in section.USUAL]
     return f"a section with {', '.join(f'`{name}`' for name in needed)}: {(section.__doc__ or '').strip()}"
 
 

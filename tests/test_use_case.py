@@ -126,11 +126,11 @@ ONE_MISTAKE = {
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
     "missing key": (
         GOOD.replace("label: kind", "group: author"),
-        "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label.",
+        "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` for files sorted so.",
     ),
     "no documents path": (
         GOOD.replace("path: data/licences", "format: csv"),
-        "4: documents.path: missing; Folder with the delivered files; relative to the project root.",
+        "4: documents.path: missing; Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a folder saved by `datasets`.",
     ),
     "missing section": (
         GOOD[: GOOD.index("  examples")],
