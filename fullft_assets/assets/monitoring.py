@@ -33,6 +33,8 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="Is what the model sees today what it learned on? Six tests, corrected together.",
         code_version=case.code_version(monitoring.VERSION, "monitoring"),
         kinds={"scipy", "pytorch"},
+        # A pool of its own: windows follow each other (the first one makes the reference), and none waits for a long training.
+        pool="monitoring",
         check_specs=case.checks("drift_report", [("window_matches_reference", "Production looks like the held-out rows.", False)]),
         **case.shared(),
     )
