@@ -27,7 +27,7 @@ STAGES = {
     "training": ("finetuned_checkpoint",),
     "evaluation": ("evaluation_report",),
     "release": ("champion_model",),
-    "monitoring": ("production_documents", "drift_report"),
+    "monitoring": ("production_documents", "drift_report", "training_snapshot_training_data_represents_production"),
 }
 WORKLOADS = ("planning", "training", "evaluation", "monitoring")
 #: What lies outside all stages: our processes, Dagster and its sensors; the script's imports.

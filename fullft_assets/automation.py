@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 
 import dagster as dg
 
 from fullft_assets import documents, ingestion, release, retraining
+from fullft_assets.assets import representation, retokenization
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+DATA = ("tokenizer_audit", "training_snapshot")
 MODEL = (
-    "tokenizer_audit",
-    "training_snapshot",
+    *DATA,
     "feasibility_plan",
     "cheaper_baselines",
     "pilot_run",
@@ -32,37 +35,54 @@ _UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_IN_FLIGHT = [status for status in _UNFINISHED if status != dg.DagsterRunStatus.NOT_STARTED]
+#: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's alone.
+_REQUEST_TAG = "delivery/run_key"
+#: Run keys looked up in one query.
+_ASKED_TOGETHER = 100
 
 
 def build_jobs(case: Case) -> list[dg.JobDefinition]:
     """Return the jobs; one run cannot mix partition kinds, so there is one for each."""
 
-    def job(name: str, assets: tuple[str, ...], description: str, partitions=None):
+    def job(name: str, assets: tuple[str, ...], description: str, partitions=None, more_checks: tuple[dg.AssetCheckKey, ...] = ()):
         selection = dg.AssetSelection.assets(*[case.key(asset) for asset in assets])
+        if more_checks:
+            selection |= dg.AssetSelection.checks(*more_checks)
         return dg.define_asset_job(
             f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags={"use_case": case.name}
         )
 
     jobs = [
         job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
-        job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
-        job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
+        retokenization.build_job(case),
+        job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release.")
+        if case.has_model
+        else job("model", DATA, "Tokenizer audit and snapshot."),
     ]
-    if case.settings.monitoring.path is not None:
-        jobs.append(job("monitor", MONITOR, "One window of production documents: has it drifted?", case.windows))
+    if case.has_model:
+        jobs.append(job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."))
+    if is_monitored(case):
+        about = "One window of production documents: has it drifted?"
+        # A new window may show that the training data is no longer what production sees.
+        jobs.append(job("monitor", MONITOR, about, case.windows, (representation.check_key(case),)))
     return jobs
 
 
 def build_sensors(case: Case) -> list[dg.SensorDefinition]:
     """Return the sensors, stopped until somebody turns them on."""
-    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case)]
-    if case.settings.monitoring.path is not None:
+    sensors = [_delivery_sensor(case, "batch")]
+    if case.has_model:
+        sensors.append(_retraining_sensor(case))
+    if is_monitored(case):
         sensors.append(_delivery_sensor(case, "window"))
     return sensors
 
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
     """Return the periodic retraining decision and the periodic evaluation."""
+    if not case.has_model:
+        return []
 
     @dg.schedule(
         name=f"{case.name}_retraining_schedule",
@@ -94,8 +114,6 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     }[kind]
     settings = case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
-    # A window is compared as a whole, so each production file is one.
-    cutting = settings.documents if kind == "batch" else settings.documents.model_copy(update={"max_batch_files": 1})
 
     @dg.sensor(
         name=name,
@@ -110,30 +128,73 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         # A run that fails for want of a model would use up the window's run key.
         if kind == "window" and latest(store, case.name, "finetuned_checkpoint") is None:
             return dg.SkipReason("no model to compare with yet; run the model job first")
-        folder = case.use_case.resolve(path)
         with one_line_errors():
-            documents.cut_batches(store, case.name, folder, cutting, kind)
-        # The ledger in the store is the truth, not the cursor: what a tick that died has cut is launched by the next,
-        # and the run key keeps a batch in flight from being launched twice. An edit of the YAML makes batches due again.
-        if kind == "batch":
-            done, version = ingestion.done(store, case.use_case), ingestion.version(case.use_case)
-        else:
-            done, version = set(store.list_pointers(f"latest/{case.name}/drift_report")), "1"
-        open_batches = [batch for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
-        # A batch that could not be read and whose files were since mended or taken away would fail again.
-        new = [
-            batch.name
-            for batch in open_batches
-            if documents.is_delivered(folder, batch) or documents.kept(store, case.name, batch.name, kind) is not None
-        ]
-        if not new:
-            return dg.SkipReason(f"nothing new in {path}")
+            found = documents.look(store, case.use_case, kind)
+            due = _due(case, context.instance, store, kind, job)
+        # A partition that a tick or an instance has lost would hide its batch from the snapshot.
+        known = set(context.instance.get_dynamic_partitions(partitions.name))
+        if lost := sorted((due.done | due.running) - known):
+            context.instance.add_dynamic_partitions(partitions.name, lost)
+        if not due.requests:
+            running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
+            return dg.SkipReason("; ".join([f"nothing new in {path}", *found.notes, *running]))
+        for note in found.notes:
+            context.log.info(note)
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_key=f"{batch}-{version}", partition_key=batch) for batch in new],
-            dynamic_partitions_requests=[partitions.build_add_request(new)],
+            run_requests=[dg.RunRequest(run_key=key, partition_key=batch, tags={_REQUEST_TAG: key}) for batch, key in due.requests.items()],
+            dynamic_partitions_requests=[partitions.build_add_request(list(due.requests))],
         )
 
     return new_files
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What of the ledger needs a run."""
+
+    #: Run key by batch, oldest first; at most `max_runs_per_tick`.
+    requests: dict[str, str]
+    running: set[str]
+    done: set[str]
+
+
+def _due(case: Case, instance: dg.DagsterInstance, store: Store, kind: documents.Kind, job: str) -> _Due:
+    """Return which batches to launch. The ledger in the store is the truth, not the sensor's cursor.
+
+    What a tick that died has cut is launched by the next, and an edit of the YAML makes batches due again. A batch
+    whose run failed comes after all that never had one (the daemon drops its run key, `fullft run` tries again), and
+    one in flight takes no place, so that neither starves the rest.
+    """
+    if kind == "batch":
+        done, version = ingestion.done(store, case.use_case), ingestion.version(case.use_case)
+    else:
+        done, version = set(store.list_pointers(f"latest/{case.name}/drift_report")), "1"
+    batches = [batch for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
+    in_flight = instance.get_runs(dg.RunsFilter(job_name=job, statuses=_IN_FLIGHT)) if batches else []
+    running = {run.tags.get("dagster/partition") for run in in_flight} & {batch.name for batch in batches}
+    most = case.settings.documents.max_runs_per_tick
+    source = documents.source_of(case.use_case, kind)
+    # A batch that could not be read and whose files were since mended or taken away would fail again.
+    launchable = (
+        batch.name
+        for batch in batches
+        if batch.name not in running
+        and (documents.is_delivered(source, batch) or documents.kept(store, case.name, batch.name, kind) is not None)
+    )
+    first: list[str] = []
+    again: list[str] = []
+    while len(first) < most and (some := list(islice(launchable, _ASKED_TOGETHER))):
+        had = _had_a_run(instance, [f"{name}-{version}" for name in some])
+        for name in some:
+            (again if f"{name}-{version}" in had else first).append(name)
+    return _Due({name: f"{name}-{version}" for name in (first + again)[:most]}, running, done)
+
+
+def _had_a_run(instance: dg.DagsterInstance, keys: list[str]) -> set[str]:
+    """Return which of these run keys have a run already."""
+    runs = instance.get_runs(dg.RunsFilter(tags={_REQUEST_TAG: keys}))
+    # A daemon that died between making a run and launching it does so when the same key is asked for again.
+    return {run.tags[_REQUEST_TAG] for run in runs if run.status != dg.DagsterRunStatus.NOT_STARTED}
 
 
 def _retraining_sensor(case: Case) -> dg.SensorDefinition:
@@ -177,7 +238,6 @@ def gather(case: Case, instance: dg.DagsterInstance, store: Store, state: retrai
     ]
     windows.sort(key=lambda window: window.at)
     plan = latest(store, case.name, "feasibility_plan")
-    filters = dg.RunsFilter(job_name=f"{case.name}_model", statuses=_UNFINISHED)
     return retraining.Signals(
         now=time.time(),
         num_new_examples=sum(manifest.metadata["num_valid"] for name, manifest in usable.items() if name not in seen),
@@ -187,9 +247,16 @@ def gather(case: Case, instance: dg.DagsterInstance, store: Store, state: retrai
         num_windows_since_training=sum(checkpoint is None or window.at > checkpoint.created_at for window in windows),
         score_drop=_score_drop(store, case),
         estimated_hours=plan.metadata["planned_hours"] if plan else 0.0,
-        num_runs_in_flight=len(instance.get_runs(filters)),
+        num_runs_in_flight=num_trainings_in_flight(case, instance),
         scheduled=scheduled,
     )
+
+
+def num_trainings_in_flight(case: Case, instance: dg.DagsterInstance) -> int:
+    """Return how many unfinished runs train the case's model: those of its job, and assets materialised by hand."""
+    checkpoint = case.key("finetuned_checkpoint")
+    runs = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
+    return sum(run.job_name == f"{case.name}_model" or checkpoint in (run.asset_selection or ()) for run in runs)
 
 
 def _score_drop(store: Store, case: Case) -> float | None:
@@ -252,6 +319,11 @@ def record(store: Store, case: str, state: retraining.State, signals: retraining
 
 def all_assets(case: Case) -> Iterator[str]:
     """Yield the names of the case's assets."""
-    yield from (*INGEST, *MODEL)
-    if case.settings.monitoring.path is not None:
+    yield from (*INGEST, *(MODEL if case.has_model else DATA))
+    if is_monitored(case):
         yield from MONITOR
+
+
+def is_monitored(case: Case) -> bool:
+    """Return whether production documents are compared with what a model learned on."""
+    return case.has_model and case.settings.monitoring.path is not None

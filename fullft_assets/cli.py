@@ -1,4 +1,4 @@
-"""`fullft`: run, check, prepare, predict, rollback. The UI can do all but the check; this is for terminals and scripts."""
+"""`fullft`: run, check, prepare, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
 
 import argparse
 import os
@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     add("prepare", _prepare, "Write the sample deliveries of the demo, unless they are there.", use_case=False)
     add("predict", _predict, "Classify a text with the champion.").add_argument("text", help="the text")
     add("rollback", _rollback, "Bring the previous champion back.")
+    erase = add("erase", _erase, "Erase documents everywhere in the store, and name the models that had learned from them.")
+    erase.add_argument("list", type=Path, help="text file with one document id (or group) a line")
+    erase.add_argument("--by", choices=["id", "group"], default="id", help="what is listed: document ids, or groups (a patient, a client)")
+    erase.add_argument("--reason", default="", help="kept with the record of the erasure")
     return parser
 
 
@@ -116,7 +120,7 @@ def _predict(parsed: argparse.Namespace) -> int:
         raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
     checkpoint = store.load(champion.checkpoint)
     model = store.folder(checkpoint) / "model"
-    windows = Tokenization.load(model, use_case.settings.chunks).windows([parsed.text])
+    windows = Tokenization.load_saved(model, use_case.settings.chunks).windows([parsed.text])
     from fullft_assets.workloads.inference import predict
 
     found = predict(model, windows).probabilities[0]
@@ -131,6 +135,16 @@ def _rollback(parsed: argparse.Namespace) -> int:
     use_case = _load(parsed)
     champion = release.rollback(_store(use_case), use_case.name)
     print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
+    return 0
+
+
+def _erase(parsed: argparse.Namespace) -> int:
+    from fullft_assets import erasure
+
+    use_case = _load(parsed)
+    listed = erasure.read_list(parsed.list)
+    report = erasure.erase(_store(use_case), use_case.name, listed, by=parsed.by, reason=parsed.reason)
+    print("\n".join(report.lines()))
     return 0
 
 

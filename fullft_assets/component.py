@@ -7,14 +7,15 @@ from dagster.components import Component, ComponentLoadContext, ComponentTypeSpe
 from pydantic import BaseModel
 
 from fullft_assets import automation
-from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, snapshot, training
+from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, representation, snapshot, training
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import ManifestIOManager, open_store
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.use_case import UseCase, check_settings
 
-STAGES = (documents, examples, chunks, snapshot, planning, training, evaluation, release)
+DATA_STAGES = (documents, examples, chunks, snapshot)
+MODEL_STAGES = (planning, training, evaluation, release)
 
 
 @scaffold_with(UseCaseScaffolder)
@@ -47,7 +48,9 @@ class FullFineTune(Component):
     def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
         """Return everything that this use case needs in Dagster."""
         case = Case(self.use_case)
-        stages = STAGES if case.settings.monitoring.path is None else (*STAGES, monitoring)
+        stages = [*DATA_STAGES]
+        if case.has_model:
+            stages += [*MODEL_STAGES, *([monitoring] if case.settings.monitoring.path is not None else [])]
 
         @dg.io_manager(description=f"Passes manifests of the artifacts of {case.name}.")
         def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:
@@ -55,6 +58,7 @@ class FullFineTune(Component):
 
         return dg.Definitions(
             assets=[asset for stage in stages for asset in stage.build(case)],
+            asset_checks=representation.build(case) if automation.is_monitored(case) else [],
             jobs=automation.build_jobs(case),
             sensors=automation.build_sensors(case),
             schedules=automation.build_schedules(case),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from fullft_assets.settings import EvaluationSettings
 
-VERSION = "1"
+VERSION = "2"
 Metric = Literal["macro_f1", "accuracy"]
 METRICS: tuple[Metric, ...] = ("macro_f1", "accuracy")
 FINETUNED = "finetuned"

@@ -7,25 +7,25 @@ makes every batch due again; what did not change is found in the store.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 
 from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.store import Store, digest
+from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.use_case import UseCase
 
 
 def version(use_case: UseCase) -> str:
     """Return the digest of what shapes a batch's artifacts, apart from its files."""
     settings = use_case.settings
-    tokenizer = resolve_base_model(settings.base_model, use_case.project_root) / "tokenizer.json"
+    model = resolve_base_model(settings.base_model, use_case.project_root)
     return digest(
         {
             "code": [documents.VERSION, examples.VERSION, chunks.VERSION],
             "documents": documents.key_settings(use_case),
             "examples": examples.key_settings(settings),
             "chunks": chunks.key_settings(settings),
-            "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+            "tokenizer": chunks.tokenizer_digest(model, settings.chunks, settings.examples.task),
             "seed": settings.seed,
         }
     )[:12]
@@ -39,3 +39,31 @@ def mark_done(store: Store, use_case: UseCase, batch: str) -> None:
 def done(store: Store, use_case: UseCase) -> set[str]:
     """Return the batches that need no run."""
     return set(store.list_pointers(f"{use_case.name}/ingested/{version(use_case)}"))
+
+
+def needing_tokens(
+    use_case: UseCase, raw: Mapping[str, Manifest], labeled: Mapping[str, Manifest], tokenized: Mapping[str, Manifest]
+) -> list[str]:
+    """Return the batches that only need to be tokenised again: read and validated with the settings of today, not held back.
+
+    Args:
+        use_case: the settings.
+        raw: newest `raw_documents` by batch name.
+        labeled: newest `labeled_examples` by batch name.
+        tokenized: newest `tokenized_chunks` by batch name.
+    """
+    made_by = examples.VERSION, examples.key_settings(use_case.settings)
+    expected = chunks.Expected.of(use_case)
+    found = []
+    for batch, valid in sorted(labeled.items()):
+        held_back = any(not check.passed and check.severity == "error" for check in valid.checks)
+        current = (valid.version, valid.settings) == made_by and _is_read(use_case, raw.get(batch), valid)
+        if current and not held_back and not expected.matches(tokenized.get(batch), valid):
+            found.append(batch)
+    return found
+
+
+def _is_read(use_case: UseCase, raw: Manifest | None, valid: Manifest) -> bool:
+    if raw is None or (raw.version, raw.settings) != (documents.VERSION, documents.key_settings(use_case)):
+        return False
+    return valid.inputs.get("raw_documents") == raw.content_digest

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets.errors import FullftError
+from fullft_assets.errors import FullftError, WorkloadError
 from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase
 
@@ -36,11 +36,15 @@ def s3_options() -> dict[str, Any]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error that the user can mend into a failure that shows its one line first, and is not retried."""
+    """Turn an error that the user can mend into a failure that shows its one line first, and is not retried.
+
+    What it is put down to stands in the failure's metadata; of launched work also behind its line.
+    """
     try:
         yield
     except FullftError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        shown = f"{error} [{error.failure}]" if isinstance(error, WorkloadError) and error.failure != "unknown" else str(error)
+        raise dg.Failure(description=shown, metadata={"failure": error.failure}, allow_retries=False) from error
 
 
 class ManifestIOManager(dg.IOManager):
@@ -52,7 +56,8 @@ class ManifestIOManager(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
         """Point the asset (partition) at its newest artifact."""
         partition = context.partition_key if context.has_partition_key else "all"
-        self.store.write_pointer(self._pointer(context.asset_key, partition), {"ref": obj.ref})
+        case, asset = context.asset_key.path
+        set_latest(self.store, case, asset, obj, partition)
 
     def load_input(self, context: dg.InputContext) -> Manifest | dict[str, Manifest]:
         """Return the producer's manifest, or one for each partition that was ever materialised."""
@@ -74,6 +79,11 @@ class ManifestIOManager(dg.IOManager):
     @staticmethod
     def _pointer(key: dg.AssetKey, partition: str) -> str:
         return "/".join(("latest", *key.path, partition))
+
+
+def set_latest(store: Store, case: str, asset: str, manifest: Manifest, partition: str = "all") -> None:
+    """Point an asset (partition) at its newest artifact."""
+    store.write_pointer(f"latest/{case}/{asset}/{partition}", {"ref": manifest.ref})
 
 
 def latest(store: Store, case: str, asset: str) -> Manifest | None:

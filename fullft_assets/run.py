@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,8 +21,9 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget, WorkspaceLoadTarget
 from dagster_graphql.schema import create_schema
 
-from fullft_assets import release
-from fullft_assets.automation import INGEST, MODEL, MONITOR
+from fullft_assets import documents, release
+from fullft_assets.assets.case import Case
+from fullft_assets.automation import INGEST, MODEL, MONITOR, is_monitored
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
@@ -53,6 +55,8 @@ _PROGRESS = re.compile(r"step ([\d,]+)/([\d,]+) ")
 _NOISE = ("Loaded input", "Dependencies for step", "[pipes]")
 _POLL_SECONDS = 0.5
 _FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+#: Longest that a run waits for delivered files that may still be growing.
+_SETTLE_SECONDS = 60.0
 #: Batches ingested at the same time: their steps are light, and a laptop has two cores.
 _PARALLEL_RUNS = 2
 
@@ -127,11 +131,49 @@ class Driver:
             self.screen.line("no batch is usable, so there is nothing to train on; mend what is named above and deliver it again")
             return False
         ok = self._follow([self._launch(f"{name}_model", {}, "model")]) and ok
-        if ok and self.use_case.settings.monitoring.path is not None:
+        if ok and is_monitored(Case(self.use_case)):
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
         return ok
 
-    def _deliver(self, sensor: str, job: str, kind: str) -> bool:
+    def _deliver(self, sensor: str, job: str, kind: documents.Kind) -> bool:
+        """Launch and follow what the sensor asks for; where it asks for as much as it may at once, look again for the rest."""
+        self._cut_all(kind)
+        ok, tried = True, set[str]()
+        most = min(self.use_case.settings.documents.max_runs_per_tick, documents.MAX_CUTS)
+        while True:
+            tick = self._tick(sensor)
+            tags = [{tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []]
+            requests = {each["dagster/partition"]: each for each in tags if each["dagster/partition"] not in tried}
+            plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
+            if requests or not tried:
+                self.screen.line(f"{sensor}: {len(requests)} new {kind}{plural}" if requests else f"{sensor}: {tick['skipReason']}")
+            tried |= set(requests)
+            # A window's workload takes every core: two at once are several times as slow as one after the other.
+            at_once = _PARALLEL_RUNS if kind == "batch" else 1
+            remaining = iter(requests.items())
+            while part := list(islice(remaining, at_once)):
+                ok = self._follow([self._launch(job, request, f"{kind} {name}") for name, request in part]) and ok
+            if not requests or len(tags) < most:
+                return ok
+
+    def _cut_all(self, kind: documents.Kind) -> None:
+        """Put all that is delivered into the ledger, which a bounded look of the sensor may not; wait until young files are whole."""
+        settings, store = self.use_case.settings.documents, open_store(self.use_case, self.instance)
+        if kind == "window" and latest(store, self.use_case.name, "finetuned_checkpoint") is None:
+            return  # the sensor does not look either
+        began, waits = time.monotonic(), False
+        while num_young := documents.look(store, self.use_case, kind, whole=True).num_unsettled:
+            where = documents.source_of(self.use_case, kind).uri
+            if time.monotonic() - began + settings.settle_seconds > _SETTLE_SECONDS:
+                self.screen.line(f"{where}: {num_young:,} file(s) are still being written to; run again for them")
+                return
+            if not waits:
+                self.screen.line(f"{where}: {num_young:,} file(s) were just written to; waiting until they are whole")
+                waits = True
+            time.sleep(min(settings.settle_seconds, _POLL_SECONDS))
+
+    def _tick(self, sensor: str) -> dict[str, Any]:
+        """Evaluate a sensor, add the partitions that it asks for, and return what it found."""
         selector = {**self._selector(), "sensorName": sensor}
         tick = self._execute(_EVALUATE_SENSOR, {"selector": selector}, "sensorDryRun")["evaluationResult"]
         if tick["error"]:
@@ -140,20 +182,7 @@ class Driver:
             for key in request["partitionKeys"]:
                 variables = {"key": key, "name": request["partitionsDefName"], "repository": self._selector()}
                 self._execute(_ADD_PARTITION, variables, "addDynamicPartition")
-        requests = tick["runRequests"] or []
-        plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
-        self.screen.line(f"{sensor}: {len(requests)} new {kind}{plural}" if requests else f"{sensor}: {tick['skipReason']}")
-        ok = True
-        # A window's workload takes every core: two at once are several times as slow as one after the other.
-        at_once = _PARALLEL_RUNS if kind == "batch" else 1
-        for start in range(0, len(requests), at_once):
-            part = requests[start : start + at_once]
-            runs = []
-            for request in part:
-                tags = {tag["key"]: tag["value"] for tag in request["tags"]}
-                runs.append(self._launch(job, tags, f"{kind} {tags['dagster/partition']}"))
-            ok = self._follow(runs) and ok
-        return ok
+        return tick
 
     def _launch(self, job: str, tags: dict[str, str], title: str) -> Followed:
         params = {
@@ -321,6 +350,10 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         counts = snapshot.metadata
         lines.append(
             f"  split          {counts['num_train_rows']:,} train, {counts['num_validation_rows']:,} validation, {counts['num_test_rows']:,} test"
+        )
+    if not Case(use_case).has_model:
+        lines.append(
+            f"  model          none: the task {use_case.settings.examples.task} ends with its snapshot; training knows single-label classification"
         )
     report = latest(store, name, "evaluation_report")
     if report is not None:

@@ -127,7 +127,7 @@ def _render(model: type[BaseModel], above: tuple[str, ...], values: dict[tuple[s
         mark = "" if any(given[: len(key)] == key for given in values) else "#"
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             inner = _render(info.annotation, key, values)
-            block = ["", *_prose(info.annotation.__doc__ or ""), f"{mark}{name}:", *(f"  {line}" for line in inner)]
+            block = ["", *_prose(info.description or info.annotation.__doc__ or ""), f"{mark}{name}:", *(f"  {line}" for line in inner)]
         else:
             value = _scalar(values.get(key, info.get_default(call_default_factory=True)))
             limits = "" if allowed_values(info) == "text" else f"  # {allowed_values(info)}"
@@ -137,7 +137,7 @@ def _render(model: type[BaseModel], above: tuple[str, ...], values: dict[tuple[s
 
 
 def _prose(text: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent="# ", subsequent_indent="# ")
+    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
 
 
 def _scalar(value: Any) -> str:

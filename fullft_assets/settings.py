@@ -86,7 +86,9 @@ class DocumentsSettings(Settings):
     attribution: str = Field("", description="Source, licence and attribution of the documents; stands on the model card.")
     max_batch_files: int = Field(1_000, ge=1, le=100_000, description="Most files in one batch.")
     max_batch_bytes: int = Field(256 * 2**20, ge=1, description="Most bytes in one batch; a single larger file is a batch of its own.")
-    max_runs_per_tick: int = Field(50, ge=1, le=1_000, description="Most ingest runs that one look for new files launches; the rest follow.")
+    max_runs_per_tick: int = Field(
+        50, ge=1, le=1_000, description="Most ingest runs that one look for new files launches; the rest follow."
+    )
     settle_seconds: Float = Field(
         1.0, ge=0, le=86_400, description="A file that was written to within this time may still be growing; it waits for the next look."
     )
@@ -140,7 +142,8 @@ class ExamplesSettings(Settings):
 
     task: Task = Field("classification", description="What the model learns to do.")
     label: str | None = Field(
-        None, description="Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` for files sorted so."
+        None,
+        description="Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` for files sorted so.",
     )
     multi_label: bool = Field(False, description="A text may have several labels (a list in the field `label`).")
     group: str | None = Field(
@@ -266,6 +269,88 @@ class PlanningSettings(Settings):
     )
 
 
+GuardAction = Literal["off", "warn", "roll_back", "stop"]
+_ACTION = "`off`, `warn`, `roll_back` (to the last good checkpoint, with a lower rate) or `stop` (the run fails)."
+
+
+class NonFiniteGuard(Settings):
+    """A loss or gradient that is no finite number."""
+
+    action: GuardAction = Field("roll_back", description=f"What follows: {_ACTION}")
+
+
+class LossSpikeGuard(Settings):
+    """A training loss far above the recent ones, for several steps in a row."""
+
+    action: GuardAction = Field("roll_back", description=f"What follows: {_ACTION}")
+    window: int = Field(50, ge=10, le=10_000, description="Recent healthy steps that a step is compared with.")
+    deviations: Float = Field(8.0, gt=0, description="Robust standard deviations (1.4826 MAD) above the median that make a spike.")
+    steps: int = Field(3, ge=1, description="Steps in a row that must spike; one alone is a hard batch.")
+
+
+class ExplodingGradientGuard(Settings):
+    """Gradients far beyond what clipping is meant for, for several steps in a row."""
+
+    action: GuardAction = Field("warn", description=f"What follows: {_ACTION}")
+    window: int = Field(50, ge=10, le=10_000, description="Recent healthy steps that a step is compared with.")
+    factor: Float = Field(100.0, gt=1, description="Times the recent median norm (at least max_grad_norm) that count as exploded.")
+    steps: int = Field(3, ge=1, description="Steps in a row that must exceed it.")
+
+
+class DeadGradientGuard(Settings):
+    """Gradients that have vanished while there is still a loss to lower."""
+
+    action: GuardAction = Field("stop", description=f"What follows: {_ACTION}")
+    below: Float = Field(1e-7, gt=0, description="A gradient norm below this is dead.")
+    steps: int = Field(20, ge=1, description="Steps in a row that must be dead.")
+
+
+class NoProgressGuard(Settings):
+    """A loss that has not fallen after a share of the steps, looked at once."""
+
+    action: GuardAction = Field("stop", description=f"What follows: {_ACTION}")
+    share: Float = Field(0.5, gt=0, lt=1, description="Share of the steps after which the loss must have fallen.")
+    min_steps: int = Field(
+        100, ge=8, description="With fewer steps by then nothing is said: they tell more of their rows than of the model."
+    )
+    min_fall: Float = Field(
+        0.0, ge=0, lt=1, description="Share of the first quarter's mean loss that the last quarter's must lie below it."
+    )
+
+
+class OverfittingGuard(Settings):
+    """A validation loss that stays above its best."""
+
+    action: Literal["off", "warn", "stop"] = Field(
+        "warn",
+        description="What follows: `off`, `warn`, or `stop`: training ends here, in good order, with the model that keep_best names.",
+    )
+    factor: Float = Field(1.1, gt=1, description="Times the best validation loss that count as overfitted.")
+    looks: int = Field(2, ge=1, description="Validations in a row that must exceed it.")
+
+
+class IdleGuard(Settings):
+    """An accelerator that waits for data; never on a CPU."""
+
+    action: Literal["off", "warn"] = Field("warn", description="What follows: `off` or `warn`.")
+    share: Float = Field(0.3, gt=0, lt=1, description="Share of the time spent waiting for data that counts as idle.")
+    steps: int = Field(50, ge=1, description="Steps in a row that must be idle.")
+
+
+class GuardsSettings(Settings):
+    """What watches over a training run: each rule with its thresholds and the action that follows."""
+
+    non_finite: NonFiniteGuard = Field(NonFiniteGuard(), description="A loss or gradient that is nan or infinite.")
+    loss_spike: LossSpikeGuard = Field(LossSpikeGuard(), description="A training loss far above the recent ones.")
+    exploding_gradient: ExplodingGradientGuard = Field(ExplodingGradientGuard(), description="Gradients far beyond what is clipped.")
+    dead_gradient: DeadGradientGuard = Field(DeadGradientGuard(), description="Gradients that have vanished.")
+    no_progress: NoProgressGuard = Field(NoProgressGuard(), description="A loss that has not fallen.")
+    overfitting: OverfittingGuard = Field(OverfittingGuard(), description="A validation loss that has left its best behind.")
+    idle: IdleGuard = Field(IdleGuard(), description="An accelerator that waits for data.")
+    rate_factor: Float = Field(0.5, gt=0, lt=1, description="Times the learning rate after each roll-back.")
+    max_roll_backs: int = Field(2, ge=0, le=100, description="Roll-backs of a run; what would be one more stops it.")
+
+
 class TrainingSettings(Settings):
     """The full fine-tuning itself: every weight is trained."""
 
@@ -289,7 +374,24 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
     balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency.")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept while training.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Newest checkpoints kept while training; the best by validation loss is kept beside them."
+    )
+    keep_best: bool = Field(
+        False,
+        description="The final model is the checkpoint with the lowest validation loss. Default: the last one, which the schedule has annealed.",
+    )
+    freeze: Literal["none", "embeddings"] = Field("none", description="Weights that are not trained. Default: every weight is.")
+    freeze_layers: int = Field(0, ge=0, description="Lowest transformer layers that are not trained, embeddings included when any.")
+    layer_decay: Float = Field(
+        1.0, gt=0, le=1, description="Times the learning rate of each layer below the head's; 1 = one rate, 0.9 spares the lower layers."
+    )
+    l2_sp: Float = Field(0.0, ge=0, description="Pull of the weights towards the pretrained ones (L2-SP), 0.01 is usual; 0 = none.")
+    guards: GuardsSettings = Field(GuardsSettings(), description="What watches over a run, and what follows when a rule is broken.")
+    track: list[Literal["tensorboard", "mlflow"]] = Field(
+        ["tensorboard"],
+        description="Where step metrics go beside metrics.jsonl: `tensorboard` event files, `mlflow` (server from MLFLOW_TRACKING_URI).",
+    )
     retry_epoch: int = Field(0, ge=0, description="Raise it to train once more on unchanged data: it enters the key and the seed.")
 
 

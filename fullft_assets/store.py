@@ -74,6 +74,20 @@ class FileEntry(BaseModel):
     sha256: str
 
 
+class Identity(BaseModel):
+    """What makes the content of an artifact, where that is less than its key and all its files.
+
+    Attributes:
+        files: names of the files that count, whole.
+        values: what else counts (JSON-serialisable).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    files: list[str]
+    values: dict[str, Any] = {}
+
+
 class Manifest(BaseModel):
     """What an artifact is, what made it, and what was found about it."""
 
@@ -92,6 +106,8 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
     metadata: dict[str, Any]
     checks: list[CheckOutcome]
+    #: None: the key and all files make the content.
+    identity: Identity | None = None
 
     @property
     def ref(self) -> str:
@@ -100,7 +116,13 @@ class Manifest(BaseModel):
 
     @property
     def content_digest(self) -> str:
-        """Digest of the content: the data version in Dagster, the input of downstream keys."""
+        """Digest of the content: the data version in Dagster, the input of downstream keys.
+
+        Two artifacts with one `identity` have one digest, however they came about: consumers may take either.
+        """
+        if self.identity is not None:
+            files = {name: self.files[name].sha256 for name in self.identity.files}
+            return digest({"stage": self.stage, "version": self.version, "files": files, "values": self.identity.values})
         content = {name: entry.sha256 for name, entry in self.files.items() if not name.startswith(VOLATILE)}
         return digest({"key": self.key, "files": content})
 
@@ -282,6 +304,44 @@ class Store:
         # Somebody else may have committed meanwhile: everybody goes on with the same attempt.
         return self.find(case, stage, key) or made
 
+    def artifacts(self, case: str, stage: str) -> list[Manifest]:
+        """Return every readable attempt at every artifact of a stage, oldest first."""
+        self._fs.invalidate_cache()
+        paths = self._fs.find(f"{self._root}/{case}/{stage}")
+        refs = [path.removeprefix(f"{self._root}/").removesuffix(f"/{MANIFEST}") for path in paths if path.endswith(f"/{MANIFEST}")]
+        return sorted(self._readable([ref for ref in refs if ref.count("/") == 3]), key=lambda m: (m.created_at, m.attempt))
+
+    def delete(self, manifest: Manifest) -> None:
+        """Remove an attempt: its manifest first, so that a removal cut short leaves nothing half-valid; a fetched copy as well."""
+        folder = f"{self._root}/{manifest.ref}"
+        self._fs.rm_file(f"{folder}/{MANIFEST}")
+        self._fs.rm(folder, recursive=True)
+        if not self.is_local:
+            shutil.rmtree(_cache_root() / digest(self.url) / manifest.ref, ignore_errors=True)
+
+    def rewrite(self, manifest: Manifest, edit: Callable[[Path], Mapping[str, Any]], inputs: Mapping[str, Any] | None = None) -> Manifest:
+        """Replace an artifact by an edited copy under the same key; who names the old attempt finds the new one.
+
+        Args:
+            manifest: the artifact.
+            edit: changes the copied files below a folder and returns the metadata that changed with them.
+            inputs: replaces the recorded inputs. Default: as they were.
+        """
+        with self.create(manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed) as draft:
+            shutil.copytree(self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            draft.identity = manifest.identity
+            # Content digests of what this replaces: whoever recorded one as an input can still be matched.
+            replaces = [*manifest.metadata.get("replaces", []), manifest.content_digest]
+            metadata = {**manifest.metadata, **edit(draft.path), "replaces": replaces}
+            made = draft.commit(
+                settings=manifest.settings,
+                inputs=manifest.inputs if inputs is None else inputs,
+                metadata=metadata,
+                checks=manifest.checks,
+            )
+        self.delete(manifest)
+        return made
+
     def work_folder(self, case: str, stage: str, key: str) -> Path:
         """Return the local folder of unfinished work on an artifact (checkpoints); a later attempt finds it."""
         root = Path(self.url, "work") if self.is_local else _cache_root() / digest(self.url) / "work"
@@ -341,11 +401,15 @@ class Store:
 
 
 class Draft:
-    """An artifact being written: put files below `path`, then call `commit` once."""
+    """An artifact being written: put files below `path`, then call `commit` once.
+
+    Set `identity` before, where the content is less than the key and all files.
+    """
 
     def __init__(self, store: Store, path: Path, case: str, stage: str, key: str, attempt: str, version: str, seed: int):
         self.path = path
         self.manifest: Manifest | None = None
+        self.identity: Identity | None = None
         self._store = store
         self._identity = {
             "case": case,
@@ -380,6 +444,7 @@ class Draft:
             files=files,
             metadata=dict(metadata),
             checks=checks or [],
+            identity=self.identity,
         )
         if not self._store.is_local:
             self._store._upload(self.path, manifest.ref, names)

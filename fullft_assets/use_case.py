@@ -23,8 +23,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fullft_assets.base_model import read_header, resolve_base_model, suggest_path
-from fullft_assets.documents import FORMATS
-from fullft_assets.errors import SettingsError
+from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.documents.sources import Folder
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.examples.expectations import problems
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
@@ -63,7 +65,7 @@ class UseCase:
     project_root: Path
 
     def resolve(self, path: str) -> Path:
-        """Return a path of the YAML as an absolute one; relative ones start at the project root."""
+        """Return a path of the YAML as an absolute one; relative ones start at the project root. Documents: `open_source`."""
         return self.project_root / Path(path).expanduser()
 
 
@@ -192,18 +194,31 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
 
 def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     path = settings.documents.path
-    problem = _folder_problem(path, root)
-    folder = root / Path(path).expanduser()
-    if problem is None and not _has_documents(folder):
-        problem = f"no readable document below {path}; known endings: {', '.join(FORMATS)}"
+    problem = _place_problem(path, root)
+    if problem is None and not _is_bucket(path):
+        problem = _contents_problem(path, root)
     if problem is not None:
         yield Problem(("documents", "path"), problem)
+    if settings.documents.queue is not None and not path.startswith("s3://"):
+        yield Problem(
+            ("documents", "queue"), f"a queue tells of objects on S3, but documents.path is {path}; remove it, or give s3://bucket/prefix"
+        )
 
 
-def _folder_problem(path: str, root: Path) -> str | None:
+def _is_bucket(path: str) -> bool:
+    # What lies there is not asked: definitions load often, and without a network.
+    return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
+
+
+def _place_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with a path that documents may come from, or None."""
     folder = root / Path(path).expanduser()
+    if _is_bucket(path):
+        return None
+    if path.startswith("s3:"):
+        return f"{path} is not s3://bucket/prefix; a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
     if "://" in path:
-        return f"{path} is not a folder on this machine; copy or mount the documents and name that folder"
+        return f"{path} is neither a folder on this machine nor s3://bucket/prefix; copy or mount the documents and name that folder"
     if not folder.exists():
         mend = suggest_path(path, root) or "; relative paths start at the folder with pyproject.toml"
         return f"folder not found: {path}{mend}"
@@ -212,31 +227,43 @@ def _folder_problem(path: str, root: Path) -> str | None:
     return None
 
 
-def _has_documents(folder: Path) -> bool:
-    # Stops at the first one: a folder may hold 100,000 files, and definitions load often.
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            known = not name.startswith(".") and Path(name).suffix.lower() in FORMATS
-            if known and os.access(Path(directory, name), os.R_OK):
-                return True
-    return False
+def _contents_problem(path: str, root: Path) -> str | None:
+    folder = root / Path(path).expanduser()
+    try:
+        # Stops at the first one: a folder may hold 100,000 files, and definitions load often.
+        if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder).walk()):
+            return None
+    except DataError as error:
+        return str(error)
+    return f"no readable document below {path}; known endings: {', '.join(ENDINGS)}"
 
 
 def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    if settings.monitoring.path is None:
-        return
     path, key = settings.monitoring.path, ("monitoring", "path")
+    if path is None:
+        return
     folder = (root / Path(path).expanduser()).resolve()
-    training = (root / Path(settings.documents.path).expanduser()).resolve()
-    if "://" in path or folder.is_file():
-        yield Problem(key, str(_folder_problem(path, root)))
+    if "://" in path or path.startswith("s3:") or folder.is_file():
+        if (problem := _place_problem(path, root)) is not None:
+            yield Problem(key, problem)
+            return
     elif not folder.parent.is_dir():
         # The folder itself may still be missing: production has not delivered yet.
         near = suggest_path(str(Path(path).parent), root)
         yield Problem(key, f"folder not found: {Path(path).parent}{near or ', in which this folder could be made'}")
-    elif folder.is_relative_to(training) or training.is_relative_to(folder):
+        return
+    if _overlap(path, settings.documents.path, root):
         yield Problem(key, f"{path} overlaps documents.path ({settings.documents.path}); production documents need a folder apart")
+
+
+def _overlap(path: str, other: str, root: Path) -> bool:
+    if _is_bucket(path) != _is_bucket(other):
+        return False
+    if _is_bucket(path):
+        one, two = (f"{url.rstrip('/')}/" for url in (path, other))
+        return one.startswith(two) or two.startswith(one)
+    folder, training = ((root / Path(name).expanduser()).resolve() for name in (path, other))
+    return folder.is_relative_to(training) or training.is_relative_to(folder)
 
 
 def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -257,6 +284,7 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             ("examples", "min_characters"),
             f"{examples.min_characters} is more than examples.max_characters ({examples.max_characters})",
         )
+    yield from (Problem(key, message) for key, message in problems(examples))
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

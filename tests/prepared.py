@@ -68,6 +68,11 @@ def prepare(root: Path, *, tiny: bool = False, delivered: list[dict[str, Any]] |
     project = projects.create(root, **options)
     if delivered is not None:
         project.deliver("delivery-1.jsonl", delivered)
+    return take(project)
+
+
+def take(project: projects.Project) -> Prepared:
+    """Run a project's data stages over what is delivered."""
     use_case = project.use_case()
     store = Store(str(project.home / "store"))
     labeled, tokenized = {}, {}

@@ -118,6 +118,79 @@ class TestDeliverySensor:
         bench.ingest()
         assert isinstance(bench.tick("new_documents"), dg.SkipReason)
 
+    def several(self, bench: Bench, count: int, **settings: int) -> list[str]:
+        """Deliver files that become a batch each; return the batches' names."""
+        bench.prepared.project.configure(base_model="model", documents={"max_batch_files": 1, **settings})
+        for number in range(count):
+            bench.prepared.project.deliver(f"more-{number}.jsonl", projects.licence_rows(3, skip=500 + 3 * number))
+        documents.look(bench.store, bench.prepared.project.use_case())
+        return [batch.name for batch in documents.list_batches(bench.store, bench.name)][1:]
+
+    def add_run(self, bench: Bench, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+        tags = {**request.tags, "dagster/partition": request.partition_key}
+        bench.instance.add_run(dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=status, tags=tags))
+
+    def asked(self, bench: Bench) -> list[str]:
+        result = bench.tick("new_documents")
+        return [] if isinstance(result, dg.SkipReason) else [request.partition_key for request in result.run_requests]
+
+    def test_a_tick_asks_for_so_many_runs_and_what_is_in_flight_takes_no_place(self, bench):
+        names = self.several(bench, 5, max_runs_per_tick=2)
+        for expected in (names[:2], names[2:4], names[4:]):
+            requests = bench.tick("new_documents").run_requests
+            assert [request.partition_key for request in requests] == expected
+            for request in requests:
+                self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+        assert bench.tick("new_documents").skip_message == "nothing new in data/letters/documents; 5 batch(es) in flight"
+
+    def test_a_batch_whose_run_failed_comes_after_those_that_had_none(self, bench):
+        names = self.several(bench, 4, max_runs_per_tick=2)
+        for request in bench.tick("new_documents").run_requests:
+            self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
+        assert self.asked(bench) == names[2:]
+        for request in bench.tick("new_documents").run_requests[:1]:
+            self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+        assert self.asked(bench) == [names[3], names[0]]
+
+    def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench):
+        names = self.several(bench, 2, max_runs_per_tick=1)
+        (request,) = bench.tick("new_documents").run_requests
+        self.add_run(bench, request, dg.DagsterRunStatus.NOT_STARTED)
+        (again,) = bench.tick("new_documents").run_requests
+        assert (again.run_key, again.partition_key) == (request.run_key, names[0])
+
+    def test_what_a_dead_tick_has_cut_is_asked_for_by_the_next_and_by_another_instance(self, bench, monkeypatch):
+        with monkeypatch.context() as dying:
+            dying.setattr(automation, "_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            bench.prepared.project.deliver("more.jsonl", projects.licence_rows(3, skip=500))
+            with pytest.raises(KeyboardInterrupt):
+                bench.tick("new_documents")
+        (_, cut) = documents.list_batches(bench.store, bench.name)
+        assert self.asked(bench) == [cut.name]
+
+    def test_partitions_that_an_instance_has_lost_come_back(self, bench):
+        (done,) = [batch.name for batch in documents.list_batches(bench.store, bench.name)]
+        assert bench.instance.get_dynamic_partitions("letters/batch") == []
+        bench.tick("new_documents")
+        assert bench.instance.get_dynamic_partitions("letters/batch") == [done]
+
+    def test_a_batch_that_was_never_read_and_whose_files_are_gone_is_left_alone(self, bench):
+        gone, kept = self.several(bench, 2)
+        (bench.prepared.project.documents / "more-0.jsonl").unlink()
+        assert self.asked(bench) == [kept]
+        # Of one that was read the rows are still there, so that another setting reaches them.
+        bench.point("raw_documents", documents.keep(bench.store, bench.prepared.use_case, kept), kept)
+        (bench.prepared.project.documents / "more-1.jsonl").unlink()
+        assert self.asked(bench) == [kept]
+
+    def test_a_file_that_may_still_be_growing_waits_and_is_said(self, bench):
+        bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 3_600})
+        bench.prepared.project.deliver("young.jsonl", projects.licence_rows(3, skip=500))
+        waits = "1 file(s) written to within the last 3600 s wait for the next look"
+        assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {waits}"
+        bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 0})
+        assert len(self.asked(bench)) == 1
+
     def test_missing_folder_is_one_line_and_no_skip(self, bench):
         definition = automation.build_sensors(bench.case)[0]
         bench.prepared.project.documents.rename(bench.prepared.project.documents.with_name("elsewhere"))
@@ -135,7 +208,7 @@ class TestDeliverySensor:
         assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [requests[1].run_key]
 
     def test_interval_comes_from_the_settings(self, bench):
-        bench.prepared.project.configure(base_model="model", documents={"path": "data/letters/documents", "poll_seconds": 7})
+        bench.prepared.project.configure(base_model="model", documents={"poll_seconds": 7})
         assert automation.build_sensors(bench.case)[0].minimum_interval_seconds == 7
 
 
@@ -322,9 +395,7 @@ def runs(instance: dg.DagsterInstance, job: str, *statuses: dg.DagsterRunStatus)
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     write_tiny_model(tmp_path / "model")
     every_minute = {"schedule": "* * * * *", "evaluation_schedule": "* * * * *", "min_new_examples": 500}
-    project = projects.create(
-        tmp_path, base_model="model", documents={"path": "data/letters/documents", "poll_seconds": 2}, retraining=every_minute
-    )
+    project = projects.create(tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=every_minute)
     daemon = Daemon(project)
     yield daemon
     daemon.stop()
@@ -362,7 +433,7 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
 def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
     quick = {"min_new_examples": 300, "cooldown_hours": 0.0, "schedule": "* * * * *"}
     daemon.stop()
-    daemon.project.configure(base_model="model", documents={"path": "data/letters/documents", "poll_seconds": 2}, retraining=quick)
+    daemon.project.configure(base_model="model", documents={"poll_seconds": 2}, retraining=quick)
     daemon = Daemon(daemon.project)
     try:
         daemon.turn_on("sensor", "letters_new_documents")

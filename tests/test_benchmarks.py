@@ -11,8 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import near_duplicates
+from benchmarks import preparation as preparation_bench
 from benchmarks.demo import BETWEEN, STAGES, Demo, Side, Subject, covered, measure_demo, measure_second_run
+from benchmarks.packing import measure_packing
+from benchmarks.preparation import Preparation
 from benchmarks.table import Goal, Row, render, write
+from benchmarks.tick import measure_tick
 from benchmarks.timing import timed
 from fullft_assets import documents, examples, snapshot
 from fullft_assets.samples import licences
@@ -70,6 +74,66 @@ def test_both_ways_find_the_same_near_duplicates(monkeypatch: pytest.MonkeyPatch
     assert len(ours ^ theirs) <= 2  # each way misses a pair in a hundred
 
 
+def test_both_ways_pack_into_as_many_rows(tmp_path: Path) -> None:
+    row = measure_packing(tmp_path, num_lengths=3_000)
+    assert row.details["num_rows"]["ours"] == row.details["num_rows"]["loop"] > 500
+    assert row.details["fill"] > 0.995
+    assert str(row.goal) == "ours <= 2 s"
+
+
+def test_a_tick_cuts_every_file_and_then_nothing(tmp_path: Path) -> None:
+    row = measure_tick(tmp_path / "scratch", tmp_path, num_files=60)
+    assert row.details["num_requests"] == 1
+    assert set(row.details["ticks"]["ours"]) == {"all new", "all cut", "quiet"}
+    assert row.ours == max(row.details["ticks"]["ours"].values())
+
+
+@pytest.fixture(scope="module")
+def preparation(tmp_path_factory: pytest.TempPathFactory) -> Preparation:
+    root = tmp_path_factory.mktemp("preparation")
+    return Preparation(root / "scratch", root / "logs", num_documents=1_000, num_in_memory_test=1_200, repeats=1)
+
+
+def test_documents_are_the_same_each_time_and_hold_copies_and_dirt() -> None:
+    rows = list(preparation_bench.documents(1_500))
+    assert rows == list(preparation_bench.documents(1_500))
+    texts = [row.get("text") for row in rows]
+    assert 20 < len(texts) - len(set(texts)) < 100
+    assert 500 < sum(len(text or "") for text in texts) / len(texts) < 900
+    assert sum(row["kind"] not in licences.KINDS or not (row.get("text") or "").strip() for row in rows) > 0
+
+
+def test_preparation_goes_through_every_stage(preparation: Preparation) -> None:
+    row = preparation.measure()
+    assert list(row.details["stages"]) == ["cut", "documents", "examples", "chunks", "snapshot"]
+    assert row.details["num_documents"] == 1_000
+    counts = row.details["counts"]
+    assert counts["num_batches"] == 5
+    assert 900 < counts["num_valid"] < 1_000, "copies and broken rows are set aside"
+    assert counts["num_train_rows"] + counts["num_test_rows"] < counts["num_valid"]
+    assert str(row.goal) == "ratio <= 1.5" and row.ratio == row.ours / row.theirs
+
+
+def test_one_percent_more_is_measured_against_the_whole(preparation: Preparation) -> None:
+    if not preparation.runs:
+        preparation.measure()
+    row = preparation.measure_one_percent_more()
+    assert row.theirs == preparation.runs[0]["full"]["seconds"]
+    assert preparation.runs[0]["more"]["num_rows"] == 10
+    assert row.ours < row.theirs
+    assert not (preparation.documents / "more.jsonl").exists(), "the next run starts from the same files"
+
+
+@pytest.mark.slow
+def test_preparation_with_rules_on_texts_and_in_memory(preparation: Preparation) -> None:
+    checked = preparation.measure_pii_and_language()
+    assert str(checked.goal) == "ratio <= 3"
+    memory = preparation.measure_memory()
+    assert 0.1 < memory.ours < 2 and memory.as_json()["ours_gib"] == memory.ours
+    assert "GiB" in render([memory])
+    assert not (preparation.scratch / "many").exists()
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """Both sides' use case: a small delivery like the demo's, with its dirt."""
@@ -110,11 +174,12 @@ def test_plain_script_does_the_stages(demo: Demo, plain: Side) -> None:
 
 def test_plain_script_tests_on_the_rows_of_the_snapshot(demo: Demo, plain: Side) -> None:
     settings = projects.load_use_case(demo.subject.yaml_path).settings
-    folder = demo.subject.root / settings.documents.path
-    batch = documents.Batch(name="all", files=documents.scan(folder))
-    raw, _ = documents.read_documents(folder, batch, settings.documents, label=settings.examples.label, group=settings.examples.group)
+    source = documents.Folder(demo.subject.root / settings.documents.path)
+    batch = documents.Batch(name="all", files=source.files())
+    raw = documents.read_documents(source, batch, settings.documents, settings.examples).table
     valid = examples.examine(raw, settings.examples, "all").valid
-    frozen = snapshot.freeze({"all": valid}, {"all": [file.path for file in batch.files]}, settings.snapshot, settings.seed)
+    delivered = {file.path: file.mtime_ns for file in batch.files}
+    frozen = snapshot.freeze({"all": valid}, {"all": delivered}, settings.snapshot, settings.seed)
     ours = {row["id"] for row in frozen.index.to_pylist() if row["split"] == "test"}
     (output,) = demo.scratch.glob("plain-*")
     theirs = set(pq.read_table(output / "predictions.parquet")["id"].to_pylist())

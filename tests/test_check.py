@@ -53,6 +53,15 @@ def report(project: Path, more: str = "") -> str:
     return check.check_use_case(load_use_case(write(project, more)))
 
 
+def pack(data: bytes, codec: str) -> bytes:
+    import pyarrow as pa
+
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, codec) as stream:
+        stream.write(data)
+    return out.getvalue().to_pybytes()
+
+
 def test_prints_what_would_be_trained_on_what(project):
     write(project, "  training: {learning_rate: 1e-5}\n")
     done = run(project, "x")
@@ -114,6 +123,67 @@ def test_rows_are_counted_as_each_format_has_them(project):
     (project / "data/b.csv").write_text('text,kind\n"two\nlines",notice\none,text\n')
     (project / "data/c.manifest").write_text('{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n')
     assert line(report(project), "documents").endswith("204 rows")
+
+
+def test_rows_of_arrays_tables_archives_and_whole_files_are_counted(project):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data, rows = project / "data", [{"text": f"text {i}", "kind": "notice"} for i in range(7)]
+    (data / "a.jsonl").unlink()
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (data / "b.json").write_text(json.dumps(rows, indent=2))
+    (data / "c.json").write_text(json.dumps(rows[0]))
+    (data / "d.jsonl.gz").write_bytes(pack(lines, "gzip"))
+    (data / "e.csv.zst").write_bytes(pack(b'text,kind\n"two\nlines",notice\n', "zstd"))
+    pq.write_table(pa.Table.from_pylist(rows), data / "f.parquet")
+    for name, new in (("g.arrow", pa.ipc.new_stream), ("h.arrow", pa.ipc.new_file)):
+        with new(str(data / name), pa.Table.from_pylist(rows).schema) as writer:
+            writer.write_table(pa.Table.from_pylist(rows), max_chunksize=3)
+    for name in ("i.txt", "j.md", "k.html", "l.pdf"):
+        (data / name).write_text("a whole document")
+    text = report(project)
+    assert line(text, "documents").endswith(f" {7 + 1 + 7 + 1 + 7 + 2 * 7 + 4} rows")
+    assert "note" not in text
+
+
+def test_the_samples_of_exports_are_told_by_their_content(project):
+    annotated = {"result": [{"from_name": "kind", "value": {"choices": ["notice"]}}], "was_cancelled": False}
+    (project / "data/a.jsonl").unlink()
+    tasks = [{"id": i, "data": {"text": "one two three"}, "annotations": [annotated]} for i in range(3)]
+    (project / "data/tasks.json").write_text(json.dumps(tasks))
+    manifest = {"source": "one two three", "kind": 0, "kind-metadata": {"class-name": "notice", "confidence": 1}}
+    (project / "data/b.manifest").write_text(json.dumps(manifest) + "\n")
+    text = report(project)
+    assert line(text, "documents").endswith(" 4 rows")
+    assert "a text has about 5 tokens" in line(text, "windows")
+    assert "note" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("0.parquet", b"no table", "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file."),
+        ("0.jsonl.gz", b"no archive", "Not a gzipped file (b'no')"),
+        ("0.jsonl", None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_noted_and_the_rest_is_counted(project, name, content, why):
+    path = project / "data" / name
+    path.symlink_to(project / "nowhere") if content is None else path.write_bytes(content)
+    text = report(project)
+    assert line(text, "documents").endswith(" 200 rows")
+    assert line(text, "note").endswith(f"{path}: cannot be read ({why}); it will be left out")
+
+
+def test_a_bucket_is_not_looked_at(project, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    path = write(project)
+    path.write_text(YAML.replace("{path: data}", "{path: 's3://mail/in'}"))
+    text = check.check_use_case(load_use_case(path))
+    assert line(text, "documents").endswith("s3://mail/in: unknown number of rows; a bucket is read by the first run")
+    assert line(text, "split").endswith("unknown; 15% of the groups for the test set, 10% for validation")
+    assert line(text, "time").endswith("unknown: the documents lie in a bucket")
 
 
 def test_beyond_the_counted_bytes_rows_are_estimated(project, monkeypatch):

@@ -39,7 +39,7 @@ def describe(definitions: dg.Definitions) -> str:
     for job in sorted(repository.get_all_jobs(), key=lambda job: job.name):
         if not job.name.startswith("__"):
             keys = sorted(key.path[-1] for key in job.asset_layer.selected_asset_keys)
-            lines.append(f"job {job.name}: {', '.join(keys)}")
+            lines.append(f"job {job.name}: {', '.join(keys) or 'op ' + ', '.join(node.name for node in job.nodes)}")
     for sensor in sorted(repository.sensor_defs, key=lambda sensor: sensor.name):
         lines.append(f"sensor {sensor.name} -> {sensor.job_name}, every {sensor.minimum_interval_seconds} s, {sensor.default_status.value}")
     for schedule in sorted(repository.schedule_defs, key=lambda schedule: schedule.name):

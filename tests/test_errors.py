@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.resources import latest
+from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.samples import licences
 from fullft_assets.store import Store
 from tests import project as projects
@@ -79,7 +80,7 @@ def test_an_unknown_use_case_names_the_known_ones(project):
 
 def test_a_folder_without_documents(project):
     (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.docx")
-    line = ": documents.path: no readable document below data/letters/documents; known endings: .manifest, .jsonl, .json, .csv"
+    line = f": documents.path: no readable document below data/letters/documents; known endings: {', '.join(ENDINGS)}"
     for command in ("check", "run"):
         done = project.fullft(command, "letters")
         assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
@@ -114,12 +115,19 @@ def test_a_project_without_a_workspace_is_one_line(project):
 def test_one_project_through_every_bad_delivery(tmp_path):
     """An unreadable file, a batch with no valid row, a label seen once; each is mended by delivering again, or taking away."""
     project = projects.create(tmp_path, rows=0)
-    project.configure(examples={"labels": [*licences.KINDS, "poem"]}, snapshot={"min_train_rows": 5_000})
+    project.configure(
+        # A look that asks for all that it may is followed by another.
+        documents={"max_batch_files": 1, "max_runs_per_tick": 1},
+        examples={"labels": [*licences.KINDS, "poem"]},
+        snapshot={"min_train_rows": 5_000},
+    )
     delivery = project.documents / "delivery-1.jsonl"
-    delivery.write_bytes("Lizenz für alle\n".encode("latin-1"))
+    delivery.write_bytes("Lizenz für alle – ".encode() + b"\xff\n")
     done = project.fullft("run", "letters")
     (line,) = failures(done)
-    assert line.endswith(f"raw_documents FAILED: {delivery}: cannot be read (not UTF-8 on line 1); mend the file and deliver it again")
+    assert line.endswith(
+        f"raw_documents FAILED: {delivery}: cannot be read (not UTF-8 on line 1; where it has another encoding, set documents.encoding); mend the file and deliver it again"
+    )
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
 
@@ -134,7 +142,11 @@ def test_one_project_through_every_bad_delivery(tmp_path):
 
     poem = {"id": "p1", "text": "Roses are red.", "kind": "poem", "expression": "none"}
     project.deliver("delivery-2.jsonl", [*licence_rows(400), poem])
-    (line,) = failures(project.fullft("run", "letters"))
+    project.deliver("delivery-3.jsonl", licence_rows(5, skip=400))
+    done = project.fullft("run", "letters")
+    assert done.stdout.count("letters_new_documents: 1 new batch\n") >= 2
+    assert len(latest_by_partition(store(project), "letters", "tokenized_chunks")) == 2
+    line = failures(done)[-1]
     assert line == (
         "model: training_snapshot FAILED: delivery-2.jsonl:401: label `poem` has 1 row, fewer than snapshot.min_rows_per_label (5); "
         "deliver more, or leave it out of examples.labels"

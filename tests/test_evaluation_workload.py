@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,10 @@ def small_model(labels: list[str], order: list[int], *, head: list[str] | None =
     return model
 
 
+def with_test_share(settings: UseCaseSettings, share: float) -> UseCaseSettings:
+    return settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"test_share": share})})
+
+
 class Lab:
     """A use case with everything up to its evaluation."""
 
@@ -93,7 +98,8 @@ class Lab:
         raw = documents.keep(self.store, self.use_case, batch.name)
         valid, _ = examples.validate(self.store, self.use_case, raw)
         cut = chunks.tokenize(self.store, self.use_case, valid)
-        self.snapshot = snapshot.take(self.store, self.use_case, {batch.name: valid}, {batch.name: cut})
+        self.take = lambda use_case: snapshot.take(self.store, use_case, {batch.name: valid}, {batch.name: cut})
+        self.snapshot = self.take(self.use_case)
         self.test = load_split(self.store, self.snapshot, "test")
         self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines, {"labels": self.labels})
         curve = [{"rows": 50, "macro_f1": 0.4}, {"rows": 100, "macro_f1": 0.5}]
@@ -119,13 +125,18 @@ class Lab:
             log = [{"step": 1, "loss": 1.1}, {"step": 2, "loss": 0.9}, {"step": 2, "validation_loss": 1.0}]
             (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
-        return self.artifact("finetuned_checkpoint", name, fill, {"training_seconds": 61.0})
+        return self.artifact("finetuned_checkpoint", name, fill, {"training_seconds": 61.0, "snapshot": self.snapshot.ref})
 
     def evaluate(
-        self, checkpoint: Manifest, key: str, champion: Manifest | None = None, settings: UseCaseSettings | None = None
+        self,
+        checkpoint: Manifest,
+        key: str,
+        champion: Manifest | None = None,
+        settings: UseCaseSettings | None = None,
+        taken: Manifest | None = None,
     ) -> Manifest:
         inputs = {
-            "training_snapshot": self.snapshot.ref,
+            "training_snapshot": (taken or self.snapshot).ref,
             "finetuned_checkpoint": checkpoint.ref,
             "cheaper_baselines": self.baselines.ref,
             "pilot_run": self.pilot.ref,
@@ -163,6 +174,26 @@ def test_the_artifact_is_whole(lab, report):
     assert [check.name for check in report.checks] == gates
     assert all(check.severity == "warn" for check in report.checks)
     assert report.check("beats_champion").description == "no champion yet"
+
+
+def test_gates_carry_numbers_to_plot(lab, report):
+    gain = report.check("beats_baselines").metadata
+    assert gain["gain"] == report.metadata["gain_over_best_baseline"]
+    assert gain["gain_low"] == report.metadata["gain_over_best_baseline_low"]
+    assert report.check("score_is_sufficient").metadata == {"macro_f1": report.metadata["macro_f1"]}
+
+
+def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_left_out(lab, candidate):
+    # A larger test share moves groups from training to test: the older checkpoint has seen them.
+    newer = lab.take(dataclasses.replace(lab.use_case, settings=with_test_share(lab.use_case.settings, 0.6)))
+    test = load_split(lab.store, newer, "test")
+    learned = set(load_split(lab.store, lab.snapshot, "train").texts)
+    assert learned & set(test.texts)
+    found = lab.evaluate(candidate, "newer", taken=newer)
+    rows = pq.read_table(lab.store.folder(found) / "predictions.parquet")["id"].to_pylist()
+    left = [id_ for id_, text in zip(test.ids, test.texts, strict=True) if text not in learned]
+    assert rows == left
+    assert found.metadata["num_test_rows_left_out"] == len(test) - len(left)
 
 
 def test_predictions_recompute_the_headline(lab, report):

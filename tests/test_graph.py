@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,21 @@ def test_one_command_materialises_every_asset_with_metadata_and_data_version(fin
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
         assert {run.job_name for run in instance.get_runs()} == {"letters_ingest", "letters_model"}
     assert not without_manifest(finished)
+
+
+def test_no_document_stands_in_the_event_log_or_the_run_log(finished):
+    logged = (finished.home / "run.log").read_text(encoding="utf-8")
+    for database in (finished.home / "history").rglob("*.db"):
+        with sqlite3.connect(database) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+            for table in tables & {"event_logs", "asset_keys", "asset_check_executions"}:
+                logged += "\n".join(str(row) for row in connection.execute(f"select * from {table}"))
+    assert "labeled_examples" in logged
+    # A run of text long enough to be a document's own, and of characters that no encoding of the log changes.
+    runs = [re.search(r"[A-Za-z ,.]{50}", row["text"]) for row in projects.licence_rows(400)]
+    excerpts = {found[0] for found in runs if found}
+    assert len(excerpts) > 80
+    assert [excerpt for excerpt in excerpts if excerpt in logged] == []
 
 
 def test_rows_in_are_valid_or_quarantined(finished):

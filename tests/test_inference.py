@@ -121,6 +121,19 @@ def test_saved_classifier_is_found_again(model, windows, tmp_path: Path) -> None
     assert load_classifier(tmp_path).config.id2label == dict(enumerate(LABELS))
 
 
+@pytest.mark.parametrize("pad", [None, 99])
+def test_a_decoder_without_a_padding_token_pads_with_the_end_token(fp32, tmp_path: Path, pad: int | None) -> None:
+    """As GPT-2 and Llama: one token ends texts and pads them, and the classifier reads the last token before the padding."""
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(vocab_size=100, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=98, eos_token_id=98, pad_token_id=pad)
+    GPT2Model(config).save_pretrained(tmp_path)
+    decoder = load_for_training(tmp_path, LABELS, 0.0).eval()
+    assert decoder.config.pad_token_id == (98 if pad is None else pad)
+    windows = [[[5, 6, 7, 8, 9]], [[7]], [[3, 98, 4], [98, 2]]]
+    torch.testing.assert_close(predict_with(decoder, windows).probabilities, slowly(decoder, windows)[0])
+
+
 def test_attention_dropout_is_set_or_left(base_model: Path) -> None:
     assert load_for_training(base_model, LABELS, 0.0).config.attention_probs_dropout_prob == 0.0
     assert load_for_training(base_model, LABELS, None).config.attention_probs_dropout_prob == 0.1

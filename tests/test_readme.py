@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import expect
 
@@ -24,6 +25,7 @@ RUN_BY = {
     "make ui": "test_demo",
     '.venv/bin/fullft predict licences "Licensed under the Apache License, Version 2.0"': "test_demo",
     ".venv/bin/fullft rollback licences": "test_demo",
+    '.venv/bin/fullft erase licences ids.txt --reason "request of 2026-11-20"': "test_demo",
     "make test": ".ci/run",
     "make test-all": ".ci/run",
     "make bench": "test_demo (one row), tests/test_benchmarks.py",
@@ -99,7 +101,21 @@ def test_demo(tmp_path: Path):
     assert refused.returncode == 1
     assert len(refused.stderr.strip().splitlines()) == 1
     _check_ui(home)
+    _check_erasure(home, tmp_path / "ids.txt")
     assert "check" in _make("bench", home, "ONLY=check", timeout=120)
+
+
+def _check_erasure(home: Path, ids: Path) -> None:
+    (snapshot,) = (home / "store" / "licences" / "training_snapshot").glob("*/*/index.parquet")
+    index = pq.read_table(snapshot)
+    chosen = index["id"].to_pylist()[index["split"].to_pylist().index("train")]
+    ids.write_text(f"{chosen}\n")
+    done = _fullft(home, "erase", "licences", str(ids), "--reason", "request of 2026-11-20")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 documents erased, 1 ids or groups listed")
+    assert "learned from licences/finetuned_checkpoint/" in done.stdout
+    (snapshot,) = (home / "store" / "licences" / "training_snapshot").glob("*/*/index.parquet")
+    assert chosen not in pq.read_table(snapshot)["id"].to_pylist()
 
 
 def _check_ui(home: Path) -> None:

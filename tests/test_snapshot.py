@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,27 +17,46 @@ from scipy.sparse import csr_array
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.examples import text_hash
+from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, freeze
+from fullft_assets.snapshot import Frozen, freeze, sketches, split
+from fullft_assets.snapshot.split import BatchRows, freeze_batches
+from tests import prepared
 from tests import project as projects
-from tests.licence_delivery import Delivery
 
 SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.2, validation_share=0.15)
 SIMILARITY = SETTINGS.near_duplicate_similarity
-COLUMNS = ("id", "text", "text_hash", "label", "group", "source", "row")
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "text", "text_hash", "label", "group", "source")),
+        ("labels", pa.list_(pa.string())),
+        ("spans", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
+        ("row", pa.int64()),
+        ("delivered_ns", pa.int64()),
+    ]
+)
 
 
-def table(rows: list[dict[str, Any]]) -> pa.Table:
-    filled = [{"group": None, "source": "a.jsonl", "row": n, "text_hash": text_hash(r["text"]), **r} for n, r in enumerate(rows, start=1)]
-    types = [(name, pa.int64() if name == "row" else pa.string()) for name in COLUMNS]
-    return pa.Table.from_pylist(filled, schema=pa.schema(types))
+def table(rows: list[dict[str, Any]], delivered_ns: int = 1) -> pa.Table:
+    blank = {"group": None, "source": "a.jsonl", "delivered_ns": delivered_ns}
+    filled = [{**blank, "row": n, "text_hash": text_hash(r["text"]), **r} for n, r in enumerate(rows, start=1)]
+    return pa.Table.from_pylist(filled, schema=SCHEMA)
 
 
-def freeze_rows(*batches: list[dict[str, Any]], deliveries: list[list[str]] | None = None, seed: int = 1, **changes: Any) -> Frozen:
-    names = [f"{number:05}-x" for number in range(1, len(batches) + 1)]
-    files = dict(zip(names, deliveries or [[f"{name}.jsonl"] for name in names], strict=True))
-    return freeze(dict(zip(names, map(table, batches), strict=True)), files, SETTINGS.model_copy(update=changes), seed)
+def freeze_rows(
+    *batches: list[dict[str, Any]], seed: int = 1, task: str = "classification", multi_label: bool = False, **changes: Any
+) -> Frozen:
+    """Freeze batches that were delivered one after the other, each as files of its own unless its rows say otherwise."""
+    tables = {f"{n:05}-x": table([{"source": f"{n}.jsonl", **row} for row in rows], n) for n, rows in enumerate(batches, start=1)}
+    files = {name: newest_deliveries(rows.to_pylist()) for name, rows in tables.items()}
+    return freeze(tables, files, SETTINGS.model_copy(update=changes), seed, task=task, multi_label=multi_label)
+
+
+def newest_deliveries(rows: list[dict[str, Any]]) -> dict[str, int]:
+    newest: dict[str, int] = {}
+    for row in rows:
+        newest[row["source"]] = max(row["delivered_ns"], newest.get(row["source"], 0))
+    return newest
 
 
 def rows_of(frozen: Frozen) -> list[dict[str, Any]]:
@@ -51,23 +73,26 @@ def left_out(frozen: Frozen) -> int:
 
 def similar_pairs(reference: list[str], candidates: list[str], similarity: float) -> list[tuple[int, int]]:
     """All (candidate, reference) pairs of at least this Jaccard similarity of word 3-shingles, by brute force."""
-    vocabulary: dict[tuple[str, ...], int] = {}
 
-    def indicator(texts: list[str]) -> csr_array:
-        columns, starts = [], [0]
-        for text in texts:
-            words = re.findall(r"\w+", text.lower())
-            shingles = {tuple(words[i : i + 3]) for i in range(len(words) - 2)} if len(words) > 3 else {tuple(words) or (text,)}
-            columns += [vocabulary.setdefault(shingle, len(vocabulary)) for shingle in sorted(shingles)]
-            starts.append(len(columns))
-        return csr_array((np.ones(len(columns), np.int32), columns, starts), shape=(len(texts), 10_000_000))
+    def shingles(text: str) -> list[int]:
+        words = re.findall(r"\w+", text.lower())
+        found = {tuple(words[i : i + 3]) for i in range(len(words) - 2)} if len(words) > 3 else {tuple(words) or (text,)}
+        return [hash(shingle) for shingle in found]
 
-    first, second = indicator(candidates), indicator(reference)
-    sizes, other_sizes = np.diff(first.indptr), np.diff(second.indptr)
-    common = (first @ second.T).tocoo()
-    jaccard = common.data / (sizes[common.coords[0]] + other_sizes[common.coords[1]] - common.data)
-    near = jaccard >= similarity - 1e-12
-    return list(zip(common.coords[0][near].tolist(), common.coords[1][near].tolist(), strict=True))
+    sets = [np.array(shingles(text)) for text in [*candidates, *reference]]
+    starts = np.cumsum([0, *map(len, sets)])
+    columns = np.unique(np.concatenate(sets), return_inverse=True)[1]
+    both = csr_array((np.ones(len(columns), np.int32), columns, starts))
+    first, second = both[: len(candidates)], both[len(candidates) :].T.tocsr()
+    sizes, other_sizes = np.diff(first.indptr), np.bincount(second.indices, minlength=len(reference))
+    found = []
+    # Some rows at a time: nearly every two licences share a shingle.
+    for start in range(0, len(candidates), 256):
+        common = (first[start : start + 256] @ second).tocoo()
+        row, column = common.coords[0] + start, common.coords[1]
+        near = common.data / (sizes[row] + other_sizes[column] - common.data) >= similarity - 1e-12
+        found += zip(row[near].tolist(), column[near].tolist(), strict=True)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +102,16 @@ def real() -> list[dict[str, Any]]:
     return [
         {"id": row["id"], "text": row["text"], "label": row["kind"], "group": row["expression"]} for row in list(unique.values())[:1_500]
     ]
+
+
+#: Groups whose hash under the tests' seed lets them train, and holds them out for the test.
+TRAINS, TESTS = "h1", "h2"
+CLASSIFICATION = {"task": "classification", "multi_label": False}
+
+
+def batch_rows(rows: pa.Table) -> BatchRows:
+    index = sketches.build(rows, SIMILARITY, 1)
+    return BatchRows(rows.drop_columns(["text"]), {}, index.places, index.sketches, rows["text"].take)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +146,9 @@ class TestNoLeak:
         counts = Counter(row["split"] for row in rows_of(frozen))
         assert {split: frozen.metadata[f"num_{split}_rows"] for split in counts} == counts
 
-    def test_equal_ids_in_two_splits_turn_the_gate_red(self, real: list[dict[str, Any]]) -> None:
+    def test_equal_ids_in_two_splits_would_turn_the_gate_red(self, real: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(split, "_is_old_version", lambda rows: np.zeros(len(rows.split), bool))
+        monkeypatch.setattr(split, "_drop_once_held_out", lambda *arguments: None)
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
         assert (check.passed, check.severity) == (False, "error")
@@ -138,6 +175,7 @@ class TestOrderAndGrowth:
         assert split_by_text(freeze_rows(real, seed=2)) != split_by_text(frozen)
 
     def test_unit_hash_is_uniform_and_keyed(self) -> None:
+        assert unit_hash(1, "split", TESTS) < SETTINGS.test_share < 0.5 < unit_hash(1, "split", TRAINS)
         places = np.array([snapshot.unit_hash(1, "split", str(n)) for n in range(4_000)])
         assert np.histogram(places, bins=10, range=(0, 1))[0].min() > 320
         assert abs(np.corrcoef(places, [snapshot.unit_hash(2, "split", str(n)) for n in range(4_000)])[0, 1]) < 0.06
@@ -168,21 +206,138 @@ class TestBatches:
     def test_a_file_delivered_again_supersedes_its_older_rows(self, real: list[dict[str, Any]]) -> None:
         old = [{**row, "source": "a.jsonl"} for row in real[:800]] + [{**row, "source": "b.jsonl"} for row in real[800:1_000]]
         new = [{**row, "source": "a.jsonl"} for row in real[100:800]]
-        found = freeze_rows(old, new, deliveries=[["a.jsonl", "b.jsonl"], ["a.jsonl"]])
+        found = freeze_rows(old, new)
         assert found.metadata["left_out"]["superseded by a newer delivery of their file"] == 800
         assert split_by_text(found) == split_by_text(freeze_rows(real[100:1_000]))
-        assert {row["batch"] for row in rows_of(found) if row["source"] == "a.jsonl"} == {"00002-x"}
+        assert {place["batch"] for place in found.places.to_pylist() if place["source"] == "a.jsonl"} == {"00002-x"}
+
+    def test_the_newest_row_of_an_id_counts_whatever_batch_it_came_in(self, real: list[dict[str, Any]]) -> None:
+        corrected = [{**row, "label": "tag" if row["label"] != "tag" else "text"} for row in real[:60]]
+        tables = {"00001-x": table(corrected, 7), "00002-x": table(real, 3)}
+        found = freeze(tables, {}, SETTINGS, 1)
+        assert found.metadata["left_out"]["superseded by a newer delivery of their id"] == 60
+        labels = {row["id"]: row["label"] for row in rows_of(found)}
+        assert sum(row["id"] in labels for row in corrected) > 20
+        assert all(labels[row["id"]] == row["label"] for row in corrected if row["id"] in labels)
 
     def test_equal_texts_of_other_batches_are_kept_once(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
         found = freeze_rows(real, [{**row, "id": f"{row['id']}-z"} for row in real[:50]])
-        assert found.metadata["left_out"]["duplicate text of another batch"] == 50
+        assert found.metadata["left_out"]["duplicate text"] == 50
         assert split_by_text(found) == split_by_text(frozen)
+
+    def test_a_later_copy_moves_a_text_to_test_and_never_away_from_it(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+        before = split_by_text(frozen)
+        some = [row for n, row in enumerate(real) if n % 3 == 0 and text_hash(row["text"]) in before]
+        for group, moved in ((TESTS, {"train", "validation", "test"}), (TRAINS, {"train"})):
+            copies = [{**row, "id": f"{row['id']}-copy", "group": group} for row in some]
+            after = split_by_text(freeze_rows(real, copies, max_heldout_rows_per_group=10_000))
+            expected = {text_hash(row["text"]): "test" if group == TESTS else before[text_hash(row["text"])] for row in some}
+            assert {h: after[h] for h in expected.keys() & after.keys()} == {h: expected[h] for h in expected.keys() & after.keys()}
+            # Only rows that train may be missing now: some are near to a text that was moved.
+            assert {before[h] for h in before.keys() - after.keys()} <= moved - {"test"}
+            assert len(expected.keys() & after.keys()) > 0.8 * len(some)
 
     def test_equal_texts_with_other_labels_are_all_left_out(self, real: list[dict[str, Any]]) -> None:
         odd = [{**row, "id": f"{row['id']}-z", "label": "tag" if row["label"] != "tag" else "text"} for row in real[:50]]
         found = freeze_rows(real, odd)
-        assert found.metadata["left_out"]["equal text with another label in another batch"] == 100
+        assert found.metadata["left_out"]["equal text with another label"] == 100
         assert not {text_hash(row["text"]) for row in odd} & split_by_text(found).keys()
+
+    def test_rows_that_overlap_an_evaluation_set_do_not_train(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+        overlaps = np.arange(len(real)) % 10 == 0
+        batch = replace(batch_rows(table(real)), overlaps=overlaps)
+        found = freeze_batches({"a": batch}, SETTINGS, 1, **CLASSIFICATION)
+        marked = {text_hash(row["text"]) for row in real[::10]}
+        before, after = split_by_text(frozen), split_by_text(found)
+        assert {h for h in marked if before.get(h) == "train"} == before.keys() - after.keys()
+        assert found.metadata["left_out"]["train rows that overlap an external evaluation set"] >= len(before) - len(after) > 50
+
+
+class TestOnceHeldOut:
+    """What was held out is never trained on, under any later arrival."""
+
+    def test_a_row_that_moves_to_a_group_that_trains_is_left_out(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+        held_out = [row for row in rows_of(frozen) if row["split"] != "train"][:20]
+        by_id = {row["id"]: row for row in real}
+        moved = [{**by_id[row["id"]], "text": f"rewritten {n}", "group": TRAINS} for n, row in enumerate(held_out)]
+        found = freeze_rows(real, moved)
+        assert not {row["id"] for row in held_out} & {row["id"] for row in rows_of(found)}
+        assert found.metadata["left_out"]["held out before: an older delivery of their id or text was"] == 20
+
+    def test_a_copy_of_a_text_that_was_withdrawn_from_the_test_is_left_out(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+        tested = {row["id"] for row in rows_of(frozen) if row["split"] == "test"}
+        gone = [row for row in real if row["id"] in tested][::2]
+        copies = [{**row, "id": f"{row['id']}-copy", "group": TRAINS, "source": "copies.jsonl"} for row in gone]
+        whole = [{**row, "source": "a.jsonl"} for row in real]
+        found = freeze_rows(whole, copies, [row for row in whole if row["id"] not in {row["id"] for row in gone}])
+        assert len(gone) > 25
+        assert not {text_hash(row["text"]) for row in copies} & {h for h, s in split_by_text(found).items() if s != "test"}
+
+
+class TestTasks:
+    def test_plain_text_has_no_labels(self, real: list[dict[str, Any]]) -> None:
+        found = freeze_rows([{**row, "label": None} for row in real], task="language_modeling")
+        assert (found.labels, found.metadata["label_statistics"], found.metadata["rare_labels"]) == ([], [], [])
+        assert found.metadata["label_counts"] == {"train": {}, "validation": {}, "test": {}}
+        assert "label" not in found.index.column_names
+        assert {check.name: check.passed for check in found.checks}["labels_are_common"]
+
+    def test_a_row_counts_for_each_of_its_labels(self, real: list[dict[str, Any]]) -> None:
+        rows = [{**row, "labels": sorted({row["label"], "even" if n % 2 else "odd"})} for n, row in enumerate(real)]
+        found = freeze_rows(rows, multi_label=True)
+        assert found.labels == sorted({"even", "odd"} | {row["label"] for row in real})
+        counts = Counter((row["split"], label) for row in rows_of(found) for label in row["labels"])
+        assert {(split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()} == counts
+
+    def test_a_label_too_rare_among_several_is_named(self, real: list[dict[str, Any]]) -> None:
+        rows = [{**row, "labels": [row["label"], *(["rare"] if n < 3 else [])]} for n, row in enumerate(real)]
+        with pytest.raises(DataError, match=r"^1\.jsonl:1: label `rare` has 3 rows, fewer than snapshot\.min_rows_per_label \(5\)"):
+            freeze_rows(rows, multi_label=True)
+
+    def test_labels_of_spans_are_counted_by_row(self, real: list[dict[str, Any]]) -> None:
+        spans = [{"start": 0, "end": 2, "label": "A"}, {"start": 3, "end": 4, "label": "A"}]
+        rows = [{**row, "spans": spans if n % 3 else []} for n, row in enumerate(real)]
+        found = freeze_rows(rows, task="token_classification")
+        assert found.labels == ["A"]
+        counts = Counter(row["split"] for row in rows_of(found) if row["spans"])
+        assert {split: c["A"] for split, c in found.metadata["label_counts"].items()} == counts
+
+    @pytest.mark.parametrize("column", ["labels", "spans"])
+    def test_equal_texts_with_other_targets_conflict(self, real: list[dict[str, Any]], column: str) -> None:
+        targets = {
+            "labels": ([["a", "b"]], [["a"]]),
+            "spans": ([[{"start": 0, "end": 2, "label": "A"}]], [[{"start": 0, "end": 1, "label": "A"}]]),
+        }[column]
+        first = [{**row, column: targets[0][0]} for row in real]
+        again = [{**row, "id": f"{row['id']}-z", column: targets[n % 2][0]} for n, row in enumerate(real[:100])]
+        task = {"task": "token_classification"} if column == "spans" else {"multi_label": True}
+        left = freeze_rows(first, again, **task).metadata["left_out"]
+        assert left["equal text with another label"] == 100
+        assert left["duplicate text"] == 50
+
+
+class TestRareLabels:
+    def test_effective_number_of_groups(self) -> None:
+        # Label 0: one group of 4 rows, two of 1: 36 / 18. Label 1: five groups of one row.
+        group = np.array([0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7])
+        labels = split._Labels(np.arange(11), np.array([0] * 6 + [1] * 5), ["big", "even"])
+        found = {s["label"]: s for s in split.label_statistics(labels, np.zeros(11, np.int64), group)}
+        assert found["big"] == {"label": "big", "split": "test", "rows": 6, "groups": 3, "k_eff": 2.0}
+        assert found["even"]["k_eff"] == 5.0
+
+    def test_labels_of_few_test_groups_are_named(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+        check = next(check for check in frozen.checks if check.name == "labels_are_common")
+        rare = frozen.metadata["rare_labels"]
+        assert rare and (check.passed, check.severity) == (False, "warn")
+        assert all(f"`{label}` (" in check.description for label in rare)
+        k_eff = {s["label"]: s["k_eff"] for s in frozen.metadata["label_statistics"] if s["split"] == "test"}
+        assert {label for label, k in k_eff.items() if k < 20} == set(rare)
+        assert check.metadata["least_k_eff"] == min(k_eff.values())
+
+    def test_common_labels_pass(self, real: list[dict[str, Any]]) -> None:
+        common = [row for row in real if row["label"] in ("notice", "reference")]
+        check = next(check for check in freeze_rows(common, test_share=0.4).checks if check.name == "labels_are_common")
+        assert check.passed and check.description == ""
 
 
 class TestOneLine:
@@ -216,47 +371,44 @@ class TestOneLine:
         )
 
 
-class TestNearDuplicates:
-    def test_finds_what_brute_force_finds_in_3000_real_texts(self) -> None:
-        texts = [row["text"] for row in projects.licence_rows(3_000)]
-        reference, candidates = texts[::2], texts[1::2]
-        expected = {candidate for candidate, _ in similar_pairs(reference, candidates, 0.8)}
-        found = snapshot.near_duplicates(reference, candidates, 0.8, seed=17)
-        assert len(expected) > 100
-        assert found.keys() <= expected, "each is confirmed by the exact similarity"
-        assert len(found) >= 0.99 * len(expected)
-        pairs = set(similar_pairs(reference, candidates, 0.8))
-        assert all(pair in pairs for pair in found.items())
-
-    @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7, 0.9, 1.0])
-    def test_bands_propose_a_pair_at_the_threshold(self, similarity: float) -> None:
-        num_rows = snapshot._band_rows(similarity)
-        assert 1 - (1 - similarity**num_rows) ** (128 // num_rows) >= 0.98
-
-    @pytest.mark.parametrize(("reference", "candidates"), [([], ["a"]), (["a"], []), ([], [])])
-    def test_nothing_is_near_to_nothing(self, reference: list[str], candidates: list[str]) -> None:
-        assert snapshot.near_duplicates(reference, candidates, 0.8, seed=1) == {}
-
-    def test_short_texts_and_texts_without_a_word_are_compared_whole(self) -> None:
-        assert snapshot.near_duplicates(["MIT", "***", "a b c"], ["mit!", "###", "***", "a b", "A  B, C"], 0.8, seed=1) == {
-            0: 0,
-            2: 1,
-            4: 2,
-        }
+def long_texts() -> list[dict[str, Any]]:
+    """The whole texts of 2,300 licences as rows; a few have tens of thousands of words."""
+    folder = Path(importlib.util.find_spec("licensedcode").submodule_search_locations[0], "data", "licenses")
+    texts = {path.stem: path.read_text(encoding="utf-8").split("\n---\n", 1)[-1].strip() for path in sorted(folder.glob("*.LICENSE"))}
+    return [{"id": f"{key}.LICENSE", "text": text, "kind": "text", "expression": key} for key, text in texts.items() if text]
 
 
-class TestWholeDelivery:
-    def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(self, licence_delivery: Delivery) -> None:
-        valid = licence_delivery.examined.valid
-        found = freeze({"00001-all": valid}, {}, SnapshotSettings(), 17)
-        texts = valid["text"].to_pylist()
-        split = defaultdict(list)
-        for row in rows_of(found):
-            split[row["split"]].append(texts[row["position"]])
-        assert len(texts) == len(rows_of(found)) + left_out(found) == 30_454
-        # A seed other than the snapshot's own: a pair that its sketches missed would be seen here.
-        assert snapshot.near_duplicates(split["test"] + split["validation"], split["train"], SIMILARITY, seed=99) == {}
-        order = np.random.default_rng(0).permutation(len(texts))
-        held_out = [texts[i] for i in order[: len(split["test"])]]
-        rest = [texts[i] for i in order[len(split["test"]) :][: len(split["train"]) // 3]]
-        assert len(snapshot.near_duplicates(held_out, rest, SIMILARITY, seed=99)) > 200
+@pytest.mark.slow
+class TestAllLicences:
+    """Every licence rule and every whole licence text, 35 thousand rows, through every data stage in several batches."""
+
+    @pytest.fixture(scope="class")
+    def everything(self, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
+        root = tmp_path_factory.mktemp("all")
+        sections = {"documents": {"max_batch_files": 2}, "snapshot": {}, "chunks": {"max_tokens": 256, "max_windows": None, "stride": 32}}
+        rows = [*projects.licence_rows(100_000), *long_texts()]
+        project = projects.create(root, rows=0, **sections)
+        (project.documents / "delivery-1.jsonl").unlink()
+        for number in range(6):
+            project.deliver(f"delivery-{number}.jsonl", rows[number::6])
+        return prepared.take(project)
+
+    def test_every_row_is_accounted_for(self, everything: prepared.Prepared) -> None:
+        parts = [everything.store.load(part["examples"]) for part in everything.snapshot.metadata["parts"].values()]
+        assert len(parts) == 3
+        assert sum(part.metadata["num_rows"] for part in parts) > 35_000
+        index = snapshot.read_index(everything.store, everything.snapshot)
+        assert sum(part.metadata["num_valid"] for part in parts) == len(index) + sum(everything.snapshot.metadata["left_out"].values())
+        assert everything.snapshot.metadata["text_tokens"]["longest"] > 15_000
+        assert all(check.passed for check in everything.snapshot.checks)
+
+    def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(self, everything: prepared.Prepared) -> None:
+        texts = {name: everything.split(name).texts for name in ("train", "validation", "test")}
+        # Every pair, by brute force: nothing that the sketches could have missed.
+        assert similar_pairs(texts["test"], texts["train"] + texts["validation"], SIMILARITY) == []
+        assert similar_pairs(texts["validation"], texts["train"], SIMILARITY) == []
+        rows = [row["text"] for row in [*projects.licence_rows(100_000), *long_texts()]]
+        random.Random(0).shuffle(rows)
+        held_out, rest = rows[: len(texts["test"])], rows[len(texts["test"]) :]
+        leaked = {reference for _, reference in similar_pairs(held_out, rest, SIMILARITY)}
+        assert len(leaked) > 0.1 * len(held_out)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.jobs import Job, read_job
-from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, artifact_key
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
 from tests import project as projects
 from tests.s3_server import S3Server
 
@@ -183,6 +183,32 @@ class TestContentDigest:
         assert digest_of("c", {"w": "2", "logs/steps.jsonl": "fast"}) != base
         assert digest_of("d", {"v": "1"}) != base
         assert digest_of("e", {"w": "1"}, inputs={"x": 2}) != base
+
+    def test_an_identity_names_what_counts_and_survives_a_rewrite(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+
+        def made(x: str, seen: str, values: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
+            def write(draft: Draft) -> Outcome:
+                (draft.path / "x").write_text(x)
+                (draft.path / "seen").write_text(seen)
+                draft.identity = Identity(files=["x"], values=values)
+                return {}, []
+
+            return store.ensure("mail", "training_snapshot", write, version="1", settings={}, inputs=inputs, seed=1)
+
+        base = made("1", "one way", {"labels": ["a"]}, {"batch": 1})
+        other = made("1", "another way", {"labels": ["a"]}, {"batch": 2})
+        assert other.key != base.key and other.content_digest == base.content_digest
+        assert made("2", "one way", {"labels": ["a"]}, {"batch": 3}).content_digest != base.content_digest
+        assert made("1", "one way", {"labels": ["b"]}, {"batch": 4}).content_digest != base.content_digest
+        assert store.load(base.ref).content_digest == base.content_digest, "as read again"
+
+        def edit(name: str, text: str) -> Callable[[Path], Mapping[str, Any]]:
+            return lambda folder: {"num_characters": (folder / name).write_text(text)}
+
+        seen = store.rewrite(base, edit("seen", "edited"))
+        assert seen.content_digest == base.content_digest
+        assert store.rewrite(seen, edit("x", "edited")).content_digest not in (base.content_digest, other.content_digest)
 
     def test_the_key_follows_each_of_its_parts(self) -> None:
         parts: list[tuple[str, str, Any, dict[str, Any], int]] = [

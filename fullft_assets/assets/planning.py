@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fullft_assets import planning
+from fullft_assets import planning, training
 from fullft_assets.assets.case import Case
 from fullft_assets.base_model import read_header, resolve_base_model
 from fullft_assets.resources import one_line_errors
@@ -63,7 +63,8 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 def planning_key(case: Case, snapshot: Manifest) -> str:
     """Return the key that the three planning artifacts share."""
     header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
-    settings = case.settings.model_dump(include={"planning", "training", "evaluation"}, mode="json")
+    settings = case.settings.model_dump(include={"planning", "evaluation"}, mode="json")
+    settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision, "hardware": planning.hardware()}
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)

@@ -1,5 +1,7 @@
 """snapshot: labeled_examples, tokenized_chunks -> training_snapshot."""
 
+from typing import Any
+
 import dagster as dg
 
 from fullft_assets import snapshot
@@ -23,6 +25,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ("splits_are_disjoint", "No id, text or group stands in two splits.", True),
                 ("training_rows_suffice", "There are enough training rows to go on.", True),
                 ("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants.", False),
+                ("labels_are_common", "Enough independent groups stand for each label in the test split.", False),
             ],
         ),
         **case.shared(),
@@ -31,13 +34,22 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         store = case.store(context.instance)
         with one_line_errors():
             manifest = snapshot.take(store, case.use_case, labeled_examples, tokenized_chunks)
-        counts = manifest.metadata["label_counts"]
-        rows = [{"label": label, **{split: counts[split].get(label, 0) for split in counts}} for label in manifest.metadata["labels"]]
-        shown = {
-            "label_counts": dg.MetadataValue.md(markdown_table(rows)),
+        shown: dict[str, dg.MetadataValue | int] = {
             "parts": len(manifest.metadata["parts"]),
             "data_report": dg.MetadataValue.path(str(store.folder(manifest) / "report.md")),
         }
+        if manifest.metadata["labels"]:
+            shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(manifest.metadata)))
         return case.result(manifest, "training_snapshot", store, shown)
 
     return [training_snapshot]
+
+
+def _labels(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row a label: its rows by split, and how many equal groups its test rows are worth."""
+    counts = metadata["label_counts"]
+    tested = {found["label"]: found["k_eff"] for found in metadata["label_statistics"] if found["split"] == "test"}
+    return [
+        {"label": label, **{split: counts[split].get(label, 0) for split in counts}, "test k_eff": tested.get(label, 0)}
+        for label in metadata["labels"]
+    ]

@@ -1,99 +1,62 @@
-"""chunks: texts -> windows of token ids, tokenised once; and the audit of how the tokenizer treats the domain."""
+"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the tokenizer treats the domain."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.settings import ChunksSettings, UseCaseSettings
+from fullft_assets.chunks import masks, windows
+from fullft_assets.chunks.added_tokens import former_pieces, read_tokenizer, save_tokenizer
+from fullft_assets.chunks.audit import Audit, WordCounts, draw_sample, folds_case, judge
+from fullft_assets.chunks.chat import ChatTemplate, Rendered
+from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
+from fullft_assets.chunks.windows import Cuts, Encoded
+from fullft_assets.errors import DataError
+from fullft_assets.settings import Task, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from tokenizers import Tokenizer
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "2"
-_WORD = re.compile(r"[^\W\d_][\w'-]*")
-#: Distinct words kept of each batch for the audit; rarer ones say little about the domain.
-_WORDS_KEPT = 5_000
+__all__ = [
+    "Audit", "ChatTemplate", "Chunked", "Expected", "Tokenization", "audit_tokenizer", "chunk", "former_pieces", "key_settings",
+    "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest", "VERSION",
+]  # fmt: skip
+
+VERSION = "3"
+CHUNKS, WORDS = "chunks.parquet", "words.parquet"
+#: Rows that are tokenised and written at a time (a row group of the file).
+ROWS_AT_A_TIME = 4_096
+#: Places named in a red check.
+_SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Tokenization:
-    """A tokenizer with the use case's window settings."""
+def schema() -> pa.Schema:
+    """Return the columns of `chunks.parquet`.
 
-    tokenizer: Tokenizer
-    prefix: list[int]
-    suffix: list[int]
-    unknown_id: int | None
-    settings: ChunksSettings
-    digest: str
+    `windows` are token ids with special tokens. `marks` are aligned with them: task sft: 1 = trained, 0 = not (tokens
+    repeated from the window before are trained there); token_classification: 0 = outside, k + 1 = first token of the row's
+    span k, -(k + 1) = later token of it; else null.
+    """
+    import pyarrow as pa
 
-    @classmethod
-    def load(cls, model_folder: Path, settings: ChunksSettings) -> Tokenization:
-        """Read `tokenizer.json` of a model folder.
-
-        Raises:
-            SettingsError: the folder has no such file, or special tokens leave no room for text.
-        """
-        from tokenizers import Tokenizer
-
-        path = model_folder / "tokenizer.json"
-        if not path.is_file():
-            raise SettingsError(f"{path}: not found; base_model needs a fast tokenizer (tokenizer.json)")
-        tokenizer = Tokenizer.from_file(str(path))
-        # Files often carry a truncation and a padding of their own; both would cut or pad silently here.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        prefix, suffix = _special_ids(tokenizer)
-        if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
-            raise SettingsError(f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride")
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-        return cls(tokenizer, prefix, suffix, unknown_id, settings, hashlib.sha256(path.read_bytes()).hexdigest()[:20])
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Return each text's token ids, without special tokens."""
-        return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def windows(self, texts: list[str]) -> list[list[list[int]]]:
-        """Return each text's windows of token ids, special tokens included; neighbours share `stride` ids."""
-        return [self.cut(ids) for ids in self.encode(texts)]
-
-    def cut(self, ids: list[int]) -> list[list[int]]:
-        """Cut one text's ids into windows; every id is in at least one, unless `max_windows` says otherwise."""
-        room = self.settings.max_tokens - len(self.prefix) - len(self.suffix)
-        step = room - self.settings.stride
-        count = max(1, -(-(len(ids) - self.settings.stride) // step))
-        if self.settings.max_windows is not None:
-            count = min(count, self.settings.max_windows)
-        return [[*self.prefix, *ids[i * step : i * step + room], *self.suffix] for i in range(count)]
-
-    def num_cut_off(self, num_tokens: int) -> int:
-        """Return how many of a text's tokens are in no window."""
-        room = self.settings.max_tokens - len(self.prefix) - len(self.suffix)
-        if self.settings.max_windows is None:
-            return 0
-        return max(0, num_tokens - (self.settings.max_windows - 1) * (room - self.settings.stride) - room)
+    lists = pa.list_(pa.list_(pa.int32()))
+    return pa.schema([("id", pa.string()), ("num_tokens", pa.int32()), ("windows", lists), ("marks", lists)])
 
 
-def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    full = tokenizer.encode("a", add_special_tokens=True).ids
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return full[:start], full[start + len(plain) :]
-    raise SettingsError("tokenizer.json: its post-processor changes the text's own ids; it cannot be windowed")
+def load_tokenization(use_case: UseCase) -> Tokenization:
+    """Return the base model's tokenizer with the use case's settings."""
+    settings = use_case.settings
+    return Tokenization.load(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, settings.examples.task)
 
 
 def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
@@ -102,28 +65,12 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
     Raises:
         GateError: a check on the batch's examples is red.
     """
-    import pyarrow.parquet as pq
-
     examples.require_green("tokenized_chunks")
     settings = use_case.settings
-    tokenization = Tokenization.load(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks)
 
     def write(draft: Draft) -> Outcome:
-        chunked = chunk(pq.read_table(store.folder(examples) / "examples.parquet", columns=["id", "text"]), tokenization)
-        pq.write_table(chunked.table, draft.path / "chunks.parquet")
-        (draft.path / "words.json").write_text(json.dumps(chunked.words, ensure_ascii=False), encoding="utf-8")
-        cut = chunked.metadata["num_rows_cut"]
-        check = CheckOutcome(
-            name="texts_are_kept_whole",
-            passed=not cut,
-            severity="warn",
-            description=f"{cut:,} texts end at chunks.max_windows; {chunked.metadata['num_tokens_cut_off']:,} tokens are not read; "
-            "raise chunks.max_windows or chunks.max_tokens"
-            if cut
-            else "",
-            metadata={"num_rows_cut": cut, "num_tokens_cut_off": chunked.metadata["num_tokens_cut_off"]},
-        )
-        return {"batch": examples.metadata["batch"], **chunked.metadata}, [check]
+        found = _write(store.folder(examples) / "examples.parquet", draft, load_tokenization(use_case), settings.examples.task)
+        return {"batch": examples.metadata["batch"], **found.metadata}, checks(found, settings.examples.task)
 
     return store.ensure(
         use_case.name,
@@ -131,156 +78,289 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
         write,
         version=VERSION,
         settings=key_settings(settings),
-        inputs={"labeled_examples": examples.content_digest, "tokenizer": tokenization.digest},
+        inputs={"labeled_examples": examples.content_digest, "tokenizer": _digest(use_case)},
         seed=settings.seed,
     )
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings that shape the chunks."""
-    return settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"})
+    """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
+    shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
+    if settings.examples.task == "sft":
+        shaping["train_on"] = settings.chunks.train_on
+    return {**shaping, "task": settings.examples.task}
+
+
+def _digest(use_case: UseCase) -> str:
+    settings = use_case.settings
+    return tokenizer_digest(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, settings.examples.task)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What chunks made today would be made with; read once for many batches, since it reads the tokenizer's file."""
+
+    settings: dict[str, Any]
+    tokenizer: str
+
+    @classmethod
+    def of(cls, use_case: UseCase) -> Expected:
+        """Read today's settings and tokenizer."""
+        return cls(key_settings(use_case.settings), _digest(use_case))
+
+    def matches(self, made: Manifest | None, examples: Manifest) -> bool:
+        """Return whether a batch's chunks are what `tokenize` would make of its examples today."""
+        if made is None or (made.version, made.settings) != (VERSION, self.settings):
+            return False
+        return made.inputs == {"labeled_examples": examples.content_digest, "tokenizer": self.tokenizer}
+
+
+def _write(path: Any, draft: Draft, tokenization: Tokenization, task: Task) -> Totals:
+    """Tokenise the examples of a file, some rows at a time, into the draft."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"])
+    words = WordCounts(folds_case(tokenization.tokenizer))
+    columns = ["id", "text", "source", "row", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
+    counts, unfit, done = Counter[str](), [], 0
+    # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more than it saves.
+    with pq.ParquetWriter(draft.path / CHUNKS, schema(), compression="zstd", use_dictionary=["id"]) as writer:
+        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
+            found = chunk(batch, tokenization, task)
+            writer.write_table(found.table)
+            _count_words(words, batch, found, sampled[done : done + len(batch)], tokenization, task)
+            counts.update({name: count for name, count in found.metadata.items() if name != "longest_text_tokens"})
+            counts["longest_text_tokens"] = max(counts["longest_text_tokens"], found.metadata["longest_text_tokens"])
+            unfit += found.unfit[: _SHOWN - len(unfit)]
+            done += len(batch)
+    pq.write_table(words.table(), draft.path / WORDS)
+    return Totals({name: counts[name] for name in COUNTS} | words.metadata(), unfit)
+
+
+def _count_words(
+    words: WordCounts, examples: pa.RecordBatch, found: Chunked, sampled: np.ndarray, tokenization: Tokenization, task: Task
+) -> None:
+    texts = examples["text"].filter(sampled).to_pylist()
+    if task == "sft":
+        # A conversation's tokens hold the template's, which are no words.
+        num_tokens = windows.encode(tokenization.tokenizer, texts).bounds[-1]
+    else:
+        num_tokens = found.table["num_tokens"].to_numpy()[sampled].sum()
+    words.count(texts, int(num_tokens))
+
+
+#: What is counted of a batch.
+COUNTS = (
+    "num_rows",
+    "num_tokens",
+    "num_windows",
+    "num_unknown_tokens",
+    "num_byte_tokens",
+    "num_rows_of_several_windows",
+    "num_rows_cut",
+    "num_tokens_cut_off",
+    "num_trained_tokens",
+    "num_rows_without_trained_tokens",
+    "num_rows_with_control_tokens",
+    "num_spans_without_tokens",
+    "longest_text_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was counted of a batch, and the first places (file:row) of rows without a trained token."""
+
+    metadata: dict[str, int]
+    unfit: list[str]
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Examples' windows (see `schema`), what was counted on the way, and the places of rows without a trained token."""
+
+    table: pa.Table
+    metadata: dict[str, int]
+    unfit: list[str]
+
+
+def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: Task = "classification") -> Chunked:
+    """Tokenise examples.
+
+    Args:
+        examples: with `id` and `text`; for sft also `messages`, for token_classification `spans`; `source` and `row` to name
+            rows by.
+        tokenization: the tokenizer and window settings, loaded for this task.
+        task: what the model learns.
+    """
+    import pyarrow as pa
+
+    texts = examples["text"].to_pylist()
+    marks = None
+    counts = Counter[str]()
+    unfit: list[str] = []
+    if task == "sft":
+        rendered, refused = _render(examples, tokenization)
+        encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
+        trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
+        num_trained = masks.count_trained(trained, encoded, cuts)
+        counts["num_trained_tokens"] = int(num_trained.sum())
+        counts["num_rows_without_trained_tokens"] = int((num_trained == 0).sum())
+        counts["num_rows_with_control_tokens"] = _count_control_tokens(texts, tokenization)
+        unfit = [_place(examples, row) + refused.get(row, "") for row in np.flatnonzero(num_trained == 0)[:_SHOWN].tolist()]
+        marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
+    elif task == "token_classification":
+        encoded, cuts = tokenization.read(texts, spans=True)
+        located = masks.locate_spans(encoded, texts, _spans(examples))
+        counts["num_spans_without_tokens"] = located.num_without_tokens
+        zeros = [0] * len(tokenization.prefix), [0] * len(tokenization.suffix)
+        marks = windows.to_arrow(*windows.gather(located.marks, cuts, *zeros), cuts)
+    else:
+        encoded, cuts = tokenization.read(texts)
+    counts.update(_counts(encoded, cuts, tokenization))
+    cut = windows.to_arrow(*windows.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+    columns = [
+        pa.array(examples["id"].to_pylist(), pa.string()),
+        pa.array(encoded.lengths(), pa.int32()),
+        cut,
+        pa.nulls(len(texts), cut.type) if marks is None else marks,
+    ]
+    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit)
+
+
+def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[str, int]:
+    lengths = encoded.lengths()
+    cut_off = encoded.bounds[1:] - cuts.covered()
+    unknown = tokenization.unknown_id
+    return {
+        "num_rows": len(lengths),
+        "num_tokens": int(lengths.sum()),
+        "num_windows": len(cuts.first),
+        "num_unknown_tokens": 0 if unknown is None else int((encoded.ids == unknown).sum()),
+        "num_byte_tokens": int(tokenization.byte_tokens[encoded.ids].sum()),
+        "num_rows_of_several_windows": int((np.diff(cuts.bounds) > 1).sum()),
+        "num_rows_cut": int((cut_off > 0).sum()),
+        "num_tokens_cut_off": int(cut_off.sum()),
+        "longest_text_tokens": int(lengths.max(initial=0)),
+    }
+
+
+def _render(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization) -> tuple[list[Rendered], dict[int, str]]:
+    """Render every conversation; of those that the template refuses nothing is left, and why is told by row."""
+    assert tokenization.chat is not None
+    rendered, refused = [], {}
+    for row, messages in enumerate(examples["messages"].to_pylist()):
+        try:
+            rendered.append(tokenization.chat.render_trained(messages, tokenization.settings.train_on))
+        except DataError as error:
+            rendered.append(Rendered("", []))
+            refused[row] = f" ({error})"
+    return rendered, refused
+
+
+def _count_control_tokens(texts: Sequence[str], tokenization: Tokenization) -> int:
+    assert tokenization.chat is not None
+    if not tokenization.chat.ends:
+        return 0
+    control = re.compile("|".join(map(re.escape, tokenization.chat.ends)))
+    return sum(control.search(text) is not None for text in texts)
+
+
+def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
+    return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
+
+
+def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
+    return f"{examples['source'][row].as_py()}:{examples['row'][row].as_py()}"
+
+
+def checks(found: Totals, task: Task) -> list[CheckOutcome]:
+    """Return the outcomes of the checks on a batch's chunks."""
+    counts = found.metadata
+    cut = counts["num_rows_cut"]
+    whole = CheckOutcome(
+        name="texts_are_kept_whole",
+        passed=not cut,
+        severity="warn",
+        description=f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
+        "raise chunks.max_windows or chunks.max_tokens"
+        if cut
+        else "",
+        metadata={"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
+    )
+    if task == "sft":
+        return [whole, _has_trained_tokens(found), _holds_no_control_tokens(counts)]
+    if task == "token_classification":
+        lost = counts["num_spans_without_tokens"]
+        description = f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they are not learned"
+        return [
+            whole,
+            CheckOutcome(
+                name="spans_have_tokens",
+                passed=not lost,
+                severity="warn",
+                description=description if lost else "",
+                metadata={"num_spans_without_tokens": lost},
+            ),
+        ]
+    return [whole]
+
+
+def _has_trained_tokens(found: Totals) -> CheckOutcome:
+    count = found.metadata["num_rows_without_trained_tokens"]
+    more = f" and {count - len(found.unfit):,} more" if count > len(found.unfit) else ""
+    return CheckOutcome(
+        name="rows_have_trained_tokens",
+        passed=not count,
+        description=f"{count:,} of {found.metadata['num_rows']:,} rows have no trained token: {', '.join(found.unfit)}{more}; give them an "
+        "answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
+        if count
+        else "",
+        metadata={"num_rows_without_trained_tokens": count, "num_trained_tokens": found.metadata["num_trained_tokens"]},
+    )
+
+
+def _holds_no_control_tokens(counts: Mapping[str, int]) -> CheckOutcome:
+    count = counts["num_rows_with_control_tokens"]
+    return CheckOutcome(
+        name="contents_hold_no_control_tokens",
+        passed=not count,
+        severity="warn",
+        description=f"{count:,} rows hold special tokens of the model (such as its end of a turn) inside what is said; the model reads them as "
+        "turns that nobody took; remove them in the source"
+        if count
+        else "",
+        metadata={"num_rows_with_control_tokens": count},
+    )
 
 
 def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:
-    """Audit the tokenizer over all batches and write the terms, most shredded first.
+    """Audit the tokenizer over all batches and write the terms, costliest first, and a proposal of tokens to add.
 
     Raises:
         DataError: no batch was tokenised yet.
     """
+    import pyarrow.parquet as pq
+
     if not batches:
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
     settings = use_case.settings
-    tokenization = Tokenization.load(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks)
 
     def write(draft: Draft) -> Outcome:
-        words = [json.loads((store.folder(batch) / "words.json").read_text(encoding="utf-8")) for batch in batches.values()]
-        found = audit([batch.metadata for batch in batches.values()], words, tokenization)
+        words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
+        found = judge([batch.metadata for batch in batches.values()], words, load_tokenization(use_case))
         (draft.path / "terms.json").write_text(json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8")
-        return {**found.metadata, "worst_terms": found.terms[:10]}, found.checks
+        (draft.path / "proposal.yaml").write_text(found.proposal_yaml(), encoding="utf-8")
+        listed = {"worst_terms": found.terms[:10]} if settings.chunks.terms else {}
+        return {**found.metadata, **listed}, found.checks
 
     return store.ensure(
         use_case.name,
         "tokenizer_audit",
         write,
         version=VERSION,
-        settings=settings.chunks.model_dump(include={"terms", "max_term_pieces", "max_unknown_share"}),
-        inputs={"tokenizer": tokenization.digest, "chunks": sorted(batch.content_digest for batch in batches.values())},
+        settings=settings.chunks.model_dump(include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"}),
+        inputs={"tokenizer": _digest(use_case), "chunks": sorted(batch.content_digest for batch in batches.values())},
         seed=settings.seed,
     )
-
-
-@dataclass(frozen=True)
-class Chunked:
-    """A batch's windows and what was counted on the way."""
-
-    table: pa.Table
-    words: dict[str, int]
-    metadata: dict[str, Any]
-
-
-def chunk(examples: pa.Table, tokenization: Tokenization) -> Chunked:
-    """Tokenise a batch.
-
-    Args:
-        examples: table with `id` and `text`.
-        tokenization: the tokenizer and window settings.
-
-    Returns:
-        A table with `id`, `num_tokens`, `windows` (list of lists of int32) in the examples' order;
-        document frequencies of the commonest words; and counts.
-    """
-    import pyarrow as pa
-
-    texts = examples["text"].to_pylist()
-    encoded = tokenization.encode(texts)
-    num_tokens = [len(ids) for ids in encoded]
-    windows = [tokenization.cut(ids) for ids in encoded]
-    cut_off = [tokenization.num_cut_off(count) for count in num_tokens]
-    words = [_WORD.findall(text) for text in texts]
-    unknown = tokenization.unknown_id
-    table = pa.table(
-        {
-            "id": examples["id"],
-            "num_tokens": pa.array(num_tokens, pa.int32()),
-            "windows": pa.array(windows, pa.list_(pa.list_(pa.int32()))),
-        }
-    )
-    frequency = Counter(word for found in words for word in {w.lower() for w in found})
-    # Sets iterate in another order in each process: ties are broken by the word, or equal data had unequal digests.
-    commonest = dict(sorted(frequency.items(), key=lambda item: (-item[1], item[0]))[:_WORDS_KEPT])
-    metadata = {
-        "num_rows": len(texts),
-        "num_tokens": sum(num_tokens),
-        "num_windows": sum(map(len, windows)),
-        "num_words": sum(map(len, words)),
-        "num_unknown_tokens": 0 if unknown is None else sum(ids.count(unknown) for ids in encoded),
-        "num_rows_of_several_windows": sum(len(found) > 1 for found in windows),
-        "num_rows_cut": sum(count > 0 for count in cut_off),
-        "num_tokens_cut_off": sum(cut_off),
-        "longest_text_tokens": max(num_tokens, default=0),
-    }
-    return Chunked(table, commonest, metadata)
-
-
-@dataclass(frozen=True)
-class Audit:
-    """How the tokenizer treats the domain's language."""
-
-    terms: list[dict[str, Any]]
-    metadata: dict[str, Any]
-    checks: list[CheckOutcome]
-
-
-def audit(counts: Iterable[dict[str, Any]], words: Iterable[dict[str, int]], tokenization: Tokenization) -> Audit:
-    """Audit the tokenizer on all batches.
-
-    Args:
-        counts: `Chunked.metadata` of each batch.
-        words: `Chunked.words` of each batch.
-        tokenization: the tokenizer and the thresholds.
-
-    Returns:
-        The terms (given, or the 200 commonest words of five letters and more), most shredded first, with
-        their pieces; fertility (tokens a word) and unknown share; and the checks on the thresholds.
-    """
-    settings = tokenization.settings
-    totals: Counter[str] = Counter()
-    for batch in counts:
-        totals.update({name: batch[name] for name in ("num_tokens", "num_words", "num_unknown_tokens")})
-    frequency: Counter[str] = Counter()
-    for batch in words:
-        frequency.update(batch)
-    commonest = sorted(frequency, key=lambda word: (-frequency[word], word))
-    terms = settings.terms or [word for word in commonest if len(word) >= 5][:200]
-    pieces = [tokenization.tokenizer.encode(term, add_special_tokens=False).tokens for term in terms]
-    rows = [
-        {"term": term, "num_documents": frequency.get(term.lower(), 0), "num_pieces": len(p), "pieces": " ".join(p)}
-        for term, p in zip(terms, pieces, strict=True)
-    ]
-    rows.sort(key=lambda row: (-row["num_pieces"], -row["num_documents"], row["term"]))
-    mean_pieces = sum(len(p) for p in pieces) / max(1, len(pieces))
-    unknown_share = totals["num_unknown_tokens"] / max(1, totals["num_tokens"])
-    worst = ", ".join(f"{row['term']} ({row['pieces']})" for row in rows[:3])
-    checks = [
-        CheckOutcome(
-            name="domain_terms_are_kept_whole",
-            passed=mean_pieces <= settings.max_term_pieces,
-            severity="warn",
-            description=f"{mean_pieces:.2f} pieces a domain term (warns above {settings.max_term_pieces}); worst: {worst}",
-            metadata={"mean_term_pieces": mean_pieces},
-        ),
-        CheckOutcome(
-            name="unknown_tokens_are_rare",
-            passed=unknown_share <= settings.max_unknown_share,
-            severity="warn",
-            description=f"{unknown_share:.4%} of the tokens are unknown to the tokenizer (warns above {settings.max_unknown_share:.4%})",
-            metadata={"unknown_share": unknown_share},
-        ),
-    ]
-    metadata = {
-        "fertility": totals["num_tokens"] / max(1, totals["num_words"]),
-        "unknown_share": unknown_share,
-        "mean_term_pieces": mean_pieces,
-        "num_terms": len(terms),
-    }
-    return Audit(rows, metadata, checks)

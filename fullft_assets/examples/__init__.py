@@ -1,16 +1,39 @@
 """examples: raw documents -> valid labelled examples, and the quarantine of the rest with reasons.
 
-The rules are Great Expectations on a *profile*: a narrow table of numbers, flags and hashes, one row a
-document, without its text (validating text columns takes several times the time and memory).
+The rules are Great Expectations on a *profile*: a narrow table of numbers, flags and names, one row a
+document, without its text (see `rules`). What other rows a batch holds counts last (see `identity`): only
+a sound row can supersede, repeat or contradict another one.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.examples import agreement, expectations, identity, pii
+from fullft_assets.examples.agreement import Agreement
+from fullft_assets.examples.expectations import problems
+from fullft_assets.examples.masking import mask_documents
+from fullft_assets.examples.outcomes import agreement_outcome, balance_outcome, gate_outcomes, row_outcome, size_outcome, with_masked
+from fullft_assets.examples.rules import (
+    IDENTITY_RULES,
+    Finding,
+    Rule,
+    absent,
+    balance_profile,
+    balanced,
+    large_enough,
+    profile,
+    rules_for,
+    run_expectations,
+    suite_for,
+)
+from fullft_assets.hashing import messages_hash, text_hash
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 
@@ -20,34 +43,33 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "2"
-#: Rules about one row; a row that breaks one is quarantined with the rule's reason.
-ROW_RULES = {
-    "rows_are_well_formed": "malformed row",
-    "texts_are_present": "empty text",
-    "text_lengths_are_in_bounds": "text too short or too long",
-    "labels_are_present": "no label",
-    "labels_are_known": "unknown label",
-    "annotations_are_confident": "low annotation confidence",
-    "ids_are_unique": "id occurs before in this batch",
-    "texts_are_unique": "duplicate text",
-    "equal_texts_have_equal_labels": "equal text with another label",
-}
-#: Rules about the batch; while one is red the batch goes no further.
-BATCH_RULES = {
-    "rows_are_accounted_for": "rows in = valid + quarantined",
-    "quarantined_share_is_bounded": "most of the batch is usable",
-}
+__all__ = ["Examined", "Rule", "count_labels", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
+
+VERSION = "3"
+SUPERSEDED = "superseded by a newer delivery of its id"
+MERGED = "merged into one row with the other annotations of its id"
+TIED = "annotators disagree without a majority"
+#: What the snapshot needs of a sound row that is not among the valid ones; why it is not, as masks of `identity.Identity`.
+_OF_LEFT_OUT = ["id", "text_hash", "label", "labels", "spans", "group", "source", "row", "delivered_ns"]
+_WHY_LEFT_OUT = ("superseded", "merged", "tied", "conflicting", "repeated")
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A batch after validation: `valid` + `quarantined` = what came in."""
+    """A batch after validation: `valid` + `quarantined` + `superseded` = what came in.
+
+    `left_out` holds the sound rows that are not among the valid ones all the same, without their texts, and `why`. The snapshot
+    reckons with them: such a row may be the newest of its id, contradict another batch's, or have been held out once.
+    """
 
     valid: pa.Table
     quarantined: pa.Table
+    superseded: pa.Table
+    left_out: pa.Table
     checks: list[CheckOutcome]
     label_counts: dict[str, int]
+    num_masked: int = 0
+    agreement: Agreement | None = None
 
 
 def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, Manifest]:
@@ -55,36 +77,38 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     Returns:
         The artifacts `labeled_examples` and `quarantined_examples`.
+
+    Raises:
+        SettingsError: an expectation of the user's own cannot be computed.
     """
     import pyarrow.parquet as pq
 
     settings = use_case.settings
+    about = {"batch": raw.metadata["batch"], "uri": raw.metadata["uri"]}
     examined: list[Examined] = []
 
     def examine_once() -> Examined:
         if not examined:
             documents = pq.read_table(store.folder(raw) / "documents.parquet")
-            examined.append(examine(documents, settings.examples, raw.metadata["batch"]))
+            examined.append(examine(documents, settings.examples, raw.metadata["batch"], settings.seed))
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
         found = examine_once()
         pq.write_table(found.valid, draft.path / "examples.parquet")
-        metadata = {
-            "batch": raw.metadata["batch"],
-            "files": raw.metadata["files"],
-            "num_rows": len(found.valid) + len(found.quarantined),
-            "num_valid": len(found.valid),
-            "num_quarantined": len(found.quarantined),
-            "label_counts": found.label_counts,
-        }
-        return metadata, found.checks
+        pq.write_table(found.left_out, draft.path / "left_out.parquet")
+        metadata = {**about, "files": raw.metadata["files"], **_counts(found), "label_counts": found.label_counts}
+        return {**metadata, **_agreement_metadata(found.agreement)}, found.checks
 
     def write_quarantined(draft: Draft) -> Outcome:
+        import pyarrow as pa
+
         found = examine_once()
-        pq.write_table(found.quarantined, draft.path / "quarantined.parquet")
-        reasons = Counter(r for text in found.quarantined["reasons"].to_pylist() for r in text.split("; "))
-        return {"batch": raw.metadata["batch"], "num_quarantined": len(found.quarantined), "reasons": dict(reasons.most_common())}, []
+        rows = pa.concat_tables([found.quarantined, found.superseded]).sort_by([("source", "ascending"), ("row", "ascending")])
+        pq.write_table(rows, draft.path / "quarantined.parquet")
+        counts = {name: count for name, count in _counts(found).items() if name in ("num_quarantined", "num_superseded")}
+        reasons = Counter(r for text in rows["reasons"].to_pylist() for r in text.split("; "))
+        return {**about, **counts, "reasons": dict(reasons.most_common())}, []
 
     shared = {
         "version": VERSION,
@@ -101,159 +125,194 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     return settings.examples.model_dump()
 
 
-def text_hash(text: str) -> str:
-    """Return 128 bits of the text's BLAKE2b as hex: the identity of a text across batches."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _counts(found: Examined) -> dict[str, int]:
+    parts = {"num_valid": len(found.valid), "num_quarantined": len(found.quarantined), "num_superseded": len(found.superseded)}
+    return {"num_rows": sum(parts.values()), **parts, "num_masked": found.num_masked}
 
 
-def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str) -> Examined:
+def _agreement_metadata(found: Agreement | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {
+        "kappa": found.kappa,
+        "kappa_method": found.method,
+        "kappa_per_label": {label: kappa for label, kappa in found.label_kappas.items() if kappa is not None},
+        "num_items_annotated_twice": found.num_items,
+    }
+
+
+def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, seed: int = 0) -> Examined:
     """Validate a batch of documents.
 
     Args:
         documents: table with `documents.COLUMNS`.
         settings: the rules' thresholds.
         batch_name: named in the messages of red checks.
+        seed: of the split: which of equal texts stays.
+
+    Raises:
+        SettingsError: an expectation of the user's own cannot be computed.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    hashes = [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
-    table = documents.append_column("text_hash", pa.array(hashes, pa.string()))
-    frame = profile(table, settings)
-    failures = run_expectations(frame, settings) if len(frame) else {}
-    reasons: dict[int, list[str]] = {}
-    for rule, reason in ROW_RULES.items():
-        for row in failures.get(rule, []):
-            reasons.setdefault(row, []).append(reason)
-    is_bad = pa.array([row in reasons for row in range(len(table))], pa.bool_())
-    valid = table.filter(pc.invert(is_bad)).drop_columns(["problem"])
-    quarantined = table.filter(is_bad)
-    quarantined = quarantined.append_column("reasons", pa.array(["; ".join(reasons[row]) for row in sorted(reasons)], pa.string()))
-    checks = [_row_outcome(rule, failures.get(rule, []), table) for rule in ROW_RULES]
-    checks += _batch_outcomes(len(table), valid, quarantined, settings, batch_name)
-    return Examined(valid, quarantined, checks, dict(Counter(valid["label"].to_pylist()).most_common()))
-
-
-def profile(table: pa.Table, settings: ExamplesSettings) -> pd.DataFrame:
-    """Return the narrow table that the expectations run on: no text, one row a document.
-
-    Only a sound row can make another one a duplicate: a broken first delivery must not shadow the good one.
-    Of equal texts the one of the smallest group, then id, stays, whatever the order of arrival.
-    """
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        {
-            "well_formed": [problem is None for problem in table["problem"].to_pylist()],
-            "num_characters": [None if t is None or not t.strip() else len(t) for t in table["text"].to_pylist()],
-            "label": pd.Series(table["label"].to_pylist(), dtype=object),
-            "confidence": pd.Series(table["confidence"].to_pylist(), dtype=float),
-            "text_hash": pd.Series(table["text_hash"].to_pylist(), dtype=object),
-            "id": pd.Series(table["id"].to_pylist(), dtype=object),
-        }
-    )
-    frame["num_characters"] = frame["num_characters"].astype(float)
-    sound = frame["well_formed"] & frame["num_characters"].between(settings.min_characters, settings.max_characters)
-    sound &= frame["label"].notna() if settings.labels is None else frame["label"].isin(settings.labels)
-    sound &= ~frame["confidence"].lt(settings.min_confidence)
-    frame["repeats_id"] = sound & frame["id"].where(sound).duplicated(keep="first")
-    labels_a_text = frame[sound].groupby("text_hash")["label"].nunique()
-    frame["conflicts"] = sound & frame["text_hash"].map(labels_a_text).fillna(0).gt(1)
-    group = pd.Series([group or "" for group in table["group"].to_pylist()], dtype=object)
-    usable = frame.assign(group=group)[sound & ~frame["conflicts"] & ~frame["repeats_id"]]
-    kept_first = usable.sort_values(["group", "id"], kind="stable")
-    frame["repeats_text"] = kept_first["text_hash"].duplicated(keep="first").reindex(frame.index, fill_value=False)
-    return frame.drop(columns=["id", "text_hash"])
+    rules = rules_for(settings)
+    documents, num_personal_data, num_masked = _masked(documents, settings)
+    table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
+    frame = profile(table, settings, num_personal_data)
+    findings = _try(frame, settings)
+    reasons = _reasons(findings, rules)
+    sound = np.ones(len(table), bool)
+    sound[list(reasons)] = False
+    found = identity.resolve(table, sound, settings, set(rules), seed)
+    findings |= _try_identity(frame, found, rules)
+    reasons |= _reasons({rule: findings[rule] for rule in IDENTITY_RULES if rule in findings}, rules)
+    reasons |= {row: [TIED] for row in np.flatnonzero(found.tied)}
+    is_valid = ~(found.superseded | found.merged)
+    is_valid[list(reasons)] = False
+    parts = _partition(table, reasons, found, is_valid)
+    agreed = agreement.of_batch(table, found, settings) if "annotators_agree" in rules else None
+    label_counts = count_labels(parts["valid"], settings)
+    checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
+    if "personal_data_is_absent" in rules and settings.pii == "mask":
+        checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
+    checks += _batch_outcomes(frame[is_valid], label_counts, agreed, rules, settings)
+    checks += gate_outcomes(len(table), parts["valid"], parts["quarantined"], parts["superseded"], settings, batch_name)
+    return Examined(**parts, checks=checks, label_counts=label_counts, num_masked=num_masked, agreement=agreed)
 
 
-def run_expectations(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, list[int]]:
-    """Return the row numbers that break each rule, as Great Expectations finds them.
+def _masked(documents: pa.Table, settings: ExamplesSettings) -> tuple[pa.Table, np.ndarray | None, int]:
+    """Return the documents, how much personal data is left in each, and in how many it was masked."""
+    if settings.pii == "off":
+        return documents, None, 0
+    counts = pii.count(documents["text"])
+    if settings.pii != "mask":
+        return documents, counts, 0
+    rows = np.flatnonzero(counts)
+    documents = mask_documents(documents, counts)
+    counts[rows] = pii.count(documents["text"].take(rows))
+    return documents, counts, len(rows)
 
-    A first pass only counts; the rows are listed in a second one, for the rules that failed.
-    """
-    import great_expectations as gx
 
-    gxe = gx.expectations
-    suite = {
-        "rows_are_well_formed": gxe.ExpectColumnValuesToBeInSet(column="well_formed", value_set=[True]),
-        "texts_are_present": gxe.ExpectColumnValuesToNotBeNull(column="num_characters"),
-        "text_lengths_are_in_bounds": gxe.ExpectColumnValuesToBeBetween(
-            column="num_characters", min_value=settings.min_characters, max_value=settings.max_characters
-        ),
-        "labels_are_present": gxe.ExpectColumnValuesToNotBeNull(column="label"),
-        "annotations_are_confident": gxe.ExpectColumnValuesToBeBetween(column="confidence", min_value=settings.min_confidence),
-        "ids_are_unique": gxe.ExpectColumnValuesToBeInSet(column="repeats_id", value_set=[False]),
-        "texts_are_unique": gxe.ExpectColumnValuesToBeInSet(column="repeats_text", value_set=[False]),
-        "equal_texts_have_equal_labels": gxe.ExpectColumnValuesToBeInSet(column="conflicts", value_set=[False]),
+def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
+    """Return each row's content hash: of its text, for the task sft of its turns; None where there is no content."""
+    if settings.task == "sft":
+        turns = documents["messages"].to_pylist()
+        return [None if found is None else messages_hash([(t["role"], t["content"]) for t in found]) for found in turns]
+    return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
+
+
+def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
+    own = expectations.build(settings) if settings.expectations else {}
+    try:
+        return run_expectations(frame, {**suite_for(settings), **own})
+    except Exception:
+        # Great Expectations does not always say which expectation it failed on: each of the user's is tried alone.
+        for number, (name, expectation) in enumerate(own.items()):
+            try:
+                run_expectations(frame, {name: expectation})
+            except Exception as error:
+                raise SettingsError(
+                    f"examples.expectations.{number}: cannot be computed on the profile ({_first_line(error)}); mend its arguments"
+                ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return lines[0] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def _try_identity(frame: pd.DataFrame, found: identity.Identity, rules: Mapping[str, Rule]) -> dict[str, Finding]:
+    masks = {
+        "ids_are_unique": found.superseded_in_file,
+        "texts_are_unique": found.repeated,
+        "equal_texts_have_equal_labels": found.conflicting | found.tied,
     }
-    if settings.labels is not None:
-        suite["labels_are_known"] = gxe.ExpectColumnValuesToBeInSet(column="label", value_set=settings.labels)
-    failed = [rule for rule, result in _validate(frame, suite, "BASIC").items() if not result["success"]]
-    complete = _validate(frame, {rule: suite[rule] for rule in failed}, "COMPLETE") if failed else {}
-    return {rule: sorted(result["result"]["unexpected_index_list"]) for rule, result in complete.items()}
-
-
-def _validate(frame: pd.DataFrame, suite: dict[str, Any], detail: str) -> dict[str, dict[str, Any]]:
-    import great_expectations as gx
-
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("profile").add_dataframe_asset("documents")
-    batch = asset.add_batch_definition_whole_dataframe("batch").get_batch({"dataframe": frame})
-    # The result's order is not the suite's: the rule's name travels in `meta`.
-    expectations = [expectation.copy(update={"meta": {"rule": rule}}) for rule, expectation in suite.items()]
-    results = batch.validate(
-        gx.ExpectationSuite(name="examples", expectations=expectations),
-        result_format={"result_format": detail, "exclude_unexpected_values": True},
-    )
-    found = {}
-    for result in results.results:
-        if result.exception_info and result.exception_info.get("raised_exception"):
-            raise RuntimeError(f"expectation {result.expectation_config.meta['rule']} failed to run: {result.exception_info}")
-        found[result.expectation_config.meta["rule"]] = result.to_json_dict()
-    return found
-
-
-def _row_outcome(rule: str, rows: list[int], table: pa.Table) -> CheckOutcome:
-    places = [f"{table['source'][row].as_py()}:{table['row'][row].as_py()}" for row in rows[:5]]
-    description = ""
-    if rows:
-        more = f" and {len(rows) - len(places):,} more" if len(rows) > len(places) else ""
-        description = (
-            f"{len(rows):,} of {len(table):,} rows quarantined ({ROW_RULES[rule]}): {', '.join(places)}{more}; "
-            "mend them in the source and deliver the file again"
-        )
-    return CheckOutcome(
-        name=rule,
-        passed=not rows,
-        severity="warn",
-        description=description,
-        metadata={"num_rows": len(table), "num_failed": len(rows)},
-    )
+    used = {rule: mask for rule, mask in masks.items() if rule in rules}
+    return run_expectations(frame[[]].assign(**used), absent(used))
 
 
 def _batch_outcomes(
-    num_rows: int, valid: pa.Table, quarantined: pa.Table, settings: ExamplesSettings, batch_name: str
+    valid: pd.DataFrame, label_counts: Mapping[str, int], agreed: Agreement | None, rules: Mapping[str, Rule], settings: ExamplesSettings
 ) -> list[CheckOutcome]:
-    share = len(quarantined) / num_rows if num_rows else 1.0
-    bounded = share <= settings.max_quarantined_share and len(valid) > 0
-    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
-    why = f", most often: {reasons[0][0]}" if reasons else ""
-    finding = f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}" if num_rows else "its files hold no rows"
-    return [
-        CheckOutcome(
-            name="rows_are_accounted_for",
-            passed=num_rows == len(valid) + len(quarantined),
-            description=f"{num_rows:,} in = {len(valid):,} valid + {len(quarantined):,} quarantined",
-            metadata={"num_rows": num_rows, "num_valid": len(valid), "num_quarantined": len(quarantined)},
-        ),
-        CheckOutcome(
-            name="quarantined_share_is_bounded",
-            passed=bounded,
-            description=""
-            if bounded
-            else f"batch {batch_name}: {finding}; mend the source and deliver it again"
-            + (", or raise examples.max_quarantined_share" if len(valid) else ""),
-            metadata={"quarantined_share": share},
-        ),
-    ]
+    """Return what the rules on the valid rows together find; `valid` is their profile."""
+    checks = []
+    if (rule := rules.get("labels_are_balanced")) is not None:
+        labels = balance_profile(label_counts, len(valid), settings)
+        checks.append(
+            balance_outcome(rule, run_expectations(labels, balanced(settings, len(valid)))["labels_are_balanced"], labels, settings)
+        )
+    if (rule := rules.get("annotators_agree")) is not None:
+        checks.append(agreement_outcome(rule, agreed, settings))
+    if (rule := rules.get("rows_suffice")) is not None:
+        checks.append(size_outcome(rule, run_expectations(valid, large_enough(settings))["rows_suffice"], settings))
+    return checks
+
+
+def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[int, list[str]]:
+    """Return the reasons of each row that a quarantining rule caught, in the rules' order."""
+    reasons: dict[int, list[str]] = {}
+    for name, rule in rules.items():
+        if rule.quarantines and name in findings:
+            for row in findings[name].rows or []:
+                reasons.setdefault(row, []).append(rule.reason)
+    return reasons
+
+
+def _partition(table: pa.Table, reasons: Mapping[int, list[str]], found: identity.Identity, is_valid: np.ndarray) -> dict[str, pa.Table]:
+    quarantined = np.array(sorted(reasons), np.int64)
+    old = np.flatnonzero(found.superseded | found.merged)
+    return {
+        "valid": _with_annotations(table, found.ratings).filter(is_valid).drop_columns(["problem"]),
+        "quarantined": _with_reasons(table, quarantined, ["; ".join(reasons[row]) for row in quarantined]),
+        "superseded": _with_reasons(table, old, [MERGED if merged else SUPERSEDED for merged in found.merged[old]]),
+        "left_out": _left_out(table, found),
+    }
+
+
+def _left_out(table: pa.Table, found: identity.Identity) -> pa.Table:
+    import pyarrow as pa
+
+    masks = {why: getattr(found, why) for why in _WHY_LEFT_OUT}
+    rows = np.concatenate([np.flatnonzero(mask) for mask in masks.values()])
+    reasons = [why for why, mask in masks.items() for _ in range(int(mask.sum()))]
+    # Which of an item's annotations stands is a matter of votes: an older one of them must not count by its time.
+    voted = {table["id"][item].as_py() for item, _, _ in found.ratings}
+    ids = table["id"].take(rows).to_pylist()
+    reasons = ["merged" if why == "superseded" and id_ in voted else why for id_, why in zip(ids, reasons, strict=True)]
+    return table.select(_OF_LEFT_OUT).take(rows).append_column("why", pa.array(reasons, pa.string()))
+
+
+def _with_reasons(table: pa.Table, rows: np.ndarray, reasons: list[str]) -> pa.Table:
+    import pyarrow as pa
+
+    return table.take(rows).append_column("reasons", pa.array(reasons, pa.string()))
+
+
+def _with_annotations(table: pa.Table, ratings: list[identity.Rating]) -> pa.Table:
+    """Return the table with the annotations of merged rows, one entry an annotator, in each of their rows."""
+    if not ratings:
+        return table
+    import pyarrow as pa
+
+    given: dict[str, list[dict[str, str]]] = {}
+    for item, annotator, target in sorted(ratings):
+        given.setdefault(table["id"][item].as_py(), []).append({"annotator": annotator, "label": target})
+    column = table["annotations"]
+    pairs = zip(table["id"].to_pylist(), column.to_pylist(), strict=True)
+    annotations = pa.array([given.get(id_, delivered) for id_, delivered in pairs], column.type)
+    return table.set_column(table.schema.get_field_index("annotations"), "annotations", annotations)
+
+
+def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
+    """Return the rows (for spans: the spans) of each label, the most frequent first."""
+    import pyarrow.compute as pc
+
+    if settings.task == "classification":
+        labels = pc.list_flatten(valid["labels"]) if settings.multi_label else valid["label"]
+    elif settings.task == "token_classification":
+        labels = pc.struct_field(pc.list_flatten(valid["spans"]), "label")
+    else:
+        return {}
+    counts = {found["values"]: found["counts"] for found in pc.value_counts(labels).to_pylist()}
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,410 +1,465 @@
 """snapshot: exactly which rows train, validate and test: deduplicated, split without leaks, frozen.
 
-The split is a keyed hash of the group (without groups, of the text): stable as data grows and
-independent of the order of arrival. Nothing is joined into clusters, because joining near-duplicates
-and groups percolates; instead, training rows near to a held-out row are left out, and counted.
+`split` decides over the rows of all batches; `near_duplicates` finds texts that are nearly equal, by what `sketches` keeps of each
+batch; `screening`, `replay` and `packing` shape what trains. This module puts them together and reads a snapshot again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fullft_assets import data_report
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Tokenization
-from fullft_assets.chunks import key_settings as chunk_settings
+from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.errors import DataError
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
+from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
+from fullft_assets.snapshot import packing, replay, screening, sketches
+from fullft_assets.snapshot.near_duplicates import near_duplicates
+from fullft_assets.snapshot.packing import Packing
+from fullft_assets.snapshot.shingles import expand
+from fullft_assets.snapshot.split import COLUMNS, SPLITS, BatchRows, Frozen, freeze_batches
+from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "2"
+__all__ = [
+    "VERSION", "Frozen", "Split", "SplitName", "Training", "freeze", "label_names", "load_split", "load_training", "near_duplicates",
+    "pack_again", "read_index", "take", "unit_hash",
+]  # fmt: skip
+
+VERSION = "3"
 SplitName = Literal["train", "validation", "test"]
-_NUM_PERMUTATIONS = 128
-_SHINGLE_WORDS = 3
-_WORD = re.compile(r"\w+")
+#: Tasks whose training rows are packed windows without a label.
+_PACKED = ("sft", "language_modeling")
 
 
 def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]) -> Manifest:
     """Freeze the snapshot over every batch that is validated and tokenised.
 
+    Its content digest is that of the rows, their splits and what their windows are made with: it does not depend on the batches.
+
     Args:
         store: where the batches' artifacts live.
         use_case: the settings.
         examples: `labeled_examples` by batch name; batches with a red gate are left out.
-        chunks: `tokenized_chunks` by batch name.
+        chunks: `tokenized_chunks` by batch name, likewise.
 
     Raises:
         DataError: see `freeze`; or a batch was not tokenised, or not from today's examples, settings and tokenizer.
     """
-    import pyarrow.parquet as pq
-
     settings = use_case.settings
-    usable = {name: manifest for name, manifest in examples.items() if _is_usable(name, manifest, chunks, use_case)}
+    expected = Expected.of(use_case)
+    usable = _usable(use_case, examples, chunks, expected)
+    evaluation = screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None
 
     def write(draft: Draft) -> Outcome:
-        tables = {name: pq.read_table(store.folder(m) / "examples.parquet") for name, m in usable.items()}
-        frozen = freeze(tables, {name: m.metadata["files"] for name, m in usable.items()}, settings.snapshot, settings.seed)
-        pq.write_table(frozen.index, draft.path / "index.parquet")
-        parts = {name: {"examples": usable[name].ref, "chunks": chunks[name].ref} for name in sorted(usable)}
+        batches = _read_batches(store, use_case, usable, evaluation)
+        packed = settings.examples.task in _PACKED
+        frozen = freeze_batches(
+            batches, settings.snapshot, settings.seed, task=settings.examples.task, multi_label=settings.examples.multi_label
+        )
+        _write_table(frozen.index, draft.path / "index.parquet")
+        _write_table(frozen.places, draft.path / "places.parquet")
         left_out = sorted(set(examples) - set(usable))
-        lengths = _report_on_data(store, use_case, frozen, tables, chunks, draft.path / "report.md")
-        return {**frozen.metadata, **lengths, "batches_left_out": left_out, "parts": parts}, frozen.checks
+        parts = {name: {"examples": usable[name].ref, "chunks": chunks[name].ref} for name in sorted(usable)}
+        metadata = {**frozen.metadata, "batches_left_out": left_out, "parts": parts}
+        counts = ["index.parquet"]
+        values = {"labels": frozen.labels, "chunks": [CHUNKS_VERSION, expected.settings], "tokenizer": expected.tokenizer}
+        if packed:
+            plan, made = _pack(store, use_case, frozen, batches, chunks, evaluation)
+            _write_table(plan.to_table(), draft.path / "packing.parquet")
+            counts.append("packing.parquet")
+            values |= {"capacity": plan.capacity, "replay": made and made.content_digest}
+            metadata |= {"num_packed_rows": plan.num_rows, "packing_fill": plan.fill, "packing_capacity": plan.capacity}
+            metadata["replay"] = made and made.ref
+            if made is not None:
+                metadata |= {"num_replay_rows": made.metadata["num_rows"], "num_replay_tokens": made.metadata["num_tokens"]}
+        # Who goes on with another artifact of this content must find the same gates open.
+        values["gates"] = {check.name: check.passed for check in frozen.checks if check.severity == "error"}
+        draft.identity = Identity(files=counts, values=values)
+        metadata |= _report_on_data(store, use_case, frozen, metadata, batches, chunks, draft.path / "report.md")
+        return metadata, frozen.checks
 
+    inputs: dict[str, Any] = {name: [usable[name].content_digest, chunks[name].content_digest] for name in sorted(usable)}
+    if evaluation is not None:
+        inputs["evaluation_texts"] = evaluation.digest
+    if settings.snapshot.replay is not None:
+        inputs["replay"] = replay.pin(use_case)
     return store.ensure(
         use_case.name,
         "training_snapshot",
         write,
         version=VERSION,
         settings=settings.snapshot.model_dump(),
-        inputs={name: [usable[name].content_digest, chunks[name].content_digest] for name in sorted(usable)},
+        inputs=inputs,
         seed=settings.seed,
     )
 
 
+def _usable(use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest], expected: Expected) -> dict[str, Manifest]:
+    """Return the batches without a red gate.
+
+    Raises:
+        DataError: one of them is not tokenised as it would be today.
+    """
+    usable = {name: manifest for name, manifest in examples.items() if not _is_held_back(manifest)}
+    mend = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
+    for name, manifest in usable.items():
+        if name not in chunks:
+            raise DataError(f"batch {name}: examples are there, but they were never tokenised; {mend}")
+        if chunks[name].inputs["labeled_examples"] != manifest.content_digest:
+            raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {mend}")
+        for made, version, settings in (
+            (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
+            (chunks[name], CHUNKS_VERSION, expected.settings),
+        ):
+            if (made.version, made.settings) != (version, settings):
+                raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {mend}")
+    others = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
+    if others:
+        raise DataError(
+            f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; "
+            f"launch {use_case.name}_retokenize"
+        )
+    return {name: manifest for name, manifest in usable.items() if not _is_held_back(chunks[name])}
+
+
+def _is_held_back(manifest: Manifest) -> bool:
+    return any(not check.passed and check.severity == "error" for check in manifest.checks)
+
+
+def _read_batches(
+    store: Store, use_case: UseCase, usable: Mapping[str, Manifest], evaluation: screening.EvaluationTexts | None
+) -> dict[str, BatchRows]:
+    settings = use_case.settings.snapshot
+
+    @cache
+    def screen() -> screening.Screen:
+        return screening.Screen(evaluation.texts, settings.screen_words, settings.near_duplicate_similarity)
+
+    found = {}
+    for name, manifest in usable.items():
+        made = sketches.ensure(store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed)
+        batch = _read_batch(store.folder(manifest), manifest.metadata["files"], sketches.read(store.folder(made)), use_case.settings.seed)
+        if evaluation is not None:
+            screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
+            batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
+        found[name] = batch
+    return found
+
+
+def _read_batch(folder: Path, files: Mapping[str, int], index: sketches.BatchIndex, seed: int) -> BatchRows:
+    import pyarrow.parquet as pq
+
+    path = folder / "examples.parquet"
+    known = set(pq.read_schema(path).names)
+    return BatchRows(
+        rows=pq.read_table(path, columns=[name for name in COLUMNS if name in known]),
+        files=files,
+        places=index.places,
+        sketches=index.sketches,
+        texts=lambda positions: _read_rows(path, "text", positions),
+        left_out=_with_places(pq.read_table(folder / "left_out.parquet"), seed),
+    )
+
+
+def _with_places(left_out: pa.Table, seed: int) -> pa.Table:
+    return left_out.append_column("place", [sketches.places(left_out, seed)])
+
+
+def _read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray:
+    """Return a column's values at positions, in that order; row groups without one are not read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        group = np.searchsorted(starts, positions, "right") - 1
+        order = np.argsort(group, kind="stable")
+        parts = []
+        for n in np.unique(group).tolist():
+            mine = positions[order[group[order] == n]]
+            parts += file.read_row_group(n, columns=[column])[column].take(pa.array(mine - starts[n])).chunks
+        kind = file.schema_arrow.field(column).type
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return pa.chunked_array(parts, kind).take(pa.array(back))
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path, compression="zstd")
+
+
+def freeze(
+    batches: Mapping[str, pa.Table],
+    deliveries: Mapping[str, Mapping[str, int]],
+    settings: SnapshotSettings,
+    seed: int,
+    *,
+    task: str = "classification",
+    multi_label: bool = False,
+    left_out: Mapping[str, pa.Table] | None = None,
+) -> Frozen:
+    """Deduplicate and split the valid examples of all batches.
+
+    Args:
+        batches: examples table of each batch, by batch name; the names mean nothing.
+        deliveries: source files of each batch with their times of delivery: a file delivered again supersedes its older rows.
+        settings: shares, caps and floors.
+        seed: key of every hash.
+        task: what an example is.
+        multi_label: the column `labels` holds the target, not `label`.
+        left_out: sound rows that are no examples of their batch, by batch name (see `examples.Examined.left_out`).
+
+    Raises:
+        DataError: there are no rows, fewer than two labels, or a label is too rare to be split.
+    """
+    found = {}
+    for name, table in batches.items():
+        index = sketches.build(table, settings.near_duplicate_similarity, seed)
+        rows = table.select([column for column in COLUMNS if column in table.column_names])
+        others = _with_places(left_out[name], seed) if left_out else None
+        found[name] = BatchRows(rows, deliveries.get(name, {}), index.places, index.sketches, table["text"].take, others)
+    return freeze_batches(found, settings, seed, task=task, multi_label=multi_label)
+
+
+def _pack(
+    store: Store,
+    use_case: UseCase,
+    frozen: Frozen,
+    batches: Mapping[str, BatchRows],
+    chunks: Mapping[str, Manifest],
+    evaluation: screening.EvaluationTexts | None,
+) -> tuple[Packing, Manifest | None]:
+    """Plan the rows of training: windows of the training split in the index's order, then those of the replayed documents."""
+    settings = use_case.settings
+    rows = _places(frozen.index, frozen.places)
+    train = rows.of("train")
+    folders = {name: store.folder(chunks[name]) for name in batches}
+    lengths = _Lists.gather(train, folders, "windows").lengths
+    made = None
+    if settings.snapshot.replay is not None:
+        held_out = rows.of("validation").texts(batches) + rows.of("test").texts(batches)
+        made = replay.draw(store, use_case, int(lengths.sum()), held_out, evaluation.texts if evaluation else ())
+        lengths = np.concatenate([lengths, _Lists.read(store.folder(made) / "chunks.parquet", "windows").lengths])
+    return packing.plan(lengths, settings.chunks.max_tokens, settings.seed), made
+
+
+def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table) -> Packing:
+    """Plan the rows of training for what is left of a snapshot.
+
+    Args:
+        store: where the batches' artifacts live.
+        snapshot: the snapshot as it was.
+        index, places: its tables with the rows that are left.
+    """
+    rows = _places(index, places).of("train")
+    parts = snapshot.metadata["parts"]
+    folders = {name: store.folder(store.load(parts[name]["chunks"])) for name in rows.batches()}
+    lengths = _Lists.gather(rows, folders, "windows").lengths
+    if snapshot.metadata["replay"] is not None:
+        drawn = store.folder(store.load(snapshot.metadata["replay"])) / "chunks.parquet"
+        lengths = np.concatenate([lengths, _Lists.read(drawn, "windows").lengths])
+    return packing.plan(lengths, snapshot.metadata["packing_capacity"], snapshot.seed)
+
+
 def _report_on_data(
-    store: Store, use_case: UseCase, frozen: Frozen, tables: Mapping[str, pa.Table], chunks: Mapping[str, Manifest], path: Path
+    store: Store,
+    use_case: UseCase,
+    frozen: Frozen,
+    metadata: Mapping[str, Any],
+    batches: Mapping[str, BatchRows],
+    chunks: Mapping[str, Manifest],
+    path: Path,
 ) -> dict[str, Any]:
     """Write the data report and return the lengths for the snapshot's metadata."""
     import pyarrow.parquet as pq
 
     settings = use_case.settings.chunks
-    tokens = {
-        name: pq.read_table(store.folder(manifest) / "chunks.parquet", columns=["num_tokens"])["num_tokens"].to_numpy()
-        for name, manifest in chunks.items()
-        if name in tables
-    }
-    rows = frozen.index.select(["split", "batch", "position", "label"]).to_pylist()
-    num_tokens = [int(tokens[row["batch"]][row["position"]]) for row in rows]
+    rows = _places(frozen.index, frozen.places)
+    num_tokens = np.zeros(len(rows.position), np.int64)
+    for name, mine in rows.by_batch():
+        tokens = pq.read_table(store.folder(chunks[name]) / "chunks.parquet", columns=["num_tokens"])["num_tokens"].to_numpy()
+        num_tokens[mine] = tokens[rows.position[mine]]
     # The first training row in the order of the texts' hashes: any, but always the same.
-    shown = next(row for row in rows if row["split"] == "train")
-    text = tables[shown["batch"]]["text"][shown["position"]].as_py()
-    tokenization = Tokenization.load(resolve_base_model(use_case.settings.base_model, use_case.project_root), settings)
-    pieces = [tokenization.tokenizer.id_to_token(i) for i in tokenization.windows([text])[0][0]]
-    report = data_report.render(
-        frozen.metadata,
-        num_tokens,
-        max_tokens=settings.max_tokens,
-        max_windows=settings.max_windows,
-        example=(text, shown["label"], pieces),
-    )
+    number = frozen.index["split"].index("train").as_py()
+    example = None
+    if number >= 0:
+        shown = rows.at(np.array([number]))
+        windows = _Lists.gather(shown, {name: store.folder(chunks[name]) for name in set(shown.batches())}, "windows").to_lists()[0]
+        tokenizer = load_tokenization(use_case).tokenizer
+        example = data_report.Example(
+            text=shown.texts(batches)[0],
+            target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0]),
+            tokens=[tokenizer.id_to_token(i) for i in windows[0]],
+        )
+    report = data_report.render(metadata, num_tokens, max_tokens=settings.max_tokens, max_windows=settings.max_windows, example=example)
     path.write_text(report, encoding="utf-8")
     return data_report.length_metadata(num_tokens, settings.max_tokens)
 
 
-def _is_usable(name: str, examples: Manifest, chunks: Mapping[str, Manifest], use_case: UseCase) -> bool:
-    if any(not check.passed and check.severity == "error" for check in examples.checks):
-        return False
-    mend = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
-    if name not in chunks:
-        raise DataError(f"batch {name}: examples are there, but they were never tokenised; {mend}")
-    if chunks[name].inputs["labeled_examples"] != examples.content_digest:
-        raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {mend}")
-    tokenizer = resolve_base_model(use_case.settings.base_model, use_case.project_root) / "tokenizer.json"
-    for made, version, settings in (
-        (examples, EXAMPLES_VERSION, example_settings(use_case.settings)),
-        (chunks[name], CHUNKS_VERSION, chunk_settings(use_case.settings)),
-    ):
-        if (made.version, made.settings) != (version, settings):
-            raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {mend}")
-    if chunks[name].inputs["tokenizer"] != hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:20]:
-        raise DataError(f"batch {name}: tokenized_chunks were made with another tokenizer than base_model's; {mend}")
-    return True
+@dataclass(frozen=True)
+class _Places:
+    """Where rows lie: `names[batch[i]]` and `position[i]`; `split` is SPLITS' number."""
+
+    names: list[str]
+    batch: np.ndarray
+    position: np.ndarray
+    split: np.ndarray
+
+    def at(self, rows: np.ndarray) -> _Places:
+        """Return those at positions or of a mask."""
+        return _Places(self.names, self.batch[rows], self.position[rows], self.split[rows])
+
+    def of(self, split: SplitName) -> _Places:
+        """Return those of a split."""
+        return self.at(self.split == SPLITS.index(split))
+
+    def batches(self) -> list[str]:
+        """Return the names of the batches that rows lie in."""
+        return [self.names[n] for n in np.unique(self.batch).tolist()]
+
+    def by_batch(self) -> list[tuple[str, np.ndarray]]:
+        """Return each batch's name with the numbers of its rows."""
+        order = np.argsort(self.batch, kind="stable")
+        cuts = np.flatnonzero(np.diff(self.batch[order])) + 1
+        return [(self.names[self.batch[mine[0]]], mine) for mine in np.split(order, cuts) if len(mine)]
+
+    def texts(self, batches: Mapping[str, BatchRows]) -> list[str]:
+        """Read the rows' texts."""
+        found: list[str] = [""] * len(self.position)
+        for name, mine in self.by_batch():
+            for number, text in zip(mine.tolist(), batches[name].texts(self.position[mine]).to_pylist(), strict=True):
+                found[number] = text
+        return found
 
 
-@dataclass
-class Row:
-    """One example on its way into the snapshot; `text` is only kept for the near-duplicate search."""
+def _places(index: pa.Table, places: pa.Table) -> _Places:
+    import pyarrow as pa
 
-    batch: str
-    position: int
-    id: str
-    text: str
-    text_hash: str
-    label: str
-    group: str
-    source: str
-    row: int
-    split: str = ""
+    encoded = places["batch"].combine_chunks().dictionary_encode()
+    split = index["split"].combine_chunks().dictionary_encode()
+    numbers = np.array([SPLITS.index(name) for name in split.dictionary.to_pylist()], np.int64)
+    return _Places(
+        encoded.dictionary.to_pylist(),
+        encoded.indices.to_numpy(),
+        places["position"].cast(pa.int64()).to_numpy(),
+        numbers[split.indices.to_numpy()] if len(numbers) else np.zeros(0, np.int64),
+    )
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A snapshot before it is written: `index` has one row an example, `labels` the label order."""
+class _Lists:
+    """Windows (or their marks) of n rows, flat: row i has the windows `rows[i]` to `rows[i + 1]`, window k the `values` from
+    `starts[k]` to `starts[k + 1]`."""
 
-    index: pa.Table
-    labels: list[str]
-    metadata: dict[str, Any]
-    checks: list[CheckOutcome]
+    values: np.ndarray
+    starts: np.ndarray
+    rows: np.ndarray
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each window."""
+        return np.diff(self.starts)
 
-def unit_hash(seed: int, purpose: str, value: str) -> float:
-    """Return a number in [0, 1) that only depends on the arguments."""
-    key = f"{seed}/{purpose}".encode()
-    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), key=key, digest_size=7).digest()) / 2**56
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> _Lists:
+        """Flatten a column of lists of lists of int32."""
+        import pyarrow.compute as pc
 
+        rows, starts, values, windows, tokens = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [], 0, 0
+        for chunk in column.chunks:
+            inner = chunk.flatten()
+            rows.append(np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(), dtype=np.int64) + windows)
+            starts.append(np.cumsum(pc.list_value_length(inner).to_numpy(), dtype=np.int64) + tokens)
+            values.append(inner.flatten().to_numpy())
+            windows, tokens = windows + len(inner), tokens + len(values[-1])
+        return cls(np.concatenate([np.zeros(0, np.int32), *values]), np.concatenate(starts), np.concatenate(rows))
 
-def freeze(batches: Mapping[str, pa.Table], deliveries: Mapping[str, Sequence[str]], settings: SnapshotSettings, seed: int) -> Frozen:
-    """Deduplicate and split the valid examples of all batches.
+    @classmethod
+    def read(cls, path: Path, column: str) -> _Lists:
+        """Read a whole column of a chunks file."""
+        import pyarrow.parquet as pq
 
-    Args:
-        batches: examples table of each batch, by batch name; names sort by delivery.
-        deliveries: source files of each batch: a file delivered again supersedes its older rows.
-        settings: shares, caps and floors.
-        seed: key of every hash.
+        return cls.of(pq.read_table(path, columns=[column])[column])
 
-    Raises:
-        DataError: there are no rows, fewer than two labels, or a label is too rare to be split.
-    """
-    dropped: Counter[str] = Counter()
-    rows = _unique(_current(_collect(batches), deliveries, dropped), dropped)
-    labels = _require_labels(rows, settings)
-    _assign(rows, settings, seed)
-    _cap_heldout(rows, settings, seed, dropped)
-    _withhold_near_duplicates(rows, settings.near_duplicate_similarity, seed, dropped)
-    _subsample(rows, "train", settings.max_train_rows, seed, dropped)
-    _subsample(rows, "validation", settings.max_validation_rows, seed, dropped)
-    kept = sorted((row for row in rows if row.split in ("train", "validation", "test")), key=lambda r: (r.split, r.text_hash))
-    _require_every_label(kept, labels)
-    return Frozen(_index(kept), labels, _metadata(kept, labels, dropped, len(batches)), _checks(kept, settings))
+    @classmethod
+    def gather(cls, rows: _Places, folders: Mapping[str, Path], column: str) -> _Lists:
+        """Read a column of the chunks of some rows, in their order."""
+        found, order = [cls.of(_no_lists())], [np.zeros(0, np.int64)]
+        for name, mine in rows.by_batch():
+            found.append(cls.of(_read_rows(folders[name] / "chunks.parquet", column, rows.position[mine])))
+            order.append(mine)
+        back = np.empty(len(rows.position), np.int64)
+        back[np.concatenate(order)] = np.arange(len(back))
+        return cls.join(found).take(back)
 
+    @classmethod
+    def join(cls, parts: Sequence[_Lists]) -> _Lists:
+        """Return the rows of several, one after the other."""
+        tokens, windows, starts, rows = 0, 0, [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+        for part in parts:
+            starts.append(part.starts[1:] + tokens)
+            rows.append(part.rows[1:] + windows)
+            tokens, windows = tokens + len(part.values), windows + len(part.starts) - 1
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate(starts), np.concatenate(rows))
 
-def _collect(batches: Mapping[str, pa.Table]) -> list[Row]:
-    rows = []
-    for name in sorted(batches):
-        table = batches[name]
-        columns = [table[c].to_pylist() for c in ("id", "text", "text_hash", "label", "group", "source", "row")]
-        for position, (id_, text, hash_, label, group, source, number) in enumerate(zip(*columns, strict=True)):
-            rows.append(Row(name, position, id_, text, hash_, label, group or hash_, source, number))
-    return rows
+    def take(self, rows: np.ndarray) -> _Lists:
+        """Return the given rows, in that order."""
+        counts = np.diff(self.rows)[rows]
+        windows = expand(self.rows[:-1][rows], counts)
+        lengths = self.lengths[windows]
+        values = self.values[expand(self.starts[:-1][windows], lengths)]
+        return _Lists(values, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([[0], np.cumsum(counts)]))
 
-
-def _current(rows: list[Row], deliveries: Mapping[str, Sequence[str]], dropped: Counter[str]) -> list[Row]:
-    newest = {source: name for name in sorted(deliveries) for source in deliveries[name]}
-    current = [row for row in rows if newest.get(row.source, row.batch) == row.batch]
-    dropped["superseded by a newer delivery of their file"] += len(rows) - len(current)
-    return current
-
-
-def _unique(rows: list[Row], dropped: Counter[str]) -> list[Row]:
-    by_text: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_text[row.text_hash].append(row)
-    unique = []
-    for same in by_text.values():
-        if len({row.label for row in same}) > 1:
-            dropped["equal text with another label in another batch"] += len(same)
-            continue
-        # A row without a group of its own, then the smallest group and id, wins: the choice (and with it the split)
-        # does not depend on the order of arrival.
-        unique.append(min(same, key=lambda row: (row.group != row.text_hash, row.group, row.id, row.batch)))
-        dropped["duplicate text of another batch"] += len(same) - 1
-    return unique
+    def to_lists(self) -> list[list[list[int]]]:
+        """Return one list of windows a row."""
+        values, starts, rows = self.values.tolist(), self.starts.tolist(), self.rows.tolist()
+        windows = [values[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
+        return [windows[begin:end] for begin, end in zip(rows, rows[1:], strict=False)]
 
 
-def _require_labels(rows: list[Row], settings: SnapshotSettings) -> list[str]:
-    if not rows:
-        raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
-    counts = Counter(row.label for row in rows)
-    if len(counts) < 2:
-        raise DataError(f"snapshot: only one label (`{next(iter(counts))}`) in {len(rows):,} rows; a classifier needs two")
-    for label, count in sorted(counts.items(), key=lambda item: item[1]):
-        if count < settings.min_rows_per_label:
-            row = next(row for row in rows if row.label == label)
-            raise DataError(
-                f"{row.source}:{row.row}: label `{label}` has {count} row{'s' * (count > 1)}, fewer than "
-                f"snapshot.min_rows_per_label ({settings.min_rows_per_label}); deliver more, or leave it out of examples.labels"
-            )
-    return sorted(counts)
-
-
-def _assign(rows: list[Row], settings: SnapshotSettings, seed: int) -> None:
-    for row in rows:
-        place = unit_hash(seed, "split", row.group)
-        if place < settings.test_share:
-            row.split = "test"
-        elif place < settings.test_share + settings.validation_share:
-            row.split = "validation"
-        else:
-            row.split = "train"
-
-
-def _cap_heldout(rows: list[Row], settings: SnapshotSettings, seed: int, dropped: Counter[str]) -> None:
-    taken: Counter[tuple[str, str]] = Counter()
-    for row in sorted(rows, key=lambda row: unit_hash(seed, "cap", row.text_hash)):
-        if row.split != "train":
-            taken[row.split, row.group] += 1
-            if taken[row.split, row.group] > settings.max_heldout_rows_per_group:
-                row.split = "over the cap"
-                dropped["held-out rows over the cap of their group"] += 1
-
-
-def _withhold_near_duplicates(rows: list[Row], similarity: float, seed: int, dropped: Counter[str]) -> None:
-    for guarded, others in (("test", ("validation", "train")), ("validation", ("train",))):
-        held_out = [row for row in rows if row.split == guarded]
-        candidates = [row for row in rows if row.split in others]
-        near = near_duplicates([row.text for row in held_out], [row.text for row in candidates], similarity, seed)
-        for position in near:
-            dropped[f"{candidates[position].split} rows near a {guarded} row"] += 1
-            candidates[position].split = "near a held-out row"
-
-
-def near_duplicates(reference: list[str], candidates: list[str], similarity: float, seed: int) -> dict[int, int]:
-    """Return the candidates that are near-duplicates of a reference text.
-
-    MinHash bands propose pairs (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3) and
-    the exact Jaccard similarity of the word shingles confirms each.
-
-    Returns:
-        For each near candidate's position the position of one reference text it is near to.
-    """
-    if not reference or not candidates:
-        return {}
-    from rensa import RMinHash
-
-    shingles = [_shingles(text) for text in [*reference, *candidates]]
-    sketches = np.array(RMinHash.digests_from_token_sets([list(s) for s in shingles], _NUM_PERMUTATIONS, seed % 2**32), np.uint32)
-    num_rows = _band_rows(similarity)
-    found: dict[int, int] = {}
-    tried: set[tuple[int, int]] = set()
-    for start in range(0, _NUM_PERMUTATIONS - num_rows + 1, num_rows):
-        keys = [band.tobytes() for band in sketches[:, start : start + num_rows]]
-        buckets: dict[bytes, list[int]] = defaultdict(list)
-        for position, key in enumerate(keys[: len(reference)]):
-            buckets[key].append(position)
-        for position, key in enumerate(keys[len(reference) :]):
-            if position in found:
-                continue
-            for other in buckets.get(key, ()):
-                if (position, other) in tried:
-                    continue
-                tried.add((position, other))
-                if _jaccard(shingles[len(reference) + position], shingles[other]) >= similarity:
-                    found[position] = other
-                    break
-    return found
-
-
-def _shingles(text: str) -> frozenset[str]:
-    words = _WORD.findall(text.lower())
-    if len(words) <= _SHINGLE_WORDS:
-        return frozenset([" ".join(words) or text])
-    return frozenset(" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(len(words) - _SHINGLE_WORDS + 1))
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
-
-
-def _band_rows(similarity: float) -> int:
-    # The largest bands that still propose a pair exactly at the threshold with probability 0.99 or more.
-    for num_rows in (16, 12, 8, 6, 5, 4, 3, 2):
-        if 1 - (1 - similarity**num_rows) ** (_NUM_PERMUTATIONS // num_rows) >= 0.99:
-            return num_rows
-    return 1
-
-
-def _subsample(rows: list[Row], split: str, most: int | None, seed: int, dropped: Counter[str]) -> None:
-    chosen = sorted((r for r in rows if r.split == split), key=lambda r: unit_hash(seed, "subsample", r.text_hash))
-    for row in chosen[most if most is not None else len(chosen) :]:
-        row.split = "over the maximum"
-        dropped[f"{split} rows over snapshot.max_{split}_rows"] += 1
-
-
-def _require_every_label(rows: list[Row], labels: list[str]) -> None:
-    for split in ("train", "validation", "test"):
-        missing = sorted(set(labels) - {row.label for row in rows if row.split == split})
-        if missing:
-            raise DataError(
-                f"snapshot: no {split} row with label `{missing[0]}` (its rows share too few groups or are near-duplicates); "
-                "deliver more groups with it, or leave it out of examples.labels"
-            )
-
-
-def _index(rows: list[Row]) -> pa.Table:
+def _no_lists() -> pa.ChunkedArray:
     import pyarrow as pa
 
-    names = ("split", "id", "text_hash", "label", "group", "source", "row", "batch", "position")
-    return pa.table({name: [getattr(row, name) for row in rows] for name in names})
-
-
-def _metadata(rows: list[Row], labels: list[str], dropped: Counter[str], num_batches: int) -> dict[str, Any]:
-    counts = {split: Counter(r.label for r in rows if r.split == split) for split in ("train", "validation", "test")}
-    return {
-        "labels": labels,
-        "num_batches": num_batches,
-        "num_train_rows": counts["train"].total(),
-        "num_validation_rows": counts["validation"].total(),
-        "num_test_rows": counts["test"].total(),
-        "num_test_groups": len({row.group for row in rows if row.split == "test"}),
-        "label_counts": {split: dict(sorted(found.items())) for split, found in counts.items()},
-        "left_out": {reason: count for reason, count in dropped.items() if count},
-    }
-
-
-def _checks(rows: list[Row], settings: SnapshotSettings) -> list[CheckOutcome]:
-    splits = {s: [r for r in rows if r.split == s] for s in ("train", "validation", "test")}
-    shared = 0
-    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        for field in ("id", "text_hash", "group"):
-            shared += len({getattr(r, field) for r in splits[first]} & {getattr(r, field) for r in splits[second]})
-    num_train = len(splits["train"])
-    enough = num_train >= settings.min_train_rows
-    plenty = num_train >= settings.recommended_train_rows
-    return [
-        CheckOutcome(
-            name="splits_are_disjoint",
-            passed=shared == 0,
-            description=""
-            if not shared
-            else f"{shared:,} ids, texts or groups stand in two splits; give documents unique ids (documents.id)",
-            metadata={"num_shared": shared},
-        ),
-        CheckOutcome(
-            name="training_rows_suffice",
-            passed=enough,
-            description=""
-            if enough
-            else f"{num_train:,} training rows, fewer than snapshot.min_train_rows ({settings.min_train_rows:,}); deliver more",
-            metadata={"num_train_rows": num_train},
-        ),
-        CheckOutcome(
-            name="training_rows_are_plenty",
-            passed=plenty,
-            severity="warn",
-            description=""
-            if plenty
-            else f"{num_train:,} training rows; full fine-tuning wants {settings.recommended_train_rows:,} and more, or it overfits",
-            metadata={"num_train_rows": num_train},
-        ),
-    ]
+    return pa.chunked_array([], pa.list_(pa.list_(pa.int32())))
 
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split, aligned by position; `labels` [n] are positions in the label order."""
+    """The rows of one split, aligned by position.
+
+    Attributes:
+        ids, texts, groups: one a row.
+        labels: what is learned, as positions in the label order: int64 [n] for one label a row; bool [n, labels] where a row may have
+            several; all 0 for the tasks without labels.
+        windows: token ids of each row's windows.
+        marks: aligned with the windows for the tasks sft and token_classification (see `chunks.schema`), else None.
+        span_labels: token_classification: the labels of each row's spans, as positions in the label order, else None.
+    """
 
     ids: list[str]
     texts: list[str]
     labels: np.ndarray
     groups: list[str]
     windows: list[list[list[int]]]
+    marks: list[list[list[int]]] | None = None
+    span_labels: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -418,6 +473,8 @@ class Split:
             self.labels[pick],
             [self.groups[p] for p in pick],
             [self.windows[p] for p in pick],
+            None if self.marks is None else [self.marks[p] for p in pick],
+            None if self.span_labels is None else [self.span_labels[p] for p in pick],
         )
 
 
@@ -426,27 +483,110 @@ def label_names(snapshot: Manifest) -> list[str]:
     return list(snapshot.metadata["labels"])
 
 
+def read_index(store: Store, snapshot: Manifest) -> pa.Table:
+    """Return a snapshot's index with where each row lies: `batch` (a key of its metadata `parts`) and `position` there."""
+    import pyarrow.parquet as pq
+
+    folder = store.folder(snapshot)
+    index, places = pq.read_table(folder / "index.parquet"), pq.read_table(folder / "places.parquet")
+    for name in places.column_names:
+        index = index.append_column(name, places[name])
+    return index
+
+
 def load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
     """Read one split's texts and windows from the artifacts that the snapshot froze."""
+    import pyarrow.compute as pc
+
+    index = read_index(store, snapshot)
+    index = index.filter(pc.equal(index["split"], name))
+    rows = _places(index, index)
+    parts = snapshot.metadata["parts"]
+    chunks = {batch: store.folder(store.load(parts[batch]["chunks"])) for batch in rows.batches()}
+    texts: list[str] = [""] * len(index)
+    for batch, mine in rows.by_batch():
+        path = store.folder(store.load(parts[batch]["examples"])) / "examples.parquet"
+        for number, text in zip(mine.tolist(), _read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True):
+            texts[number] = text
+    has_marks = "marks" in index.column_names or _is_marked(chunks)
+    return Split(
+        index["id"].to_pylist(),
+        texts,
+        _label_array(index, label_names(snapshot)),
+        index["group"].to_pylist(),
+        _Lists.gather(rows, chunks, "windows").to_lists(),
+        _Lists.gather(rows, chunks, "marks").to_lists() if has_marks else None,
+        _span_labels(index, label_names(snapshot)),
+    )
+
+
+def _is_marked(chunks: Mapping[str, Path]) -> bool:
+    """Return whether the chunks carry marks: the column is all null for the other tasks."""
+    import pyarrow.parquet as pq
+
+    for folder in chunks.values():
+        with pq.ParquetFile(folder / "chunks.parquet") as file:
+            if "marks" not in file.schema_arrow.names or not file.num_row_groups:
+                continue
+            column = file.read_row_group(0, columns=["marks"])["marks"]
+            if len(column):
+                return column.null_count < len(column)
+    return False
+
+
+def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
     import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if "label" in index.column_names:
+        return pc.index_in(index["label"], value_set=pa.array(names, pa.string())).to_numpy().astype(np.int64)
+    if "labels" in index.column_names:
+        lists = index["labels"].combine_chunks()
+        found = np.zeros((len(index), len(names)), bool)
+        code = pc.index_in(lists.flatten(), value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+        found[pc.list_parent_indices(lists).to_numpy(), code.astype(np.int64)] = True
+        return found
+    return np.zeros(len(index), np.int64)
+
+
+def _span_labels(index: pa.Table, names: list[str]) -> list[list[int]] | None:
+    if "spans" not in index.column_names:
+        return None
+    position = {name: n for n, name in enumerate(names)}
+    return [[position[span["label"]] for span in spans or []] for spans in index["spans"].to_pylist()]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The packed training rows of the tasks sft and language_modeling.
+
+    Attributes:
+        windows: token ids of each window: those of the training rows in the index's order, then the replayed documents'.
+        marks: aligned with the windows, 1 where a token is trained; None: all are.
+        packing: the plan; its `source` is a position in `windows`.
+    """
+
+    windows: list[list[int]]
+    marks: list[list[int]] | None
+    packing: Packing
+
+
+def load_training(store: Store, snapshot: Manifest) -> Training:
+    """Read the packed training rows that the snapshot froze."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    index = pq.read_table(store.folder(snapshot) / "index.parquet")
-    index = index.filter(pc.equal(index["split"], name))
-    position = {label: i for i, label in enumerate(label_names(snapshot))}
-    texts: list[str | None] = [None] * len(index)
-    windows: list[list[list[int]]] = [[]] * len(index)
-    batches, rows = index["batch"].to_pylist(), np.array(index["position"].to_pylist(), np.int64)
-    refs = snapshot.metadata["parts"]
-    for batch in sorted(set(batches)):
-        places = np.array([i for i, b in enumerate(batches) if b == batch])
-        take = pa.array(rows[places])
-        examples = store.folder(store.load(refs[batch]["examples"])) / "examples.parquet"
-        chunks = store.folder(store.load(refs[batch]["chunks"])) / "chunks.parquet"
-        found = pq.read_table(examples, columns=["text"])["text"].take(take).to_pylist()
-        cut = pq.read_table(chunks, columns=["windows"])["windows"].take(take).to_pylist()
-        for place, text, parts in zip(places, found, cut, strict=True):
-            texts[place], windows[place] = text, parts
-    labels = np.array([position[label] for label in index["label"].to_pylist()], np.int64)
-    return Split(index["id"].to_pylist(), texts, labels, index["group"].to_pylist(), windows)
+    index = read_index(store, snapshot)
+    rows = _places(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
+    parts = snapshot.metadata["parts"]
+    chunks = {batch: store.folder(store.load(parts[batch]["chunks"])) for batch in rows.batches()}
+    drawn = snapshot.metadata["replay"]
+    more = {} if drawn is None else {"": store.folder(store.load(drawn))}
+
+    def read(column: str) -> list[list[int]]:
+        found = [_Lists.gather(rows, chunks, column), *(_Lists.read(folder / "chunks.parquet", column) for folder in more.values())]
+        return [window for row in _Lists.join(found).to_lists() for window in row]
+
+    capacity = snapshot.metadata["packing_capacity"]
+    plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
+    return Training(read("windows"), read("marks") if _is_marked({**chunks, **more}) else None, plan)

@@ -6,6 +6,7 @@ Saved as JSON and npz, never pickled.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +45,7 @@ class Majority:
         np.savez(folder / "majority.npz", shares=self.shares)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path) -> Majority:
+    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> Majority:
         """Read what `save` wrote."""
         return cls(np.load(folder / "majority.npz")["shares"])
 
@@ -80,7 +81,7 @@ class Tfidf:
         np.savez(folder / "tfidf.npz", idf=self.vectorizer.idf_, coefficients=self.coefficients, intercept=self.intercept)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path) -> Tfidf:
+    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> Tfidf:
         """Read what `save` wrote."""
         arrays = np.load(folder / "tfidf.npz")
         vectorizer = cls._vectorizer(json.loads((folder / "tfidf.json").read_text(encoding="utf-8")))
@@ -91,20 +92,30 @@ class Tfidf:
 class FrozenProbe:
     """Logistic regression on the base model's embeddings: the backbone stays as it was."""
 
-    def __init__(self, base_model: Path, mean: np.ndarray, scale: np.ndarray, coefficients: np.ndarray, intercept: np.ndarray):
-        self.base_model, self.mean, self.scale = base_model, mean, scale
+    def __init__(
+        self,
+        base_model: Path,
+        mean: np.ndarray,
+        scale: np.ndarray,
+        coefficients: np.ndarray,
+        intercept: np.ndarray,
+        added_tokens: Sequence[str] = (),
+    ):
+        self.base_model, self.added_tokens, self.mean, self.scale = base_model, added_tokens, mean, scale
         self.coefficients, self.intercept = coefficients, intercept
 
     @classmethod
-    def fit(cls, base_model: Path, embeddings: np.ndarray, labels: np.ndarray, num_labels: int) -> FrozenProbe:
+    def fit(
+        cls, base_model: Path, embeddings: np.ndarray, labels: np.ndarray, num_labels: int, added_tokens: Sequence[str] = ()
+    ) -> FrozenProbe:
         """Fit on embeddings [rows, hidden] of the training rows."""
         mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
         coefficients, intercept = _fit_logistic((embeddings - mean) / scale, labels, num_labels, C=0.1)
-        return cls(base_model, mean, scale, coefficients, intercept)
+        return cls(base_model, mean, scale, coefficients, intercept, added_tokens)
 
     def predict(self, split: Split) -> np.ndarray:
         """Return label probabilities [rows, labels]."""
-        return self.predict_embedded(embed(self.base_model, split.windows))
+        return self.predict_embedded(embed(self.base_model, split.windows, added_tokens=self.added_tokens))
 
     def predict_embedded(self, embeddings: np.ndarray) -> np.ndarray:
         """Return label probabilities [rows, labels] from embeddings [rows, hidden]."""
@@ -115,19 +126,19 @@ class FrozenProbe:
         np.savez(folder / "frozen_probe.npz", mean=self.mean, scale=self.scale, coefficients=self.coefficients, intercept=self.intercept)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path) -> FrozenProbe:
+    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> FrozenProbe:
         """Read what `save` wrote."""
         arrays = np.load(folder / "frozen_probe.npz")
-        return cls(base_model, arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"])
+        return cls(base_model, arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"], added_tokens)
 
 
 #: Cheapest first.
 KINDS = {"majority": Majority, "tfidf": Tfidf, "frozen_probe": FrozenProbe}
 
 
-def load(folder: Path, base_model: Path) -> dict[str, Baseline]:
-    """Return the baselines of a `cheaper_baselines` artifact by name."""
-    return {name: kind.load(folder, base_model) for name, kind in KINDS.items()}
+def load(folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> dict[str, Baseline]:
+    """Return the baselines of a `cheaper_baselines` artifact by name; `added_tokens` are those of the windows they will read."""
+    return {name: kind.load(folder, base_model, added_tokens) for name, kind in KINDS.items()}
 
 
 def _fit_logistic(features, labels: np.ndarray, num_labels: int, *, C: float) -> tuple[np.ndarray, np.ndarray]:

@@ -18,11 +18,11 @@ from transformers import AutoConfig
 from fullft_assets import evaluation, release, report
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import StoreError
+from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation
 from fullft_assets.jobs import Job
 from fullft_assets.release import Verdict
-from fullft_assets.snapshot import Split, label_names, load_split
+from fullft_assets.snapshot import Split, label_names, load_split, near_duplicates
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from fullft_assets.workloads import baselines, metrics
 from fullft_assets.workloads.entry import Progress, run_workload
@@ -38,6 +38,12 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     inputs = job.load_inputs(store)
     snapshot, checkpoint = inputs["training_snapshot"], inputs["finetuned_checkpoint"]
     labels, test = label_names(snapshot), load_split(store, snapshot, "test")
+    delivered = len(test)
+    test = unseen(job, store, inputs, test)
+    if len(test) < delivered:
+        progress.say(
+            f"{delivered - len(test):,} test rows left out: a model learned from them, or from near-duplicates, in an older snapshot"
+        )
     probabilities = predict_all(job, store, inputs, test, labels, progress)
     progress.say(f"{job.settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
     found = evaluation.assess(
@@ -73,9 +79,31 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json"),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(found, decision, headline, inputs),
+            metadata={**_metadata(found, decision, headline, inputs), "num_test_rows_left_out": delivered - len(test)},
             checks=_checks(found, decision),
         )
+
+
+def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) -> Split:
+    """Return the test rows that neither the candidate nor the champion has learned from, literally or nearly.
+
+    A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the snapshot
+    (periodic evaluation, a champion) was trained on another one's.
+
+    Raises:
+        DataError: no row is left.
+    """
+    settings = job.settings.snapshot
+    judged = [inputs[name] for name in ("finetuned_checkpoint", "champion") if name in inputs]
+    trained_on = {m.content_digest: m for m in (store.load(checkpoint.metadata["snapshot"]) for checkpoint in judged)}
+    trained_on.pop(inputs["training_snapshot"].content_digest, None)
+    seen: set[int] = set()
+    for snapshot in trained_on.values():
+        train = load_split(store, snapshot, "train")
+        seen.update(near_duplicates(train.texts, test.texts, settings.near_duplicate_similarity, job.settings.seed))
+    if len(seen) == len(test):
+        raise DataError("evaluation: every test row was learned from by a model under judgement; deliver new labelled documents")
+    return test.select([row for row in range(len(test)) if row not in seen]) if seen else test
 
 
 def predict_all(
@@ -86,16 +114,17 @@ def predict_all(
     progress.say(f"fine-tuned model on {len(test):,} test rows ...")
     # The snapshot may be newer than the checkpoint (periodic evaluation), and know other labels.
     theirs = model_labels(folder)
-    found = {FINETUNED: map_labels(predict(folder, test.windows, progress=progress).probabilities, theirs, labels)}
-    base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
-    for name, baseline in baselines.load(store.folder(inputs["cheaper_baselines"]), base_model).items():
+    windows = _windows_for(inputs["finetuned_checkpoint"], test, job, store, inputs)
+    found = {FINETUNED: map_labels(predict(folder, windows, progress=progress).probabilities, theirs, labels)}
+    base_model, added_tokens = resolve_base_model(job.settings.base_model, Path(job.project_root)), job.settings.chunks.added_tokens
+    for name, baseline in baselines.load(store.folder(inputs["cheaper_baselines"]), base_model, added_tokens).items():
         progress.raise_if_stopped()
         progress.say(f"{evaluation.title(name)} on {len(test):,} test rows ...")
         found[name] = map_labels(baseline.predict(test), inputs["cheaper_baselines"].metadata["labels"], labels)
     if "champion" in inputs:
         progress.say(f"champion on {len(test):,} test rows ...")
         champion = store.folder(inputs["champion"]) / "model"
-        windows = _windows_for(champion, folder, test, job)
+        windows = _windows_for(inputs["champion"], test, job, store, inputs)
         found[CHAMPION] = map_labels(predict(champion, windows, progress=progress).probabilities, model_labels(champion), labels)
     return found
 
@@ -148,11 +177,17 @@ def read_step_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _windows_for(champion: Path, candidate: Path, test: Split, job: Job) -> list[list[list[int]]]:
+def _windows_for(checkpoint: Manifest, test: Split, job: Job, store: Store, inputs: Mapping[str, Manifest]) -> list[list[list[int]]]:
     # Token ids only mean something to the tokenizer that made them.
-    theirs = Tokenization.load(champion, job.settings.chunks)
-    ours = Tokenization.load(candidate, job.settings.chunks)
-    return test.windows if theirs.digest == ours.digest else theirs.windows(test.texts)
+    if _tokenizer_of(store, store.load(checkpoint.metadata["snapshot"])) == _tokenizer_of(store, inputs["training_snapshot"]):
+        return test.windows
+    return Tokenization.load_saved(store.folder(checkpoint) / "model", job.settings.chunks).windows(test.texts)
+
+
+def _tokenizer_of(store: Store, snapshot: Manifest) -> str:
+    """Return the digest of the tokenizer that made all windows of a snapshot."""
+    part = next(iter(snapshot.metadata["parts"].values()))
+    return store.load(part["chunks"]).inputs["tokenizer"]
 
 
 def _write_predictions(path: Path, test: Split, probabilities: np.ndarray, labels: list[str]) -> None:
@@ -195,7 +230,13 @@ def _metadata(found: Evaluation, decision: Verdict, headline: Mapping[str, float
 
 
 def _checks(found: Evaluation, decision: Verdict) -> list[CheckOutcome]:
-    checks = [CheckOutcome(name=reason.gate, passed=reason.passed, severity="warn", description=reason.text) for reason in decision.reasons]
+    numbers = _gate_numbers(found)
+    checks = [
+        CheckOutcome(
+            name=reason.gate, passed=reason.passed, severity="warn", description=reason.text, metadata=numbers.get(reason.gate, {})
+        )
+        for reason in decision.reasons
+    ]
     half_width = found.score.half_width
     enough = half_width <= evaluation.MAX_HALF_WIDTH
     description = f"{evaluation.title(found.primary_metric)} is known to ±{half_width:.3f} on {found.num_test_groups:,} groups"
@@ -206,6 +247,19 @@ def _checks(found: Evaluation, decision: Verdict) -> list[CheckOutcome]:
         *checks,
         CheckOutcome(name="test_set_is_large_enough", passed=enough, severity="warn", description=description, metadata=metadata),
     ]
+
+
+def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:
+    """Return what the UI plots over evaluations beside each gate."""
+    gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
+    numbers = {
+        "beats_baselines": {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
+        "score_is_sufficient": {found.primary_metric: found.score.estimate},
+        "is_calibrated": {"calibration_error": found.calibration_error},
+    }
+    if over_champion is not None:
+        numbers["beats_champion"] = {"gain": over_champion.estimate, "gain_low": over_champion.low, "gain_high": over_champion.high}
+    return numbers
 
 
 if __name__ == "__main__":

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from fullft_assets.workloads import precision
+from fullft_assets.workloads.embeddings import initialise_added
 
 if TYPE_CHECKING:
     from fullft_assets.workloads.entry import Progress
@@ -43,20 +44,33 @@ def load_classifier(folder: Path, **options: object) -> PreTrainedModel:
     )
 
 
-def load_for_training(folder: Path, labels: list[str], attention_dropout: float | None) -> PreTrainedModel:
-    """Load a pretrained model with a new head for these labels, on the CPU, in fp32."""
+def load_for_training(
+    folder: Path, labels: list[str], attention_dropout: float | None, added_tokens: Sequence[str] = ()
+) -> PreTrainedModel:
+    """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU, in fp32."""
     options: dict[str, object] = {}
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    if config.pad_token_id is None:
+        # A decoder's classifier looks for the last token that is no padding, and refuses batches without a padding token.
+        options["pad_token_id"] = _end_token(config)
     for name in _ATTENTION_DROPOUT:
         if attention_dropout is not None and hasattr(config, name):
             options[name] = attention_dropout
-    return load_classifier(
+    model = load_classifier(
         folder,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
         **options,
     )
+    initialise_added(model, folder, added_tokens)
+    return model
+
+
+def _end_token(config: PretrainedConfig) -> int:
+    # Llama 3 and others name several.
+    end = config.eos_token_id
+    return (end[0] if isinstance(end, list) else end) or 0
 
 
 def predict(model_folder: Path, windows: list[list[list[int]]], *, progress: Progress | None = None) -> Prediction:
@@ -83,9 +97,12 @@ def predict_with(model: PreTrainedModel, windows: list[list[list[int]]], *, prog
     return Prediction(shifted / shifted.sum(axis=1, keepdims=True), embeddings / counts)
 
 
-def embed(model_folder: Path, windows: list[list[list[int]]], *, progress: Progress | None = None) -> np.ndarray:
-    """Return the mean-pooled last hidden state [rows, hidden] of a model without a head."""
+def embed(
+    model_folder: Path, windows: list[list[list[int]]], *, added_tokens: Sequence[str] = (), progress: Progress | None = None
+) -> np.ndarray:
+    """Return the mean-pooled last hidden state [rows, hidden] of a base model, as it is before any training."""
     model = AutoModel.from_pretrained(str(model_folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    initialise_added(model, model_folder, added_tokens)
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
     for rows, _, pooled in _forward(model, windows, progress):
         np.add.at(embeddings, rows, pooled)

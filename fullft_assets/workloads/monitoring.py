@@ -62,9 +62,8 @@ class Reader:
 
     def read(self, texts: list[str], vocabulary: set[str]) -> Features:
         """Return the features of whole texts, each pooled over its windows."""
-        ids = self.tokenization.encode(texts)
-        prediction = predict(self.model_folder, [self.tokenization.cut(row) for row in ids], progress=self.progress)
-        counts = [len(row) for row in ids]
+        windows, counts = self.tokenization.windows_with_lengths(texts)
+        prediction = predict(self.model_folder, windows, progress=self.progress)
         return monitoring.build_features(texts, counts, vocabulary, prediction.probabilities, prediction.embeddings)
 
 
@@ -83,7 +82,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         verdict = monitoring.insufficient(len(window.chosen), settings)
     else:
         model_folder = store.folder(inputs["finetuned_checkpoint"]) / "model"
-        reader = Reader(model_folder, Tokenization.load(model_folder, job.settings.chunks), progress)
+        reader = Reader(model_folder, Tokenization.load_saved(model_folder, job.settings.chunks), progress)
         reference, vocabulary = _load_reference(job, store, inputs, reader)
         progress.raise_if_stopped()
         features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
@@ -102,7 +101,7 @@ def _load_reference(job: Job, store: Store, inputs: dict[str, Manifest], reader:
     """Return the reference's features and the training texts' vocabulary, made now unless they exist."""
     settings = {
         "reference_rows": job.settings.monitoring.reference_rows,
-        "chunks": job.settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
+        "chunks": job.settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"}),
     }
     sources = {name: inputs[name].content_digest for name in ("training_snapshot", "finetuned_checkpoint")}
     key = artifact_key(REFERENCE_STAGE, monitoring.VERSION, settings, sources, job.settings.seed)

@@ -1,0 +1,39 @@
+"""representation: training_snapshot, production_documents, drift_report -> the check training_data_represents_production."""
+
+import dagster as dg
+
+from fullft_assets import release
+from fullft_assets.assets.case import Case
+from fullft_assets.errors import StoreError
+from fullft_assets.resources import latest, latest_by_partition, one_line_errors
+from fullft_assets.snapshot import representation
+
+
+def check_key(case: Case) -> dg.AssetCheckKey:
+    """Return the key of the check."""
+    return dg.AssetCheckKey(case.key("training_snapshot"), representation.NAME)
+
+
+def build(case: Case) -> list[dg.AssetChecksDefinition]:
+    """Return the check. It is looked at again when either side is new: behind each snapshot, and behind each window's drift report."""
+
+    @dg.asset_check(
+        asset=case.key("training_snapshot"),
+        name=representation.NAME,
+        additional_deps=[case.key("drift_report")],
+        description="Labels and domains are as frequent in the training rows as in production.",
+    )
+    def training_data_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        store = case.store(context.instance)
+        with one_line_errors():
+            snapshot = latest(store, case.name, "training_snapshot")
+            if snapshot is None:
+                raise StoreError(f"{case.name}: there is no training_snapshot; run {case.name}_model first")
+            windows, reports = (latest_by_partition(store, case.name, name) for name in ("production_documents", "drift_report"))
+            champion = release.read_champion(store, case.name)
+            model = store.load(champion.checkpoint) if champion else latest(store, case.name, "finetuned_checkpoint")
+            most = case.settings.snapshot.max_share_difference
+            outcome = representation.judge(store, snapshot, windows, reports, model, most, case.settings.seed)
+        return case.check_result(outcome, "training_snapshot")
+
+    return [training_data_represents_production]

@@ -1,0 +1,82 @@
+"""retokenization: labeled_examples -> tokenized_chunks of every batch that needs it, in one run.
+
+A new tokenizer (another base model, added tokens) or other windows make every batch's chunks old, and its documents and
+examples not: read and validated they stay. A backfill would start a run for each of up to 10,000 batches; this op does
+them one after the other, with the events that such runs would have left.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from fullft_assets import chunks, ingestion
+from fullft_assets.assets.case import Case
+from fullft_assets.assets.chunks import code_version
+from fullft_assets.resources import latest_by_partition, one_line_errors, set_latest
+from fullft_assets.store import Manifest, Store
+
+STAGES = ("raw_documents", "labeled_examples", "tokenized_chunks")
+
+
+def build_job(case: Case) -> dg.JobDefinition:
+    """Return the job `<case>_retokenize`; cut short, the next one goes on where it was."""
+
+    @dg.op(
+        name=f"{case.name}__retokenize",
+        description="Tokenises every batch that is read and validated as the YAML says today, but not tokenised so.",
+        out={},
+        tags={"dagster/kind": "huggingface"},
+    )
+    def retokenize(context: dg.OpExecutionContext):
+        store = case.store(context.instance)
+        with one_line_errors():
+            raw, labeled, tokenized = (latest_by_partition(store, case.name, stage) for stage in STAGES)
+            needing = ingestion.needing_tokens(case.use_case, raw, labeled, tokenized)
+        context.log.info(f"{len(needing):,} of {len(labeled):,} batches need tokenising")
+        for number, batch in enumerate(needing, 1):
+            with one_line_errors():
+                made = chunks.tokenize(store, case.use_case, labeled[batch])
+            # Said before it is known to the store: a run that dies between the two is made good by the next.
+            yield from events(case, store, context.instance, batch, made)
+            set_latest(store, case.name, "tokenized_chunks", made, batch)
+            ingestion.mark_done(store, case.use_case, batch)
+            context.log.info(f"{batch}: {made.metadata['num_rows']:,} rows tokenised ({number:,} of {len(needing):,} batches)")
+
+    @dg.job(
+        name=f"{case.name}_retokenize",
+        description="Tokenise every batch that needs it, in one run: after a change of tokenizer or windows.",
+        tags={"use_case": case.name},
+    )
+    def job():
+        retokenize()
+
+    return job
+
+
+def events(case: Case, store: Store, instance: dg.DagsterInstance, batch: str, made: Manifest) -> Iterator:
+    """Yield what a run of the batch's `tokenized_chunks` would leave: its materialisation and the outcomes of its checks.
+
+    Unlike in a run of the asset, Dagster adds no provenance of its own; without it an edit of the YAML would not mark
+    these batches as stale.
+    """
+    shown = case.result(made, "tokenized_chunks", store)
+    upstream = case.key("labeled_examples")
+    newest = instance.fetch_materializations(dg.AssetRecordsFilter(upstream, asset_partitions=[batch]), limit=1).records
+    tags = {
+        "dagster/data_version": made.content_digest,
+        "dagster/data_version_is_user_provided": "true",
+        "dagster/code_version": code_version(case),
+        f"dagster/input_data_version/{upstream.to_user_string()}": made.inputs["labeled_examples"],
+        f"dagster/input_event_pointer/{upstream.to_user_string()}": str(newest[0].storage_id) if newest else "NULL",
+    }
+    yield dg.AssetMaterialization(asset_key=shown.asset_key, partition=batch, metadata=shown.metadata, tags=tags)
+    for outcome, check in zip(made.checks, shown.check_results, strict=True):
+        yield dg.AssetCheckEvaluation(
+            asset_key=check.asset_key,
+            check_name=check.check_name,
+            passed=check.passed,
+            severity=check.severity,
+            description=check.description,
+            metadata=check.metadata,
+            blocking=outcome.severity == "error",
+        )

@@ -1,0 +1,236 @@
+"""Audit: how a tokenizer treats the domain's language, and which words had better be tokens of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fullft_assets.chunks.added_tokens import add, pieces
+from fullft_assets.store import CheckOutcome
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    from fullft_assets.chunks.tokenization import Tokenization
+
+#: Texts of a batch whose words are counted; drawn by the texts' hashes.
+SAMPLED_TEXTS = 2_000
+#: Words kept of each batch, the commonest.
+KEPT_WORDS = 10_000
+#: A mined term has at least this many letters, and stands in at least this many texts and this share of them.
+MIN_TERM_LETTERS = 5
+MIN_TERM_DOCUMENTS = 3
+MIN_TERM_SHARE = 0.001
+#: Mined terms that are judged, and tokens that are proposed at most.
+MINED_TERMS = 200
+PROPOSED_TOKENS = 100
+_WORD = re.compile(r"[^\W\d_][\w'-]*")
+
+
+@dataclass
+class WordCounts:
+    """Words of a sample of a batch's texts, as the tokenizer tells them apart (`folds_case`)."""
+
+    folds_case: bool
+    num_texts: int = 0
+    num_words: int = 0
+    num_tokens: int = 0
+    documents: Counter[str] = field(default_factory=Counter)
+    occurrences: Counter[str] = field(default_factory=Counter)
+
+    def count(self, texts: Sequence[str], num_tokens: int) -> None:
+        """Count texts that are `num_tokens` long in all."""
+        for text in texts:
+            words = _WORD.findall(text.lower() if self.folds_case else text)
+            self.num_words += len(words)
+            self.occurrences.update(words)
+            self.documents.update(set(words))
+        self.num_texts += len(texts)
+        self.num_tokens += num_tokens
+
+    def table(self) -> pa.Table:
+        """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of documents."""
+        import pyarrow as pa
+
+        # Sets iterate in another order in each process: ties are broken by the word, or equal data had unequal digests.
+        words = sorted(self.documents, key=lambda word: (-self.documents[word], word))[:KEPT_WORDS]
+        return pa.table(
+            {
+                "word": pa.array(words, pa.string()),
+                "num_documents": pa.array([self.documents[word] for word in words], pa.int32()),
+                "num_occurrences": pa.array([self.occurrences[word] for word in words], pa.int32()),
+            }
+        )
+
+    def metadata(self) -> dict[str, int]:
+        """Return the sample's sizes."""
+        return {"num_sampled_texts": self.num_texts, "num_sampled_words": self.num_words, "num_sampled_tokens": self.num_tokens}
+
+
+def folds_case(tokenizer: Tokenizer) -> bool:
+    """Return whether upper and lower case are one to a tokenizer."""
+    return tokenizer.normalizer is not None and "a" in tokenizer.normalizer.normalize_str("A")
+
+
+def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEXTS) -> np.ndarray:
+    """Return which rows are sampled, bool [rows]: those with the smallest hashes, whatever the order of the rows."""
+    import pyarrow.compute as pc
+
+    chosen = np.zeros(len(text_hashes), bool)
+    chosen[pc.sort_indices(text_hashes).to_numpy(zero_copy_only=False)[:most]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How the tokenizer treats the domain's language."""
+
+    terms: list[dict[str, Any]]
+    metadata: dict[str, Any]
+    checks: list[CheckOutcome]
+    proposal: list[str]
+
+    def proposal_yaml(self) -> str:
+        """Return the proposed tokens as the YAML that adds them."""
+        return f"chunks:\n  added_tokens: {json.dumps(self.proposal, ensure_ascii=False)}\n"
+
+
+def judge(counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table], tokenization: Tokenization) -> Audit:
+    """Audit the tokenizer on all batches.
+
+    Args:
+        counts: `Chunked.metadata` of each batch.
+        words: `WordCounts.table` of each batch, in the same order.
+        tokenization: the tokenizer and the thresholds.
+
+    Returns:
+        The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most first;
+        fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and a proposal.
+    """
+    settings = tokenization.settings
+    totals, found = _add_up(counts, words)
+    mined = not settings.terms
+    if mined:
+        terms = _mine(found, totals["num_texts"], tokenization.tokenizer)
+    else:
+        terms = _listed(found, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer)
+    _estimate_savings(terms, tokenization, totals["num_word_tokens"])
+    terms.sort(key=lambda term: (-term["num_tokens_saved"], -term["num_pieces"], -term["num_documents"], term["term"]))
+    proposal = [term["term"] for term in terms if term["num_tokens_saved"] > 0][:PROPOSED_TOKENS]
+    saved = sum(term["num_tokens_saved"] for term in terms[: len(proposal)]) / max(1.0, totals["num_word_tokens"])
+    weight = sum(max(1.0, term["num_documents"]) for term in terms)
+    mean_pieces = sum(max(1.0, term["num_documents"]) * term["num_pieces"] for term in terms) / weight if terms else 0.0
+    metadata = {
+        "fertility": totals["num_word_tokens"] / max(1.0, totals["num_words"]),
+        "unknown_share": totals["num_unknown_tokens"] / max(1, totals["num_tokens"]),
+        "byte_fallback_share": totals["num_byte_tokens"] / max(1, totals["num_tokens"]),
+        "mean_term_pieces": mean_pieces,
+        "num_terms": len(terms),
+        "num_proposed_tokens": len(proposal),
+        "proposal_saves_share": saved,
+    }
+    # Mined words are the documents' own: they stay in the artifact, out of metadata and descriptions.
+    worst = "; terms.json has the terms"
+    if not mined:
+        worst = "; worst: " + ", ".join(f"{term['term']} ({term['pieces']})" for term in terms[:3])
+    return Audit(terms, metadata, _checks(metadata, tokenization, worst), proposal)
+
+
+def _add_up(counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
+    """Return sums over the batches, and (documents, occurrences) of each word, estimated from each batch's sample."""
+    totals: Counter[str] = Counter()
+    documents: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
+    for batch, table in zip(counts, words, strict=True):
+        scale = batch["num_rows"] / max(1, batch["num_sampled_texts"])
+        totals.update({name: batch[name] for name in ("num_tokens", "num_unknown_tokens", "num_byte_tokens")})
+        totals["num_texts"] += batch["num_rows"]
+        totals["num_words"] += scale * batch["num_sampled_words"]
+        totals["num_word_tokens"] += scale * batch["num_sampled_tokens"]
+        columns = [table[name].to_pylist() for name in ("word", "num_documents", "num_occurrences")]
+        for word, in_documents, times in zip(*columns, strict=True):
+            documents[word] += scale * in_documents
+            occurrences[word] += scale * times
+    return totals, {word: (documents[word], occurrences[word]) for word in documents}
+
+
+def _listed(found: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    fold = folds_case(tokenizer)
+    counts = [found.get(term.lower() if fold else term, (0.0, 0.0)) for term in terms]
+    return [_row(term, count, ids, tokenizer) for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)]
+
+
+def _mine(found: Mapping[str, tuple[float, float]], num_texts: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    floor = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * num_texts)
+    # Compounds with a hyphen are split at it by most tokenizers; their parts are judged where they stand alone.
+    words = [word for word, (documents, _) in found.items() if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()]
+    # What the vocabulary holds as a word of its own is general language, also where it is shouted.
+    plain = pieces(tokenizer, [word.lower() for word in words])
+    shredded = [(word, ids) for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True) if min(len(ids), len(low)) > 1]
+    shredded.sort(key=lambda item: (-found[item[0]][0] * (len(item[1]) - 1), item[0]))
+    return [_row(word, found[word], ids, tokenizer) for word, ids in shredded[:MINED_TERMS]]
+
+
+def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "term": term,
+        "num_documents": round(count[0]),
+        "num_occurrences": round(count[1]),
+        "num_pieces": len(ids),
+        "pieces": " ".join(tokenizer.id_to_token(number) for number in ids),
+    }
+
+
+def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, num_tokens: float) -> None:
+    """Add how many tokens each term would save as a token of its own, measured inside a sentence."""
+    from tokenizers import Tokenizer
+
+    if not terms:
+        return
+    # A byte-level vocabulary keeps the space before an added token as a token: the term alone would promise too much.
+    sentences = [f"of {term['term']} and" for term in terms]
+    extended = Tokenizer.from_str(tokenization.tokenizer.to_str())
+    add(extended, [term["term"] for term in terms])
+    before, after = (t.encode_batch_fast(sentences, add_special_tokens=False) for t in (tokenization.tokenizer, extended))
+    for term, old, new in zip(terms, before, after, strict=True):
+        term["num_tokens_saved"] = max(0, len(old) - len(new)) * term["num_occurrences"]
+        term["share_of_tokens_saved"] = term["num_tokens_saved"] / max(1.0, num_tokens)
+
+
+def _checks(metadata: Mapping[str, Any], tokenization: Tokenization, worst: str) -> list[CheckOutcome]:
+    settings = tokenization.settings
+    mean_pieces, unknown, byte = (metadata[name] for name in ("mean_term_pieces", "unknown_share", "byte_fallback_share"))
+    proposal = ""
+    if metadata["num_proposed_tokens"]:
+        proposal = f"; the {metadata['num_proposed_tokens']} tokens of proposal.yaml would save {metadata['proposal_saves_share']:.1%} of all tokens"
+    return [
+        CheckOutcome(
+            name="domain_terms_are_kept_whole",
+            passed=mean_pieces <= settings.max_term_pieces,
+            severity="warn",
+            description=f"{mean_pieces:.2f} pieces a domain term (warns above {settings.max_term_pieces}){worst if metadata['num_terms'] else ''}"
+            f"{proposal}",
+            metadata={"mean_term_pieces": mean_pieces, "proposal_saves_share": metadata["proposal_saves_share"]},
+        ),
+        CheckOutcome(
+            name="unknown_tokens_are_rare",
+            passed=unknown <= settings.max_unknown_share,
+            severity="warn",
+            description=f"{unknown:.4%} of the tokens are unknown to the tokenizer (warns above {settings.max_unknown_share:.4%})",
+            metadata={"unknown_share": unknown},
+        ),
+        CheckOutcome(
+            name="byte_tokens_are_rare",
+            passed=byte <= settings.max_byte_fallback_share,
+            severity="warn",
+            description=f"{byte:.4%} of the tokens are single bytes of a character (warns above {settings.max_byte_fallback_share:.4%})",
+            metadata={"byte_fallback_share": byte},
+        ),
+    ]

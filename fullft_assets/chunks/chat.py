@@ -1,0 +1,213 @@
+"""Chat: a model's own template turns a conversation into text, and says which characters the assistant wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from fullft_assets.errors import DataError, SettingsError
+
+TrainOn = Literal["assistant", "last_turn", "everything"]
+Message = Mapping[str, str]
+Span = tuple[int, int]
+#: For a model without a template of its own, if its tokenizer has the two tokens: ChatML, one turn after the other.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+#: What a template that writes the date sees (Llama 3's own fallback): equal data must give equal tokens on any day.
+TODAY = datetime(2024, 7, 26)
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+#: Stands for an answer, to see what the template puts around one.
+_PLACEHOLDER = "0the0answer0stands0here0"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, and the characters (start, end exclusive) that are trained."""
+
+    text: str
+    trained: list[Span]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A model's chat template, rendered in jinja2's sandbox with the variables of transformers' `apply_chat_template`.
+
+    `variables` are the special tokens by name (`bos_token` ...); a turn may end with one of the tokens `ends`.
+    """
+
+    source: str
+    variables: Mapping[str, str]
+    ends: tuple[str, ...]
+
+    @classmethod
+    def load(cls, model_folder: Path, special: Collection[str]) -> ChatTemplate:
+        """Read a model folder's template: `chat_template.jinja`, else that of `tokenizer_config.json`, else ChatML.
+
+        Args:
+            model_folder: a transformers folder.
+            special: the tokenizer's special tokens.
+
+        Raises:
+            SettingsError: there is no template and the tokenizer lacks ChatML's tokens, or the template is broken.
+        """
+        source = read_template(model_folder)
+        if source is None:
+            if not set(CHATML_TOKENS) <= set(special):
+                raise SettingsError(
+                    f"base_model: {model_folder} has no chat template, which the task sft needs; take the model's instruct variant, "
+                    "or put a chat_template.jinja into its folder"
+                )
+            source = CHATML
+        template = cls(source, read_special_tokens(model_folder), tuple(sorted(special)))
+        assert template._compiled is not None
+        return template
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return _compile(self.source)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            DataError: the template refuses the conversation (roles that do not alternate, say).
+        """
+        return self._render(messages, add_generation_prompt)[0]
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
+        import jinja2
+
+        blocks: list[str] = []
+        written: list[Span] = []
+        self._compiled.environment.tracked = (blocks, written)
+        variables = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        try:
+            # Block by block: the place of what the assistant wrote is the length of what was rendered before it.
+            for block in self._compiled.generate(**variables, **self.variables):
+                blocks.append(block)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
+        return "".join(blocks), written
+
+    def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:
+        """Render a conversation and find what of it is trained.
+
+        What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them. Else it is what
+        turn k adds to the conversation before it with the prompt to answer, end-of-turn token included; white space behind
+        that token is not the assistant's.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        text, written = self._render(messages)
+        if train_on == "everything":
+            return Rendered(text, [(0, len(text))])
+        if not _GENERATION.search(self.source):
+            turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+            written = [self._turn(messages, number, text) for number in (turns[-1:] if train_on == "last_turn" else turns)]
+        return Rendered(text, written[-1:] if train_on == "last_turn" else written)
+
+    def _turn(self, messages: Sequence[Message], number: int, text: str) -> Span:
+        if number:
+            before = self.render(messages[:number], add_generation_prompt=True)
+            upto = text if number == len(messages) - 1 else self.render(messages[: number + 1])
+            if len(before) <= len(upto) and text.startswith(before) and text.startswith(upto):
+                turn = text[len(before) : len(upto)]
+                stripped = turn.rstrip()
+                return len(before), len(before) + len(stripped if stripped.endswith(self.ends) else turn)
+        return self._answer(messages, number, text)
+
+    def _answer(self, messages: Sequence[Message], number: int, text: str) -> Span:
+        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): its content and its end."""
+        placed = [*messages[:number], {**messages[number], "content": _PLACEHOLDER}, *messages[number + 1 :]]
+        before, found, after = self.render(placed).partition(_PLACEHOLDER)
+        if not found or not (text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)):
+            raise DataError(
+                "the chat template rewrites the conversation by what is said in it; mark the answers with {% generation %} in it"
+            )
+        end = len(text) - len(after)
+        return len(before), end + max((len(token) for token in self.ends if after.startswith(token)), default=0)
+
+
+def _compile(source: str) -> Any:
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}`: what the assistant wrote."""
+
+        tags = {"generation"}
+
+        def __init__(self, environment: jinja2.Environment):
+            super().__init__(environment)
+            environment.extend(tracked=([], []))
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+        def _written(self, caller: Callable[[], str]) -> str:
+            text = caller()
+            blocks, written = self.environment.tracked
+            begin = sum(map(len, blocks))
+            written.append((begin, begin + len(text)))
+            return text
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda pattern: TODAY.strftime(pattern)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise SettingsError(f"base_model: its chat template is broken in line {error.lineno}: {error.message}") from error
+
+
+def read_template(model_folder: Path) -> str | None:
+    """Return the source of a model folder's chat template, or None."""
+    file = model_folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    given = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(given, list):
+        return {entry["name"]: entry["template"] for entry in given}.get("default")
+    return given
+
+
+def read_special_tokens(model_folder: Path) -> dict[str, str]:
+    """Return the special tokens that a model folder names: `bos_token` and so on."""
+    named = {**_read_json(model_folder / "special_tokens_map.json"), **_read_json(model_folder / "tokenizer_config.json")}
+    found = {}
+    for name in _SPECIAL_TOKENS:
+        token = named.get(name)
+        token = token.get("content") if isinstance(token, Mapping) else token
+        if token:
+            found[name] = token
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise SettingsError(f"{path}: not JSON ({error})") from error

@@ -1,0 +1,196 @@
+"""Tokenization: a model's tokenizer with the use case's settings: texts and conversations -> windows of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.chunks import windows
+from fullft_assets.chunks.added_tokens import read_tokenizer
+from fullft_assets.chunks.chat import ChatTemplate, read_special_tokens, read_template
+from fullft_assets.chunks.windows import Cuts, Encoded, Room
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import ChunksSettings, Task
+from fullft_assets.store import digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """A tokenizer with the use case's window settings.
+
+    Attributes:
+        tokenizer: with `chunks.added_tokens`, without truncation and padding.
+        prefix: special tokens before each window.
+        suffix: special tokens behind each window.
+        unknown_id: id of the unknown token, if there is one.
+        settings: of the windows.
+        digest: of the tokenizer, see `tokenizer_digest`.
+        end_id: token behind each text (task language_modeling).
+        chat: the model's chat template (task sft); it writes the special tokens, so a window gets none of its own.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
+    prefix: list[int]
+    suffix: list[int]
+    unknown_id: int | None
+    settings: ChunksSettings
+    digest: str
+    end_id: int | None = None
+    chat: ChatTemplate | None = None
+
+    @classmethod
+    def load(cls, model_folder: Path, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
+        """Read the tokenizer of a base model and add `chunks.added_tokens` to it.
+
+        Raises:
+            SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task needs an
+                end-of-text token or a chat template that the model lacks.
+        """
+        tokenizer = read_tokenizer(model_folder, settings.added_tokens)
+        prefix, suffix = _special_ids(tokenizer)
+        end_id, chat = None, None
+        if task == "language_modeling":
+            end_id, suffix = _end_id(model_folder, tokenizer), []
+        elif task == "sft":
+            special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+            prefix, suffix, chat = [], [], ChatTemplate.load(model_folder, special)
+        if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
+            raise SettingsError(f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride")
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+        made_of = tokenizer_digest(model_folder, settings, task)
+        return cls(tokenizer, prefix, suffix, unknown_id, settings, made_of, end_id, chat)
+
+    @classmethod
+    def load_saved(cls, model_folder: Path, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
+        """Read the tokenizer of a fine-tuned model, whose file has the tokens that were added when it was trained.
+
+        What the YAML adds today would have no embedding in it.
+        """
+        return cls.load(model_folder, settings.model_copy(update={"added_tokens": []}), task)
+
+    @property
+    def room(self) -> Room:
+        """What a window may hold beside special tokens."""
+        settings = self.settings
+        size = settings.max_tokens - len(self.prefix) - len(self.suffix)
+        return Room(size, settings.stride, settings.max_windows, settings.boundaries)
+
+    @cached_property
+    def byte_tokens(self) -> np.ndarray:
+        """For each id whether its token is only a part of a character: bool [vocabulary]."""
+        vocabulary = self.tokenizer.get_vocab()
+        found = np.zeros(max(vocabulary.values()) + 1, bool)
+        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        # Byte-level vocabularies write each byte as a printable character.
+        byte_level = "ByteLevel" in str(self.tokenizer.pre_tokenizer) or "ByteLevel" in str(self.tokenizer.decoder)
+        for token, number in vocabulary.items():
+            found[number] = token not in added and (_is_part(token) if byte_level else _BYTE_TOKEN.fullmatch(token) is not None)
+        return found
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return each text's token ids, without special tokens."""
+        encoded = windows.encode(self.tokenizer, texts)
+        return [part.tolist() for part in np.split(encoded.ids, encoded.bounds[1:-1])] if texts else []
+
+    def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[Encoded, Cuts]:
+        """Tokenise texts and cut them into windows, flat; `spans`: with the characters of every token."""
+        room = self.room
+        # One less: an end-of-text token may make the text longer than a window.
+        needed = room.size - (self.end_id is not None) if room.given_up else None
+        encoded = windows.encode(self.tokenizer, texts, long=needed, spans=spans)
+        if self.end_id is not None:
+            encoded = _append(encoded, self.end_id)
+        return encoded, windows.cut(encoded, texts, room)
+
+    def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """Return each text's windows of token ids, special tokens included: those that a batch's `chunks.parquet` has."""
+        return self.windows_with_lengths(texts)[0]
+
+    def windows_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:
+        """Return each text's windows, and its length in tokens."""
+        encoded, cuts = self.read(texts)
+        found = windows.to_lists(*windows.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts)
+        return found, encoded.lengths().tolist()
+
+
+def tokenizer_digest(model_folder: Path, settings: ChunksSettings, task: Task) -> str:
+    """Return the digest of what turns a text into ids: the tokenizer's file, added tokens and, per task, end token and chat template.
+
+    Raises:
+        SettingsError: there is no `tokenizer.json`.
+    """
+    path = model_folder / "tokenizer.json"
+    if not path.is_file():
+        raise SettingsError(f"{path}: not found; base_model needs a fast tokenizer (tokenizer.json)")
+    file = hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+    more = {}
+    if settings.added_tokens:
+        more["added_tokens"] = list(settings.added_tokens)
+    if task in ("sft", "language_modeling"):
+        more["special_tokens"] = read_special_tokens(model_folder)
+    if task == "sft":
+        more["chat_template"] = read_template(model_folder)
+    return digest({"tokenizer": file, **more}) if more else file
+
+
+def _append(encoded: Encoded, end_id: int) -> Encoded:
+    at = encoded.bounds[1:]
+    spans = encoded.spans
+    if spans is not None:
+        # It stands for no character: an empty place behind the text's last.
+        ends = np.where(encoded.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
+        spans = np.insert(spans, at, np.stack([ends, ends], axis=1), axis=0)
+    return Encoded(np.insert(encoded.ids, at, end_id), encoded.bounds + np.arange(len(encoded.bounds)), spans, encoded.has_spans)
+
+
+def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    raise SettingsError("tokenizer.json: its post-processor changes the text's own ids; it cannot be windowed")
+
+
+def _end_id(model_folder: Path, tokenizer: Tokenizer) -> int:
+    token = read_special_tokens(model_folder).get("eos_token")
+    number = tokenizer.token_to_id(token) if token else None
+    if number is None:
+        raise SettingsError(
+            f"base_model: {model_folder}/tokenizer_config.json names no eos_token of its tokenizer, which the task language_modeling needs "
+            "to tell where a text ends; name it there"
+        )
+    return number
+
+
+def _is_part(token: str) -> bool:
+    try:
+        bytes(_BYTES[character] for character in token).decode()
+    except UnicodeDecodeError:
+        return True
+    except KeyError:  # no byte-level token
+        return False
+    return False
+
+
+def _byte_characters() -> dict[str, int]:
+    # The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for characters from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()

@@ -1,0 +1,257 @@
+"""Windows: a long text's tokens cut into overlapping pieces that end, where they can, with a paragraph or a sentence.
+
+Everything is flat: the tokens of many texts stand one after the other in one array, `bounds` says where each
+text begins. A list of lists of 100,000 texts would take ten times the memory and most of the time.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+#: One call of the tokenizer takes at most this many texts and characters: its encodings hold about 120 bytes a token.
+SLICE_TEXTS = 4_096
+SLICE_CHARACTERS = 1_000_000
+#: Above so many characters a token a text is taken for longer than a window before it is encoded.
+_CHARACTERS_PER_TOKEN = 4
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+#: A line's end; or a full stop, question or exclamation mark with closing marks behind it, and no lower-case letter after
+#: (an abbreviation). Full-width marks need no space.
+_SENTENCE = re.compile(r"\n\s*|[.!?…][\"'”’»)\]]*\s+(?![a-z])|[。！？][\"'”’»)\]」』]*\s*")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of many texts, without special tokens.
+
+    `ids` [tokens] int32; text i's are `ids[bounds[i]:bounds[i + 1]]`. `spans` [tokens, 2] int32 are the characters
+    that each token stands for, within its text; zeros for the texts of which they were not asked (`has_spans`).
+    """
+
+    ids: np.ndarray
+    bounds: np.ndarray
+    spans: np.ndarray | None
+    has_spans: np.ndarray
+
+    def lengths(self) -> np.ndarray:
+        """Return the number of tokens of each text."""
+        return np.diff(self.bounds)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Windows of many texts: `first` and `last` (exclusive) [windows] are positions in the flat tokens.
+
+    Text i's windows are those from `bounds[i]` to `bounds[i + 1]`.
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    bounds: np.ndarray
+
+    def covered(self) -> np.ndarray:
+        """Return for each text the flat position behind the last token that is in a window."""
+        return self.last[self.bounds[1:] - 1]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a window may hold beside special tokens, in tokens; and how its end is chosen."""
+
+    size: int
+    stride: int
+    most: int | None
+    boundaries: str
+
+    @property
+    def given_up(self) -> int:
+        """Most tokens that a window gives up to end well: a quarter, and never more than half of what it brings."""
+        return 0 if self.boundaries == "any" else min(self.size // 4, (self.size - self.stride) // 2)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, long: int | None = None, spans: bool = False) -> Encoded:
+    """Tokenise texts on all cores, in slices of bounded memory.
+
+    Args:
+        tokenizer: it truncates and pads nothing.
+        texts: plain texts.
+        long: texts with more tokens than this get spans; None: none do.
+        spans: all texts get spans.
+    """
+    parts = [_encode_slice(tokenizer, texts[begin:end], long, spans) for begin, end in _slices(texts)]
+    if not parts:
+        return Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), None, np.zeros(0, bool))
+    counts = np.concatenate([np.diff(part.bounds) for part in parts])
+    found = None
+    if any(part.spans is not None for part in parts):
+        found = np.concatenate([np.zeros((len(p.ids), 2), np.int32) if p.spans is None else p.spans for p in parts])
+    return Encoded(np.concatenate([part.ids for part in parts]), bounds(counts), found, np.concatenate([p.has_spans for p in parts]))
+
+
+def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    begin = size = 0
+    for position, text in enumerate(texts):
+        if position > begin and (position - begin >= SLICE_TEXTS or size + len(text) > SLICE_CHARACTERS):
+            yield begin, position
+            begin, size = position, 0
+        size += len(text)
+    if begin < len(texts):
+        yield begin, len(texts)
+
+
+def _encode_slice(tokenizer: Tokenizer, texts: Sequence[str], long: int | None, spans: bool) -> Encoded:
+    # Following characters through the normalizer costs time: it is done for the texts that seem to need it,
+    # and again for those that turn out to.
+    limit = None if long is None else _CHARACTERS_PER_TOKEN * long
+    wanted = np.array([spans or (limit is not None and len(text) > limit) for text in texts], bool)
+    encodings: list[Any] = [None] * len(texts)
+    plain = np.flatnonzero(~wanted)
+    for position, encoding in zip(plain, _batch(tokenizer, texts, plain, fast=True), strict=True):
+        encodings[position] = encoding
+    if long is not None and not spans:
+        wanted[[position for position in plain if len(encodings[position]) > long]] = True
+    needed = np.flatnonzero(wanted)
+    for position, encoding in zip(needed, _batch(tokenizer, texts, needed, fast=False), strict=True):
+        encodings[position] = encoding
+    counts = np.fromiter(map(len, encodings), np.int64, len(encodings))
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, counts.sum())
+    if not len(needed):
+        return Encoded(ids, bounds(counts), None, wanted)
+    offsets = chain.from_iterable(chain.from_iterable(encodings[position].offsets) for position in needed)
+    found = np.zeros((len(ids), 2), np.int32)
+    found[np.repeat(wanted, counts)] = np.fromiter(offsets, np.int32, 2 * counts[wanted].sum()).reshape(-1, 2)
+    return Encoded(ids, bounds(counts), found, wanted)
+
+
+def _batch(tokenizer: Tokenizer, texts: Sequence[str], positions: np.ndarray, *, fast: bool) -> list[Any]:
+    chosen = [texts[position] for position in positions]
+    return (tokenizer.encode_batch_fast if fast else tokenizer.encode_batch)(chosen, add_special_tokens=False)
+
+
+def bounds(counts: np.ndarray) -> np.ndarray:
+    """Return where each of the parts with these sizes begins, and the end: int64 [parts + 1]."""
+    found = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=found[1:])
+    return found
+
+
+def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
+    """Cut every text's tokens into windows of at most `room.size` tokens.
+
+    Neighbours share `room.stride` tokens. Every token is in a window unless `room.most` says otherwise.
+    """
+    lengths = encoded.lengths()
+    long = np.flatnonzero(lengths > room.size)
+    pieces = {}
+    for row in long:
+        ends = Ends((), ())
+        if room.given_up and encoded.has_spans[row]:
+            ends = find_ends(texts[row], encoded.spans[encoded.bounds[row] : encoded.bounds[row + 1], 1], room.boundaries)
+        pieces[row] = cut_one(int(lengths[row]), room, ends)
+    counts = np.ones(len(lengths), np.int64)
+    counts[long] = [len(pieces[row]) for row in long]
+    of_texts = bounds(counts)
+    first, last = np.repeat(encoded.bounds[:-1], counts), np.repeat(encoded.bounds[1:], counts)
+    for row in long:
+        place = slice(of_texts[row], of_texts[row + 1])
+        first[place] = encoded.bounds[row] + [begin for begin, _ in pieces[row]]
+        last[place] = encoded.bounds[row] + [end for _, end in pieces[row]]
+    return Cuts(first, last, of_texts)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Token positions that a window had better end before: of new sentences, and of new paragraphs (preferred); sorted."""
+
+    sentences: Sequence[int]
+    paragraphs: Sequence[int]
+
+
+def find_ends(text: str, last_characters: np.ndarray, boundaries: str) -> Ends:
+    """Find the tokens that a sentence or a paragraph begins with.
+
+    Args:
+        text: the text.
+        last_characters: for each token, the character behind its last one.
+        boundaries: `sentence` takes the nearest of either kind, `paragraph` prefers a paragraph's end.
+    """
+    # Normalizers that reorder marks give ends that step back by a character.
+    steady = np.maximum.accumulate(last_characters)
+
+    def tokens(pattern: re.Pattern[str]) -> list[int]:
+        return np.unique(np.searchsorted(steady, [match.end() for match in pattern.finditer(text)], side="right")).tolist()
+
+    return Ends(tokens(_SENTENCE), tokens(_PARAGRAPH) if boundaries == "paragraph" else ())
+
+
+def cut_one(length: int, room: Room, ends: Ends) -> list[tuple[int, int]]:
+    """Return the windows (first token, last token exclusive) of a text of `length` tokens."""
+    windows = []
+    begin = 0
+    while True:
+        full = begin + room.size
+        end = length if full >= length else _best_end(full, room.given_up, ends)
+        windows.append((begin, end))
+        if end == length or len(windows) == room.most:
+            return windows
+        begin = end - room.stride
+
+
+def _best_end(full: int, given_up: int, ends: Ends) -> int:
+    for candidates in (ends.paragraphs, ends.sentences):
+        place = bisect_right(candidates, full)
+        if place and candidates[place - 1] >= full - given_up:
+            return candidates[place - 1]
+    return full
+
+
+def gather(values: np.ndarray, cuts: Cuts, prefix: Sequence[int], suffix: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Copy each window's values, with `prefix` and `suffix` around them.
+
+    Returns:
+        The windows' values, one after the other, and where each window begins (one more than windows).
+    """
+    sizes = cuts.last - cuts.first + len(prefix) + len(suffix)
+    begins = bounds(sizes)
+    found = np.empty(begins[-1], np.int32)
+    inner = np.ones(len(found), bool)
+    for place, value in enumerate(prefix):
+        found[begins[:-1] + place], inner[begins[:-1] + place] = value, False
+    for place, value in enumerate(reversed(suffix), start=1):
+        found[begins[1:] - place], inner[begins[1:] - place] = value, False
+    source = np.arange(begins[-1]) + np.repeat(cuts.first - begins[:-1] - len(prefix), sizes)
+    found[inner] = values[source[inner]]
+    return found, begins
+
+
+def repeated(cuts: Cuts) -> np.ndarray:
+    """Return for each window how many of its first tokens stand in the window before it of the same text."""
+    shared = np.zeros(len(cuts.first), np.int64)
+    shared[1:] = cuts.last[:-1] - cuts.first[1:]
+    shared[cuts.bounds[:-1]] = 0
+    return shared
+
+
+def to_arrow(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> pa.ListArray:
+    """Return list<list<int32>>: for each text its windows."""
+    import pyarrow as pa
+
+    windows = pa.ListArray.from_arrays(pa.array(begins, pa.int32()), pa.array(values, pa.int32()))
+    return pa.ListArray.from_arrays(pa.array(cuts.bounds, pa.int32()), windows)
+
+
+def to_lists(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> list[list[list[int]]]:
+    """Return for each text its windows, as Python lists."""
+    plain, edges, texts = values.tolist(), begins.tolist(), cuts.bounds.tolist()
+    windows = [plain[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return [windows[begin:end] for begin, end in zip(texts, texts[1:], strict=False)]

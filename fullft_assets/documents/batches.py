@@ -1,0 +1,210 @@
+"""The ledger: which delivered files were cut into which batch (or window), recorded in the store.
+
+A file is known by path, size and time (on S3 also by its ETag). What is in no batch is new, whatever its name or
+time, so nothing is cut twice and nothing is missed: the ledger alone remembers, and a tick that dies has either
+recorded a batch or not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from fullft_assets.documents.sources import Folder, Source, SourceFile
+from fullft_assets.errors import DataError
+from fullft_assets.settings import DocumentsSettings
+from fullft_assets.store import Store
+
+Kind = Literal["batch", "window"]
+#: Most batches that one look records: each is a synced write, and a sensor has a minute. The next look goes on.
+MAX_CUTS = 500
+#: What the lines of a recorded batch hold; a path may hold spaces, so it stands last.
+_COLUMNS = "mtime_ns bytes etag path"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A bounded set of files that goes through the data stages together."""
+
+    name: str
+    files: list[SourceFile]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.bytes for file in self.files)
+
+
+def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
+    """Return every batch (or window) that was ever cut for a case, oldest first."""
+    batches = []
+    for name in store.list_pointers(f"{case}/{kind}"):
+        key = (store.url, case, kind, name)
+        batches.append(_memory.get(key) or _memory.keep(key, read_batch(store, case, name, kind)))
+    return batches
+
+
+def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batch:
+    """Return one batch.
+
+    Raises:
+        DataError: no such batch was cut.
+    """
+    data = store.read_pointer(f"{case}/{kind}/{name}")
+    if data is None:
+        raise DataError(f"{case}: no {kind} `{name}` was cut; let the new-documents sensor cut it")
+    return _parse(data)
+
+
+def cut_batches(
+    store: Store, case: str, where: Source | Path, settings: DocumentsSettings, kind: Kind = "batch", *, now: float | None = None
+) -> list[Batch]:
+    """Cut the new and changed files of a source into batches, record them in the store, and return those just cut.
+
+    A late file with a lower name or an equal time is found, and a rewritten one comes again. Cutting twice cuts
+    nothing the second time.
+
+    Args:
+        store: where the ledger is kept.
+        case: name of the use case.
+        where: the source, or its folder.
+        settings: bounds of a batch, and `settle_seconds`.
+        kind: what is cut.
+        now: seconds since the epoch: a file written to within `settle_seconds` of it waits. Default: none waits.
+    """
+    source = Folder(where) if isinstance(where, Path) else where
+    return record(store, case, settled(source, settings, now)[0], settings, kind)
+
+
+def settled(source: Source, settings: DocumentsSettings, now: float | None) -> tuple[list[SourceFile], list[SourceFile]]:
+    """Return a source's files: those that are whole, and those written to within `settle_seconds` of `now`."""
+    files = source.files()
+    if now is None or not source.may_be_growing:
+        return files, []
+    # A time in the future (another machine's clock, a restored file) must not hold a file back for ever.
+    now_ns, least_ns = int(now * 10**9), int(settings.settle_seconds * 10**9)
+    young = [file for file in files if abs(now_ns - file.mtime_ns) < least_ns]
+    if not young:
+        return files, []
+    waiting = set(young)
+    return [file for file in files if file not in waiting], young
+
+
+def num_new(store: Store, case: str, files: Sequence[SourceFile], kind: Kind = "batch") -> int:
+    """Return how many of these files are in no batch yet."""
+    known = _known(list_batches(store, case, kind)) if files else set()
+    return sum(file not in known for file in files)
+
+
+def record(store: Store, case: str, files: Iterable[SourceFile], settings: DocumentsSettings, kind: Kind = "batch") -> list[Batch]:
+    """Record those files that are in no batch yet, in batches bounded by bytes and count; return these batches."""
+    with _one_at_a_time(store, case, kind):
+        batches = list_batches(store, case, kind)
+        known = _known(batches)
+        new = [file for file in files if file not in known]
+        number = max((_number(batch) for batch in batches), default=0)
+        cut = []
+        for group in islice(_bounded(new, settings), MAX_CUTS):
+            # The number keeps the order of delivery, the digest tells batches of different stores apart.
+            lines = [_line(file) for file in group]
+            content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+            batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", group)
+            store.write_pointer(f"{case}/{kind}/{batch.name}", _recorded(batch, lines))
+            cut.append(batch)
+    return cut
+
+
+def _known(batches: list[Batch]) -> set[SourceFile]:
+    return {file for batch in batches for file in batch.files}
+
+
+def _number(batch: Batch) -> int:
+    number, _, _ = batch.name.partition("-")
+    return int(number) if number.isdecimal() else 0
+
+
+def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
+    """Return a batch as it is kept: a line a file, so that a person can read it and 100,000 are parsed at once."""
+    return {
+        "name": batch.name,
+        "cut_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "num_files": len(batch.files),
+        "num_bytes": batch.num_bytes,
+        "columns": _COLUMNS,
+        "files": lines,
+    }
+
+
+def _line(file: SourceFile) -> str:
+    return f"{file.mtime_ns} {file.bytes} {file.etag or '-'} {file.path}"
+
+
+def _parse(data: dict[str, Any]) -> Batch:
+    if data.get("columns") != _COLUMNS:  # one object a file, as earlier versions wrote them
+        return Batch(data["name"], [SourceFile(**file) for file in data["files"]])
+    files = []
+    for line in data["files"]:
+        mtime_ns, size, etag, path = line.split(" ", 3)
+        files.append(SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag))
+    return Batch(data["name"], files)
+
+
+class _Memory(dict[tuple[str, str, str, str], Batch]):
+    """Batches that this process has read, by store, case, kind and name: about 250 bytes a file.
+
+    A batch never changes once it is recorded, and a tick over a store on S3 must not fetch thousands of them again.
+    """
+
+    max_files = 2_000_000
+    num_files = 0
+
+    def keep(self, key: tuple[str, str, str, str], batch: Batch) -> Batch:
+        """Remember a batch and return it."""
+        if self.num_files > self.max_files:
+            self.clear()
+            self.num_files = 0
+        self.num_files += len(batch.files)
+        self[key] = batch
+        return batch
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def _one_at_a_time(store: Store, case: str, kind: Kind) -> Iterator[None]:
+    """Keep a sensor and a `fullft run` on this machine from cutting the same files at the same time."""
+    with (store.work_folder(case, kind, "ledger") / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process dies
+        yield
+
+
+def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
+    group: list[SourceFile] = []
+    size = 0
+    for file in files:
+        if group and (len(group) >= settings.max_batch_files or size + file.bytes > settings.max_batch_bytes):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.bytes
+    if group:
+        yield group
+
+
+def is_delivered(where: Source | Path, batch: Batch) -> bool:
+    """Return whether any file of a batch still lies there as it was cut: a rewritten one is in a newer batch."""
+    source = Folder(where) if isinstance(where, Path) else where
+    # Nearly always the first one does; only where not are the others asked for, many at a time.
+    first, *others = batch.files
+    if source.status(first.path) == first:
+        return True
+    stand = source.statuses(file.path for file in others)
+    return any(stand[file.path] == file for file in others)

@@ -1,0 +1,118 @@
+"""delivery: what is new at a use case's source, listed or told by events, goes into the ledger.
+
+A look is bounded, as a sensor's must be. Of a bucket it lists some pages, and the next look goes on from there to the
+end and begins anew: that only says where to look next, the ledger alone says what is new.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fullft_assets.documents import batches
+from fullft_assets.documents.batches import Batch, Kind
+from fullft_assets.documents.events import EventQueue
+from fullft_assets.documents.sources import S3Prefix, Source, open_source
+from fullft_assets.settings import DocumentsSettings
+from fullft_assets.store import Store, digest
+
+if TYPE_CHECKING:
+    from fullft_assets.use_case import UseCase
+
+#: With a queue the prefix is still listed at first and this often: for what was there before, and events that were lost.
+LISTING_SECONDS = 24 * 3600
+#: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or longer for the server.
+PAGES_A_LOOK = 5
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a source found."""
+
+    cut: list[Batch]
+    #: New files that may still be growing.
+    num_unsettled: int
+    #: What was left alone, in words; empty if nothing was.
+    notes: list[str]
+
+
+def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
+    """Return the source of a use case's documents, or of its production documents."""
+    settings = use_case.settings
+    path = settings.documents.path if kind == "batch" else settings.monitoring.path
+    assert path is not None, "a use case without monitoring has no windows"
+    return open_source(path, use_case.project_root)
+
+
+def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
+    """Return the settings that files are cut by: a window is compared as a whole, so each production file is one."""
+    settings = use_case.settings.documents
+    return settings if kind == "batch" else settings.model_copy(update={"max_batch_files": 1})
+
+
+def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool = False, now: float | None = None) -> Look:
+    """Cut what is new at the source into batches and record them.
+
+    Args:
+        store: where the ledger is kept.
+        use_case: whose source.
+        kind: documents or production documents.
+        whole: look at all of the source, however long it takes.
+        now: seconds since the epoch. Default: the clock's.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    now = time.time() if now is None else now
+    source, bounds = source_of(use_case, kind), bounds_of(use_case, kind)
+    if isinstance(source, S3Prefix) and not whole:
+        if kind == "batch" and bounds.queue is not None:
+            return _look_at_events(store, use_case.name, source, bounds, now)
+        cut, notes = _list_on(store, use_case.name, source, bounds, kind, now)
+        return Look(cut, 0, notes)
+    settled, unsettled = batches.settled(source, bounds, now)
+    cut = batches.record(store, use_case.name, settled, bounds, kind)
+    while whole and (more := batches.record(store, use_case.name, settled, bounds, kind)):
+        cut += more
+    waiting = batches.num_new(store, use_case.name, unsettled, kind)
+    note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
+    return Look(cut, waiting, [note] if waiting else [])
+
+
+def _list_on(
+    store: Store, case: str, source: S3Prefix, bounds: DocumentsSettings, kind: Kind, now: float, *, every: float = 0.0
+) -> tuple[list[Batch], list[str]]:
+    """List the next pages of a prefix and record what is new; return the batches, and how far the listing is.
+
+    Where it has reached the end, it begins anew once `every` seconds have passed.
+    """
+    name, place = f"{case}/listing/{kind}", digest([source.uri, bounds.queue])
+    stands = store.read_pointer(name)
+    if stands is None or stands["place"] != place:
+        stands = {"place": place, "after": "", "ended_at": None}
+    if not stands["after"] and stands["ended_at"] is not None and now - stands["ended_at"] < every:
+        return [], []
+    files, after = source.listed(stands["after"], PAGES_A_LOOK)
+    cut = batches.record(store, case, files, bounds, kind)
+    new = {"place": place, "after": after, "ended_at": (stands["ended_at"] if after else now) if every else None}
+    # Of more than one look may record the rest is listed again.
+    if new != stands and len(cut) < batches.MAX_CUTS:
+        store.write_pointer(name, new)
+    return cut, [f"listed up to {after}; the next look goes on"] if after else []
+
+
+def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: DocumentsSettings, now: float) -> Look:
+    queue = EventQueue(bounds.queue or "", source)
+    # What arrives behind the listing has an event, which this look receives or a later one.
+    cut, listed = _list_on(store, case, source, bounds, "batch", now, every=LISTING_SECONDS)
+    received = queue.receive()
+    while recorded := batches.record(store, case, received.files, bounds):
+        cut += recorded
+    # Only what is in the ledger is forgotten by the queue; what dies in between comes again and is known.
+    queue.delete(received)
+    notes = {
+        "object(s) named by events lie outside of it or have another ending": received.num_outside,
+        "message(s) of the queue are no S3 events and stay there": received.num_unknown,
+    }
+    return Look(cut, 0, [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed])

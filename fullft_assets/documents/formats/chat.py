@@ -1,0 +1,103 @@
+"""Chat and instruction data -> messages of the roles system, user, assistant and tool.
+
+Forms: `messages` (OpenAI), `conversations` with from and value (ShareGPT), instruction, input and output
+(Alpaca), prompt with completion or response, as texts or as lists of messages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fullft_assets.documents.formats.labels import Malformed
+
+Message = dict[str, str]
+#: The role by the name that it has somewhere.
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
+}
+_LISTS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("instruction", "prompt")
+_ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion", "response")}
+#: Every field that may be read of a record.
+FIELDS = (*_LISTS, "instruction", "input", "output", "prompt", "completion", "response", "system", "history")
+
+
+def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
+    """Return the messages of a record.
+
+    Args:
+        record: in any of the forms.
+        field: the field with the list of messages. Default: whichever form the record has.
+
+    Raises:
+        Malformed: it has none of the forms, or a turn is not a text.
+    """
+    lists = [field] if field is not None else [name for name in _LISTS if record.get(name) is not None]
+    if lists:
+        if lists[0] not in record:
+            raise Malformed(f"no field `{lists[0]}`")
+        messages = _turns(record[lists[0]], lists[0])
+        if not messages:
+            raise Malformed(f"field `{lists[0]}` has no message")
+        return _with_system(record, messages)
+    question = next((name for name in _QUESTIONS if record.get(name) is not None), None)
+    if question is None:
+        raise Malformed("no field `messages`, `conversations`, `instruction` or `prompt`")
+    answer = next((name for name in _ANSWERS[question] if record.get(name) is not None), None)
+    if answer is None:
+        raise Malformed(f"no field {' or '.join(f'`{name}`' for name in _ANSWERS[question])}")
+    asked = _turns(record[question], question, "user")
+    if question == "instruction" and record.get("input") not in (None, ""):
+        asked[-1]["content"] += f"\n\n{_text(record['input'], 'field `input`')}"
+    return _with_system(record, [*_history(record), *asked, *_turns(record[answer], answer, "assistant")])
+
+
+def _with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
+    system = record.get("system")
+    if system in (None, "") or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": _text(system, "field `system`")}, *messages]
+
+
+def _history(record: dict[str, Any]) -> list[Message]:
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
+        raise Malformed("field `history` is not a list of [question, answer]")
+    turns = []
+    for number, (asked, answered) in enumerate(history, start=1):
+        place = f"turn {number} of field `history`"
+        turns += [{"role": "user", "content": _text(asked, place)}, {"role": "assistant", "content": _text(answered, place)}]
+    return turns
+
+
+def _turns(value: Any, field: str, role: str | None = None) -> list[Message]:
+    """Return a list of turns, or a text as the one turn of `role`."""
+    if role is not None and isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise Malformed(f"field `{field}` is not a list of messages")
+    return [_turn(turn, f"turn {number} of field `{field}`") for number, turn in enumerate(value, start=1)]
+
+
+def _turn(turn: Any, place: str) -> Message:
+    if not isinstance(turn, dict):
+        raise Malformed(f"{place} is not an object")
+    name = turn.get("role", turn.get("from"))
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise Malformed(f"{place} has no known role")
+    content = turn["content"] if "content" in turn else turn.get("value")
+    if content is None and turn.get("tool_calls"):
+        raise Malformed(f"{place} calls tools in a structure of its own; write the call as its content")
+    return {"role": role, "content": "" if content is None else _text(content, place)}
+
+
+def _text(content: Any, place: str) -> str:
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(part["text"] if isinstance(part.get("text"), str) else "" for part in content)
+    if not isinstance(content, str):
+        raise Malformed(f"{place} is not text")
+    return content

@@ -1,0 +1,89 @@
+"""Record batches of Arrow -> records; what `datasets` keeps as a number with a class name is read as the name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fullft_assets.documents.formats.delivered import Unreadable
+from fullft_assets.documents.formats.json_lines import Record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Rows that stand in memory as Python objects at a time.
+BATCH_ROWS = 1024
+
+
+def chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
+    """Return the columns to read: the wanted ones that are there, or all.
+
+    Raises:
+        Unreadable: a column's name stands twice.
+    """
+    if len(set(schema.names)) != len(schema.names):
+        raise Unreadable("two columns have the same name")
+    return [name for name in schema.names if columns is None or name in columns]
+
+
+def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[tuple[int, Record]]:
+    """Yield (row number, record) of each row of the batches."""
+    classes = class_names(schema)
+    number = 0
+    for batch in batches:
+        # Offsets that point outside their buffer would be followed blindly.
+        batch.validate(full=True)
+        for start in range(0, len(batch), BATCH_ROWS):
+            for record in batch.slice(start, BATCH_ROWS).to_pylist():
+                number += 1
+                for field in classes:
+                    if field in record:
+                        record[field] = _named(record[field], classes[field])
+                yield number, record
+
+
+@contextmanager
+def reading(kind: str) -> Iterator[None]:
+    """Turn whatever pyarrow raises on a broken file into `Unreadable`; its message may hold the text and is left out."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise Unreadable(f"not a whole {kind} file ({type(error).__name__})") from error
+    except OSError as error:
+        if error.strerror:
+            raise
+        raise Unreadable(f"not a whole {kind} file (damaged or truncated)") from error
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the class names by column that `datasets` writes into the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    found = {}
+    for name, feature in features.items() if isinstance(features, dict) else ():
+        while isinstance(feature, list | dict) and not (isinstance(feature, dict) and feature.get("_type") == "ClassLabel"):
+            feature = (
+                feature[0]
+                if isinstance(feature, list) and len(feature) == 1
+                else dict(feature).get("feature")
+                if isinstance(feature, dict)
+                else None
+            )
+        if isinstance(feature, dict) and isinstance(feature.get("names"), list):
+            found[name] = [str(known) for known in feature["names"]]
+    return found
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    if type(value) is not int:
+        return value
+    # -1 is what `datasets` writes for "no label".
+    return names[value] if 0 <= value < len(names) else None if value == -1 else value

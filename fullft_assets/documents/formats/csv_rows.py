@@ -1,0 +1,56 @@
+"""CSV: a header, then one record a row; fields may hold line ends in quotes.
+
+Fields are separated by commas or, as spreadsheets write them in other countries, by semicolons or tabs: the header tells.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from fullft_assets.documents.formats.delivered import Delivered, Unreadable
+from fullft_assets.documents.formats.json_lines import Record
+
+csv.field_size_limit(2**31 - 1)
+
+
+def records(file: Delivered) -> Iterator[tuple[int, Record]]:
+    """Yield (number of the line that the row starts on, record or problem) of each row.
+
+    Raises:
+        Unreadable: the quoting is broken, or two columns have the same name.
+    """
+    with file.text(newline="") as text:
+        reader = reader_of(text, strict=True)
+        header: list[str] = []
+        line = 1
+        try:
+            for fields in reader:
+                # A record is named by the line that it starts on, where a person looks for it.
+                line, start = reader.line_num + 1, line
+                if not fields:
+                    continue
+                if not header:
+                    header = fields
+                    named = [name for name in header if name]  # columns without a name are a spreadsheet's margin
+                    if len(set(named)) != len(named):
+                        raise Unreadable("two columns have the same name")
+                elif len(fields) != len(header):
+                    yield start, f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header"
+                else:
+                    yield start, dict(zip(header, fields, strict=True))
+        except csv.Error as error:
+            raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}") from error
+
+
+def reader_of(lines: Iterable[str], *, strict: bool = False) -> csv._reader:
+    """Return what reads lines with the delimiter that their header has: comma, else semicolon, else tab."""
+    remaining, seen = iter(lines), []
+    for line in remaining:
+        seen.append(line)
+        if not line.isspace():
+            break
+    header = seen[-1] if seen else ""
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    return csv.reader(chain(seen, remaining), delimiter=delimiter, strict=strict)

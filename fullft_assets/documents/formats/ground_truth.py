@@ -1,0 +1,97 @@
+"""Output manifests of SageMaker Ground Truth: JSON lines with a label attribute and its metadata.
+
+Classification: the attribute is an index or a name, its metadata holds the class name. Multi-label: a list of
+indices, with `class-map` and `confidence-map`. Text spans: `annotations.entities`. The text is `source`, or lies in
+the object that `source-ref` names. (https://docs.aws.amazon.com/sagemaker/latest/dg/sms-data-output.html)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from fullft_assets.documents.formats.json_lines import Record
+from fullft_assets.documents.formats.rows import Row, Wanted, add_annotation, add_names, add_problem, add_target, content_of
+
+#: Returns the text that each reference of a manifest names, or why it cannot be read.
+Fetch = Callable[[list[str]], list[str | OSError]]
+#: Rows whose references are fetched together.
+FETCHED_ROWS = 256
+
+
+def is_manifest(record: dict[str, Any], wanted: Wanted) -> bool:
+    """Return whether a record looks like a line of a manifest."""
+    return ("source" in record or "source-ref" in record) and f"{wanted.label}-metadata" in record
+
+
+def rows(records: Iterable[tuple[int, Record]], wanted: Wanted, fetch: Fetch) -> Iterator[tuple[int, Row]]:
+    """Yield (row number, row) of each line of a manifest."""
+    remaining = iter(records)
+    while together := list(islice(remaining, FETCHED_ROWS)):
+        references = {number: record["source-ref"] for number, record in together if _is_reference(record, wanted)}
+        texts = dict(zip(references, fetch(list(references.values())) if references else [], strict=True))
+        for number, record in together:
+            yield number, {"problem": record} if isinstance(record, str) else _row_of(record, wanted, texts.get(number))
+
+
+def _is_reference(record: Record, wanted: Wanted) -> bool:
+    if isinstance(record, str) or wanted.task == "sft" or (wanted.text or "source") in record:
+        return False
+    return isinstance(record.get("source-ref"), str)
+
+
+def _row_of(record: dict[str, Any], wanted: Wanted, fetched: str | OSError | None) -> Row:
+    if isinstance(fetched, OSError):
+        row: Row = {"problem": f"source-ref cannot be read ({fetched.strerror or fetched})"}
+    else:
+        row = content_of(record, wanted, wanted.text or "source") if fetched is None else {"text": fetched}
+    add_names(row, record, wanted)
+    if wanted.label is None or wanted.label not in record:
+        add_annotation(row, record.get("confidence"), record.get("human-annotated"))
+        return row
+    about = record.get(f"{wanted.label}-metadata")
+    about = about if isinstance(about, dict) else {}
+    value = record[wanted.label]
+    add_target(row, _READERS[wanted.target](value, about), wanted)
+    add_annotation(row, _confidence(value, about, wanted.target), about.get("human-annotated"))
+    if "time" not in row and isinstance(about.get("creation-date"), str):
+        row["time"] = about["creation-date"]
+    if wanted.target == "spans" and value is not None and "spans" not in row and "problem" not in row:
+        add_problem(row, f"field `{wanted.label}` has no `annotations.entities`")
+    return row
+
+
+def _label(value: Any, about: dict[str, Any]) -> Any:
+    return about.get("class-name", value)
+
+
+def _labels(value: Any, about: dict[str, Any]) -> Any:
+    names = about.get("class-map")
+    if not isinstance(value, list) or not isinstance(names, dict):
+        return value
+    return [names.get(str(index), index) for index in value]
+
+
+def _spans(value: Any, about: dict[str, Any]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    annotations = value.get("annotations")
+    return annotations.get("entities") if isinstance(annotations, dict) else None
+
+
+def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
+    """Return the confidence of a row: of several labels or spans, the lowest."""
+    if target == "label":
+        return about.get("confidence")
+    if target == "labels" and isinstance(about.get("confidence-map"), dict) and isinstance(value, list):
+        each = [about["confidence-map"].get(str(index)) for index in value]
+    elif target == "spans" and isinstance(about.get("entities"), list):
+        each = [entity.get("confidence") for entity in about["entities"] if isinstance(entity, dict)]
+    else:
+        return about.get("confidence")
+    numbers = [number for number in each if isinstance(number, int | float)]
+    return min(numbers) if numbers else None
+
+
+_READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"label": _label, "labels": _labels, "spans": _spans}

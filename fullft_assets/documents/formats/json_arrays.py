@@ -1,0 +1,66 @@
+"""JSON files: an array of records, a single record, or JSON lines under the ending .json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from fullft_assets.documents.formats import json_lines
+from fullft_assets.documents.formats.delivered import Delivered, Unreadable
+from fullft_assets.documents.formats.json_lines import Record, checked, reason
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def records(file: Delivered) -> Iterator[tuple[int, Record]]:
+    """Yield (number in the array, or line number; record or problem) of each record of a JSON file.
+
+    Raises:
+        Unreadable: an array is broken; what stands before the break is no delivery.
+    """
+    with file.text() as lines:
+        first = next((line for line in lines if not line.isspace()), "")
+    if first.lstrip().startswith("["):
+        yield from _of_array(file)
+    elif _is_record(first) or not _is_record(text := _read(file)):
+        yield from json_lines.records(file)
+    else:
+        yield 1, checked(json.loads(text), text)
+
+
+def _read(file: Delivered) -> str:
+    with file.text() as text:
+        return text.read()
+
+
+def _is_record(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _of_array(file: Delivered) -> Iterator[tuple[int, Record]]:
+    # Element by element: a large array never stands in memory as a whole.
+    text, decoder = _read(file), json.JSONDecoder()
+    at, number = _after_space(text, text.index("[") + 1), 0
+    while not text.startswith("]", at) or number:
+        number += 1
+        try:
+            record, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(f"not JSON: record {number}: {reason(error)}") from error
+        yield number, checked(record, text[at:end])
+        at = _after_space(text, end)
+        if text.startswith("]", at):
+            break
+        if not text.startswith(",", at):
+            raise Unreadable(f"not JSON: no comma or bracket after record {number}")
+        at = _after_space(text, at + 1)
+    if _after_space(text, at + 1) != len(text):
+        raise Unreadable("not JSON: more text after the array's end")
+
+
+def _after_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()

@@ -1,0 +1,50 @@
+"""JSON lines: one record a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from fullft_assets.documents.formats.delivered import Delivered
+
+#: A record by its field names, or the problem of a row that is none.
+Record = dict[str, Any] | str
+HALF_A_PAIR = "not Unicode: half of a surrogate pair"
+
+
+def records(file: Delivered) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, record or problem) of each line that is not blank."""
+    with file.text() as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON: {reason(error)}"
+                continue
+            yield number, checked(record, line)
+
+
+def checked(record: Any, text: str) -> Record:
+    """Return a record, or the problem that it is no object or no Unicode; `text` is what it was parsed from."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record):
+        return HALF_A_PAIR
+    return record
+
+
+def reason(error: Exception) -> str:
+    """Return the parser's complaint; it names a place and never the text."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+
+
+def _is_unicode(record: dict[str, Any]) -> bool:
+    # JSON may escape half of a UTF-16 pair, which is no character and cannot be stored as UTF-8.
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""What a record says of its label, as the task needs it: one name, a sorted list of names, or spans.
+
+Where several annotators answered, the majority's answer is taken and each single one is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from fullft_assets.settings import Task
+
+Span = dict[str, Any]
+Target = str | list[str] | list[Span]
+_STARTS = ("start", "startOffset", "start_offset")
+_ENDS = ("end", "endOffset", "end_offset")
+
+
+class Malformed(ValueError):
+    """A value has not the shape that the task needs; the message names the field and nothing of the value."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one annotator said of a row: the value as exported, and when."""
+
+    annotator: str | None
+    value: Any
+    time: str | None = None
+
+
+def column_of(task: Task, multi_label: bool) -> str:
+    """Return the column that holds a task's target."""
+    return "spans" if task == "token_classification" else "labels" if multi_label else "label"
+
+
+def target_of(value: Any, field: str, column: str) -> Target | None:
+    """Return a value as the label, the labels or the spans of a row, or None where there is none.
+
+    Raises:
+        Malformed: it has another shape.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if column == "label":
+        return name_of(value, field)
+    if column == "labels":
+        return _names_of(value, field)
+    return _spans_of(value, field)
+
+
+def name_of(value: Any, field: str) -> str:
+    """Return a name, number, date or truth value as text.
+
+    Raises:
+        Malformed: it is anything else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, date):  # a datetime is one too
+        return value.isoformat()
+    if isinstance(value, bool | int | Decimal) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    raise Malformed(f"field `{field}` is {_shape(value)} where a name or a number is expected")
+
+
+def _shape(value: Any) -> str:
+    kinds = ((list, "a list"), (dict, "an object"), (bytes, "bytes"), (float, "not finite"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"of type {type(value).__name__}")
+
+
+def _names_of(value: Any, field: str) -> list[str]:
+    value = _parsed(value)
+    if not isinstance(value, list):
+        return [name_of(value, field)]
+    return sorted({name_of(each, field) for each in value if each is not None and each != ""})
+
+
+def _parsed(value: Any) -> Any:
+    # A list in a CSV file is JSON in a field.
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _spans_of(value: Any, field: str) -> list[Span]:
+    value = _parsed(value)
+    if not isinstance(value, list):
+        raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
+    spans = [span for number, each in enumerate(value, start=1) for span in _span_of(each, f"span {number} of field `{field}`")]
+    return sorted(spans, key=lambda span: (span["start"], span["end"], span["label"]))
+
+
+def _span_of(value: Any, place: str) -> Iterable[Span]:
+    if isinstance(value, dict):
+        start, end = (next((value[name] for name in names if name in value), None) for names in (_STARTS, _ENDS))
+        labels = value.get("label", value.get("labels"))
+    elif isinstance(value, list | tuple) and len(value) == 3:
+        # Argilla's older records have the label first.
+        labels, start, end = value if isinstance(value[0], str) else (value[2], value[0], value[1])
+    else:
+        raise Malformed(f"{place} is neither an object nor [start, end, label]")
+    for name, offset in (("start", start), ("end", end)):
+        if type(offset) is not int or not -(2**31) <= offset < 2**31:
+            raise Malformed(f"{place} has no whole number as its {name}")
+    labels = labels if isinstance(labels, list) else [labels]
+    if not labels or not all(isinstance(label, str) and label for label in labels):
+        raise Malformed(f"{place} has no label")
+    return [{"start": start, "end": end, "label": label} for label in labels]
+
+
+def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: str) -> None:
+    """Put the annotators' answers into a row: the only one, or each of several and what most of them say.
+
+    The confidence of a row with several annotators is the mean Jaccard similarity of their answers to
+    the one adopted: for a single label, the share of the votes.
+
+    Raises:
+        Malformed: an answer has another shape than the task needs, or no label has the most votes.
+    """
+    # Who answered again meant the last answer.
+    latest = {answer.annotator if answer.annotator is not None else at: answer for at, answer in enumerate(answers)}
+    found = [(answer, target) for answer in latest.values() if (target := target_of(answer.value, field, column)) is not None]
+    if not found:
+        return
+    row["human_annotated"] = True
+    times = [answer.time for answer, _ in found if answer.time]
+    if times:
+        row["time"] = max(times)
+    if len(found) == 1:
+        answer, row[column] = found[0]
+        if answer.annotator is not None:
+            row["annotator"] = answer.annotator
+        return
+    row["annotations"] = [
+        {
+            "annotator": answer.annotator or f"annotator {number}",
+            "label": target if isinstance(target, str) else json.dumps(target, ensure_ascii=False),
+        }
+        for number, (answer, target) in enumerate(found, start=1)
+    ]
+    adopted = _majority([_parts(target) for _, target in found], field, column)
+    row["confidence"] = sum(_jaccard(_parts(target), adopted) for _, target in found) / len(found)
+    if column == "label":
+        [row["label"]] = adopted
+    else:
+        row[column] = sorted(adopted) if column == "labels" else [{"start": s, "end": e, "label": label} for s, e, label in sorted(adopted)]
+
+
+def _parts(target: Target) -> frozenset[Any]:
+    if isinstance(target, str):
+        return frozenset([target])
+    return frozenset(part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target)
+
+
+def _majority(answers: list[frozenset[Any]], field: str, column: str) -> frozenset[Any]:
+    votes = Counter(part for parts in answers for part in parts)
+    if column != "label":
+        return frozenset(part for part, count in votes.items() if count > len(answers) / 2)
+    first, *others = votes.most_common(2)
+    if others and others[0][1] == first[1]:
+        raise Malformed(f"the annotators of field `{field}` disagree: no label has the most votes")
+    return frozenset([first[0]])
+
+
+def _jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0

@@ -1,0 +1,48 @@
+"""The table that every format is read into: `documents.parquet`, one row a delivered row."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: `problem` says why a row is malformed; `delivered_ns` is its file's time and says which of two deliveries is newer.
+COLUMNS = (
+    "id",
+    "text",
+    "messages",
+    "label",
+    "labels",
+    "spans",
+    "annotations",
+    "group",
+    "domain",
+    "confidence",
+    "annotator",
+    "human_annotated",
+    "time",
+    "source",
+    "row",
+    "delivered_ns",
+    "problem",
+)
+
+
+@cache
+def schema() -> pa.Schema:
+    """Return the schema of `documents.parquet`; its names are `COLUMNS`."""
+    import pyarrow as pa
+
+    types = {
+        "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        "labels": pa.list_(pa.string()),
+        "spans": pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])),
+        "annotations": pa.list_(pa.struct([("annotator", pa.string()), ("label", pa.string())])),
+        "confidence": pa.float64(),
+        "human_annotated": pa.bool_(),
+        "row": pa.int64(),
+        "delivered_ns": pa.int64(),
+    }
+    return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])

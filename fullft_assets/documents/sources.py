@@ -1,0 +1,375 @@
+"""Where documents come from: a local folder, a folder saved by `datasets`, or the objects below an S3 prefix."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, lru_cache
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+from fullft_assets.documents.formats import is_readable
+from fullft_assets.errors import DataError
+
+#: What `datasets.save_to_disk` writes beside its .arrow files; together they tell such a folder.
+_SAVED_DATASET = {"state.json", "dataset_info.json"}
+#: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
+_PARALLEL_REQUESTS = 16
+
+
+class SourceFile(NamedTuple):
+    """One delivered file as it stood when its batch was cut.
+
+    S3 tells times in whole seconds; the ETag tells two writes within one second apart.
+    """
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    etag: str = ""
+
+
+class Source(Protocol):
+    """A place with delivered files; a path is relative to it, with forward slashes."""
+
+    #: The folder's absolute path, or s3://bucket/prefix: what stands before a path in a message.
+    uri: str
+    #: Whether a file may be seen half-written. An S3 object appears whole.
+    may_be_growing: bool
+
+    def files(self) -> list[SourceFile]:
+        """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out."""
+
+    def status(self, path: str) -> SourceFile | None:
+        """Return a file as it stands, or None where there is none."""
+
+    def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
+        """Return `status` of each path."""
+
+    def digest(self, file: SourceFile) -> str:
+        """Return what pins a file's content (sha256 or ETag), or `unreadable: why`."""
+
+    def local(self, path: str) -> AbstractContextManager[Path]:
+        """Return a local file to read; what had to be fetched is removed again.
+
+        Raises:
+            OSError: when entered: there is no such file, or it may not be read.
+        """
+
+    def fetched(self, files: Sequence[SourceFile]) -> AbstractContextManager[None]:
+        """Keep these files at hand: remote ones are fetched several at a time, and removed again."""
+
+
+def open_source(path: str, project_root: Path) -> Source:
+    """Return the source that a path of the YAML names.
+
+    An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading needs no
+    options: what is encrypted with a KMS key comes decrypted to a role that may use the key.
+    """
+    return S3Prefix(path) if path.startswith("s3://") else Folder(project_root / Path(path).expanduser())
+
+
+def scan(folder: Path) -> list[SourceFile]:
+    """Return the readable-by-ending files below a folder, sorted by path; see `Folder.files`."""
+    return Folder(folder).files()
+
+
+class Folder:
+    """A local folder. Linked folders are followed; a dangling link is a file as well: reading it says what is wrong."""
+
+    may_be_growing = True
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.uri = str(folder.absolute())
+
+    def files(self) -> list[SourceFile]:
+        """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out.
+
+        Raises:
+            DataError: there is no such folder, or one below it cannot be listed.
+        """
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: folder not found; deliver the documents there or mend documents.path")
+        return sorted(self.walk())
+
+    def walk(self) -> Iterator[SourceFile]:
+        """Yield the files of `files` as they are found; of a folder that several links lead to the first path by name counts."""
+        pending = [("", str(self.folder))]
+        seen = {_identity(os.stat(self.folder))}
+        while pending:
+            prefix, directory = pending.pop()
+            folders, names = [], []
+            for entry in _listed(directory):
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else names).append(entry)
+            is_saved = {entry.name for entry in names} >= _SAVED_DATASET
+            for entry in names:
+                if (
+                    _is_document(entry.name, lambda is_saved=is_saved: is_saved)
+                    and (found := _seen_as(f"{prefix}{entry.name}", entry)) is not None
+                ):
+                    yield found
+            inner = []
+            for entry in sorted(folders, key=lambda entry: entry.name):
+                # A link to a folder above would be walked for ever.
+                if (identity := _identity(entry.stat())) not in seen:
+                    seen.add(identity)
+                    inner.append((f"{prefix}{entry.name}/", entry.path))
+            pending += reversed(inner)
+
+    def status(self, path: str) -> SourceFile | None:
+        """Return a file as it stands, or None where there is none; a dangling link is one."""
+        full = self.folder / path
+        try:
+            return _source_file(path, full.stat() if full.exists() else full.lstat())
+        except OSError:
+            return None
+
+    def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
+        """Return `status` of each path."""
+        return {path: self.status(path) for path in paths}
+
+    def digest(self, file: SourceFile) -> str:
+        """Return a file's sha256, or `unreadable: why`."""
+        try:
+            with (self.folder / file.path).open("rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            return f"unreadable: {error.strerror}"
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """Return the file itself."""
+        yield self.folder / path
+
+    @contextmanager
+    def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
+        """Do nothing: a folder's files are at hand."""
+        yield
+
+
+def _listed(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"{error.filename}: folder cannot be listed ({error.strerror}); mend its permissions") from error
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _seen_as(path: str, entry: os.DirEntry[str]) -> SourceFile | None:
+    """Return a file of a listing; None where it was removed meanwhile, or is a pipe or a device."""
+    try:
+        status = entry.stat()
+    except OSError:
+        try:
+            return _source_file(path, entry.stat(follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+    return _source_file(path, status) if stat.S_ISREG(status.st_mode) else None
+
+
+def _source_file(path: str, status: os.stat_result) -> SourceFile:
+    return SourceFile(path, status.st_size, status.st_mtime_ns)
+
+
+def _is_document(name: str, is_saved: Callable[[], bool]) -> bool:
+    """Return whether a file's name is a document's; `is_saved` says whether its folder is one that `datasets` saved."""
+    if not _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name == "dataset_dict.json":
+        return False
+    # Loading such a folder and mapping over it leaves caches of the same rows beside them.
+    is_bookkeeping = name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
+    return not (is_bookkeeping and is_saved())
+
+
+@lru_cache(maxsize=4096)
+def _has_known_ending(ending: str) -> bool:
+    return is_readable(f"x{ending}")
+
+
+class S3Prefix:
+    """The objects below `s3://bucket/prefix`.
+
+    Args:
+        url: the prefix.
+        options: fsspec options; never secrets, those come from the environment.
+    """
+
+    may_be_growing = False
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+        import fsspec
+
+        self.uri = url.rstrip("/")
+        self._fs, self._root = fsspec.core.url_to_fs(self.uri, **(options or {}))
+        self._bucket, _, prefix = self._root.partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._places: dict[str, Path | OSError] = {}
+
+    def files(self) -> list[SourceFile]:
+        """Return the readable-by-ending objects, sorted by path; one request lists 1,000.
+
+        Raises:
+            DataError: the bucket is not there, may not be listed or cannot be reached.
+        """
+        return sorted(self.listed()[0])
+
+    def listed(self, after: str = "", most_pages: int | None = None) -> tuple[list[SourceFile], str]:
+        """Return the readable-by-ending objects on the next pages of the listing, and the path to go on after.
+
+        Args:
+            after: the path to go on after; empty: from the beginning.
+            most_pages: pages of 1,000 keys to list. Default: all.
+
+        Returns:
+            The objects, and the last path that was listed; it is empty where the end of the prefix is reached.
+
+        Raises:
+            DataError: the bucket is not there, may not be listed or cannot be reached.
+        """
+        found: list[SourceFile] = []
+        is_saved = self._saved_folders()
+        for number in count(1):
+            entries, is_last = self._page(after)
+            for entry in entries:
+                path = entry["Key"][len(self._prefix) :]
+                if self._is_document(path, is_saved):
+                    found.append(_object(path, {**entry, "size": entry["Size"]}))
+            # Not by the server's token: it is good for minutes, and the next look may come later.
+            after = "" if is_last or not entries else entries[-1]["Key"][len(self._prefix) :]
+            if not after or number == most_pages:
+                break
+        return found, after
+
+    def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
+        """Return what S3 says of the next keys after a path, and whether these are the last."""
+        where = {"Bucket": self._bucket, "Prefix": self._prefix, **({"StartAfter": self._prefix + after} if after else {})}
+        try:
+            with self._one_line_errors():
+                answer = self._fs.call_s3("list_objects_v2", **where)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.uri}: bucket not found; create it or mend documents.path") from error
+        except PermissionError as error:
+            raise DataError(f"{self.uri}: access denied ({error}); let the role list the bucket and get its objects") from error
+        return answer.get("Contents", []), not answer.get("IsTruncated")
+
+    def documents_among(self, paths: Iterable[str]) -> list[str]:
+        """Return those of these paths that `files` would list, were they there."""
+        is_saved = self._saved_folders()
+        return [path for path in paths if self._is_document(path, is_saved)]
+
+    @staticmethod
+    def _is_document(path: str, is_saved: Callable[[str], bool]) -> bool:
+        folder, _, name = path.rpartition("/")
+        is_hidden = path.startswith(".") or "/." in path
+        return bool(name) and not is_hidden and _is_document(name, lambda: is_saved(folder))
+
+    def _saved_folders(self) -> Callable[[str], bool]:
+        """Return what tells whether `datasets` saved a folder: its bookkeeping, which is looked for once a folder."""
+
+        @cache
+        def is_saved(folder: str) -> bool:
+            return None not in self.statuses(f"{folder}/{name}" if folder else name for name in _SAVED_DATASET).values()
+
+        return is_saved
+
+    def status(self, path: str) -> SourceFile | None:
+        """Return an object as it stands, or None where there is none or it may not be read.
+
+        Raises:
+            DataError: the bucket cannot be reached.
+        """
+        with self._one_line_errors():
+            try:
+                info = self._fs.info(f"{self._root}/{path}", refresh=True)
+            except (FileNotFoundError, PermissionError):
+                return None
+        return _object(path, info) if info["type"] == "file" else None
+
+    def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
+        """Return `status` of each path, several requests at a time."""
+        paths = list(paths)
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+            return dict(zip(paths, pool.map(self.status, paths), strict=True))
+
+    def digest(self, file: SourceFile) -> str:
+        """Return an object's ETag as it was cut: another content has another one."""
+        return f"etag:{file.etag}"
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """Return the fetched object; one that was not fetched yet comes into a temporary file."""
+        if path in self._places:
+            yield _place_or_raise(self._places[path])
+            return
+        with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
+            yield _place_or_raise(self._fetch(path, Path(folder)))
+
+    @contextmanager
+    def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
+        """Fetch objects into a temporary folder, several requests at a time, and remove them at the end.
+
+        Raises:
+            DataError: an object that is there could not be fetched: the run fails, and a later one may succeed.
+        """
+        with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
+            with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+                fetched = pool.map(lambda n: self._fetch(files[n].path, Path(folder, str(n))), range(len(files)))
+                self._places = dict(zip((file.path for file in files), fetched, strict=True))
+            try:
+                yield
+            finally:
+                self._places = {}
+
+    def _fetch(self, path: str, folder: Path) -> Path | OSError:
+        """Return the local copy of an object, or the error that says why it cannot be read."""
+        folder.mkdir(exist_ok=True)
+        # The whole key may be longer than a local name; its end holds what tells the format.
+        place = folder / PurePosixPath(path).name[-100:]
+        with self._one_line_errors():
+            try:
+                self._fs.get_file(f"{self._root}/{path}", str(place))
+            except FileNotFoundError:
+                return FileNotFoundError(errno.ENOENT, "no such object")
+            except PermissionError as error:
+                if self.status(path) is None:
+                    return PermissionError(errno.EACCES, str(error))
+                # It looks the same once the key may be used: an artifact without it would be taken for the whole.
+                raise DataError(f"{self.uri}/{path}: may not be read ({error}); let the role use the key that encrypts it") from error
+        return place
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        """Name the prefix in an error of the connection; what is wrong with one object passes through."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (BotoCoreError, ClientError, OSError) as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"{self.uri}: cannot be read ({why}); mend the connection or the credentials") from error
+
+
+def _place_or_raise(place: Path | OSError) -> Path:
+    if isinstance(place, OSError):
+        raise place
+    return place
+
+
+def _object(path: str, info: Mapping[str, Any]) -> SourceFile:
+    # Requests for one object tell whole seconds, some servers' listings fractions: only the seconds are comparable.
+    seconds = int(info["LastModified"].timestamp())
+    return SourceFile(path, info["size"], seconds * 10**9, info["ETag"].strip('"'))

@@ -1,0 +1,140 @@
+"""What the checks of a batch say: counts, the first places, the mend. Texts of documents are never quoted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.examples.agreement import Agreement
+from fullft_assets.examples.rules import Finding, Rule
+from fullft_assets.settings import ExamplesSettings
+from fullft_assets.store import CheckOutcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+_MEND = "mend them in the source and deliver the file again"
+_SHOWN = 5
+
+
+def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table) -> CheckOutcome:
+    """Return the outcome of a rule that Great Expectations tried."""
+    metadata: dict[str, int | float] = {"num_rows": len(table)}
+    if finding.rows is not None:
+        metadata["num_failed"] = len(finding.rows)
+    if finding.observed is not None:
+        metadata["observed"] = finding.observed
+    description = "" if finding.passed else _why(rule, finding, table)
+    return CheckOutcome(name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata)
+
+
+def with_masked(check: CheckOutcome, num_masked: int) -> CheckOutcome:
+    """Return the outcome on personal data with the number of rows in which it was masked."""
+    return check.model_copy(update={"metadata": {**check.metadata, "num_masked": num_masked}})
+
+
+def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
+    if not finding.rows:
+        observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
+        return f"the batch {rule.reason}{observed}; look at its rows, or mend the expectation"
+    verb = "quarantined" if rule.quarantines else "found"
+    return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({rule.reason}): {places(finding.rows, table)}; {_MEND}"
+
+
+def places(rows: Sequence[int], table: pa.Table) -> str:
+    """Return the first five rows as file:row, and how many there are beside them."""
+    named = [f"{table['source'][row].as_py()}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
+    more = f" and {len(rows) - len(named):,} more" if len(rows) > len(named) else ""
+    return ", ".join(named) + more
+
+
+def balance_outcome(rule: Rule, finding: Finding, labels: pd.DataFrame, settings: ExamplesSettings) -> CheckOutcome:
+    """Return whether each label has its least share; `labels` is the profile that was tried."""
+    rare = labels.iloc[finding.rows or []].sort_values("share", kind="stable")
+    shown = ", ".join(f"`{label}` {share:.2%}" for label, share in zip(rare["label"][:_SHOWN], rare["share"], strict=False))
+    more = f" and {len(rare) - _SHOWN:,} more" if len(rare) > _SHOWN else ""
+    return CheckOutcome(
+        name="labels_are_balanced",
+        passed=finding.passed,
+        severity=rule.severity,
+        description=""
+        if finding.passed
+        else f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): {shown}{more}; deliver more of them",
+        metadata={
+            "num_labels": len(labels),
+            "num_rare_labels": len(rare),
+            **({"smallest_share": float(labels["share"].min())} if len(labels) else {}),
+        },
+    )
+
+
+def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSettings) -> CheckOutcome:
+    """Return whether annotators agree beyond chance; where nobody labelled the same text there is nothing to judge."""
+    kappa = None if found is None else found.kappa
+    passed = kappa is None or kappa >= settings.min_agreement
+    description = ""
+    if found is None:
+        description = "no text was labelled by two annotators"
+    elif kappa is None:
+        description = "all annotations are one label: kappa is not defined"
+    elif not passed:
+        named = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[found.method]
+        worst = sorted((k, label) for label, k in found.label_kappas.items() if k is not None)[:3]
+        least = ", ".join(f"`{label}` {k:.2f}" for k, label in worst)
+        description = (
+            f"{named} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is below "
+            f"examples.min_agreement ({settings.min_agreement:g}), least on {least}; sharpen the guideline for these labels"
+        )
+    metadata: dict[str, int | float] = {"num_items": 0 if found is None else found.num_items}
+    if found is not None:
+        metadata |= {"num_annotators": found.num_annotators, "observed_agreement": found.observed}
+        metadata |= {"lowest_label_kappa": min(known)} if (known := [k for k in found.label_kappas.values() if k is not None]) else {}
+    if kappa is not None:
+        metadata["kappa"] = kappa
+    return CheckOutcome(name="annotators_agree", passed=passed, severity=rule.severity, description=description, metadata=metadata)
+
+
+def size_outcome(rule: Rule, finding: Finding, settings: ExamplesSettings) -> CheckOutcome:
+    """Return whether the batch has its least number of valid rows."""
+    num_valid = int(finding.observed or 0)
+    return CheckOutcome(
+        name="rows_suffice",
+        passed=finding.passed,
+        severity=rule.severity,
+        description=""
+        if finding.passed
+        else f"{num_valid:,} valid rows, fewer than examples.min_batch_rows ({settings.min_batch_rows:,}); deliver more",
+        metadata={"num_valid": num_valid},
+    )
+
+
+def gate_outcomes(
+    num_rows: int, valid: pa.Table, quarantined: pa.Table, superseded: pa.Table, settings: ExamplesSettings, batch_name: str
+) -> list[CheckOutcome]:
+    """Return the two gates of every batch; what was superseded is no failure and counts on neither side."""
+    judged = len(valid) + len(quarantined)
+    share = len(quarantined) / judged if judged else 1.0
+    bounded = share <= settings.max_quarantined_share and len(valid) > 0
+    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
+    why = f", most often: {reasons[0][0]}" if reasons else ""
+    finding = f"{len(quarantined):,} of {judged:,} rows quarantined{why}" if num_rows else "its files hold no rows"
+    mend = "mend the source and deliver it again" + (", or raise examples.max_quarantined_share" if len(valid) else "")
+    counts = {"num_valid": len(valid), "num_quarantined": len(quarantined), "num_superseded": len(superseded)}
+    return [
+        CheckOutcome(
+            name="rows_are_accounted_for",
+            passed=num_rows == sum(counts.values()),
+            description=f"{num_rows:,} in = {len(valid):,} valid + {len(quarantined):,} quarantined + {len(superseded):,} superseded",
+            metadata={"num_rows": num_rows, **counts},
+        ),
+        CheckOutcome(
+            name="quarantined_share_is_bounded",
+            passed=bounded,
+            description="" if bounded else f"batch {batch_name}: {finding}; {mend}",
+            metadata={"quarantined_share": float(np.round(share, 6))},
+        ),
+    ]

@@ -1,0 +1,340 @@
+"""The rules that a batch is held to: which of them apply, how severe they are, and the profile that they are tried on.
+
+A profile is a narrow table of numbers, flags and names, one row a document, without its text: validating text
+columns takes Great Expectations several times the time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fullft_assets.examples import damage, language
+from fullft_assets.settings import RULES, ExamplesSettings, Expectation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+#: Columns that the user's own expectations may name.
+PROFILE_COLUMNS = (
+    *("well_formed", "num_characters", "num_words", "label", "confidence", "human_annotated", "domain", "group"),
+    *("language", "damage_share", "num_personal_data", "num_labels", "num_turns"),
+)
+ROLES = ("system", "user", "assistant", "tool")
+#: Reason of a quarantined row by the rule that it breaks.
+REASONS = {
+    "rows_are_well_formed": "malformed row",
+    "texts_are_present": "empty text",
+    "text_lengths_are_in_bounds": "text too short or too long",
+    "languages_are_expected": "unexpected language",
+    "encodings_are_intact": "damaged characters",
+    "personal_data_is_absent": "personal data",
+    "labels_are_present": "no label",
+    "labels_are_known": "unknown label",
+    "spans_are_in_range": "span out of range",
+    "assistant_turns_are_present": "no or empty assistant turn, or unknown role",
+    "annotations_are_confident": "annotation confidence too low or above 1",
+    "annotations_are_human": "annotated by a machine",
+    "ids_are_unique": "id stands twice in one file",
+    "texts_are_unique": "duplicate text",
+    "equal_texts_have_equal_labels": "equal text with another label",
+}
+#: What a rule about the whole batch says of it.
+BATCH_TRUTHS = {
+    "labels_are_balanced": "no label is rarer than examples.min_label_share",
+    "annotators_agree": "kappa is at least examples.min_agreement",
+    "rows_suffice": "the batch has examples.min_batch_rows valid rows",
+}
+#: Valid rows in a batch from which a rare label is worth a warning.
+ROWS_FOR_BALANCE = 100
+#: Gates that are always there and always block.
+GATES = {
+    "rows_are_accounted_for": "rows in = valid + quarantined + superseded",
+    "quarantined_share_is_bounded": "most of the batch is usable",
+}
+#: Rules on what other rows a batch holds, tried on the rows that break no other.
+IDENTITY_RULES = ("ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels")
+#: A row that breaks one of these cannot be trained on, so they cannot be turned off.
+ESSENTIAL = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "spans_are_in_range", "assistant_turns_are_present")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that applies: the reason that a row is quarantined for (the truth of a rule on the batch), and how severe it is.
+
+    `is_own`: one of the user's expectations.
+    """
+
+    reason: str
+    severity: Literal["error", "warn"]
+    scope: Literal["row", "batch"]
+    quarantines: bool = False
+    is_own: bool = False
+
+
+def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
+    """Return every rule that applies to a use case, the user's own and the gates included: each is an asset check."""
+    rules = {}
+    for name in applicable(settings):
+        severity = settings.severities.get(name, "warn")
+        if severity == "off":
+            continue
+        is_row = name in REASONS
+        quarantines = is_row and name != "ids_are_unique" and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
+        rules[name] = Rule(REASONS[name] if is_row else BATCH_TRUTHS[name], severity, "row" if is_row else "batch", quarantines)
+    for number, own in enumerate(settings.expectations, start=1):
+        on = own.arguments.get("column")
+        reason = f"breaks expectation {number} ({own.name.removeprefix('expect_')}{f' on {on}' if on else ''})"
+        quarantines = own.severity == "quarantine"
+        rules[check_name(number, own)] = Rule(
+            reason, "error" if own.severity == "error" else "warn", "row" if quarantines else "batch", quarantines, is_own=True
+        )
+    return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in GATES.items()}}
+
+
+def check_name(number: int, expectation: Expectation) -> str:
+    """Return the name of the check of the user's expectation with this number, counted from 1."""
+    return f"own_{number}_{expectation.name.removeprefix('expect_')}"
+
+
+def applicable(settings: ExamplesSettings) -> list[str]:
+    """Return the names of settings.RULES that say something under these settings, whatever their severity."""
+    labelled = settings.task in ("classification", "token_classification")
+    conditions = {
+        "languages_are_expected": settings.languages is not None,
+        "personal_data_is_absent": settings.pii != "off",
+        "labels_are_present": labelled,
+        "labels_are_known": labelled and settings.labels is not None,
+        "spans_are_in_range": settings.task == "token_classification",
+        "assistant_turns_are_present": settings.task == "sft",
+        "annotations_are_confident": labelled or settings.min_confidence > 0,
+        "annotations_are_human": settings.human_annotated_only,
+        "equal_texts_have_equal_labels": labelled,
+        "labels_are_balanced": labelled,
+        "annotators_agree": labelled,
+    }
+    return [rule for rule in RULES if conditions.get(rule, True)]
+
+
+def profile(table: pa.Table, settings: ExamplesSettings, num_personal_data: np.ndarray | None = None) -> pd.DataFrame:
+    """Return the profile of a batch of documents; a column that no rule and no expectation needs is left out.
+
+    Args:
+        table: with `documents.COLUMNS`.
+        settings: say which columns are needed.
+        num_personal_data: pieces of personal data in each text, where they are looked for.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = table["text"].combine_chunks()
+    lengths = pc.utf8_length(text)
+    blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0), True)
+    frame = pd.DataFrame(
+        {
+            "well_formed": np.asarray(table["problem"].is_null()),
+            "num_characters": np.asarray(pc.if_else(blank, None, lengths).cast(pa.float64())),
+            "label": pd.Series(table["label"].to_numpy(), dtype=object),
+            "confidence": np.asarray(table["confidence"]),
+            "human_annotated": pd.Series(table["human_annotated"].to_numpy(), dtype=object),
+            "domain": pd.Series(table["domain"].to_numpy(), dtype=object),
+            "group": pd.Series(table["group"].to_numpy(), dtype=object),
+            "damage_share": damage.damage_shares(text),
+        }
+    )
+    named = {word for own in settings.expectations for value in own.arguments.values() for word in _words(value)}
+    if "num_words" in named:
+        frame["num_words"] = np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0))
+    if settings.languages is not None:
+        frame["language"] = language.identify(text)
+    if num_personal_data is not None:
+        frame["num_personal_data"] = num_personal_data
+    return frame.assign(**_label_columns(table, lengths, settings), **_turn_columns(table, settings))
+
+
+def _words(value: Any) -> list[str]:
+    # A column may stand in a list, or within a row condition.
+    if isinstance(value, list | tuple):
+        return [word for item in value for word in _words(item)]
+    return value.replace('"', " ").replace("(", " ").split() if isinstance(value, str) else []
+
+
+def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSettings) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if settings.task not in ("classification", "token_classification"):
+        return {}
+    columns = {}
+    if settings.task == "token_classification":
+        parents, spans = _flat(table["spans"])
+        labels = pc.struct_field(spans, "label")
+        start, end = (np.asarray(pc.fill_null(pc.struct_field(spans, name), -1)) for name in ("start", "end"))
+        longest = np.asarray(pc.fill_null(lengths, 0))[parents]
+        columns["num_bad_spans"] = np.bincount(parents, (start < 0) | (end <= start) | (end > longest), len(table))
+        has_label = np.asarray(table["spans"].is_valid())
+    elif settings.multi_label:
+        parents, labels = _flat(table["labels"])
+        has_label = np.asarray(table["labels"].is_valid())
+    else:
+        labels = table["label"].combine_chunks()
+        has_label, parents = np.asarray(labels.is_valid()), np.arange(len(table))
+    is_named = np.asarray(pc.fill_null(pc.not_equal(labels, ""), False))
+    nameless = np.bincount(parents, ~is_named, len(table))
+    columns["has_label"] = has_label & (nameless == 0)
+    columns["num_labels"] = np.bincount(parents, is_named, len(table)).astype(int)
+    if settings.labels is not None:
+        unknown = is_named & ~np.asarray(pc.is_in(labels, pa.array(settings.labels, labels.type)))
+        columns["num_unknown_labels"] = np.bincount(parents, unknown, len(table))
+    return columns
+
+
+def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if settings.task != "sft":
+        return {}
+    parents, turns = _flat(table["messages"])
+    role = pc.struct_field(turns, "role")
+    content = pc.utf8_trim_whitespace(pc.struct_field(turns, "content"))
+    is_assistant = np.asarray(pc.fill_null(pc.equal(role, "assistant"), False))
+    is_unknown = ~np.asarray(pc.is_in(role, pa.array(ROLES)))
+    is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True))
+    num_assistant = np.bincount(parents, is_assistant, len(table))
+    bad = np.bincount(parents, is_unknown | (is_assistant & is_blank), len(table))
+    return {"num_turns": np.bincount(parents, minlength=len(table)), "num_bad_turns": bad + (num_assistant == 0)}
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
+    """Return the row of each item of a column of lists, and the items."""
+    import pyarrow.compute as pc
+
+    lists = column.combine_chunks()
+    return np.asarray(pc.list_parent_indices(lists)), pc.list_flatten(lists)
+
+
+def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
+    """Return the expectations on single rows, by rule; those on identity and the user's own are separate."""
+    import great_expectations as gx
+
+    between, within = gx.expectations.ExpectColumnValuesToBeBetween, gx.expectations.ExpectColumnValuesToBeInSet
+    makers = {
+        "rows_are_well_formed": lambda: within(column="well_formed", value_set=[True]),
+        "texts_are_present": lambda: gx.expectations.ExpectColumnValuesToNotBeNull(column="num_characters"),
+        "text_lengths_are_in_bounds": lambda: between(
+            column="num_characters", min_value=settings.min_characters, max_value=settings.max_characters
+        ),
+        "languages_are_expected": lambda: within(column="language", value_set=[*(settings.languages or []), language.UNKNOWN]),
+        "encodings_are_intact": lambda: between(column="damage_share", max_value=settings.max_damage_share),
+        "personal_data_is_absent": lambda: between(column="num_personal_data", max_value=0),
+        "labels_are_present": lambda: within(column="has_label", value_set=[True]),
+        "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),
+        "spans_are_in_range": lambda: between(column="num_bad_spans", max_value=0),
+        "assistant_turns_are_present": lambda: between(column="num_bad_turns", max_value=0),
+        "annotations_are_confident": lambda: between(column="confidence", min_value=settings.min_confidence, max_value=1),
+        "annotations_are_human": lambda: within(column="human_annotated", value_set=[True]),
+    }
+    used = rules_for(settings)
+    return {rule: make() for rule, make in makers.items() if rule in used}
+
+
+def absent(flags: Iterable[str]) -> dict[str, Any]:
+    """Return the expectations that no row has the flag of a rule, by rule."""
+    import great_expectations as gx
+
+    return {flag: gx.expectations.ExpectColumnValuesToBeInSet(column=flag, value_set=[False]) for flag in flags}
+
+
+def balance_profile(label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings) -> pd.DataFrame:
+    """Return a profile with one row a label, known or found: its share of the valid rows (of the spans)."""
+    import pandas as pd
+
+    counts = pd.Series({**dict.fromkeys(settings.labels or [], 0), **label_counts}, dtype=float)
+    total = counts.sum() if settings.task == "token_classification" else num_valid
+    return pd.DataFrame({"label": counts.index.astype(object), "share": counts.to_numpy() / max(total, 1)})
+
+
+def balanced(settings: ExamplesSettings, num_valid: int) -> dict[str, Any]:
+    """Return the expectation on the profile of the labels, by rule; few rows say nothing of a label's share."""
+    import great_expectations as gx
+
+    least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
+    return {"labels_are_balanced": gx.expectations.ExpectColumnValuesToBeBetween(column="share", min_value=least)}
+
+
+def large_enough(settings: ExamplesSettings) -> dict[str, Any]:
+    """Return the expectation on the profile of the valid rows, by rule."""
+    import great_expectations as gx
+
+    return {"rows_suffice": gx.expectations.ExpectTableRowCountToBeBetween(min_value=settings.min_batch_rows)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an expectation found: rows that break it (by number, in order; None where it is not about single rows)."""
+
+    passed: bool
+    rows: list[int] | None
+    observed: float | None = None
+
+
+def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
+    """Return what Great Expectations finds, by name.
+
+    A first pass only counts; the rows are listed in a second one, for what failed.
+
+    Raises:
+        RuntimeError: an expectation could not be computed; names it.
+    """
+    if not suite:
+        return {}
+    results = _validate(frame, suite, "BASIC")
+    failed = {name: suite[name] for name, result in results.items() if not result["success"]}
+    complete = _validate(frame, failed, "COMPLETE") if failed else {}
+    found = {}
+    for name, result in {**results, **complete}.items():
+        details = result["result"]
+        rows = details.get("unexpected_index_list", [] if "unexpected_count" in details and result["success"] else None)
+        observed = details.get("observed_value")
+        number = float(observed) if isinstance(observed, int | float) and not isinstance(observed, bool) else None
+        found[name] = Finding(result["success"], None if rows is None else sorted(rows), number)
+    return found
+
+
+def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dict[str, dict[str, Any]]:
+    import great_expectations as gx
+
+    batch = _any_frame().get_batch({"dataframe": frame})
+    # The result's order is not the suite's: the rule's name travels in `meta`.
+    expectations = [expectation.copy(update={"meta": {"rule": rule}}) for rule, expectation in suite.items()]
+    results = batch.validate(
+        gx.ExpectationSuite(name="examples", expectations=expectations),
+        result_format={"result_format": detail, "exclude_unexpected_values": True},
+    )
+    found = {}
+    for result in results.results:
+        rule = result.expectation_config.meta["rule"]
+        # A failure is reported flat, or once for each metric that could not be computed.
+        reports = [result.exception_info or {}, *(result.exception_info or {}).values()]
+        for report in reports:
+            if isinstance(report, dict) and report.get("raised_exception"):
+                raise RuntimeError(f"{rule}: {str(report['exception_message']).splitlines()[0]}")
+        found[rule] = result.to_json_dict()
+    return found
+
+
+@cache
+def _any_frame() -> Any:
+    """Return the definition of a batch that is a frame given later; making one costs as much as a validation of few rows."""
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    return context.data_sources.add_pandas("profile").add_dataframe_asset("documents").add_batch_definition_whole_dataframe("batch")

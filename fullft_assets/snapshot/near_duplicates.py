@@ -1,0 +1,394 @@
+"""Near-duplicates among many texts: MinHash bands propose pairs, the exact similarity of the word shingles confirms each.
+
+Sketches are made by one-permutation hashing (Li, Owen, Zhang 2012): the shingles' hashes are dealt into
+bins, and a bin's smallest hash is one MinHash. An empty bin borrows from the first filled one in a random
+order of its own, the same for all texts (optimal densification, Shrivastava 2017), so that two texts
+agree in each bin with a probability of their Jaccard similarity. Texts that agree in all bins of a band
+(Leskovec et al., Mining of Massive Datasets, ch. 3) are a candidate pair. Most of those are far from near: one byte a bin (Li and
+Koenig 2010, b-bit minwise hashing) tells it without reading the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.snapshot.shingles import BLOCK_ROWS, HASH_BITS, SORTED_ROWS, ShingleSets, expand, mix, shingle_sets
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NUM_BINS = 128
+#: Shingles compared at once: what fits a core's cache.
+_BLOCK_VALUES = 1 << 15
+#: Texts whose shingles are held at once.
+_BLOCK_TEXTS = 1 << 15
+#: Pairs whose signatures are compared at once.
+_BLOCK_SIGNATURES = 1 << 15
+#: Pairs proposed at once.
+_BLOCK_PAIRS = 1 << 20
+#: Pairs of a candidate that are tried before it is asked whether any could be near at all.
+_TRIES_UNAIDED = 16
+#: Candidates with more pairs than this are tried without a look at the signatures.
+_MANY_PAIRS = 64
+#: The estimate of a similarity is off by less than this, but for one pair in millions: five standard deviations where 80 of the bins
+#: are filled by shingles of their own (a text with fewer shingles borrows by chance anew in each bin).
+_ESTIMATE_OFF = 0.25
+_UINT64 = np.uint64
+
+
+def band_rows(similarity: float) -> int:
+    """Return the bins of a band: the most that still propose a pair exactly at the threshold with probability 0.99 or more."""
+    for num_rows in (16, 12, 8, 6, 5, 4, 3, 2):
+        if 1 - (1 - similarity**num_rows) ** (_NUM_BINS // num_rows) >= 0.99:
+            return num_rows
+    return 1
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """What is kept of n texts to find near-duplicates among them without reading them again.
+
+    Attributes:
+        bands: uint64 [num_bands, n]; texts with an equal key in one band are a candidate pair.
+        sizes: int64 [n], distinct shingles of each text.
+        signatures: uint8 [n, num_bins], a byte of each MinHash; the share that agrees estimates the similarity.
+        sets: uint64 [n], hash of each text's whole set: equal for texts that differ in case, spaces and punctuation only.
+    """
+
+    bands: np.ndarray
+    sizes: np.ndarray
+    signatures: np.ndarray
+    sets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def select(self, rows: np.ndarray) -> Sketches:
+        """Return the sketches of the given rows, in that order."""
+        return Sketches(self.bands[:, rows], self.sizes[rows], self.signatures[rows], self.sets[rows])
+
+
+def concatenate(parts: Sequence[Sketches]) -> Sketches:
+    """Return the sketches of several batches as one, in the order given."""
+    bands, *others = ([getattr(part, field.name) for part in parts] for field in fields(Sketches))
+    return Sketches(np.concatenate(bands, axis=1), *(np.concatenate(values) for values in others))
+
+
+def sketch(texts: pa.Array | pa.ChunkedArray, similarity: float, seed: int) -> Sketches:
+    """Return the sketches of texts for one threshold; they depend on nothing but each text, the threshold and the seed."""
+    blocks = [texts.slice(start, _BLOCK_TEXTS) for start in range(0, max(1, len(texts)), _BLOCK_TEXTS)]
+    return concatenate([sketch_sets(shingle_sets(block, seed), similarity) for block in blocks])
+
+
+def sketch_sets(sets: ShingleSets, similarity: float) -> Sketches:
+    """Return the sketches of shingle sets; `sketch` for sets that are at hand."""
+    starts = range(0, max(1, len(sets.sizes)), SORTED_ROWS)
+    return concatenate([_sketch_block(sets.select(np.arange(s, min(s + SORTED_ROWS, len(sets.sizes)))), similarity) for s in starts])
+
+
+def _sketch_block(found: ShingleSets, similarity: float) -> Sketches:
+    num_rows = band_rows(similarity)
+    num_bands = _NUM_BINS // num_rows
+    num_bins = num_bands * num_rows
+    sizes = found.sizes
+    if not len(sizes):
+        return Sketches(np.zeros((num_bands, 0), _UINT64), sizes, np.zeros((0, num_bins), np.uint8), np.zeros(0, _UINT64))
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    shift = _UINT64(HASH_BITS - 16)
+    bins = (((found.values >> shift) * _UINT64(num_bins)) >> _UINT64(16)).astype(np.int64)
+    # Values ascend within a row and bins with them: the first of a bin is its smallest.
+    place = row * num_bins + bins
+    first = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
+    smallest = np.zeros((len(sizes), num_bins), _UINT64)
+    smallest.ravel()[place[first]] = mix(found.values[first])
+    lenders = _chosen_lenders(bins[first], np.bincount(row[first], minlength=len(sizes)), num_bins)
+    dense = np.take_along_axis(smallest, lenders, axis=1)
+    factors = mix(np.arange(1, num_rows + 1, dtype=_UINT64)) | _UINT64(1)
+    bands = mix((dense.reshape(len(sizes), num_bands, num_rows) * factors).sum(axis=2, dtype=_UINT64))
+    sets = mix(np.add.reduceat(mix(found.values), found.offsets[:-1]))
+    return Sketches(np.ascontiguousarray(bands.T), sizes, (dense >> _UINT64(56)).astype(np.uint8), sets)
+
+
+@cache
+def _lenders(num_bins: int) -> np.ndarray:
+    """Return uint16 [lender, borrower]: rank of the lender in the borrower's order of preference, times the bins, plus the lender.
+
+    The least over a text's filled bins names, modulo the bins, the first filled one in that order; a filled bin prefers itself.
+    """
+    order = np.random.default_rng(20_17).permuted(np.tile(np.arange(num_bins), (num_bins, 1)), axis=1)
+    rank = np.argsort(order, axis=1).T + 1
+    np.fill_diagonal(rank, 0)
+    return (rank * _NUM_BINS + np.arange(num_bins)[:, None]).astype(np.uint16)
+
+
+def _chosen_lenders(filled: np.ndarray, counts: np.ndarray, num_bins: int) -> np.ndarray:
+    """Return [n, num_bins]: the bin that lends each bin its value, from each text's filled bins (their counts, concatenated)."""
+    lenders = _lenders(num_bins)
+    # Texts with most filled bins first: then the k-th bins of all texts that have one are a prefix, and one call takes their minimum.
+    order = np.argsort(-counts)
+    begin = (np.cumsum(counts) - counts)[order]
+    best = np.full((len(counts), num_bins), np.iinfo(np.uint16).max, np.uint16)
+    for k, num in enumerate(np.searchsorted(-counts[order], -np.arange(1, counts.max() + 1), "right").tolist()):
+        np.minimum(best[:num], lenders[filled[begin[:num] + k]], out=best[:num])
+    chosen = np.empty((len(counts), num_bins), np.int64)
+    chosen[order] = best % _NUM_BINS
+    return chosen
+
+
+#: Returns the shingle sets of the given rows.
+ReadSets = Callable[[np.ndarray], ShingleSets]
+
+
+def find_near(
+    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float, read: ReadSets
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the candidates that are near to a reference text, each with one text that it is near to.
+
+    Args:
+        sketches: of all texts, made for this similarity.
+        reference, candidates: rows, disjoint.
+        similarity: least Jaccard similarity of the shingle sets.
+        read: reads the shingle sets of rows; called once, with the rows of candidate pairs only.
+
+    Buckets of thousands of texts stay cheap. Texts with equal sets stand for each other: whichever of them is compared, the
+    similarity is the same number. A candidate needs one confirmed partner, so that among texts that are all near to each other the
+    first try settles it. Pairs whose sizes differ by more than the threshold allows, and candidates with too few shingles that any
+    reference text has, cannot be near and are not compared: |A & B| <= min(|A|, |B|), and |A & B| <= |A & union of all B|.
+    """
+    found, partners = [], []
+    reference = reference[np.unique(sketches.sets[reference], return_index=True)[1]]
+    equal, place = positions(sketches.sets[reference], sketches.sets[candidates])
+    found.append(candidates[equal])
+    partners.append(reference[place[equal]])
+    rest = candidates[~equal]
+    sets, stands_for = np.unique(sketches.sets[rest], return_inverse=True)
+    chosen = rest[np.unique(stands_for, return_index=True)[1]] if len(sets) else rest
+    near, partner = _confirm(sketches, reference, chosen, similarity, read)
+    if len(near):
+        where = np.full(len(sets), -1)
+        where[near] = partner
+        settled = where[stands_for] >= 0
+        found.append(rest[settled])
+        partners.append(where[stands_for][settled])
+    return np.concatenate(found), np.concatenate(partners)
+
+
+@dataclass(frozen=True)
+class _Proposals:
+    """Candidate pairs by bucket: range k pairs candidate `owner[k]` with `lists[start[k] : start[k] + count[k]]`; owners ascend."""
+
+    owner: np.ndarray
+    start: np.ndarray
+    count: np.ndarray
+    lists: np.ndarray
+
+    def listed(self, ranges: np.ndarray) -> np.ndarray:
+        """Return the distinct reference texts of some ranges, without going through their pairs."""
+        edges = np.zeros(len(self.lists) + 1, np.int64)
+        np.add.at(edges, self.start[ranges], 1)
+        np.add.at(edges, self.start[ranges] + self.count[ranges], -1)
+        return np.unique(self.lists[np.cumsum(edges[:-1]) > 0])
+
+    def without(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Proposals:
+        """Return the pairs that are not far, each once; candidates with many keep all of theirs.
+
+        Args:
+            are_far: says of (candidates, reference texts) which pairs to leave out.
+        """
+        is_few = np.bincount(self.owner, self.count)[self.owner] <= _MANY_PAIRS if len(self.owner) else np.zeros(0, bool)
+        few, many = np.flatnonzero(is_few), np.flatnonzero(~is_few)
+        size = int(self.lists.max(initial=0)) + 1
+        kept = [np.zeros(0, np.int64)]
+        for block in _blocks_of(self.count[few], _BLOCK_PAIRS):
+            ranges = few[block]
+            other = self.lists[expand(self.start[ranges], self.count[ranges])]
+            pairs = np.unique(np.repeat(self.owner[ranges], self.count[ranges]) * size + other)
+            kept += [part[~are_far(part // size, part % size)] for part in np.array_split(pairs, 1 + len(pairs) // _BLOCK_SIGNATURES)]
+        left = np.concatenate(kept)
+        owner = np.concatenate([left // size, self.owner[many]])
+        start = np.concatenate([len(self.lists) + np.arange(len(left)), self.start[many]])
+        count = np.concatenate([np.ones(len(left), np.int64), self.count[many]])
+        order = np.argsort(owner, kind="stable")
+        return _Proposals(owner[order], start[order], count[order], np.concatenate([self.lists, left % size]))
+
+
+def _propose(reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
+    """Join the band keys [num_bands, n] of both sides by one sort a band.
+
+    A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the cut is refused later.
+    """
+    num_reference, num_rows = reference.shape[1], reference.shape[1] + candidates.shape[1]
+    bits = _UINT64(int(num_rows).bit_length())
+    numbers = np.arange(num_rows, dtype=_UINT64)
+    low = (_UINT64(1) << bits) - _UINT64(1)
+    owners, starts, counts, lists, base = [], [], [], [], 0
+    for ours, theirs in zip(reference, candidates, strict=True):
+        packed = (np.concatenate([ours, theirs]) & ~low) | numbers
+        packed.sort()
+        bucket = np.cumsum(np.concatenate([[False], (packed[1:] >> bits) != (packed[:-1] >> bits)]))
+        number = (packed & low).astype(np.int64)
+        is_reference = number < num_reference
+        # Reference texts have the lower numbers: within a bucket they come first.
+        mine = np.bincount(bucket[is_reference], minlength=bucket[-1] + 1)
+        before = np.cumsum(mine) - mine
+        paired = ~is_reference & (mine[bucket] > 0)
+        owners.append(number[paired] - num_reference)
+        starts.append(before[bucket[paired]] + base)
+        counts.append(mine[bucket[paired]])
+        lists.append(number[is_reference])
+        base += num_reference
+    owner = np.concatenate(owners)
+    order = np.argsort(owner, kind="stable")
+    return _Proposals(owner[order], np.concatenate(starts)[order], np.concatenate(counts)[order], np.concatenate(lists))
+
+
+def _confirm(
+    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float, read: ReadSets
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the near candidates, and for each the row of a reference text that it is near to."""
+    none = np.zeros(0, np.int64)
+    if not len(reference) or not len(candidates):
+        return none, none
+    num_bins = sketches.signatures.shape[1]
+
+    def are_far(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        equal = sketches.signatures[candidates[mine]] == sketches.signatures[reference[theirs]]
+        return np.count_nonzero(equal, axis=1) < (similarity - _ESTIMATE_OFF) * num_bins
+
+    proposals = _propose(sketches.bands[:, reference], sketches.bands[:, candidates]).without(are_far)
+    owners, first = np.unique(proposals.owner, return_index=True)
+    if not len(owners):
+        return none, none
+    listed = proposals.listed(np.arange(len(proposals.owner)))
+    search = _Search(
+        proposals=proposals,
+        first=np.append(first, len(proposals.owner)),
+        sets=read(np.concatenate([candidates[owners], reference[listed]])),
+        set_of=np.searchsorted(listed, np.arange(len(reference))) + len(owners),
+        similarity=similarity,
+    )
+    partner = search.run()
+    near = np.flatnonzero(partner >= 0)
+    return owners[near], reference[partner[near]]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search for one confirmed partner of each candidate.
+
+    Attributes:
+        proposals: the candidate pairs.
+        first: first range of each candidate with pairs, and the number of ranges.
+        sets: shingle sets of these candidates, in order, then of the reference texts.
+        set_of: position in `sets` of each reference text.
+        similarity: the threshold.
+    """
+
+    proposals: _Proposals
+    first: np.ndarray
+    sets: ShingleSets
+    set_of: np.ndarray
+    similarity: float
+
+    def run(self) -> np.ndarray:
+        """Return for each candidate a reference text that it is near to, or -1; in rounds of 1, 2, 4, ... pairs a candidate."""
+        pairs_before = np.concatenate([[0], np.cumsum(self.proposals.count)])
+        done, end = pairs_before[self.first[:-1]], pairs_before[self.first[1:]]
+        partner = np.full(len(done), -1)
+        left = np.arange(len(done))
+        tries = 1
+        while len(left):
+            stop = np.minimum(done[left] + tries, end[left])
+            for block in _blocks_of(stop - done[left], _BLOCK_PAIRS):
+                who, other = self._pairs(left[block], done[left[block]], stop[block], pairs_before)
+                near = self._are_near(who, self.set_of[other])
+                partner[who[near]] = other[near]
+            done[left] = stop
+            left = left[(partner[left] < 0) & (done[left] < end[left])]
+            tries *= 2
+            if tries == _TRIES_UNAIDED:
+                left = left[self._have_support(left)]
+        return partner
+
+    def _pairs(self, who: np.ndarray, start: np.ndarray, stop: np.ndarray, pairs_before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (candidate, reference text) of the pairs numbered start to stop of each candidate, each pair once, sizes comparable."""
+        proposals = self.proposals
+        number = expand(start, stop - start)
+        who = np.repeat(who, stop - start)
+        place = np.searchsorted(pairs_before, number, "right") - 1
+        other = proposals.lists[proposals.start[place] + number - pairs_before[place]]
+        mine, theirs = self.sets.sizes[who], self.sets.sizes[self.set_of[other]]
+        able = np.minimum(mine, theirs) >= self.similarity * np.maximum(mine, theirs)
+        pair = np.unique(who[able] * len(self.set_of) + other[able])
+        return pair // len(self.set_of), pair % len(self.set_of)
+
+    def _are_near(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return whether the sets at two lists of positions are near, by the exact similarity."""
+        sizes = self.sets.sizes
+        both = sizes[first] + sizes[second]
+        shared = np.zeros(len(first), np.int64)
+        for block in _blocks_of(both, _BLOCK_VALUES, BLOCK_ROWS):
+            shared[block] = _shared(self.sets, first[block], second[block])
+        return shared / (both - shared) >= self.similarity
+
+    def _have_support(self, who: np.ndarray) -> np.ndarray:
+        """Return which candidates share enough shingles with all their reference texts together to be near to one."""
+        if not len(who):
+            return np.zeros(0, bool)
+        ranges = expand(self.first[who], self.first[who + 1] - self.first[who])
+        theirs = self.set_of[self.proposals.listed(ranges)]
+        known = np.unique(self.sets.values[expand(self.sets.offsets[theirs], self.sets.sizes[theirs])])
+        sizes = self.sets.sizes[who]
+        supported, _ = positions(known, self.sets.values[expand(self.sets.offsets[who], sizes)])
+        return np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
+
+
+def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the number of values that the sets at two lists of positions share, pair by pair: one sort of (pair, value)."""
+    packed = []
+    for side in (first, second):
+        sizes = sets.sizes[side]
+        pair = np.repeat(np.arange(len(side), dtype=_UINT64), sizes)
+        packed.append((pair << _UINT64(HASH_BITS)) | sets.values[expand(sets.offsets[side], sizes)])
+    merged = np.concatenate(packed)
+    merged.sort()
+    twice = merged[1:][merged[1:] == merged[:-1]] >> _UINT64(HASH_BITS)
+    return np.bincount(twice.astype(np.int64), minlength=len(first))
+
+
+def _blocks_of(sizes: np.ndarray, most: int, most_rows: int | None = None) -> list[slice]:
+    """Return slices of about `most` in the sum of sizes, and at most `most_rows` rows."""
+    block = np.cumsum(sizes) // most
+    cuts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(sizes)]
+    step = most_rows or max(1, len(sizes))
+    return [slice(i, min(i + step, end)) for start, end in zip(cuts, cuts[1:], strict=False) for i in range(start, end, step)]
+
+
+def positions(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each wanted value is among the known ones (ascending), and the place that it has or would have there."""
+    if not len(known):
+        return np.zeros(len(wanted), bool), np.zeros(len(wanted), np.int64)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return known[place] == wanted, place
+
+
+def near_duplicates(reference: Sequence[str], candidates: Sequence[str], similarity: float, seed: int) -> dict[int, int]:
+    """Return the candidates that are near-duplicates of a reference text.
+
+    Returns:
+        For each near candidate's position the position of one reference text it is near to.
+    """
+    if not reference or not candidates:
+        return {}
+    import pyarrow as pa
+
+    sets = shingle_sets(pa.array([*reference, *candidates], pa.string()), seed)
+    rows = np.arange(len(sets.sizes))
+    near, partner = find_near(sketch_sets(sets, similarity), rows[: len(reference)], rows[len(reference) :], similarity, sets.select)
+    order = np.argsort(near)
+    return dict(zip((near[order] - len(reference)).tolist(), partner[order].tolist(), strict=True))

@@ -1,0 +1,323 @@
+"""Representation: does the training data have the labels and domains that production has?
+
+The distance is the total variation of the shares. Two samples of one distribution have a distance too, and a large
+one where a window is small or labels are many; so what equal distributions would show is taken off it first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.monitoring import Features
+from fullft_assets.store import CheckOutcome
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fullft_assets.store import Manifest, Store
+
+NAME = "training_data_represents_production"
+#: Fewer documents on a side say nothing about shares.
+MIN_ROWS = 100
+#: The newest windows count, until they hold so many documents: what was seen a year ago says little of today.
+ENOUGH_ROWS = 10_000
+#: Shares named in the description, those that differ most.
+_NUM_NAMED = 3
+_NUM_DRAWS = 400
+_COLUMNS = ("label", "labels", "spans", "domain", "group", "text", "problem")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a set of documents is made of.
+
+    Attributes:
+        labels: documents by label (a document of several labels, or spans, counts once for each).
+        domains: documents by domain.
+        num_rows: documents.
+        num_independent: how many independent documents they are worth (Kish's effective sample size over the groups:
+            related documents that come in bursts say less than their number).
+        lengths: [n] characters of each text.
+        labels_are_predicted: `labels` are a model's, of documents that are independent of each other.
+    """
+
+    labels: Mapping[str, int]
+    domains: Mapping[str, int]
+    num_rows: int
+    num_independent: float
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    labels_are_predicted: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the shares of two compositions are apart in one respect.
+
+    Attributes:
+        distance: total variation distance of the shares, 0 (alike) to 1 (nothing in common).
+        by_chance: the distance to be expected from samples of these sizes if production were like the training data.
+        shares: name -> share in training, share in production; those that differ most come first.
+    """
+
+    distance: float
+    by_chance: float
+    shares: dict[str, tuple[float, float]]
+
+    @property
+    def beyond_chance(self) -> float:
+        """The distance that chance does not account for."""
+        return max(0.0, self.distance - self.by_chance)
+
+
+def judge(
+    store: Store,
+    snapshot: Manifest,
+    windows: Mapping[str, Manifest],
+    reports: Mapping[str, Manifest],
+    model: Manifest | None,
+    max_difference: float,
+    seed: int = 0,
+) -> CheckOutcome:
+    """Return the check on a snapshot: its training rows against the newest production documents, see `compare`.
+
+    Production's labels are those that its documents carry; where none does, those that the model predicted.
+
+    Args:
+        store: where the artifacts live.
+        snapshot: `training_snapshot`.
+        windows: `production_documents` by window; names sort by age.
+        reports: `drift_report` by window.
+        model: the checkpoint in production; predictions of another one do not count.
+        max_difference: see `compare`.
+        seed: see `compare`.
+    """
+    newest: dict[str, Manifest] = {}
+    for name in sorted(windows, reverse=True):
+        if sum(window.metadata["num_rows"] for window in newest.values()) >= ENOUGH_ROWS:
+            break
+        newest[name] = windows[name]
+    if not newest:
+        return _outcome(True, "no production documents yet", {"production": "no production documents yet", "num_production_rows": 0})
+    predicted = predictions(store, [reports[name] for name in newest if name in reports], model) if model is not None else {}
+    outcome = compare(of_snapshot(store, snapshot), of_production(store, list(newest.values()), predicted), max_difference, seed=seed)
+    return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": len(newest)}})
+
+
+def predictions(store: Store, reports: Iterable[Manifest], model: Manifest) -> Counter[str]:
+    """Return documents by the label that a model predicted, over the drift reports that it made."""
+    names = store.load(model.metadata["snapshot"]).metadata["labels"]
+    counts: Counter[str] = Counter()
+    for report in reports:
+        # A window with insufficient data was not read by the model.
+        if report.inputs["finetuned_checkpoint"] == model.content_digest and "features.npz" in report.files:
+            predicted = Features.load(store.folder(report) / "features.npz").predicted
+            counts.update({names[n]: count for n, count in enumerate(np.bincount(predicted, minlength=len(names)).tolist()) if count})
+    return counts
+
+
+def of_snapshot(store: Store, snapshot: Manifest) -> Composition:
+    """Return the composition of a snapshot's training rows; general documents for replay are no part of it."""
+    return of_tables(_training_tables(store, snapshot))
+
+
+def of_production(store: Store, windows: Sequence[Manifest], predicted: Mapping[str, int] | None = None) -> Composition:
+    """Return the composition of production documents.
+
+    Args:
+        store: where the windows live.
+        windows: `production_documents` of the latest windows.
+        predicted: independent documents by predicted label; counts where no document carries a label.
+    """
+    import pyarrow.parquet as pq
+
+    def tables() -> Iterator[pa.Table]:
+        for window in windows:
+            path = store.folder(window) / "documents.parquet"
+            known = set(pq.read_schema(path).names)
+            yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
+
+    found = of_tables(tables())
+    if found.labels or not predicted:
+        return found
+    return replace(found, labels=dict(predicted), labels_are_predicted=True)
+
+
+def of_tables(tables: Iterable[pa.Table]) -> Composition:
+    """Return the composition of tables with `text` and any of `label`, `labels`, `spans`, `domain`, `group` and `problem`.
+
+    Malformed rows and rows without a text do not count.
+    """
+    import pyarrow.compute as pc
+
+    labels: Counter[str] = Counter()
+    domains: Counter[str] = Counter()
+    groups: Counter[str] = Counter()
+    lengths = [np.zeros(0, np.int64)]
+    num_rows = 0
+    for table in tables:
+        sound = pc.is_valid(table["text"])
+        if "problem" in table.column_names:
+            sound = pc.and_(sound, pc.is_null(table["problem"]))
+        table = table.filter(sound)
+        num_rows += len(table)
+        labels.update(_label_counts(table))
+        domains.update(_value_counts(table, "domain"))
+        groups.update(_value_counts(table, "group"))
+        lengths.append(pc.utf8_length(table["text"]).to_numpy().astype(np.int64))
+    alone = num_rows - groups.total()
+    squares = alone + sum(count * count for count in groups.values())
+    independent = num_rows**2 / squares if num_rows else 0.0
+    return Composition(dict(labels), dict(domains), num_rows, independent, np.concatenate(lengths))
+
+
+def compare(training: Composition, production: Composition, max_difference: float, *, seed: int = 0) -> CheckOutcome:
+    """Return the check `training_data_represents_production`, a warning.
+
+    It is red where label or domain shares are further apart, beyond what chance accounts for, than allowed. With fewer
+    than 100 documents on a side it says `insufficient data` and is green; what production does not carry (labels, most
+    often) is not compared, and said.
+
+    Args:
+        training: of the snapshot's training rows.
+        production: of production documents.
+        max_difference: total variation distance beyond chance above which it warns (`snapshot.max_share_difference`).
+        seed: of the bootstrap.
+    """
+    sizes = {"num_training_rows": training.num_rows, "num_production_rows": production.num_rows}
+    metadata = {**sizes, "num_characters": _length_quantiles(training, production)}
+    for side, count in (("training", training.num_rows), ("production", production.num_rows)):
+        if count < MIN_ROWS:
+            return _outcome(True, f"insufficient data: {count:,} {side} documents of the {MIN_ROWS} needed", metadata)
+    red, green = [], []
+    for respect, mine, theirs in (("label", training.labels, production.labels), ("domain", training.domains, production.domains)):
+        if min(sum(mine.values()), sum(theirs.values())) < MIN_ROWS:
+            green.append(_why_not_compared(respect, mine, theirs))
+            continue
+        is_predicted = respect == "label" and production.labels_are_predicted
+        num_theirs = sum(theirs.values()) if is_predicted else _size(theirs, production)
+        found = difference(mine, theirs, _size(mine, training), num_theirs, seed)
+        metadata |= {
+            f"{respect}_difference": found.distance,
+            f"{respect}_difference_by_chance": found.by_chance,
+            f"{respect}_shares": [{respect: name, "training": a, "production": b} for name, (a, b) in found.shares.items()][:20],
+        }
+        text = _in_words(f"predicted {respect}" if is_predicted else respect, found)
+        (red if found.beyond_chance > max_difference else green).append(text)
+    if red:
+        mend = "label and deliver more of what production sees, or raise snapshot.max_share_difference"
+        return _outcome(False, f"{'; '.join(red)}; warns above {max_difference:g} beyond chance; {mend}", metadata)
+    return _outcome(True, "; ".join(text for text in green if text), metadata)
+
+
+def difference(
+    training: Mapping[str, int], production: Mapping[str, int], num_training: float, num_production: float, seed: int = 0
+) -> Difference:
+    """Return how far two sets of counts are apart.
+
+    The distance expected by chance is the mean over draws of both samples from their pooled shares (a parametric
+    bootstrap under the hypothesis of equality: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 16). The
+    distance of samples is at most the true distance plus that, on average (triangle inequality), so a difference within
+    the limit is red by bad luck only.
+
+    Args:
+        training, production: counts by name; neither may be empty.
+        num_training, num_production: independent documents behind the counts.
+        seed: of the draws.
+    """
+    names = sorted({*training, *production})
+    counts = np.array([[side.get(name, 0) for name in names] for side in (training, production)], np.float64)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    sizes = [max(1, round(num_training)), max(1, round(num_production))]
+    pooled = np.average(shares, axis=0, weights=sizes)
+    generator = np.random.default_rng(seed)
+    # Bounded memory where names are many: then each draw's distance varies the less.
+    num_draws = max(20, min(_NUM_DRAWS, 4_000_000 // len(names)))
+    first, second = (generator.multinomial(size, pooled / pooled.sum(), num_draws) / size for size in sizes)
+    by_chance = float(np.abs(first - second).sum(axis=1).mean() / 2)
+    order = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")
+    ranked = {names[i]: (float(shares[0, i]), float(shares[1, i])) for i in order}
+    return Difference(float(np.abs(shares[0] - shares[1]).sum() / 2), by_chance, ranked)
+
+
+def _in_words(respect: str, found: Difference) -> str:
+    named = [
+        f"`{name}` {mine:.1%} in training, {theirs:.1%} in production"
+        for name, (mine, theirs) in list(found.shares.items())[:_NUM_NAMED]
+        if mine != theirs
+    ]
+    which = f": {'; '.join(named)}" if named else ""
+    return f"{respect} shares are {found.distance:.2f} apart ({found.by_chance:.2f} by chance){which}"
+
+
+def _why_not_compared(respect: str, training: Mapping[str, int], production: Mapping[str, int]) -> str:
+    if not training and not production:
+        return ""
+    side = "production" if sum(production.values()) < MIN_ROWS else "training"
+    count = sum((production if side == "production" else training).values())
+    carried = f"{count:,} {side} documents carry a {respect}" if count else f"{side} documents carry no {respect}"
+    return f"{respect} shares are not compared: {carried}"
+
+
+def _size(counts: Mapping[str, int], side: Composition) -> float:
+    # Several labels of one document are not independent either.
+    return min(sum(counts.values()), side.num_rows) * side.num_independent / side.num_rows
+
+
+def _length_quantiles(training: Composition, production: Composition) -> dict[str, int]:
+    return {
+        f"{name} p{q}": int(np.percentile(side.lengths, q))
+        for name, side in (("training", training), ("production", production))
+        for q in (10, 50, 90)
+        if len(side.lengths)
+    }
+
+
+def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
+    return CheckOutcome(name=NAME, passed=passed, severity="warn", description=description, metadata=metadata)
+
+
+def _label_counts(table: pa.Table) -> dict[str, int]:
+    """Return documents by label, whichever of the three columns holds it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    counts = Counter(_value_counts(table, "label"))
+    for name in ("labels", "spans"):
+        if name not in table.column_names or not pa.types.is_list(table.schema.field(name).type):
+            continue
+        column = table[name].combine_chunks()
+        values = pc.list_flatten(column)
+        values = pc.struct_field(values, "label") if name == "spans" else values
+        once = pa.table({"row": pc.list_parent_indices(column), "label": values}).group_by(["row", "label"]).aggregate([])
+        counts.update(_value_counts(once, "label"))
+    return dict(counts)
+
+
+def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
+        return {}
+    found = pc.value_counts(table[name])
+    pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
+    return {value: count for value, count in pairs if value not in (None, "")}
+
+
+def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    folder = store.folder(snapshot)
+    places = pq.read_table(folder / "places.parquet", columns=["batch", "position"])
+    places = places.filter(pc.equal(pq.read_table(folder / "index.parquet", columns=["split"])["split"], "train"))
+    for batch, parts in sorted(snapshot.metadata["parts"].items()):
+        path = store.folder(store.load(parts["examples"])) / "examples.parquet"
+        known = set(pq.read_schema(path).names)
+        positions = places.filter(pc.equal(places["batch"], batch))["position"]
+        yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known]).take(positions)

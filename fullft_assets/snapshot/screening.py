@@ -1,0 +1,361 @@
+"""Screening: which training texts overlap an external evaluation set, so that no score on it is bought by memory.
+
+A text overlaps where it shares a run of `snapshot.screen_words` consecutive words with an evaluation text: the
+n-gram overlap of Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C, n = 8 to 13), or where it
+is a near-duplicate of one. An evaluation text with fewer words than a run can only be found as a near-duplicate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.documents.batches import Batch
+from fullft_assets.documents.formats import ENDINGS, is_readable
+from fullft_assets.documents.reading import read_documents
+from fullft_assets.documents.sources import Source, SourceFile, open_source
+from fullft_assets.errors import DataError
+from fullft_assets.settings import DocumentsSettings, Task
+from fullft_assets.snapshot.near_duplicates import concatenate, find_near, sketch
+from fullft_assets.snapshot.shingles import shingle_sets, word_hashes
+from fullft_assets.store import digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fullft_assets.use_case import UseCase
+
+VERSION = "1"
+_WORD = re.compile(r"\w+")
+#: Texts looked up at once: their words' hashes take about 10 MB.
+_BLOCK_ROWS = 10_000
+#: Runs of the evaluation texts a slot of the first look-up table, at most; the table takes at most 64 MiB.
+_SLOTS_A_RUN = 32
+_MAX_TABLE_BITS = 26
+_FACTOR = 0x9E3779B97F4A7C15
+
+
+#: How documents are read: formats and fields, and what a row has to hold.
+Way = tuple[DocumentsSettings, Task]
+
+
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """The texts of the external evaluation sets.
+
+    Attributes:
+        texts: distinct texts of all sets, sorted.
+        num_texts: how many each path of `snapshot.screen` holds.
+        digest: of the texts; what a cached verdict is keyed with.
+    """
+
+    texts: list[str]
+    num_texts: dict[str, int]
+    digest: str
+
+
+def read_evaluation_texts(use_case: UseCase) -> EvaluationTexts:
+    """Read the files and folders of `snapshot.screen`; none where it is empty.
+
+    A row's text is what the use case's own field holds, else its turns, prompt and answer (any format of conversations), else
+    its field `text`.
+
+    Raises:
+        DataError: a path is not there, or one of its files or rows cannot be read: an evaluation text that cannot be read
+            cannot be screened for.
+    """
+    texts: set[str] = set()
+    num_texts = {}
+    for path in use_case.settings.snapshot.screen:
+        found = [text for text in _read_set(path, use_case) if text.strip()]
+        if not found:
+            raise DataError(f"snapshot.screen: {path} holds no text; mend it, or leave it out")
+        num_texts[path] = len(found)
+        texts.update(found)
+    return EvaluationTexts(sorted(texts), num_texts, digest(sorted(texts)))
+
+
+def _read_set(path: str, use_case: UseCase) -> list[str]:
+    settings = use_case.settings
+    own = settings.documents.model_copy(update={"path": path, "format": "auto"})
+    plain = DocumentsSettings(path=path)
+    question = DocumentsSettings(path=path, text="question")
+    ways: list[Way] = [
+        (own, settings.examples.task), (plain, "sft"), (plain, "language_modeling"), (question, "language_modeling"),
+    ]  # fmt: skip
+    texts: list[str] = []
+    missing: list[str] = []
+    for uri, table in read_external(path, use_case, ways, "snapshot.screen"):
+        for source, row, text, problem in zip(*(table[name].to_pylist() for name in ("source", "row", "text", "problem")), strict=True):
+            if text is None:
+                missing.append(f"{uri}/{source}:{row}: {problem or 'no text'}")
+            else:
+                texts.append(text)
+    if missing:
+        more = f" (and {len(missing) - 1:,} more rows)" if len(missing) > 1 else ""
+        raise DataError(
+            f"{missing[0]}{more}; what cannot be read cannot be screened for: give each row a field `text` (or `question`, or messages), "
+            "or take it out of snapshot.screen"
+        )
+    return texts
+
+
+def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[SourceFile]]:
+    """Return the readable files of a folder, of an S3 prefix, or a single file, and the source that they are in.
+
+    Raises:
+        DataError: there is none; the message names the setting.
+    """
+    is_remote = path.startswith("s3://")
+    full = path if is_remote else str(use_case.resolve(path))
+    is_file = is_readable(full) if is_remote else Path(full).is_file()
+    if not is_remote and not Path(full).exists():
+        raise DataError(f"{setting}: {path} not found; relative paths start at {use_case.project_root}")
+    if is_file:
+        folder, _, name = full.rpartition("/")
+        source = open_source(folder, use_case.project_root)
+        found = source.status(name) if is_readable(name) else None
+        files = [] if found is None else [found]
+    else:
+        source = open_source(full, use_case.project_root)
+        files = source.files()
+    if not files:
+        raise DataError(f"{setting}: no readable file at {path}; known endings: {', '.join(ENDINGS)}")
+    return source, files
+
+
+def read_external(path: str, use_case: UseCase, ways: Sequence[Way], setting: str) -> Iterator[tuple[str, pa.Table]]:
+    """Read documents that are no delivery of the use case, a bounded batch of files at a time.
+
+    Args:
+        path: folder, file or S3 prefix.
+        use_case: where relative paths start.
+        ways: formats and fields, and what a row has to hold beside its text; a row counts as the first of them gives it a text.
+        setting: named in messages.
+
+    Yields:
+        Where the files are, and a table of `documents.schema()`: rows that no way gives a text have none, and the last one's `problem`.
+
+    Raises:
+        DataError: see `locate`; or a file cannot be read.
+    """
+    source, files = locate(path, use_case, setting)
+    for group in _bounded(files, use_case.settings.documents):
+        with source.fetched(group):
+            found = _read_group(source, group, ways[0], use_case, setting)
+            for way in ways[1:]:
+                if not found["text"].null_count:
+                    break
+                found = _fill(found, _read_group(source, group, way, use_case, setting))
+        yield source.uri, found
+
+
+def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
+    group: list[SourceFile] = []
+    for file in files:
+        if group and (len(group) >= settings.max_batch_files or sum(f.bytes for f in group) + file.bytes > settings.max_batch_bytes):
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
+
+
+def _read_group(source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str) -> pa.Table:
+    documents, task = way
+    own = {"task": task, "label": None, "group": None, "domain": None, "multi_label": False}
+    read = read_documents(source, Batch(setting, group), documents, use_case.settings.examples.model_copy(update=own))
+    for name, why in read.unreadable.items():
+        raise DataError(f"{source.uri}/{name}: cannot be read ({why}); mend it, or take it out of {setting}")
+    return read.table
+
+
+def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
+    """Return the rows as they were found, those without a text as they were read again."""
+    import pyarrow as pa
+
+    places = {place: n for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))}
+    rows = np.arange(len(found))
+    names = zip(found["source"].to_pylist(), found["row"].to_pylist(), found["text"].is_null().to_pylist(), strict=True)
+    for n, (source, row, is_missing) in enumerate(names):
+        if is_missing and (source, row) in places:
+            rows[n] = len(found) + places[source, row]
+    return pa.concat_tables([found, again]).take(pa.array(rows))
+
+
+def overlapping(
+    texts: pa.Array | pa.ChunkedArray | Sequence[str], evaluation_texts: Sequence[str], num_words: int, similarity: float, seed: int = 0
+) -> np.ndarray:
+    """Return [n] bool: whether each text overlaps an evaluation text; see `Screen`, which is built once for many calls."""
+    return Screen(evaluation_texts, num_words, similarity, seed).overlapping(texts)
+
+
+class Reference:
+    """Texts that others must not be near to, sketched once.
+
+    Args:
+        texts: the texts.
+        similarity: Jaccard similarity of word shingles from which two texts are near-duplicates.
+        seed: of the sketches.
+    """
+
+    def __init__(self, texts: Sequence[str], similarity: float, seed: int = 0):
+        self._texts, self._similarity, self._seed = _as_arrow(texts), similarity, seed
+        self._sketches = sketch(self._texts, similarity, seed)
+
+    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it is a near-duplicate of one of the reference."""
+        import pyarrow as pa
+
+        column = _as_arrow(texts)
+        found = np.zeros(len(column), bool)
+        if not len(self._texts) or not len(column):
+            return found
+        pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
+        sketches = concatenate([self._sketches, sketch(column, self._similarity, self._seed)])
+        first = len(self._texts)
+        near, _ = find_near(
+            sketches,
+            np.arange(first),
+            np.arange(first, len(pooled)),
+            self._similarity,
+            lambda rows: shingle_sets(pooled.take(pa.array(rows)), self._seed),
+        )
+        found[near - first] = True
+        return found
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Every run of words of some texts: [m] uint64 `hashes`, the `text` that each is in, and its first word's `position` there."""
+
+    hashes: np.ndarray
+    text: np.ndarray
+    position: np.ndarray
+    num_words: np.ndarray  # [n] words of each text
+
+
+class Screen:
+    """Evaluation texts, ready to look texts up in: build it once, ask it batch by batch.
+
+    Args:
+        evaluation_texts: texts of the evaluation sets.
+        num_words: words in a row that count as overlap.
+        similarity: Jaccard similarity of word shingles from which two texts are near-duplicates.
+        seed: of the sketches.
+    """
+
+    def __init__(self, evaluation_texts: Sequence[str], num_words: int, similarity: float, seed: int = 0):
+        self.texts = list(evaluation_texts)
+        self.num_words = num_words
+        found = _runs(_as_arrow(self.texts), num_words)
+        order = np.argsort(found.hashes, kind="stable")
+        self._hashes, self._text, self._position = found.hashes[order], found.text[order], found.position[order]
+        #: Of the texts: what a cached verdict is keyed with, beside the other arguments.
+        self.digest = digest(self.texts)
+        #: Evaluation texts that are too short to share a run.
+        self.num_too_short = int((found.num_words < num_words).sum())
+        bits = int(min(_MAX_TABLE_BITS, max(10, _SLOTS_A_RUN * len(self._hashes)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, bool)
+        self._table[self._hashes >> self._shift] = True
+        self._words: dict[int, list[str]] = {}
+        self._reference = Reference(self.texts, similarity, seed)
+
+    def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with an evaluation text, or is a near-duplicate of one."""
+        import pyarrow as pa
+
+        column = _as_arrow(texts)
+        found = self.shares_a_run(column)
+        rest = np.flatnonzero(~found)
+        found[rest[self.is_near(column.take(pa.array(rest)))]] = True
+        return found
+
+    def shares_a_run(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with an evaluation text. Exact: each hit is confirmed by its words."""
+        column = _as_arrow(texts)
+        found = np.zeros(len(column), bool)
+        if not len(self._hashes):
+            return found
+        for start in range(0, len(column), _BLOCK_ROWS):
+            block = column.slice(start, _BLOCK_ROWS)
+            runs = _runs(block, self.num_words)
+            maybe = np.flatnonzero(self._table[runs.hashes >> self._shift])
+            place = np.minimum(np.searchsorted(self._hashes, runs.hashes[maybe]), len(self._hashes) - 1)
+            is_hit = self._hashes[place] == runs.hashes[maybe]
+            found[start + self._confirm(block, runs, maybe[is_hit], place[is_hit])] = True
+        return found
+
+    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it is a near-duplicate of an evaluation text."""
+        return self._reference.is_near(texts)
+
+    def _confirm(self, texts: pa.Array, runs: _Runs, hits: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return the texts of which at least one hit is the same words, not only the same hash."""
+        confirmed = []
+        edges = np.searchsorted(runs.text[hits], np.arange(len(texts) + 1))
+        for text in np.unique(runs.text[hits]).tolist():
+            words = _words(texts[text].as_py())
+            for hit in range(edges[text], edges[text + 1]):
+                if self._is_same(words, runs.position[hits[hit]], places[hit]):
+                    confirmed.append(text)
+                    break
+        return np.array(confirmed, np.int64)
+
+    def _is_same(self, words: list[str], position: int, place: int) -> bool:
+        text = int(self._text[place])
+        if text not in self._words:
+            self._words[text] = _words(self.texts[text])
+        start = self._position[place]
+        return words[position : position + self.num_words] == self._words[text][start : start + self.num_words]
+
+
+def _words(text: str) -> list[str]:
+    # The words that were hashed are in lower case; of them a sigma's form depends on its neighbours, which casefold undoes.
+    return [word.casefold() for word in _WORD.findall(text.lower())]
+
+
+def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> _Runs:
+    """Return every run of `num_words` words, hashed.
+
+    A run's hash is a polynomial in its words' hashes, modulo 2^64. Doubling the length, H(2k, i) = H(k, i) * F^k + H(k, i + k),
+    it takes a few passes over the words, whatever the length of a run.
+    """
+    words, offsets = word_hashes(texts)
+    counts = np.diff(offsets)
+    last = len(words) - num_words + 1
+    if last <= 0:
+        none = np.zeros(0, np.int64)
+        return _Runs(np.zeros(0, np.uint64), none, none, counts)
+    whole, done = np.zeros(len(words), np.uint64), 0
+    power, size, factor = words, 1, _FACTOR
+    for bit in bin(num_words)[:1:-1]:
+        if bit == "1":  # the runs of `size` words that follow the `done` first ones
+            whole[: len(words) - done] = whole[: len(words) - done] * np.uint64(factor) + power[done:]
+            done += size
+        if done < num_words:
+            longer = power * np.uint64(factor)
+            longer[:-size] += power[size:]
+            power, size, factor = longer, size * 2, factor * factor % 2**64
+    text = np.repeat(np.arange(len(counts)), counts)
+    position = np.arange(len(words)) - offsets[text]
+    inside = position + num_words <= counts[text]
+    return _Runs(whole[inside], text[inside], position[inside], counts)
+
+
+def _as_arrow(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
+    return texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
+
+
+def _chunks(texts: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    import pyarrow as pa
+
+    return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]

@@ -1,0 +1,110 @@
+"""The near-duplicate index: what each batch's texts are compared by, made once a batch and read ever after.
+
+With it the snapshot of old batches and a new one costs what the new one's texts cost, and some sorting of integers: texts of old
+batches are read only where they are a candidate for a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.hashing import unit_hash
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.near_duplicates import Sketches, band_rows, sketch
+from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
+from fullft_assets.snapshot.screening import EvaluationTexts, Screen
+from fullft_assets.store import Draft, Manifest, Outcome, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = "1"
+STAGE = "near_duplicate_index"
+SCREENED = "screened_examples"
+
+
+@dataclass(frozen=True)
+class BatchIndex:
+    """What is kept of a batch's rows: their place in the split ([n] float64) and the sketches of their texts."""
+
+    places: np.ndarray
+    sketches: Sketches
+
+
+def build(rows: pa.Table, similarity: float, seed: int) -> BatchIndex:
+    """Return the index of rows with `text`, `text_hash` and `group`."""
+    return BatchIndex(places(rows, seed), sketch(rows["text"], similarity, seed))
+
+
+def places(rows: pa.Table, seed: int) -> np.ndarray:
+    """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
+    import pyarrow.compute as pc
+
+    encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
+    of_group = np.array([unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64)
+    return of_group[encoded.indices.to_numpy()] if len(of_group) else of_group
+
+
+def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed: int) -> Manifest:
+    """Return the index of a batch's examples, made if there is none yet."""
+    import pyarrow.parquet as pq
+
+    def write(draft: Draft) -> Outcome:
+        rows = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"])
+        index = build(rows, similarity, seed)
+        for name, values in {"places": index.places, **vars(index.sketches)}.items():
+            np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
+        return {"batch": examples.metadata["batch"], "num_rows": len(rows), "num_bands": len(index.sketches.bands)}, []
+
+    return store.ensure(
+        case,
+        STAGE,
+        write,
+        version=VERSION,
+        # Thresholds with equal bands share an index: which pairs are near is decided later.
+        settings={"band_rows": band_rows(similarity)},
+        inputs={"labeled_examples": examples.content_digest},
+        seed=seed,
+    )
+
+
+def read(folder: Path) -> BatchIndex:
+    """Read an index from the folder of its artifact."""
+    names = ("places", *(field.name for field in fields(Sketches)))
+    values = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    return BatchIndex(np.asarray(values.pop("places")), Sketches(**values))
+
+
+def ensure_screened(
+    store: Store, case: str, examples: Manifest, evaluation: EvaluationTexts, screen: Callable[[], Screen], settings: SnapshotSettings
+) -> Manifest:
+    """Return which of a batch's examples overlap the external evaluation sets, found out if it is not known yet.
+
+    Args:
+        store, case, examples: the batch.
+        evaluation: the sets' texts.
+        screen: makes the look-up; only called where the batch was not screened yet.
+        settings: what counts as overlap.
+    """
+    import pyarrow.parquet as pq
+
+    def write(draft: Draft) -> Outcome:
+        texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]
+        found = screen().overlapping(texts)
+        np.save(draft.path / "overlaps.npy", found, allow_pickle=False)
+        return {"batch": examples.metadata["batch"], "num_rows": len(found), "num_overlapping": int(found.sum())}, []
+
+    return store.ensure(
+        case,
+        SCREENED,
+        write,
+        version=SCREENING_VERSION,
+        settings={"screen_words": settings.screen_words, "near_duplicate_similarity": settings.near_duplicate_similarity},
+        inputs={"labeled_examples": examples.content_digest, "evaluation_texts": evaluation.digest},
+        seed=0,
+    )

@@ -1,0 +1,42 @@
+"""embeddings of added tokens: `chunks.added_tokens` gives the tokenizer words that the base model has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.chunks import former_pieces
+
+
+def initialise_added(model: PreTrainedModel, base_model: Path, added_tokens: Sequence[str]) -> None:
+    """Give each added token the mean of the embeddings that its term was split into before; nothing else changes.
+
+    Input and, where there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room left. Random
+    ones would put the new tokens far from all others, and ruin a language model's predictions (Hewitt, 2021).
+
+    Args:
+        model: just loaded from `base_model`; changed in place.
+        base_model: its folder, with the tokenizer as it was before.
+        added_tokens: of the settings that the windows were made with.
+    """
+    former = former_pieces(base_model, added_tokens) if added_tokens else {}
+    if not former:
+        return
+    size = max(former) + 1
+    if size > model.get_input_embeddings().weight.shape[0]:
+        # `mean_resizing` would draw the new rows from the covariance of the old ones, for minutes in a large model.
+        model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for table in _tables(model):
+            for new, pieces in former.items():
+                table[new] = table[pieces].mean(dim=0)
+
+
+def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return what has a row for each token: embeddings, and the head of a language model with its bias; tied ones once."""
+    head = model.get_output_embeddings()
+    found = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    return list({id(table): table for table in found if table is not None}.values())

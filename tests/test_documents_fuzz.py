@@ -1,0 +1,282 @@
+"""documents/formats: whatever a damaged file holds, rows or one line that says why come out; no crash, no hang, no silent loss."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets.documents.formats import ENDINGS, compression_of, ending_of
+from fullft_assets.documents.reading import ReadBatch, read_documents
+from fullft_assets.documents.schema import schema
+from fullft_assets.documents.sources import SourceFile
+from fullft_assets.errors import DataError
+from tests import project as projects
+from tests import test_documents_formats as formats
+
+#: Longest time that reading a few kilobytes may take; far above what it takes, far below a hang.
+LIMIT_SECONDS = 30
+SPANS = {"task": "token_classification", "label": "entities"}
+MANY = {"multi_label": True, "label": "topics"}
+ROWS = projects.licence_rows(12)
+
+
+class Seed(NamedTuple):
+    """A valid file that is damaged, and the settings that it is read with."""
+
+    name: str
+    make: Callable[[], bytes]
+    examples: dict[str, Any] = {}
+    documents: dict[str, Any] = {}
+    times: int = 150
+
+
+def _table() -> pa.Table:
+    topics = [["b", "a"], [], ["a"]]
+    spans = [{"start": 0, "end": 4, "label": "x"}]
+    return pa.Table.from_pylist([{**row, "topics": topics[i % 3], "entities": spans, "confidence": i / 12} for i, row in enumerate(ROWS)])
+
+
+def _parquet(**options: Any) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(_table(), out, row_group_size=5, **options)
+    return out.getvalue()
+
+
+def _arrow(new: Callable[..., Any]) -> bytes:
+    out = io.BytesIO()
+    with new(out, _table().schema) as writer:
+        writer.write_table(_table(), max_chunksize=5)
+    return out.getvalue()
+
+
+def _chat() -> bytes:
+    turns = [{"role": "user", "content": "Which licence is this?"}, {"role": "assistant", "content": ROWS[0]["text"]}]
+    alpaca = {"instruction": "Name the kind.", "input": ROWS[1]["text"], "output": ROWS[1]["kind"]}
+    shared = {"conversations": [{"from": "human", "value": "And this?"}, {"from": "gpt", "value": ROWS[2]["text"]}]}
+    return formats.as_lines([{"messages": turns}, alpaca, shared, {"prompt": turns[:1], "completion": turns[1:]}] * 3).encode()
+
+
+def _label_studio() -> bytes:
+    x, y = {"choices": ["x"]}, {"choices": ["y"]}
+    tasks = [
+        formats.task(i, formats.annotation(1, x), formats.annotation(2, y if i % 2 else x), text=r["text"]) for i, r in enumerate(ROWS)
+    ]
+    return json.dumps(tasks, indent=1).encode()
+
+
+def _argilla() -> bytes:
+    responses = {"kind": [{"value": "x", "user_id": "u1"}, {"value": "x", "user_id": "u2", "status": "draft"}]}
+    return json.dumps([{"id": r["id"], "fields": {"text": r["text"]}, "responses": responses, "suggestions": {}} for r in ROWS]).encode()
+
+
+def _spans() -> bytes:
+    return formats.as_lines(
+        [{"text": row["text"], "entities": [[0, 4, "x"], {"start": 5, "end": 6, "label": "y"}]} for row in ROWS]
+    ).encode()
+
+
+def _packed_pdf() -> bytes:
+    import pypdf
+
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(_pdf()))
+    for page in writer.pages:
+        page.compress_content_streams()
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def _pdf() -> bytes:
+    text = max((row["text"] for row in ROWS), key=len)
+    words = "".join(letter for letter in text if letter.isascii() and letter not in "()\\").split()
+    return formats.written_pdf(*(formats.shown(" ".join(words[i : i + 8]), " ".join(words[i + 8 : i + 16])) for i in range(0, 64, 16)))
+
+
+def _lines() -> bytes:
+    return formats.as_lines([{**row, "text": f"{row['text']} – naïve €"} if i % 2 else row for i, row in enumerate(ROWS)]).encode()
+
+
+SEEDS = {
+    "json lines": Seed("a.jsonl", _lines, times=400),
+    "json lines in UTF-16": Seed("a.jsonl", lambda: _lines().decode().encode("utf-16")),
+    "json lines in cp1252": Seed("a.jsonl", lambda: _lines().decode().encode("cp1252", "replace")),
+    "json lines of another name": Seed("a.json", _lines),
+    "json array": Seed("a.json", lambda: json.dumps(ROWS, indent=1).encode()),
+    "csv": Seed("a.csv", lambda: formats.as_csv(ROWS).encode(), times=400),
+    "manifest": Seed("a.manifest", lambda: formats.as_manifest(ROWS).encode()),
+    "label studio": Seed("a.json", _label_studio),
+    "label studio, many labels": Seed("a.json", _label_studio, MANY),
+    "argilla": Seed("a.json", _argilla),
+    "chat": Seed("a.jsonl", _chat, formats.CHAT),
+    "spans": Seed("a.jsonl", _spans, SPANS),
+    "gzip": Seed("a.jsonl.gz", lambda: formats.pack(_lines(), "gzip"), times=300),
+    "zstd": Seed("a.csv.zst", lambda: formats.pack(formats.as_csv(ROWS).encode(), "zstd"), times=300),
+    "parquet": Seed("a.parquet", _parquet, times=400),
+    "parquet, plain": Seed("a.parquet", lambda: _parquet(compression="none", use_dictionary=False), MANY, times=400),
+    "parquet, checksums": Seed("a.parquet", lambda: _parquet(write_page_checksum=True), SPANS),
+    "arrow stream": Seed("a.arrow", lambda: _arrow(pa.ipc.new_stream), SPANS, times=400),
+    "arrow file": Seed("a.arrow", lambda: _arrow(pa.ipc.new_file), MANY, times=400),
+    "plain text": Seed("a.txt", lambda: ROWS[0]["text"].encode()),
+    "markdown": Seed("a.md", lambda: f"# Licence\n\n{ROWS[1]['text']}".encode()),
+    "html": Seed("a.html", formats.PAGE.encode, times=300),
+    "pdf": Seed("a.pdf", _pdf, times=60),
+    "pdf, packed": Seed("a.pdf", _packed_pdf, times=60),
+}
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """Return a file with flipped bits, its end cut off, a piece of it elsewhere, bytes put in, or a piece missing."""
+    out = bytearray(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 5))):
+        at, to = sorted(chance.choices(range(len(out) + 1), k=2))
+        match chance.randrange(6):
+            case 0 if out:
+                out[min(at, len(out) - 1)] ^= 1 << chance.randrange(8)
+            case 1:
+                del out[at:]
+            case 2:
+                out[chance.randrange(len(out) + 1) :] += out[at : min(to, at + 200)]
+            case 3:
+                out[at:at] = chance.choice((bytes(4), b"\xff" * 3, b'"', b"\n", b"\r", b"{", b"\\ud800", b"<", chance.randbytes(8)))
+            case 4:
+                del out[at : min(to, at + 50)]
+            case _ if out:
+                out[min(at, len(out) - 1)] = chance.randrange(256)
+    return bytes(out)
+
+
+class OneFile:
+    """A source whose one file is set anew for each reading, beside a good one."""
+
+    def __init__(self, folder: Path, name: str):
+        self.uri, self.folder, self.name = str(folder), folder, name
+        (folder / "good.jsonl").write_text('{"text": "good", "messages": [{"role": "user", "content": "good"}]}\n')
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        yield self.folder / path
+
+    def read(self, data: bytes, seed: Seed, *, alone: bool = False) -> ReadBatch:
+        (self.folder / self.name).write_bytes(data)
+        examples = formats.ExamplesSettings(**{"label": "kind", "group": "expression", **seed.examples})
+        files = [SourceFile(name, 1, 1) for name in (self.name, "good.jsonl")[: 1 if alone else 2]]
+        with within(LIMIT_SECONDS):
+            return read_documents(self, formats.Batch("00001-x", files), formats.DocumentsSettings(path="x", **seed.documents), examples)
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not read within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> None:
+    seed = SEEDS[kind]
+    source, whole = OneFile(tmp_path, seed.name), seed.make()
+    intact = source.read(whole, seed)
+    assert intact.unreadable == {} and len(intact.table) > 1, "the undamaged file is read"
+    outcomes = {"read": 0, "unreadable": 0}
+    for number in range(seed.times):
+        data = damaged(whole, random.Random(f"{kind} {number}"))
+        batch = source.read(data, seed)
+        assert batch.table.schema == schema()
+        batch.table.validate(full=True)
+        assert batch.table["source"].to_pylist()[-1] == "good.jsonl", "the rest goes on"
+        rows = [row for row in batch.table.to_pylist() if row["source"] == seed.name]
+        if seed.name in batch.unreadable:
+            why = batch.unreadable[seed.name]
+            assert rows == [] and why and "\n" not in why and len(why) < 200
+            outcomes["unreadable"] += 1
+        else:
+            assert_nothing_is_lost(seed, data, rows, batch.encodings.get(seed.name, "utf-8-sig"))
+            outcomes["read"] += 1
+    assert sum(outcomes.values()) == seed.times and outcomes["read"] + (kind.startswith("arrow")) > 0
+
+
+def assert_nothing_is_lost(seed: Seed, data: bytes, rows: list[dict[str, Any]], encoding: str) -> None:
+    """Check that a file that was read has a row for each record that it holds."""
+    form = ENDINGS[ending_of(seed.name)]
+    if form in ("jsonl", "ground_truth") and compression_of(seed.name) is None:
+        lines = io.TextIOWrapper(io.BytesIO(data), encoding=encoding).readlines()
+        assert [row["row"] for row in rows] == [number for number, line in enumerate(lines, start=1) if not line.isspace()]
+    elif form == "parquet":
+        assert len(rows) == pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
+    elif form in ("text", "html", "pdf"):
+        assert len(rows) == 1
+    assert all(row["problem"] or row["text"] is not None or form in ("json", "jsonl", "parquet", "arrow") for row in rows)
+
+
+@pytest.mark.parametrize("number", range(200))
+def test_lines_before_and_after_the_damage_are_all_there(number: int, tmp_path: Path) -> None:
+    chance = random.Random(f"lines {number}")
+    lines = formats.as_lines(ROWS).encode().splitlines(keepends=True)
+    first = chance.randrange(len(lines))
+    last = chance.randrange(first, min(first + 2, len(lines)))
+    broken = damaged(b"".join(lines[first : last + 1]), chance)
+    seed = SEEDS["json lines"]
+    batch = OneFile(tmp_path, "a.jsonl").read(b"".join(lines[:first]) + broken + b"\n" + b"".join(lines[last + 1 :]), seed)
+    if "a.jsonl" in batch.unreadable:
+        assert not any(row["source"] == "a.jsonl" for row in batch.table.to_pylist())
+        return
+    texts = [row["text"] for row in batch.table.to_pylist() if row["source"] == "a.jsonl"]
+    assert texts[:first] == [row["text"] for row in ROWS[:first]]
+    after = len(lines) - last - 1
+    assert texts[len(texts) - after :] == [row["text"] for row in ROWS[last + 1 :]]
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_rows_of_a_csv_file_before_the_damage_are_all_there(number: int, tmp_path: Path) -> None:
+    chance = random.Random(f"csv {number}")
+    whole = formats.as_csv(ROWS).encode()
+    kept = chance.randrange(1, len(ROWS))
+    at = len(formats.as_csv(ROWS[:kept]).encode())
+    batch = OneFile(tmp_path, "a.csv").read(whole[:at] + damaged(whole[at:], chance), SEEDS["csv"])
+    if "a.csv" not in batch.unreadable:
+        assert [row["text"] for row in batch.table.to_pylist()][:kept] == [row["text"] for row in ROWS[:kept]]
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_a_damaged_gzip_archive_is_unreadable_or_gives_every_row_as_it_was(number: int, tmp_path: Path) -> None:
+    chance, seed = random.Random(f"gzip {number}"), SEEDS["gzip"]
+    source, packed = OneFile(tmp_path, seed.name), bytearray(seed.make())
+    packed[chance.randrange(len(packed))] ^= 1 << chance.randrange(8)
+    batch = source.read(bytes(packed), seed)
+    if seed.name not in batch.unreadable:
+        assert batch.table.to_pylist() == source.read(seed.make(), seed).table.to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow stream", "gzip", "pdf", "json array", "csv"])
+def test_a_damaged_file_alone_gives_rows_or_one_line(kind: str, tmp_path: Path) -> None:
+    seed = SEEDS[kind]
+    source, whole = OneFile(tmp_path, seed.name), seed.make()
+    refused = [why for number in range(12) if (why := complaint(source, seed, damaged(whole, random.Random(f"alone {kind} {number}"))))]
+    assert refused
+    for why in refused:
+        assert why.startswith(f"{tmp_path}/{seed.name}: cannot be read (") and "\n" not in why
+
+
+def complaint(source: OneFile, seed: Seed, data: bytes) -> str | None:
+    try:
+        source.read(data, seed, alone=True)
+    except DataError as error:
+        return str(error)
+    return None

@@ -1,0 +1,455 @@
+"""documents/sources: the same files from a folder, a saved dataset and a bucket; events of a queue lose none and repeat none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import boto3
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from fullft_assets import documents
+from fullft_assets.documents import S3Prefix, delivery, events
+from fullft_assets.errors import DataError
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+from tests.s3_server import S3Server
+
+
+@pytest.fixture
+def bucket(s3_env: S3Server, request: pytest.FixtureRequest) -> Path:
+    """A bucket of its own; each file in the folder is an object."""
+    return s3_env.make_bucket("b" + str(abs(hash(request.node.nodeid)) % 10**12))
+
+
+def put(folder: Path, name: str, text: str = '{"text": "a"}\n', at: float = 1_700_000_000) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (at, at))
+    return path
+
+
+class TestFolder:
+    def test_a_saved_dataset_is_its_data_files_and_no_caches(self, tmp_path: Path) -> None:
+        import datasets
+
+        rows = projects.licence_rows(20)
+        parts = {"train": datasets.Dataset.from_list(rows[:12]), "more": datasets.Dataset.from_list(rows[12:])}
+        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+        (tmp_path / "saved/train/cache-0123456789abcdef.arrow").write_bytes(b"a map's result")
+        # Elsewhere these names are nothing special.
+        put(tmp_path / "saved", "plain/state.json")
+        found = [file.path for file in documents.scan(tmp_path / "saved")]
+        assert found == ["more/data-00000-of-00001.arrow", "plain/state.json", "train/data-00000-of-00001.arrow"]
+
+    def test_pipes_and_folders_with_a_documents_name_are_no_documents(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.jsonl")
+        put(tmp_path, "folder.jsonl/a.jsonl")
+        assert [file.path for file in documents.scan(tmp_path)] == ["folder.jsonl/a.jsonl"]
+
+    def test_of_two_links_to_one_folder_the_first_by_name_counts_every_time(self, tmp_path: Path) -> None:
+        put(tmp_path, "elsewhere/x/a.jsonl")
+        (tmp_path / "in").mkdir()
+        for name in ("m", "b", "z"):
+            (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
+        assert [file.path for file in documents.scan(tmp_path / "in")] == ["b/x/a.jsonl"]
+
+    def test_a_dangling_link_is_listed_and_stands_as_it_was_listed(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
+        [file] = documents.scan(tmp_path)
+        assert documents.Folder(tmp_path).status("a.jsonl") == file
+        assert documents.Folder(tmp_path).status("b.jsonl") is None
+
+
+class TestS3:
+    def test_lists_what_a_folder_would(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in (
+            "mail/b.jsonl",
+            "mail/a b/c+d ü.csv",
+            "mail/x.parquet",
+            "mail/.hidden/h.csv",
+            "mail/.g.jsonl",
+            "mail/j.docx",
+            "other/k.jsonl",
+        ):
+            put(bucket, name)
+        put(bucket, "mail/saved/state.json")
+        put(bucket, "mail/saved/dataset_info.json")
+        put(bucket, "mail/saved/data-00000-of-00001.arrow")
+        prefix = S3Prefix(f"s3://{bucket.name}/mail/")
+        found = prefix.files()
+        local = documents.scan(bucket / "mail")
+        assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [(file.path, file.bytes, file.mtime_ns) for file in local]
+        assert prefix.uri == f"s3://{bucket.name}/mail"
+        assert all(file.etag for file in found)
+        # One object is told like the listing tells it.
+        assert prefix.statuses([file.path for file in found] + ["no.jsonl", "saved"]) == {
+            **{file.path: file for file in found},
+            "no.jsonl": None,
+            "saved": None,
+        }
+        with prefix.local("a b/c+d ü.csv") as path:
+            assert path.read_bytes() == (bucket / "mail/a b/c+d ü.csv").read_bytes()
+        assert not path.exists()
+
+    def test_more_objects_than_a_page(self, bucket: Path) -> None:
+        for number in range(1_203):
+            put(bucket, f"mail/{number % 7}/{number:05}.txt", "x")
+        found = S3Prefix(f"s3://{bucket.name}/mail").files()
+        assert [(file.path, file.mtime_ns) for file in found] == [(file.path, file.mtime_ns) for file in documents.scan(bucket / "mail")]
+        assert len(found) == 1_203
+
+    def test_what_arrived_after_a_listing_is_in_the_next(self, bucket: Path) -> None:
+        put(bucket, "mail/a.jsonl")
+        prefix = S3Prefix(f"s3://{bucket.name}/mail")
+        assert len(prefix.files()) == 1
+        put(bucket, "mail/b.jsonl")
+        put(bucket, "mail/a.jsonl", '{"text": "another"}\n')
+        assert [file.bytes for file in prefix.files()] == [20, 14]
+        assert prefix.status("a.jsonl").bytes == 20
+
+    def test_two_writes_within_a_second_are_two_states(self, bucket: Path) -> None:
+        put(bucket, "a.jsonl", '{"text": "a"}\n')
+        first = S3Prefix(f"s3://{bucket.name}").files()
+        put(bucket, "a.jsonl", '{"text": "b"}\n')
+        [second] = S3Prefix(f"s3://{bucket.name}").files()
+        assert [second._replace(etag="")] == [first[0]._replace(etag="")]
+        assert second != first[0]
+
+    def test_an_empty_prefix_is_empty_and_a_missing_bucket_is_one_line(self, bucket: Path) -> None:
+        put(bucket, "other/a.jsonl")
+        assert S3Prefix(f"s3://{bucket.name}/mail").files() == []
+        with pytest.raises(DataError, match=r"^s3://no-such-bucket/mail: bucket not found; create it or mend documents.path$"):
+            S3Prefix("s3://no-such-bucket/mail").files()
+
+    def test_wrong_credentials_and_no_connection_are_one_line(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import s3fs
+
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(
+            DataError, match=rf"^s3://{bucket.name}: access denied \(.+\); let the role list the bucket and get its objects$"
+        ):
+            S3Prefix(f"s3://{bucket.name}").files()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(DataError, match=rf"^s3://{bucket.name}: cannot be read \(.+\); mend the connection or the credentials$"):
+            S3Prefix(f"s3://{bucket.name}").files()
+
+
+class Bucket:
+    """A project whose documents lie in a bucket, and what its sensor and its runs do with them."""
+
+    def __init__(self, project: projects.Project, bucket: Path, **settings: Any):
+        project.configure(documents={"path": f"s3://{bucket.name}/mail", **settings})
+        self.project, self.folder, self.store = project, bucket / "mail", Store(str(project.home / "store"))
+        self.uri = f"s3://{bucket.name}/mail"
+
+    def look(self, now: float = 1_700_000_000.0) -> documents.Look:
+        return documents.look(self.store, self.project.use_case(), now=now)
+
+    def cut(self, now: float = 1_700_000_000.0) -> list[list[str]]:
+        return [[file.path for file in batch.files] for batch in self.look(now).cut]
+
+    def keep(self, batch: documents.Batch) -> Manifest:
+        manifest = documents.keep(self.store, self.project.use_case(), batch.name)
+        self.store.write_pointer(f"latest/letters/raw_documents/{batch.name}", {"ref": manifest.ref})
+        return manifest
+
+    def rows(self, manifest: Manifest) -> list[dict[str, Any]]:
+        return pq.read_table(self.store.folder(manifest) / "documents.parquet").to_pylist()
+
+
+@pytest.fixture
+def letters(project: projects.Project, bucket: Path) -> Bucket:
+    return Bucket(project, bucket)
+
+
+class TestDocumentsOnS3:
+    def test_rows_are_those_of_the_same_files_in_a_folder(self, letters: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        rows = projects.licence_rows(30)
+        projects.write_rows(letters.folder / "a b/lines ü.jsonl", rows[:10])
+        datasets.Dataset.from_list(rows[10:20]).save_to_disk(str(letters.folder / "saved"))
+        put(letters.folder, "job/texts/1.object", rows[20]["text"])
+        put(letters.folder, "job/output.manifest", json.dumps({"source-ref": "texts/1.object", "id": "r", "kind": "notice"}) + "\n")
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "fetched"))
+        (tmp_path / "fetched").mkdir()
+        [batch] = letters.look().cut
+        raw = letters.keep(batch)
+        assert raw.check("files_are_readable").passed
+        assert raw.metadata["uri"] == letters.uri
+        assert list((tmp_path / "fetched").iterdir()) == []
+        local = Bucket(letters.project, letters.folder.parent)
+        local.project.configure(documents={"path": str(letters.folder)})
+        store = Store(str(tmp_path / "another"))
+        [same] = documents.look(store, local.project.use_case()).cut
+        assert [file.path for file in same.files] == [file.path for file in batch.files]
+        expected = pq.read_table(store.folder(documents.keep(store, local.project.use_case(), same.name)) / "documents.parquet")
+        found = letters.rows(raw)
+        ignoring_times = [{**row, "delivered_ns": 0} for row in found]
+        assert ignoring_times == [{**row, "delivered_ns": 0} for row in expected.to_pylist()]
+        assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows[:21])
+
+    def test_a_broken_object_and_one_that_is_gone_are_named_and_the_rest_goes_on(self, letters: Bucket) -> None:
+        projects.write_rows(letters.folder / "good.jsonl", projects.licence_rows(5))
+        put(letters.folder, "broken.csv", 'text,kind\n"never closed,e\n')
+        gone = put(letters.folder, "gone.jsonl")
+        changed = put(letters.folder, "changed.jsonl")
+        [batch] = letters.look().cut
+        gone.unlink()
+        put(letters.folder, changed.name, '{"text": "another"}\n')
+        raw = letters.keep(batch)
+        assert {row["source"] for row in letters.rows(raw)} == {"good.jsonl"}
+        description = raw.check("files_are_readable").description
+        assert f"{letters.uri}/broken.csv: not CSV: " in description
+        assert f"{letters.uri}/gone.jsonl: no such object" in description
+        assert f"{letters.uri}/changed.jsonl: changed since it was cut; its newer state comes in a batch of its own" in description
+        assert letters.cut() == [["changed.jsonl"]]
+        assert letters.cut() == []
+
+    def test_a_lost_connection_fails_the_run_with_one_line_and_the_next_run_is_whole(
+        self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import s3fs
+
+        projects.write_rows(letters.folder / "good.jsonl", projects.licence_rows(5))
+        [batch] = letters.look().cut
+        with monkeypatch.context() as lost:
+            lost.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+            lost.setenv("AWS_MAX_ATTEMPTS", "1")
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(DataError, match=rf"^{letters.uri}: cannot be read \(.+\); mend the connection or the credentials$"):
+                letters.keep(batch)
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert not list((letters.project.home / "store").rglob("*.parquet"))
+        assert letters.keep(batch).metadata["num_rows"] == 5
+
+    def test_a_look_lists_so_many_pages_and_the_next_goes_on_until_it_begins_anew(
+        self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(delivery, "PAGES_A_LOOK", 1)
+        for number in range(1_100):
+            put(letters.folder, f"b/{number:05}.txt", "x")
+        first = letters.look()
+        assert [len(batch.files) for batch in first.cut] == [1_000]
+        assert first.notes == ["listed up to b/00999.txt; the next look goes on"]
+        # What arrives behind the listing is found once it has begun anew.
+        put(letters.folder, "a-late.txt", "x")
+        put(letters.folder, "b/00007.txt", "rewritten")
+        assert [len(batch) for batch in letters.cut()] == [100]
+        assert letters.cut() == [["a-late.txt", "b/00007.txt"]]
+        assert letters.cut() == []
+        put(letters.folder, "c.txt", "x")
+        found = documents.look(letters.store, letters.project.use_case(), whole=True)
+        assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]
+
+    def test_what_one_look_cannot_record_is_recorded_by_the_next(self, letters: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(delivery, "PAGES_A_LOOK", 1)
+        monkeypatch.setattr(delivery.batches, "MAX_CUTS", 1)
+        letters.project.configure(documents={"path": letters.uri, "max_batch_files": 500})
+        for number in range(1_001):
+            put(letters.folder, f"{number:05}.txt", "x")
+        assert [[len(batch) for batch in letters.cut()] for _ in range(5)] == [[500], [500], [], [1], []]
+        for number in range(501):
+            put(letters.folder, f"more-{number:03}.txt", "x")
+        found = documents.look(letters.store, letters.project.use_case(), whole=True)
+        assert [len(batch.files) for batch in found.cut] == [500, 1]
+
+    def test_what_was_taken_away_since_is_no_longer_delivered(self, letters: Bucket) -> None:
+        paths = [put(letters.folder, f"{number}.jsonl") for number in range(3)]
+        [batch] = letters.look().cut
+        prefix = documents.source_of(letters.project.use_case())
+        for path in paths[:2]:
+            path.unlink()
+            assert documents.is_delivered(prefix, batch)
+        paths[2].unlink()
+        assert not documents.is_delivered(prefix, batch)
+
+
+@pytest.fixture(scope="module")
+def sqs_server() -> Iterator[str]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class Queue:
+    """An SQS queue, told of objects as S3 does."""
+
+    def __init__(self, endpoint: str, name: str, bucket: Path):
+        self.client = boto3.client("sqs", endpoint_url=endpoint)
+        self.url = self.client.create_queue(QueueName=name)["QueueUrl"]
+        self.bucket = bucket.name
+
+    def notification(self, *keys: str, event: str = "ObjectCreated:Put") -> dict[str, Any]:
+        about = [{"bucket": {"name": self.bucket}, "object": {"key": quote_plus(key, safe="/"), "size": 14}} for key in keys]
+        return {"Records": [{"eventVersion": "2.1", "eventSource": "aws:s3", "eventName": event, "s3": each} for each in about]}
+
+    def send(self, *bodies: Any) -> None:
+        for body in bodies:
+            self.client.send_message(QueueUrl=self.url, MessageBody=body if isinstance(body, str) else json.dumps(body))
+
+    def tell(self, *keys: str) -> None:
+        self.send(*(self.notification(key) for key in keys))
+
+    def show_again_at_once(self) -> None:
+        """Let what was received and not deleted come again with the next request."""
+        self.client.set_queue_attributes(QueueUrl=self.url, Attributes={"VisibilityTimeout": "0"})
+
+    @property
+    def num_messages(self) -> int:
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        return sum(map(int, self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"].values()))
+
+
+@pytest.fixture
+def queue(sqs_server: str, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    monkeypatch.setattr(events, "_WAIT_SECONDS", 0)
+    return Queue(sqs_server, bucket.name, bucket)
+
+
+@pytest.fixture
+def told(project: projects.Project, bucket: Path, queue: Queue) -> Bucket:
+    """A bucket whose events go into the queue; it has been listed once."""
+    told = Bucket(project, bucket, queue=queue.url)
+    put(told.folder, "before.jsonl")
+    assert told.cut() == [["before.jsonl"]], "what was there before the queue is found by listing"
+    return told
+
+
+class TestEvents:
+    def test_each_form_of_an_event_names_its_object(self, told: Bucket, queue: Queue) -> None:
+        names = ["plain.jsonl", "a b/ü + %41.jsonl", "sns.csv", "bridge +.txt", "two.jsonl", "three.jsonl"]
+        keys = [f"mail/{name}" for name in names]
+        for name in names:
+            put(told.folder, name)
+        bridge = {
+            "detail-type": "Object Created",
+            "source": "aws.s3",
+            "detail": {"bucket": {"name": queue.bucket}, "object": {"key": keys[3]}},
+        }
+        queue.send(
+            {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": queue.bucket},
+            queue.notification(keys[0]),
+            queue.notification(keys[1], event="s3:ObjectCreated:CompleteMultipartUpload"),
+            {"Type": "Notification", "TopicArn": "t", "Message": json.dumps(queue.notification(keys[2]))},
+            bridge,
+            queue.notification(keys[4], keys[5]),
+            queue.notification("mail/before.jsonl", event="ObjectRemoved:Delete"),
+            {**bridge, "detail-type": "Object Deleted"},
+        )
+        found = told.look()
+        assert [[file.path for file in batch.files] for batch in found.cut] == [sorted(names)]
+        assert found.notes == []
+        assert queue.num_messages == 0
+        assert told.keep(found.cut[0]).check("files_are_readable").passed
+
+    def test_the_prefix_is_not_listed_again_until_a_day_has_passed(
+        self, told: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(told.folder, "told.jsonl")
+        put(told.folder, "lost-its-event.jsonl")
+        queue.tell("mail/told.jsonl")
+        with monkeypatch.context() as unlisted:
+            unlisted.setattr(S3Prefix, "listed", lambda *_: pytest.fail("listed"))
+            assert told.cut() == [["told.jsonl"]]
+            assert told.cut() == []
+        assert told.cut(1_700_000_000.0 + delivery.LISTING_SECONDS + 1) == [["lost-its-event.jsonl"]]
+
+    def test_another_queue_or_another_prefix_begins_with_a_listing(self, told: Bucket, queue: Queue) -> None:
+        put(told.folder, "unseen.jsonl")
+        put(told.folder.parent / "more", "apart.jsonl")
+        told.project.configure(documents={"path": f"s3://{queue.bucket}/more", "queue": queue.url})
+        assert told.cut() == [["apart.jsonl"]]
+        told.project.configure(documents={"path": told.uri, "queue": queue.url})
+        assert told.cut() == [["unseen.jsonl"]]
+
+    def test_repeated_late_and_disordered_events_do_no_harm(self, told: Bucket, queue: Queue) -> None:
+        put(told.folder, "a.jsonl")
+        put(told.folder, "b.jsonl")
+        queue.tell("mail/b.jsonl", "mail/a.jsonl", "mail/b.jsonl", "mail/gone.jsonl", "mail/before.jsonl")
+        assert told.cut() == [["a.jsonl", "b.jsonl"]]
+        queue.tell("mail/a.jsonl")
+        assert told.cut() == []
+        put(told.folder, "a.jsonl", '{"text": "rewritten"}\n')
+        queue.tell("mail/a.jsonl")
+        assert told.cut() == [["a.jsonl"]]
+        assert queue.num_messages == 0
+
+    def test_a_look_that_dies_loses_no_event_and_repeats_no_file(self, told: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+        put(told.folder, "a.jsonl")
+        queue.tell("mail/a.jsonl")
+        queue.show_again_at_once()
+        for place, name in ((delivery.batches, "record"), (events.EventQueue, "delete")):
+            with monkeypatch.context() as dying:
+                dying.setattr(place, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    told.look()
+            assert queue.num_messages == 1
+        assert [[file.path for file in batch.files] for batch in documents.list_batches(told.store, "letters")] == [
+            ["before.jsonl"],
+            ["a.jsonl"],
+        ]
+        assert told.cut() == []
+        assert queue.num_messages == 0
+
+    def test_what_is_no_document_is_counted_and_what_is_no_event_stays(self, told: Bucket, queue: Queue) -> None:
+        put(told.folder.parent, "mailbox/a.jsonl")
+        for name in ("state.json", "dataset_info.json"):
+            put(told.folder, f"saved/{name}")
+        queue.tell("mailbox/a.jsonl", "mail/a.docx", "mail/.hidden/a.jsonl", "mail/saved/state.json")
+        queue.send("not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1])
+        queue.show_again_at_once()
+        found = told.look()
+        assert found.cut == []
+        assert found.notes == [
+            "4 object(s) named by events lie outside of it or have another ending",
+            "4 message(s) of the queue are no S3 events and stay there",
+        ]
+        assert queue.num_messages == 4
+
+    def test_a_look_takes_so_many_messages_and_the_next_goes_on(self, told: Bucket, queue: Queue) -> None:
+        for number in range(25):
+            put(told.folder, f"{number:02}.jsonl")
+        queue.tell(*(f"mail/{number:02}.jsonl" for number in range(25)))
+        receiving = events.EventQueue(queue.url, S3Prefix(told.uri))
+        received = receiving.receive(15)
+        assert len(received.handles) == 15
+        assert [file.path for file in received.files] == [f"{number:02}.jsonl" for number in range(15)]
+        receiving.delete(received)
+        assert queue.num_messages == 10
+        assert [path for batch in told.cut() for path in batch] == [f"{number:02}.jsonl" for number in range(15, 25)]
+
+    def test_a_queue_that_is_not_there_or_not_reached_is_one_line(
+        self, told: Bucket, queue: Queue, sqs_server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        for url in (f"{sqs_server}/123456789012/none", "http://127.0.0.1:9/123456789012/none"):
+            told.project.configure(documents={"path": told.uri, "queue": url})
+            with pytest.raises(DataError, match=rf"^{url}: cannot be read \([^\n]+\); mend documents.queue or the role's rights$"):
+                told.look()
+
+    @pytest.mark.parametrize(
+        ("url", "endpoint", "region"),
+        [
+            ("https://sqs.eu-west-1.amazonaws.com/123/q", "https://sqs.eu-west-1.amazonaws.com", "eu-west-1"),
+            ("https://eu-west-1.queue.amazonaws.com/123/q", "https://eu-west-1.queue.amazonaws.com", "eu-west-1"),
+            ("https://sqs.cn-north-1.amazonaws.com.cn/123/q", "https://sqs.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+            ("http://localhost:9324/queue/q", "http://localhost:9324", "us-east-1"),
+        ],
+    )
+    def test_the_queues_url_says_where_it_is(self, s3_env: S3Server, url: str, endpoint: str, region: str) -> None:
+        client = events.EventQueue(url, None)._client
+        assert (client.meta.endpoint_url, client.meta.region_name) == (endpoint, region)

@@ -1,0 +1,202 @@
+"""Erasure: after it no file of the store holds the document, what pointed at its batch still reads, and its file cannot bring it back."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import documents, erasure, snapshot
+from fullft_assets.errors import DataError
+from fullft_assets.resources import open_store
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+from tests.project import Project
+
+CASE = "letters"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose whole graph was run once."""
+    project = projects.create(tmp_path_factory.mktemp("finished"), CASE, rows=400)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    shutil.copytree(finished.root, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project", CASE)
+
+
+@pytest.fixture
+def store(project: Project) -> Iterator[Store]:
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        yield open_store(project.use_case(), instance)
+
+
+def index_rows(store: Store, split: str) -> list[dict]:
+    (taken,) = store.artifacts(CASE, "training_snapshot")
+    (raw,) = store.artifacts(CASE, "raw_documents")
+    texts = pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist()
+    count = Counter(row["text"] for row in texts)
+    # A text that another document has as well rightly stays, as that one's.
+    alone = {row["id"] for row in texts if count[row["text"]] == 1}
+    rows = pq.read_table(store.folder(taken) / "index.parquet").to_pylist()
+    return [row for row in rows if row["split"] == split and row["id"] in alone]
+
+
+def text_of(store: Store, id_: str) -> str:
+    (raw,) = store.artifacts(CASE, "raw_documents")
+    table = pq.read_table(store.folder(raw) / "documents.parquet")
+    return table["text"][table["id"].to_pylist().index(id_)].as_py()
+
+
+def files_with(store: Store, text: str, id_: str) -> list[str]:
+    """Return the files of the store in which a text or an id stands, Parquet ones read as tables."""
+    found = []
+    for path in Path(store.url).rglob("*"):
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            # Column by column: a licence's id may be another one's whole text.
+            if any(name in table.column_names and value in table[name].to_pylist() for name, value in (("text", text), ("id", id_))):
+                found.append(str(path))
+        elif path.suffix in (".html", ".md", ".json", ".jsonl", ".txt"):
+            content = path.read_text(encoding="utf-8")
+            if text[:80] in content or id_ in content:
+                found.append(str(path))
+    return found
+
+
+def test_a_training_document_is_gone_everywhere_and_the_champion_is_named(store: Store):
+    id_ = index_rows(store, "train")[3]["id"]
+    text = text_of(store, id_)
+    assert files_with(store, text, id_), "it was there"
+    report = erasure.erase(store, CASE, [id_], reason="asked for")
+    assert files_with(store, text, id_) == []
+    (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
+    assert report.num_found == 1
+    assert report.trained_on == [checkpoint.ref]
+    assert report.measured_on == []
+    assert report.rewritten["raw_documents"] == report.rewritten["training_snapshot"] == 1
+    assert not any(id_ in line for line in report.lines())
+
+
+def test_a_test_document_was_only_measured_on(store: Store):
+    id_ = index_rows(store, "test")[0]["id"]
+    report = erasure.erase(store, CASE, [id_])
+    assert report.trained_on == []
+    assert len(report.measured_on) == 1
+
+
+def test_what_pointed_at_the_batch_still_reads_the_same_rows(store: Store):
+    (taken,) = store.artifacts(CASE, "training_snapshot")
+    before = {name: snapshot.load_split(store, taken, name) for name in ("train", "test")}
+    gone = before["train"].ids[1]
+    erasure.erase(store, CASE, [gone])
+    again = store.load(taken.ref)
+    for name, split in before.items():
+        left = snapshot.load_split(store, again, name)
+        kept = [i for i, id_ in enumerate(split.ids) if id_ != gone]
+        assert left.ids == [split.ids[i] for i in kept]
+        assert left.texts == [split.texts[i] for i in kept]
+        assert left.windows == [split.windows[i] for i in kept]
+
+
+def test_an_erasure_that_was_cut_short_is_finished_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch):
+    id_ = index_rows(store, "train")[0]["id"]
+    text = text_of(store, id_)
+    for crash_at in (1, 2, 3, 4):
+        crashing(store, monkeypatch, crash_at)
+        with pytest.raises(OSError, match="power cut"):
+            erasure.erase(store, CASE, [id_])
+        monkeypatch.undo()
+        if not files_with(store, text, id_):
+            break
+    report = erasure.erase(store, CASE, [id_])
+    assert files_with(store, text, id_) == []
+    assert len(report.trained_on) == 1
+    (taken,) = store.artifacts(CASE, "training_snapshot")
+    assert id_ not in snapshot.load_split(store, taken, "train").ids
+
+
+def crashing(store: Store, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Let the n-th deletion of a replaced artifact fail."""
+    calls, delete = [0], store.delete
+
+    def failing(manifest: Manifest) -> None:
+        calls[0] += 1
+        if calls[0] == at:
+            raise OSError("power cut")
+        delete(manifest)
+
+    monkeypatch.setattr(store, "delete", failing)
+
+
+def test_its_file_delivered_again_does_not_bring_it_back(project: Project, store: Store):
+    id_ = index_rows(store, "train")[0]["id"]
+    erasure.erase(store, CASE, [id_])
+    project.deliver("delivery-2.jsonl", projects.licence_rows(400))
+    use_case = project.use_case()
+    (batch,) = documents.cut_batches(store, CASE, project.documents, use_case.settings.documents)
+    raw = documents.keep(store, use_case, batch.name)
+    assert raw.metadata["num_erased"] == 1
+    assert id_ not in pq.read_table(store.folder(raw) / "documents.parquet")["id"].to_pylist()
+
+
+def test_a_new_snapshot_is_taken_without_it(project: Project, store: Store):
+    id_ = index_rows(store, "train")[0]["id"]
+    erasure.erase(store, CASE, [id_])
+    (labeled,) = store.artifacts(CASE, "labeled_examples")
+    (tokenized,) = store.artifacts(CASE, "tokenized_chunks")
+    batch = labeled.metadata["batch"]
+    taken = snapshot.take(store, project.use_case(), {batch: labeled}, {batch: tokenized})
+    assert taken.key != store.artifacts(CASE, "training_snapshot")[0].key
+    assert id_ not in snapshot.load_split(store, taken, "train").ids
+
+
+def test_all_documents_of_a_group(store: Store):
+    group = index_rows(store, "train")[0]["group"]
+    (raw,) = store.artifacts(CASE, "raw_documents")
+    table = pq.read_table(store.folder(raw) / "documents.parquet")
+    of_group = [id_ for id_, its in zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True) if its == group]
+    report = erasure.erase(store, CASE, [group], by="group")
+    assert report.num_found == len(of_group)
+    (labeled,) = store.artifacts(CASE, "labeled_examples")
+    left = pq.read_table(store.folder(labeled) / "examples.parquet")
+    assert group not in left["group"].to_pylist()
+    assert labeled.metadata["num_valid"] == len(left)
+
+
+def test_the_command(project: Project, tmp_path: Path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("nobody-knows-this-id\n")
+    done = project.fullft("erase", CASE, str(listed), "--reason", "asked for")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "0 documents erased, 1 ids or groups listed"
+    missing = project.fullft("erase", CASE, str(tmp_path / "none.txt"))
+    assert missing.returncode == 1
+    assert (
+        missing.stderr.strip()
+        == f"{tmp_path / 'none.txt'}: cannot be read (No such file or directory); give a text file with one document id a line"
+    )
+
+
+def test_an_empty_list(tmp_path: Path):
+    (tmp_path / "list.txt").write_text("\n\n")
+    with pytest.raises(DataError, match="empty; give one document id a line"):
+        erasure.read_list(tmp_path / "list.txt")
+
+
+def test_unaffected_stages_are_left_alone(store: Store):
+    before = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "cheaper_baselines") for m in store.artifacts(CASE, stage)}
+    erasure.erase(store, CASE, [index_rows(store, "train")[0]["id"]])
+    after = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "cheaper_baselines") for m in store.artifacts(CASE, stage)}
+    assert before == after

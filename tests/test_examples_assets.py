@@ -1,0 +1,134 @@
+"""examples: in a real Dagster instance each rule is a check with its counts and its severity; an error holds the batch back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fullft_assets import documents
+from fullft_assets.component import FullFineTune
+from fullft_assets.examples import pii
+from fullft_assets.resources import open_store
+from tests import project as projects
+
+SECRET = "the patient of room twelve"
+
+
+class Runs:
+    """Runs of the data stages of a project's one batch."""
+
+    def __init__(self, project: projects.Project, instance: dg.DagsterInstance):
+        self.project, self.instance = project, instance
+
+    def run(self, *assets: str) -> dg.ExecuteInProcessResult:
+        use_case = self.project.use_case()
+        defs = dg.Definitions.merge(FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        store = open_store(use_case, self.instance)
+        documents.cut_batches(store, use_case.name, self.project.documents, use_case.settings.documents)
+        [batch] = documents.list_batches(store, use_case.name)
+        self.instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
+        return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            asset_selection=[dg.AssetKey(["letters", asset]) for asset in assets],
+            partition_key=batch.name,
+            instance=self.instance,
+            raise_on_error=False,
+        )
+
+
+@pytest.fixture
+def runs(project: projects.Project) -> Iterator[Runs]:
+    with dg.DagsterInstance.ephemeral(tempdir=str(project.home)) as instance:
+        yield Runs(project, instance)
+
+
+def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    return {found.check_name: found for found in result.get_asset_check_evaluations() if found.asset_key.path[-1] == "labeled_examples"}
+
+
+def counts(check: Any) -> dict[str, Any]:
+    return {name: value.value for name, value in check.metadata.items()}
+
+
+def deliver(project: projects.Project) -> None:
+    rows = [row for row in projects.licence_rows(70) if not pii.find(row["text"])][:60]
+    odd = [{"id": "odd", "text": SECRET, "kind": "poem"}, {"id": "bare", "text": f"{SECRET}, again"}]
+    said = [{"id": "twice", "text": "said twice", "kind": kind, "annotator": who} for who, kind in (("ann", "text"), ("bob", "text"))]
+    more = [{"id": "thrice", "text": "said again", "kind": kind, "annotator": who} for who, kind in (("ann", "tag"), ("bob", "tag"))]
+    mails = [{"id": "mail", "text": "write to jo@example.org for a licence", "kind": "notice"}]
+    project.deliver("delivery-1.jsonl", [*odd, *said, *more, *mails, *rows])
+
+
+RULES = {
+    "severities": {"labels_are_known": "error", "labels_are_balanced": "off", "annotators_agree": "error"},
+    "pii": "mask",
+    "expectations": [
+        {"name": "expect_column_values_to_be_between", "arguments": {"column": "num_words", "min_value": 1}, "severity": "error"}
+    ],
+}
+
+
+def test_each_rule_is_a_check_with_its_counts_and_severity(runs: Runs) -> None:
+    deliver(runs.project)
+    runs.project.configure(examples=RULES)
+    result = runs.run("raw_documents", "labeled_examples", "quarantined_examples")
+    checks = checks_of(result)
+    assert "labels_are_balanced" not in checks
+    assert counts(checks["labels_are_known"]) == {"num_rows": 67, "num_failed": 1}
+    assert counts(checks["labels_are_present"]) == {"num_rows": 67, "num_failed": 1}
+    assert counts(checks["personal_data_is_absent"]) == {"num_rows": 67, "num_failed": 0, "num_masked": 1}
+    assert counts(checks["own_1_column_values_to_be_between"]) == {"num_rows": 67, "num_failed": 0}
+    assert counts(checks["annotators_agree"]) == {
+        "num_items": 2, "num_annotators": 2, "observed_agreement": 1, "lowest_label_kappa": 1, "kappa": 1
+    }  # fmt: skip
+    assert counts(checks["rows_suffice"]) == {"num_valid": 63}
+    assert counts(checks["rows_are_accounted_for"]) == {"num_rows": 67, "num_valid": 63, "num_quarantined": 2, "num_superseded": 2}
+    errors = {name for name, check in checks.items() if check.severity == dg.AssetCheckSeverity.ERROR}
+    gates = {"rows_are_accounted_for", "quarantined_share_is_bounded"}
+    assert errors == {"labels_are_known", "annotators_agree", "own_1_column_values_to_be_between"} | gates
+    assert {name for name, check in checks.items() if not check.passed} == {"labels_are_known", "labels_are_present"}
+    assert "delivery-1.jsonl:1" in checks["labels_are_known"].description
+    [made] = [e.materialization for e in result.get_asset_materialization_events() if e.asset_key.path[-1] == "labeled_examples"]
+    assert "kappa_per_label" in made.metadata and made.metadata["num_items_annotated_twice"].value == 2
+
+
+def test_each_check_says_in_the_graph_what_is_true_when_it_is_green(runs: Runs) -> None:
+    runs.project.configure(examples=RULES)
+    graph = FullFineTune(runs.project.use_case()).build_defs().resolve_asset_graph()
+    said = {key.name: graph.get(key).description for key in graph.asset_check_keys if key.asset_key.path[-1] == "labeled_examples"}
+    assert said["labels_are_known"] == "No row is quarantined for: unknown label."
+    assert said["personal_data_is_absent"] == "No row is found for: personal data."
+    assert said["rows_suffice"] == "The batch has examples.min_batch_rows valid rows."
+    own = "Nothing breaks expectation 1 (column_values_to_be_between on num_words)."
+    assert said["own_1_column_values_to_be_between"] == own
+
+
+@pytest.mark.parametrize(("severity", "goes_on"), [("warn", True), ("error", False)])
+def test_a_red_rule_holds_the_batch_back_only_as_an_error(runs: Runs, severity: str, goes_on: bool) -> None:
+    deliver(runs.project)
+    runs.project.configure(examples={"severities": {"labels_are_known": severity}})
+    together = runs.run("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+    written = {event.asset_key.path[-1] for event in together.get_asset_materialization_events()}
+    assert {"labeled_examples", "quarantined_examples"} <= written, "what was found is kept either way"
+    assert ("tokenized_chunks" in written) == together.success == goes_on
+    assert runs.run("tokenized_chunks").success == goes_on, "alone it is no way round the rule"
+
+
+def test_no_text_of_a_document_reaches_the_event_log(runs: Runs) -> None:
+    deliver(runs.project)
+    runs.project.configure(examples=RULES)
+    result = runs.run("raw_documents", "labeled_examples", "quarantined_examples")
+    events = "\n".join(repr(record) for record in runs.instance.all_logs(result.run_id))
+    assert "labels_are_known" in events
+    assert SECRET not in events and "jo@example.org" not in events
+
+
+def test_an_expectation_that_cannot_be_computed_fails_with_one_line(runs: Runs) -> None:
+    own = {"name": "expect_column_mean_to_be_between", "arguments": {"column": "label", "min_value": 1}}
+    runs.project.configure(examples={"expectations": [own]})
+    result = runs.run("raw_documents", "labeled_examples", "quarantined_examples")
+    [failed] = [event for event in result.all_events if event.is_step_failure]
+    line = failed.event_specific_data.user_failure_data.description
+    assert line.startswith("examples.expectations.0: cannot be computed on the profile (") and "\n" not in line

@@ -1,0 +1,182 @@
+"""examples: what is seen in a text: personal data, its language, damage by a wrong encoding."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from fullft_assets import examples
+from fullft_assets.examples import pii
+from fullft_assets.examples.damage import damage_shares
+from fullft_assets.examples.language import LANGUAGES, UNKNOWN, identify
+from fullft_assets.settings import ExamplesSettings
+from tests.licence_delivery import Delivery
+from tests.test_examples import sound_rows, table
+
+#: (text, what is left of it once masked)
+PERSONAL = [
+    ("write to jo.o'neil+x@mail.example.co.uk.", "write to [EMAIL]."),
+    ("mail: MÜLLER@EXAMPLE.DE", "mail: [EMAIL]"),
+    ("card 4111 1111 1111 1111, 378282246310005", "card [CARD], [CARD]"),
+    ("IBAN DE89 3704 0044 0532 0130 00 AND more", "IBAN [IBAN] AND more"),
+    ("to GB82WEST12345698765432.", "to [IBAN]."),
+    ("SSN 123-45-6789", "SSN [SSN]"),
+    ("social security number: 123 45 6789", "social security number: [SSN]"),
+    ("from 203.0.113.77 to 2001:db8::8a2e:370:7334", "from [IP] to [IP]"),
+    ("call +49 30 901820 or (555) 234-5678", "call [PHONE] or [PHONE]"),
+    ("Tel. 030/901820-15", "Tel. [PHONE]"),
+    ("fax: 901 8200", "fax: [PHONE]"),
+    ("01 42 68 53 00", "[PHONE]"),
+]
+#: Numbers of no person: each is close to a kind in one way.
+IMPERSONAL = [
+    "see section 4.1.2.3 and version 10.0.19041.1",
+    "127.0.0.1, 0.0.0.0 and 1.2.3.4",
+    "4111 1111 1111 1112 fails the check digit",
+    "DE89370400440532013001 fails the check digits",
+    "000-12-3456 and 666-12-3456 and 900-12-3456 are never given out; 078-05-1120 was an advertisement",
+    "Copyright 1998-2004, 2007-2011 The Authors, Boston, MA 02110-1301",
+    "on 2024-05-17 12:30:00, sha 1234567890abcdef",
+    "logo@2x.png, @decorator, user@localhost",
+    "std::vector::at, abc::def, 12:30:45",
+    "ISBN 978-3-16-148410-0, 1.234.567,89 EUR",
+]
+
+
+def masked(text: str) -> str:
+    return pii.mask(text, pii.find(text))
+
+
+class TestPersonalData:
+    @pytest.mark.parametrize(("text", "left"), PERSONAL, ids=[left for _, left in PERSONAL])
+    def test_each_kind_is_masked(self, text: str, left: str) -> None:
+        assert masked(text) == left
+
+    @pytest.mark.parametrize("text", IMPERSONAL)
+    def test_what_is_no_persons_stays(self, text: str) -> None:
+        assert masked(text) == text
+
+    def test_the_count_of_a_column_is_that_of_its_texts_one_by_one(self, licence_delivery: Delivery) -> None:
+        texts = licence_delivery.raw["text"].combine_chunks()
+        counts = pii.count(texts)
+        assert (counts > 0).sum() > 100, "texts without personal data prove nothing"
+        assert counts.tolist() == [0 if text is None else len(pii.find(text)) for text in texts.to_pylist()]
+
+    @settings(max_examples=150, deadline=None)
+    @given(parts=st.lists(st.sampled_from([*[text for text, _ in PERSONAL], *IMPERSONAL, " ", "\n", "words in between"]), max_size=6))
+    def test_the_hints_on_a_column_miss_nothing(self, parts: list[str]) -> None:
+        text = " ".join(parts)
+        assert pii.count(pa.array([text])).tolist() == [len(pii.find(text))]
+
+    @settings(max_examples=150, deadline=None)
+    @given(data=st.data(), parts=st.lists(st.sampled_from([*[text for text, _ in PERSONAL], "Ann", "in Rome"]), min_size=1, max_size=5))
+    def test_a_span_names_the_same_words_once_masked(self, data: st.DataObject, parts: list[str]) -> None:
+        text = " ".join(parts)
+        found = pii.find(text)
+        words = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+        start, end = data.draw(st.sampled_from(words))
+        new_start, new_end = pii.shift(start, end, found)
+        inside = [one for one in found if one.start < end and start < one.end]
+        first = min([start, *(one.start for one in inside)])
+        last = max([end, *(one.end for one in inside)])
+        shifted = [pii.Found(one.start - first, one.end - first, one.placeholder) for one in inside]
+        assert masked(text)[new_start:new_end] == pii.mask(text[first:last], shifted)
+
+
+class TestMasking:
+    def test_turns_and_their_text_are_masked_alike(self) -> None:
+        turns = [{"role": "user", "content": "I am jo@example.org"}, {"role": "assistant", "content": "hello"}]
+        row = {"messages": turns, "text": "I am jo@example.org\n\nhello", "label": None}
+        examined = examples.examine(table(sound_rows(row)), ExamplesSettings(task="sft", pii="mask"), "b")
+        [found] = examined.valid.to_pylist()
+        assert found["messages"] == [{**turns[0], "content": "I am [EMAIL]"}, turns[1]]
+        assert found["text"] == "I am [EMAIL]\n\nhello"
+        assert examined.num_masked == 1
+
+    def test_spans_move_with_their_words_in_answers_too(self) -> None:
+        text = "jo@example.org met Ann"
+        spans = [{"start": 0, "end": 14, "label": "MAIL"}, {"start": 19, "end": 22, "label": "NAME"}]
+        answers = [{"annotator": who, "label": json.dumps(spans)} for who in ("a", "b")]
+        rows = sound_rows({"text": text, "spans": spans, "annotations": answers, "label": None})
+        examined = examples.examine(table(rows), ExamplesSettings(task="token_classification", label="s", pii="mask"), "b")
+        [found] = examined.valid.to_pylist()
+        moved = [{"start": 0, "end": 7, "label": "MAIL"}, {"start": 12, "end": 15, "label": "NAME"}]
+        assert (found["text"], found["spans"]) == ("[EMAIL] met Ann", moved)
+        assert [json.loads(answer["label"]) for answer in found["annotations"]] == [moved, moved]
+
+    def test_texts_that_were_different_before_may_be_equal_now(self) -> None:
+        rows = sound_rows({"text": "ask jo@example.org"}, {"text": "ask ann@example.org"})
+        examined = examples.examine(table(rows), ExamplesSettings(label="kind", pii="mask"), "b")
+        assert examined.quarantined["reasons"].to_pylist() == ["duplicate text"]
+
+
+class TestLanguage:
+    def test_known_texts(self) -> None:
+        texts = {
+            "This licence applies to the software and to its documentation.": "en",
+            "Diese Lizenz gilt für die Software und für ihre Dokumentation.": "de",
+            "Cette licence s'applique au logiciel et à sa documentation.": "fr",
+            "Esta licencia se aplica al programa y a su documentación.": "es",
+            "Эта лицензия распространяется на программу и её документацию.": "ru",
+            "このライセンスはソフトウェアとその文書に適用されます。": "ja",
+            "1234 5678 9012 ---- ==== 1234 5678": UNKNOWN,
+            "MIT": UNKNOWN,
+            "": UNKNOWN,
+        }
+        assert dict(zip(texts, identify(pa.array(texts)), strict=True)) == texts
+        assert identify(pa.array([None], pa.string())).tolist() == [None]
+
+    def test_the_codes_are_those_that_the_model_tells_apart(self) -> None:
+        labels = LanguageIdentifier.from_model_file(MODEL_FILE).labels
+        assert sorted(set(map(str, labels)) - {"zxx"}) == sorted(LANGUAGES)
+
+    def test_a_text_of_no_known_language_is_not_quarantined(self) -> None:
+        rows = sound_rows({"text": "MIT"}, {"text": "Diese Lizenz gilt für die Software und für ihre Dokumentation."})
+        examined = examples.examine(table(rows), ExamplesSettings(label="kind", languages=["en"]), "b")
+        assert examined.quarantined.select(["text", "reasons"]).to_pylist() == [{"text": rows[1]["text"], "reasons": "unexpected language"}]
+
+
+class TestDamage:
+    @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+    @pytest.mark.parametrize("text", ["déjà vu à l'école où l'été dure", "Größe “quoted” – 5 €", "Ελληνικά και ρωσικά", "Привет, как дела"])
+    def test_utf8_read_as_a_one_byte_encoding_is_seen_and_the_right_text_is_not(self, text: str, encoding: str) -> None:
+        wrong = text.encode().decode(encoding, "replace")
+        sound, damaged = damage_shares(pa.array([text, wrong]))
+        assert sound == 0
+        num_damaged = len(wrong) - sum(ord(character) < 128 for character in text)
+        assert damaged == pytest.approx(num_damaged / len(wrong), abs=0.1)
+
+    @pytest.mark.parametrize(
+        ("text", "share"),
+        [("a\ufffdb\ufffd", 0.5), ("\x00\x01ab", 0.5), ("a\tb\r\nc", 0), ("", 0), ("Ã la carte", 0), ("naïve café", 0), ("日本語 ♥ 😀", 0)],
+    )
+    def test_shares(self, text: str, share: float) -> None:
+        assert damage_shares(pa.array([text])).tolist() == [share]
+
+    def test_real_texts_are_whole(self, licence_delivery: Delivery) -> None:
+        shares = damage_shares(licence_delivery.raw["text"].combine_chunks())
+        assert (shares[~(shares != shares)] > 0.05).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "ab"}, "text too short or too long"),
+        ({"text": "x" * 31}, "text too short or too long"),
+        ({"text": "a \ufffd\ufffd b"}, "damaged characters"),
+        ({"text": "x"}, "text too short or too long"),
+        ({"text": None}, "empty text"),
+        ({"text": " \t\n"}, "empty text"),
+    ],
+)
+def test_the_bounds_of_the_settings_decide(row: dict[str, Any], reason: str) -> None:
+    chosen = ExamplesSettings(label="kind", min_characters=3, max_characters=30)
+    examined = examples.examine(table(sound_rows({}, row)), chosen, "b")
+    assert examined.quarantined["reasons"].to_pylist() == [reason]

@@ -1,0 +1,231 @@
+"""snapshot, whatever arrives in which order and in which batches: the same rows give the same snapshot, and what was held out never trains.
+
+Deliveries of real texts are drawn with what happens to them later: corrections, moves to other groups, copies, labels that contradict,
+files delivered again without some rows. They go through the rules of each batch, as they would in a run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullft_assets import documents, examples
+from fullft_assets.examples import Examined
+from fullft_assets.hashing import text_hash, unit_hash
+from fullft_assets.settings import ExamplesSettings, SnapshotSettings
+from fullft_assets.snapshot import Frozen, freeze
+from fullft_assets.snapshot.split import _NOT_STORED
+from tests import project as projects
+
+SEED = 1
+SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.25, validation_share=0.25, min_rows_per_label=1, max_heldout_rows_per_group=3)
+EXAMPLES = ExamplesSettings(label="kind", group="expression", labels=["notice", "reference"])
+#: Groups whose hash under the seed lets them train, and holds them out for the test.
+TRAINS, TESTS = "h1", "h2"
+NUM_FILES, ROWS_A_FILE = 6, 25
+ORDER = {"test": 0, "validation": 1, "train": 2}
+
+
+@dataclass(frozen=True)
+class File:
+    """One delivery of a file: its rows are `(id, text, label, group)`."""
+
+    path: str
+    delivered_ns: int
+    rows: tuple[tuple[str, str, str, str | None], ...] = field(repr=False)
+
+    def documents(self) -> list[dict[str, Any]]:
+        names = ("id", "text", "label", "group")
+        place = {"source": self.path, "delivered_ns": self.delivered_ns}
+        return [{**dict(zip(names, row, strict=True)), **place, "row": n} for n, row in enumerate(self.rows, start=1)]
+
+
+Batch = tuple[File, ...]
+
+
+@cache
+def examined(batch: Batch) -> Examined:
+    """Validate a batch; equal batches of several snapshots once."""
+    rows = [row for file in batch for row in file.documents()]
+    return examples.examine(pa.Table.from_pylist(rows, schema=documents.schema()), EXAMPLES, "b", SEED)
+
+
+def snapshot_of(batches: list[Batch]) -> Frozen:
+    found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
+    files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
+    left_out = {name: batch.left_out for name, batch in found.items()}
+    return freeze({name: batch.valid for name, batch in found.items()}, files, SETTINGS, SEED, left_out=left_out)
+
+
+def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
+    """Return the text that each row of the index is read with."""
+    valid = {f"{n:05}": examined(batch).valid["text"] for n, batch in enumerate(batches)}
+    return [valid[place["batch"]][place["position"]].as_py() for place in frozen.places.to_pylist()]
+
+
+@cache
+def base() -> tuple[File, ...]:
+    """Real texts of two labels, each once."""
+    unique = {row["text"]: row for row in projects.licence_rows(1_000) if row["kind"] in EXAMPLES.labels and len(row["text"]) < 2_000}
+    rows = [(row["id"], row["text"], row["kind"], row["expression"]) for row in unique.values()][: NUM_FILES * ROWS_A_FILE]
+    return tuple(File(f"file-{n}.jsonl", 1, tuple(rows[n * ROWS_A_FILE : (n + 1) * ROWS_A_FILE])) for n in range(NUM_FILES))
+
+
+ROWS = st.integers(0, NUM_FILES * ROWS_A_FILE - 1)
+
+
+@st.composite
+def changed_rows(draw: st.DrawFn) -> tuple[str, str, str, str | None]:
+    """A row that came before, by its own id or another's, with its own text or another's, label and group as they come."""
+    known = [row for file in base() for row in file.rows]
+    id_, text, label, group = known[draw(ROWS)]
+    other = known[draw(ROWS)]
+    text = draw(st.sampled_from([text, text, other[1], f"{text} amended", f"wholly rewritten {id_}"]))
+    label = draw(st.sampled_from([label, label, label, "notice", "reference"]))
+    group = draw(st.sampled_from([group, group, other[3], TRAINS, TESTS, None]))
+    return draw(st.sampled_from([id_, id_, f"copy-{id_}", other[0]])), text, label, group
+
+
+@st.composite
+def later_files(draw: st.DrawFn, number: int) -> File:
+    """A file of changed rows, or an older one delivered again with some rows changed or gone."""
+    rows = draw(st.lists(changed_rows(), min_size=1, max_size=5))
+    # Times may tie: then the names decide.
+    delivered = 2 + number // 2
+    if draw(st.booleans()):
+        return File(f"later-{number}.jsonl", delivered, tuple(rows))
+    old = base()[draw(st.integers(0, NUM_FILES - 1))]
+    gone = draw(st.sets(st.integers(0, ROWS_A_FILE - 1), max_size=4))
+    return File(old.path, 100 + number, (*(row for n, row in enumerate(old.rows) if n not in gone), *rows))
+
+
+@st.composite
+def deliveries(draw: st.DrawFn) -> list[File]:
+    return [*base(), *(draw(later_files(number)) for number in range(draw(st.integers(1, 4))))]
+
+
+@st.composite
+def cuts(draw: st.DrawFn, files: list[File]) -> list[Batch]:
+    """Cut files into batches: any files in any order, each file at most once a batch."""
+    batches: dict[int, list[File]] = defaultdict(list)
+    for file in draw(st.permutations(files)):
+        number = draw(st.integers(0, 2))
+        while any(file.path == other.path for other in batches[number]):
+            number += 3
+        batches[number].append(file)
+    return [tuple(batch) for batch in batches.values() if batch]
+
+
+def test_groups_are_where_the_tests_need_them() -> None:
+    assert unit_hash(SEED, "split", TESTS) < SETTINGS.test_share < 0.5 < unit_hash(SEED, "split", TRAINS)
+
+
+class TestAnyCut:
+    @settings(max_examples=10, deadline=None)
+    @given(data=st.data())
+    def test_gives_the_same_snapshot(self, data: st.DataObject) -> None:
+        files = data.draw(deliveries())
+        alone = snapshot_of([(file,) for file in files])
+        cut = data.draw(cuts(files))
+        found = snapshot_of(cut)
+        assert [text_hash(text) for text in texts_of(cut, found)] == found.index["text_hash"].to_pylist()
+        assert _NOT_STORED not in alone.metadata["left_out"], "alone, every row keeps its text"
+        if _NOT_STORED in found.metadata["left_out"]:
+            # A row was left out of its batch with its text, and would stand now: delivered again, it does.
+            found = snapshot_of([*cut, *((file,) for file in files)])
+        assert found.index.equals(alone.index)
+        assert (found.labels, found.metadata["label_statistics"]) == (alone.labels, alone.metadata["label_statistics"])
+        assert [check.model_dump() for check in found.checks] == [check.model_dump() for check in alone.checks]
+
+
+class TestOnceHeldOut:
+    @settings(max_examples=10, deadline=None)
+    @given(data=st.data())
+    def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
+        """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from validation to train."""
+        once: dict[str, dict[str, int]] = {"id": {}, "text_hash": {}}
+        batches = [base()]
+        for cut in ([], data.draw(cuts(data.draw(deliveries())[NUM_FILES:])), data.draw(cuts(data.draw(deliveries())[NUM_FILES:]))):
+            batches += cut
+            for row in snapshot_of(batches).index.to_pylist():
+                for name, known in once.items():
+                    place = ORDER[row["split"]]
+                    assert place <= known.setdefault(row[name], place), f"{name} trains and was held out"
+                    known[row[name]] = place
+
+
+class TestLeftOutOfItsOwnBatch:
+    """A batch decides among its own rows; what it left out counts all the same once another batch arrives."""
+
+    TEXT = "these few words are about nothing that any licence says"
+
+    def rows(self, *batches: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+        """Return what stands by id, and what was left out by reason."""
+        batches_ = [base(), *batches]
+        frozen = snapshot_of(batches_)
+        found = {row["id"]: {**row, "text": text} for row, text in zip(frozen.index.to_pylist(), texts_of(batches_, frozen), strict=True)}
+        return found, frozen.metadata["left_out"]
+
+    def test_a_contradiction_that_is_corrected_is_used_again(self) -> None:
+        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
+        assert not {"x", "y"} & self.rows(both)[0].keys()
+        corrected = (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),)
+        found, left_out = self.rows(both, corrected)
+        # Of the two that agree now the first stands, with the text that came with the correction.
+        assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
+        assert "y" not in found and _NOT_STORED not in left_out
+
+    def test_a_copy_stands_when_its_original_is_rewritten(self) -> None:
+        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
+        assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
+        rewritten = (File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),)
+        found, left_out = self.rows(both, rewritten)
+        assert found["y"]["text"] == self.TEXT
+        assert found["x"]["text"] != self.TEXT and _NOT_STORED not in left_out
+
+    def test_an_older_version_that_was_held_out_keeps_the_newer_one_from_training(self) -> None:
+        one = File("a.jsonl", 5, (("x", self.TEXT, "notice", TESTS),))
+        two = File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", TRAINS),))
+        for batches in (((one, two),), ((one,), (two,))):
+            found, left_out = self.rows(*batches)
+            assert "x" not in found
+            assert left_out["held out before: an older delivery of their id or text was"] == 1
+        assert self.rows((two,))[0]["x"]["split"] == "train"
+
+    def test_what_would_stand_but_has_no_text_is_counted_until_it_is_delivered_again(self) -> None:
+        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
+        rewritten = (File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),)
+        found, left_out = self.rows(both, rewritten)
+        assert "x" not in found and left_out[_NOT_STORED] == 1
+        found, left_out = self.rows(both, rewritten, (File("c.jsonl", 7, (("x", self.TEXT, "notice", "g"),)),))
+        assert found["x"]["text"] == self.TEXT and _NOT_STORED not in left_out
+
+
+class TestKilled:
+    def stages(self, project: projects.Project, store: Path, seed: int, kills: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tests.killed_stages", str(project.yaml_path), str(store), str(seed), str(kills)]
+        environment = {**project.env(), "PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def test_at_any_moment_and_run_again_gives_the_same_digests(self, tmp_path: Path) -> None:
+        project = projects.create(tmp_path / "project", rows=0, documents={"max_batch_files": 2})
+        for number in range(4):
+            project.deliver(f"delivery-{number}.jsonl", projects.licence_rows(80, skip=80 * number))
+        whole = self.stages(project, tmp_path / "whole", seed=0, kills=0)
+        assert whole["killed"] == 0 and len(whole["digests"]["training_snapshot"]) == 1
+        killed = self.stages(project, tmp_path / "killed", seed=1, kills=8)
+        assert killed["killed"] == 8
+        for stage, found in whole["digests"].items():
+            assert sorted(killed["digests"][stage]) == sorted(found), stage

@@ -1,0 +1,137 @@
+"""Packing: every token once, no row over capacity, the same plan for the same seed, as good as the slow way."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import packing as benchmark
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.snapshot import packing
+from tests import project as projects
+
+lengths_and_capacity = st.integers(1, 60).flatmap(
+    lambda capacity: st.tuples(st.lists(st.integers(0, 3 * capacity), max_size=80).map(np.array), st.just(capacity))
+)
+
+
+def slow_best_fit(lengths: np.ndarray, capacity: int) -> list[int]:
+    """Return how full each row is after best-fit-decreasing, one piece at a time."""
+    pieces = [min(capacity, int(length) - start) for length in lengths for start in range(0, int(length), capacity)]
+    rooms: list[int] = []
+    for piece in sorted(pieces, reverse=True):
+        place = bisect_left(rooms, piece)
+        room = rooms.pop(place) if place < len(rooms) else capacity
+        insort(rooms, room - piece)
+    return sorted(capacity - room for room in rooms)
+
+
+def read_back(plan: packing.Packing, lengths: np.ndarray) -> list[np.ndarray]:
+    """Return how often each token of each text stands in a row."""
+    seen = [np.zeros(int(length), int) for length in lengths]
+    for source, start, length in zip(plan.source, plan.start, plan.length, strict=True):
+        assert start + length <= len(seen[source])
+        seen[source][start : start + length] += 1
+    return seen
+
+
+def fills(plan: packing.Packing) -> list[int]:
+    return [int(plan.length[plan.row(number)].sum()) for number in range(plan.num_rows)]
+
+
+@given(lengths_and_capacity, st.integers(0, 5))
+@settings(deadline=None, max_examples=150)
+def test_each_token_stands_in_one_row(case, seed):
+    lengths, capacity = case
+    plan = packing.plan(lengths.astype(int), capacity, seed)
+    assert all((counts == 1).all() for counts in read_back(plan, lengths))
+    assert plan.num_tokens == lengths.sum()
+
+
+@given(lengths_and_capacity)
+@settings(deadline=None, max_examples=150)
+def test_rows_are_as_full_as_one_piece_at_a_time_makes_them(case):
+    lengths, capacity = case
+    plan = packing.plan(lengths.astype(int), capacity, seed=1)
+    assert sorted(fills(plan)) == slow_best_fit(lengths, capacity)
+    assert max(fills(plan), default=0) <= capacity
+    assert min(fills(plan), default=1) >= 1
+
+
+def test_equal_seed_gives_the_same_plan_and_another_seed_another_order():
+    lengths = benchmark.lengths(3_000)
+    first, again, other = (packing.plan(lengths, 2_048, seed) for seed in (3, 3, 4))
+    for name in ("source", "start", "length", "row_offsets"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+    assert not np.array_equal(first.source, other.source)
+    assert first.num_rows == other.num_rows
+
+
+def test_order_of_rows_says_nothing_of_their_lengths():
+    lengths = benchmark.lengths(20_000)
+    plan = packing.plan(lengths, 2_048, seed=3)
+    longest = np.maximum.reduceat(plan.length, plan.row_offsets[:-1])
+    place = np.arange(plan.num_rows)
+    assert abs(np.corrcoef(place, longest)[0, 1]) < 0.05
+    # Nor do rows hold neighbours only: equally long texts are dealt at random.
+    distance = np.abs(np.diff(plan.source))[np.diff(np.repeat(place, np.diff(plan.row_offsets))) == 0]
+    assert np.median(distance) > len(lengths) / 10
+
+
+@pytest.mark.parametrize("capacity", [512, 2_048, 32_768])
+@pytest.mark.parametrize("median", [40, 300, 1_500])
+def test_lognormal_lengths_fill_the_rows(capacity, median):
+    lengths = np.maximum(1, np.random.default_rng(5).lognormal(np.log(median), 1.0, 50_000)).astype(int)
+    plan = packing.plan(lengths, capacity, seed=1)
+    # 101 rows, one of them open, cannot be that full.
+    assert plan.fill >= 0.995 or plan.num_rows == -(-lengths.sum() // capacity) < 200
+
+
+def test_few_texts_take_a_row_more_than_their_tokens_need():
+    for seed in range(20):
+        lengths = np.maximum(1, np.random.default_rng(seed).lognormal(np.log(60), 1.0, 100)).astype(int)
+        assert packing.plan(lengths, 1_024, seed=1).num_rows <= -(-lengths.sum() // 1_024) + 1
+
+
+def test_real_texts_fill_the_rows():
+    from fullft_assets.chunks import Tokenization
+    from fullft_assets.settings import ChunksSettings
+
+    tokenization = Tokenization.load(resolve_base_model(projects.QUICK["base_model"], None), ChunksSettings())
+    lengths = np.array([len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])])
+    plan = packing.plan(lengths, 512, seed=17)
+    assert plan.fill >= 0.995
+    assert plan.num_tokens == lengths.sum()
+
+
+def test_table_holds_the_plan():
+    plan = packing.plan(benchmark.lengths(500), 1_024, seed=3)
+    again = packing.Packing.from_table(plan.to_table(), plan.capacity)
+    for name in ("source", "start", "length", "row_offsets"):
+        assert np.array_equal(getattr(plan, name), getattr(again, name))
+    assert again.fill == plan.fill
+
+
+def test_nothing_makes_no_row():
+    for lengths in (np.array([], int), np.array([], float), np.zeros(4, int)):
+        plan = packing.plan(lengths, 8, seed=1)
+        assert (plan.num_rows, plan.num_tokens, plan.fill) == (0, 0, 1.0)
+        assert packing.Packing.from_table(plan.to_table(), 8).num_rows == 0
+
+
+def test_lengths_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="length -3 is negative"):
+        packing.plan(np.array([4, -3]), 8, seed=1)
+    with pytest.raises(ValueError, match="not integers"):
+        packing.plan(np.array([4.5]), 8, seed=1)
+    with pytest.raises(ValueError, match="capacity 0"):
+        packing.plan(np.array([4]), 0, seed=1)
+
+
+def test_the_plain_loop_of_the_benchmark_packs_as_well():
+    lengths = benchmark.lengths(2_000)
+    assert benchmark.with_ours(lengths) == benchmark.with_loop(lengths)

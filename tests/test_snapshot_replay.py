@@ -1,0 +1,364 @@
+"""Replay: general documents by token share, the same whatever files they lie in, and none that would leak."""
+
+from __future__ import annotations
+
+import json
+import random
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.chunks import load_tokenization
+from fullft_assets.errors import DataError
+from fullft_assets.hashing import text_hash
+from fullft_assets.snapshot import replay
+from fullft_assets.snapshot.replay import draw, num_replay_tokens
+from fullft_assets.snapshot.screening import read_external
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+from tests import smollm2
+
+SHARE = 0.2
+
+
+@pytest.fixture(scope="module")
+def general() -> list[str]:
+    """Real texts that no licence is like: modules of Python's library, cut to a page."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts = [file.read_text(encoding="utf-8", errors="replace")[:2_000] for file in files]
+    return [text for text in dict.fromkeys(texts) if len(text) > 500][:100]
+
+
+def conversations(count: int, skip: int = 0) -> list[dict[str, Any]]:
+    """Conversations about real licence texts."""
+    return [
+        {
+            "id": row["id"],
+            "messages": [
+                {"role": "user", "content": f"Which kind of licence clue is this, and of what?\n\n{row['text']}"},
+                {"role": "assistant", "content": f"It is a {row['kind']} of {row['expression']}."},
+            ],
+            "expression": row["expression"],
+        }
+        for row in projects.licence_rows(count, skip=skip)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    smollm2.write_tiny_model(folder)
+    return folder
+
+
+class Case:
+    """A project with general documents, its settings and its store."""
+
+    def __init__(self, root: Path, model: Path, **sections: Any):
+        self.project = projects.create(root, rows=0)
+        self.model = model
+        self.configure(**sections)
+        self.store = Store(str(root / "store"))
+
+    def configure(self, task: str = "language_modeling", share: float = SHARE, **sections: Any) -> None:
+        sections = {
+            "base_model": str(self.model),
+            "examples": {"task": task, "label": None, "labels": None},
+            "chunks": {"max_tokens": 96, "max_windows": None, "stride": 0},
+            "snapshot": {"replay": {"path": "general", "share": share}, "min_train_rows": 20, **sections.pop("snapshot", {})},
+            **sections,
+        }
+        self.project.configure(**sections)
+
+    @property
+    def folder(self) -> Path:
+        return self.project.root / "general"
+
+    def give(self, rows: list[dict[str, Any]], file: str = "general.jsonl") -> Path:
+        return projects.write_rows(self.folder / file, rows)
+
+    def draw(self, num_task_tokens: int = 20_000, held_out: list[str] | None = None, screened: list[str] | None = None) -> Manifest:
+        return draw(self.store, self.project.use_case(), num_task_tokens, held_out or [], screened or [])
+
+    def read(self, manifest: Manifest, name: str) -> list[dict[str, Any]]:
+        return pq.read_table(self.store.folder(manifest) / f"{name}.parquet").to_pylist()
+
+    def texts(self, manifest: Manifest) -> list[str]:
+        return [row["text"] for row in self.read(manifest, "examples")]
+
+
+@pytest.fixture
+def case(tmp_path: Path, model: Path, general: list[str]) -> Case:
+    made = Case(tmp_path, model)
+    made.give([{"text": text} for text in general])
+    return made
+
+
+@given(st.integers(0, 10**9), st.floats(0.001, 0.99))
+@settings(deadline=None, max_examples=100)
+def test_tokens_make_up_the_share_and_no_more(num_task_tokens: int, share: float) -> None:
+    found = num_replay_tokens(num_task_tokens, share)
+    assert found >= share * (found + num_task_tokens) * (1 - 1e-9)
+    assert found == 0 or (found - 1) < share * (found - 1 + num_task_tokens) * (1 + 1e-9)
+
+
+class TestDraw:
+    @pytest.mark.parametrize("share", [0.05, 0.5])
+    def test_share_is_met_to_within_a_window(self, case: Case, share: float) -> None:
+        case.configure(share=share)
+        made = case.draw()
+        lengths = [len(window) for row in case.read(made, "chunks") for window in row["windows"]]
+        assert sum(lengths) == made.metadata["num_tokens"]
+        needed = num_replay_tokens(20_000, share)
+        assert needed <= sum(lengths) < needed + 96
+        assert made.metadata["share"] == pytest.approx(share, abs=0.005)
+        assert made.metadata["num_rows"] == len(case.texts(made)) > 1
+
+    def test_rows_are_documents_and_what_the_stages_would_make_of_them(self, case: Case) -> None:
+        made = case.draw()
+        tokenization = load_tokenization(case.project.use_case())
+        rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
+        for row, chunked in rows[:-1]:
+            assert chunked["windows"] == tokenization.windows([row["text"]])[0]
+        last, chunked = rows[-1]
+        whole = tokenization.windows([last["text"]])[0]
+        assert chunked["windows"] == whole[: len(chunked["windows"])]
+        assert {row["text_hash"] for row, _ in rows} == {text_hash(row["text"]) for row, _ in rows}
+
+    def test_files_their_names_and_order_do_not_matter(self, case: Case, general: list[str]) -> None:
+        first = case.draw()
+        texts = random.Random(3).sample([*general, *general[:20]], len(general) + 20)
+        case.give([{"text": text, "id": f"n{n}"} for n, text in enumerate(texts[:70])], "z/late.jsonl")
+        case.give([{"text": text} for text in texts[70:]])
+        again = case.draw()
+        assert case.texts(again) == case.texts(first)
+        assert again.ref != first.ref
+        assert again.content_digest == first.content_digest
+
+    def test_what_was_drawn_is_found_not_drawn_again(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = case.draw()
+        monkeypatch.setattr(replay, "read_external", None)
+        assert case.draw().ref == first.ref
+
+    def test_larger_share_takes_the_same_documents_and_more(self, case: Case) -> None:
+        case.configure(share=0.1)
+        few = case.texts(case.draw())
+        case.configure(share=0.4)
+        many = case.texts(case.draw())
+        assert many[: len(few)] == few and len(many) > 2 * len(few)
+
+    def test_seed_decides(self, case: Case) -> None:
+        first = case.texts(case.draw())
+        case.configure(seed=5)
+        assert case.texts(case.draw())[:5] != first[:5]
+
+    def test_documents_that_are_not_kept_at_hand_are_read_again(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = case.draw()
+        reads = []
+        monkeypatch.setattr(replay, "_CHARACTERS_A_TOKEN", 1)
+        monkeypatch.setattr(replay, "read_external", lambda *given: reads.append(given) or read_external(*given))
+        case.configure(documents={"max_batch_files": 1})
+        for number, text in enumerate(case.texts(first)):
+            case.give([{"text": text}], f"copies/{number}.jsonl")
+        again = case.draw()
+        assert len(reads) == 2 and again.ref != first.ref
+        assert case.texts(again) == case.texts(first)
+
+    def test_nothing_is_drawn_for_nothing(self, case: Case) -> None:
+        made = case.draw(0)
+        assert (made.metadata["num_rows"], made.metadata["num_tokens"]) == (0, 0)
+        assert case.read(made, "chunks") == []
+
+
+class TestNoLeak:
+    def test_neither_held_out_nor_screened_text_is_drawn(self, case: Case, general: list[str]) -> None:
+        first = case.texts(case.draw())
+        held_out = first[1]
+        near = first[3].replace("import", "export", 1)
+        words = first[5].split()[20:60]
+        passage = f"What does this do? {' '.join(words)} Explain."
+        made = case.draw(held_out=[held_out, near], screened=[passage])
+        texts = case.texts(made)
+        assert not {first[1], first[3], first[5]} & set(texts)
+        assert texts[0] == first[0] and texts[1] == first[2]
+        assert made.metadata["num_near_held_out"] >= 2
+        assert made.metadata["num_screened"] >= 1
+        assert made.metadata["num_tokens"] >= num_replay_tokens(20_000, SHARE)
+
+    def test_what_is_passed_over_is_not_missed(self, case: Case, general: list[str]) -> None:
+        with pytest.raises(DataError, match=r"overlap held-out rows.* fewer than snapshot\.replay\.share \(0\.2\) needs"):
+            case.draw(held_out=general[3:])
+
+
+class TestConversations:
+    def test_conversations_and_texts_together(self, tmp_path: Path, model: Path, general: list[str]) -> None:
+        case = Case(tmp_path, model, task="sft")
+        case.give([*conversations(60), *({"text": text} for text in general[:40]), {"messages": [{"role": "user", "content": "Alone?"}]}])
+        made = case.draw(40_000)
+        rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
+        said = [(row, chunked) for row, chunked in rows if row["messages"] is not None]
+        written = [(row, chunked) for row, chunked in rows if row["messages"] is None]
+        assert len(said) > 5 and len(written) > 5
+        tokenization = load_tokenization(case.project.use_case())
+        for row, chunked in said[:-1]:
+            assert sum(chunked["windows"], []) == tokenization.encode([tokenization.chat.render(row["messages"])])[0]
+            trained = [t for t, mark in zip(sum(chunked["windows"], []), sum(chunked["marks"], []), strict=True) if mark]
+            assert tokenization.tokenizer.decode(trained).strip().startswith(row["messages"][1]["content"])
+        for _, chunked in written:
+            assert [len(window) for window in chunked["windows"]] == [len(marks) for marks in chunked["marks"]]
+            assert {mark for marks in chunked["marks"] for mark in marks} == {1}
+
+    def test_conversation_without_an_answer_is_counted(self, tmp_path: Path, model: Path) -> None:
+        case = Case(tmp_path, model, task="sft")
+        case.give([*conversations(200), *({"messages": [{"role": "user", "content": f"Is {n} alone?"}]} for n in range(30)), {"note": "x"}])
+        made = case.draw(10_000)
+        assert made.metadata["num_unusable"]["malformed row"] == 1
+        assert 0 < made.metadata["num_unusable"]["no trained token"] <= 30
+
+
+class TestOneLine:
+    def message(self, case: Case, **arguments: Any) -> str:
+        with pytest.raises(DataError) as raised:
+            case.draw(**arguments)
+        assert "\n" not in str(raised.value)
+        assert not list((case.project.root / "store").rglob("manifest.json"))
+        return str(raised.value)
+
+    def test_missing_folder(self, tmp_path: Path, model: Path) -> None:
+        case = Case(tmp_path, model)
+        assert self.message(case) == f"snapshot.replay: general not found; relative paths start at {tmp_path}"
+
+    def test_unreadable_file(self, case: Case) -> None:
+        (case.folder / "broken.parquet").write_bytes(b"PAR1 and no more")
+        assert "general/broken.parquet: cannot be read (" in self.message(case)
+
+    def test_nothing_usable(self, tmp_path: Path, model: Path) -> None:
+        case = Case(tmp_path, model)
+        case.give([{"note": "a"}, {"text": "  "}, {"note": "b"}])
+        assert self.message(case) == (
+            "snapshot.replay: general holds no usable document (2 rows: malformed row; 1 rows: empty text); "
+            "give each row a field `text` (for sft: or messages)"
+        )
+
+    def test_too_little(self, case: Case, general: list[str]) -> None:
+        message = self.message(case, num_task_tokens=10_000_000)
+        tokenization = load_tokenization(case.project.use_case())
+        have = sum(len(window) for windows in tokenization.windows(general) for window in windows)
+        assert message.startswith(f"snapshot.replay: general holds {have:,} usable tokens, {2_500_000 - have:,} fewer than")
+
+
+class TestSnapshot:
+    """Conversations through every data stage, with the real tokenizer of SmolLM2."""
+
+    def take(self, case: Case, batches: list[list[dict[str, Any]]]) -> Manifest:
+        return snapshot.take(case.store, case.project.use_case(), *self.ingest(case, batches))
+
+    def ingest(self, case: Case, batches: list[list[dict[str, Any]]]) -> tuple[dict[str, Manifest], dict[str, Manifest]]:
+        use_case = case.project.use_case()
+        for number, rows in enumerate(batches):
+            case.project.deliver(f"delivery-{number}.jsonl", rows)
+        labeled, tokenized = {}, {}
+        source = documents.source_of(use_case)
+        for batch in documents.cut_batches(case.store, use_case.name, source, use_case.settings.documents):
+            raw = documents.keep(case.store, use_case, batch.name)
+            labeled[batch.name], _ = examples.validate(case.store, use_case, raw)
+            tokenized[batch.name] = chunks.tokenize(case.store, use_case, labeled[batch.name])
+        return labeled, tokenized
+
+    def sft(self, root: Path, model: Path, general: list[str], max_batch_files: int = 100) -> Case:
+        case = Case(root, model)
+        case.configure(
+            task="sft",
+            chunks={"max_tokens": 384, "max_windows": None, "stride": 0},
+            documents={"max_batch_files": max_batch_files, "settle_seconds": 0},
+            snapshot={"screen": ["evaluation.jsonl"], "test_share": 0.2, "validation_share": 0.15},
+        )
+        case.give([{"text": text[:700]} for text in general])
+        return case
+
+    @pytest.fixture(scope="class")
+    def taken(self, tmp_path_factory: pytest.TempPathFactory, model: Path, general: list[str]) -> tuple[Case, Manifest]:
+        case = self.sft(tmp_path_factory.mktemp("taken"), model, general)
+        rows = conversations(300)
+        questions = [row["messages"][0]["content"] for row in rows[:50]]
+        projects.write_rows(case.project.root / "evaluation.jsonl", [{"question": q} for q in [*questions, general[7][:700]]])
+        # General documents that hold a delivered conversation, whichever split it is in.
+        case.give([{"text": f"{row['messages'][0]['content']}\n\n{row['messages'][1]['content']}"} for row in rows], "copied.jsonl")
+        return case, self.take(case, [rows])
+
+    def test_rows_are_packed_with_their_share_of_replay(self, taken: tuple[Case, Manifest]) -> None:
+        case, manifest = taken
+        training = snapshot.load_training(case.store, manifest)
+        train = snapshot.load_split(case.store, manifest, "train")
+        own = [window for windows in train.windows for window in windows]
+        assert training.windows[: len(own)] == own
+        num_replayed = sum(len(window) for window in training.windows[len(own) :])
+        assert num_replayed == manifest.metadata["num_replay_tokens"]
+        needed = num_replay_tokens(sum(map(len, own)), SHARE)
+        assert needed <= num_replayed < needed + 384
+        plan = training.packing
+        seen = [np.zeros(len(window), int) for window in training.windows]
+        for source, start, length in zip(plan.source, plan.start, plan.length, strict=True):
+            seen[source][start : start + length] += 1
+        assert all((counts == 1).all() for counts in seen)
+        assert plan.capacity == 384 and plan.num_rows <= -(-plan.num_tokens // 384) + 1
+        # General documents are spread over the rows of training, not kept for the end.
+        rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]
+        assert 0.4 < rows.mean() / plan.num_rows < 0.6
+
+    def test_marks_are_those_of_the_answers_and_of_all_that_is_replayed(self, taken: tuple[Case, Manifest]) -> None:
+        case, manifest = taken
+        training = snapshot.load_training(case.store, manifest)
+        tokenizer = load_tokenization(case.project.use_case()).tokenizer
+        num_own = sum(map(len, snapshot.load_split(case.store, manifest, "train").windows))
+        for window, marks in zip(training.windows[:num_own], training.marks[:num_own], strict=True):
+            text = tokenizer.decode([t for t, mark in zip(window, marks, strict=True) if mark])
+            assert "Which kind of licence clue" not in text
+        assert all(set(marks) == {1} for marks in training.marks[num_own:])
+
+    def test_nothing_held_out_or_screened_is_trained_on(self, taken: tuple[Case, Manifest], general: list[str]) -> None:
+        case, manifest = taken
+        assert manifest.metadata["left_out"]["train rows that overlap an external evaluation set"] > 10
+        drawn = case.store.load(manifest.metadata["replay"])
+        replayed = set(case.texts(drawn))
+        assert general[7][:700] not in replayed
+        for split in ("validation", "test"):
+            assert not replayed & set(snapshot.load_split(case.store, manifest, split).texts)
+        evaluated = {json.loads(line)["question"] for line in (case.project.root / "evaluation.jsonl").read_text().splitlines()}
+        for text in [*snapshot.load_split(case.store, manifest, "train").texts, *replayed]:
+            assert not any(question in text for question in evaluated if len(question.split()) >= 22)
+        assert drawn.metadata["num_near_held_out"] > 10 and drawn.metadata["num_screened"] > 5
+
+    def test_batches_and_their_order_do_not_matter(
+        self, taken: tuple[Case, Manifest], tmp_path: Path, model: Path, general: list[str]
+    ) -> None:
+        case, manifest = taken
+        other = self.sft(tmp_path, model, general, max_batch_files=1)
+        for name in ("evaluation.jsonl", "general/copied.jsonl"):
+            (tmp_path / name).write_bytes((case.project.root / name).read_bytes())
+        rows = random.Random(3).sample(conversations(300), 300)
+        again = self.take(other, [rows[:200], rows[200:]])
+        assert len(again.metadata["parts"]) > len(manifest.metadata["parts"])
+        assert again.content_digest == manifest.content_digest
+
+    def test_other_general_documents_make_another_snapshot(self, tmp_path: Path, model: Path, general: list[str]) -> None:
+        case = self.sft(tmp_path, model, general)
+        (tmp_path / "evaluation.jsonl").write_text(json.dumps({"question": general[7][:700]}) + "\n")
+        labeled, tokenized = self.ingest(case, [conversations(300)])
+
+        def take() -> Manifest:
+            return snapshot.take(case.store, case.project.use_case(), labeled, tokenized)
+
+        first = take()
+        assert take().ref == first.ref
+        case.give([{"text": text[:700]} for text in reversed(general[10:])])
+        second = take()
+        assert second.key != first.key
+        assert second.metadata["replay"] != first.metadata["replay"]

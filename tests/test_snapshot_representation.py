@@ -1,0 +1,358 @@
+"""Representation: training shares against production's, and windows too small to tell."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import documents
+from fullft_assets.component import FullFineTune
+from fullft_assets.monitoring import Features
+from fullft_assets.resources import latest, open_store, set_latest
+from fullft_assets.samples import licences
+from fullft_assets.snapshot import representation
+from fullft_assets.snapshot.representation import Composition, compare, difference, of_tables
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+
+SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def rules() -> pa.Table:
+    rows = projects.licence_rows(6_000)
+    return pa.table(
+        {
+            "text": [row["text"] for row in rows],
+            "label": [row["kind"] for row in rows],
+            "domain": [row["expression"].split("-")[0] for row in rows],
+            "group": [row["expression"] for row in rows],
+            "problem": pa.nulls(len(rows), pa.string()),
+        }
+    )
+
+
+def counted(labels: dict[str, int], domains: dict[str, int] | None = None, *, independent: float | None = None) -> Composition:
+    num_rows = max(sum(labels.values()), sum((domains or {}).values()))
+    return Composition(labels, domains or {}, num_rows, independent or num_rows, np.full(num_rows, 40))
+
+
+def draw(shares: np.ndarray, count: int, seed: int) -> dict[str, int]:
+    counts = np.random.default_rng(seed).multinomial(count, shares)
+    return {f"label-{i}": int(n) for i, n in enumerate(counts) if n}
+
+
+class TestComposition:
+    def test_counts_are_those_of_the_rows(self, rules):
+        found = of_tables([rules.slice(0, 2_500), rules.slice(2_500)])
+        assert found.labels == Counter(rules["label"].to_pylist())
+        assert found.domains == Counter(rules["domain"].to_pylist())
+        assert found.num_rows == len(rules)
+        assert sorted(found.lengths) == sorted(len(text) for text in rules["text"].to_pylist())
+
+    def test_related_documents_are_worth_fewer(self, rules):
+        found = of_tables([rules])
+        sizes = np.array(list(Counter(rules["group"].to_pylist()).values()))
+        assert found.num_independent == pytest.approx(len(rules) ** 2 / (sizes**2).sum())
+        assert of_tables([rules.drop_columns(["group"])]).num_independent == len(rules)
+
+    def test_malformed_rows_do_not_count(self, rules):
+        broken = pa.table({"text": [None, "a", "b"], "label": ["x", "y", "y"], "problem": [None, None, "not JSON"]})
+        found = of_tables([broken])
+        assert found.num_rows == 1
+        assert found.labels == {"y": 1}
+
+    def test_each_label_of_a_row_counts_once(self):
+        several = pa.table({"text": ["a", "b", "c"], "labels": [["x", "y"], ["y"], None]})
+        assert of_tables([several]).labels == {"x": 1, "y": 2}
+        spans = [[{"start": 0, "end": 1, "label": "x"}, {"start": 2, "end": 3, "label": "x"}], [], [{"start": 0, "end": 1, "label": "y"}]]
+        assert of_tables([pa.table({"text": ["a a", "b", "c"], "spans": pa.array(spans, pa.list_(SPAN))})]).labels == {"x": 1, "y": 1}
+
+    def test_nothing_is_nothing(self):
+        found = of_tables([])
+        assert (found.num_rows, found.num_independent, found.labels) == (0, 0.0, {})
+
+
+class TestCompare:
+    def test_same_shares_pass_and_say_so(self):
+        outcome = compare(counted({"notice": 6_000, "tag": 4_000}), counted({"notice": 610, "tag": 390}), 0.2)
+        assert outcome.passed
+        assert outcome.severity == "warn"
+        assert outcome.name == "training_data_represents_production"
+        assert outcome.metadata["label_difference"] == pytest.approx(0.01)
+
+    def test_shifted_shares_warn_and_name_the_labels_that_differ_most(self):
+        training = {"notice": 8_000, "text": 1_000, "tag": 500, "reference": 500}
+        outcome = compare(counted(training), counted({"notice": 300, "text": 100, "tag": 550, "reference": 50}), 0.2)
+        assert not outcome.passed
+        assert "`notice` 80.0% in training, 30.0% in production" in outcome.description
+        assert outcome.description.index("`notice`") < outcome.description.index("`tag`")
+        assert "`reference`" not in outcome.description
+        assert "deliver more" in outcome.description
+        assert outcome.metadata["label_difference"] == pytest.approx(0.5)
+
+    def test_domain_that_was_never_trained_on_warns(self):
+        labels = {"a": 500, "b": 500}
+        outcome = compare(counted(labels, {"ward": 1_000}), counted(labels, {"ward": 500, "surgery": 500}), 0.2)
+        assert not outcome.passed
+        assert "`surgery` 0.0% in training, 50.0% in production" in outcome.description
+
+    def test_limit_decides(self):
+        training, production = counted({"a": 70_000, "b": 30_000}), counted({"a": 40_000, "b": 60_000})
+        assert not compare(training, production, 0.25).passed
+        assert compare(training, production, 0.35).passed
+
+    def test_below_100_documents_it_says_so(self):
+        for few, many in ((99, 500), (500, 99)):
+            outcome = compare(counted({"a": few}), counted({"b": many}), 0.2)
+            assert outcome.passed
+            assert "insufficient data: 99" in outcome.description
+
+    def test_what_production_does_not_carry_is_not_compared(self):
+        outcome = compare(counted({"a": 500, "b": 500}), counted({}, {"ward": 500}), 0.2)
+        assert outcome.passed
+        assert "label shares are not compared: production documents carry no label" in outcome.description
+        some = compare(counted({"a": 500}), counted({"b": 40}, {"ward": 500}), 0.2)
+        assert some.passed
+        assert "40 production documents carry a label" in some.description
+
+    def test_lengths_are_told(self):
+        found = compare(counted({"a": 500}), counted({"a": 500}), 0.2).metadata["num_characters"]
+        assert found["training p50"] == found["production p90"] == 40
+
+    def test_equal_input_gives_equal_outcome(self):
+        sides = counted(draw(np.full(9, 1 / 9), 300, 1)), counted(draw(np.full(9, 1 / 9), 200, 2))
+        assert compare(*sides, 0.2, seed=5) == compare(*sides, 0.2, seed=5)
+
+
+class TestChance:
+    @pytest.mark.parametrize("num_labels", [2, 20, 300])
+    def test_small_windows_of_the_same_shares_do_not_alarm(self, num_labels):
+        shares = np.random.default_rng(3).dirichlet(np.ones(num_labels))
+        training = counted(draw(shares, 20_000, 1))
+        alarms = sum(not compare(training, counted(draw(shares, 100, seed)), 0.2).passed for seed in range(100))
+        assert alarms == 0
+
+    def test_expected_distance_is_that_of_equal_distributions(self):
+        shares = np.random.default_rng(3).dirichlet(np.ones(30))
+        pairs = [(draw(shares, 4_000, seed), draw(shares, 150, 1_000 + seed)) for seed in range(200)]
+        found = [difference(a, b, 4_000, 150) for a, b in pairs]
+        assert np.mean([one.distance for one in found]) == pytest.approx(np.mean([one.by_chance for one in found]), rel=0.1)
+
+    def test_large_shift_is_seen_in_a_small_window(self):
+        shares = np.full(4, 0.25)
+        moved = np.array([0.85, 0.05, 0.05, 0.05])
+        training = counted(draw(shares, 20_000, 1))
+        alarms = sum(not compare(training, counted(draw(moved, 100, seed)), 0.2).passed for seed in range(100))
+        assert alarms == 100
+
+    def test_bursts_of_related_documents_leave_more_to_chance(self):
+        training, labels = counted({"a": 5_000, "b": 5_000}), {"a": 80, "b": 40}
+        single = compare(training, counted(labels), 0.1).metadata["label_difference_by_chance"]
+        bursts = compare(training, counted(labels, independent=15), 0.1).metadata["label_difference_by_chance"]
+        assert bursts > 2 * single
+
+
+class TestArtifacts:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return Store(str(tmp_path / "store"))
+
+    def write(self, store: Store, stage: str, file: str, table: pa.Table, **metadata: Any) -> Manifest:
+        with store.create("rules", stage, f"k{len(table)}", version="1", seed=1) as draft:
+            pq.write_table(table, draft.path / file)
+            return draft.commit(settings={}, inputs={}, metadata=metadata)
+
+    def test_training_rows_of_a_snapshot_against_windows(self, store, rules):
+        delivered = self.write(store, "labeled_examples", "examples.parquet", rules.drop_columns(["problem"]))
+        positions = list(range(0, 3_000))
+        tables = {
+            "index.parquet": pa.table({"split": ["train"] * 2_000 + ["test"] * 1_000}),
+            "places.parquet": pa.table({"batch": ["b1"] * 3_000, "position": positions}),
+        }
+        with store.create("rules", "training_snapshot", "k1", version="1", seed=1) as draft:
+            for name, table in tables.items():
+                pq.write_table(table, draft.path / name)
+            frozen = draft.commit(settings={}, inputs={}, metadata={"parts": {"b1": {"examples": delivered.ref}}})
+        training = representation.of_snapshot(store, frozen)
+        assert training.labels == Counter(rules["label"].to_pylist()[:2_000])
+        tags = [kind == "tag" for kind in rules["label"].to_pylist()]
+        windows = [
+            self.write(store, "production_documents", "documents.parquet", part)
+            for part in (rules.slice(3_000, 1_000), rules.filter(pa.array(tags)))
+        ]
+        usual = representation.of_production(store, windows[:1])
+        assert compare(training, usual, 0.2).passed
+        odd = representation.of_production(store, windows[1:])
+        assert set(odd.labels) == {"tag"}
+        assert not compare(training, odd, 0.2).passed
+        assert representation.of_production(store, windows).num_rows == usual.num_rows + odd.num_rows
+
+    def test_predicted_labels_stand_in_where_production_carries_none(self, store, rules):
+        window = self.write(store, "production_documents", "documents.parquet", rules.select(["text", "group"]).slice(0, 500))
+        predicted = dict(zip(licences.KINDS, (20, 20, 20, 440), strict=True))
+        found = representation.of_production(store, [window], predicted)
+        assert found.labels == predicted
+        outcome = compare(of_tables([rules]), found, 0.2)
+        assert not outcome.passed
+        assert "`tag`" in outcome.description
+
+
+CASE = "letters"
+KEY = dg.AssetCheckKey(dg.AssetKey([CASE, "training_snapshot"]), representation.NAME)
+
+
+class Live:
+    """A watched project on a real Dagster instance."""
+
+    def __init__(self, instance: dg.DagsterInstance, project: projects.Project):
+        self.instance, self.project = instance, project
+        self.store = open_store(project.use_case(), instance)
+
+    def run(self, *assets: str, partition: str | None = None) -> None:
+        """Materialise assets with their checks, or the check alone where none is named."""
+        selection = dg.AssetSelection.assets(*([CASE, name] for name in assets)) if assets else dg.AssetSelection.checks(KEY)
+        job = dg.define_asset_job("chosen", selection)
+        loaded = FullFineTune(self.project.use_case()).build_defs()
+        defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor, jobs=[job]))
+        assert defs.resolve_job_def("chosen").execute_in_process(instance=self.instance, partition_key=partition).success
+
+    def ingest(self, kind: str, *assets: str) -> list[str]:
+        """Cut what was delivered and materialise assets for each batch or window."""
+        use_case = self.project.use_case()
+        cut = documents.cut_batches(self.store, CASE, documents.source_of(use_case, kind), use_case.settings.documents, kind)
+        names = [batch.name for batch in cut]
+        self.instance.add_dynamic_partitions(f"{CASE}/{kind}", names)
+        for name in names:
+            self.run(*assets, partition=name)
+        return names
+
+    def evaluation(self) -> dg.AssetCheckEvaluation:
+        """Return the newest evaluation of the check as the instance keeps it."""
+        (record,) = self.instance.event_log_storage.get_asset_check_execution_history(KEY, limit=1)
+        return record.event.dagster_event.event_specific_data
+
+
+class TestInDagster:
+    @pytest.fixture(scope="class")
+    def project(self, tmp_path_factory: pytest.TempPathFactory) -> projects.Project:
+        project = projects.create(tmp_path_factory.mktemp("live") / "root", CASE, rows=400)
+        project.configure(monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0})
+        with dg.DagsterInstance.from_config(str(project.home)) as instance:
+            live = Live(instance, project)
+            live.ingest("batch", "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+            live.run("training_snapshot")
+        return project
+
+    @pytest.fixture
+    def live(self, project: projects.Project, tmp_path: Path) -> Iterator[Live]:
+        """A copy of the project, its instance included, to change at will."""
+        shutil.copytree(project.root, tmp_path / "copy")
+        copy = projects.Project(tmp_path / "copy", CASE)
+        with dg.DagsterInstance.from_config(str(copy.home)) as instance:
+            yield Live(instance, copy)
+
+    def watch(self, live: Live, file: str, rows: list[dict[str, Any]]) -> str:
+        projects.write_rows(live.project.production / file, rows)
+        (window,) = live.ingest("window", "production_documents")
+        return window
+
+    def test_snapshot_before_any_production_document(self, live):
+        found = live.evaluation()
+        assert found.passed and not found.blocking
+        assert found.description == "no production documents yet"
+        assert found.metadata["production"].value == "no production documents yet"
+
+    def test_production_with_other_labels_warns(self, live):
+        rows = [{**row, "id": f"p{n}"} for n, row in enumerate(projects.licence_rows(300, skip=500))]
+        self.watch(live, "w1.jsonl", rows)
+        live.run()
+        assert live.evaluation().passed
+        assert live.evaluation().metadata["num_production_rows"].value == 300
+        self.watch(live, "w2.jsonl", [{**row, "kind": "tag", "id": f"{row['id']}-2"} for row in rows])
+        live.run()
+        found = live.evaluation()
+        assert not found.passed and found.severity == dg.AssetCheckSeverity.WARN
+        assert "`tag`" in found.description and "snapshot.max_share_difference" in found.description
+        assert found.metadata["num_windows"].value == 2
+        # The snapshot itself is as good as it was: the check only warns.
+        live.run("training_snapshot")
+
+    def test_the_newest_windows_count(self, live, monkeypatch):
+        monkeypatch.setattr(representation, "ENOUGH_ROWS", 200)
+        rows = [{**row, "id": f"p{n}"} for n, row in enumerate(projects.licence_rows(300, skip=500))]
+        self.watch(live, "w1.jsonl", [{**row, "kind": "tag"} for row in rows])
+        self.watch(live, "w2.jsonl", [{**row, "id": f"{row['id']}-2"} for row in rows])
+        live.run()
+        assert live.evaluation().passed
+        assert live.evaluation().metadata["num_production_rows"].value == 300
+
+    def test_predictions_of_the_model_in_production_stand_in_for_labels(self, live):
+        rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=500))]
+        window = self.watch(live, "w1.jsonl", rows)
+        live.run()
+        assert "production documents carry no label" in live.evaluation().description
+        model = self.checkpoint(live, "k1")
+        set_latest(live.store, CASE, "finetuned_checkpoint", model)
+        self.predict(live, window, model, licences.KINDS.index("tag"))
+        live.run()
+        found = live.evaluation()
+        assert not found.passed
+        assert found.description.startswith("predicted label shares are ")
+        assert "100.0% in production" in found.description
+        # What another model said does not count.
+        set_latest(live.store, CASE, "finetuned_checkpoint", self.checkpoint(live, "k2"))
+        live.run()
+        assert "production documents carry no label" in live.evaluation().description
+
+    def checkpoint(self, live: Live, key: str) -> Manifest:
+        snapshot = latest(live.store, CASE, "training_snapshot")
+        with live.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
+            return draft.commit(settings={}, inputs={}, metadata={"snapshot": snapshot.ref})
+
+    def predict(self, live: Live, window: str, model: Manifest, label: int) -> None:
+        """Write a window's drift report as if the model had said `label` of every document."""
+        names = latest(live.store, CASE, "training_snapshot").metadata["labels"]
+        one = np.full(200, names.index(licences.KINDS[label]))
+        columns = dict.fromkeys(("num_tokens", "fertility", "unknown_share", "entropy"), np.ones(200))
+        with live.store.create(CASE, "drift_report", "k1", version="1", seed=1) as draft:
+            Features(**columns, predicted=one, embeddings=np.ones((200, 2))).save(draft.path / "features.npz")
+            made = draft.commit(settings={}, inputs={"finetuned_checkpoint": model.content_digest}, metadata={})
+        set_latest(live.store, CASE, "drift_report", made, window)
+
+    def test_check_is_in_the_jobs_that_make_either_side_new(self, project):
+        defs = FullFineTune(project.use_case()).build_defs()
+        jobs = {name: defs.resolve_job_def(f"{CASE}_{name}") for name in ("ingest", "model", "evaluate", "monitor")}
+        having = {name for name, job in jobs.items() if any(node.name.endswith(representation.NAME) for node in job.nodes)}
+        assert having == {"model", "evaluate", "monitor"}
+
+    def test_without_monitoring_there_is_no_check(self, tmp_path):
+        project = projects.create(tmp_path, CASE, rows=0)
+        assert not FullFineTune(project.use_case()).build_defs().asset_checks
+
+
+@pytest.mark.slow
+def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
+    """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the model's predictions."""
+    project = projects.create(tmp_path, CASE, rows=600)
+    # So small a pilot predicts no gain, which would stop the model job.
+    project.configure(monitoring={"path": f"data/{CASE}/production", "permutations": 100}, planning={"min_predicted_gain": -1})
+    rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))]
+    projects.write_rows(project.production / "w1.jsonl", rows)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        history = instance.event_log_storage.get_asset_check_execution_history(KEY, limit=10)
+        newest, first = (record.event.dagster_event.event_specific_data for record in history)
+    assert first.description == "no production documents yet"
+    assert "predicted label shares are" in newest.description
+    assert newest.metadata["num_windows"].value == 1

@@ -1,0 +1,193 @@
+"""Screening: runs of words shared with evaluation sets, near-duplicates of their texts, and sets in any format."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullft_assets.errors import DataError
+from fullft_assets.snapshot import screening
+from fullft_assets.snapshot.screening import Reference, Screen, overlapping, read_evaluation_texts
+from tests import project as projects
+
+WORD = re.compile(r"\w+")
+#: Few words, so that runs are often shared, in several scripts and cases.
+few_words = st.lists(st.sampled_from(["a", "B", "ä", "Привет", "x_1", "律师", "", "...", "b", "Μαΐου", "ΟΔΟΣ"]), max_size=25).map(" ".join)
+
+
+def slow_overlaps(texts: list[str], evaluation_texts: list[str], num_words: int) -> list[bool]:
+    """Return for each text whether it shares a run of words with one of the others, word by word."""
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = WORD.findall(text.lower())
+        return {tuple(words[i : i + num_words]) for i in range(len(words) - num_words + 1)}
+
+    known = set().union(*map(runs, evaluation_texts))
+    return [not known.isdisjoint(runs(text)) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [row["text"] for row in projects.licence_rows(3_000)]
+
+
+class TestRuns:
+    @given(st.lists(few_words, max_size=8), st.lists(few_words, max_size=5), st.integers(1, 9))
+    @settings(deadline=None, max_examples=150)
+    def test_what_is_found_is_what_word_by_word_finds(self, candidates, evaluation_texts, num_words):
+        found = Screen(evaluation_texts, num_words, 1.0).shares_a_run(candidates)
+        assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
+
+    @pytest.mark.parametrize("num_words", [5, 13, 50])
+    def test_real_texts(self, texts, num_words):
+        evaluation_texts, candidates = texts[:300], texts[300:1_500]
+        found = Screen(evaluation_texts, num_words, 0.8).shares_a_run(candidates)
+        assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
+        assert 20 < found.sum() < len(candidates) - 20
+
+    def test_a_run_in_the_middle_is_found_whatever_its_case_and_punctuation(self):
+        question = "In which year did the city council of Vienna first allow trams on the ring road, and why?"
+        screen = Screen([question], 13, 0.8)
+        inside = "Some notes. IN WHICH YEAR did the city council, of Vienna; first allow 'trams' on the ring. Other notes follow here."
+        one_short = "Some notes. In which year did the city council of Vienna first allow cars on the ring road."
+        assert screen.overlapping([inside, one_short, "Something else."]).tolist() == [True, False, False]
+
+    def test_runs_do_not_reach_over_two_texts(self):
+        screen = Screen(["one two three", "four five six"], 5, 1.0)
+        assert not screen.shares_a_run(["one two three four five six"]).any()
+        assert screen.num_too_short == 2
+
+    def test_equal_hashes_of_other_words_are_refused(self, monkeypatch):
+        def collide(column):
+            counts = [len(WORD.findall(text)) for text in column.to_pylist()]
+            return np.ones(sum(counts), np.uint64), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+        monkeypatch.setattr(screening, "word_hashes", collide)
+        found = Screen(["one two three four five"], 5, 1.0).shares_a_run(["six seven eight nine ten", "zero one two three four five"])
+        assert found.tolist() == [False, True]
+
+    def test_blocks_are_as_one(self, texts, monkeypatch):
+        screen = Screen(texts[:200], 13, 0.8)
+        whole = screen.shares_a_run(texts[200:900])
+        monkeypatch.setattr(screening, "_BLOCK_ROWS", 17)
+        column = pa.chunked_array([texts[200:300], texts[300:900]])
+        assert np.array_equal(screen.shares_a_run(column), whole)
+
+    def test_nothing_overlaps_nothing(self):
+        assert Screen([], 13, 0.8).overlapping(["a text"]).tolist() == [False]
+        assert overlapping([], ["a text"], 13, 0.8).tolist() == []
+        assert Screen(["", "!"], 5, 0.8).shares_a_run(["", "a b c d e f"]).tolist() == [False, False]
+
+
+class TestNearDuplicates:
+    def test_short_text_is_found_as_a_near_duplicate(self):
+        assert overlapping(["What is a trust deed?", "What is a deed poll?"], ["what is a trust deed"], 13, 0.8).tolist() == [True, False]
+
+    def test_runs_and_near_duplicates_together(self, texts):
+        evaluation_texts, candidates = texts[:300], texts[300:1_500]
+        found = overlapping(candidates, evaluation_texts, 13, 0.8, seed=3)
+        screen = Screen(evaluation_texts, 13, 0.8, seed=3)
+        runs, near = screen.shares_a_run(candidates), screen.is_near(candidates)
+        assert np.array_equal(found, runs | near)
+        assert (near & ~runs).any() and (runs & ~near).any()
+
+    def test_reference_finds_its_own_texts(self, texts):
+        reference = Reference(texts[:100], 0.8, seed=3)
+        assert reference.is_near(texts[:100]).all()
+        assert not reference.is_near(["no licence says anything like these words at all"]).any()
+
+
+class TestEvaluationSets:
+    @pytest.fixture
+    def project(self, tmp_path: Path) -> projects.Project:
+        project = projects.create(tmp_path, rows=5)
+        (tmp_path / "benchmarks").mkdir()
+        return project
+
+    def read(self, project: projects.Project, *paths: str) -> screening.EvaluationTexts:
+        project.configure(snapshot={"screen": list(paths)})
+        return read_evaluation_texts(project.use_case())
+
+    def test_files_and_folders_of_any_format(self, project):
+        folder = project.root / "benchmarks"
+        projects.write_rows(folder / "plain.jsonl", [{"text": "a plain text"}, {"text": "another"}])
+        (folder / "inner").mkdir()
+        (folder / "inner" / "table.csv").write_text("id,text\n1,from a table\n")
+        (folder / "page.html").write_text("<html><body><p>from a page</p></body></html>")
+        projects.write_rows(
+            project.root / "one.jsonl", [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]}]
+        )
+        found = self.read(project, "benchmarks", "one.jsonl")
+        assert found.texts == sorted(["a plain text", "another", "from a table", "from a page", "Who?\n\nHe."])
+        assert found.num_texts == {"benchmarks": 4, "one.jsonl": 1}
+
+    def test_prompts_and_answers_and_the_own_field(self, project):
+        rows = [
+            {"prompt": "What is it?", "completion": "A bond."},
+            {"instruction": "Add.", "input": "1 and 1", "output": "2"},
+            {"note": "own"},
+        ]
+        projects.write_rows(project.root / "one.jsonl", rows)
+        project.configure(documents={"text": "note"}, snapshot={"screen": ["one.jsonl"]})
+        found = read_evaluation_texts(project.use_case())
+        assert "own" in found.texts
+        assert any("What is it?" in text and "A bond." in text for text in found.texts)
+        assert any("1 and 1" in text for text in found.texts)
+
+    def test_questions_without_a_text(self, project):
+        rows = [{"question": "Who signs a deed?", "choices": ["the grantor", "nobody"], "answer": 0}, {"text": "a text"}]
+        projects.write_rows(project.root / "one.jsonl", rows)
+        assert self.read(project, "one.jsonl").texts == ["Who signs a deed?", "a text"]
+
+    def test_tables_packed_files_and_saved_data_sets(self, project):
+        folder = project.root / "benchmarks"
+        pq.write_table(pa.table({"text": ["from parquet"]}), folder / "table.parquet")
+        with gzip.open(folder / "packed.jsonl.gz", "wt") as file:
+            file.write(json.dumps({"text": "from gzip"}) + "\n")
+        Dataset.from_dict({"text": ["from a saved data set"]}).save_to_disk(folder / "saved")
+        task = {"id": 1, "data": {"text": "from Label Studio"}, "annotations": []}
+        (folder / "export.json").write_text(json.dumps([task]))
+        (folder / "note.md").write_text("from Markdown\n")
+        found = self.read(project, "benchmarks")
+        assert [text.strip() for text in found.texts] == [
+            "from Label Studio", "from Markdown", "from a saved data set", "from gzip", "from parquet",
+        ]  # fmt: skip
+
+    def test_digest_follows_the_content(self, project):
+        path = project.root / "one.jsonl"
+        projects.write_rows(path, [{"text": "a"}, {"text": "b"}])
+        first = self.read(project, "one.jsonl")
+        projects.write_rows(path, [{"text": "b"}, {"text": "a"}])
+        assert self.read(project, "one.jsonl").digest == first.digest
+        projects.write_rows(path, [{"text": "b"}, {"text": "c"}])
+        assert self.read(project, "one.jsonl").digest != first.digest
+
+    def test_none_is_none(self, project):
+        found = self.read(project)
+        assert (found.texts, found.num_texts) == ([], {})
+
+    def test_what_cannot_be_read_is_an_error_that_names_it(self, project):
+        with pytest.raises(DataError, match=r"snapshot\.screen: nowhere not found"):
+            self.read(project, "nowhere")
+        with pytest.raises(DataError, match=r"no readable file at benchmarks"):
+            self.read(project, "benchmarks")
+        (project.root / "benchmarks" / "notes.xyz").write_text("a")
+        with pytest.raises(DataError, match=r"no readable file at benchmarks/notes\.xyz"):
+            self.read(project, "benchmarks/notes.xyz")
+        path = project.root / "benchmarks" / "set.jsonl"
+        path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"answer": 4}) + "\n{cut off\n")
+        with pytest.raises(DataError, match=r"set\.jsonl:2: no .*\(and 1 more rows\).*cannot be screened for"):
+            self.read(project, "benchmarks")
+        projects.write_rows(path, [{"text": "  "}])
+        with pytest.raises(DataError, match="holds no text"):
+            self.read(project, "benchmarks")
