@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import signal
 import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fullft_assets.errors import FailureClass
 
 #: Environment variable with the id of the launch; every process that the workload starts inherits it.
 LAUNCH_ID = "FULLFT_LAUNCH_ID"
-#: Environment variable with the path of the file in which a failing workload leaves one line: the reason.
+#: Environment variable with the path of the file in which a failing workload leaves its `Reason`.
 ERROR_FILE = "FULLFT_ERROR_FILE"
 #: Exit code of a workload that ended for a reason that the user can mend. Anything unforeseen is 1.
 EXIT_MENDABLE = 3
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a workload failed: one line, and what the failure is put down to."""
+
+    line: str
+    failure: FailureClass
+
+    @classmethod
+    def read(cls, path: Path) -> Reason | None:
+        """Return the reason that a workload left, or None if it ended before it could."""
+        text = path.read_text() if path.is_file() else ""
+        return cls(**json.loads(text)) if text else None
+
+    def leave(self, path: Path) -> bool:
+        """Write it; of several ranks the first one's counts. Return whether this was the first."""
+        try:
+            with path.open("x") as file:
+                json.dump(asdict(self), file)
+        except FileExistsError:
+            return False
+        return True
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

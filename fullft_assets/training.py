@@ -4,26 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 
 VERSION = "2"
+#: Settings that came later. At its default such a setting changes nothing, and stays out of keys: earlier work is found.
+_LATER = ("keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "guards")
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings that determine the weights."""
-    chosen = settings.training.model_dump(exclude={"checkpoint_every_steps", "keep_checkpoints"})
-    return {"training": chosen, "processes": settings.launcher.processes}
+    """Return the settings that determine the weights.
+
+    How often checkpoints are written does so only where a guard rolls back; the incidents are in the checkpoint's metadata.
+    """
+    chosen = plan_settings(settings)
+    return {
+        "training": {name: value for name, value in chosen.items() if name not in ("checkpoint_every_steps", "keep_checkpoints")},
+        "processes": settings.launcher.processes,
+    }
 
 
-def checks(history: list[dict[str, Any]]) -> list[CheckOutcome]:
-    """Judge a finished run by its step log: `loss` and `validation_loss` by step."""
+def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings of training that a plan of it is made for: all but where its metrics go."""
+    chosen = settings.training.model_dump(mode="json", exclude={"track"})
+    defaults = {name: field.get_default() for name, field in TrainingSettings.model_fields.items()}
+    return {name: value for name, value in chosen.items() if name not in _LATER or getattr(settings.training, name) != defaults[name]}
+
+
+def checks(history: list[dict[str, Any]], step: int) -> list[CheckOutcome]:
+    """Judge a finished run by its step log: `loss` and `validation_loss` by step.
+
+    Args:
+        history: the log's lines.
+        step: after which the model had its weights.
+    """
     losses = [line["loss"] for line in history if "loss" in line]
-    validation = [line["validation_loss"] for line in history if "validation_loss" in line]
+    validation = {line["step"]: line["validation_loss"] for line in history if "validation_loss" in line}
     # Thirds: a line is the mean of a few batches, and one alone says more of its rows than of the model.
     third = max(1, len(losses) // 3)
     first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
-    best = min(validation)
+    best = min(validation.values())
     return [
         CheckOutcome(
             name="loss_is_falling",
@@ -34,10 +54,10 @@ def checks(history: list[dict[str, Any]]) -> list[CheckOutcome]:
         ),
         CheckOutcome(
             name="is_not_overfitted",
-            passed=validation[-1] <= best * 1.1,
+            passed=validation[step] <= best * 1.1,
             severity="warn",
-            description=f"validation loss {validation[-1]:.3f}, best {best:.3f}"
-            + ("" if validation[-1] <= best * 1.1 else "; lower training.epochs"),
-            metadata={"validation_loss": validation[-1], "best_validation_loss": best},
+            description=f"validation loss {validation[step]:.3f}, best {best:.3f}"
+            + ("" if validation[step] <= best * 1.1 else "; lower training.epochs, or set training.keep_best"),
+            metadata={"validation_loss": validation[step], "best_validation_loss": best},
         ),
     ]

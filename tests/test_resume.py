@@ -8,9 +8,11 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 
 from fullft_assets.launched import EXIT_MENDABLE
 from fullft_assets.store import Manifest
-from fullft_assets.workloads.finetuning import STEP_LOG, latest_checkpoint
+from fullft_assets.workloads.checkpoints import STEP_LOG, latest_checkpoint
 from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
@@ -157,6 +159,35 @@ def test_killed_while_a_checkpoint_is_written(prepared: Prepared, straight: Run)
     assert_same_as(straight, run)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "spoiled"),
+    [
+        ("layers", {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, []),
+        pytest.param("plain", {}, [], marks=pytest.mark.slow),
+        pytest.param("rolled back", {"keep_best": True}, ["15"], marks=pytest.mark.slow),
+    ],
+)
+def test_killed_twenty_times_also_inside_saves_it_ends_with_the_same_weights(prepared: Prepared, name, changes, spoiled) -> None:
+    straight, killed = (Run(prepared, f"{kind} {name}".replace(" ", "-"), training=changes) for kind in ("straight", "killed"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1], "20", "11", *spoiled],
+        env={**prepared.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kills) == 20
+    assert sum(kill["saving"] for kill in kills) >= 3
+    assert_same_as(straight, killed)
+    rolled = [
+        [(row["event"], row["step"], row["went_on_from_step"]) for row in run.manifest().metadata["incidents"]]
+        for run in (straight, killed)
+    ]
+    assert rolled[0] == rolled[1] == ([("roll_back", 15, 12)] if spoiled else [])
+
+
 def test_torn_checkpoint_is_passed_over_for_the_one_before(prepared: Prepared, straight: Run) -> None:
     run = Run(prepared, "torn")
     assert run.kill_when(lambda: len(list(run.folder.glob("checkpoint-*"))) >= 2)
@@ -178,6 +209,8 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(prepared: Prepared, s
     step = int(latest_checkpoint(run.folder).name.split("-")[1])
     assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
     assert "Traceback" not in errors
+    record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, "stopped.json")
+    assert json.loads(record.read_text())["failure"] == "preemption"
     assert f"resuming at step {step} " in run.finish()
     assert_same_as(straight, run)
 

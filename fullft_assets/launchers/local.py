@@ -17,7 +17,7 @@ import psutil
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.launched import ERROR_FILE, LAUNCH_ID
+from fullft_assets.launched import ERROR_FILE, LAUNCH_ID, Reason
 from fullft_assets.launchers import Launcher
 from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
 from fullft_assets.settings import LauncherSettings
@@ -63,9 +63,13 @@ class LocalLauncher(Launcher):
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.settings.grace_seconds + _PATIENCE_SECONDS)),
             }
             code = self._supervise(command, environment, launch_id)
-            reason = error_file.read_text().strip() if error_file.is_file() else ""
+            reason = Reason.read(error_file)
+        if code != 0 and reason is not None:
+            raise WorkloadError(reason.line, reason.failure)
         if code != 0:
-            raise WorkloadError(reason or f"workload {workload} {_ending(code)}; see the step's stderr")
+            # Killed from outside: by the kernel, the machine's owner or a node that went away.
+            failure = "infrastructure" if code < 0 or code > 128 else "unknown"
+            raise WorkloadError(f"workload {workload} {_ending(code)}; see the step's stderr", failure)
 
     def _command(self, workload: str, job_uri: str, watched: list[int]) -> list[str]:
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]

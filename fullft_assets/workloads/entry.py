@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fullft_assets.errors import FullftError, Interrupted
+from fullft_assets.errors import FullftError, Interrupted, classify
 from fullft_assets.jobs import Job, read_job
-from fullft_assets.launched import ERROR_FILE, EXIT_MENDABLE
+from fullft_assets.launched import ERROR_FILE, EXIT_MENDABLE, Reason
 from fullft_assets.store import Store
 
 #: At most one progress line in this time.
@@ -112,17 +112,19 @@ def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
 
 def _run(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress) -> int:
     _listen_for_stop(progress)
+    job = None
     try:
         job = read_job(uri)
         work(job, job.open_store(), progress)
     except FullftError as error:
-        _tell(" ".join(str(error).split()))
+        _tell(Reason(" ".join(str(error).split()), error.failure), job)
         return EXIT_MENDABLE
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        _tell(f"{Path(sys.argv[0]).stem} failed: {reason[:_LONGEST_REASON]}; the traceback is in the step's stderr")
+        line = f"{Path(sys.argv[0]).stem} failed: {reason[:_LONGEST_REASON]}; the traceback is in the step's stderr"
+        _tell(Reason(line, classify(error)), job)
         return 1
     return 0
 
@@ -139,16 +141,19 @@ def _listen_for_stop(progress: Progress) -> None:
     signal.signal(signal.SIGINT, request_stop)
 
 
-def _tell(line: str) -> None:
-    """Leave the reason of the failure for the launcher (of several ranks, the first one's) and on stderr."""
+def _tell(reason: Reason, job: Job | None) -> None:
+    """Leave the reason of the failure for the launcher, in the store and on stderr; of several ranks, the first one's."""
     path = os.environ.get(ERROR_FILE)
-    if path is not None:
-        try:
-            with open(path, "x") as file:
-                file.write(line)
-        except FileExistsError:
-            return
-    print(line, file=sys.stderr, flush=True)
+    if path is not None and not reason.leave(Path(path)):
+        return
+    print(reason.line, file=sys.stderr, flush=True)
+    if job is None:
+        return
+    found = {"failure": reason.failure, "reason": reason.line, "at": time.time()}
+    try:
+        job.open_store().write_json(f"failures/{job.case}/{job.stage}/{job.key}.json", found)
+    except Exception as error:  # the store itself may be what failed; its own error must not stand in place of the reason
+        print(f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager

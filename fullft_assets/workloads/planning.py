@@ -25,7 +25,8 @@ from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, label_names, load_split
 from fullft_assets.store import Draft, Manifest, Store
-from fullft_assets.workloads import baselines, precision
+from fullft_assets.training import plan_settings
+from fullft_assets.workloads import baselines, layers, precision, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes, planned_order
 from fullft_assets.workloads.inference import collate, device, embed, load_for_training
@@ -51,6 +52,11 @@ class Planning:
     train: Split
     validation: Split
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """Tokens that the base model's tokenizer did not have; the snapshot was made with them."""
+        return self.job.settings.chunks.added_tokens
+
     def write(self, stage: str, make: Callable[[Draft], Manifest]) -> Manifest:
         """Return the artifact of a stage, made now unless it exists."""
         found = self.store.find(self.job.case, stage, self.job.key)
@@ -64,7 +70,7 @@ class Planning:
     def commit(self, draft: Draft, metadata: dict, checks: list) -> Manifest:
         """Commit a draft with the shared settings and inputs."""
         return draft.commit(
-            settings={"planning": self.job.settings.planning.model_dump(), "training": self.job.settings.training.model_dump()},
+            settings={"planning": self.job.settings.planning.model_dump(), "training": plan_settings(self.job.settings)},
             inputs={"training_snapshot": self.snapshot.content_digest},
             metadata=metadata,
             checks=checks,
@@ -75,11 +81,12 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the three planning artifacts.
 
     Raises:
-        SettingsError: training could not divide its batch, or the rows are too few for a learning curve.
+        SettingsError: training could not divide its batch or reach a tracker, or the rows are too few for a learning curve.
     """
     settings = job.settings
     # Said now: training would only find out after all that is measured here.
     accumulation_steps(settings.training, settings.launcher.processes)
+    telemetry.require(settings.training.track)
     snapshot = job.load_inputs(store)["training_snapshot"]
     base_model = resolve_base_model(settings.base_model, Path(job.project_root))
     train, validation = load_split(store, snapshot, "train"), load_split(store, snapshot, "validation")
@@ -109,10 +116,14 @@ def measure(shared: Planning) -> planning.Measured:
     order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, shared.job.settings.seed)
     micro = [order[i : i + settings.micro_batch_size] for i in range(0, len(order), settings.micro_batch_size)]
     longest = np.array([lengths[batch].max() for batch in micro])
-    model = load_for_training(shared.base_model, shared.labels, settings.attention_dropout).train().to(device())
+    model = load_for_training(shared.base_model, shared.labels, settings.attention_dropout, shared.added_tokens).train().to(device())
+    layers.freeze(model, settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    # Held for its memory alone: a copy of the pretrained weights.
+    anchor = layers.Anchor(model, settings.l2_sp) if settings.l2_sp else None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
     windows = [window for document in shared.train.windows for window in document]
     by_length = np.argsort(-longest, kind="stable")
     # The longest first: it decides the memory, and warms everything up.
@@ -120,6 +131,7 @@ def measure(shared: Planning) -> planning.Measured:
     chosen = precision.resolve(settings.precision)
     _timed_pass(model, optimizer, [windows[i] for i in micro[picks[0]]], chosen)
     timed = np.array([_timed_pass(model, optimizer, [windows[i] for i in micro[pick]], chosen) for pick in picks])
+    del anchor
     num_steps = -(-len(order) // settings.batch_size)
     # Passes between the timed lengths cost what a line between them says.
     passes = float(np.interp(longest, longest[picks][::-1], timed[::-1, 0]).sum())
@@ -176,8 +188,8 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
     for name in baselines.KINDS:
         started = time.monotonic()
         if name == "frozen_probe":
-            embeddings = embed(shared.base_model, train.windows, progress=shared.progress)
-            fitted = baselines.FrozenProbe.fit(shared.base_model, embeddings, train.labels, num_labels)
+            embeddings = embed(shared.base_model, train.windows, added_tokens=shared.added_tokens, progress=shared.progress)
+            fitted = baselines.FrozenProbe.fit(shared.base_model, embeddings, train.labels, num_labels, shared.added_tokens)
         else:
             fitted = baselines.KINDS[name].fit(train, num_labels)
         fitted.save(draft.path)
@@ -212,6 +224,7 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
             settings.seed,
             Path(folder),
             shared.progress,
+            added_tokens=shared.added_tokens,
             evaluate_at=tuple(steps),
             resumable=False,
         )

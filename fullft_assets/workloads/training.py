@@ -13,15 +13,15 @@ from pathlib import Path
 
 from fullft_assets import training
 from fullft_assets.base_model import read_header, resolve_base_model, weights_digest
+from fullft_assets.chunks import save_tokenizer
 from fullft_assets.jobs import Job
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.workloads import precision
+from fullft_assets.workloads.checkpoints import STEP_LOG, room_needed
 from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.finetuning import STEP_LOG, Fit, exclusive, fine_tune
-
-#: Files of a base model that a transformers folder needs beside weights and configuration.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.workloads.telemetry import EVENT_FILES
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
@@ -46,24 +46,26 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             job.settings.seed + job.settings.training.retry_epoch,
             folder,
             progress,
+            added_tokens=job.settings.chunks.added_tokens,
             num_processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
         if is_first_rank:
-            _write(job, store, inputs, base_model, folder, fit)
+            with room_needed(folder, "the trained model"):
+                _write(job, store, inputs, base_model, folder, fit)
             shutil.rmtree(folder)
 
 
 def _write(job: Job, store: Store, inputs: dict[str, Manifest], base_model: Path, folder: Path, fit: Fit) -> Manifest:
     settings = job.settings
     header = read_header(base_model)
-    final = next(line for line in reversed(fit.history) if "validation_loss" in line)
+    final = next(line for line in reversed(fit.history) if "validation_loss" in line and line["step"] == fit.step)
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
         fit.model.save_pretrained(draft.path / "model", safe_serialization=True)
-        for name in _TOKENIZER_FILES:
-            if (base_model / name).is_file():
-                shutil.copy(base_model / name, draft.path / "model" / name)
+        save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         (draft.path / "logs").mkdir()
         shutil.copy(folder / STEP_LOG, draft.path / "logs" / STEP_LOG)
+        if (folder / EVENT_FILES).is_dir():
+            shutil.copytree(folder / EVENT_FILES, draft.path / "logs" / EVENT_FILES)
         return draft.commit(
             settings=training.key_settings(settings),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
@@ -76,19 +78,23 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], base_model: Path
                 "num_parameters": fit.model.num_parameters(),
                 "num_trained_parameters": fit.model.num_parameters(only_trainable=True),
                 "num_steps": fit.num_steps,
+                "model_of_step": fit.step,
                 "num_tokens": fit.num_tokens,
                 "training_seconds": fit.seconds,
                 "tokens_per_second": fit.num_tokens / fit.seconds,
                 "training_usd": fit.seconds / 3600 * settings.planning.hourly_usd,
                 "resumed_from_step": fit.resumed_from_step,
                 "peak_memory_gib": fit.peak_memory_bytes / 2**30,
+                "micro_batch_size": fit.micro_batch_size,
+                "incidents": [{"event": i.kind, "step": i.step, "went_on_from_step": i.to_step, "reason": i.reason} for i in fit.incidents],
+                "num_warnings": sum(line.get("action") == "warn" for line in fit.history),
                 "precision": precision.resolve(settings.training.precision),
                 "validation_loss": final["validation_loss"],
                 "validation_accuracy": final["validation_accuracy"],
                 "validation_macro_f1": final["validation_macro_f1"],
                 "settings_digest": digest(settings.model_dump(mode="json")),
             },
-            checks=training.checks(fit.history),
+            checks=training.checks(fit.history, fit.step),
         )
 
 

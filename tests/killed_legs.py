@@ -1,0 +1,106 @@
+"""Trains a job straight, and its twin in processes that kill themselves: `python -m tests.killed_legs STRAIGHT KILLED KILLS SEED [SPOILED]`.
+
+Each process is a fork of this one, so none pays for the imports. It ends by SIGKILL as it is about to touch its work folder for the
+n-th time (a line of the step log, a file of a checkpoint, a sync, a rename, a removal), n drawn from the seed. Prints where each one
+was; runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fullft_assets.jobs import read_job
+from fullft_assets.workloads import finetuning
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.training import work
+
+#: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
+TOUCHES = (12, 60)
+
+
+def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0) -> None:
+    """Run the first job straight and the second one with so many kills."""
+    torch.set_num_threads(1)
+    gc.freeze()
+    if spoiled:
+        _spoil(spoiled)
+    assert _fork(lambda: _train(straight)) == 0
+    job = read_job(uri)
+    store = job.open_store()
+    folder = store.work_folder(job.case, job.stage, job.key)
+    rng = random.Random(seed)
+    for _ in range(kills):
+        status = _fork(lambda touches=rng.randint(*TOUCHES): _train_until(uri, folder, touches))
+        if status == 0:
+            break
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
+        saving = any((folder / "unfinished").glob("checkpoint-*/*"))
+        print(json.dumps({"checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")), "saving": saving}), flush=True)
+    assert _fork(lambda: _train(uri)) == 0
+
+
+def _fork(run: Any) -> int:
+    child = os.fork()
+    if child == 0:
+        run()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def _train_until(uri: str, folder: Path, touches: int) -> None:
+    left = touches
+
+    def touch() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") and str(arguments[0]).startswith(
+            str(folder)
+        ):
+            touch()
+
+    sync = os.fsync
+
+    def counted_sync(descriptor: int) -> None:
+        touch()
+        sync(descriptor)
+
+    os.fsync = counted_sync
+    sys.addaudithook(audit)
+    _train(uri)
+
+
+def _train(uri: str) -> None:
+    job = read_job(uri)
+    work(job, job.open_store(), Progress(silent=True))
+
+
+def _spoil(step: int) -> None:
+    build = finetuning._Leg.__init__
+
+    def build_spoiled(leg: Any, shared: Any) -> None:
+        build(leg, shared)
+        if leg.course.num_roll_backs == 0:
+            leg.model.register_forward_hook(lambda model, inputs, output: spoil(leg, model, output))
+
+    def spoil(leg: Any, model: Any, output: Any) -> None:
+        if model.training and leg.trainer.state.global_step == step - 1:
+            output.logits = output.logits * float("nan")
+
+    finetuning._Leg.__init__ = build_spoiled
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

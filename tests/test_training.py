@@ -1,0 +1,87 @@
+"""training: which settings make a checkpoint's key, and what is said of a finished run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fullft_assets import training
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
+
+LEAST: dict[str, Any] = {"base_model": "models/a", "documents": {"path": "data"}, "examples": {"label": "kind"}}
+
+
+def key(**changes: Any) -> dict[str, Any]:
+    return training.key_settings(UseCaseSettings.model_validate({**LEAST, "training": changes}))
+
+
+class TestKey:
+    def test_of_the_defaults_it_names_what_it_always_named(self):
+        """Checkpoints that were trained before a setting came must be found under their keys."""
+        assert set(key()["training"]) == {
+            *("epochs", "batch_size", "micro_batch_size", "learning_rate", "warmup_share", "weight_decay", "max_grad_norm", "scheduler"),
+            *("precision", "attention_dropout", "gradient_checkpointing", "balance_labels", "retry_epoch"),
+        }
+
+    @pytest.mark.parametrize("change", [{"track": ["mlflow"]}, {"track": []}, {"checkpoint_every_steps": 7}, {"keep_checkpoints": 5}])
+    def test_what_changes_no_weight_is_not_in_it(self, change):
+        assert key(**change) == key()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"keep_best": True},
+            {"freeze": "embeddings"},
+            {"freeze_layers": 1},
+            {"layer_decay": 0.9},
+            {"l2_sp": 0.01},
+            {"guards": {"loss_spike": {"deviations": 9.0}}},
+            {"learning_rate": 1e-5},
+            {"retry_epoch": 1},
+        ],
+    )
+    def test_what_changes_weights_is(self, change):
+        assert key(**change) != key()
+        assert key(**change)["training"].keys() >= change.keys()
+
+    def test_a_plan_does_not_depend_on_where_metrics_go(self):
+        plans = [
+            training.plan_settings(UseCaseSettings.model_validate({**LEAST, "training": {"track": track}})) for track in ([], ["mlflow"])
+        ]
+        assert plans[0] == plans[1]
+
+    def test_every_setting_is_either_in_the_key_or_named_as_one_that_changes_no_weight(self):
+        everything = {
+            "keep_best": True,
+            "freeze": "embeddings",
+            "freeze_layers": 1,
+            "layer_decay": 0.9,
+            "l2_sp": 0.01,
+            "guards": {"rate_factor": 0.1},
+        }
+        assert set(TrainingSettings.model_fields) - set(key(**everything)["training"]) == {
+            "track",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+        }
+
+
+class TestChecks:
+    def of(self, losses: list[float], validation: dict[int, float], step: int) -> dict[str, bool]:
+        history: list[dict[str, Any]] = [{"step": n, "loss": loss} for n, loss in enumerate(losses, start=1)]
+        history += [{"step": n, "validation_loss": loss} for n, loss in validation.items()]
+        history.append({"step": 2, "event": "idle", "action": "warn", "reason": "slow"})
+        return {check.name: check.passed for check in training.checks(history, step)}
+
+    def test_a_falling_loss_and_a_validation_loss_near_its_best_are_green(self):
+        assert self.of([2.0, 1.5, 1.0], {2: 1.0, 3: 1.05}, 3) == {"loss_is_falling": True, "is_not_overfitted": True}
+
+    def test_a_loss_that_does_not_fall_is_red(self):
+        assert not self.of([1.0, 1.0, 1.0], {3: 1.0}, 3)["loss_is_falling"]
+        assert not self.of([1.0, 1.0, float("nan")], {3: 1.0}, 3)["loss_is_falling"]
+
+    def test_overfitting_is_judged_by_the_weights_that_became_the_model(self):
+        validation = {1: 1.2, 2: 1.0, 3: 1.2}
+        assert not self.of([2.0, 1.5, 1.0], validation, 3)["is_not_overfitted"]
+        assert self.of([2.0, 1.5, 1.0], validation, 2)["is_not_overfitted"]

@@ -1,0 +1,302 @@
+"""Training that fails or nearly does: memory runs out, the disk is full, a stop comes at a bad moment; each failure under its class."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import torch
+
+from fullft_assets import errors
+from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
+from fullft_assets.launched import ERROR_FILE, EXIT_MENDABLE, Reason
+from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.store import Store
+from fullft_assets.workloads import entry, finetuning, watcher
+from fullft_assets.workloads import training as training_workload
+from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, room_needed
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.guards import Course
+from tests.prepared import Prepared, prepare
+
+QUIET = Progress(silent=True)
+STAGE = "finetuned_checkpoint"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    prepared = prepare(tmp_path_factory.mktemp("failures"), tiny=True)
+    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    return prepared
+
+
+def quick(**changes: object) -> TrainingSettings:
+    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
+    return TrainingSettings.model_validate(values | {"checkpoint_every_steps": 4} | changes)
+
+
+def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: object) -> Fit:
+    splits = (case.split("train"), case.split("validation"))
+    return fine_tune(case.base_model, *splits, case.labels, quick(**changes), 17, folder, progress)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0) -> list[int]:
+    """Raise torch's own error in every training pass of more than so many rows; return the sizes of the passes."""
+    load, seen = finetuning.load_for_training, []
+
+    def load_limited(*args: object) -> object:
+        model = load(*args)
+
+        def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
+            if module.training:
+                seen.append(len(kwargs["input_ids"]))
+                if seen[-1] > rows and len(seen) > after_passes:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        model.register_forward_pre_hook(hook, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(finetuning, "load_for_training", load_limited)
+    return seen
+
+
+class TestOutOfMemory:
+    def test_smaller_micro_batches_of_the_same_batch_go_on(self, tiny, tmp_path, monkeypatch):
+        straight = train(tiny, tmp_path / "straight", micro_batch_size=2)
+        seen = limit_memory(monkeypatch, rows=2)
+        fit = train(tiny, tmp_path / "limited")
+        assert (fit.micro_batch_size, straight.micro_batch_size) == (2, 2)
+        assert [(i.kind, i.step, i.to_step, i.micro_batch_size) for i in fit.incidents] == [
+            ("out_of_memory", 1, 0, 4),
+            ("out_of_memory", 1, 0, 2),
+        ]
+        assert seen[:2] == [8, 4]
+        # 8 rows a step as before: the same weights as a run that began with micro-batches of 2.
+        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+
+    def test_what_was_trained_before_is_kept(self, tiny, tmp_path, monkeypatch):
+        limit_memory(monkeypatch, rows=4, after_passes=10)
+        fit = train(tiny, tmp_path)
+        [incident] = fit.incidents
+        assert (incident.step, incident.to_step, incident.micro_batch_size) == (11, 8, 4)
+        assert [line["step"] for line in fit.history if "loss" in line] == list(range(1, fit.num_steps + 1))
+        assert "memory ran out with 8 rows a pass" in [line["reason"] for line in fit.history if line.get("event") == "out_of_memory"]
+
+    def test_the_size_that_fits_is_remembered(self, tiny, tmp_path, monkeypatch):
+        limit_memory(monkeypatch, rows=4)
+        stopping = Progress(silent=True)
+        stopping.stop_requested = True
+        with pytest.raises(Interrupted):
+            train(tiny, tmp_path, stopping)
+        seen = limit_memory(monkeypatch, rows=4)
+        train(tiny, tmp_path)
+        assert set(seen[:2]) == {4}
+
+    def test_sizes_that_do_not_divide_the_batch_are_passed_over(self, tiny, tmp_path, monkeypatch):
+        limit_memory(monkeypatch, rows=4)
+        fit = train(tiny, tmp_path, batch_size=10, micro_batch_size=10)
+        assert fit.micro_batch_size == 2
+
+    def test_a_single_row_that_does_not_fit_is_one_line(self, tiny, tmp_path, monkeypatch):
+        limit_memory(monkeypatch, rows=0)
+        with pytest.raises(
+            OutOfMemory, match=r"memory ran out at step 1 with a single row a pass; set training\.gradient_checkpointing, lower"
+        ):
+            train(tiny, tmp_path)
+        assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [4, 2, 1]
+
+    def test_what_is_no_lack_of_memory_is_not_taken_for_one(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.setattr(finetuning, "_collate", lambda rows, pad_id: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny, tmp_path)
+        assert Course(tmp_path).incidents == []
+
+
+class TestFullDisk:
+    @pytest.fixture
+    def small_disk(self, tmp_path) -> Iterator[Path]:
+        """A file system of 13 MB: room for three checkpoints and a part of a fourth."""
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=13m", "tmpfs", folder], capture_output=True, check=False)
+        if mounted.returncode != 0:
+            pytest.skip("a file system of its own needs the right to mount one")
+        yield folder
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+    def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(self, tiny, small_disk, tmp_path):
+        straight = train(tiny, tmp_path / "straight", checkpoint_every_steps=4)
+        with pytest.raises(DiskError) as error:
+            train(tiny, small_disk, keep_checkpoints=50, checkpoint_every_steps=4)
+        assert f"{small_disk}: no room for the checkpoint of step " in str(error.value)
+        assert "the last whole checkpoint is intact and the same command resumes there" in str(error.value)
+        assert "\n" not in str(error.value)
+        whole = latest_checkpoint(small_disk)
+        assert whole is not None
+        assert not list(small_disk.glob("unfinished*")), "what found no room gives back what it took"
+        # What the message says: fewer are kept, and the same command goes on to the same weights.
+        fit = train(tiny, small_disk, keep_checkpoints=1, checkpoint_every_steps=4)
+        assert fit.resumed_from_step == int(whole.name.rsplit("-", 1)[1]) > 0
+        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+
+    def test_a_limit_on_the_size_of_files_is_the_same_error(self, tiny, tmp_path):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, hard))
+        try:
+            with pytest.raises(DiskError, match="no room for the checkpoint of step 4"):
+                train(tiny, tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert latest_checkpoint(tmp_path) is None
+        assert train(tiny, tmp_path).resumed_from_step == 0
+
+    def test_no_room_for_a_line_of_the_log(self, tmp_path, monkeypatch):
+        log = StepLog(tmp_path / "metrics.jsonl", 0)
+        monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(DiskError, match="no room for the step log"):
+            log.append({"step": 1})
+
+    def test_other_errors_pass_through(self, tmp_path):
+        with pytest.raises(PermissionError), room_needed(tmp_path, "x"):
+            raise PermissionError(errno.EACCES, "no")
+
+
+class TestStopAtABadMoment:
+    def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(self, tiny, tmp_path, monkeypatch):
+        straight = train(tiny, tmp_path / "straight")
+        progress = Progress(silent=True)
+        score = watcher.score
+
+        def stopped_score(model: object, split: object, between_batches: object) -> object:
+            progress.stop_requested = True
+            return score(model, split, between_batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(watcher, "score", stopped_score)
+            with pytest.raises(Interrupted, match="stopped at step 16 of 31; run the same command to resume there"):
+                train(tiny, tmp_path / "stopped", progress)
+        assert latest_checkpoint(tmp_path / "stopped").name == "checkpoint-16"
+        resumed = train(tiny, tmp_path / "stopped")
+        assert resumed.resumed_from_step == 16
+        assert [line for line in resumed.history if "validation_loss" in line] == [
+            line for line in straight.history if "validation_loss" in line
+        ]
+        assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+
+    def test_also_while_they_are_scored_for_the_last_time(self, tiny, tmp_path, monkeypatch):
+        progress = Progress(silent=True)
+        calls, score = [], watcher.score
+
+        def stopped_score(model: object, split: object, between_batches: object) -> object:
+            calls.append(1)
+            progress.stop_requested = len(calls) == 2
+            return score(model, split, between_batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(watcher, "score", stopped_score)
+            with pytest.raises(Interrupted, match="stopped at step 31 of 31"):
+                train(tiny, tmp_path, progress)
+        fit = train(tiny, tmp_path)
+        assert (fit.resumed_from_step, fit.num_steps, fit.history[-1]["step"]) == (31, 31, 31)
+        assert "validation_loss" in fit.history[-1]
+
+
+class TestClasses:
+    @pytest.mark.parametrize(
+        ("error", "failure"),
+        [
+            (errors.DataError("a.csv:3: no label"), "data"),
+            (errors.DivergenceError("loss nan"), "divergence"),
+            (errors.Interrupted("stopped"), "preemption"),
+            (KeyboardInterrupt(), "preemption"),
+            (errors.DiskError("no room"), "infrastructure"),
+            (OSError(errno.ENOSPC, "No space left on device"), "infrastructure"),
+            (ConnectionResetError("peer is gone"), "infrastructure"),
+            (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "infrastructure"),
+            (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+            (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+            (MemoryError(), "out_of_memory"),
+            (errors.OutOfMemory("a single row"), "out_of_memory"),
+            (errors.SettingsError("training.batch_size"), "settings"),
+            (errors.GateError("refused"), "gate"),
+            (ValueError("a bug"), "unknown"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    )
+    def test_each_failure_has_its_class(self, error, failure):
+        assert classify(error) == failure
+
+    def test_torchs_own_error_for_the_host_memory_is_known(self):
+        with pytest.raises(RuntimeError) as error:
+            torch.empty(2**50)
+        assert classify(error.value) == "out_of_memory"
+
+    def test_the_class_stands_in_the_message_and_the_metadata_of_the_failure_in_dagster(self):
+        with pytest.raises(dg.Failure) as failure, one_line_errors():
+            raise WorkloadError("training stopped at step 9 by its guard non_finite: loss nan", "divergence")
+        assert failure.value.description == "training stopped at step 9 by its guard non_finite: loss nan [divergence]"
+        assert failure.value.metadata["failure"].value == "divergence"
+        with pytest.raises(dg.Failure) as failure, one_line_errors():
+            raise errors.DataError("a.csv:3: no label")
+        assert failure.value.description == "a.csv:3: no label"
+        assert failure.value.metadata["failure"].value == "data"
+
+    def test_the_first_ranks_reason_counts(self, tmp_path):
+        first, second = Reason("loss nan", "divergence"), Reason("connection closed by peer", "unknown")
+        assert first.leave(tmp_path / "error")
+        assert not second.leave(tmp_path / "error")
+        assert Reason.read(tmp_path / "error") == first
+        assert Reason.read(tmp_path / "none") is None
+
+
+class TestRecord:
+    """A workload that fails leaves its class and its reason in the store."""
+
+    @pytest.fixture(autouse=True)
+    def _leave_signals_alone(self, monkeypatch):
+        monkeypatch.setattr(entry, "_listen_for_stop", lambda progress: None)
+        monkeypatch.delenv(ERROR_FILE, raising=False)
+
+    def run(self, case: Prepared, key: str, **training: object) -> tuple[int, dict]:
+        job = case.job(STAGE, key, training=dict(quick(**training)))
+        code = entry._run(training_workload.work, job.write(case.store), QUIET)
+        record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
+        return code, json.loads(record.read_text())
+
+    def test_a_guard_that_stops(self, tiny, capsys):
+        code, record = self.run(tiny, "diverged", guards={"no_progress": {"min_steps": 8, "min_fall": 0.9}})
+        assert code == EXIT_MENDABLE
+        assert record["failure"] == "divergence"
+        assert "by its guard no_progress: mean loss" in record["reason"]
+        assert capsys.readouterr().err == record["reason"] + "\n"
+
+    def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):
+        def fail(rows: object, pad_id: int) -> None:
+            raise ConnectionResetError("gone")
+
+        monkeypatch.setattr(finetuning, "_collate", fail)
+        code, record = self.run(tiny, "crashed")
+        assert code == 1
+        assert record["failure"] == "infrastructure"
+        assert record["reason"].endswith("failed: ConnectionResetError: gone; the traceback is in the step's stderr")
+        assert "Traceback" in capsys.readouterr().err
+
+    def test_a_store_that_fails_does_not_stand_in_place_of_the_reason(self, tiny, monkeypatch, capsys):
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Store, "write_json", refuse)
+        entry._tell(Reason("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"))
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == "loss nan"
+        assert second.startswith(f"the failure could not be recorded in {tiny.store.url}: OSError: ")

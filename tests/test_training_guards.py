@@ -1,0 +1,347 @@
+"""Guards: each rule on real numbers of a run, and what follows from its action in runs that really go wrong."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullft_assets.errors import DivergenceError
+from fullft_assets.settings import GuardsSettings, TrainingSettings
+from fullft_assets.workloads import finetuning
+from fullft_assets.workloads.checkpoints import all_checkpoints, last_good, latest_checkpoint, retain, step_of
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.guards import Course, Guard, Incident, StepMetrics
+from fullft_assets.workloads.watcher import score
+from tests.prepared import Prepared, prepare
+
+QUIET = Progress(silent=True)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    prepared = prepare(tmp_path_factory.mktemp("guards"), tiny=True)
+    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    return prepared
+
+
+def guard(num_steps: int = 1_000, **rules: dict[str, object]) -> Guard:
+    return Guard(GuardsSettings.model_validate(rules), num_steps=num_steps, max_grad_norm=1.0)
+
+
+def fired(watching: Guard, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
+    """Show a guard one number a step; return (step, rule, since) of what it found."""
+    found = []
+    for step, value in enumerate(losses, start=1):
+        for finding in watching.observe(StepMetrics(step, **{"loss": 1.0, name: value})).findings:
+            found.append((step, finding.rule, finding.since))
+    return found
+
+
+class TestRules:
+    falling = [2.0 * 0.99**step + 0.05 * math.sin(step * 1.7) for step in range(100)]
+
+    def test_a_healthy_run_is_left_alone(self):
+        watching = guard(num_steps=100, no_progress={"min_steps": 10})
+        for step, loss in enumerate(self.falling, start=1):
+            assert not watching.observe(StepMetrics(step, loss=loss, grad_norm=1 + loss, data_wait_share=0.1)).findings
+        assert not watching.observe(StepMetrics(100, validation_loss=1.0)).findings
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("name", ["loss", "grad_norm", "validation_loss"])
+    def test_what_is_not_finite_is_found_at_once(self, name, value):
+        verdict = guard().observe(StepMetrics(7, **{name: value}))
+        assert (verdict.action, verdict.gravest.rule, verdict.gravest.since) == ("roll_back", "non_finite", 7)
+
+    def test_a_spike_must_last(self):
+        two, three = ([*self.falling[:60], *[9.0] * count, *self.falling[60:]] for count in (2, 3))
+        assert fired(guard(), two) == []
+        assert fired(guard(), three) == [(63, "loss_spike", 61)]
+
+    def test_a_spike_is_measured_in_deviations_of_the_recent_losses(self):
+        noisy = [1.0 + 0.5 * math.sin(step * 1.7) for step in range(60)]
+        assert fired(guard(), [*noisy, *[3.5] * 5]) == []
+        assert fired(guard(loss_spike={"deviations": 2.0, "steps": 1}), [*noisy, 3.5])[0][:2] == (61, "loss_spike")
+
+    def test_gradients_explode_far_beyond_clipping(self):
+        norms = [2.0] * 40
+        assert fired(guard(), [*norms, *[199.0] * 5], "grad_norm") == []
+        assert fired(guard(), [*norms, *[201.0] * 3], "grad_norm") == [(43, "exploding_gradient", 41)]
+        # Norms below what they are clipped to are small, whatever their ratio.
+        assert fired(guard(), [*[1e-3] * 40, *[0.9] * 5], "grad_norm") == []
+
+    def test_dead_gradients_are_dead_only_while_there_is_something_to_learn(self):
+        assert fired(guard(), [1e-9] * 20, "grad_norm") == [(20, "dead_gradient", 1)]
+        watching = guard()
+        learned = [watching.observe(StepMetrics(step, loss=2.0 if step == 1 else 0.001, grad_norm=1e-9)) for step in range(1, 60)]
+        assert not any(verdict.findings for verdict in learned)
+
+    def test_no_progress_is_looked_at_once(self):
+        flat = [1.0 + 0.01 * (-1) ** step for step in range(100)]
+        assert fired(guard(num_steps=100, no_progress={"min_steps": 50}), flat) == [(50, "no_progress", 1)]
+        assert fired(guard(num_steps=100, no_progress={"min_steps": 51}), flat) == []
+        assert fired(guard(num_steps=100, no_progress={"min_steps": 50, "share": 0.8}), flat) == [(80, "no_progress", 1)]
+        assert fired(guard(num_steps=100, no_progress={"min_steps": 50}), self.falling) == []
+        assert fired(guard(num_steps=100, no_progress={"min_steps": 50, "min_fall": 0.6}), self.falling)[0][1] == "no_progress"
+
+    def test_overfitting_is_a_validation_loss_that_stays_above_its_best(self):
+        def of(*losses: float) -> list[int]:
+            watching = guard()
+            seen = [watching.observe(StepMetrics(step, validation_loss=loss)) for step, loss in enumerate(losses, start=1)]
+            return [step for step, verdict in enumerate(seen, start=1) if verdict.findings]
+
+        assert of(1.0, 0.8, 0.9, 0.85, 0.95) == []
+        assert of(1.0, 0.8, 0.9, 0.95) == [4]
+
+    def test_idle_counts_only_where_it_was_measured(self):
+        assert fired(guard(), [0.5] * 50, "data_wait_share") == [(50, "idle", 1)]
+        assert fired(guard(), [0.25] * 100, "data_wait_share") == []
+
+    def test_off_is_off(self):
+        off = {name: {"action": "off"} for name in ("non_finite", "loss_spike", "exploding_gradient", "dead_gradient", "no_progress")}
+        assert fired(guard(**off), [*self.falling[:60], *[99.0] * 9, math.nan]) == []
+
+    def test_the_strongest_action_counts(self):
+        watching = guard(dead_gradient={"steps": 1, "action": "stop"}, loss_spike={"steps": 1})
+        verdicts = [watching.observe(StepMetrics(step, loss=loss, grad_norm=1.0)) for step, loss in enumerate(self.falling, start=1)]
+        assert not any(verdict.findings for verdict in verdicts)
+        verdict = watching.observe(StepMetrics(101, loss=99.0, grad_norm=0.0))
+        assert [finding.rule for finding in verdict.findings] == ["loss_spike", "dead_gradient"]
+        assert (verdict.action, verdict.gravest.rule) == ("stop", "dead_gradient")
+
+    numbers = st.floats(0.0, 50.0) | st.sampled_from([math.nan, math.inf])
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.tuples(numbers, numbers, st.none() | numbers), min_size=2, max_size=150), st.data())
+    def test_a_guard_that_recalls_the_log_goes_on_as_if_it_had_watched(self, seen, data):
+        rules = {"dead_gradient": {"steps": 3}, "loss_spike": {"window": 10}, "no_progress": {"min_steps": 8}, "overfitting": {"looks": 1}}
+        lines = []
+        for step, (loss, norm, validation) in enumerate(seen, start=1):
+            lines.append({"step": step, "loss": loss, "grad_norm": norm})
+            if validation is not None:
+                lines.append({"step": step, "validation_loss": validation})
+        at = data.draw(st.integers(1, len(lines) - 1))
+        straight, resumed = guard(len(seen), **rules), guard(len(seen), **rules)
+        for line in lines[:at]:
+            straight.observe(StepMetrics.of_line(line))
+        resumed.recall(json.loads(json.dumps([*lines[:at], {"step": 1, "event": "idle", "action": "warn"}])))
+        for line in lines[at:]:
+            metrics = StepMetrics.of_line(line)
+            assert repr(straight.observe(metrics)) == repr(resumed.observe(metrics))
+
+
+class TestCourse:
+    def test_it_is_remembered_in_the_folder(self, tmp_path):
+        course = Course(tmp_path)
+        course.add(Incident("roll_back", 20, 6, "loss nan", 3.5, rule="non_finite", learning_rate=1e-4))
+        course.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5, micro_batch_size=4))
+        again = Course(tmp_path)
+        assert again.incidents == course.incidents
+        assert (again.learning_rate, again.micro_batch_size, again.num_roll_backs, again.end_step) == (1e-4, 4, 1, None)
+
+    def test_checkpoints_that_a_roll_back_left_behind_are_off_the_course(self, tmp_path):
+        course = Course(tmp_path)
+        course.add(Incident("roll_back", 20, 6, "loss nan", 3.5))
+        assert course.is_on(6, 0)
+        assert not course.is_on(9, 0)
+        assert course.is_on(9, 1)
+
+    def test_only_the_first_rank_writes(self, tmp_path):
+        Course(tmp_path, is_writer=False).add(Incident("roll_back", 20, 6, "loss nan", 3.5))
+        assert Course(tmp_path).incidents == []
+
+
+def run(case: Prepared, folder: Path, *, guards: dict | None = None, evaluate_at: tuple[int, ...] | None = None, **changes: object) -> Fit:
+    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
+    values |= {"checkpoint_every_steps": 4, "guards": guards or {}}
+    chosen = TrainingSettings.model_validate(values | changes)
+    splits = (case.split("train"), case.split("validation"))
+    return fine_tune(case.base_model, *splits, case.labels, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
+
+
+def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor], passes: range, legs: int = 1) -> None:
+    """Spoil the logits of these training passes (1 = the first) of the first legs of a run, as broken hardware or bad rows would."""
+    load, loaded = finetuning.load_for_training, []
+
+    def load_faulty(*args: object) -> object:
+        model, counted = load(*args), [0]
+        loaded.append(model)
+
+        def hook(module: object, inputs: object, output: object) -> None:
+            if module.training:
+                counted[0] += 1
+                if counted[0] in passes:
+                    output.logits = spoil(output.logits)
+
+        if len(loaded) <= legs:
+            model.register_forward_hook(hook)
+        return model
+
+    monkeypatch.setattr(finetuning, "load_for_training", load_faulty)
+
+
+class TestRollBack:
+    def test_nan_rolls_back_to_the_last_good_checkpoint_with_a_lower_rate(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * math.nan, range(14, 15))
+        fit = run(tiny, tmp_path, scheduler="constant_with_warmup", warmup_share=0.0)
+        [incident] = fit.incidents
+        assert (incident.kind, incident.rule, incident.step, incident.to_step) == ("roll_back", "non_finite", 14, 12)
+        assert incident.learning_rate == 5e-4
+        rates = {line["step"]: line["learning_rate"] for line in fit.history if "loss" in line}
+        assert list(rates) == list(range(1, fit.num_steps + 1)), "each step once, the spoiled one replaced"
+        assert set(list(rates.values())[:12]) == {1e-3}
+        assert set(list(rates.values())[12:]) == {5e-4}
+        assert all(torch.isfinite(value).all() for value in fit.model.state_dict().values())
+        [event] = [line for line in fit.history if "event" in line]
+        assert (event["event"], event["to_step"], event["rule"]) == ("roll_back", 12, "non_finite")
+
+    def test_the_checkpoint_before_the_trouble_is_taken(self, tiny, tmp_path, monkeypatch):
+        # NaN at step 13: nothing says that the weights of step 12 were good.
+        fault(monkeypatch, lambda logits: logits * math.nan, range(13, 14))
+        [incident] = run(tiny, tmp_path).incidents
+        assert incident.to_step == 8
+
+    def test_without_a_checkpoint_it_starts_again_from_the_base_model(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * math.nan, range(3, 4))
+        fit = run(tiny, tmp_path / "a")
+        assert fit.incidents[0].to_step == 0
+        monkeypatch.undo()
+        straight = run(tiny, tmp_path / "b", learning_rate=5e-4)
+        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+
+    def test_a_lasting_spike_rolls_back(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * -200, range(26, 31))
+        fit = run(tiny, tmp_path, guards={"loss_spike": {"window": 20}})
+        [incident] = fit.incidents
+        assert (incident.rule, incident.to_step) == ("loss_spike", 24)
+        assert 26 <= incident.step <= 28
+
+    def test_a_fault_that_stays_ends_the_run_and_the_same_command_ends_alike(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), legs=99)
+        said = []
+        for _ in range(2):
+            with pytest.raises(DivergenceError) as error:
+                run(tiny, tmp_path, checkpoint_every_steps=100)
+            said.append(str(error.value))
+        assert said[0] == said[1]
+        assert said[0] == (
+            "training stopped at step 5 by its guard non_finite: loss nan, gradient norm nan; 2 roll-backs did not help; "
+            "lower training.learning_rate or use precision fp32"
+        )
+        assert [incident.learning_rate for incident in Course(tmp_path).incidents] == [5e-4, 2.5e-4]
+
+    def test_rate_factor_and_number_come_from_the_yaml(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), legs=99)
+        with pytest.raises(DivergenceError, match="1 roll-backs did not help"):
+            run(tiny, tmp_path, guards={"max_roll_backs": 1, "rate_factor": 0.1})
+        assert [incident.learning_rate for incident in Course(tmp_path).incidents] == [pytest.approx(1e-4)]
+
+    def test_non_finite_weights_never_become_a_model_whatever_the_action(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
+        with pytest.raises(DivergenceError, match="the weights after step .* are not finite"):
+            run(tiny, tmp_path, guards={"non_finite": {"action": "off"}})
+
+
+class TestStopAndWarn:
+    def test_exploding_gradients_warn_and_training_goes_on(self, tiny, tmp_path, monkeypatch):
+        def explode(logits: torch.Tensor) -> torch.Tensor:
+            logits.register_hook(lambda gradient: gradient * 1e4)
+            return logits
+
+        fault(monkeypatch, explode, range(22, 25))
+        fit = run(tiny, tmp_path, guards={"exploding_gradient": {"window": 20}})
+        assert fit.incidents == []
+        [warning] = [line for line in fit.history if line.get("event") == "exploding_gradient"]
+        assert (warning["step"], warning["since"], warning["action"]) == (24, 22, "warn")
+
+    def test_dead_gradients_stop(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * 1e-12, range(1, 999))
+        with pytest.raises(
+            DivergenceError, match=r"at step 20 by its guard dead_gradient: gradient norm .* since step 1 at a loss of 1\.3"
+        ):
+            run(tiny, tmp_path)
+
+    def test_no_progress_stops(self, tiny, tmp_path):
+        with pytest.raises(DivergenceError, match="by its guard no_progress: mean loss .* over the last"):
+            run(tiny, tmp_path, learning_rate=1e-9, guards={"no_progress": {"min_steps": 10, "min_fall": 0.05}})
+
+    def test_a_warning_of_no_progress_is_logged_and_training_goes_on(self, tiny, tmp_path):
+        fit = run(tiny, tmp_path, learning_rate=1e-9, guards={"no_progress": {"min_steps": 10, "min_fall": 0.05, "action": "warn"}})
+        assert [line["event"] for line in fit.history if "event" in line] == ["no_progress"]
+
+
+class TestOverfitting:
+    """30 rows with labels drawn by lot, learned by heart: the validation loss has a best, then rises."""
+
+    looks = tuple(range(10, 121, 10))
+
+    @pytest.fixture(scope="class")
+    def few(self, tiny) -> Prepared:
+        rows = tiny.split("train").select(range(30))
+        rows = replace(rows, labels=np.random.default_rng(0).integers(0, len(tiny.labels), 30))
+        return type(
+            "Few",
+            (),
+            {"base_model": tiny.base_model, "labels": tiny.labels, "split": lambda _, name: rows if name == "train" else tiny.split(name)},
+        )()
+
+    def fit(self, few, folder: Path, action: str, **changes: object) -> Fit:
+        guards = {"overfitting": {"action": action, "factor": 1.05, "looks": 2}, "no_progress": {"action": "off"}}
+        return run(
+            few, folder, guards=guards, evaluate_at=self.looks, epochs=36.0, learning_rate=2e-2, checkpoint_every_steps=50, **changes
+        )
+
+    def test_warn_goes_on_and_the_last_weights_are_the_model(self, few, tmp_path):
+        fit = self.fit(few, tmp_path, "warn")
+        assert any(line.get("event") == "overfitting" for line in fit.history)
+        assert fit.step == fit.num_steps == len([line for line in fit.history if "loss" in line])
+
+    def test_stop_ends_in_good_order_with_the_best_weights_if_asked_for(self, few, tmp_path):
+        fit = self.fit(few, tmp_path, "stop", keep_best=True)
+        scored = {line["step"]: line["validation_loss"] for line in fit.history if "validation_loss" in line}
+        best = min(scored, key=scored.get)
+        assert fit.step == best < fit.num_steps == max(scored) < 120
+        assert [(i.kind, i.rule, i.to_step) for i in fit.incidents] == [("early_stop", "overfitting", fit.num_steps)]
+
+        assert score(fit.model, few.split("validation"))["loss"] == pytest.approx(scored[best], rel=1e-6)
+        # The same command once more, as after a kill before the artifact was written: nothing is trained, the same model comes out.
+        resumed = self.fit(few, tmp_path, "stop", keep_best=True)
+        assert (resumed.resumed_from_step, resumed.num_steps, resumed.step) == (fit.num_steps, fit.num_steps, best)
+        assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in fit.model.state_dict().items())
+
+
+class TestRetention:
+    def test_the_newest_and_the_best_are_kept(self, tiny, tmp_path):
+        # The validation loss is lowest early on: a rate that wanders off.
+        fit = run(tiny, tmp_path, evaluate_at=(2, 6, 10, 14, 18, 22), learning_rate=0.3, guards={"loss_spike": {"action": "off"}})
+        scored = {line["step"]: line["validation_loss"] for line in fit.history if "validation_loss" in line}
+        best = min(scored, key=scored.get)
+        kept = {step_of(path) for path in all_checkpoints(tmp_path)}
+        planned = sorted(
+            {*range(4, fit.num_steps, 4), fit.num_steps}
+            | {step for step in scored if scored[step] == min(v for s, v in scored.items() if s <= step)}
+        )
+        assert kept == {*planned[-2:], best}
+
+    def test_a_stop_does_not_change_what_a_roll_back_goes_back_to(self, tmp_path):
+        course = Course(tmp_path)
+        for step, is_planned in ((4, True), (6, False)):
+            aside = tmp_path / "unfinished"
+            aside.mkdir()
+            (aside / "model").write_bytes(b"weights")
+            finetuning.publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=is_planned)
+        assert last_good(tmp_path, course, 9) == 4
+        assert last_good(tmp_path, course, 5) == 0
+        assert step_of(latest_checkpoint(tmp_path)) == 6
+        retain(tmp_path, course, newest=1, best=None)
+        assert [step_of(path) for path in all_checkpoints(tmp_path)] == [4, 6]

@@ -1,0 +1,210 @@
+"""What is seen of a training run: the step log, TensorBoard's event files, an MLflow store, sparse progress with the time left."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fullft_assets.assets.training import _curves
+from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.workloads import entry, telemetry
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.telemetry import Meter, Trackers, peak_flops, scalars, step_flops
+from fullft_assets.workloads.training import work
+from tests.prepared import Prepared, prepare
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    prepared = prepare(tmp_path_factory.mktemp("telemetry"), tiny=True)
+    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    return prepared
+
+
+def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
+    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+    chosen = TrainingSettings.model_validate(values | changes)
+    splits = (case.split("train"), case.split("validation"))
+    return fine_tune(case.base_model, *splits, case.labels, chosen, 17, folder, progress or Progress(silent=True))
+
+
+class Stopping(Progress):
+    """Asks for a stop after some steps."""
+
+    def __init__(self, after: int):
+        super().__init__(silent=True)
+        self._after = after
+
+    def step(self, done: int, total: int, **numbers: float | None) -> None:
+        self.stop_requested = done >= self._after
+
+
+def stop_and_resume(case: Prepared, folder: Path, after: int, **changes: object) -> Fit:
+    with pytest.raises(Interrupted):
+        train(case, folder, Stopping(after), **changes)
+    return train(case, folder, **changes)
+
+
+def event_values(folder: Path) -> dict[str, dict[int, float]]:
+    """Return the scalars of event files by tag and step, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+class TestStepLog:
+    def test_each_step_has_its_numbers(self, tiny, tmp_path):
+        fit = train(tiny, tmp_path, track=[])
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert lines == fit.history
+        steps = [line for line in lines if "loss" in line]
+        assert [line["step"] for line in steps] == list(range(1, fit.num_steps + 1))
+        names = ("loss", "grad_norm", "tokens_per_second", "memory_gib", "seconds")
+        for line in steps:
+            assert all(line[name] > 0 for name in names), line
+            assert line["learning_rate"] > 0 or line["step"] == 1, "the warm-up begins at 0"
+            assert "mfu" not in line, "of a CPU no peak is known"
+        assert [line["seconds"] for line in steps] == sorted(line["seconds"] for line in steps)
+        assert {"validation_loss", "validation_accuracy", "validation_macro_f1"} <= set(lines[-1])
+
+    def test_track_changes_neither_weights_nor_log(self, tiny, tmp_path):
+        one, other = train(tiny, tmp_path / "a", track=[]), train(tiny, tmp_path / "b", track=["tensorboard"])
+        assert all((value == other.model.state_dict()[name]).all() for name, value in one.model.state_dict().items())
+        assert not (tmp_path / "a" / "tensorboard").exists()
+
+
+class TestTensorBoard:
+    def test_event_files_hold_the_step_log_once_after_a_resume(self, tiny, tmp_path):
+        fit = stop_and_resume(tiny, tmp_path, 7)
+        found = event_values(tmp_path / "tensorboard")
+        logged = {line["step"]: line["loss"] for line in fit.history if "loss" in line}
+        assert set(found) == {
+            *("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second", "train/memory_gib"),
+            *("validation/loss", "validation/accuracy", "validation/macro_f1"),
+        }
+        assert found["train/loss"] == pytest.approx(logged, rel=1e-6)
+
+    def test_they_lie_beside_the_trained_model(self, tiny):
+        job = tiny.job("finetuned_checkpoint", "events", training={"epochs": 0.5, "batch_size": 8, "micro_batch_size": 8})
+        work(job, tiny.store, Progress(silent=True))
+        manifest = tiny.store.find(job.case, job.stage, job.key)
+        folder = tiny.store.folder(manifest)
+        assert event_values(folder / "logs" / "tensorboard")["train/loss"]
+        pictures = _curves(tiny.store, manifest)
+        assert "data:image/svg+xml;base64," in pictures["loss_curve"].value
+        assert manifest.metadata["incidents"] == []
+        assert (manifest.metadata["model_of_step"], manifest.metadata["num_warnings"]) == (manifest.metadata["num_steps"], 0)
+
+
+class TestMLflow:
+    @pytest.fixture
+    def client(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+
+    def test_a_resumed_run_is_one_run_with_every_step(self, client, tiny, tmp_path):
+        fit = stop_and_resume(tiny, tmp_path / "finetuned_checkpoint" / "k1", 7, track=["mlflow"], learning_rate=3e-3)
+        [run] = client.search_runs(["0"])
+        assert run.info.run_name == "finetuned_checkpoint/k1"
+        assert run.info.status == "FINISHED"
+        assert run.data.params["learning_rate"] == "0.003"
+        history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")}
+        assert history == {line["step"]: line["loss"] for line in fit.history if "loss" in line}
+        assert client.get_metric_history(run.info.run_id, "validation/macro_f1")
+
+    def test_a_stopped_run_is_marked_as_such(self, client, tiny, tmp_path):
+        with pytest.raises(Interrupted):
+            train(tiny, tmp_path / "w", Stopping(3), track=["mlflow"])
+        [run] = client.search_runs(["0"])
+        assert run.info.status == "KILLED"
+
+    def test_a_server_that_fails_does_not_end_the_training(self, tiny, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        fit = train(tiny, tmp_path, Progress(), track=["mlflow"], epochs=0.2)
+        assert fit.num_steps > 0
+        assert "mlflow: tracking failed (" in capsys.readouterr().out
+
+    def test_what_is_not_installed_is_refused_before_anything_is_loaded(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.setattr(telemetry.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"):
+            train(tiny, tmp_path, track=["mlflow"])
+        said: list[str] = []
+        Trackers(["tensorboard"], tmp_path, 0, {}, type("P", (), {"say": staticmethod(said.append)})())
+        assert said == ["tensorboard is not installed: no event files beside metrics.jsonl (extra `tracking`)"]
+
+
+class TestProgress:
+    def test_dagster_hears_of_the_steps_sparsely_with_the_time_left(self, tiny, tmp_path, monkeypatch):
+        now = [0.0]
+        monkeypatch.setattr(entry.time, "monotonic", lambda: now[0])
+        heard: list[str] = []
+        progress = Progress(heard.append, silent=False)
+        for step in range(1, 2_001):
+            now[0] += 1.0
+            progress.step(step, 2_000, loss=0.5, learning_rate=1e-4, tokens_per_second=512.0, memory_gib=1.5)
+        assert heard[1] == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5, ETA 33 min 09 s"
+        assert len(heard) < 200
+
+
+class TestMeter:
+    def test_rates_are_those_of_the_last_steps_without_what_lies_between(self, monkeypatch):
+        now = [0.0]
+        monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now[0])
+        meter = Meter(np.full(50, 100), np.full(50, 1e9), peak=1e10)
+        for step in range(1, 41):
+            meter.go()  # validation and checkpoints are over
+            meter.waited(0.5)
+            now[0] += 2.0
+            rates = meter.step_done(step)
+            now[0] += 1_000.0
+        assert rates.tokens_per_second == pytest.approx(50)
+        assert rates.data_wait_share == pytest.approx(0.25)
+        assert rates.mfu == pytest.approx(0.05)
+
+    def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
+        lengths = np.array([10, 20, 30])
+        whole = step_flops(lengths, 2, num_weights=1_000, num_trained=1_000, num_layers=0, hidden=0)
+        assert whole.tolist() == [6_000 * 30, 6_000 * 30]
+        assert step_flops(lengths, 3, num_weights=1_000, num_trained=0, num_layers=2, hidden=8).tolist() == [2_000 * 60 + 192 * 1_400]
+
+    @pytest.mark.parametrize(
+        ("card", "precision", "peak"),
+        [
+            ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+            ("NVIDIA H100 PCIe", "bf16", 756e12),
+            ("NVIDIA L4", "fp16", 121e12),
+            ("CPU", "fp32", None),
+        ],
+    )
+    def test_the_peak_is_known_by_the_name_of_the_card(self, card, precision, peak):
+        assert peak_flops(card, precision) == peak
+
+    def test_events_and_times_are_no_scalars(self):
+        assert scalars({"step": 3, "seconds": 2.0, "loss": 1, "note": "x", "validation_loss": 2.0}) == {
+            "train/loss": 1.0,
+            "validation/loss": 2.0,
+        }
+        assert math.isnan(scalars({"step": 1, "loss": math.nan})["train/loss"])
+
+
+def test_the_pilot_leaves_nothing_beside_its_log(tiny, tmp_path):
+    values = {"epochs": 0.3, "batch_size": 8, "micro_batch_size": 8, "precision": "fp32", "track": ["tensorboard"]}
+    splits = (tiny.split("train"), tiny.split("validation"))
+    chosen = TrainingSettings.model_validate(values)
+    fine_tune(tiny.base_model, *splits, tiny.labels, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    shutil.rmtree(tmp_path)
