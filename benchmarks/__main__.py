@@ -1,4 +1,4 @@
-"""Print the table of all benchmarks and write build/bench.json: `python -m benchmarks [--only NAME] [--repeats N]`.
+"""Print the table of all benchmarks and write build/bench.json: `python -m benchmarks [--only NAME] [--repeats N] [--slow]`.
 
 Everything measured runs in processes of its own, one at a time; leave the machine alone meanwhile.
 """
@@ -15,29 +15,56 @@ from benchmarks import table
 from benchmarks.check import measure_check
 from benchmarks.demo import LICENCES, REPOSITORY, Demo, measure_demo, measure_second_run
 from benchmarks.near_duplicates import measure_near_duplicates
+from benchmarks.packed_training import measure_packed_training
+from benchmarks.packing import measure_packing
+from benchmarks.preparation import Preparation
+from benchmarks.tick import measure_tick
 
-#: In the order of running: `second_run` goes on with the home of `demo`.
-NAMES = ("demo", "second_run", "check", "near_duplicates")
+#: In the order of running: `second_run` goes on with the home of `demo`, `preparation_one_percent_more` with the runs of `preparation`.
+NAMES = (
+    "demo",
+    "second_run",
+    "check",
+    "near_duplicates",
+    "preparation",
+    "preparation_one_percent_more",
+    "preparation_with_pii_and_language",
+    "packing",
+    "packed_training",
+    "tick",
+)
+#: Minutes and gigabytes: run only when asked for.
+SLOW_NAMES = ("preparation_memory",)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=NAMES, metavar="NAME", help=f"run one of: {', '.join(NAMES)}")
+    parser.add_argument("--only", choices=[*NAMES, *SLOW_NAMES], metavar="NAME", help=f"run one of: {', '.join([*NAMES, *SLOW_NAMES])}")
+    parser.add_argument("--slow", action="store_true", help=f"run {', '.join(SLOW_NAMES)} as well")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side of `demo`; the median counts")
     parsed = parser.parse_args(arguments)
     build = REPOSITORY / "build"
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as scratch:
         demo = Demo(LICENCES, Path(scratch), build / "bench-logs")
-        measure: dict[str, Callable[[], table.Row]] = {
+        preparation = Preparation(Path(scratch) / "preparation", demo.logs)
+        measure: dict[str, Callable[[], table.Row | list[table.Row]]] = {
             "demo": lambda: measure_demo(demo, parsed.repeats),
             "second_run": lambda: measure_second_run(demo),
             "check": lambda: measure_check(LICENCES.name, demo.logs),
             "near_duplicates": lambda: measure_near_duplicates(demo.logs),
+            "preparation": preparation.measure,
+            "preparation_one_percent_more": preparation.measure_one_percent_more,
+            "preparation_with_pii_and_language": preparation.measure_pii_and_language,
+            "preparation_memory": preparation.measure_memory,
+            "packing": lambda: measure_packing(demo.logs),
+            "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
+            "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
         }
         rows = []
-        for name in [parsed.only] if parsed.only else NAMES:
+        for name in [parsed.only] if parsed.only else (*NAMES, *(SLOW_NAMES if parsed.slow else ())):
             print(f"{name} ...", file=sys.stderr, flush=True)
-            rows.append(measure[name]())
+            made = measure[name]()
+            rows += made if isinstance(made, list) else [made]
             # After each row: an interrupted run keeps what it has.
             table.write(rows, build / "bench.json")
     print(table.render(rows))

@@ -1,0 +1,392 @@
+"""Training SmolLM2-135M on packed rows against what else one would do: useful tokens a second, padding not counted.
+
+Each side is a process of its own that holds the model and trains one optimizer step over the same documents whenever it
+is told to. The sides take turns, in another order each round, so what else the machine does hits all of them; each is
+compared with ours of the same round. Same weights, documents, threads, precision and optimizer everywhere:
+
+- `padded`: transformers' Trainer, rows padded to the longest of their pass;
+- `trl`: TRL's SFTTrainer with `packing_strategy="bfd_split"`, without its default of gradient checkpointing; `trl_row_by_row`:
+  with passes of one row, as it puts the rows of a pass into one, whose attention costs as many times more;
+- `bare`: a loop of ten lines over our packed rows with the model's own loss; `bare_same_loss`: with ours.
+
+One side by hand: `python -m benchmarks.packed_training SIDE MODEL_FOLDER`, then a line `go` for each step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.table import Goal, Row
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from fullft_assets.snapshot import Training
+
+REPOSITORY = Path(__file__).parent.parent
+CAPACITY = 512
+#: Rows of a packed pass; a step is one.
+NUM_ROWS = 4
+#: Rows of a padded pass: Trainer's default.
+NUM_PADDED_ROWS = 8
+#: Useful tokens of a step; its rows have room for 18 more.
+NUM_TOKENS = 2_030
+ROUNDS = 7
+_SEED = 35
+_OTHERS = {"padded": "Trainer, padded to longest", "trl": "TRL, bfd_split", "bare": "a bare packed loop"}
+#: Least times as fast as the other.
+_GOALS = {"padded": 2.2, "trl": 1.25, "bare": 0.97}
+
+
+@dataclass(frozen=True)
+class PairedRow(Row):
+    """A row whose ratio is the median over pairs: seconds of ours over those of the other in the same round."""
+
+    pairs: Sequence[float] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Our time over theirs."""
+        return median(self.pairs)
+
+
+class Process:
+    """One side; started, warmed up and then waiting.
+
+    Args:
+        name: the side.
+        model: folder of the model.
+        log: file for what it prints.
+        threads: that it computes with.
+    """
+
+    def __init__(self, name: str, model: Path, log: Path, threads: int):
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # Passive: threads that wait must not take the cores from the side whose turn it is.
+        env = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.packed_training", name, str(model)],
+                cwd=REPOSITORY, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
+            )  # fmt: skip
+        self.about: dict[str, Any] = self._read()
+
+    def step(self) -> dict[str, float]:
+        """Train one step; return its `seconds` and its `cpu` seconds."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process ended; the end of {self.log}:\n" + "\n".join(self.log.read_text().splitlines()[-15:]))
+        return json.loads(line)
+
+
+def measure_packed_training(model: Path, logs: Path, rounds: int = ROUNDS, threads: int | None = None) -> list[Row]:
+    """Measure all sides, taking turns.
+
+    Args:
+        model: folder of the model; written there if it does not exist.
+        logs: folder for what the sides print.
+        rounds: turns of each side.
+        threads: of each side. Default: one a core.
+    """
+    from fullft_assets.samples import smollm
+
+    smollm.write(model)
+    threads = threads or os.cpu_count() or 1
+    processes: dict[str, Process] = {}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    try:
+        for name in SIDES:
+            processes[name] = Process(name, model, logs / f"packed-training-{name}.log", threads)
+        load = os.getloadavg()[0]
+        names = list(SIDES)
+        for turn in range(rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                found[name].append(processes[name].step())
+        load = max(load, os.getloadavg()[0])
+    finally:
+        for process in processes.values():
+            process.stop()
+    about = {name: process.about for name, process in processes.items()}
+    rows = [_row(name, found, about) for name in _OTHERS]
+    for row, side, what in (
+        (rows[1], "trl_row_by_row", f"against TRL with one row a pass and {NUM_ROWS} passes a step"),
+        (rows[2], "bare_same_loss", "against the same loop with our loss"),
+    ):
+        row.notes.append(f"{what}: {_times_as_fast(_pairs(found, side, 'seconds'))}")
+    rows[0].notes.append(f"{threads} threads; load average up to {load:.1f} (of which ours: up to {threads})")
+    return rows
+
+
+def _row(name: str, found: dict[str, list[dict[str, float]]], about: dict[str, dict[str, Any]]) -> PairedRow:
+    seconds, cpu = ({side: median(step[kind] for step in steps) for side, steps in found.items()} for kind in ("seconds", "cpu"))
+    pairs = _pairs(found, name, "seconds")
+    speeds = {side: about[side]["num_tokens"] / seconds[side] for side in ("ours", name)}
+    notes = [
+        f"{_times_as_fast(pairs)}; in CPU seconds {1 / median(_pairs(found, name, 'cpu')):.2f} times",
+        f"{speeds['ours']:,.0f} against {speeds[name]:,.0f} useful tokens a second; {about['ours']['about']} against {about[name]['about']}",
+    ]
+    return PairedRow(
+        name="packed_training" if name == "padded" else f"packed_training_{name}",
+        ours=seconds["ours"],
+        other=_OTHERS[name],
+        theirs=seconds[name],
+        goal=Goal("ratio", 1 / _GOALS[name]),
+        ours_cpu=cpu["ours"],
+        theirs_cpu=cpu[name],
+        notes=notes,
+        details={"steps": {side: found[side] for side in ("ours", name)}, "about": {side: about[side] for side in ("ours", name)}},
+        pairs=pairs,
+    )
+
+
+def _pairs(found: dict[str, list[dict[str, float]]], name: str, kind: str) -> list[float]:
+    return [ours[kind] / theirs[kind] for ours, theirs in zip(found["ours"], found[name], strict=True)]
+
+
+def _times_as_fast(pairs: Sequence[float]) -> str:
+    low, high, level = median_interval([1 / pair for pair in pairs])
+    return f"{1 / median(pairs):.3f} times as fast, median of {len(pairs)} pairs ({level:.0%} interval {low:.3f} to {high:.3f})"
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return an interval of the median, whatever the distribution, and its level: between the k-th smallest and the k-th largest value.
+
+    Of n values the binomial distribution says how often the median lies there; k is the largest that reaches the level,
+    or 1 where n is too small for it.
+    """
+    ordered, n = sorted(values), len(values)
+
+    def reached(k: int) -> float:
+        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+
+    k = max((k for k in range(1, n // 2 + 1) if reached(k) >= level), default=1)
+    return ordered[k - 1], ordered[n - k], reached(k)
+
+
+def documents(model: Path) -> list[list[int]]:
+    """Return token ids of documents as long as those of instruction data are: lognormal, median 120 tokens.
+
+    Padded to the longest of eight, 57.7% of a batch is padding; of many thousands drawn so it is 57.9%. The text is that of
+    the licence rules of the sample.
+    """
+    from tokenizers import Tokenizer
+
+    from fullft_assets.samples import licences
+
+    generator = np.random.default_rng(_SEED)
+    lengths: list[int] = []
+    while (missing := NUM_TOKENS - sum(lengths)) > 0:
+        lengths.append(min(missing, int(np.clip(generator.lognormal(np.log(120), 0.9), 8, CAPACITY))))
+    tokenizer, stream = Tokenizer.from_file(str(model / "tokenizer.json")), []
+    for rule in licences.rules():
+        stream += tokenizer.encode(rule["text"]).ids
+        if len(stream) >= NUM_TOKENS:
+            break
+    starts = np.cumsum([0, *lengths])
+    return [stream[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
+
+
+class Turns:
+    """Tells the parent of each step, and waits for the word before the next; the first step warms up."""
+
+    def __init__(self) -> None:
+        # What libraries print must not come between.
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._began: tuple[float, float] | None = None
+
+    def step_done(self, about: dict[str, Any]) -> None:
+        """Report the step and wait; ends the process when the parent wants no more."""
+        line = about
+        if self._began is not None:
+            line = {"seconds": time.perf_counter() - self._began[0], "cpu": time.process_time() - self._began[1]}
+        print(json.dumps(line), file=self._out, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+        self._began = time.perf_counter(), time.process_time()
+
+    def callback(self, about: Callable[[], dict[str, Any]]) -> TrainerCallback:
+        """Return what makes a Trainer take turns."""
+        from transformers import TrainerCallback
+
+        class Callback(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                turns.step_done(about())
+
+        turns = self
+        return Callback()
+
+
+def _packed(windows: list[list[int]]) -> Training:
+    from fullft_assets.snapshot import Training, packing
+
+    plan = packing.plan(np.array([len(window) for window in windows]), CAPACITY, _SEED)
+    assert plan.num_rows == NUM_ROWS, plan.num_rows
+    return Training(windows, None, plan)
+
+
+def _load(model: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32).train()
+
+
+def _arguments(folder: str, **more: Any) -> dict[str, Any]:
+    from fullft_assets.workloads import precision
+
+    return {
+        "output_dir": folder,
+        "num_train_epochs": 1_000,
+        "learning_rate": 1e-5,
+        "optim": "adamw_torch_fused",
+        "max_grad_norm": 1.0,
+        "bf16": precision.resolve("auto") == "bf16",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        **more,
+    }
+
+
+def with_ours(model: Path, folder: str, turns: Turns) -> None:
+    """Train as the workload does."""
+    from fullft_assets.settings import TrainingSettings
+    from fullft_assets.workloads.packed import prepare
+
+    windows = documents(model)
+    settings = TrainingSettings(epochs=1_000, batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS, learning_rate=1e-5)
+    about = {"num_tokens": NUM_TOKENS, "about": f"{NUM_ROWS} packed rows of {CAPACITY}"}
+    prepared = prepare(
+        _load(model), _packed(windows), settings, Path(folder),
+        seed=_SEED, callbacks=[turns.callback(lambda: about)], save_strategy="no", logging_strategy="no",
+    )  # fmt: skip
+    assert prepared.isolation.is_isolated and prepared.token_loss.is_fused
+    prepared.trainer.train()
+
+
+def with_padding(model: Path, folder: str, turns: Turns) -> None:
+    """Train with Trainer as its examples do."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    windows = documents(model)
+    passes = {"per_device_train_batch_size": NUM_PADDED_ROWS, "gradient_accumulation_steps": -(-len(windows) // NUM_PADDED_ROWS)}
+    trainer = Trainer(
+        model=_load(model),
+        args=TrainingArguments(**_arguments(folder, **passes)),
+        train_dataset=Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}),
+        data_collator=DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(str(model)), mlm=False),
+        callbacks=[turns.callback(lambda: {"num_tokens": NUM_TOKENS, "about": f"{len(windows)} rows, {_padding(windows):.0%} padding"})],
+    )
+    trainer.train()
+
+
+def _padding(windows: list[list[int]]) -> float:
+    """Return the share of padding that shuffled passes hold in the mean."""
+    generator, sizes = np.random.default_rng(0), np.array([len(window) for window in windows])
+    spent = 0
+    for _ in range(1_000):
+        order = sizes[generator.permutation(len(sizes))]
+        spent += sum(
+            int(order[i : i + NUM_PADDED_ROWS].max()) * len(order[i : i + NUM_PADDED_ROWS]) for i in range(0, len(order), NUM_PADDED_ROWS)
+        )
+    return 1 - 1_000 * int(sizes.sum()) / spent
+
+
+def with_trl(model: Path, folder: str, turns: Turns, *, rows_a_pass: int = NUM_ROWS) -> None:
+    """Train with TRL, its rows as full as ours."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    passes = {"per_device_train_batch_size": rows_a_pass, "gradient_accumulation_steps": NUM_ROWS // rows_a_pass}
+    packed = {"packing": True, "packing_strategy": "bfd_split", "max_length": CAPACITY}
+    chosen = _arguments(folder, gradient_checkpointing=False, **passes, **packed)
+    trainer = SFTTrainer(
+        model=_load(model),
+        args=SFTConfig(**chosen),
+        train_dataset=Dataset.from_dict({"input_ids": documents(model)}),
+        processing_class=AutoTokenizer.from_pretrained(str(model)),
+        callbacks=[turns.callback(lambda: about)],
+    )
+    rows = [sum(lengths) for lengths in trainer.train_dataset["seq_lengths"]]
+    assert (len(rows), sum(rows)) == (NUM_ROWS, NUM_TOKENS), rows
+    about = {"num_tokens": NUM_TOKENS, "about": f"{len(rows)} packed rows, of which it feeds {rows_a_pass} as one"}
+    trainer.train()
+
+
+def with_bare_loop(model: Path, folder: str, turns: Turns, *, same_loss: bool = False) -> None:
+    """Train with the least code."""
+    import torch
+
+    from fullft_assets.workloads import packed_rows, precision
+    from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
+
+    network = _load(model)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+    pieces = packed_rows.Pieces(_packed(documents(model)))
+    batches = packed_rows.packed(pieces, NUM_ROWS, 1_000, _SEED, 0).batches()
+    first = next(packed_rows.packed(pieces, 1, 1, _SEED, 0).batches())
+    loss_of = TokenLoss(network, {name: value for name, value in first.items() if name != "labels"})
+    chosen = precision.resolve("auto")
+    for batch in batches:
+        with precision.autocast(chosen):
+            if same_loss:
+                labels = batch.pop("labels")
+                loss = loss_of.total(network, batch, labels) / (labels != IGNORED).sum()
+            else:
+                loss = network(**batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        turns.step_done({"num_tokens": NUM_TOKENS, "about": f"{NUM_ROWS} packed rows of {CAPACITY}"})
+
+
+SIDES: dict[str, Callable[[Path, str, Turns], None]] = {
+    "ours": with_ours,
+    "padded": with_padding,
+    "trl": with_trl,
+    "trl_row_by_row": lambda model, folder, turns: with_trl(model, folder, turns, rows_a_pass=1),
+    "bare": with_bare_loop,
+    "bare_same_loss": lambda model, folder, turns: with_bare_loop(model, folder, turns, same_loss=True),
+}
+
+
+def _main(side: str, model: str) -> None:
+    turns = Turns()
+    with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
+        SIDES[side](Path(model), folder, turns)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

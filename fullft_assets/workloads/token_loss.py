@@ -1,0 +1,142 @@
+"""The loss of language models over the trained tokens alone.
+
+Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output head and
+the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory, are computed for
+those alone, some at a time, with their gradients at once (as in Hsu et al. 2024, "Liger Kernel", section 3.2), so that
+logits of a whole batch never exist. Whether a model's head can be taken over so is tried, not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+#: Label of a token that is not trained.
+IGNORED = -100
+#: Logits that exist at a time.
+_CHUNK_ELEMENTS = 2**25
+
+
+class TokenLoss:
+    """Computes the summed cross-entropy of a model's next-token predictions.
+
+    Args:
+        model: a causal language model, not wrapped.
+        inputs: of a small forward pass that shows whether the model gives out its head's logits as they are.
+
+    Attributes:
+        is_fused: whether the head is taken over. Not where the model scales or caps its logits, which would be left out.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
+        self._head = model.get_output_embeddings()
+        is_plain = type(self._head) is nn.Linear and "forward" not in vars(self._head)
+        self.is_fused = is_plain and self._gives_out_its_heads_logits(model, inputs)
+
+    def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all trained tokens, in fp32, differentiable.
+
+        Args:
+            model: the model, which may be wrapped by now.
+            inputs: of its forward pass, without labels.
+            labels: [rows, tokens] token ids as they stand in the rows, IGNORED where not trained. The first token of a row is never trained.
+        """
+        return self._fused(model, inputs, labels) if self.is_fused else plain(model, inputs, labels)
+
+    def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        targets = labels[:, 1:]
+        predicted = targets != IGNORED
+        head = self._head
+
+        def loss_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
+            total = LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
+            return total.reshape(1, 1, 1)
+
+        # The head is called where the model calls it: wrappers that gather its weights or count its gradients see no difference.
+        head.forward = loss_in_place_of_logits
+        try:
+            return model(**inputs, use_cache=False).logits.sum()
+        finally:
+            del head.forward
+
+    @torch.no_grad()
+    def _gives_out_its_heads_logits(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+        of_head: list[torch.Tensor] = []
+        hook = self._head.register_forward_hook(lambda module, given, found: of_head.append(found))
+        try:
+            logits = model(**inputs, use_cache=False).logits
+        finally:
+            hook.remove()
+        return len(of_head) == 1 and of_head[0].shape == logits.shape and bool((of_head[0] == logits).all())
+
+
+def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """Return the same sum from all of the model's own logits."""
+    logits = model(**inputs, use_cache=False).logits
+    targets = labels[:, 1:]
+    predicted = targets != IGNORED
+    return functional.cross_entropy(logits[:, :-1][predicted].float(), targets[predicted], reduction="sum")
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of `hidden @ weight.T + bias`; the gradients are computed in the forward pass, a chunk of tokens at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+        """Return a scalar in fp32.
+
+        Args:
+            ctx: what backward needs.
+            hidden: [tokens, hidden].
+            weight: [vocabulary, hidden].
+            bias: [vocabulary] or None.
+            targets: [tokens] token ids.
+        """
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        with torch.autocast(kind, enabled=False):
+            states, matrix = hidden.to(dtype), weight.to(dtype)
+            offset = None if bias is None else bias.to(dtype)
+            size = max(1, _CHUNK_ELEMENTS // len(weight))
+            for start in range(0, len(hidden), size):
+                part, wanted = states[start : start + size], targets[start : start + size, None]
+                scores = torch.log_softmax(functional.linear(part, matrix, offset), -1, dtype=torch.float32)
+                total -= scores.gather(1, wanted).sum()
+                if not any(ctx.needs_input_grad):
+                    continue
+                slope = scores.exp_()
+                slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+                if grad_bias is not None:
+                    grad_bias += slope.sum(0)
+                slope = slope.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[start : start + size] = slope @ matrix
+                if grad_weight is not None:
+                    grad_weight += slope.T @ part
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradients; in place, as each is used once and one is as large as the head."""
+        hidden, weight, bias = ctx.saved_tensors
+        of_weight, of_bias = ctx.dtypes
+        return (
+            None if hidden is None else hidden.mul_(slope),
+            None if weight is None else weight.mul_(slope).to(of_weight),
+            None if bias is None else bias.mul_(slope).to(of_bias),
+            None,
+        )

@@ -1,0 +1,135 @@
+"""Packing probe: models that keep documents of a row apart pass, those that let them see one another do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GptOssConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from fullft_assets.workloads.isolation import probe
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}
+APART = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=16, n_layer=2, n_head=2, n_positions=128),
+}
+LEAKING = {
+    "opt": OPTConfig(
+        vocab_size=96, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=16, dropout=0.0
+    ),
+    "gpt_oss": GptOssConfig(**SMALL, num_local_experts=4),
+    "lfm2": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "bloom": BloomConfig(vocab_size=96, hidden_size=16, n_layer=2, n_head=2),
+    "mamba": MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=2, state_size=4),
+}
+
+
+def build(config: PreTrainedConfig, **options: object) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return AutoModelForCausalLM.from_config(config, **options)
+
+
+@pytest.mark.parametrize("name", APART)
+def test_models_that_keep_documents_apart_pass(name: str) -> None:
+    found = probe(build(APART[name]), 64)
+    assert found.is_isolated
+    assert max(found.logit_change, found.gradient_change) < 1e-7 and found.difference_from_alone < 1e-5
+    assert f"documents that share a row of {name} do not move one another" in found.reason
+
+
+@pytest.mark.parametrize("name", LEAKING)
+def test_models_that_leak_are_found(name: str) -> None:
+    found = probe(build(LEAKING[name]), 64)
+    assert not found.is_isolated
+    assert name in found.reason
+
+
+class BlindToPositions(torch.nn.Module):
+    """Passes everything on but the restarts: what a model does whose own code counts positions."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.inner = model
+        self.config, self.device = model.config, model.device
+        self.get_input_embeddings = model.get_input_embeddings
+
+    def forward(self, input_ids, position_ids, use_cache):
+        return self.inner(input_ids=input_ids, position_ids=self.positions(position_ids), use_cache=use_cache)
+
+    def positions(self, position_ids):
+        return torch.arange(position_ids.shape[1]).expand_as(position_ids)
+
+
+def test_lost_position_ids_are_found() -> None:
+    assert not probe(BlindToPositions(build(APART["llama"])), 64).is_isolated
+
+
+def test_document_must_be_what_it_is_alone() -> None:
+    """Rotary positions are relative: GPT-2's absolute ones show it."""
+    inner = build(APART["gpt2"])
+    mask = torch.block_diag(*[torch.ones(16, 16).tril()] * 3).bool()[None, None]
+
+    class Apart(BlindToPositions):
+        def forward(self, input_ids, position_ids, use_cache):
+            allowed = mask[..., : input_ids.shape[1], : input_ids.shape[1]].expand(len(input_ids), -1, -1, -1)
+            positions = self.positions(position_ids)
+            return self.inner(input_ids=input_ids, position_ids=positions, attention_mask=allowed, use_cache=use_cache)
+
+    found = probe(Apart(inner), 64)
+    assert not found.is_isolated and max(found.logit_change, found.gradient_change) == 0 < found.difference_from_alone
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_both_attention_kernels_of_a_cpu_pass(implementation: str) -> None:
+    assert probe(build(APART["llama"], attn_implementation=implementation), 64).is_isolated
+
+
+@pytest.mark.parametrize("capacity", [6, 8, 2048])
+def test_any_row_length_can_be_probed(capacity: int) -> None:
+    assert probe(build(APART["llama"]), capacity).is_isolated
+    assert not probe(build(LEAKING["opt"]), capacity).is_isolated
+
+
+def test_probe_leaves_the_model_as_it_was() -> None:
+    config = AutoConfig.for_model("llama", **SMALL, attention_dropout=0.5)
+    model = build(config).train()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert probe(model, 64).is_isolated  # dropout is off meanwhile
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_figures_that_are_no_numbers_fail() -> None:
+    model = build(APART["llama"])
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    assert not probe(model, 64).is_isolated

@@ -1,0 +1,404 @@
+"""Training on packed rows: what is fed, what the loss is, that packing changes no gradient, and that a run resumes exactly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from transformers import Gemma2Config, LlamaConfig, MixtralConfig, OPTConfig, PhiConfig, PreTrainedModel, TrainerCallback
+
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Training, packing
+from fullft_assets.workloads import packed_rows
+from fullft_assets.workloads.packed import prepare
+from fullft_assets.workloads.packed_rows import Pieces, planned_batches, planned_rows
+from fullft_assets.workloads.token_loss import IGNORED, TokenLoss, plain
+from tests.test_isolation import LEAKING, SMALL, build
+
+CAPACITY = 24
+LLAMA = LlamaConfig(**SMALL, pad_token_id=0)
+SETTINGS = TrainingSettings(epochs=1, batch_size=4, micro_batch_size=2, learning_rate=1e-2, precision="fp32", max_grad_norm=1e9)
+
+
+def training(count: int = 30, *, marked: bool = False, seed: int = 1, capacity: int = CAPACITY) -> Training:
+    rng = np.random.default_rng(seed)
+    windows = [rng.integers(3, 96, rng.integers(1, capacity + 1)).tolist() for _ in range(count)]
+    marks = [rng.integers(0, 2, len(window)).tolist() for window in windows] if marked else None
+    return Training(windows, marks, packing.plan(np.array([len(window) for window in windows]), capacity, seed=7))
+
+
+def trained_tokens(data: Training) -> list[tuple[int, int]]:
+    """(window, place) of each token that must be learned once an epoch."""
+    marks = data.marks or [[1] * len(window) for window in data.windows]
+    return [(n, i) for n, of_window in enumerate(marks) for i, mark in enumerate(of_window) if mark and i > 0]
+
+
+def gradients(model: PreTrainedModel) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+def alone(model: PreTrainedModel, data: Training) -> torch.Tensor:
+    """Gradients of the mean loss with every window in a forward pass of its own, written as plainly as can be."""
+    model.zero_grad()
+    wanted = trained_tokens(data)
+    for n, window in enumerate(data.windows):
+        places = [i for of, i in wanted if of == n]
+        if places:
+            logits = model(input_ids=torch.tensor([window])).logits[0]
+            losses = functional.cross_entropy(logits[[i - 1 for i in places]], torch.tensor(window)[places], reduction="sum")
+            (losses / len(wanted)).backward()
+    found = gradients(model).clone()
+    model.zero_grad()
+    return found
+
+
+class Seen(TrainerCallback):
+    """Keeps what the optimizer is about to use, and what it is shown."""
+
+    def __init__(self) -> None:
+        self.gradients: list[torch.Tensor] = []
+        self.losses: list[float] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(gradients(model))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def fed(feed: packed_rows.Feed) -> list[tuple[list[int], list[int]]]:
+    """The documents of a feed with their labels, told apart as a model would; those of padding left out."""
+    found = []
+    for batch in feed.batches():
+        for n, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
+            if "position_ids" in batch:
+                starts = [*torch.nonzero(batch["position_ids"][n] == 0).flatten().tolist(), len(ids)]
+                spans = list(zip(starts, starts[1:], strict=False))
+            else:
+                spans = [(0, int(batch["attention_mask"][n].sum()))]
+            found += [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in spans]
+    return [document for document in found if set(document[0]) != {0}]
+
+
+FEEDS: dict[str, Callable[[Pieces, float], packed_rows.Feed]] = {
+    "packed": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0),
+    "flat": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0, is_flat=True),
+    "padded": lambda pieces, epochs: packed_rows.padded(pieces, 2, 4, epochs, 3, 0),
+    "packed for three": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0, num_processes=3),
+    "padded for three": lambda pieces, epochs: packed_rows.padded(pieces, 2, 4, epochs, 3, 0, num_processes=3),
+}
+
+
+@pytest.mark.parametrize("name", FEEDS)
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(1, 40), seed=st.integers(0, 2**16), marked=st.booleans(), epochs=st.integers(1, 3))
+def test_every_token_is_fed_and_trained_once_an_epoch(name: str, count: int, seed: int, marked: bool, epochs: int) -> None:
+    data = training(count, marked=marked, seed=seed)
+    feed = FEEDS[name](Pieces(data), epochs)
+    found = fed(feed)
+    assert sorted(ids for ids, _ in found) == sorted(data.windows * epochs)
+    trained = sorted((ids, i) for ids, labels in found for i, label in enumerate(labels) if label != IGNORED)
+    assert trained == sorted((data.windows[n], i) for n, i in trained_tokens(data) * epochs)
+    assert all(label in (IGNORED, token) for ids, labels in found for token, label in zip(ids, labels, strict=True))
+    assert feed.tokens_of_passes.sum() == epochs * sum(map(len, data.windows))
+    assert len(list(feed.batches())) == feed.num_passes and feed.num_passes % (3 if "three" in name else 1) == 0
+    assert len(feed.dataset) % feed.items_a_pass == 0 or "three" not in name
+
+
+def test_packed_batches_have_neither_mask_nor_cache() -> None:
+    batch = next(FEEDS["packed"](Pieces(training()), 1).batches())
+    assert set(batch) == {"input_ids", "labels", "position_ids"}
+
+
+def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
+    data = Training([[5, 6, 7, 8], [9, 10]], None, packing.plan(np.array([4, 2]), 4, seed=0))
+    (batch,) = packed_rows.packed(Pieces(data), 2, 1, 0, 0).batches()
+    short = batch["input_ids"].tolist().index([9, 10, 0, 0])
+    assert batch["position_ids"][short].tolist() == [0, 1, 0, 1]
+    assert batch["labels"][short].tolist() == [IGNORED, 10, IGNORED, IGNORED]
+
+
+def test_piece_of_a_cut_window_trains_all_but_its_first_token() -> None:
+    window = list(range(10, 20))
+    data = Training([window], None, packing.plan(np.array([10]), 6, seed=0))
+    found = fed(packed_rows.packed(Pieces(data), 1, 1, 0, 0))
+    assert sorted(found) == [(window[:6], [IGNORED, *window[1:6]]), (window[6:], [IGNORED, *window[7:]])]
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 50), epochs=st.floats(0.05, 4), seed=st.integers(0, 99))
+def test_rows_come_in_the_plans_order_then_shuffled(rows: int, epochs: float, seed: int) -> None:
+    order = planned_rows(rows, epochs, seed)
+    assert len(order) == max(1, round(epochs * rows))
+    assert order[:rows].tolist() == list(range(min(rows, len(order))))
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        assert len(set(part.tolist())) == len(part)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, CAPACITY), min_size=1, max_size=200),
+    rows=st.integers(1, 8),
+    epochs=st.floats(0.1, 3),
+    seed=st.integers(0, 99),
+)
+def test_padded_batches_are_full_and_of_similar_length(lengths: list[int], rows: int, epochs: float, seed: int) -> None:
+    sizes = np.array(lengths)
+    batches = planned_batches(sizes, CAPACITY, rows, epochs, seed)
+    taken = np.bincount(np.concatenate(batches), minlength=len(sizes))
+    assert taken.sum() == max(1, round(epochs * len(sizes))) and taken.max() - taken.min() <= 1
+    for batch in batches:
+        room = rows * (CAPACITY // sizes[batch].max())
+        assert len(batch) == room or (batch is batches[-1] and len(batch) < room)
+        assert (np.diff(sizes[batch]) <= 0).all()
+
+
+def test_order_does_not_depend_on_the_rows_of_a_pass() -> None:
+    """A run that goes on with smaller passes, because memory ran out, must find its place."""
+    pieces = Pieces(training(60))
+    for small, large in ((1, 4), (2, 4)):
+        for feed in (packed_rows.packed, lambda p, n, *rest: packed_rows.padded(p, n, 4, *rest)):
+            assert fed(feed(pieces, small, 2.0, 3, 0)) == fed(feed(pieces, large, 2.0, 3, 0))
+
+
+def test_padding_is_little_and_nothing_is_lost_between_pools() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(3.5, 1, 8_000), 1, 256).astype(int)
+    batches = planned_batches(lengths, 256, 8, 2, 0)
+    assert sum(lengths[b].max() * len(b) for b in batches) < 1.05 * 2 * lengths.sum()
+    assert (np.bincount(np.concatenate(batches), minlength=8_000) == 2).all()
+
+
+def test_padded_batch_of_short_pieces_takes_as_many_passes_as_any() -> None:
+    lengths = [3] * 64 + [CAPACITY] * 8
+    data = Training([[5] * length for length in lengths], None, packing.plan(np.array(lengths), CAPACITY, seed=0))
+    feed = packed_rows.padded(Pieces(data), 2, 8, 1, 3, 0)
+    # Eight rows have room for 64 pieces of 3 tokens, or for 8 of all of a row.
+    assert [tuple(batch["input_ids"].shape) for batch in feed.batches()] in (
+        [(16, 3)] * 4 + [(2, CAPACITY)] * 4,
+        [(2, CAPACITY)] * 4 + [(16, 3)] * 4,
+    )
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["language_modeling", "sft"])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, micro_batch_size: int) -> None:
+    """One optimizer step over everything: whatever the passes, the mean over all trained tokens."""
+    data = training(marked=marked)
+    num_rows = data.packing.num_rows
+    batch_size = -(-num_rows // 4) * 4
+    chosen = SETTINGS.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
+    expected = alone(build(LLAMA), data)
+    seen = Seen()
+    prepared = prepare(build(LLAMA), data, chosen, tmp_path, seed=1, callbacks=[seen], save_strategy="no")
+    assert prepared.isolation.is_isolated and prepared.token_loss.is_fused and prepared.num_steps == 1
+    prepared.trainer.train()
+    (found,) = seen.gradients
+    assert (found - expected).norm() / expected.norm() < 1e-5
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) -> None:
+    opt = OPTConfig(**LEAKING["opt"].to_diff_dict() | {"pad_token_id": 0})
+    data = training(marked=True)
+    expected = alone(build(opt), data)
+    seen = Seen()
+    settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
+    prepared = prepare(build(opt), data, settings, tmp_path, seed=1, callbacks=[seen], save_strategy="no")
+    assert not prepared.isolation.is_isolated and "move one another" in prepared.isolation.reason
+    assert prepared.num_steps == 1
+    prepared.trainer.train()
+    (found,) = seen.gradients
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def test_step_loss_is_the_mean_over_its_trained_tokens(tmp_path: Path) -> None:
+    data = training(marked=True)
+    seen = Seen()
+    model = build(LLAMA)
+    prepared = prepare(model, data, SETTINGS, tmp_path, seed=1, callbacks=[seen], save_strategy="no", learning_rate=0.0)
+    prepared.trainer.train()
+    batches = list(packed_rows.packed(Pieces(data), SETTINGS.batch_size, 1, 1, 0).batches())
+    assert len(seen.losses) == len(batches) == prepared.num_steps > 1
+    with torch.no_grad():
+        for batch, found in zip(batches, seen.losses, strict=True):
+            labels = batch.pop("labels")
+            assert found == pytest.approx(plain(model, batch, labels).item() / int((labels != IGNORED).sum()), rel=1e-5)
+
+
+def test_step_of_prompts_alone_is_no_number_problem(tmp_path: Path) -> None:
+    windows = [[5] * CAPACITY for _ in range(8)]
+    marks = [[0] * CAPACITY for _ in range(7)] + [[1] * CAPACITY]
+    data = Training(windows, marks, packing.plan(np.full(8, CAPACITY), CAPACITY, seed=0))
+    seen = Seen()
+    prepare(build(LLAMA), data, SETTINGS, tmp_path, seed=1, callbacks=[seen], save_strategy="no").trainer.train()
+    assert len(seen.losses) == 2 and np.isfinite(seen.losses).all() and min(seen.losses) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "is_fused"),
+    [
+        (LLAMA, True),
+        (PhiConfig(vocab_size=96, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32), True),
+        (LlamaConfig(**SMALL, tie_word_embeddings=True), True),
+        (MixtralConfig(**SMALL, num_local_experts=2), True),
+        # Caps its logits: the head's own are not what is given out.
+        (Gemma2Config(**SMALL, final_logit_softcapping=0.01), False),
+    ],
+    ids=["llama", "phi_with_bias", "tied", "mixtral", "gemma2"],
+)
+def test_fused_loss_is_the_models_own(config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fullft_assets.workloads.token_loss._CHUNK_ELEMENTS", 7 * 96)  # several chunks, the last one short
+    model = build(config)
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        torch.nn.init.normal_(model.get_output_embeddings().bias)
+    batch = next(packed_rows.packed(Pieces(training(marked=True)), 4, 1, 0, 0).batches())
+    labels = batch.pop("labels")
+    loss = TokenLoss(model, batch)
+    assert loss.is_fused is is_fused
+    plain(model, batch, labels).backward()
+    expected, wanted = gradients(model), plain(model, batch, labels).item()
+    model.zero_grad()
+    found = loss.total(model, batch, labels)
+    (3 * found).backward()
+    assert found.item() == pytest.approx(wanted, rel=1e-6)
+    assert (gradients(model) / 3 - expected).norm() / expected.norm() < 1e-6
+    assert model(**batch).logits.shape[-1] == 96  # the head is itself again
+
+
+def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:
+    model = build(LLAMA)
+    batch = next(packed_rows.packed(Pieces(training()), 4, 1, 0, 0).batches())
+    labels = batch.pop("labels")
+    loss = TokenLoss(model, batch)
+
+    def computed(total: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
+        model.zero_grad()
+        total(*args).backward()
+        return gradients(model).clone()
+
+    exact = computed(plain, model, batch, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, fused = computed(plain, model, batch, labels), computed(loss.total, model, batch, labels)
+    assert (fused - exact).norm() < 1.2 * (rough - exact).norm() and (rough - exact).norm() < 0.02 * exact.norm()
+
+
+def test_mean_loss_of_other_documents(tmp_path: Path) -> None:
+    data, other = training(), training(9, marked=True, seed=4)
+    for config in (LLAMA, LEAKING["opt"]):
+        model = build(config)
+        prepared = prepare(model, data, SETTINGS, tmp_path, seed=1)
+        total, wanted = 0.0, trained_tokens(other)
+        model.eval()
+        with torch.no_grad():
+            for n, window in enumerate(other.windows):
+                places = [i for of, i in wanted if of == n]
+                logits = model(input_ids=torch.tensor([window])).logits[0]
+                total += functional.cross_entropy(logits[[i - 1 for i in places]], torch.tensor(window)[places], reduction="sum").item()
+        model.train()
+        assert prepared.mean_loss(model, other, 3) == pytest.approx(total / len(wanted), rel=1e-5)
+        assert model.training
+
+
+def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
+    """Stopped after an uneven number of steps, in the second epoch, with dropout."""
+    config = LlamaConfig(**SMALL, pad_token_id=0, attention_dropout=0.1)
+    settings = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3, "max_grad_norm": 1.0})
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= 6
+
+    def run(folder: Path, *callbacks: TrainerCallback, resume: str | None = None) -> dict[str, torch.Tensor]:
+        model = build(config)
+        prepared = prepare(model, training(40), settings, folder, seed=1, callbacks=callbacks)
+        assert prepared.num_steps > 7
+        torch.manual_seed(3)
+        prepared.trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "stopped", Stop())
+    checkpoint = tmp_path / "stopped" / "checkpoint-6"
+    resumed = run(tmp_path / "stopped", resume=str(checkpoint))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    seen = Seen()
+    settings = SETTINGS.model_copy(update={"epochs": 8, "precision": "bf16", "gradient_checkpointing": True})
+    prepared = prepare(build(LLAMA), training(), settings, tmp_path, seed=1, callbacks=[seen], save_strategy="no")
+    assert int(prepared.tokens_of_steps.sum()) == 8 * prepared.trainer.train_dataset._pieces.plan.num_tokens
+    prepared.trainer.train()
+    assert seen.losses[-1] < 0.9 * seen.losses[0]
+
+
+_RANK = """
+import os, sys, torch
+from pathlib import Path
+from tests.test_isolation import LEAKING, build
+from tests.test_packed import LLAMA, SETTINGS, training
+from fullft_assets.workloads.packed import prepare
+
+folder, name, ranks = Path(sys.argv[1]), sys.argv[2], int(os.environ.get("WORLD_SIZE", "1"))
+model = build(LLAMA if name == "llama" else LEAKING[name])
+settings = SETTINGS.model_copy(update={"max_grad_norm": 1.0})
+# Plain descent: Adam would hide a gradient that is too large by a factor.
+more = {"optim": "sgd", "save_strategy": "no", "ddp_backend": "gloo" if ranks > 1 else None}
+prepared = prepare(model, training(marked=True), settings, folder, seed=1, num_processes=ranks, **more)
+assert prepared.isolation.is_isolated is (name == "llama") and prepared.num_steps > 1
+prepared.trainer.train()
+if os.environ.get("RANK", "0") == "0":
+    torch.save(model.state_dict(), folder / f"{ranks}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "rank.py").write_text(_RANK)
+    root = Path(__file__).parent.parent
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        subprocess.run([sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path), name], env=env, cwd=root, check=True)
+    one, two = (torch.load(tmp_path / f"{ranks}.pt", weights_only=True) for ranks in (1, 2))
+    start = build(LLAMA if name == "llama" else LEAKING[name]).state_dict()
+    moved = max((one[key] - start[key]).abs().max() for key in start)
+    assert moved > 1e-3 and max((one[key] - two[key]).abs().max() for key in start) < 1e-4 * moved
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"windows": [], "marks": None}, DataError, "no training row"),
+        ({"windows": [[5, 6, 7]], "marks": [[1, 0, 0]]}, DataError, "no trained token; look at chunks.train_on"),
+        ({"windows": [[5, 96, 7]], "marks": None}, DataError, "token 96, the model knows 96: its tokenizer is not base_model's"),
+        ({"windows": [[5] * 129], "marks": None, "capacity": 256}, SettingsError, "chunks.max_tokens: 129 is more than the 128 positions"),
+        ({"windows": [[5, 6]], "marks": None, "capacity": 5}, SettingsError, "rows of 5 tokens are too short"),
+        ({"windows": [[5, 6]], "marks": None, "processes": 3}, SettingsError, "training.batch_size: 4 is not a multiple"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path: Path, change: dict, error: type[Exception], message: str) -> None:
+    plan = packing.plan(np.array([len(window) for window in change["windows"]], int), change.get("capacity", CAPACITY), seed=0)
+    with pytest.raises(error, match=message):
+        prepare(
+            build(LLAMA),
+            Training(change["windows"], change["marks"], plan),
+            SETTINGS,
+            tmp_path,
+            seed=1,
+            num_processes=change.get("processes", 1),
+        )
+    assert not os.listdir(tmp_path)
