@@ -7,6 +7,7 @@ Each field carries a description, a bound and the default that a practitioner wo
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -194,12 +195,19 @@ class ChunksSettings(Settings):
     max_tokens: int = Field(
         256, ge=8, le=1_048_576, description="Longest window in tokens, special tokens included; at most what the model takes."
     )
-    stride: int = Field(32, ge=0, description="Tokens that two neighbouring windows of a long text share, so that context is kept.")
+    stride: int = Field(
+        32,
+        ge=0,
+        description="Tokens that two neighbouring windows of a long text share, so that context is kept. Default for language_modeling: "
+        "0, each token is trained once.",
+    )
     max_windows: int | None = Field(
         None, ge=1, description="Windows kept of one text; the tokens cut off are counted. Default: all, nothing is cut."
     )
     boundaries: Literal["any", "sentence", "paragraph"] = Field(
-        "sentence", description="Where a window of a long text prefers to end: it gives up at most a quarter of its length for that."
+        "sentence",
+        description="Where a window of a long text prefers to end: it gives up at most a quarter of its length for that. Default for "
+        "language_modeling: any, so that rows are full.",
     )
     train_on: Literal["assistant", "last_turn", "everything"] = Field(
         "assistant", description="Which tokens of a conversation are trained: all assistant turns, the last one, or every token."
@@ -479,6 +487,17 @@ class UseCaseSettings(Settings):
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     launcher: LauncherSettings = LauncherSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        examples, chunks = data.get("examples"), data.get("chunks", {})
+        task = examples.get("task") if isinstance(examples, Mapping) else getattr(examples, "task", None)
+        if task != "language_modeling" or not isinstance(chunks, Mapping):
+            return data
+        return {**data, "chunks": {"stride": 0, "boundaries": "any", **chunks}}
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:
