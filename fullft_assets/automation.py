@@ -265,7 +265,7 @@ def _score_drop(store: Store, case: Case) -> float | None:
     report = latest(store, case.name, "evaluation_report")
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    metric = case.settings.evaluation.primary_metric
+    metric = case.settings.primary_metric
     is_candidate = report.metadata["checkpoint"] == champion.checkpoint
     newest = report.metadata.get(metric if is_candidate else f"champion_{metric}")
     return None if newest is None else champion.score - newest

@@ -113,7 +113,7 @@ def check_use_case(use_case: UseCase) -> str:
         f"gradient checkpointing {_chosen(settings, 'training', 'gradient_checkpointing')}",
         "learning": f"rate {_chosen(settings, 'training', 'learning_rate')}, "
         f"{_chosen(settings, 'training', 'scheduler')}, epochs {_chosen(settings, 'training', 'epochs')}",
-        "decides": f"metric {_chosen(settings, 'evaluation', 'primary_metric')}, seed {_chosen(settings, 'seed')}",
+        "decides": f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}",
     }
     if corpus.note:
         rows["note"] = corpus.note
@@ -499,6 +499,10 @@ def _chosen(settings: UseCaseSettings, *key: str) -> str:
     else:
         shown = f"{value:g}" if isinstance(value, float) else str(value)
     return shown if key[-1] in section.model_fields_set else f"{shown} (default)"
+
+
+def _metric(settings: UseCaseSettings) -> str:
+    return settings.primary_metric + (" (default)" if settings.evaluation.primary_metric is None else "")
 
 
 def _count(number: float) -> str:

@@ -313,6 +313,7 @@ def assess(
     settings: EvaluationSettings,
     *,
     seed: int,
+    metric: Metric = "macro_f1",
     min_gain: float = 0.0,
 ) -> Evaluation:
     """Compute every figure of an evaluation.
@@ -322,8 +323,9 @@ def assess(
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
         groups: the group of each row [n].
         label_names: the k names in label order.
-        settings: metric, level and size of the bootstrap.
+        settings: level and size of the bootstrap.
         seed: of the bootstrap.
+        metric: the one that decides.
         min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
 
     Raises:
@@ -332,30 +334,30 @@ def assess(
     predictions = {name: require_probabilities(p, labels, len(label_names), name).argmax(axis=1) for name, p in probabilities.items()}
     baselines = [name for name in predictions if name not in (FINETUNED, CHAMPION)]
     found = {
-        metric: cluster_bootstrap(
+        each: cluster_bootstrap(
             labels,
             predictions,
             groups,
-            metric=metric,
+            metric=each,
             reference=FINETUNED,
             resamples=settings.resamples,
             confidence=settings.confidence,
             seed=seed,
         )
-        for metric in METRICS
+        for each in METRICS
     }
-    primary = found[settings.primary_metric]
+    primary = found[metric]
     justified = justification(
         primary.scores,
         primary.gains,
         baselines,
-        metric=settings.primary_metric,
+        metric=metric,
         confidence=settings.confidence,
         min_gain=min_gain,
     )
     tuned = predictions[FINETUNED]
     return Evaluation(
-        primary_metric=settings.primary_metric,
+        primary_metric=metric,
         confidence=settings.confidence,
         resamples=settings.resamples,
         labels=list(label_names),
@@ -363,8 +365,8 @@ def assess(
         num_test_groups=len(set(groups)),
         baselines=baselines,
         has_champion=CHAMPION in predictions,
-        scores={metric: bootstrap.scores for metric, bootstrap in found.items()},
-        gains={metric: bootstrap.gains for metric, bootstrap in found.items()},
+        scores={each: bootstrap.scores for each, bootstrap in found.items()},
+        gains={each: bootstrap.gains for each, bootstrap in found.items()},
         calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], settings.calibration_bins),
         reliability=reliability(labels, probabilities[FINETUNED], settings.calibration_bins),
         per_label=label_scores(labels, tuned, label_names),

@@ -27,7 +27,7 @@ from fullft_assets.documents.formats import ENDINGS
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import METRICS, UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
 COMPONENT = "fullft_assets.FullFineTune"
@@ -174,7 +174,7 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
 
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
     """Return what is wrong with settings beyond types and bounds: paths, model, crons, owners, labels."""
-    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_owners, _check_crons)
+    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_evaluation, _check_owners, _check_crons)
     return [problem for check in checks for problem in check(settings, project_root)]
 
 
@@ -285,6 +285,12 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             f"{examples.min_characters} is more than examples.max_characters ({examples.max_characters})",
         )
     yield from (Problem(key, message) for key, message in problems(examples))
+
+
+def _check_evaluation(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    metric, task = settings.primary_metric, settings.examples.task
+    if metric not in METRICS[task]:
+        yield Problem(("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(METRICS[task])}")
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

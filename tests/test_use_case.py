@@ -203,6 +203,10 @@ ONE_MISTAKE = {
         "8: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'",
     ),
     "empty file": ("", "1: holds no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs"),
+    "metric of another task": (
+        GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
+        "9: evaluation.primary_metric: token_accuracy is not a metric of the task classification; give macro_f1 or accuracy",
+    ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
         "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",

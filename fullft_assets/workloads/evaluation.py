@@ -53,6 +53,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         labels,
         job.settings.evaluation,
         seed=job.settings.seed,
+        metric=job.settings.primary_metric,
         min_gain=job.settings.release.min_gain_over_baselines,
     )
     headline = metrics.headline(test.labels, probabilities[FINETUNED], job.settings.evaluation.calibration_bins)

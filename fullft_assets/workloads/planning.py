@@ -183,7 +183,7 @@ def _available_memory_bytes() -> int:
 
 def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
     train, validation, num_labels = shared.train, shared.validation, len(shared.labels)
-    metric = _METRICS[shared.job.settings.evaluation.primary_metric]
+    metric = _METRICS[shared.job.settings.primary_metric]
     scores, seconds = {}, {}
     for name in baselines.KINDS:
         started = time.monotonic()
@@ -195,7 +195,7 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
         fitted.save(draft.path)
         scores[name] = metric(validation.labels, fitted.predict(validation).argmax(1))
         seconds[name] = time.monotonic() - started
-        shared.progress.say(f"{name}: validation {shared.job.settings.evaluation.primary_metric} {scores[name]:.4f}")
+        shared.progress.say(f"{name}: validation {shared.job.settings.primary_metric} {scores[name]:.4f}")
     best = max(scores, key=scores.__getitem__)
     return shared.commit(
         draft, {"labels": shared.labels, "scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}, []
@@ -228,14 +228,14 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
             evaluate_at=tuple(steps),
             resumable=False,
         )
-    key = f"validation_{settings.evaluation.primary_metric}"
+    key = f"validation_{settings.primary_metric}"
     scored = {line["step"]: line[key] for line in fit.history if key in line}
     points = [planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in zip(rows, steps, strict=True)]
     prediction = planning.extrapolate(points, round(len(shared.train) * settings.training.epochs))
     check = planning.pilot_check(prediction, cheaper.metadata["best"], cheaper.metadata["best_score"], settings.planning)
     shared.progress.say(check.description)
     metadata = {
-        "learning_curve": [{"rows": p.rows, settings.evaluation.primary_metric: p.score} for p in points],
+        "learning_curve": [{"rows": p.rows, settings.primary_metric: p.score} for p in points],
         "predicted": prediction.predicted,
         "predicted_low": prediction.low,
         "predicted_high": prediction.high,
