@@ -115,6 +115,8 @@ def check_use_case(use_case: UseCase) -> str:
         f"{_chosen(settings, 'training', 'scheduler')}, epochs {_chosen(settings, 'training', 'epochs')}",
         "decides": f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}",
     }
+    if settings.monitoring.path is not None and settings.examples.task != "classification":
+        rows["monitoring"] = f"none: drift is watched for the task classification alone, so {settings.monitoring.path} is not read"
     if corpus.note:
         rows["note"] = corpus.note
     return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in rows.items())])

@@ -346,8 +346,8 @@ def _cron_values(part: str, unit: str, low: int, high: int) -> set[int]:
 
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
     problems = validate(settings, root)
-    if yaml_path.parent == DEFS / "licences":
-        problems = [_with_demo_mend(problem) for problem in problems]
+    if yaml_path.parent.parent == DEFS:
+        problems = [_with_demo_mend(problem, yaml_path.parent.name) for problem in problems]
     folder = yaml_path.parent.name
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
         mend = f"add `name: {fitting_name(folder)}`"
@@ -355,11 +355,11 @@ def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> lis
     return problems
 
 
-def _with_demo_mend(problem: Problem) -> Problem:
-    # The demo's documents are no part of the package: on a fresh checkout they have yet to be written.
-    if problem.key not in (("documents", "path"), ("monitoring", "path")):
+def _with_demo_mend(problem: Problem, demo: str) -> Problem:
+    # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
+    if problem.key not in (("base_model",), ("documents", "path"), ("monitoring", "path"), ("snapshot", "replay")):
         return problem
-    return Problem(problem.key, f"{problem.message}; `fullft prepare` writes the demo's")
+    return Problem(problem.key, f"{problem.message}; `fullft prepare {demo}` writes the demo's")
 
 
 def fitting_name(folder: str) -> str:
