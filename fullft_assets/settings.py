@@ -204,7 +204,11 @@ class ChunksSettings(Settings):
     max_tokens: int = Field(
         256, ge=8, le=1_048_576, description="Longest window in tokens, special tokens included; at most what the model takes."
     )
-    stride: int = Field(32, ge=0, description="Tokens that two neighbouring windows of a long text share, so that context is kept.")
+    stride: int = Field(
+        32,
+        ge=0,
+        description="Tokens that two neighbouring windows of a long text share, so that context is kept; none do for the task language_modeling.",
+    )
     max_windows: int | None = Field(
         None, ge=1, description="Windows kept of one text; the tokens cut off are counted. Default: all, nothing is cut."
     )
@@ -221,6 +225,13 @@ class ChunksSettings(Settings):
     max_term_pieces: Float = Field(3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns.")
     max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
     max_byte_fallback_share: Float = Field(0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns.")
+
+    def of_task(self, task: Task) -> ChunksSettings:
+        """Return the settings that windows of a task are cut with: those of language_modeling share no tokens.
+
+        All of its tokens are trained and scored, and one that stands in two windows would count twice.
+        """
+        return self.model_copy(update={"stride": 0}) if task == "language_modeling" else self
 
 
 class ReplaySettings(Settings):
