@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from fullft_assets.chunks import Tokenization, save_tokenizer
 from fullft_assets.evaluation import BASE_MODEL, LanguageEvaluation, read_evaluation
 from fullft_assets.snapshot import load_messages
 from fullft_assets.store import Manifest
+from fullft_assets.workloads import judging_tokens
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.evaluation import work
 from fullft_assets.workloads.generation import Writer
@@ -26,18 +28,9 @@ from fullft_assets.workloads.inference import load_causal
 from fullft_assets.workloads.judging import Docket
 from fullft_assets.workloads.judging_tokens import judge
 from tests import prepared as preparations
-from tests import project as projects
-from tests import smollm2
 
 TASKS = ("language_modeling", "sft")
 QUIET = Progress(silent=True)
-
-
-def conversation(row: dict[str, str]) -> dict[str, object]:
-    question = f"Which kind of licence clue is this, and of what?\n\n{row['text'][:120]}"
-    answer = f"It is a {row['kind']} of {row['expression']}."
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": row["id"], "messages": messages, "expression": row["expression"]}
 
 
 class Lab:
@@ -45,17 +38,14 @@ class Lab:
 
     def __init__(self, root: Path, task: str):
         self.task = task
-        root.mkdir()
-        self.model = smollm2.write_tiny_model(root / "model")
-        rows = [row for row in projects.licence_rows(400) if len(row["text"]) > 60][:150]
-        self.prepared = preparations.prepare(
-            root / "project",
-            delivered=[conversation(row) for row in rows] if task == "sft" else rows,
-            base_model=str(self.model),
-            examples={"task": task, "label": None, "labels": None},
-            chunks={"max_tokens": 64, "max_windows": None if task == "sft" else 2, "stride": 4},
+        self.prepared = preparations.prepare_language_model(
+            root,
+            task,
+            rows=150,
+            chunks={"max_windows": None if task == "sft" else 2},
             snapshot={"min_train_rows": 10, "test_share": 0.25},
         )
+        self.model = self.prepared.base_model
         self.store, self.snapshot = self.prepared.store, self.prepared.snapshot
         self.test = self.prepared.split("test")
         self.baselines = self.artifact("cheaper_baselines", "b", {"best": BASE_MODEL, "scores": {BASE_MODEL: 0.0}})
@@ -109,6 +99,13 @@ class Lab:
 
     def figures(self, report: Manifest) -> LanguageEvaluation:
         return read_evaluation((self.store.folder(report) / "evaluation.json").read_bytes())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_words() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judging_tokens, "MAX_NEW_TOKENS", 4)
+        yield
 
 
 @pytest.fixture(scope="module", params=TASKS)
