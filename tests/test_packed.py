@@ -382,6 +382,33 @@ def test_smaller_passes_after_a_lack_of_memory_read_the_same(tmp_path: Path, nam
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["packed", "padded"])
+def test_roll_back_reads_on_from_its_checkpoint(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 5, of two passes, is spoiled once; that of step 4 is then not known to be good."""
+    load, passes, spoiled = Built.load, [], [0]
+
+    def load_watched(self: Built, settings: TrainingSettings) -> PreTrainedModel:
+        model = load(self, settings)
+
+        def hook(module: torch.nn.Module, args: object, kwargs: dict, output: object) -> None:
+            if module.training and torch.is_grad_enabled():
+                passes.append(kwargs["input_ids"].tolist())
+                if len(passes) == spoiled[0]:
+                    output.logits = output.logits * torch.nan
+
+        model.register_forward_hook(hook, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(Built, "load", load_watched)
+    chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
+    config, data = LLAMA if name == "packed" else OPT, training(40, marked=True)
+    fit(config, data, chosen, tmp_path / "straight", resumable=True)
+    straight, passes[:], spoiled[0] = list(passes), [], 9
+    done = fit(config, data, chosen, tmp_path / "rolled", resumable=True)
+    assert [(incident.kind, incident.step, incident.to_step) for incident in done.incidents] == [("roll_back", 5, 2)]
+    assert passes == straight[:10] + straight[4:]
+
+
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 8, "precision": "bf16", "gradient_checkpointing": True})
     data = training()
