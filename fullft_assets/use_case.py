@@ -291,6 +291,8 @@ def _check_evaluation(settings: UseCaseSettings, root: Path) -> Iterator[Problem
     metric, task = settings.primary_metric, settings.examples.task
     if metric not in METRICS[task]:
         yield Problem(("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(METRICS[task])}")
+    if settings.release.max_calibration_error is not None and task in ("sft", "language_modeling"):
+        yield Problem(("release", "max_calibration_error"), f"is for the task classification: for {task} it is not measured; remove it")
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

@@ -56,12 +56,15 @@ class Lab:
             if model is not None:
                 AutoModelForCausalLM.from_pretrained(str(model)).save_pretrained(draft.path / "model")
                 save_tokenizer(model, [], draft.path / "model")
+                (draft.path / "logs").mkdir()
+                log = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 7.0}, {"step": 2, "validation_loss": 7.5}]
+                (draft.path / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
             return draft.commit(settings={"training": {"epochs": 1}}, inputs={}, metadata=metadata)
 
     def checkpoint(self, name: str, model: Path, snapshot: Manifest | None = None) -> Manifest:
         return self.artifact("finetuned_checkpoint", name, {"snapshot": (snapshot or self.snapshot).ref, "labels": []}, model)
 
-    def learn(self, folder: Path, steps: int = 12) -> Path:
+    def learn(self, folder: Path, steps: int = 8) -> Path:
         """Train the tiny model on the training rows for a moment."""
         model = load_causal(self.model).train()
         train = self.prepared.split("train")
@@ -181,10 +184,12 @@ def test_a_worse_candidate_than_the_champion_is_refused(lab: Lab, learned: Manif
 
 def test_the_report_is_whole_and_texts_stand_only_in_the_html(lab: Lab, report: Manifest) -> None:
     folder = lab.store.folder(report)
-    assert {f"pictures/{name}.png" for name in ("scores", "changes", "per_length", "learning_curve")} <= set(report.files)
+    assert {f"pictures/{name}.png" for name in ("scores", "changes", "per_length", "loss", "learning_curve")} <= set(report.files)
     page = (folder / "report.html").read_text()
-    for said in ("base model, not fine-tuned", "What it writes", "Weakest groups", "perplexity", report.metadata["justification"][:60]):
+    for said in ("base model, not fine-tuned", "What it writes", "trained tokens of a row", report.metadata["justification"][:60]):
         assert said in page, said
+    # An answer has a dozen tokens: too few to say how weak a group is.
+    assert ("Weakest groups" in page) == (lab.task == "language_modeling")
     shown = re.findall(r'<tr data-document="([^"]+)"><td style="width', page)
     assert len(shown) == 4 and set(shown) <= set(lab.test.ids)
     words = {text[:40] for text in lab.test.texts if len(text) > 60}
@@ -197,6 +202,7 @@ def test_the_report_is_whole_and_texts_stand_only_in_the_html(lab: Lab, report: 
         assert not [id_ for id_ in lab.test.ids if f"`{id_}`" in (folder / name).read_text() or f'"{id_}"' in (folder / name).read_text()]
 
 
+@pytest.mark.parametrize("lab", ["language_modeling"], indirect=True)
 def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> None:
     made = lab.evaluate(learned, key="erased")
     page = (lab.store.folder(made) / "report.html").read_text()
@@ -213,7 +219,7 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
         folder = lab.store.folder(manifest)
         assert f'data-document="{gone}"' not in (folder / "report.html").read_text()
         assert written not in (folder / "report.html").read_text()
-        assert f'"{gone}"' not in (folder / "evaluation.json").read_text()
+        assert f'"id": "{gone}"' not in (folder / "evaluation.json").read_text()
         assert read_evaluation((folder / "evaluation.json").read_bytes()).num_test_rows == len(lab.test)
 
 
@@ -236,9 +242,8 @@ class TestWriter:
                 break
         assert writer.write(prompt) == writer.write(prompt) == writer._tokenization.tokenizer.decode(expected)
 
+    @pytest.mark.parametrize("lab", ["sft"], indirect=True)
     def test_a_conversation_is_asked_through_the_template(self, lab: Lab, learned: Manifest) -> None:
-        if lab.task != "sft":
-            pytest.skip("language_modeling has none")
         writer = self.writer(lab, learned)
         text = writer._tokenization.tokenizer.decode(writer._read([{"role": "user", "content": "Why?"}]), skip_special_tokens=False)
         assert text.endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
@@ -269,16 +274,3 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(lab: Lab, l
 def chunks_of_another(lab: Lab) -> Manifest:
     with lab.store.create("letters", "tokenized_chunks", "other", version="1", seed=17) as draft:
         return draft.commit(settings={}, inputs={"tokenizer": "another"}, metadata={})
-
-
-def test_the_step_log_draws_the_loss(lab: Lab, learned: Manifest, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    AutoModelForCausalLM.from_pretrained(str(lab.store.folder(learned) / "model")).save_pretrained(model)
-    with lab.store.create("letters", "finetuned_checkpoint", "logged", version="1", seed=17) as draft:
-        AutoModelForCausalLM.from_pretrained(str(model)).save_pretrained(draft.path / "model")
-        save_tokenizer(lab.model, [], draft.path / "model")
-        (draft.path / "logs").mkdir()
-        log = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 7.0}, {"step": 2, "validation_loss": 7.5}]
-        (draft.path / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        checkpoint = draft.commit(settings={"training": {}}, inputs={}, metadata={"snapshot": lab.snapshot.ref})
-    assert "pictures/loss.png" in lab.evaluate(checkpoint, key="logged").files

@@ -207,6 +207,10 @@ ONE_MISTAKE = {
         GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
         "9: evaluation.primary_metric: token_accuracy is not a metric of the task classification; give macro_f1 or accuracy",
     ),
+    "gate that is not measured": (
+        GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
+        "10: release.max_calibration_error: is for the task classification: for sft it is not measured; remove it",
+    ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
         "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
