@@ -207,6 +207,10 @@ ONE_MISTAKE = {
         GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
         "9: evaluation.primary_metric: token_accuracy is not a metric of the task classification; give macro_f1 or accuracy",
     ),
+    "labels of a task without any": (
+        GOOD.replace("label: kind", "task: sft") + "  training:\n    balance_labels: true\n",
+        "9: training.balance_labels: is for the task classification: sft has no labels",
+    ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
         "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
