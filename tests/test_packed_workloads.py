@@ -98,7 +98,7 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
 @pytest.mark.parametrize(
     ("case", "kills", "changes", "spoiled"),
     [
-        ("sft", 3, {"micro_batch_size": 4}, []),
+        ("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, []),
         pytest.param("language_modeling", 20, {"epochs": 4.0}, [], marks=pytest.mark.slow),
         pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=pytest.mark.slow),
     ],
@@ -118,7 +118,8 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == kills
+    moments = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(moments) == kills and sum(moment["saving"] for moment in moments) >= kills // 7
     assert_same_as(straight, killed)
     rolled = [[(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]] for run in (straight, killed)]
     assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])
