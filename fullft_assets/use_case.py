@@ -174,7 +174,7 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
 
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
     """Return what is wrong with settings beyond types and bounds: paths, model, crons, owners, labels."""
-    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_evaluation, _check_owners, _check_crons)
+    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_task, _check_owners, _check_crons)
     return [problem for check in checks for problem in check(settings, project_root)]
 
 
@@ -287,8 +287,10 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     yield from (Problem(key, message) for key, message in problems(examples))
 
 
-def _check_evaluation(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     metric, task = settings.primary_metric, settings.examples.task
+    if settings.training.balance_labels and task in ("sft", "language_modeling"):
+        yield Problem(("training", "balance_labels"), f"is for the task classification: {task} has no labels")
     if metric not in METRICS[task]:
         yield Problem(("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(METRICS[task])}")
     if settings.release.max_calibration_error is not None and task in ("sft", "language_modeling"):

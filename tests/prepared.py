@@ -42,7 +42,7 @@ class Prepared:
     @property
     def recipe(self) -> Any:
         """What training, planning and the pilot would train."""
-        from fullft_assets.workloads.recipes import open_recipe
+        from fullft_assets.workloads.tasks import open_recipe
 
         return open_recipe(self.job("finetuned_checkpoint"), self.store, self.snapshot)
 

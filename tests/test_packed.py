@@ -23,7 +23,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.workloads import packed_rows
 from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.feed import Feed
+from fullft_assets.workloads.feed import Feed, sums_between
 from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.packed import NextToken
 from fullft_assets.workloads.packed_rows import Pieces, planned_batches, planned_rows
@@ -145,7 +145,13 @@ def test_every_token_is_fed_and_trained_once_an_epoch(name: str, count: int, see
     assert trained == sorted((data.windows[n], i) for n, i in trained_tokens(data) * epochs)
     assert all(label in (IGNORED, token) for ids, labels in found for token, label in zip(ids, labels, strict=True))
     assert feed.tokens_of_passes.sum() == epochs * sum(map(len, data.windows))
-    assert len(list(feed.batches())) == feed.num_passes and feed.num_passes % (3 if "three" in name else 1) == 0
+    batches = list(feed.batches())
+    assert [batch["input_ids"].numel() for batch in batches if (batch["labels"] != IGNORED).any()] == [
+        size for size, batch in zip(feed.sizes, batches, strict=True) if (batch["labels"] != IGNORED).any()
+    ]
+    predicted = sums_between(feed.num_predicted, feed.bounds)
+    assert [int((batch["labels"] != IGNORED).sum()) for batch in batches] == predicted.tolist()
+    assert len(batches) == feed.num_passes and feed.num_passes % (3 if "three" in name else 1) == 0
     assert len(feed.dataset) % feed.items_a_pass == 0 or "three" not in name
 
 

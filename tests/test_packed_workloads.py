@@ -28,7 +28,8 @@ from tests.test_resume import Run, assert_same_as
 
 STAGE = "finetuned_checkpoint"
 QUICK: dict[str, Any] = {
-    "chunks": {"max_tokens": 32},
+    # One that licences have.
+    "chunks": {"max_tokens": 32, "added_tokens": ["sublicense"]},
     "snapshot": {"max_validation_rows": 4},
     "training": {
         "epochs": 1, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "precision": "fp32", "checkpoint_every_steps": 3,
@@ -56,6 +57,7 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared,
     assert found["isolation"].startswith("documents that share a row of llama do not move one another")
     assert not {"validation_accuracy", "validation_macro_f1"} & set(found)
     folder, validation = case.store.folder(made), case.split("validation")
+    assert load_causal(folder / "model").get_input_embeddings().num_embeddings == 49_153
     again = score_documents(load_causal(folder / "model"), validation.windows, validation.marks)
     assert found["validation_loss"] == pytest.approx(again.mean_loss(), rel=1e-5)
     assert found["validation_token_probability"] == pytest.approx(again.token_probability(), rel=1e-4)
@@ -66,6 +68,7 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared,
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (folder / "model").iterdir()}
 
 
+@pytest.mark.parametrize("case", ["sft"], indirect=True)
 def test_plan_baseline_and_pilot(case: Prepared) -> None:
     job = case.job("pilot_run", planning={"pilot_share": 1.0}, training={"epochs": 2.0})
     planning.work(job, case.store, Progress(silent=True))
@@ -76,7 +79,7 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
     assert 0 <= plan.metadata["padding_share"] < 0.1 and plan.metadata["is_packed"] and plan.metadata["predicted_seconds"] > 0
     assert all(check.passed for check in plan.checks)
     validation = case.split("validation")
-    base = score_documents(load_causal(case.base_model), validation.windows, validation.marks)
+    base = score_documents(load_causal(case.base_model, ["sublicense"]), validation.windows, validation.marks)
     assert cheaper.metadata["scores"] == {"base_model": pytest.approx(base.token_probability(), rel=1e-3)}
     assert (cheaper.metadata["best"], cheaper.metadata["labels"]) == ("base_model", [])
     points = pilot.metadata["learning_curve"]
@@ -93,13 +96,14 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "changes", "spoiled"),
+    ("case", "kills", "changes", "spoiled"),
     [
-        (4, {"micro_batch_size": 4}, []),
-        pytest.param(20, {}, [], marks=pytest.mark.slow),
-        pytest.param(20, {"keep_best": True, "epochs": 2.0}, ["8"], marks=pytest.mark.slow),
+        ("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, []),
+        pytest.param("language_modeling", 20, {"epochs": 4.0}, [], marks=pytest.mark.slow),
+        pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=pytest.mark.slow),
     ],
     ids=["a few", "twenty", "twenty and rolled back"],
+    indirect=["case"],
 )
 def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     case: Prepared, kills: int, changes: dict, spoiled: list[str], request: pytest.FixtureRequest
@@ -114,12 +118,14 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == kills
+    moments = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(moments) == kills and sum(moment["saving"] for moment in moments) >= kills // 7
     assert_same_as(straight, killed)
     rolled = [[(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]] for run in (straight, killed)]
     assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])
 
 
+@pytest.mark.parametrize("case", ["sft"], indirect=True)
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def _leave_signals_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +144,8 @@ class TestRefusals:
         LlamaForCausalLM(LlamaConfig(**small | config)).save_pretrained(tmp_path)
         for stage, workload in ((STAGE, training), ("pilot_run", planning)):
             job = case.job(stage, f"refused-{tmp_path.name}")
-            job = job.model_copy(update={"settings": job.settings.model_copy(update={"base_model": str(tmp_path)})})
+            changes = {"base_model": str(tmp_path), "chunks": job.settings.chunks.model_copy(update={"added_tokens": []})}
+            job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
             capsys.readouterr()
             assert entry._run(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
             [said] = capsys.readouterr().err.strip().splitlines()[-1:]

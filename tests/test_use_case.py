@@ -211,6 +211,10 @@ ONE_MISTAKE = {
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
         "10: release.max_calibration_error: is for the task classification: for sft it is not measured; remove it",
     ),
+    "labels of a task without any": (
+        GOOD.replace("label: kind", "task: sft") + "  training:\n    balance_labels: true\n",
+        "9: training.balance_labels: is for the task classification: sft has no labels",
+    ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
         "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fullft_assets.snapshot import Training
+from fullft_assets.snapshot.shingles import expand
 from fullft_assets.workloads.feed import Batch, Feed, sums_between
 from fullft_assets.workloads.token_loss import IGNORED
 
@@ -33,7 +34,7 @@ def packed(
     plan = pieces.plan
     order = planned_rows(plan.num_rows, epochs, seed)
     held = np.diff(plan.row_offsets)
-    numbers = np.repeat(plan.row_offsets[order] - np.cumsum(held[order]) + held[order], held[order]) + np.arange(held[order].sum())
+    numbers = expand(plan.row_offsets[order], held[order])
     count, num_rows = held[order], len(order)
     if num_processes > 1:
         missing = -num_rows % (rows_a_pass * num_processes)

@@ -29,7 +29,7 @@ from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes
 from fullft_assets.workloads.inference import device
 from fullft_assets.workloads.recipe import Prepared, Recipe
-from fullft_assets.workloads.recipes import open_recipe
+from fullft_assets.workloads.tasks import open_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,7 +21,7 @@ from fullft_assets.workloads import precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, room_needed
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.workloads.recipes import open_recipe
+from fullft_assets.workloads.tasks import open_recipe
 from fullft_assets.workloads.telemetry import EVENT_FILES
 
 

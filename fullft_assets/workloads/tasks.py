@@ -1,4 +1,4 @@
-"""Which recipe a use case's task has, on its snapshot."""
+"""What a use case trains: its task's recipe, on its snapshot."""
 
 from __future__ import annotations
 
