@@ -53,4 +53,4 @@ bench: home ## Side by side with what you would use instead: make bench [ONLY=na
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove the demo's data, runs and artifacts (not .venv)
-	rm -rf .home data/licences build
+	rm -rf .home data/licences data/licence_texts data/models build

@@ -280,17 +280,19 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
 def with_ours(model: Path, folder: str, turns: Turns) -> None:
     """Train as the workload does."""
     from fullft_assets.settings import TrainingSettings
-    from fullft_assets.workloads.packed import prepare
+    from fullft_assets.snapshot import Split
+    from fullft_assets.workloads.entry import Progress
+    from fullft_assets.workloads.finetuning import fine_tune
+    from fullft_assets.workloads.packed import NextToken
 
     windows = documents(model)
+    nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]])
     settings = TrainingSettings(epochs=1_000, batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS, learning_rate=1e-5)
     about = {"num_tokens": NUM_TOKENS, "about": f"{NUM_ROWS} packed rows of {CAPACITY}"}
-    prepared = prepare(
-        _load(model), _packed(windows), settings, Path(folder),
-        seed=_SEED, callbacks=[turns.callback(lambda: about)], save_strategy="no", logging_strategy="no",
+    fine_tune(
+        NextToken(model, _packed(windows), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
+        evaluate_at=(), resumable=False, callbacks=[turns.callback(lambda: about)],
     )  # fmt: skip
-    assert prepared.isolation.is_isolated and prepared.token_loss.is_fused
-    prepared.trainer.train()
 
 
 def with_padding(model: Path, folder: str, turns: Turns) -> None:

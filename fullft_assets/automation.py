@@ -62,7 +62,7 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
     ]
     if case.has_model:
         jobs.append(job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."))
-    if is_monitored(case):
+    if case.is_monitored:
         about = "One window of production documents: has it drifted?"
         # A new window may show that the training data is no longer what production sees.
         jobs.append(job("monitor", MONITOR, about, case.windows, (representation.check_key(case),)))
@@ -74,7 +74,7 @@ def build_sensors(case: Case) -> list[dg.SensorDefinition]:
     sensors = [_delivery_sensor(case, "batch")]
     if case.has_model:
         sensors.append(_retraining_sensor(case))
-    if is_monitored(case):
+    if case.is_monitored:
         sensors.append(_delivery_sensor(case, "window"))
     return sensors
 
@@ -265,7 +265,7 @@ def _score_drop(store: Store, case: Case) -> float | None:
     report = latest(store, case.name, "evaluation_report")
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    metric = case.settings.evaluation.primary_metric
+    metric = case.settings.primary_metric
     is_candidate = report.metadata["checkpoint"] == champion.checkpoint
     newest = report.metadata.get(metric if is_candidate else f"champion_{metric}")
     return None if newest is None else champion.score - newest
@@ -320,10 +320,5 @@ def record(store: Store, case: str, state: retraining.State, signals: retraining
 def all_assets(case: Case) -> Iterator[str]:
     """Yield the names of the case's assets."""
     yield from (*INGEST, *(MODEL if case.has_model else DATA))
-    if is_monitored(case):
+    if case.is_monitored:
         yield from MONITOR
-
-
-def is_monitored(case: Case) -> bool:
-    """Return whether production documents are compared with what a model learned on."""
-    return case.has_model and case.settings.monitoring.path is not None

@@ -113,8 +113,10 @@ def check_use_case(use_case: UseCase) -> str:
         f"gradient checkpointing {_chosen(settings, 'training', 'gradient_checkpointing')}",
         "learning": f"rate {_chosen(settings, 'training', 'learning_rate')}, "
         f"{_chosen(settings, 'training', 'scheduler')}, epochs {_chosen(settings, 'training', 'epochs')}",
-        "decides": f"metric {_chosen(settings, 'evaluation', 'primary_metric')}, seed {_chosen(settings, 'seed')}",
+        "decides": f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}",
     }
+    if settings.monitoring.path is not None and settings.examples.task != "classification":
+        rows["monitoring"] = f"none: drift is watched for the task classification alone, so {settings.monitoring.path} is not read"
     if corpus.note:
         rows["note"] = corpus.note
     return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in rows.items())])
@@ -177,13 +179,13 @@ def training_tokens(settings: UseCaseSettings, corpus: Corpus) -> float | None:
     if corpus.mean_tokens is None or corpus.num_rows is None:
         return None
     windows = _num_windows(settings, corpus.mean_tokens)
-    overlaps = (windows - 1) * settings.chunks.stride
+    overlaps = (windows - 1) * settings.chunks.of_task(settings.examples.task).stride
     per_text = min(corpus.mean_tokens + overlaps, windows * settings.chunks.max_tokens)
     return _split(settings, corpus.num_rows)[0] * settings.training.epochs * per_text
 
 
 def _num_windows(settings: UseCaseSettings, tokens: float) -> float:
-    chunks = settings.chunks
+    chunks = settings.chunks.of_task(settings.examples.task)
     windows = max(1.0, (tokens - chunks.stride) / (chunks.max_tokens - chunks.stride))
     return min(windows, chunks.max_windows) if chunks.max_windows else windows
 
@@ -499,6 +501,10 @@ def _chosen(settings: UseCaseSettings, *key: str) -> str:
     else:
         shown = f"{value:g}" if isinstance(value, float) else str(value)
     return shown if key[-1] in section.model_fields_set else f"{shown} (default)"
+
+
+def _metric(settings: UseCaseSettings) -> str:
+    return settings.primary_metric + (" (default)" if settings.evaluation.primary_metric is None else "")
 
 
 def _count(number: float) -> str:

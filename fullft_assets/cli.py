@@ -42,14 +42,23 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
     add("check", _check, "Validate a use case in seconds, without loading a model.")
-    add("prepare", _prepare, "Write the sample deliveries of the demo, unless they are there.", use_case=False)
-    add("predict", _predict, "Classify a text with the champion.").add_argument("text", help="the text")
+    prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
+    prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
+    predict = add("predict", _predict, "Classify a text with the champion; a language model continues it, or answers it (sft).")
+    predict.add_argument("text", help="the text")
+    predict.add_argument("--max-new-tokens", type=_count, default=100, help="most tokens that a language model writes (default: 100)")
     add("rollback", _rollback, "Bring the previous champion back.")
     erase = add("erase", _erase, "Erase documents everywhere in the store, and name the models that had learned from them.")
     erase.add_argument("list", type=Path, help="text file with one document id (or group) a line")
     erase.add_argument("--by", choices=["id", "group"], default="id", help="what is listed: document ids, or groups (a patient, a client)")
     erase.add_argument("--reason", default="", help="kept with the record of the erasure")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 1")
+    return int(text)
 
 
 def _load(parsed: argparse.Namespace):
@@ -91,11 +100,15 @@ def _check(parsed: argparse.Namespace) -> int:
 
 
 def _prepare(parsed: argparse.Namespace) -> int:
-    from fullft_assets.samples import prepare
+    from fullft_assets.samples import brings_model, prepare
     from fullft_assets.use_case import find_use_cases
 
+    if parsed.use_case is not None:
+        prepare(find_use_case(parsed.use_case, parsed.defs))
+        return 0
     for path in find_use_cases(parsed.defs):
-        prepare(path)
+        if not brings_model(path):
+            prepare(path)
     return 0
 
 
@@ -111,7 +124,6 @@ def _store(use_case):
 def _predict(parsed: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from fullft_assets import release
-    from fullft_assets.chunks import Tokenization
 
     use_case = _load(parsed)
     store = _store(use_case)
@@ -120,13 +132,33 @@ def _predict(parsed: argparse.Namespace) -> int:
         raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
     checkpoint = store.load(champion.checkpoint)
     model = store.folder(checkpoint) / "model"
-    windows = Tokenization.load_saved(model, use_case.settings.chunks).windows([parsed.text])
+    if use_case.settings.examples.task == "classification":
+        _classify(model, use_case.settings, checkpoint.metadata["labels"], parsed.text)
+    else:
+        _write(model, use_case.settings, parsed.text, parsed.max_new_tokens)
+    return 0
+
+
+def _classify(model: Path, settings, labels: list[str], text: str) -> None:
+    from fullft_assets.chunks import Tokenization
     from fullft_assets.workloads.inference import predict
 
-    found = predict(model, windows).probabilities[0]
-    for label, probability in sorted(zip(checkpoint.metadata["labels"], found, strict=True), key=lambda pair: -pair[1]):
+    found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
+    for label, probability in sorted(zip(labels, found, strict=True), key=lambda pair: -pair[1]):
         print(f"{probability:6.1%}  {label}")
-    return 0
+
+
+def _write(model: Path, settings, text: str, max_new_tokens: int) -> None:
+    from fullft_assets.chunks import Tokenization
+    from fullft_assets.workloads.generation import Writer
+    from fullft_assets.workloads.inference import load_causal
+
+    task = settings.examples.task
+    writer = Writer(load_causal(model), Tokenization.load_saved(model, settings.chunks, task), max_new_tokens)
+    if task == "sft":
+        print(writer.write([{"role": "user", "content": text}]))
+    else:
+        print(text + writer.write(text))
 
 
 def _rollback(parsed: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from fullft_assets import automation
 from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, representation, snapshot, training
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import ManifestIOManager, open_store
+from fullft_assets.samples import is_dormant
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.use_case import UseCase, check_settings
@@ -22,7 +23,8 @@ MODEL_STAGES = (planning, training, evaluation, release)
 class FullFineTune(Component):
     """Labelled documents in, a fully fine-tuned model that is worth having out: validated, split, planned, trained, judged, watched."""
 
-    def __init__(self, use_case: UseCase):
+    def __init__(self, use_case: UseCase | None):
+        #: None: a demo that waits for its model has nothing in Dagster yet.
         self.use_case = use_case
 
     @classmethod
@@ -43,22 +45,26 @@ class FullFineTune(Component):
             SettingsError: one line for each problem, with file and line.
         """
         assert isinstance(attributes, UseCaseSettings), "get_model_cls says so"
-        return cls(check_settings(attributes, Path(context.path) / "defs.yaml", Path(context.project_root)))
+        path = Path(context.path) / "defs.yaml"
+        # Not an error, which would keep every other use case from loading.
+        return cls(None) if is_dormant(path) else cls(check_settings(attributes, path, Path(context.project_root)))
 
     def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
         """Return everything that this use case needs in Dagster."""
+        if self.use_case is None:
+            return dg.Definitions()
         case = Case(self.use_case)
         stages = [*DATA_STAGES]
         if case.has_model:
-            stages += [*MODEL_STAGES, *([monitoring] if case.settings.monitoring.path is not None else [])]
+            stages += [*MODEL_STAGES, *([monitoring] if case.is_monitored else [])]
 
         @dg.io_manager(description=f"Passes manifests of the artifacts of {case.name}.")
         def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:
-            return ManifestIOManager(open_store(self.use_case, init.instance))
+            return ManifestIOManager(open_store(case.use_case, init.instance))
 
         return dg.Definitions(
             assets=[asset for stage in stages for asset in stage.build(case)],
-            asset_checks=representation.build(case) if automation.is_monitored(case) else [],
+            asset_checks=representation.build(case) if case.is_monitored else [],
             jobs=automation.build_jobs(case),
             sensors=automation.build_sensors(case),
             schedules=automation.build_schedules(case),

@@ -7,6 +7,8 @@ Weights cannot be rewritten: the checkpoints and champions that learned from an 
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -304,7 +306,7 @@ def _mentions(value: Any, content: str) -> bool:
 
 
 def _drop_from_reports(store: Store, case: str, erased: _Erased, report: Report) -> None:
-    """Take the beginnings of erased texts out of the evaluation reports that show answers side by side."""
+    """Take erased documents out of the evaluation reports that show answers side by side, or how texts go on."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -313,22 +315,43 @@ def _drop_from_reports(store: Store, case: str, erased: _Erased, report: Report)
     for manifest in store.artifacts(case, "evaluation_report"):
         pages = [store.folder(manifest) / name for name in manifest.files if name.endswith((".html", ".md"))]
         predictions = pq.read_table(store.folder(manifest) / "predictions.parquet")
-        kept = predictions.filter(pa.array(~is_erased(case, predictions, erased.tombstones)))
+        hit = is_erased(case, predictions, erased.tombstones)
+        kept = predictions.filter(pa.array(~hit))
+        # What a model wrote after the beginning of a document goes with it.
+        shown = [f'<tr data-document="{_html(id_)}">' for id_ in predictions.filter(pa.array(hit))["id"].to_pylist()]
         shows_text = any(excerpt in page.read_text(encoding="utf-8") for page in pages for excerpt in excerpts)
         if len(kept) == len(predictions) and not shows_text:
             continue
 
-        def edit(folder: Path, pages: list[Path] = pages, kept: pa.Table = kept) -> Mapping[str, Any]:
+        def edit(folder: Path, pages: list[Path] = pages, kept: pa.Table = kept, shown: list[str] = shown) -> Mapping[str, Any]:
             pq.write_table(kept, folder / "predictions.parquet")
+            _drop_from_figures(folder / "evaluation.json", set(kept["id"].to_pylist()))
             for page in pages:
                 text = page.read_text(encoding="utf-8")
                 for excerpt in excerpts:
                     text = text.replace(excerpt, _GONE)
+                for row in shown:
+                    text = re.sub(rf"{re.escape(row)}.*?</tr>", f"<tr><td>{_GONE}</td></tr>", text, flags=re.DOTALL)
                 (folder / page.name).write_text(text, encoding="utf-8")
             return {}
 
         store.rewrite(manifest, edit)
         report.rewritten[manifest.stage] += 1
+
+
+def _drop_from_figures(path: Path, kept: set[str]) -> None:
+    """Take the ids of erased documents out of a language model's figures; a classifier's name none."""
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    if "changes" not in figures:
+        return
+    changes = figures["changes"]
+    changes["largest_regressions"] = [change for change in changes["largest_regressions"] if change["id"] in kept]
+    path.write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _html(text: str) -> str:
+    """Return a text as Jinja escapes it."""
+    return escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
 
 
 def _champions(store: Store, case: str) -> set[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import Evaluation, title
+from fullft_assets.evaluation import Evaluation, read_evaluation, title
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.store import Outcome as StageOutcome
@@ -85,10 +85,7 @@ def verdict(evaluation: Evaluation, settings: ReleaseSettings) -> Verdict:
     """Judge a candidate: it is promoted if, and only if, every gate passes."""
     reasons = [_beats_baselines(evaluation, settings), _beats_champion(evaluation, settings), _score_is_sufficient(evaluation, settings)]
     if settings.max_calibration_error is not None:
-        error, limit = evaluation.calibration_error, settings.max_calibration_error
-        passed = error <= limit
-        text = f"calibration error {error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f} (release.max_calibration_error)"
-        reasons.append(Reason(gate="is_calibrated", passed=passed, text=text))
+        reasons.append(_is_calibrated(evaluation.calibration_error, settings.max_calibration_error))
     return Verdict(promote=all(reason.passed for reason in reasons), reasons=reasons)
 
 
@@ -252,12 +249,12 @@ def model_card(
         decision=decision,
         attribution=attribution,
         intended_use=intended_use,
-        limits=[*_measured_limits(evaluation), *limits],
+        limits=[*evaluation.limits, *limits],
     )
 
 
 def _read_evaluation(store: Store, report: Manifest) -> Evaluation:
-    return Evaluation.model_validate_json((store.folder(report) / "evaluation.json").read_bytes())
+    return read_evaluation((store.folder(report) / "evaluation.json").read_bytes())
 
 
 def _write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest) -> Manifest:
@@ -343,14 +340,10 @@ def _score_is_sufficient(evaluation: Evaluation, settings: ReleaseSettings) -> R
     return Reason(gate="score_is_sufficient", passed=passed, text=text)
 
 
-def _measured_limits(evaluation: Evaluation) -> list[str]:
-    weakest = min((s for s in evaluation.per_label if s.support), key=lambda s: s.f1)
-    limits = [f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} test rows)."]
-    unmeasured = [s.label for s in evaluation.per_label if not s.support]
-    if unmeasured:
-        limits.append(f"The test set has no row of {', '.join(f'`{label}`' for label in unmeasured)}: quality there is unknown.")
-    limits.append(f"Its probabilities are off by {evaluation.calibration_error:.3f} on average (expected calibration error).")
-    return limits
+def _is_calibrated(error: float | None, limit: float) -> Reason:
+    passed = error is not None and error <= limit
+    found = "is not measured for this task" if error is None else f"{error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
+    return Reason(gate="is_calibrated", passed=passed, text=f"calibration error {found} (release.max_calibration_error)")
 
 
 def _decision_pointer(checkpoint: Manifest) -> str:

@@ -21,11 +21,12 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget, WorkspaceLoadTarget
 from dagster_graphql.schema import create_schema
 
-from fullft_assets import documents, release
+from fullft_assets import documents, evaluation, release
 from fullft_assets.assets.case import Case
-from fullft_assets.automation import INGEST, MODEL, MONITOR, is_monitored
+from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.samples import is_dormant
 from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase, find_use_cases, load_use_case, read_dg_project
 
@@ -131,7 +132,7 @@ class Driver:
             self.screen.line("no batch is usable, so there is nothing to train on; mend what is named above and deliver it again")
             return False
         ok = self._follow([self._launch(f"{name}_model", {}, "model")]) and ok
-        if ok and is_monitored(Case(self.use_case)):
+        if ok and Case(self.use_case).is_monitored:
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
         return ok
 
@@ -282,6 +283,8 @@ def _broken_use_cases(defs: Path) -> list[str]:
     """Return the lines of every use case below a folder whose YAML is wrong."""
     lines = []
     for path in find_use_cases(defs):
+        if is_dormant(path):
+            continue
         try:
             load_use_case(path)
         except SettingsError as error:
@@ -353,11 +356,13 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         )
     if not Case(use_case).has_model:
         lines.append(
-            f"  model          none: the task {use_case.settings.examples.task} ends with its snapshot; training knows single-label classification"
+            f"  model          none: the task {use_case.settings.examples.task} ends with its snapshot; training knows single-label classification, sft and language_modeling"
         )
     report = latest(store, name, "evaluation_report")
     if report is not None:
         lines += _scores(store, use_case, report)
+    if use_case.settings.monitoring.path is not None and use_case.settings.examples.task != "classification":
+        lines.append("  drift          not watched: that is done for the task classification alone")
     for window, drift in latest_by_partition(store, name, "drift_report").items():
         lines.append(f"  drift          {window}: {drift.metadata['status']}; {drift.metadata['summary']}")
     stages = {"ingest": INGEST, "model": MODEL, "monitor": MONITOR}
@@ -384,12 +389,19 @@ def _command(name: str) -> str:
 
 def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
     found = report.metadata
-    others = {name.removesuffix("_macro_f1"): value for name, value in found.items() if name.endswith("_macro_f1")}
+    others = evaluation.systems(found)[1:]
     champion = release.read_champion(store, use_case.name)
     is_champion = champion is not None and champion.checkpoint == found["checkpoint"]
+    # Perplexity says what a language model's token probability does in the words that people know.
+    metrics = ("macro_f1",) if "macro_f1" in found else ("token_probability", "perplexity")
+    lines = []
+    for metric in metrics:
+        heading = f"test {evaluation.title(metric)}"
+        ours = f"{found[metric]:.3f} [{found[f'{metric}_low']:.3f}, {found[f'{metric}_high']:.3f}] fine-tuned"
+        figures = [ours, ", ".join(f"{found[f'{name}_{metric}']:.3f} {name}" for name in others if f"{name}_{metric}" in found)]
+        lines.append(f"  {heading:<14} {'; '.join(figures)}")
     return [
-        f"  test macro-F1  {found['macro_f1']:.3f} [{found['macro_f1_low']:.3f}, {found['macro_f1_high']:.3f}] fine-tuned; "
-        + ", ".join(f"{value:.3f} {name}" for name, value in others.items()),
+        *lines,
         f"  gain           {found['gain_over_best_baseline']:+.3f} [{found['gain_over_best_baseline_low']:+.3f}, "
         f"{found['gain_over_best_baseline_high']:+.3f}] over {found['best_baseline']}",
         f"  verdict        {found['verdict']}" + (" It is the champion now." if is_champion else ""),

@@ -16,7 +16,9 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -98,6 +100,14 @@ class DocumentsSettings(Settings):
 
 #: What an example is: a text with labels, a text with labelled spans, a conversation, or plain text.
 Task = Literal["classification", "token_classification", "sft", "language_modeling"]
+Metric = Literal["macro_f1", "accuracy", "token_probability", "token_accuracy"]
+#: Metrics that may decide, by task; the first one is the default. All lie between 0 and 1, and higher is better.
+METRICS: dict[Task, tuple[Metric, ...]] = {
+    "classification": ("macro_f1", "accuracy"),
+    "token_classification": ("macro_f1", "accuracy"),
+    "sft": ("token_probability", "token_accuracy"),
+    "language_modeling": ("token_probability", "token_accuracy"),
+}
 Severity = Literal["error", "warn", "off"]
 #: Rules that `examples.severities` may tune; `error` = the batch goes no further while the rule is red.
 RULES = (
@@ -219,6 +229,13 @@ class ChunksSettings(Settings):
     max_term_pieces: Float = Field(3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns.")
     max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
     max_byte_fallback_share: Float = Field(0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns.")
+
+    def of_task(self, task: Task) -> ChunksSettings:
+        """Return the settings that windows of a task are cut with: those of language_modeling share no tokens.
+
+        All of its tokens are trained and scored, and one that stands in two windows would count twice.
+        """
+        return self.model_copy(update={"stride": 0}) if task == "language_modeling" else self
 
 
 class ReplaySettings(Settings):
@@ -406,7 +423,11 @@ class TrainingSettings(Settings):
 class EvaluationSettings(Settings):
     """How good, and how sure."""
 
-    primary_metric: Literal["macro_f1", "accuracy"] = Field("macro_f1", description="The metric that decides.")
+    primary_metric: Metric | None = Field(
+        None,
+        description="The metric that decides. Default: macro_f1; for sft and language_modeling token_probability, "
+        "the geometric mean of the probabilities of the trained tokens (1 / perplexity).",
+    )
     confidence: Float = Field(0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
     resamples: int = Field(1_000, ge=100, le=100_000, description="Bootstrap resamples, drawn over groups.")
     calibration_bins: int = Field(10, ge=2, le=100, description="Bins of the reliability diagram.")
@@ -498,6 +519,19 @@ class UseCaseSettings(Settings):
         if task != "language_modeling" or not isinstance(chunks, Mapping):
             return data
         return {**data, "chunks": {"stride": 0, "boundaries": "any", **chunks}}
+
+    @property
+    def primary_metric(self) -> Metric:
+        """The metric that decides: the one asked for, or the task's own."""
+        return self.evaluation.primary_metric or METRICS[self.examples.task][0]
+
+    @model_serializer(mode="wrap")
+    def _with_the_metric_that_decides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Keys are made of it: a default and the same metric asked for are one decision.
+        found = handler(self)
+        if "primary_metric" in found.get("evaluation", {}):
+            found["evaluation"]["primary_metric"] = self.primary_metric
+        return found
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:

@@ -27,7 +27,7 @@ from fullft_assets.documents.formats import ENDINGS
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import METRICS, UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
 COMPONENT = "fullft_assets.FullFineTune"
@@ -174,7 +174,7 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
 
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
     """Return what is wrong with settings beyond types and bounds: paths, model, crons, owners, labels."""
-    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_owners, _check_crons)
+    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_task, _check_owners, _check_crons)
     return [problem for check in checks for problem in check(settings, project_root)]
 
 
@@ -289,6 +289,16 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     yield from (Problem(key, message) for key, message in problems(examples))
 
 
+def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    metric, task = settings.primary_metric, settings.examples.task
+    if settings.training.balance_labels and task in ("sft", "language_modeling"):
+        yield Problem(("training", "balance_labels"), f"is for the task classification: {task} has no labels")
+    if metric not in METRICS[task]:
+        yield Problem(("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(METRICS[task])}")
+    if settings.release.max_calibration_error is not None and task in ("sft", "language_modeling"):
+        yield Problem(("release", "max_calibration_error"), f"is for the task classification: for {task} it is not measured; remove it")
+
+
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for number, owner in enumerate(settings.owners):
         if not re.fullmatch(r"team:.+|[^@\s]+@[^@\s]+\.[^@\s.]+", owner):
@@ -342,8 +352,8 @@ def _cron_values(part: str, unit: str, low: int, high: int) -> set[int]:
 
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
     problems = validate(settings, root)
-    if yaml_path.parent == DEFS / "licences":
-        problems = [_with_demo_mend(problem) for problem in problems]
+    if yaml_path.parent.parent == DEFS:
+        problems = [_with_demo_mend(problem, yaml_path.parent.name) for problem in problems]
     folder = yaml_path.parent.name
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
         mend = f"add `name: {fitting_name(folder)}`"
@@ -351,11 +361,11 @@ def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> lis
     return problems
 
 
-def _with_demo_mend(problem: Problem) -> Problem:
-    # The demo's documents are no part of the package: on a fresh checkout they have yet to be written.
-    if problem.key not in (("documents", "path"), ("monitoring", "path")):
+def _with_demo_mend(problem: Problem, demo: str) -> Problem:
+    # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
+    if problem.key not in (("base_model",), ("documents", "path"), ("monitoring", "path"), ("snapshot", "replay")):
         return problem
-    return Problem(problem.key, f"{problem.message}; `fullft prepare` writes the demo's")
+    return Problem(problem.key, f"{problem.message}; `fullft prepare {demo}` writes the demo's")
 
 
 def fitting_name(folder: str) -> str:

@@ -14,6 +14,7 @@ from fullft_assets.jobs import Job
 from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase
 from tests import project as projects
+from tests import smollm2
 
 MINILM = projects.QUICK["base_model"]
 
@@ -37,6 +38,13 @@ class Prepared:
 
     def split(self, name: snapshot.SplitName) -> snapshot.Split:
         return snapshot.load_split(self.store, self.snapshot, name)
+
+    @property
+    def recipe(self) -> Any:
+        """What training, planning and the pilot would train."""
+        from fullft_assets.workloads.tasks import open_recipe
+
+        return open_recipe(self.job("finetuned_checkpoint"), self.store, self.snapshot)
 
     def job(self, stage: str, key: str = "k1", **sections: Any) -> Job:
         """Return a job of this stage; `sections` replace keys of the settings' sections."""
@@ -69,6 +77,42 @@ def prepare(root: Path, *, tiny: bool = False, delivered: list[dict[str, Any]] |
     if delivered is not None:
         project.deliver("delivery-1.jsonl", delivered)
     return take(project)
+
+
+def prepare_language_model(root: Path, task: str = "language_modeling", *, rows: int = 120, **options: Any) -> Prepared:
+    """Create a project about licence texts, or conversations about them (sft), with a Llama of 1 MB, and take its snapshot.
+
+    Args:
+        root: folder of the project.
+        task: language_modeling or sft.
+        rows: delivered documents.
+        options: sections of the settings; `base_model` in place of the tiny one.
+    """
+    if "base_model" not in options:
+        smollm2.write_tiny_model(root / "model")
+        options["base_model"] = "model"
+    options["examples"] = {"task": task, "label": None, "labels": None}
+    options["chunks"] = {"max_tokens": 64, "max_windows": None, "stride": 4, **options.get("chunks", {})}
+    project = projects.create(root, rows=rows, **options)
+    if task == "sft":
+        project.deliver("delivery-1.jsonl", conversations(rows))
+    return take(project)
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    """Return conversations about real licence texts."""
+    asked = "Which kind of licence clue is this, and of what?"
+    return [
+        {
+            "id": row["id"],
+            "messages": [
+                {"role": "user", "content": f"{asked}\n\n{row['text'][:120]}"},
+                {"role": "assistant", "content": f"It is a {row['kind']} of {row['expression']}."},
+            ],
+            "expression": row["expression"],
+        }
+        for row in projects.licence_rows(count)
+    ]
 
 
 def take(project: projects.Project) -> Prepared:

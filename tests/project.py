@@ -75,7 +75,7 @@ class Project:
         return {
             **os.environ,
             "DAGSTER_HOME": str(self.home),
-            "PYTHONPATH": str(self.root),
+            "PYTHONPATH": os.pathsep.join([str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
             # Several tests' processes share the cores; threads that wait for each other cost more than they bring.

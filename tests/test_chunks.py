@@ -267,7 +267,8 @@ class TestLanguageModeling:
             ids = tokenization.encode([text])[0]
             assert [i for window in cut[:1] for i in window] == [*ids, end][: len(cut[0])]
             assert cut[-1][-1] == end and sum(window.count(end) for window in cut) == 1
-            assert len(ids) + 1 == len(cut[0]) + sum(len(window) - 8 for window in cut[1:])
+            # No token stands in two windows: all are trained, and it would count twice.
+            assert [i for window in cut for i in window] == [*ids, end]
             assert all(len(window) <= room for window in cut)
 
     def test_a_text_that_just_fills_a_window_keeps_its_end_token(self, smol: Path) -> None:
@@ -275,7 +276,7 @@ class TestLanguageModeling:
         text = " the" * 16
         assert len(tokenization.encode([text])[0]) == 16
         first, second = tokenization.windows([text])[0]
-        assert len(first) == 16 and second[-1] == tokenization.end_id and len(second) == 3
+        assert len(first) == 16 and second == [tokenization.end_id]
 
     def test_special_tokens_of_the_tokenizer_are_not_doubled(self, smol: Path, tmp_path: Path) -> None:
         content = json.loads((smol / "tokenizer.json").read_text())

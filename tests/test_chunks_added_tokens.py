@@ -17,10 +17,11 @@ from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, to
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import baselines, evaluation, planning, training
+from fullft_assets.workloads import baselines, evaluation, judging_labels, planning, training
 from fullft_assets.workloads.embeddings import initialise_added
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import load_classifier, predict
+from fullft_assets.workloads.judging import Docket
 from tests import prepared, smollm2
 from tests import project as projects
 
@@ -201,7 +202,7 @@ class TestWorkloads:
         inputs = {**extended, "champion": plain["finetuned_checkpoint"]}
         job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
         test = case.split("test")
-        found = evaluation.predict_all(job, case.store, inputs, test, case.labels, QUIET)
+        found = judging_labels.predict_all(Docket(job, case.store, inputs, QUIET), test, case.labels)
         for name, checkpoint in (("champion", plain), ("finetuned", extended)):
             folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
             windows = Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts)

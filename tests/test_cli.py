@@ -46,7 +46,7 @@ def test_make_check_of_an_unknown_use_case_is_one_line():
     done = subprocess.run(["make", "check", "USE_CASE=licenses"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     first = done.stderr.splitlines()[0]
-    assert first == "no use case `licenses`; did you mean `licences`? known: licences"
+    assert first == "no use case `licenses`; did you mean `licences`? known: licence_texts, licences"
 
 
 def test_check_imports_neither_a_model_nor_dagster(project):
@@ -75,7 +75,7 @@ def test_a_source_folder_is_found_too(project):
 def test_elsewhere_the_shipped_use_cases_are_found(tmp_path):
     assert find_defs(tmp_path) == DEFS
     assert find_defs(ROOT) == DEFS
-    assert fullft(tmp_path, "check", "nothing").stderr == "no use case `nothing`; known: licences\n"
+    assert fullft(tmp_path, "check", "nothing").stderr == "no use case `nothing`; known: licence_texts, licences\n"
 
 
 def test_a_broken_pyproject_is_one_line(project):

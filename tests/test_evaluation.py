@@ -1,4 +1,4 @@
-"""Statistics of the evaluation against scikit-learn, a slow reference and known coverage."""
+"""Statistics of the evaluation of classifiers against scikit-learn, a slow reference and known coverage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from fullft_assets import evaluation
-from fullft_assets.evaluation import FINETUNED, Evaluation, Interval
+from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Interval, figures, read_evaluation
+from fullft_assets.evaluation import classification as evaluation
 from fullft_assets.settings import EvaluationSettings
 
 rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
@@ -106,7 +106,7 @@ def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
     labels, predictions, groups = clustered(np.random.default_rng(6), 37, 3)
     options = {"metric": "macro_f1", "reference": "finetuned", "resamples": 150, "confidence": 0.95, "seed": 1}
     whole = evaluation.cluster_bootstrap(labels, predictions, groups, **options)
-    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 37 * 7)
+    monkeypatch.setattr(figures, "_CHUNK_NUMBERS", 37 * 7)
     assert evaluation.cluster_bootstrap(labels, predictions, groups, **options) == whole
     assert evaluation.cluster_bootstrap(labels, predictions, groups, **{**options, "seed": 2}) != whole
 
@@ -181,7 +181,7 @@ def probabilities_of(predicted: np.ndarray, num_labels: int) -> np.ndarray:
     return np.eye(num_labels)[predicted] * 0.9 + 0.1 / num_labels
 
 
-def assessed(finetuned: float, baseline: float, n: int = 900) -> Evaluation:
+def assessed(finetuned: float, baseline: float, n: int = 900) -> ClassificationEvaluation:
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 3, n)
     systems = {FINETUNED: finetuned, "majority": 0.35, "tfidf": baseline}
@@ -202,7 +202,7 @@ def test_assess_agrees_with_itself_and_survives_json():
     assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(np.trace(found.confusion) / 900)
     assert found.gain_over_champion is None
     assert found.baselines == ["majority", "tfidf"]
-    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+    assert read_evaluation(found.model_dump_json()) == found
 
 
 @pytest.mark.parametrize(

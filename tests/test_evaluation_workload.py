@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fullft_assets import chunks, documents, evaluation, examples, release, snapshot
 from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import Evaluation
+from fullft_assets.evaluation import read_evaluation
 from fullft_assets.jobs import Job
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot import load_split
@@ -26,7 +26,8 @@ from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase
 from fullft_assets.workloads import baselines
 from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.evaluation import map_labels, work
+from fullft_assets.workloads.evaluation import work
+from fullft_assets.workloads.judging_labels import map_labels
 
 WORDS = {
     "invoice": ["amount", "due", "payment", "bank", "total", "tax"],
@@ -239,7 +240,7 @@ def test_a_champion_with_its_labels_in_another_order_is_read_by_name(lab, candid
     assert second.metadata["champion_macro_f1"] == pytest.approx(report.metadata["macro_f1"])
     assert second.metadata["gain_over_champion"] == 0.0
     assert not second.check("beats_champion").passed
-    found = Evaluation.model_validate_json((lab.store.folder(second) / "evaluation.json").read_bytes())
+    found = read_evaluation((lab.store.folder(second) / "evaluation.json").read_bytes())
     assert found.has_champion
     # The same seed, the same resamples: what is compared does not change the candidate's interval.
     assert found.score.low == report.metadata["macro_f1_low"]

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from fullft_assets import training
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import checkpoints, finetuning
+from fullft_assets.workloads import checkpoints, classification, finetuning
 from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, seal
+from fullft_assets.workloads.classification import Classification, planned_order, score
 from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune, planned_order
+from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
 from fullft_assets.workloads.inference import load_for_training, predict, predict_with
-from fullft_assets.workloads.watcher import score
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -47,7 +47,7 @@ def fitted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
     options = {"seed": 17, "progress": QUIET, **options}
-    return fine_tune(case.base_model, case.split("train"), case.split("validation"), case.labels, chosen, work_folder=folder, **options)
+    return fine_tune(case.recipe, chosen, work_folder=folder, **options)
 
 
 def quick(**changes: object) -> TrainingSettings:
@@ -150,10 +150,7 @@ class TestBatches:
         dropless = _without_dropout(tiny, tmp_path / "model")
         whole, parts = (
             fine_tune(
-                dropless,
-                tiny.split("train"),
-                tiny.split("validation"),
-                tiny.labels,
+                replace(tiny.recipe, base_model=dropless),
                 chosen.model_copy(update={"micro_batch_size": size}),
                 17,
                 tmp_path / str(size),
@@ -179,14 +176,13 @@ class TestBatches:
         split = tiny.split("train").select(range(6))
         windows = [[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)]
         split = replace(split, labels=np.array([0, 1, 1, 2, 2, 2]), windows=windows)
-        loss = finetuning._loss(split, 3)
+        loss = classification._total_loss(split, 3)
         weights = 12 / (3 * torch.tensor([4.0, 2.0, 6.0]))
         targets = torch.tensor([0, 1, 2, 2])
         logits = torch.randn(4, 3)
-        expected = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]).mean()
+        expected = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]).sum()
         outputs = type("Outputs", (), {"logits": logits})
-        torch.testing.assert_close(loss(outputs, targets), expected)
-        torch.testing.assert_close(loss(outputs, targets, torch.tensor(8)), expected / 2)
+        torch.testing.assert_close(loss(lambda input_ids: outputs, {"input_ids": targets}, targets), expected)
 
     def test_balancing_helps_the_rare_label(self, tiny, tmp_path):
         rows = tiny.split("train")
@@ -197,7 +193,8 @@ class TestBatches:
         shares = []
         for balanced in (False, True):
             chosen = quick(balance_labels=balanced, epochs=4.0, learning_rate=1e-2)
-            fit = fine_tune(tiny.base_model, two, two, ["no", "yes"], chosen, 17, tmp_path / str(balanced), QUIET, resumable=False)
+            recipe = Classification(tiny.base_model, two, two, ["no", "yes"])
+            fit = fine_tune(recipe, chosen, 17, tmp_path / str(balanced), QUIET, resumable=False)
             shares.append(predict_with(fit.model, two.windows).probabilities[:, 1].mean())
         assert shares[1] > shares[0] + 0.1
 
@@ -210,7 +207,7 @@ class TestDivergence:
     def test_poisoned_weights_are_one_line(self, tiny, tmp_path):
         _poison(tiny, tmp_path / "model")
         with pytest.raises(DivergenceError) as error:
-            fine_tune(tmp_path / "model", tiny.split("train"), tiny.split("validation"), tiny.labels, quick(), 17, tmp_path / "w", QUIET)
+            fine_tune(replace(tiny.recipe, base_model=tmp_path / "model"), quick(), 17, tmp_path / "w", QUIET)
         assert str(error.value) == (
             "training stopped at step 1 by its guard non_finite: loss nan, gradient norm nan; "
             "lower training.learning_rate or use precision fp32"

@@ -113,7 +113,7 @@ def test_before_the_demos_documents_are_written_its_error_says_how(library):
     done = library.run("python", "-c", code)
     last = done.stderr.strip().splitlines()[-1]
     assert "documents.path: folder not found: data/licences/documents" in done.stderr
-    assert last.endswith("`fullft prepare` writes the demo's")
+    assert last.endswith("`fullft prepare licences` writes the demo's")
 
 
 def test_a_wrong_key_is_shown_with_file_line_and_mend(library):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from fullft_assets.evaluation import expected_calibration_error
+from fullft_assets.evaluation.classification import expected_calibration_error
 from fullft_assets.workloads.metrics import Accuracy, CalibrationError, MacroF1, headline
 
 

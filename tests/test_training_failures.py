@@ -20,7 +20,7 @@ from fullft_assets.launched import ERROR_FILE, EXIT_MENDABLE, Reason
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
-from fullft_assets.workloads import entry, finetuning, watcher
+from fullft_assets.workloads import classification, entry
 from fullft_assets.workloads import training as training_workload
 from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, room_needed
 from fullft_assets.workloads.entry import Progress
@@ -45,13 +45,12 @@ def quick(**changes: object) -> TrainingSettings:
 
 
 def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: object) -> Fit:
-    splits = (case.split("train"), case.split("validation"))
-    return fine_tune(case.base_model, *splits, case.labels, quick(**changes), 17, folder, progress)
+    return fine_tune(case.recipe, quick(**changes), 17, folder, progress)
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0) -> list[int]:
     """Raise torch's own error in every training pass of more than so many rows; return the sizes of the passes."""
-    load, seen = finetuning.load_for_training, []
+    load, seen = classification.load_for_training, []
 
     def load_limited(*args: object) -> object:
         model = load(*args)
@@ -65,7 +64,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int =
         model.register_forward_pre_hook(hook, with_kwargs=True)
         return model
 
-    monkeypatch.setattr(finetuning, "load_for_training", load_limited)
+    monkeypatch.setattr(classification, "load_for_training", load_limited)
     return seen
 
 
@@ -115,7 +114,7 @@ class TestOutOfMemory:
         assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [4, 2, 1]
 
     def test_what_is_no_lack_of_memory_is_not_taken_for_one(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr(finetuning, "_collate", lambda rows, pad_id: 1 / 0)
+        monkeypatch.setattr(classification, "_collate", lambda rows, pad_id: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tiny, tmp_path)
         assert Course(tmp_path).incidents == []
@@ -175,14 +174,14 @@ class TestStopAtABadMoment:
     def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(self, tiny, tmp_path, monkeypatch):
         straight = train(tiny, tmp_path / "straight")
         progress = Progress(silent=True)
-        score = watcher.score
+        score = classification.score
 
         def stopped_score(model: object, split: object, between_batches: object) -> object:
             progress.stop_requested = True
             return score(model, split, between_batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(watcher, "score", stopped_score)
+            patch.setattr(classification, "score", stopped_score)
             with pytest.raises(Interrupted, match="stopped at step 16 of 31; run the same command to resume there"):
                 train(tiny, tmp_path / "stopped", progress)
         assert latest_checkpoint(tmp_path / "stopped").name == "checkpoint-16"
@@ -195,7 +194,7 @@ class TestStopAtABadMoment:
 
     def test_also_while_they_are_scored_for_the_last_time(self, tiny, tmp_path, monkeypatch):
         progress = Progress(silent=True)
-        calls, score = [], watcher.score
+        calls, score = [], classification.score
 
         def stopped_score(model: object, split: object, between_batches: object) -> object:
             calls.append(1)
@@ -203,7 +202,7 @@ class TestStopAtABadMoment:
             return score(model, split, between_batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(watcher, "score", stopped_score)
+            patch.setattr(classification, "score", stopped_score)
             with pytest.raises(Interrupted, match="stopped at step 31 of 31"):
                 train(tiny, tmp_path, progress)
         fit = train(tiny, tmp_path)
@@ -284,7 +283,7 @@ class TestRecord:
         def fail(rows: object, pad_id: int) -> None:
             raise ConnectionResetError("gone")
 
-        monkeypatch.setattr(finetuning, "_collate", fail)
+        monkeypatch.setattr(classification, "_collate", fail)
         code, record = self.run(tiny, "crashed")
         assert code == 1
         assert record["failure"] == "infrastructure"

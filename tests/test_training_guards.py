@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from hypothesis import strategies as st
 
 from fullft_assets.errors import DivergenceError
 from fullft_assets.settings import GuardsSettings, TrainingSettings
-from fullft_assets.workloads import finetuning
+from fullft_assets.workloads import classification, finetuning
 from fullft_assets.workloads.checkpoints import all_checkpoints, last_good, latest_checkpoint, retain, step_of
+from fullft_assets.workloads.classification import score
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.guards import Course, Guard, Incident, StepMetrics
-from fullft_assets.workloads.watcher import score
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -165,13 +166,12 @@ def run(case: Prepared, folder: Path, *, guards: dict | None = None, evaluate_at
     values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
     values |= {"checkpoint_every_steps": 4, "guards": guards or {}}
     chosen = TrainingSettings.model_validate(values | changes)
-    splits = (case.split("train"), case.split("validation"))
-    return fine_tune(case.base_model, *splits, case.labels, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
+    return fine_tune(case.recipe, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
 
 
 def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor], passes: range, legs: int = 1) -> None:
     """Spoil the logits of these training passes (1 = the first) of the first legs of a run, as broken hardware or bad rows would."""
-    load, loaded = finetuning.load_for_training, []
+    load, loaded = classification.load_for_training, []
 
     def load_faulty(*args: object) -> object:
         model, counted = load(*args), [0]
@@ -187,7 +187,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch
             model.register_forward_hook(hook)
         return model
 
-    monkeypatch.setattr(finetuning, "load_for_training", load_faulty)
+    monkeypatch.setattr(classification, "load_for_training", load_faulty)
 
 
 class TestRollBack:
@@ -286,14 +286,10 @@ class TestOverfitting:
     looks = tuple(range(10, 121, 10))
 
     @pytest.fixture(scope="class")
-    def few(self, tiny) -> Prepared:
+    def few(self, tiny) -> SimpleNamespace:
         rows = tiny.split("train").select(range(30))
         rows = replace(rows, labels=np.random.default_rng(0).integers(0, len(tiny.labels), 30))
-        return type(
-            "Few",
-            (),
-            {"base_model": tiny.base_model, "labels": tiny.labels, "split": lambda _, name: rows if name == "train" else tiny.split(name)},
-        )()
+        return SimpleNamespace(recipe=replace(tiny.recipe, train=rows))
 
     def fit(self, few, folder: Path, action: str, **changes: object) -> Fit:
         guards = {"overfitting": {"action": action, "factor": 1.05, "looks": 2}, "no_progress": {"action": "off"}}
@@ -313,7 +309,7 @@ class TestOverfitting:
         assert fit.step == best < fit.num_steps == max(scored) < 120
         assert [(i.kind, i.rule, i.to_step) for i in fit.incidents] == [("early_stop", "overfitting", fit.num_steps)]
 
-        assert score(fit.model, few.split("validation"))["loss"] == pytest.approx(scored[best], rel=1e-6)
+        assert score(fit.model, few.recipe.validation)["loss"] == pytest.approx(scored[best], rel=1e-6)
         # The same command once more, as after a kill before the artifact was written: nothing is trained, the same model comes out.
         resumed = self.fit(few, tmp_path, "stop", keep_best=True)
         assert (resumed.resumed_from_step, resumed.num_steps, resumed.step) == (fit.num_steps, fit.num_steps, best)

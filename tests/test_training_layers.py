@@ -30,8 +30,7 @@ def chosen(**changes: object) -> TrainingSettings:
 
 
 def train(case: Prepared, folder: Path, **changes: object) -> Fit:
-    splits = (case.split("train"), case.split("validation"))
-    return fine_tune(case.base_model, *splits, case.labels, chosen(**changes), 17, folder, Progress(silent=True), resumable=False)
+    return fine_tune(case.recipe, chosen(**changes), 17, folder, Progress(silent=True), resumable=False)
 
 
 def unchanged(case: Prepared, fit: Fit) -> set[str]:
@@ -117,7 +116,7 @@ class TestPull:
 
     def test_it_is_the_distance_to_the_start_and_leaves_the_head_alone(self, tiny):
         model = load_for_training(tiny.base_model, tiny.labels, None)
-        anchor = layers.Anchor(model, 0.25)
+        anchor = layers.Anchor(model, 0.25, has_new_head=True)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
             parameter.data += 2.0
@@ -128,4 +127,4 @@ class TestPull:
     def test_frozen_weights_are_not_held_twice(self, tiny):
         model = load_for_training(tiny.base_model, tiny.labels, None)
         layers.freeze(model, chosen(freeze="embeddings"))
-        assert not [name for name in layers.Anchor(model, 0.1)._start if "embeddings" in name]
+        assert not [name for name in layers.Anchor(model, 0.1, has_new_head=True)._start if "embeddings" in name]

@@ -17,7 +17,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import entry, telemetry
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.telemetry import Meter, Trackers, peak_flops, scalars, step_flops
+from fullft_assets.workloads.telemetry import Meter, Shape, Trackers, peak_flops, scalars, step_flops
 from fullft_assets.workloads.training import work
 from tests.prepared import Prepared, prepare
 
@@ -32,8 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
     values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
     chosen = TrainingSettings.model_validate(values | changes)
-    splits = (case.split("train"), case.split("validation"))
-    return fine_tune(case.base_model, *splits, case.labels, chosen, 17, folder, progress or Progress(silent=True))
+    return fine_tune(case.recipe, chosen, 17, folder, progress or Progress(silent=True))
 
 
 class Stopping(Progress):
@@ -177,9 +176,15 @@ class TestMeter:
 
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])
-        whole = step_flops(lengths, 2, num_weights=1_000, num_trained=1_000, num_layers=0, hidden=0)
+        none = np.zeros(3, int)
+        whole = step_flops(lengths, none, np.array([0, 2, 3]), Shape(1_000, 1_000, 0, 0, num_layers=0, hidden=0))
         assert whole.tolist() == [6_000 * 30, 6_000 * 30]
-        assert step_flops(lengths, 3, num_weights=1_000, num_trained=0, num_layers=2, hidden=8).tolist() == [2_000 * 60 + 192 * 1_400]
+        frozen = step_flops(lengths, none, np.array([0, 3]), Shape(1_000, 0, 0, 0, num_layers=2, hidden=8))
+        assert frozen.tolist() == [2_000 * 60 + 192 * 1_400]
+
+    def test_the_head_of_a_language_model_costs_where_a_token_is_predicted(self):
+        found = step_flops(np.array([10, 20]), np.array([9, 4]), np.array([0, 1, 2]), Shape(0, 0, 500, 500, num_layers=0, hidden=0))
+        assert found.tolist() == [3_000 * 9, 3_000 * 4]
 
     @pytest.mark.parametrize(
         ("card", "precision", "peak"),
@@ -203,8 +208,7 @@ class TestMeter:
 
 def test_the_pilot_leaves_nothing_beside_its_log(tiny, tmp_path):
     values = {"epochs": 0.3, "batch_size": 8, "micro_batch_size": 8, "precision": "fp32", "track": ["tensorboard"]}
-    splits = (tiny.split("train"), tiny.split("validation"))
     chosen = TrainingSettings.model_validate(values)
-    fine_tune(tiny.base_model, *splits, tiny.labels, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
+    fine_tune(tiny.recipe, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     shutil.rmtree(tmp_path)

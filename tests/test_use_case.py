@@ -203,6 +203,18 @@ ONE_MISTAKE = {
         "8: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'",
     ),
     "empty file": ("", "1: holds no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs"),
+    "metric of another task": (
+        GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
+        "9: evaluation.primary_metric: token_accuracy is not a metric of the task classification; give macro_f1 or accuracy",
+    ),
+    "gate that is not measured": (
+        GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
+        "10: release.max_calibration_error: is for the task classification: for sft it is not measured; remove it",
+    ),
+    "labels of a task without any": (
+        GOOD.replace("label: kind", "task: sft") + "  training:\n    balance_labels: true\n",
+        "9: training.balance_labels: is for the task classification: sft has no labels",
+    ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
         "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",

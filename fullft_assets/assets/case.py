@@ -49,8 +49,14 @@ class Case:
 
     @property
     def has_model(self) -> bool:
-        """Return whether the stages from planning on know the task: single-label classification."""
-        return self.settings.examples.task == "classification" and not self.settings.examples.multi_label
+        """Return whether the stages from planning on know the task: all but multi-label and token classification."""
+        examples = self.settings.examples
+        return examples.task in ("sft", "language_modeling") or (examples.task == "classification" and not examples.multi_label)
+
+    @property
+    def is_monitored(self) -> bool:
+        """Return whether production documents are compared with what a model learned on: drift is known of classifiers' texts."""
+        return self.has_model and self.settings.examples.task == "classification" and self.settings.monitoring.path is not None
 
     @property
     def io_key(self) -> str:

@@ -76,8 +76,11 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
 def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
     found = manifest.metadata
-    systems = [evaluation.FINETUNED, *(name.removesuffix("_macro_f1") for name in found if name.endswith("_macro_f1"))]
-    rows = [{"system": name, **{metric: found[_figure(name, metric)] for metric in evaluation.METRICS}} for name in systems]
+    metrics = evaluation.shown_metrics(found["primary_metric"])
+    rows = [
+        {"system": name, **{metric: found[figure] for metric in metrics if (figure := _figure(name, metric)) in found}}
+        for name in evaluation.systems(found)
+    ]
     shown = {
         "verdict": sentences(found["verdict"]),
         "justification": sentences(found["justification"]),

@@ -12,7 +12,7 @@ from fullft_assets.store import Manifest, artifact_key
 
 _ASSETS = {
     "feasibility_plan": "Does it fit and what will it cost: memory, time and price, measured on this machine.",
-    "cheaper_baselines": "What cheaper ways score on the same rows: majority label, TF-IDF, a probe on the frozen model.",
+    "cheaper_baselines": "What cheaper ways score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the base model as it is.",
     "pilot_run": "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price.",
 }
 

@@ -58,6 +58,7 @@ class Tokenization:
             SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task needs an
                 end-of-text token or a chat template that the model lacks.
         """
+        settings = settings.of_task(task)
         tokenizer = read_tokenizer(model_folder, settings.added_tokens)
         prefix, suffix = _special_ids(tokenizer)
         end_id, chat = None, None

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from fullft_assets.use_case import UseCase
 
 __all__ = [
-    "VERSION", "Frozen", "Split", "SplitName", "Training", "freeze", "label_names", "load_split", "load_training", "near_duplicates",
-    "pack_again", "read_index", "take", "unit_hash",
+    "VERSION", "Frozen", "Split", "SplitName", "Training", "freeze", "label_names", "load_messages", "load_split", "load_training",
+    "near_duplicates", "pack_again", "read_index", "take", "unit_hash",
 ]  # fmt: skip
 
 VERSION = "4"
@@ -524,6 +524,20 @@ def load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
         _Lists.gather(rows, chunks, "marks").to_lists() if has_marks else None,
         _span_labels(index, label_names(snapshot)),
     )
+
+
+def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str, list[dict[str, str]]]:
+    """Return the conversations of one split of the task sft, by the row's id."""
+    import pyarrow.compute as pc
+
+    index = read_index(store, snapshot)
+    index = index.filter(pc.equal(index["split"], name))
+    rows, ids, found = _places(index, index), index["id"].to_pylist(), {}
+    for batch, mine in rows.by_batch():
+        path = store.folder(store.load(snapshot.metadata["parts"][batch]["examples"])) / "examples.parquet"
+        for number, messages in zip(mine.tolist(), _read_rows(path, "messages", rows.position[mine]).to_pylist(), strict=True):
+            found[ids[number]] = messages
+    return found
 
 
 def _is_marked(chunks: Mapping[str, Path]) -> bool:

@@ -54,6 +54,12 @@ class Packing:
         """Return where the pieces of a row stand."""
         return slice(int(self.row_offsets[number]), int(self.row_offsets[number + 1]))
 
+    def first(self, num_rows: int) -> Packing:
+        """Return the first rows alone."""
+        offsets = self.row_offsets[: num_rows + 1]
+        held = slice(0, int(offsets[-1]))
+        return Packing(self.source[held], self.start[held], self.length[held], offsets, self.capacity)
+
     def to_table(self) -> pa.Table:
         """Return one row a piece, in order: `row`, `source`, `start`, `length` (int64, int64, int64, int32)."""
         import pyarrow as pa

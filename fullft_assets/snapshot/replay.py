@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "1"
+VERSION = "2"
 STAGE = "replay_documents"
 _SETTING = "snapshot.replay"
 #: Characters of candidates kept for each token that is needed: twice what usual texts have. Where they do not suffice, more are read.

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.chunks import former_pieces
+from fullft_assets.errors import SettingsError
 
 
 def initialise_added(model: PreTrainedModel, base_model: Path, added_tokens: Sequence[str]) -> None:
@@ -21,12 +22,20 @@ def initialise_added(model: PreTrainedModel, base_model: Path, added_tokens: Seq
         model: just loaded from `base_model`; changed in place.
         base_model: its folder, with the tokenizer as it was before.
         added_tokens: of the settings that the windows were made with.
+
+    Raises:
+        SettingsError: the weights have no embedding for a token of the folder's own tokenizer.
     """
     former = former_pieces(base_model, added_tokens) if added_tokens else {}
     if not former:
         return
+    known = model.get_input_embeddings().weight.shape[0]
+    if (largest := max(piece for pieces in former.values() for piece in pieces)) >= known:
+        raise SettingsError(
+            f"base_model: its tokenizer has token {largest:,}, its weights know {known:,}; give a folder where both belong together"
+        )
     size = max(former) + 1
-    if size > model.get_input_embeddings().weight.shape[0]:
+    if size > known:
         # `mean_resizing` would draw the new rows from the covariance of the old ones, for minutes in a large model.
         model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():

@@ -6,61 +6,52 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --jo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoConfig
 
 from fullft_assets import evaluation, release, report
-from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation
+from fullft_assets.errors import DataError
+from fullft_assets.evaluation import FINETUNED, Evaluation
 from fullft_assets.jobs import Job
 from fullft_assets.release import Verdict
-from fullft_assets.snapshot import Split, label_names, load_split, near_duplicates
+from fullft_assets.settings import Task
+from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import CheckOutcome, Manifest, Store
-from fullft_assets.workloads import baselines, metrics
+from fullft_assets.workloads import judging_labels, judging_tokens
 from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.inference import predict
+from fullft_assets.workloads.judging import Docket, Judged
 
 #: The step log within a checkpoint artifact.
 STEP_LOG = "logs/metrics.jsonl"
-NUM_ANSWERS = 5
+#: Who knows the metrics of a task.
+JUDGES: dict[Task, Callable[[Docket, Split], Judged]] = {
+    "classification": judging_labels.judge,
+    "sft": judging_tokens.judge,
+    "language_modeling": judging_tokens.judge,
+}
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Judge a candidate on the test rows and write the report."""
     inputs = job.load_inputs(store)
     snapshot, checkpoint = inputs["training_snapshot"], inputs["finetuned_checkpoint"]
-    labels, test = label_names(snapshot), load_split(store, snapshot, "test")
+    test = load_split(store, snapshot, "test")
     delivered = len(test)
     test = unseen(job, store, inputs, test)
     if len(test) < delivered:
         progress.say(
             f"{delivered - len(test):,} test rows left out: a model learned from them, or from near-duplicates, in an older snapshot"
         )
-    probabilities = predict_all(job, store, inputs, test, labels, progress)
-    progress.say(f"{job.settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
-    found = evaluation.assess(
-        test.labels,
-        probabilities,
-        test.groups,
-        labels,
-        job.settings.evaluation,
-        seed=job.settings.seed,
-        min_gain=job.settings.release.min_gain_over_baselines,
-    )
-    headline = metrics.headline(test.labels, probabilities[FINETUNED], job.settings.evaluation.calibration_bins)
+    judged = JUDGES[job.settings.examples.task](Docket(job, store, inputs, progress), test)
+    found = judged.evaluation
     decision = release.verdict(found, job.settings.release)
     progress.say(found.justification.sentence)
     progress.say(decision.sentence)
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
-        _write_predictions(draft.path / "predictions.parquet", test, probabilities[FINETUNED], labels)
+        pq.write_table(judged.rows, draft.path / "predictions.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         (draft.path / "decision.json").write_text(decision.model_dump_json(indent=1), encoding="utf-8")
         shown = report.Report(
@@ -68,7 +59,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             evaluation=found,
             verdict=decision,
             base_model=job.settings.base_model,
-            answers=pick_answers(test, probabilities, found, job.settings.seed),
+            answers=judged.examples,
             training_log=read_step_log(store.folder(checkpoint) / STEP_LOG),
             learning_curve=inputs["pilot_run"].metadata.get("learning_curve", []),
             data=report.data_rows(snapshot),
@@ -79,7 +70,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json"),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata={**_metadata(found, decision, headline, inputs), "num_test_rows_left_out": delivered - len(test)},
+            metadata={**_metadata(judged, decision, inputs), "num_test_rows_left_out": delivered - len(test)},
             checks=_checks(found, decision),
         )
 
@@ -106,70 +97,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     return test.select([row for row in range(len(test)) if row not in seen]) if seen else test
 
 
-def predict_all(
-    job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split, labels: list[str], progress: Progress
-) -> dict[str, np.ndarray]:
-    """Return the label probabilities [rows, labels] of the candidate, each baseline and the champion."""
-    folder = store.folder(inputs["finetuned_checkpoint"]) / "model"
-    progress.say(f"fine-tuned model on {len(test):,} test rows ...")
-    # The snapshot may be newer than the checkpoint (periodic evaluation), and know other labels.
-    theirs = model_labels(folder)
-    windows = _windows_for(inputs["finetuned_checkpoint"], test, job, store, inputs)
-    found = {FINETUNED: map_labels(predict(folder, windows, progress=progress).probabilities, theirs, labels)}
-    base_model, added_tokens = resolve_base_model(job.settings.base_model, Path(job.project_root)), job.settings.chunks.added_tokens
-    for name, baseline in baselines.load(store.folder(inputs["cheaper_baselines"]), base_model, added_tokens).items():
-        progress.raise_if_stopped()
-        progress.say(f"{evaluation.title(name)} on {len(test):,} test rows ...")
-        found[name] = map_labels(baseline.predict(test), inputs["cheaper_baselines"].metadata["labels"], labels)
-    if "champion" in inputs:
-        progress.say(f"champion on {len(test):,} test rows ...")
-        champion = store.folder(inputs["champion"]) / "model"
-        windows = _windows_for(inputs["champion"], test, job, store, inputs)
-        found[CHAMPION] = map_labels(predict(champion, windows, progress=progress).probabilities, model_labels(champion), labels)
-    return found
-
-
-def model_labels(model_folder: Path) -> list[str]:
-    """Return a classifier's label names in the order of its outputs."""
-    names = AutoConfig.from_pretrained(str(model_folder), trust_remote_code=False).id2label
-    return [names[i] for i in range(len(names))]
-
-
-def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) -> np.ndarray:
-    """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both know.
-
-    A label that the model does not know has probability 0.
-
-    Raises:
-        StoreError: the two label lists have nothing in common.
-    """
-    if theirs == ours:
-        return probabilities
-    shared = [label for label in ours if label in theirs]
-    if not shared:
-        raise StoreError(
-            f"the model knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
-        )
-    mapped = np.zeros((len(probabilities), len(ours)))
-    mapped[:, [ours.index(label) for label in shared]] = probabilities[:, [theirs.index(label) for label in shared]]
-    # A model that is sure of a label that left the list has next to nothing to share out: no information.
-    known = mapped.sum(axis=1, keepdims=True)
-    uniform = np.isin(ours, shared) / len(shared)
-    return np.where(known > 0, mapped / np.where(known > 0, known, 1), uniform)
-
-
-def pick_answers(test: Split, probabilities: Mapping[str, np.ndarray], found: Evaluation, seed: int) -> list[report.Answer]:
-    """Draw test rows at random, first among those on which the fine-tuned model and the best baseline disagree."""
-    tuned = probabilities[FINETUNED].argmax(1)
-    baseline = probabilities[found.justification.best_baseline].argmax(1)
-    order = np.random.default_rng(seed).permutation(len(test))
-    order = order[np.argsort(tuned[order] == baseline[order], kind="stable")]
-    return [
-        report.Answer(report.shorten(test.texts[i]), found.labels[test.labels[i]], found.labels[baseline[i]], found.labels[tuned[i]])
-        for i in order[:NUM_ANSWERS]
-    ]
-
-
 def read_step_log(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a step log, or nothing where a checkpoint came without one."""
     if not path.is_file():
@@ -177,32 +104,8 @@ def read_step_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _windows_for(checkpoint: Manifest, test: Split, job: Job, store: Store, inputs: Mapping[str, Manifest]) -> list[list[list[int]]]:
-    # Token ids only mean something to the tokenizer that made them.
-    if _tokenizer_of(store, store.load(checkpoint.metadata["snapshot"])) == _tokenizer_of(store, inputs["training_snapshot"]):
-        return test.windows
-    return Tokenization.load_saved(store.folder(checkpoint) / "model", job.settings.chunks).windows(test.texts)
-
-
-def _tokenizer_of(store: Store, snapshot: Manifest) -> str:
-    """Return the digest of the tokenizer that made all windows of a snapshot."""
-    part = next(iter(snapshot.metadata["parts"].values()))
-    return store.load(part["chunks"]).inputs["tokenizer"]
-
-
-def _write_predictions(path: Path, test: Split, probabilities: np.ndarray, labels: list[str]) -> None:
-    predicted = probabilities.argmax(axis=1)
-    columns = {
-        "id": test.ids,
-        "label": [labels[i] for i in test.labels],
-        "predicted": [labels[i] for i in predicted],
-        "probability": probabilities.max(axis=1).astype(np.float32),
-        "group": test.groups,
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-def _metadata(found: Evaluation, decision: Verdict, headline: Mapping[str, float], inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+def _metadata(judged: Judged, decision: Verdict, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+    found = judged.evaluation
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
     metadata = {
         "verdict": decision.sentence,
@@ -212,9 +115,7 @@ def _metadata(found: Evaluation, decision: Verdict, headline: Mapping[str, float
         "primary_metric": found.primary_metric,
         "num_test_rows": found.num_test_rows,
         "num_test_groups": found.num_test_groups,
-        **headline,
-        "macro_f1_low": found.scores["macro_f1"][FINETUNED].low,
-        "macro_f1_high": found.scores["macro_f1"][FINETUNED].high,
+        **judged.headline,
         "best_baseline": found.justification.best_baseline,
         "gain_over_best_baseline": gain.estimate,
         "gain_over_best_baseline_low": gain.low,
@@ -223,9 +124,9 @@ def _metadata(found: Evaluation, decision: Verdict, headline: Mapping[str, float
         "checkpoint": inputs["finetuned_checkpoint"].ref,
         "incumbent": inputs["champion"].ref if "champion" in inputs else None,
     }
-    for name in found.scores["macro_f1"]:
+    for name in found.scores[found.primary_metric]:
         if name != FINETUNED:
-            metadata |= {f"{name}_{metric}": found.scores[metric][name].estimate for metric in evaluation.METRICS}
+            metadata |= {f"{name}_{metric}": values[name].estimate for metric, values in found.columns.items() if name in values}
     return metadata
 
 
@@ -255,8 +156,9 @@ def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:
     numbers = {
         "beats_baselines": {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
         "score_is_sufficient": {found.primary_metric: found.score.estimate},
-        "is_calibrated": {"calibration_error": found.calibration_error},
     }
+    if found.calibration_error is not None:
+        numbers["is_calibrated"] = {"calibration_error": found.calibration_error}
     if over_champion is not None:
         numbers["beats_champion"] = {"gain": over_champion.estimate, "gain_low": over_champion.low, "gain_high": over_champion.high}
     return numbers

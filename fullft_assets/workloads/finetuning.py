@@ -1,7 +1,7 @@
 """Full fine-tuning on transformers' Trainer: planned order, atomic checkpoints, setbacks that are recovered from.
 
-Used by the pilot (small) and by training (whole). Everything that decides the result is planned ahead
-from the seed: the row order is a list, read from front to back, so a resumed run reads on where it was.
+Used by the pilot (small) and by training (whole), for every task: what differs between tasks is its recipe's. Everything that
+decides the result is planned ahead from the seed: the order is a list, read from front to back, so a resumed run reads on where it was.
 A run has one leg after the other: each setback (a guard rolls back, memory runs out) is written down in the
 course and ends a leg, and the next one begins at the checkpoint that the course names, under its changes.
 """
@@ -13,26 +13,24 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.snapshot import Split
 from fullft_assets.workloads import layers, precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, publish, retain, room_needed, step_of
+from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.guards import Course, Incident
-from fullft_assets.workloads.inference import collate, device, load_for_training
-from fullft_assets.workloads.telemetry import Ending, Meter, Trackers, peak_flops, require, step_flops
+from fullft_assets.workloads.recipe import Recipe
+from fullft_assets.workloads.telemetry import Ending, Meter, Shape, Trackers, peak_flops, require, step_flops
 from fullft_assets.workloads.watcher import RolledBack, Watcher, peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-#: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
-_POOL_BATCHES = 50
 #: Folder inside the work folder in which a checkpoint is written.
 _UNFINISHED = "unfinished"
 
@@ -63,6 +59,7 @@ class Fit:
         history: the step log.
         incidents: what made the run go on differently from planned.
         micro_batch_size: rows a forward pass at the end.
+        about: what the recipe says of the training.
     """
 
     model: PreTrainedModel
@@ -75,67 +72,37 @@ class Fit:
     history: list[dict[str, Any]]
     incidents: list[Incident]
     micro_batch_size: int
-
-
-def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int) -> np.ndarray:
-    """Return the positions to train on, in order, for all epochs together.
-
-    Each epoch visits every position once, a last part of an epoch a random draw of them, in batches of
-    similar length in random order. What does not fill a batch moves to the next epoch's pool, so batches
-    stay aligned with lengths.
-    """
-    rng = np.random.default_rng(seed)
-    sizes = np.asarray(lengths)
-    total = max(1, round(epochs * len(lengths)))
-    carried = np.empty(0, np.int64)
-    planned: list[np.ndarray] = []
-    count = 0
-    while (missing := total - count - len(carried)) > 0:
-        pool = np.concatenate([carried, rng.permutation(len(lengths))[:missing]])
-        batches = []
-        for start in range(0, len(pool), batch_size * _POOL_BATCHES):
-            part = pool[start : start + batch_size * _POOL_BATCHES]
-            part = part[np.argsort(-sizes[part], kind="stable")]
-            batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-        full = [batch for batch in batches if len(batch) == batch_size]
-        carried = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
-        planned += [full[i] for i in rng.permutation(len(full))]
-        count = sum(map(len, planned))
-    return np.concatenate([*planned, carried])
+    about: dict[str, Any]
 
 
 def fine_tune(
-    base_model: Path,
-    train: Split,
-    validation: Split,
-    labels: list[str],
+    recipe: Recipe,
     settings: TrainingSettings,
     seed: int,
     work_folder: Path,
     progress: Progress,
     *,
-    added_tokens: Sequence[str] = (),
     num_processes: int = 1,
-    evaluate_at: tuple[int, ...] | None = None,
+    evaluate_at: Callable[[float], Iterable[int]] | Iterable[int] | None = None,
     resumable: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Fit:
-    """Train every weight of a classifier.
+    """Train every weight of a model.
 
     Args:
-        base_model: a transformers folder with safetensors.
-        train: rows to learn from; each window is one training row.
-        validation: rows scored on the way.
-        labels: label order of the model's outputs.
+        recipe: the task: model, rows and scores.
         settings: hyperparameters.
-        seed: of head initialisation, order and dropout.
+        seed: of what is new in the model, of the order and of dropout.
         work_folder: checkpoints and the step log; a valid checkpoint found there is resumed from.
         progress: told of each logged step; asked whether to stop.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
         num_processes: processes that share the batch.
-        evaluate_at: steps after which validation rows are scored. Default: twice an epoch and at the end.
+        evaluate_at: steps after which validation rows are scored, beside the last; or what names them, given the number of steps,
+            of which the last one may be a part. Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
+        callbacks: of the Trainer, beside its own.
 
     Raises:
+        DataError, SettingsError: the recipe's model cannot be trained on its rows.
         SettingsError: the batch cannot be divided as asked, or more layers are frozen than there are.
         DivergenceError: a guard stopped the run, or its weights are not finite.
         OutOfMemory: a single row does not fit.
@@ -143,36 +110,29 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     accumulation_steps(settings, num_processes)
-    rows, lengths = _planned_rows(train, settings, seed)
-    num_steps = -(-len(rows) // settings.batch_size)
-    if evaluate_at is None:
-        half_epoch = max(1, round(len(rows) / settings.epochs / settings.batch_size / 2))
-        evaluate_at = tuple(range(half_epoch, num_steps - half_epoch // 2, half_epoch))
     if resumable:
         require(settings.track)
-    course = Course(work_folder, is_writer=_is_first_rank())
+    if evaluate_at is not None and not callable(evaluate_at):
+        evaluate_at = tuple(evaluate_at)
     work = _Work(
-        base_model=base_model,
-        train=train,
-        validation=validation,
-        labels=labels,
+        recipe=recipe,
         settings=settings,
         seed=seed,
         folder=work_folder,
         progress=progress,
-        added_tokens=added_tokens,
         num_processes=num_processes,
-        evaluate_at={*evaluate_at, num_steps},
+        evaluate_at=evaluate_at,
         resumable=resumable,
-        rows=rows,
-        tokens=np.add.reduceat(lengths, np.arange(0, len(lengths), settings.batch_size)),
-        lengths=lengths,
-        course=course,
+        callbacks=callbacks,
+        course=Course(work_folder, is_writer=_is_first_rank()),
     )
     began_at = None
     while True:
         leg = _Leg(work)
-        began_at = leg.first_step if began_at is None else began_at
+        if began_at is None:
+            began_at = leg.first_step
+            for name, value in leg.prepared.about.items():
+                progress.say(f"{name}: {value}")
         try:
             return replace(leg.run(), resumed_from_step=began_at)
         except RolledBack:
@@ -190,29 +150,18 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class _Work:
-    """What all legs of a run share; see `fine_tune`. `rows` stand in training order, `tokens` are of each step, `lengths` of each row."""
+    """What all legs of a run share; see `fine_tune`."""
 
-    base_model: Path
-    train: Split
-    validation: Split
-    labels: list[str]
+    recipe: Recipe
     settings: TrainingSettings
     seed: int
     folder: Path
     progress: Progress
-    added_tokens: Sequence[str]
     num_processes: int
-    evaluate_at: set[int]
+    evaluate_at: Callable[[float], Iterable[int]] | tuple[int, ...] | None
     resumable: bool
-    rows: Dataset
-    tokens: np.ndarray
-    lengths: np.ndarray
+    callbacks: Sequence[TrainerCallback]
     course: Course
-
-    @property
-    def num_steps(self) -> int:
-        """Planned optimizer steps."""
-        return len(self.tokens)
 
 
 class _Leg:
@@ -226,15 +175,22 @@ class _Leg:
         #: Step of the checkpoint that this leg begins at; 0 = the base model.
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         set_seed(work.seed)
-        self.model = load_for_training(work.base_model, work.labels, self.settings.attention_dropout, work.added_tokens)
+        self.model = work.recipe.load(self.settings)
         layers.freeze(self.model, self.settings)
+        self.prepared = work.recipe.prepare(self.model, self.settings, work.seed, work.num_processes)
+        feed = self.prepared.feed
+        self._documents_of_steps = feed.bounds_of_steps(accumulation_steps(self.settings, work.num_processes) * work.num_processes)
+        #: [steps] useful tokens of each.
+        self.tokens = sums_between(feed.lengths, self._documents_of_steps)
+        self.num_steps = len(self.tokens)
+        self.evaluate_at = self._evaluations(feed.num_rows / self.settings.batch_size)
         self.watcher = self._watcher()
         self.trainer = self._trainer()
 
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
         if self.checkpoint:
-            self.work.progress.say(f"resuming at step {self.first_step} of {self.work.num_steps} ({self.checkpoint.name})")
+            self.work.progress.say(f"resuming at step {self.first_step} of {self.num_steps} ({self.checkpoint.name})")
         ending: Ending = "FAILED"
         try:
             self._train()
@@ -259,16 +215,16 @@ class _Leg:
         watcher.begin()
         # A stop cut the scoring short after which this checkpoint was written.
         was_scored = any("validation_loss" in line and line["step"] == self.first_step for line in watcher.log.lines)
-        is_at_end = self.first_step >= (self.course.end_step or self.work.num_steps)
-        if self.checkpoint and (is_at_end or (self.first_step in self.work.evaluate_at and not was_scored)):
+        is_at_end = self.first_step >= (self.course.end_step or self.num_steps)
+        if self.checkpoint and (is_at_end or (self.first_step in self.evaluate_at and not was_scored)):
             trainer._load_from_checkpoint(str(self.checkpoint))
             if not was_scored:
                 watcher.validate(self.first_step, trainer.model)
-                is_at_end = self.first_step >= (self.course.end_step or self.work.num_steps)
+                is_at_end = self.first_step >= (self.course.end_step or self.num_steps)
         if not is_at_end and not watcher.stopped:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if watcher.stopped:
-            where = f"stopped at step {max(self.first_step, trainer.state.global_step)} of {self.work.num_steps}"
+            where = f"stopped at step {max(self.first_step, trainer.state.global_step)} of {self.num_steps}"
             again = "resume there" if self.work.resumable else "start this part again"
             raise Interrupted(f"{where}; run the same command to {again}")
 
@@ -287,13 +243,14 @@ class _Leg:
             model=trainer.accelerator.unwrap_model(trainer.model),
             step=step,
             num_steps=num_steps,
-            num_tokens=int(self.work.tokens[:num_steps].sum()),
+            num_tokens=int(self.tokens[:num_steps].sum()),
             seconds=seconds,
             resumed_from_step=self.first_step,
             peak_memory_bytes=peak_memory_bytes(),
             history=log.lines,
             incidents=self.course.incidents,
             micro_batch_size=self.settings.micro_batch_size,
+            about=self.prepared.about,
         )
 
     def halve_micro_batches(self) -> None:
@@ -324,6 +281,14 @@ class _Leg:
             raise OutOfMemory(f"{reason} in one of {processes} processes; run the same command to go on with {smaller:,}")
         self.work.progress.say(f"step {step + 1:,}: {reason}; going on from step {incident.to_step:,} with {smaller:,}, the same batch")
 
+    def _evaluations(self, num_steps: float) -> set[int]:
+        """Return the steps after which validation rows are scored: the same in every leg, whatever its micro-batches."""
+        asked = self.work.evaluate_at
+        if asked is None:
+            half_epoch = max(1, round(num_steps / self.settings.epochs / 2))
+            asked = range(half_epoch, self.num_steps - half_epoch // 2, half_epoch)
+        return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
+
     def _watcher(self) -> Watcher:
         work, is_first = self.work, _is_first_rank()
         log = StepLog(work.folder / STEP_LOG, self.first_step, is_writer=is_first, incidents=self.course.incidents)
@@ -335,47 +300,32 @@ class _Leg:
             self.course,
             Trackers(track, work.folder, self.first_step, self.settings.model_dump(exclude={"guards", "track"}), work.progress),
             self._meter(),
-            work.validation,
-            work.evaluate_at,
-            num_steps=work.num_steps,
+            work.recipe.score,
+            self.evaluate_at,
+            num_steps=self.num_steps,
             resumable=work.resumable,
         )
 
     def _meter(self) -> Meter:
-        config, work = self.model.config, self.work
-        embedded = {
-            id(parameter) for module in self.model.modules() if isinstance(module, torch.nn.Embedding) for parameter in module.parameters()
-        }
-        weights = [parameter for parameter in self.model.parameters() if id(parameter) not in embedded]
-        flops = step_flops(
-            work.lengths,
-            self.settings.batch_size,
-            num_weights=sum(parameter.numel() for parameter in weights),
-            num_trained=sum(parameter.numel() for parameter in weights if parameter.requires_grad),
-            num_layers=getattr(config, "num_hidden_layers", 0),
-            hidden=getattr(config, "hidden_size", 0),
-        )
+        feed, processes = self.prepared.feed, self.work.num_processes
+        flops = step_flops(feed.lengths, feed.num_predicted, self._documents_of_steps, Shape.of(self.model))
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
         peak = peak_flops(card, precision.resolve(self.settings.precision))
-        return Meter(work.tokens, flops, None if peak is None else peak * work.num_processes)
+        return Meter(self.tokens, flops, None if peak is None else peak * processes)
 
     def _trainer(self) -> _Trainer:
-        work = self.work
-        accumulation = accumulation_steps(self.settings, work.num_processes)
-        arguments = _arguments(self.settings, work.seed, work.folder, accumulation, num_steps=work.num_steps, resumable=work.resumable)
-        pad_id = self.model.config.pad_token_id or 0
+        work, feed = self.work, self.prepared.feed
         trainer = _Trainer(
             model=self.model,
-            args=arguments,
-            train_dataset=work.rows,
-            data_collator=lambda rows: _collate(rows, pad_id),
-            callbacks=[self.watcher],
-            compute_loss_func=_loss(work.train, len(work.labels) if self.settings.balance_labels else None),
+            args=_arguments(self.settings, work, feed.items_a_pass, num_steps=self.num_steps),
+            train_dataset=feed.dataset,
+            data_collator=feed.collate,
+            callbacks=[self.watcher, *work.callbacks],
             leg=self,
         )
         trainer.remove_callback(PrinterCallback)  # the watcher speaks
         if self.settings.l2_sp:
-            trainer.add_callback(_Pull(self.model, self.settings.l2_sp))
+            trainer.add_callback(_Pull(layers.Anchor(self.model, self.settings.l2_sp, has_new_head=work.recipe.has_new_head)))
         return trainer
 
 
@@ -395,24 +345,13 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     return settings.batch_size // rows_a_pass
 
 
-def _planned_rows(train: Split, settings: TrainingSettings, seed: int) -> tuple[Dataset, np.ndarray]:
-    """Return the training rows in their order, and their lengths."""
-    windows = [window for document in train.windows for window in document]
-    labels = [int(label) for label, document in zip(train.labels, train.windows, strict=True) for _ in document]
-    lengths = np.array([len(window) for window in windows])
-    order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, seed)
-    return Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order), lengths[order]
-
-
-def _arguments(
-    settings: TrainingSettings, seed: int, work_folder: Path, accumulation: int, *, num_steps: int, resumable: bool
-) -> TrainingArguments:
+def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, num_steps: int) -> TrainingArguments:
     chosen = precision.resolve(settings.precision)
     return TrainingArguments(
-        output_dir=str(work_folder),
+        output_dir=str(work.folder),
         max_steps=num_steps,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=items_a_pass,
+        gradient_accumulation_steps=accumulation_steps(settings, work.num_processes),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=round(settings.warmup_share * num_steps),
@@ -428,7 +367,7 @@ def _arguments(
         logging_steps=1,
         # The default hides NaN losses behind the running mean.
         logging_nan_inf_filter=False,
-        save_strategy="steps" if resumable else "no",
+        save_strategy="steps" if work.resumable else "no",
         save_steps=settings.checkpoint_every_steps,
         save_total_limit=None,
         eval_strategy="no",
@@ -436,42 +375,16 @@ def _arguments(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
+        seed=work.seed,
+        data_seed=work.seed,
     )
-
-
-def _collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    return {**collate([row["input_ids"] for row in rows], pad_id), "labels": torch.tensor([row["labels"] for row in rows])}
-
-
-def _loss(train: Split, balanced_labels: int | None):
-    """Return the cross-entropy of a micro-batch as its part of the whole batch's mean.
-
-    A model's own loss is the mean over the micro-batch, and Trainer takes it for that part: with accumulation
-    the gradients, and the logged loss, would come out as many times too large as there are micro-batches.
-
-    Args:
-        train: the rows; each window counts, as each is a training row.
-        balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
-    """
-    weights = None
-    if balanced_labels is not None:
-        counts = np.bincount(np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels)
-        weights = torch.tensor(counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device())
-
-    def loss(outputs, targets, num_items_in_batch=None):
-        total = torch.nn.functional.cross_entropy(outputs.logits.float(), targets, weight=weights, reduction="sum")
-        return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
-
-    return loss
 
 
 class _Pull(TrainerCallback):
     """L2-SP: adds the pull to the start to the gradients, after clipping."""
 
-    def __init__(self, model: PreTrainedModel, strength: float):
-        self._anchor = layers.Anchor(model, strength)
+    def __init__(self, anchor: layers.Anchor):
+        self._anchor = anchor
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self._anchor.pull(model)
@@ -484,6 +397,20 @@ class _Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self._leg = leg
         self._rates: list[float] = []
+        # Has Trainer count the labels of all passes and processes of a step, and not divide the loss again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        assert not return_outputs and num_items_in_batch is not None, "it only trains"
+        labels = inputs.pop("labels")
+        total = self._leg.prepared.total_loss(model, inputs, labels)
+        # A step may hold nothing to learn from, such as prompts alone.
+        loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        # Gradients are averaged over the processes, and the labels are counted over all of them.
+        return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

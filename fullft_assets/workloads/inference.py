@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
+from fullft_assets.errors import SettingsError
 from fullft_assets.workloads import precision
 from fullft_assets.workloads.embeddings import initialise_added
 
@@ -48,14 +57,11 @@ def load_for_training(
     folder: Path, labels: list[str], attention_dropout: float | None, added_tokens: Sequence[str] = ()
 ) -> PreTrainedModel:
     """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU, in fp32."""
-    options: dict[str, object] = {}
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    options = _dropout(config, attention_dropout)
     if config.pad_token_id is None:
         # A decoder's classifier looks for the last token that is no padding, and refuses batches without a padding token.
         options["pad_token_id"] = _end_token(config)
-    for name in _ATTENTION_DROPOUT:
-        if attention_dropout is not None and hasattr(config, name):
-            options[name] = attention_dropout
     model = load_classifier(
         folder,
         num_labels=len(labels),
@@ -65,6 +71,42 @@ def load_for_training(
     )
     initialise_added(model, folder, added_tokens)
     return model
+
+
+def load_causal(folder: Path, added_tokens: Sequence[str] = (), *, attention_dropout: float | None = None) -> PreTrainedModel:
+    """Load a causal language model with embeddings for added tokens, on the CPU, in fp32.
+
+    Args:
+        folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added tokens.
+        added_tokens: that a base model's tokenizer did not have.
+        attention_dropout: in place of the model's own.
+
+    Raises:
+        SettingsError: there is no language model in it.
+    """
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    refusal = f"base_model: {folder} is no causal language model"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SettingsError(f"{refusal} (model_type {config.model_type}); give one that predicts the next token, such as Llama or Qwen")
+    model, found = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **_dropout(config, attention_dropout),
+    )
+    if found["missing_keys"]:
+        # They would be random.
+        raise SettingsError(
+            f"{refusal}: its weights lack {sorted(found['missing_keys'])[0]}; give one whose safetensors have its output head"
+        )
+    initialise_added(model, folder, added_tokens)
+    return model
+
+
+def _dropout(config: PretrainedConfig, attention_dropout: float | None) -> dict[str, object]:
+    return {name: attention_dropout for name in _ATTENTION_DROPOUT if attention_dropout is not None and hasattr(config, name)}
 
 
 def _end_token(config: PretrainedConfig) -> int:

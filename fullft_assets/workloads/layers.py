@@ -70,16 +70,17 @@ def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings)
 class Anchor:
     """The pull of L2-SP: `strength` times the distance to the pretrained weights, added to each gradient (arXiv:1802.01483, eq. 3).
 
-    It is added after clipping, so that a large loss gradient does not drown it. The head is new and is not pulled.
+    It is added after clipping, so that a large loss gradient does not drown it. A new head is not pulled.
 
     Args:
         model: with its pretrained weights.
         strength: factor of the distance.
+        has_new_head: all outside of the base model is new.
     """
 
-    def __init__(self, model: PreTrainedModel, strength: float):
+    def __init__(self, model: PreTrainedModel, strength: float, *, has_new_head: bool):
         self._strength = strength
-        head = tuple(f"{name}." for name, _ in model.named_children() if name != model.base_model_prefix)
+        head = tuple(f"{name}." for name, _ in model.named_children() if has_new_head and name != model.base_model_prefix)
         self._start = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()

@@ -11,7 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from fullft_assets import evaluation
+from fullft_assets.evaluation import classification
 
 _LABELS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 _PROBABILITIES = {
@@ -39,7 +39,7 @@ class _Metric(evaluate.Metric):
         )
 
     def _validate(self, predictions: Any, references: Any) -> None:
-        evaluation.require_labels(references, predictions)
+        classification.require_labels(references, predictions)
 
     # evaluate copies these methods without their closure, where `super()` would not work.
     def add_batch(self, *, predictions: Any = None, references: Any = None, **other: Any) -> None:
@@ -77,7 +77,7 @@ class Accuracy(_Metric):
     summary = "Share of rows whose predicted label is the true one."
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"accuracy": evaluation.accuracy(np.asarray(references), np.asarray(predictions))}
+        return {"accuracy": classification.accuracy(np.asarray(references), np.asarray(predictions))}
 
 
 class MacroF1(_Metric):
@@ -86,7 +86,7 @@ class MacroF1(_Metric):
     summary = "Unweighted mean of the F1 of each label that occurs among the references."
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"macro_f1": evaluation.macro_f1(np.asarray(references), np.asarray(predictions))}
+        return {"macro_f1": classification.macro_f1(np.asarray(references), np.asarray(predictions))}
 
 
 class CalibrationError(_Metric):
@@ -97,11 +97,11 @@ class CalibrationError(_Metric):
     columns = _PROBABILITIES
 
     def _validate(self, predictions: Any, references: Any) -> None:
-        evaluation.require_labels(references, references, name="references")
-        evaluation.require_probabilities(predictions, references, name="predictions")
+        classification.require_labels(references, references, name="references")
+        classification.require_probabilities(predictions, references, name="predictions")
 
     def _compute(self, predictions: list, references: list, num_bins: int = 10) -> dict[str, float]:
-        error = evaluation.expected_calibration_error(np.asarray(references), np.asarray(predictions), num_bins)
+        error = classification.expected_calibration_error(np.asarray(references), np.asarray(predictions), num_bins)
         return {"calibration_error": error}
 
 

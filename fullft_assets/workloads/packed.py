@@ -1,30 +1,33 @@
-"""Training on packed rows: the tasks sft and language_modeling.
+"""The tasks sft and language_modeling: the next token, on packed rows.
 
 A row holds several documents; position ids that restart tell the model where each begins, without an attention mask and
 without a cache. The loss of an optimizer step is the mean over its trained tokens, however many rows, passes and
-processes they lie in. Which row comes when is planned ahead, so a resumed run reads on where it was. A model that does
-not keep documents apart (`isolation`) gets each on a row of its own instead, beside others of its length.
+processes they lie in. A model that does not keep documents apart (`isolation`) gets each on a row of its own instead,
+beside others of its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel
 
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.snapshot import Training
+from fullft_assets.snapshot import Split, Training
 from fullft_assets.workloads import isolation, packed_rows, precision
-from fullft_assets.workloads.inference import device
+from fullft_assets.workloads.feed import Batch, Feed
+from fullft_assets.workloads.inference import device, load_causal
 from fullft_assets.workloads.isolation import Isolation
-from fullft_assets.workloads.packed_rows import Batch, Feed, Pieces
-from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
+from fullft_assets.workloads.packed_rows import Pieces
+from fullft_assets.workloads.recipe import Listener, Prepared
+from fullft_assets.workloads.token_loss import TokenLoss
+from fullft_assets.workloads.token_scores import score_documents
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -32,227 +35,101 @@ _LEAST_CAPACITY = 6
 _SHOWN_TOKENS = 32
 
 
-class TokenLossMixin:
-    """Of a Trainer: the loss is the mean over the trained tokens of the whole optimizer step, computed for them alone.
-
-    Args:
-        token_loss: how the sum over them is computed.
-    """
-
-    def __init__(self, *args: Any, token_loss: TokenLoss, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._token_loss = token_loss
-        # Has Trainer count the trained tokens of all passes and processes of a step, and not divide the loss again.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
-        """Return a pass's part of the mean; logits are not among the outputs: they never exist together."""
-        labels = inputs["labels"]
-        total = self._token_loss.total(model, {name: value for name, value in inputs.items() if name != "labels"}, labels)
-        count = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        # A step may hold nothing but prompts.
-        loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # Gradients are averaged over the processes, and `count` is of all of them.
-            loss = loss * self.accelerator.num_processes
-        return (loss, {"loss": loss.detach()}) if return_outputs else loss
-
-
-class PackedTrainer(TokenLossMixin, Trainer):
-    """transformers' Trainer with that loss."""
-
-
 @dataclass(frozen=True)
-class Prepared:
-    """A Trainer that is ready to train, or to resume.
+class NextToken:
+    """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones.
 
     Attributes:
-        trainer: call `train(resume_from_checkpoint=...)`.
-        isolation: what the probe found; not isolated: rows are padded.
-        tokens_of_steps: [steps] useful tokens of each optimizer step, over all processes, padding not counted.
-        token_loss: how the loss is computed.
+        base_model: a transformers folder with the safetensors of a causal language model.
+        training: packed, of the snapshot.
+        validation: documents scored on the way.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
     """
 
-    trainer: Trainer
-    isolation: Isolation
-    tokens_of_steps: np.ndarray
-    token_loss: TokenLoss
+    base_model: Path
+    training: Training
+    validation: Split
+    added_tokens: Sequence[str] = ()
+    has_new_head: ClassVar[bool] = False
 
     @property
-    def num_steps(self) -> int:
-        """Planned optimizer steps."""
-        return len(self.tokens_of_steps)
+    def num_rows(self) -> int:
+        """See `Recipe`: the plan deals its rows out at random."""
+        return self.training.packing.num_rows
 
-    @torch.no_grad()
-    def mean_loss(self, model: torch.nn.Module, held_out: Training, rows_a_pass: int) -> float:
-        """Return the mean loss over the trained tokens of other documents; the model's mode is restored.
+    def first(self, num_rows: int) -> NextToken:
+        """See `Recipe`."""
+        return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
-        Args:
-            model: the Trainer's, wrapped or not.
-            held_out: packed as the training rows are.
-            rows_a_pass: rows of a forward pass.
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        return load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout)
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
+
+        A padded pass takes at most as many tokens, padding included, as a packed one has room for.
+
+        Raises:
+            DataError: there is no row or no trained token, or a token is not in the model's vocabulary.
+            SettingsError: the rows are longer than the model takes.
         """
-        feed = _feed(self.trainer.accelerator.unwrap_model(model), Pieces(held_out), self.isolation, rows_a_pass, rows_a_pass)
-        total, count, is_training = 0.0, 0, model.training
-        place = next(model.parameters()).device
-        model.eval()
-        try:
-            for batch in feed.batches():
-                labels = batch.pop("labels").to(place)
-                inputs = {name: value.to(place) for name, value in batch.items()}
-                with self.trainer.compute_loss_context_manager():
-                    total += self.token_loss.total(model, inputs, labels).item()
-                count += int((labels[:, 1:] != IGNORED).sum())
-        finally:
-            model.train(is_training)
-        return total / max(1, count)
+        self._check(model)
+        model.to(device())
+        found = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
+        feed = _feed(model, self._pieces, found, settings, seed, num_processes)
+        about = {"isolation": found.reason, "is_packed": found.is_isolated}
+        return Prepared(feed, _token_loss(model, feed.batch(0), settings).total, about)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: loss, token accuracy and token probability."""
+        found = score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
+        return {"loss": found.mean_loss(), "token_accuracy": found.token_accuracy(), "token_probability": found.token_probability()}
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`: the base model as it is."""
+        yield "base_model", self.score(load_causal(self.base_model, self.added_tokens), listener)
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.training)
+
+    def _check(self, model: PreTrainedModel) -> None:
+        pieces, validation = self._pieces, self.validation
+        if not len(pieces):
+            raise DataError("the snapshot has no training row; deliver documents, or lower snapshot.test_share and validation_share")
+        marks = [mark for document in validation.marks or [] for window in document for mark in window[1:]]
+        for name, has_tokens in (
+            ("training", pieces.num_predicted.any()),
+            ("validation", any(len(window) > 1 for document in validation.windows for window in document)),
+            ("validation", validation.marks is None or 1 in marks),
+        ):
+            if not has_tokens:
+                raise DataError(f"the snapshot's {name} rows have no trained token; look at chunks.train_on and at the assistant turns")
+        known = model.get_input_embeddings().num_embeddings
+        largest = max(pieces.largest_id, max(max(window, default=0) for document in validation.windows for window in document))
+        if largest >= known:
+            raise DataError(
+                f"the snapshot holds token {largest:,}, the model knows {known:,}: its tokenizer is not base_model's; take the snapshot again"
+            )
+        longest, positions = int(pieces.plan.length.max()), getattr(model.config, "max_position_embeddings", None)
+        if isinstance(positions, int) and longest > positions:
+            raise SettingsError(f"chunks.max_tokens: {longest:,} is more than the {positions:,} positions of base_model")
+        if pieces.plan.capacity < _LEAST_CAPACITY:
+            raise SettingsError(f"chunks.max_tokens: rows of {pieces.plan.capacity} tokens are too short to hold several documents")
 
 
-def prepare(
-    model: PreTrainedModel,
-    training: Training,
-    settings: TrainingSettings,
-    output_folder: Path,
-    *,
-    seed: int,
-    num_processes: int = 1,
-    callbacks: Sequence[TrainerCallback] = (),
-    trainer_class: Callable[..., Trainer] = PackedTrainer,
-    **arguments: Any,
-) -> Prepared:
-    """Probe a model and return what trains it on packed rows, or, where it leaks, on padded ones.
-
-    Rows of the plan are what `batch_size` and `micro_batch_size` count. A padded pass takes at most as many tokens,
-    padding included, as a packed one has room for.
-
-    Args:
-        model: a causal language model, not wrapped; it is moved to the accelerator, if there is one.
-        training: of the snapshot.
-        settings: hyperparameters.
-        output_folder: of checkpoints.
-        seed: of the order of the later epochs, and of dropout.
-        num_processes: processes that share a batch.
-        callbacks: of the Trainer.
-        trainer_class: makes a Trainer with `TokenLossMixin`.
-        arguments: for TrainingArguments, in place of the settings' own.
-
-    Raises:
-        DataError: there is no row or no trained token, or a token is not in the model's vocabulary.
-        SettingsError: the batch cannot be divided as asked, or the rows are longer than the model takes.
-    """
-    pieces = Pieces(training)
-    _check(model, pieces)
-    passes_a_step = _passes_a_step(settings, num_processes)
-    model.to(device())
-    found = isolation.probe(model, pieces.plan.capacity, seed=seed)
-    feed = _feed(model, pieces, found, settings.micro_batch_size, settings.batch_size, settings.epochs, seed, num_processes)
-    tokens_of_steps = np.add.reduceat(feed.tokens_of_passes, np.arange(0, feed.num_passes, passes_a_step * num_processes))
-    token_loss = _token_loss(model, next(feed.batches()), settings)
-    trainer = trainer_class(
-        model=model,
-        args=_arguments(settings, seed, output_folder, feed.items_a_pass, passes_a_step, len(tokens_of_steps), arguments),
-        train_dataset=feed.dataset,
-        data_collator=feed.collate,
-        callbacks=list(callbacks),
-        token_loss=token_loss,
-    )
-    return Prepared(trainer, found, tokens_of_steps, token_loss)
-
-
-def _feed(
-    model: PreTrainedModel,
-    pieces: Pieces,
-    found: Isolation,
-    rows_a_pass: int,
-    rows_a_batch: int,
-    epochs: float = 1.0,
-    seed: int = 0,
-    num_processes: int = 1,
-) -> Feed:
-    pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int))
+def _feed(model: PreTrainedModel, pieces: Pieces, found: Isolation, settings: TrainingSettings, seed: int, num_processes: int) -> Feed:
+    rows_a_pass, epochs = settings.micro_batch_size, settings.epochs
+    known = model.get_input_embeddings().num_embeddings
+    pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known)
     if not found.is_isolated:
-        return packed_rows.padded(pieces, rows_a_pass, rows_a_batch, epochs, seed, pad_id, num_processes=num_processes)
+        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, num_processes=num_processes)
     is_flat = isolation.needs_flat_rows(model)
     return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, num_processes=num_processes, is_flat=is_flat)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
     shown = {name: value[:1, :_SHOWN_TOKENS].to(model.device) for name, value in batch.items() if name != "labels"}
-    with precision.autocast(precision.resolve(settings.precision)):
+    with precision.autocast(precision.resolve(settings.precision)), torch.no_grad():
         return TokenLoss(model, shown)
-
-
-def _check(model: PreTrainedModel, pieces: Pieces) -> None:
-    plan = pieces.plan
-    if not len(pieces):
-        raise DataError("the snapshot has no training row; deliver documents, or lower snapshot.test_share and validation_share")
-    if not pieces.num_trained_tokens:
-        raise DataError("the snapshot's training rows have no trained token; look at chunks.train_on and at the assistant turns")
-    known = model.get_input_embeddings().num_embeddings
-    if pieces.largest_id >= known:
-        raise DataError(
-            f"the snapshot holds token {pieces.largest_id:,}, the model knows {known:,}: its tokenizer is not base_model's; "
-            "take the snapshot again"
-        )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and int(plan.length.max()) > longest:
-        raise SettingsError(f"chunks.max_tokens: {int(plan.length.max()):,} is more than the {longest:,} positions of base_model")
-    if plan.capacity < _LEAST_CAPACITY:
-        raise SettingsError(f"chunks.max_tokens: rows of {plan.capacity} tokens are too short to hold several documents")
-
-
-def _passes_a_step(settings: TrainingSettings, num_processes: int) -> int:
-    rows_a_pass = settings.micro_batch_size * num_processes
-    if settings.batch_size % rows_a_pass:
-        raise SettingsError(f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})")
-    return settings.batch_size // rows_a_pass
-
-
-def _arguments(
-    settings: TrainingSettings,
-    seed: int,
-    output_folder: Path,
-    items_a_pass: int,
-    passes_a_step: int,
-    num_steps: int,
-    changes: Mapping[str, Any],
-) -> TrainingArguments:
-    chosen = precision.resolve(settings.precision)
-    arguments: dict[str, Any] = {
-        "output_dir": str(output_folder),
-        "max_steps": num_steps,
-        "per_device_train_batch_size": items_a_pass,
-        "gradient_accumulation_steps": passes_a_step,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.scheduler,
-        "warmup_steps": round(settings.warmup_share * num_steps),
-        "weight_decay": settings.weight_decay,
-        "optim": "adamw_torch_fused",
-        "max_grad_norm": settings.max_grad_norm,
-        "bf16": chosen == "bf16",
-        "fp16": chosen == "fp16",
-        "activation_checkpointing": settings.gradient_checkpointing,
-        # The plan is the order.
-        "train_sampling_strategy": "sequential",
-        "remove_unused_columns": False,
-        "prediction_loss_only": True,
-        "logging_steps": 1,
-        # The default hides NaN losses behind the running mean.
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
-        "save_steps": settings.checkpoint_every_steps,
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.cuda.is_available(),
-        "seed": seed,
-        "data_seed": seed,
-    }
-    return TrainingArguments(**arguments | changes)

@@ -6,15 +6,16 @@ on with smaller passes, reads on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from fullft_assets.snapshot import Training
+from fullft_assets.snapshot.shingles import expand
+from fullft_assets.workloads.feed import Batch, Feed, sums_between
 from fullft_assets.workloads.token_loss import IGNORED
 
 #: Padded: pieces are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
@@ -25,50 +26,31 @@ _POOL_BATCHES = 50
 NOTHING = -1
 _EMPTY = {"ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32), "positions": np.zeros(1, np.int64)}
 
-Batch = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What a Trainer is fed with.
-
-    Attributes:
-        dataset: items in the order of training.
-        collate: a list of items -> `input_ids`, `labels` and what tells documents from one another, all [rows, tokens].
-        items_a_pass: items of one forward pass.
-        tokens_of_passes: [passes] useful tokens of each, padding not counted.
-    """
-
-    dataset: Dataset
-    collate: Callable[[list[Any]], Batch]
-    items_a_pass: int
-    tokens_of_passes: np.ndarray
-
-    @property
-    def num_passes(self) -> int:
-        """Forward passes of all processes together."""
-        return len(self.tokens_of_passes)
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield the batch of each pass."""
-        for start in range(0, len(self.dataset), self.items_a_pass):
-            yield self.collate([self.dataset[i] for i in range(start, min(start + self.items_a_pass, len(self.dataset)))])
-
 
 def packed(
     pieces: Pieces, rows_a_pass: int, epochs: float, seed: int, pad_id: int, *, num_processes: int = 1, is_flat: bool = False
 ) -> Feed:
     """Feed packed rows: see `planned_rows` and `collate_packed`."""
-    order = planned_rows(pieces.plan.num_rows, epochs, seed)
-    tokens = np.add.reduceat(pieces.plan.length, pieces.plan.row_offsets[:-1])[order]
+    plan = pieces.plan
+    order = planned_rows(plan.num_rows, epochs, seed)
+    held = np.diff(plan.row_offsets)
+    numbers = expand(plan.row_offsets[order], held[order])
+    count, num_rows = held[order], len(order)
     if num_processes > 1:
-        missing = -len(order) % (rows_a_pass * num_processes)
-        order, tokens = np.append(order, np.full(missing, NOTHING)), np.append(tokens, np.zeros(missing, np.int64))
+        missing = -num_rows % (rows_a_pass * num_processes)
+        order, count = np.append(order, np.full(missing, NOTHING)), np.append(count, np.zeros(missing, np.int64))
+    starts = np.append(np.arange(0, len(order), rows_a_pass), len(order))
+    tokens = sums_between(plan.length[numbers], np.concatenate([[0], np.cumsum(count)]))
+    longest, rows = np.maximum.reduceat(tokens, starts[:-1]), np.diff(starts)
     return Feed(
-        PackedRows(pieces, order),
-        lambda items: collate_packed(items, pad_id, is_flat=is_flat),
-        rows_a_pass,
-        np.add.reduceat(tokens, np.arange(0, len(order), rows_a_pass)),
+        dataset=PackedRows(pieces, order),
+        collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat),
+        items_a_pass=rows_a_pass,
+        num_rows=num_rows,
+        lengths=plan.length[numbers],
+        num_predicted=pieces.num_predicted[numbers],
+        bounds=np.concatenate([[0], np.cumsum(count)])[starts],
+        sizes=sums_between(tokens, starts) if is_flat else longest * rows,
     )
 
 
@@ -78,13 +60,23 @@ def padded(pieces: Pieces, rows_a_pass: int, rows_a_batch: int, epochs: float, s
     A pass takes at most as many tokens, padding included, as `rows_a_pass` packed rows have room for.
     """
     length = pieces.plan.length
+    batches = planned_batches(length, pieces.plan.capacity, rows_a_batch, epochs, seed)
     passes = []
-    for batch in planned_batches(length, pieces.plan.capacity, rows_a_batch, epochs, seed):
+    for batch in batches:
         size = rows_a_pass * (pieces.plan.capacity // int(length[batch].max()))
         passes += [batch[start : start + size] for start in range(0, len(batch), size)]
     passes += [np.zeros(0, np.int64)] * (-len(passes) % num_processes)
-    tokens = np.array([length[numbers].sum() for numbers in passes])
-    return Feed(PaddedPasses(pieces, passes), lambda items: collate_padded(items, pad_id), 1, tokens)
+    numbers = np.concatenate(passes)
+    return Feed(
+        dataset=PaddedPasses(pieces, passes),
+        collate=lambda items: collate_padded(items, pad_id),
+        items_a_pass=1,
+        num_rows=rows_a_batch * len(batches),
+        lengths=length[numbers],
+        num_predicted=pieces.num_predicted[numbers],
+        bounds=np.concatenate([[0], np.cumsum([len(numbers) for numbers in passes])]),
+        sizes=np.array([len(numbers) * int(length[numbers].max(initial=0)) for numbers in passes]),
+    )
 
 
 class Pieces:
@@ -116,10 +108,11 @@ class Pieces:
         """Return its labels [t], int32: the token's id where it is trained, else IGNORED."""
         return self._labels[self._begin[number] : self._end[number]]
 
-    @property
-    def num_trained_tokens(self) -> int:
-        """Tokens that are predicted in an epoch."""
-        return int((self._labels != IGNORED).sum())
+    @cached_property
+    def num_predicted(self) -> np.ndarray:
+        """[pieces] tokens of each that are predicted."""
+        total = np.concatenate([[0], np.cumsum(self._labels != IGNORED)])
+        return total[self._end] - total[self._begin]
 
     @property
     def largest_id(self) -> int:

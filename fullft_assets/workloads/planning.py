@@ -12,50 +12,41 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import torch
 
 from fullft_assets import planning
-from fullft_assets.base_model import resolve_base_model
-from fullft_assets.evaluation import accuracy, macro_f1
 from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.snapshot import Split, label_names, load_split
+from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
-from fullft_assets.workloads import baselines, layers, precision, telemetry
+from fullft_assets.workloads import layers, precision, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes, planned_order
-from fullft_assets.workloads.inference import collate, device, embed, load_for_training
+from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes
+from fullft_assets.workloads.inference import device
+from fullft_assets.workloads.recipe import Prepared, Recipe
+from fullft_assets.workloads.tasks import open_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Micro-batches timed for the plan, spread over the lengths that occur.
+#: Passes timed for the plan, spread over the sizes that occur.
 _TIMED_PASSES = 6
-_METRICS = {"macro_f1": macro_f1, "accuracy": accuracy}
 
 
 @dataclass
 class Planning:
-    """The inputs that the three artifacts share; the splits are read once."""
+    """The inputs that the three artifacts share; the rows are read once."""
 
     job: Job
     store: Store
     progress: Progress
     snapshot: Manifest
-    base_model: Path
-    labels: list[str]
-    train: Split
-    validation: Split
-
-    @property
-    def added_tokens(self) -> list[str]:
-        """Tokens that the base model's tokenizer did not have; the snapshot was made with them."""
-        return self.job.settings.chunks.added_tokens
+    recipe: Recipe
 
     def write(self, stage: str, make: Callable[[Draft], Manifest]) -> Manifest:
         """Return the artifact of a stage, made now unless it exists."""
@@ -88,79 +79,84 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     accumulation_steps(settings.training, settings.launcher.processes)
     telemetry.require(settings.training.track)
     snapshot = job.load_inputs(store)["training_snapshot"]
-    base_model = resolve_base_model(settings.base_model, Path(job.project_root))
-    train, validation = load_split(store, snapshot, "train"), load_split(store, snapshot, "validation")
-    _pilot_rows(train, settings)
-    shared = Planning(job, store, progress, snapshot, base_model, label_names(snapshot), train, validation)
+    recipe = open_recipe(job, store, snapshot)
+    _pilot_rows(recipe, settings)
+    shared = Planning(job, store, progress, snapshot, recipe)
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
     cheaper = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft))
     shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, cheaper))
 
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest:
-    measured = measure(shared)
+    measured, about = measure(shared)
     headline, checks = planning.plan_checks(measured, shared.job.settings.planning)
+    headline |= about
     (draft.path / "plan.json").write_text(json.dumps(headline, indent=1))
     for check in checks:
         shared.progress.say(f"{check.name}: {check.description}")
     return shared.commit(draft, headline, checks)
 
 
-def measure(shared: Planning) -> planning.Measured:
-    """Time real training passes of the lengths that occur and predict the whole run from them.
+def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
+    """Time real training passes of the sizes that occur and predict the whole run from them.
 
     Left out is what is not training: loading, scoring the validation rows, writing checkpoints.
+
+    Returns:
+        What was measured, and what the recipe says of the training.
     """
-    settings = shared.job.settings.training
-    lengths = np.array([len(window) for document in shared.train.windows for window in document])
-    order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, shared.job.settings.seed)
-    micro = [order[i : i + settings.micro_batch_size] for i in range(0, len(order), settings.micro_batch_size)]
-    longest = np.array([lengths[batch].max() for batch in micro])
-    model = load_for_training(shared.base_model, shared.labels, settings.attention_dropout, shared.added_tokens).train().to(device())
+    settings, recipe = shared.job.settings.training, shared.recipe
+    model = recipe.load(settings)
     layers.freeze(model, settings)
+    # Processes share the passes; here each is timed alone.
+    prepared = recipe.prepare(model, settings, shared.job.settings.seed, 1)
+    feed = prepared.feed
+    model.train().to(device())
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     # Held for its memory alone: a copy of the pretrained weights.
-    anchor = layers.Anchor(model, settings.l2_sp) if settings.l2_sp else None
+    anchor = layers.Anchor(model, settings.l2_sp, has_new_head=recipe.has_new_head) if settings.l2_sp else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
-    windows = [window for document in shared.train.windows for window in document]
-    by_length = np.argsort(-longest, kind="stable")
-    # The longest first: it decides the memory, and warms everything up.
-    picks = by_length[np.linspace(0, len(micro) - 1, min(_TIMED_PASSES, len(micro))).round().astype(int)]
+    by_size = np.argsort(-feed.sizes, kind="stable")
+    # The largest first: it decides the memory, and warms everything up.
+    picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
     chosen = precision.resolve(settings.precision)
-    _timed_pass(model, optimizer, [windows[i] for i in micro[picks[0]]], chosen)
-    timed = np.array([_timed_pass(model, optimizer, [windows[i] for i in micro[pick]], chosen) for pick in picks])
+    _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
+    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
     del anchor
-    num_steps = -(-len(order) // settings.batch_size)
-    # Passes between the timed lengths cost what a line between them says.
-    passes = float(np.interp(longest, longest[picks][::-1], timed[::-1, 0]).sum())
+    num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
+    # Passes between the timed sizes cost what a line between them says.
+    sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
+    seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
+    passes = float(np.interp(feed.sizes, sizes, seconds).sum())
     # Processes on GPUs of their own share the passes; on a CPU they share its cores.
     sharing = min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
     predicted = passes / sharing + num_steps * float(np.median(timed[:, 1]))
-    return planning.Measured(
+    measured = planning.Measured(
         num_parameters=model.num_parameters(),
-        num_rows=len(shared.train),
+        num_rows=recipe.num_rows,
         num_steps=num_steps,
-        num_tokens=int(lengths[order].sum()),
-        num_padded_tokens=int(sum(length * len(batch) for length, batch in zip(longest, micro, strict=True))),
+        num_tokens=int(feed.lengths.sum()),
+        num_padded_tokens=int(feed.sizes.sum()),
         predicted_seconds=predicted,
         peak_memory_bytes=peak_memory_bytes(),
         available_memory_bytes=_available_memory_bytes(),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
         precision=chosen,
     )
+    return measured, prepared.about
 
 
 def _timed_pass(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, windows: list[list[int]], chosen: precision.Precision
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, number: int, chosen: precision.Precision
 ) -> tuple[float, float]:
-    """Return the seconds of one micro-batch's forward and backward pass, and of one optimizer step."""
-    inputs = {k: v.to(device()) for k, v in collate(windows, model.config.pad_token_id or 0).items()}
-    labels = torch.zeros(len(windows), dtype=torch.long, device=device())
+    """Return the seconds of one pass forward and backward, and of one optimizer step."""
+    inputs = {name: value.to(device()) for name, value in prepared.feed.batch(number).items()}
+    labels = inputs.pop("labels")
     started = _now()
     with precision.autocast(chosen):
-        loss = model(**inputs, labels=labels).loss
+        loss = prepared.total_loss(model, inputs, labels) / labels.numel()
     loss.backward()
     passed = _now()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -182,61 +178,51 @@ def _available_memory_bytes() -> int:
 
 
 def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
-    train, validation, num_labels = shared.train, shared.validation, len(shared.labels)
-    metric = _METRICS[shared.job.settings.evaluation.primary_metric]
+    metric = shared.job.settings.primary_metric
     scores, seconds = {}, {}
-    for name in baselines.KINDS:
+    started = time.monotonic()
+    for name, found in shared.recipe.cheaper_ways(draft.path, shared.progress):
+        scores[name], seconds[name] = found[metric], time.monotonic() - started
+        shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
-        if name == "frozen_probe":
-            embeddings = embed(shared.base_model, train.windows, added_tokens=shared.added_tokens, progress=shared.progress)
-            fitted = baselines.FrozenProbe.fit(shared.base_model, embeddings, train.labels, num_labels, shared.added_tokens)
-        else:
-            fitted = baselines.KINDS[name].fit(train, num_labels)
-        fitted.save(draft.path)
-        scores[name] = metric(validation.labels, fitted.predict(validation).argmax(1))
-        seconds[name] = time.monotonic() - started
-        shared.progress.say(f"{name}: validation {shared.job.settings.evaluation.primary_metric} {scores[name]:.4f}")
     best = max(scores, key=scores.__getitem__)
-    return shared.commit(
-        draft, {"labels": shared.labels, "scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}, []
-    )
+    metadata = {"labels": label_names(shared.snapshot), "scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}
+    return shared.commit(draft, metadata, [])
 
 
-def _pilot_rows(train: Split, settings: UseCaseSettings) -> list[int]:
-    return planning.pilot_rows(len(train), settings.training.epochs, settings.planning.pilot_share, settings.training.batch_size)
+def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:
+    return planning.pilot_rows(recipe.num_rows, settings.training.epochs, settings.planning.pilot_share, settings.training.batch_size)
 
 
 def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
     settings = shared.job.settings
-    rows = _pilot_rows(shared.train, settings)
-    # The training rows stand in the order of their hash, so the first ones are a random draw.
-    subset = shared.train.select(range(rows[-1]))
-    windows_a_row = sum(map(len, subset.windows)) / len(subset)
-    steps = [max(1, round(count * windows_a_row / settings.training.batch_size)) for count in rows]
+    rows = _pilot_rows(shared.recipe, settings)
+    looks: dict[int, int] = {}
+
+    def after_each(num_steps: float) -> list[int]:
+        looks.update({count: max(1, round(num_steps * count / rows[-1])) for count in rows})
+        return list(looks.values())
+
     # A run in small, with the schedule of the whole: at a constant rate a score jumps by more from one step to another than it gains.
     training = settings.training.model_copy(update={"epochs": 1.0})
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         fit = fine_tune(
-            shared.base_model,
-            subset,
-            shared.validation,
-            shared.labels,
+            shared.recipe.first(rows[-1]),
             training,
             settings.seed,
             Path(folder),
             shared.progress,
-            added_tokens=shared.added_tokens,
-            evaluate_at=tuple(steps),
+            evaluate_at=after_each,
             resumable=False,
         )
-    key = f"validation_{settings.evaluation.primary_metric}"
+    key = f"validation_{settings.primary_metric}"
     scored = {line["step"]: line[key] for line in fit.history if key in line}
-    points = [planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in zip(rows, steps, strict=True)]
-    prediction = planning.extrapolate(points, round(len(shared.train) * settings.training.epochs))
+    points = [planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in looks.items()]
+    prediction = planning.extrapolate(points, round(shared.recipe.num_rows * settings.training.epochs))
     check = planning.pilot_check(prediction, cheaper.metadata["best"], cheaper.metadata["best_score"], settings.planning)
     shared.progress.say(check.description)
     metadata = {
-        "learning_curve": [{"rows": p.rows, settings.evaluation.primary_metric: p.score} for p in points],
+        "learning_curve": [{"rows": p.rows, settings.primary_metric: p.score} for p in points],
         "predicted": prediction.predicted,
         "predicted_low": prediction.low,
         "predicted_high": prediction.high,

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.workloads.feed import sums_between
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fullft_assets.workloads.entry import Progress
 
 #: How the work of this process ended, in MLflow's words; RUNNING: it goes on.
@@ -64,22 +67,61 @@ def peak_flops(device: str, precision: str) -> float | None:
     return None
 
 
-def step_flops(lengths: np.ndarray, rows_a_step: int, *, num_weights: int, num_trained: int, num_layers: int, hidden: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Shape:
+    """What of a model costs FLOP. Embeddings are looked up and not multiplied.
+
+    Attributes:
+        num_weights: without embeddings and the output head of a language model.
+        num_trained: those of them that are trained.
+        num_head_weights: of that head, which is computed where a token is predicted.
+        num_trained_head_weights: those of them that are trained.
+        num_layers, hidden: of the model.
+    """
+
+    num_weights: int
+    num_trained: int
+    num_head_weights: int
+    num_trained_head_weights: int
+    num_layers: int
+    hidden: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Shape:
+        """Return that of a model, its frozen weights known."""
+        from torch import nn
+
+        head = model.get_output_embeddings()
+        head_weights = [] if head is None else list(head.parameters())
+        modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        apart = {id(weight) for weight in [*head_weights, *(weight for module in modules for weight in module.parameters())]}
+        weights = [weight for weight in model.parameters() if id(weight) not in apart]
+        return cls(
+            num_weights=sum(weight.numel() for weight in weights),
+            num_trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+            num_head_weights=sum(weight.numel() for weight in head_weights),
+            num_trained_head_weights=sum(weight.numel() for weight in head_weights if weight.requires_grad),
+            num_layers=getattr(model.config, "num_hidden_layers", 0),
+            hidden=getattr(model.config, "hidden_size", 0),
+        )
+
+
+def step_flops(lengths: np.ndarray, num_predicted: np.ndarray, bounds: np.ndarray, shape: Shape) -> np.ndarray:
     """Return the useful FLOP of each optimizer step [steps]: padding and recomputation do not count.
 
     2 a weight and token forward, 4 more where it is trained, and 12 x layers x hidden x length a token for attention
     (Chowdhery et al. 2022, appendix B).
 
     Args:
-        lengths: tokens of each row, in the order of training.
-        rows_a_step: rows of an optimizer step.
-        num_weights: of the model without embeddings, which are looked up and not multiplied.
-        num_trained: those of them that are trained.
-        num_layers, hidden: of the model.
+        lengths: tokens of each document that attends to itself alone, in the order of training.
+        num_predicted: tokens of each that a language model's head is computed for.
+        bounds: [steps + 1] the documents of each step.
+        shape: of the model.
     """
     sizes = np.asarray(lengths, np.float64)
-    rows = sizes * (2 * num_weights + 4 * num_trained) + 12 * num_layers * hidden * sizes**2
-    return np.add.reduceat(rows, np.arange(0, len(rows), rows_a_step))
+    found = sizes * (2 * shape.num_weights + 4 * shape.num_trained) + 12 * shape.num_layers * shape.hidden * sizes**2
+    found += np.asarray(num_predicted) * float(2 * shape.num_head_weights + 4 * shape.num_trained_head_weights)
+    return sums_between(found, bounds)
 
 
 @dataclass(frozen=True)

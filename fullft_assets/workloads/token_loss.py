@@ -8,7 +8,8 @@ logits of a whole batch never exist. Whether a model's head can be taken over so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,35 @@ class TokenLoss:
         """
         return self._fused(model, inputs, labels) if self.is_fused else plain(model, inputs, labels)
 
+    @torch.no_grad()
+    def of_tokens(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return of each trained token, row by row, its cross-entropy in fp32 and whether the model ranked it first: [tokens] both.
+
+        Args:
+            model: the model, which may be wrapped by now.
+            inputs: of its forward pass, without labels.
+            labels: as for `total`.
+        """
+        predicted = labels[:, 1:] != IGNORED
+        targets = labels[:, 1:][predicted]
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        head = self._head
+
+        def look_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
+            states = hidden[:, :-1][predicted]
+            size = max(1, _CHUNK_ELEMENTS // len(head.weight))
+            for start in range(0, len(states), size):
+                logits = functional.linear(states[start : start + size], head.weight, head.bias)
+                found.append(_look(logits, targets[start : start + size]))
+            return hidden.new_zeros((1, 1, 1))
+
+        if not self.is_fused:
+            return _look(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
+        with _in_place_of(head, look_in_place_of_logits):
+            model(**inputs, use_cache=False)
+        losses, is_first = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(is_first)
+
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         targets = labels[:, 1:]
         predicted = targets != IGNORED
@@ -58,12 +88,8 @@ class TokenLoss:
             total = LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
             return total.reshape(1, 1, 1)
 
-        # The head is called where the model calls it: wrappers that gather its weights or count its gradients see no difference.
-        head.forward = loss_in_place_of_logits
-        try:
+        with _in_place_of(head, loss_in_place_of_logits):
             return model(**inputs, use_cache=False).logits.sum()
-        finally:
-            del head.forward
 
     @torch.no_grad()
     def _gives_out_its_heads_logits(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
@@ -74,6 +100,20 @@ class TokenLoss:
         finally:
             hook.remove()
         return len(of_head) == 1 and of_head[0].shape == logits.shape and bool((of_head[0] == logits).all())
+
+
+@contextmanager
+def _in_place_of(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    # The head is called where the model calls it: wrappers that gather its weights or count its gradients see no difference.
+    head.forward = compute
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _look(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
 
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,13 @@ from fullft_assets import training
 from fullft_assets.base_model import read_header, resolve_base_model, weights_digest
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.jobs import Job
-from fullft_assets.snapshot import label_names, load_split
+from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.workloads import precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, room_needed
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.workloads.tasks import open_recipe
 from fullft_assets.workloads.telemetry import EVENT_FILES
 
 
@@ -32,31 +33,27 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         return
     inputs = job.load_inputs(store)
     snapshot = inputs["training_snapshot"]
-    base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
+    recipe = open_recipe(job, store, snapshot)
     folder = store.work_folder(job.case, job.stage, job.key)
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
-    train, validation = load_split(store, snapshot, "train"), load_split(store, snapshot, "validation")
     with exclusive(folder) if is_first_rank else nullcontext():
         fit = fine_tune(
-            base_model,
-            train,
-            validation,
-            label_names(snapshot),
+            recipe,
             job.settings.training,
             job.settings.seed + job.settings.training.retry_epoch,
             folder,
             progress,
-            added_tokens=job.settings.chunks.added_tokens,
             num_processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
         if is_first_rank:
             with room_needed(folder, "the trained model"):
-                _write(job, store, inputs, base_model, folder, fit)
+                _write(job, store, inputs, folder, fit)
             shutil.rmtree(folder)
 
 
-def _write(job: Job, store: Store, inputs: dict[str, Manifest], base_model: Path, folder: Path, fit: Fit) -> Manifest:
+def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit) -> Manifest:
     settings = job.settings
+    base_model = resolve_base_model(settings.base_model, Path(job.project_root))
     header = read_header(base_model)
     final = next(line for line in reversed(fit.history) if "validation_loss" in line and line["step"] == fit.step)
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
@@ -89,9 +86,8 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], base_model: Path
                 "incidents": [{"event": i.kind, "step": i.step, "went_on_from_step": i.to_step, "reason": i.reason} for i in fit.incidents],
                 "num_warnings": sum(line.get("action") == "warn" for line in fit.history),
                 "precision": precision.resolve(settings.training.precision),
-                "validation_loss": final["validation_loss"],
-                "validation_accuracy": final["validation_accuracy"],
-                "validation_macro_f1": final["validation_macro_f1"],
+                **{name: value for name, value in final.items() if name.startswith("validation_")},
+                **fit.about,
                 "settings_digest": digest(settings.model_dump(mode="json")),
             },
             checks=training.checks(fit.history, fit.step),

@@ -9,17 +9,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score, log_loss
 from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.errors import DivergenceError, Interrupted
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.snapshot import Split
 from fullft_assets.workloads.checkpoints import StepLog, last_good
 from fullft_assets.workloads.guards import Course, Finding, Guard, Incident, StepMetrics
-from fullft_assets.workloads.inference import device, predict_with
+from fullft_assets.workloads.inference import device
+from fullft_assets.workloads.recipe import Listener
 from fullft_assets.workloads.telemetry import Meter, Trackers
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ class Watcher(TrainerCallback):
         course: the incidents of the run.
         trackers: what the log is copied to.
         meter: times the steps.
-        validation: rows scored on the way.
+        score: of a model, not wrapped: its scores on the validation rows by name, `loss` among them.
         evaluate_at: steps after which they are scored.
         num_steps: planned optimizer steps.
         resumable: checkpoints are written.
@@ -54,14 +52,14 @@ class Watcher(TrainerCallback):
         course: Course,
         trackers: Trackers,
         meter: Meter,
-        validation: Split,
+        score: Callable[[PreTrainedModel, Listener], dict[str, float]],
         evaluate_at: set[int],
         *,
         num_steps: int,
         resumable: bool,
     ):
         self.settings, self.progress, self.log, self.course = settings, progress, log, course
-        self.trackers, self.meter, self.validation = trackers, meter, validation
+        self.trackers, self.meter, self.score = trackers, meter, score
         self.evaluate_at, self.resumable = evaluate_at, resumable
         self.guard = Guard(settings.guards, num_steps=num_steps, max_grad_norm=settings.max_grad_norm)
         self.guard.recall(log.lines)
@@ -118,7 +116,8 @@ class Watcher(TrainerCallback):
             DivergenceError, RolledBack: a guard says so.
         """
         try:
-            scores = score(model, self.validation, None if _is_distributed() else self.progress.raise_if_stopped)
+            inner = getattr(model, "module", model)
+            scores = self.score(inner, _Between(None if _is_distributed() else self.progress.raise_if_stopped))
         except Interrupted:
             self.stopped = True
             return False
@@ -214,27 +213,6 @@ class Watcher(TrainerCallback):
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def score(model: PreTrainedModel, split: Split, between_batches: Callable[[], None] | None = None) -> dict[str, float]:
-    """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite.
-
-    Args:
-        model: a classifier; it may be wrapped.
-        split: the rows.
-        between_batches: called now and then; what it raises ends the scoring.
-    """
-    inner = getattr(model, "module", model)
-    found = predict_with(inner, split.windows, progress=_Between(between_batches)).probabilities
-    if not np.isfinite(found).all():
-        return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
-    predicted = found.argmax(1)
-    clipped = np.clip(found.astype(np.float64), 1e-7, None)
-    return {
-        "loss": float(log_loss(split.labels, clipped / clipped.sum(1, keepdims=True), labels=list(range(found.shape[1])))),
-        "accuracy": float(accuracy_score(split.labels, predicted)),
-        "macro_f1": float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
-    }
 
 
 class _Between:

@@ -1,4 +1,4 @@
-"""evaluation: how good, how sure, where weak, and was full fine-tuning worth it.
+"""The evaluation of classifiers: macro-F1, accuracy, calibration, weak labels and groups.
 
 Labels and predictions are integer positions [n] in the label order, probabilities are floats [n, k].
 Macro-F1 averages over the labels that occur in the test labels: a label that the test set lacks cannot
@@ -7,61 +7,30 @@ be measured. A label that occurs but is never predicted has precision, and so F1
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
 
+from fullft_assets.evaluation.figures import (
+    CHAMPION,
+    FINETUNED,
+    Bootstrap,
+    Evaluation,
+    Figures,
+    Interval,
+    bootstrap_over_groups,
+    justification,
+    number_groups,
+)
 from fullft_assets.settings import EvaluationSettings
 
-VERSION = "2"
 Metric = Literal["macro_f1", "accuracy"]
 METRICS: tuple[Metric, ...] = ("macro_f1", "accuracy")
-FINETUNED = "finetuned"
-CHAMPION = "champion"
-#: What people call each system and metric.
-TITLES = {
-    FINETUNED: "fully fine-tuned model",
-    CHAMPION: "champion",
-    "majority": "majority label",
-    "tfidf": "TF-IDF + logistic regression",
-    "frozen_probe": "frozen base model + trained head",
-    "macro_f1": "macro-F1",
-    "accuracy": "accuracy",
-}
-#: A wider interval around the primary metric (half its width) says that the test set is small.
-MAX_HALF_WIDTH = 0.05
-#: Numbers in one chunk of resampling weights (float64: 32 MB).
-_CHUNK_NUMBERS = 4_000_000
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Interval(_Figures):
-    """An estimate with the ends of its percentile interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _is_an_interval(self) -> Interval:
-        if not all(math.isfinite(end) for end in (self.estimate, self.low, self.high)) or self.low > self.high:
-            raise ValueError(f"not an interval: {self.estimate} [{self.low}, {self.high}]")
-        return self
-
-    @property
-    def half_width(self) -> float:
-        """Half the distance between the ends."""
-        return (self.high - self.low) / 2
-
-
-class LabelScore(_Figures):
+class LabelScore(Figures):
     """One row of the per-class table."""
 
     label: str
@@ -71,7 +40,7 @@ class LabelScore(_Figures):
     support: int
 
 
-class ReliabilityBin(_Figures):
+class ReliabilityBin(Figures):
     """The rows whose highest probability lies in (low, high]."""
 
     low: float
@@ -81,7 +50,7 @@ class ReliabilityBin(_Figures):
     accuracy: float
 
 
-class GroupScore(_Figures):
+class GroupScore(Figures):
     """How one group of related test rows fared."""
 
     group: str
@@ -89,7 +58,7 @@ class GroupScore(_Figures):
     num_errors: int
 
 
-class Agreement(_Figures):
+class Agreement(Figures):
     """Test rows by who was right: the fine-tuned model, the best cheaper baseline, both or neither."""
 
     both_right: int
@@ -98,35 +67,12 @@ class Agreement(_Figures):
     both_wrong: int
 
 
-class Justification(_Figures):
-    """Whether full fine-tuning beat the best cheaper way, and the sentence that says so."""
+class ClassificationEvaluation(Evaluation):
+    """Every figure of a classifier's evaluation."""
 
-    best_baseline: str
-    gain: Interval
-    justified: bool
-    sentence: str
+    kind: ClassVar[str] = "classification"
 
-
-class Bootstrap(_Figures):
-    """Each system's score, and the reference's gain over every other system."""
-
-    scores: dict[str, Interval]
-    gains: dict[str, Interval]
-
-
-class Evaluation(_Figures):
-    """Every figure of an evaluation; `scores` and `gains` go metric -> system."""
-
-    primary_metric: Metric
-    confidence: float
-    resamples: int
     labels: list[str]
-    num_test_rows: int
-    num_test_groups: int
-    baselines: list[str]
-    has_champion: bool
-    scores: dict[str, dict[str, Interval]]
-    gains: dict[str, dict[str, Interval]]
     calibration_error: float
     reliability: list[ReliabilityBin]
     per_label: list[LabelScore]
@@ -134,22 +80,22 @@ class Evaluation(_Figures):
     confusion: list[list[int]]
     weakest_groups: list[GroupScore]
     agreement: Agreement
-    justification: Justification
 
     @property
-    def score(self) -> Interval:
-        """The fine-tuned model's primary metric."""
-        return self.scores[self.primary_metric][FINETUNED]
+    def columns(self) -> dict[str, dict[str, Interval]]:
+        """Macro-F1 and accuracy."""
+        return {metric: self.scores[metric] for metric in METRICS}
 
     @property
-    def gain_over_best_baseline(self) -> Interval:
-        """Primary metric, fine-tuned minus the best cheaper baseline."""
-        return self.justification.gain
-
-    @property
-    def gain_over_champion(self) -> Interval | None:
-        """Primary metric, fine-tuned minus champion; None without a champion."""
-        return self.gains[self.primary_metric].get(CHAMPION)
+    def limits(self) -> list[str]:
+        """The weakest label, labels without a test row, and how far off the probabilities are."""
+        weakest = min((s for s in self.per_label if s.support), key=lambda s: s.f1)
+        found = [f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} test rows)."]
+        unmeasured = [s.label for s in self.per_label if not s.support]
+        if unmeasured:
+            found.append(f"The test set has no row of {', '.join(f'`{label}`' for label in unmeasured)}: quality there is unknown.")
+        found.append(f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration error).")
+        return found
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -219,11 +165,9 @@ def cluster_bootstrap(
     confidence: float,
     seed: int,
 ) -> Bootstrap:
-    """Percentile intervals from resampling whole groups, the same resample for every system.
+    """Percentile intervals of a metric over whole groups: see `bootstrap_over_groups`.
 
-    Rows of one group err together, so resampling rows would promise intervals that are far too narrow
-    (Davison and Hinkley 1997, section 3.8). A metric only needs each group's true positives, support
-    and predicted counts per label, so a resample is a product of group weights with those counts.
+    The counts are each group's true positives, support and predicted counts per label.
 
     Args:
         labels: true labels [n].
@@ -242,67 +186,11 @@ def cluster_bootstrap(
     labels = np.asarray(labels)
     if reference not in checked:
         raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(checked)}")
-    if len(groups) != len(labels):
-        raise ValueError(f"groups: {len(groups)} for {len(labels)} rows")
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("groups: all rows belong to one group, so no interval can be drawn; deliver more groups")
+    index, num_groups = number_groups(groups, len(labels))
     num_labels = 1 + max(int(labels.max()), *(int(p.max()) for p in checked.values()))
+    counts = {name: _count(labels, predicted, index, num_groups, num_labels) for name, predicted in checked.items()}
     score = {"macro_f1": _macro_f1, "accuracy": _accuracy}[metric]
-    counts = {name: _count(labels, predicted, index, len(names), num_labels) for name, predicted in checked.items()}
-    estimates = {name: float(score(*(c.sum(0, keepdims=True) for c in found))[0]) for name, found in counts.items()}
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in checked}
-    for weights in _group_weights(len(names), resamples, seed):
-        for name, found in counts.items():
-            draws[name].append(score(*(weights @ c for c in found)))
-    drawn = {name: np.concatenate(parts) for name, parts in draws.items()}
-    others = [name for name in checked if name != reference]
-    return Bootstrap(
-        scores={name: _interval(estimates[name], drawn[name], confidence) for name in checked},
-        gains={name: _interval(estimates[reference] - estimates[name], drawn[reference] - drawn[name], confidence) for name in others},
-    )
-
-
-def justification(
-    scores: Mapping[str, Interval],
-    gains: Mapping[str, Interval],
-    baselines: Sequence[str],
-    *,
-    metric: Metric,
-    confidence: float,
-    min_gain: float = 0.0,
-) -> Justification:
-    """Was full fine-tuning justified: does the interval of its gain over the best cheaper baseline lie above `min_gain` (and zero)?
-
-    Args:
-        scores: the metric of each system, the fine-tuned one among them.
-        gains: fine-tuned minus each other system.
-        baselines: names of the cheaper baselines; the one with the highest estimate counts.
-        metric: which metric that is.
-        confidence: level of the intervals.
-        min_gain: gain that the interval's lower end must exceed.
-
-    Raises:
-        ValueError: there are no baselines.
-    """
-    if not baselines:
-        raise ValueError("no cheaper baseline to compare with; materialise cheaper_baselines")
-    best = max(baselines, key=lambda name: scores[name].estimate)
-    gain = gains[best]
-    # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
-    justified = gain.low > max(min_gain, 0.0)
-    asked = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
-    if justified:
-        opening = "Full fine-tuning was worth it"
-    elif gain.high < 0:
-        opening = "Full fine-tuning was not worth it, a cheaper way is better"
-    else:
-        opening = f"Full fine-tuning is not shown to be worth it, the interval of its gain does not lie above {asked}"
-    sentence = (
-        f"{opening}: {TITLES[metric]} is {scores[FINETUNED].estimate:.3f} against {scores[best].estimate:.3f} of the best "
-        f"cheaper way ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval {gain.low:+.3f} to {gain.high:+.3f})."
-    )
-    return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)
+    return bootstrap_over_groups(counts, score, reference=reference, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def assess(
@@ -313,8 +201,9 @@ def assess(
     settings: EvaluationSettings,
     *,
     seed: int,
+    metric: Metric = "macro_f1",
     min_gain: float = 0.0,
-) -> Evaluation:
+) -> ClassificationEvaluation:
     """Compute every figure of an evaluation.
 
     Args:
@@ -322,8 +211,9 @@ def assess(
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
         groups: the group of each row [n].
         label_names: the k names in label order.
-        settings: metric, level and size of the bootstrap.
+        settings: level and size of the bootstrap.
         seed: of the bootstrap.
+        metric: the one that decides.
         min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
 
     Raises:
@@ -332,30 +222,30 @@ def assess(
     predictions = {name: require_probabilities(p, labels, len(label_names), name).argmax(axis=1) for name, p in probabilities.items()}
     baselines = [name for name in predictions if name not in (FINETUNED, CHAMPION)]
     found = {
-        metric: cluster_bootstrap(
+        each: cluster_bootstrap(
             labels,
             predictions,
             groups,
-            metric=metric,
+            metric=each,
             reference=FINETUNED,
             resamples=settings.resamples,
             confidence=settings.confidence,
             seed=seed,
         )
-        for metric in METRICS
+        for each in METRICS
     }
-    primary = found[settings.primary_metric]
+    primary = found[metric]
     justified = justification(
         primary.scores,
         primary.gains,
         baselines,
-        metric=settings.primary_metric,
+        metric=metric,
         confidence=settings.confidence,
         min_gain=min_gain,
     )
     tuned = predictions[FINETUNED]
-    return Evaluation(
-        primary_metric=settings.primary_metric,
+    return ClassificationEvaluation(
+        primary_metric=metric,
         confidence=settings.confidence,
         resamples=settings.resamples,
         labels=list(label_names),
@@ -363,8 +253,8 @@ def assess(
         num_test_groups=len(set(groups)),
         baselines=baselines,
         has_champion=CHAMPION in predictions,
-        scores={metric: bootstrap.scores for metric, bootstrap in found.items()},
-        gains={metric: bootstrap.gains for metric, bootstrap in found.items()},
+        scores={each: bootstrap.scores for each, bootstrap in found.items()},
+        gains={each: bootstrap.gains for each, bootstrap in found.items()},
         calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], settings.calibration_bins),
         reliability=reliability(labels, probabilities[FINETUNED], settings.calibration_bins),
         per_label=label_scores(labels, tuned, label_names),
@@ -399,11 +289,6 @@ def agreement(labels: np.ndarray, tuned: np.ndarray, baseline: np.ndarray) -> Ag
         only_baseline_right=int((~ours & theirs).sum()),
         both_wrong=int((~ours & ~theirs).sum()),
     )
-
-
-def title(system: str) -> str:
-    """What people call a system or a metric."""
-    return TITLES.get(system, system.replace("_", " "))
 
 
 def require_labels(
@@ -472,18 +357,3 @@ def _macro_f1(true_positives: np.ndarray, support: np.ndarray, predicted: np.nda
 
 def _accuracy(true_positives: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return true_positives.sum(axis=1) / support.sum(axis=1)
-
-
-def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group was drawn, [resamples in the chunk, groups]."""
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_NUMBERS // num_groups)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = rng.integers(0, num_groups, (size, num_groups)) + num_groups * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * num_groups).reshape(size, num_groups).astype(np.float64)
-
-
-def _interval(estimate: float, drawn: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate=estimate, low=float(low), high=float(high))

@@ -1,0 +1,67 @@
+"""What a Trainer is fed with: items in the order of training, planned for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Items in the order of training, and what is in each forward pass.
+
+    Which item comes when does not depend on how many a pass takes, so a run that goes on with smaller passes finds its place.
+
+    Attributes:
+        dataset: the items; the processes' passes take turns.
+        collate: a list of items -> the batch of a pass, `labels` included.
+        items_a_pass: items of one forward pass.
+        num_rows: rows that the batch size counts, over all epochs.
+        lengths: [documents] tokens of each document that attends to itself alone, in the order of training.
+        num_predicted: [documents] how many of its tokens the output head computes a loss of.
+        bounds: [passes + 1] pass i holds the documents `bounds[i]` to `bounds[i + 1]`.
+        sizes: [passes] tokens of each pass, padding included.
+    """
+
+    dataset: Any
+    collate: Callable[[list[Any]], Batch]
+    items_a_pass: int
+    num_rows: int
+    lengths: np.ndarray
+    num_predicted: np.ndarray
+    bounds: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of all processes together."""
+        return len(self.bounds) - 1
+
+    @property
+    def tokens_of_passes(self) -> np.ndarray:
+        """[passes] useful tokens of each, padding not counted."""
+        return sums_between(self.lengths, self.bounds)
+
+    def batch(self, number: int) -> Batch:
+        """Return the batch of a pass."""
+        start = number * self.items_a_pass
+        return self.collate([self.dataset[i] for i in range(start, min(start + self.items_a_pass, len(self.dataset)))])
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batch of each pass."""
+        return map(self.batch, range(self.num_passes))
+
+    def bounds_of_steps(self, passes_a_step: int) -> np.ndarray:
+        """Return [steps + 1] the documents of each optimizer step, as `bounds`."""
+        return np.append(self.bounds[: self.num_passes : passes_a_step], self.bounds[-1])
+
+
+def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the sum of the values from each bound to the next; 0 where they are equal."""
+    return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])

@@ -1,0 +1,96 @@
+"""What differs between tasks: everything else about training, planning and the pilot is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.workloads.feed import Feed
+
+#: (model, inputs without labels, labels) -> the summed loss of a pass; the model may be wrapped.
+TotalLoss = Callable[[torch.nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
+
+
+class Listener(Protocol):
+    """The part of a progress that long forward work speaks to."""
+
+    def raise_if_stopped(self) -> None:
+        """End the work if it was asked to stop."""
+        ...
+
+    def step(self, done: int, total: int) -> None:
+        """Take how far the work is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model's training, ready to begin.
+
+    Attributes:
+        feed: what it reads.
+        total_loss: what it learns from; the loss of an optimizer step is the sum over its passes, divided by the labels that are not -100.
+        about: what the checkpoint's metadata, the plan and the log say of it.
+    """
+
+    feed: Feed
+    total_loss: TotalLoss
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class Recipe(Protocol):
+    """One task on one snapshot: which model is trained, what it is fed with, how it is scored."""
+
+    #: The output head is not in the pretrained weights.
+    has_new_head: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the pilot grows by; the first ones are a random draw."""
+        ...
+
+    def first(self, num_rows: int) -> Recipe:
+        """Return the same with so many training rows."""
+        ...
+
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """Return the base model as it is before training, on the CPU, in fp32; what is new in it is drawn from torch's generator."""
+        ...
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """Plan what a loaded model reads.
+
+        Args:
+            model: as `load` returned it, frozen where the settings say so.
+            settings: batch sizes and epochs.
+            seed: of the order.
+            num_processes: processes that share a batch.
+
+        Raises:
+            DataError, SettingsError: the model cannot be trained on it.
+        """
+        ...
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """Return `loss` and each metric of the task on the validation rows; nan where the model's outputs are not finite.
+
+        Args:
+            model: not wrapped; its mode is restored.
+            listener: told how far it is; what it raises ends the scoring.
+        """
+        ...
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield the name of each cheaper way, cheapest first, and its metrics on the validation rows.
+
+        Args:
+            folder: where what each has learned is saved.
+            listener: told how far it is.
+        """
+        ...

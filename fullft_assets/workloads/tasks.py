@@ -1,0 +1,28 @@
+"""What a use case trains: its task's recipe, on its snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.jobs import Job
+from fullft_assets.snapshot import label_names, load_split, load_training
+from fullft_assets.store import Manifest, Store
+from fullft_assets.workloads.classification import Classification
+from fullft_assets.workloads.packed import NextToken
+from fullft_assets.workloads.recipe import Recipe
+
+
+def open_recipe(job: Job, store: Store, snapshot: Manifest) -> Recipe:
+    """Read what a job trains on.
+
+    Args:
+        job: with the settings of the use case.
+        store: where the snapshot's parts live.
+        snapshot: the `training_snapshot`.
+    """
+    base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
+    validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
+    if job.settings.examples.task in ("sft", "language_modeling"):
+        return NextToken(base_model, load_training(store, snapshot), validation, added_tokens)
+    return Classification(base_model, load_split(store, snapshot, "train"), validation, label_names(snapshot), added_tokens)

@@ -1,0 +1,214 @@
+"""The evaluation of language models against slow references: ratios of sums over whole groups, other tokenizers, who got worse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from fullft_assets import release
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, LanguageEvaluation, figures, language, read_evaluation
+from fullft_assets.evaluation.language import DocumentScores
+from fullft_assets.settings import EvaluationSettings, ReleaseSettings
+
+
+def drawn(n: int = 60, *, gain: float = 0.3, champion: float | None = None, seed: int = 1) -> tuple[dict[str, DocumentScores], list[str]]:
+    """Documents of very different lengths, whose groups are easy or hard together; the base model loses `gain` nats a token more."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, 400, n)
+    index = rng.integers(0, n // 4, n)
+    hard = rng.normal(2.0, 0.5, n // 4)[index]
+
+    def scores(shift: float) -> DocumentScores:
+        mean = np.maximum(0.05, hard + shift + rng.normal(0, 0.1, n))
+        return DocumentScores(tokens, mean * tokens, rng.binomial(tokens, np.exp(-mean)))
+
+    systems = {FINETUNED: scores(0.0), BASE_MODEL: scores(gain)}
+    if champion is not None:
+        systems[CHAMPION] = scores(champion)
+    return systems, [f"g{number}" for number in index]
+
+
+def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -> LanguageEvaluation:
+    options = {"settings": EvaluationSettings(resamples=200), "metric": "token_probability", "seed": 3, **changed}
+    return language.assess(systems, [f"d{n}" for n in range(len(groups))], groups, options.pop("settings"), **options)
+
+
+@pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
+def test_bootstrap_equals_a_slow_reference(metric: str) -> None:
+    systems, groups = drawn(champion=0.05)
+    found = assessed(systems, groups, settings=EvaluationSettings(resamples=150, confidence=0.9), seed=11)
+
+    def score(rows: np.ndarray, name: str) -> float:
+        tokens = sum(int(systems[name].num_tokens[row]) for row in rows)
+        if metric == "token_accuracy":
+            return sum(int(systems[name].num_right[row]) for row in rows) / tokens
+        mean = sum(float(systems[name].loss[row]) for row in rows) / tokens
+        return math.exp(mean if metric == "perplexity" else -mean)
+
+    names = np.unique(groups)
+    rows_of = [np.flatnonzero(np.array(groups) == name) for name in names]
+    picks = np.random.default_rng(11).integers(0, len(names), (150, len(names)))
+    draws = {name: np.array([score(np.concatenate([rows_of[g] for g in pick]), name) for pick in picks]) for name in systems}
+    everything = np.arange(len(groups))
+    for name in systems:
+        low, high = np.quantile(draws[name], [0.05, 0.95])
+        interval = found.columns[metric][name]
+        assert (interval.estimate, interval.low, interval.high) == pytest.approx((score(everything, name), low, high))
+    if metric != "perplexity":
+        for name in (BASE_MODEL, CHAMPION):
+            low, high = np.quantile(draws[FINETUNED] - draws[name], [0.05, 0.95])
+            gain = found.gains[metric][name]
+            assert (gain.low, gain.high) == pytest.approx((low, high))
+            assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
+
+
+def test_resamples_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = assessed(*drawn())
+    monkeypatch.setattr(figures, "_CHUNK_NUMBERS", 15 * 7)
+    assert assessed(*drawn()) == whole
+    assert assessed(*drawn(), seed=4).score != whole.score
+
+
+def test_tokens_count_not_documents() -> None:
+    # One long document at 1 nat a token, nine short ones at 3: the mean of means would be 2.8.
+    tokens = np.array([910] + [10] * 9)
+    loss = np.where(tokens > 100, 1.0, 3.0) * tokens
+    scores = DocumentScores(tokens, loss, np.zeros(10, int))
+    found = assessed({FINETUNED: scores, BASE_MODEL: scores}, [f"g{n}" for n in range(10)])
+    assert found.score.estimate == pytest.approx(math.exp(-1.18))
+    assert found.perplexity[FINETUNED].estimate == pytest.approx(math.exp(1.18))
+
+
+def test_groups_widen_the_interval_and_pairing_narrows_the_gain() -> None:
+    systems, groups = drawn(400)
+    by_group, by_row = assessed(systems, groups), assessed(systems, [str(n) for n in range(400)])
+    assert by_group.score.half_width > 1.2 * by_row.score.half_width
+    assert by_group.gain_over_best_baseline.half_width < 0.5 * by_group.score.half_width
+
+
+def test_the_sentence_names_both_metrics_and_figures_survive_json() -> None:
+    found = assessed(*drawn(champion=0.2))
+    assert found.justification.justified and found.gain_over_champion.low > 0
+    assert found.justification.sentence.startswith("Full fine-tuning was worth it: token probability is 0.")
+    assert found.justification.sentence.endswith(
+        f" Perplexity is {found.perplexity[FINETUNED].estimate:.2f} against {found.perplexity[BASE_MODEL].estimate:.2f}."
+    )
+    assert read_evaluation(found.model_dump_json()) == found
+    assert release.verdict(found, ReleaseSettings()).promote
+    asked = release.verdict(found, ReleaseSettings(max_calibration_error=0.1))
+    assert [reason.gate for reason in asked.reasons if not reason.passed] == ["is_calibrated"]
+
+
+@pytest.mark.parametrize(("gain", "champion", "failing"), [(-0.3, None, {"beats_baselines"}), (0.3, -0.2, {"beats_champion"})])
+def test_a_worse_candidate_fails_its_gates(gain: float, champion: float | None, failing: set[str]) -> None:
+    verdict = release.verdict(assessed(*drawn(200, gain=gain, champion=champion)), ReleaseSettings())
+    assert {reason.gate for reason in verdict.reasons if not reason.passed} == failing
+
+
+def test_who_got_better_and_who_worse() -> None:
+    tokens = np.array([10, 10, 10, 100, 20])
+    base = DocumentScores(tokens, tokens * 2.0, tokens)
+    tuned = DocumentScores(tokens, tokens * np.array([1.0, 2.0, 2.5, 4.0, 1.9]), tokens)
+    found = language.changes(tuned, base, list("abcde"), ["g"] * 5)
+    assert (found.num_better, found.num_equal, found.num_worse, found.share_better) == (2, 1, 2, 0.4)
+    assert [(c.id, c.num_tokens, c.loss, c.base_loss) for c in found.largest_regressions] == [("d", 100, 4.0, 2.0), ("c", 10, 2.5, 2.0)]
+    assert sum(part.num_rows for part in found.bins) == 5
+
+
+def test_weakest_groups_and_lengths() -> None:
+    tokens = np.array([60, 60, 300, 99, 10, 20])
+    tuned = DocumentScores(tokens, tokens * np.array([3.0, 1.0, 2.5, 9.0, 1.0, 1.0]), tokens)
+    base = DocumentScores(tokens, tokens * 4.0, tokens)
+    groups = ["a", "a", "b", "few", "c", "c"]
+    found = language.weakest_groups(tuned, base, groups)
+    assert [(g.group, g.num_rows, g.num_tokens) for g in found] == [("b", 1, 300), ("a", 2, 120)]
+    assert found[0].perplexity == pytest.approx(math.exp(2.5)) and found[1].perplexity == pytest.approx(math.exp(2.0))
+    assert found[0].base_perplexity == pytest.approx(math.exp(4))
+    parts = language.per_length(tuned, base)
+    assert [(part.low, part.high, part.num_rows) for part in parts] == [(10, 20, 2), (60, 60, 2), (99, 99, 1), (300, 300, 1)]
+    assert parts[1].perplexity == pytest.approx(math.exp(2.0))
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 1_000), min_size=2, max_size=60))
+def test_every_document_is_in_one_part(lengths: list[int]) -> None:
+    tokens = np.array(lengths)
+    scores = DocumentScores(tokens, tokens * 1.0, tokens)
+    parts = language.per_length(scores, scores)
+    assert sum(part.num_rows for part in parts) == len(lengths) and sum(part.num_tokens for part in parts) == sum(lengths)
+    assert len(parts) <= 4
+    assert all(one.high < other.low for one, other in zip(parts, parts[1:], strict=False))
+
+
+def test_another_tokenizer_that_is_as_sure_of_the_text_scores_the_same() -> None:
+    # The same text in half as many tokens, each twice as dear: equal nats on equal text.
+    ours = DocumentScores(np.array([99, 199]), np.array([198.0, 398.0]), np.array([1, 1]))
+    theirs = DocumentScores(np.array([49, 99]), np.array([196.0, 396.0]), np.array([9, 9]))
+    found = language.in_tokens_of(theirs, np.array([50, 100]), ours, np.array([100, 200]))
+    assert found.num_tokens.tolist() == [99, 199] and found.num_right is None
+    assert found.loss == pytest.approx(ours.loss)
+
+
+def test_a_cut_text_is_not_cheaper_for_the_tokenizer_that_reads_less_of_it() -> None:
+    # Theirs reads half of the text before its window ends; what it read costs as much as ours.
+    ours, theirs = (DocumentScores(np.array([100]), np.array([200.0]), np.array([1])) for _ in range(2))
+    found = language.in_tokens_of(theirs, np.array([200]), ours, np.array([100]))
+    assert found.loss == pytest.approx([400.0])
+
+
+def test_token_accuracy_is_not_compared_over_other_tokens() -> None:
+    systems, groups = drawn(champion=0.1)
+    systems[CHAMPION] = DocumentScores(systems[CHAMPION].num_tokens, systems[CHAMPION].loss, None)
+    found = assessed(systems, groups)
+    assert found.rescaled == [CHAMPION]
+    assert set(found.columns["token_accuracy"]) == {FINETUNED, BASE_MODEL} and CHAMPION in found.scores["token_probability"]
+    with pytest.raises(SettingsError, match="token_accuracy counts tokens, and the tokenizer of the champion cuts others"):
+        assessed(systems, groups, metric="token_accuracy")
+
+
+def test_documents_without_a_token_are_left_out_and_counted() -> None:
+    systems, groups = drawn()
+    whole = assessed(systems, groups)
+    more = {
+        name: DocumentScores(np.append(s.num_tokens, 0), np.append(s.loss, 0.0), np.append(s.num_right, 0)) for name, s in systems.items()
+    }
+    found = assessed(more, [*groups, groups[0]])
+    assert found.num_rows_without_tokens == 1 and found.num_test_rows == len(groups)
+    assert found.score == whole.score
+    nothing = DocumentScores(np.zeros(2, int), np.zeros(2), np.zeros(2, int))
+    with pytest.raises(DataError, match="no test row has a trained token"):
+        assessed({FINETUNED: nothing, BASE_MODEL: nothing}, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": np.array([1.0, np.nan, 1.0])}, "finetuned: the loss of row 1 is not finite"),
+        ({"loss": np.array([1.0, 2.0])}, r"finetuned: loss has shape \(2,\) for 3 rows"),
+        ({"num_tokens": np.array([3, 3, 4])}, "base_model: other numbers of tokens than finetuned's"),
+    ],
+)
+def test_bad_scores_are_named(change: dict, message: str) -> None:
+    good = {"num_tokens": np.array([3, 3, 3]), "loss": np.ones(3), "num_right": np.ones(3, int)}
+    with pytest.raises(ValueError, match=message):
+        assessed({FINETUNED: DocumentScores(**good | change), BASE_MODEL: DocumentScores(**good)}, ["a", "b", "c"])
+
+
+def test_one_group_alone_is_refused() -> None:
+    systems, groups = drawn()
+    with pytest.raises(ValueError, match="all rows belong to one group"):
+        assessed(systems, ["same"] * len(groups))
+
+
+def test_a_hopeless_model_has_figures_all_the_same() -> None:
+    tokens = np.array([10, 10])
+    good, hopeless = DocumentScores(tokens, tokens * 1.0, tokens), DocumentScores(tokens, tokens * 1e4, tokens)
+    found = assessed({FINETUNED: hopeless, BASE_MODEL: good}, ["a", "b"])
+    assert found.score.estimate == 0.0 and math.isfinite(found.perplexity[FINETUNED].high)
+    assert not found.justification.justified

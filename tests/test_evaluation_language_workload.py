@@ -1,0 +1,276 @@
+"""The evaluation's process on language models: real licence texts, a real tokenizer, a Llama of 1 MB that has learned or not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from fullft_assets import erasure, release
+from fullft_assets.chunks import Tokenization, save_tokenizer
+from fullft_assets.evaluation import BASE_MODEL, LanguageEvaluation, read_evaluation
+from fullft_assets.snapshot import load_messages
+from fullft_assets.store import Manifest
+from fullft_assets.workloads import judging_tokens
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.evaluation import work
+from fullft_assets.workloads.generation import Writer
+from fullft_assets.workloads.inference import load_causal
+from fullft_assets.workloads.judging import Docket
+from fullft_assets.workloads.judging_tokens import judge
+from tests import prepared as preparations
+
+TASKS = ("language_modeling", "sft")
+QUIET = Progress(silent=True)
+
+
+class Lab:
+    """A use case of a task with everything up to its evaluation; `learned` has seen the training rows, `base` has not."""
+
+    def __init__(self, root: Path, task: str):
+        self.task = task
+        self.prepared = preparations.prepare_language_model(
+            root,
+            task,
+            rows=150,
+            chunks={"max_windows": None if task == "sft" else 2},
+            snapshot={"min_train_rows": 10, "test_share": 0.25},
+        )
+        self.model = self.prepared.base_model
+        self.store, self.snapshot = self.prepared.store, self.prepared.snapshot
+        self.test = self.prepared.split("test")
+        self.baselines = self.artifact("cheaper_baselines", "b", {"best": BASE_MODEL, "scores": {BASE_MODEL: 0.0}})
+        self.pilot = self.artifact("pilot_run", "p", {"learning_curve": [{"rows": 8, "token_probability": 1e-4}]})
+
+    def artifact(self, stage: str, key: str, metadata: dict, model: Path | None = None) -> Manifest:
+        with self.store.create("letters", stage, key, version="1", seed=17) as draft:
+            if model is not None:
+                AutoModelForCausalLM.from_pretrained(str(model)).save_pretrained(draft.path / "model")
+                save_tokenizer(model, [], draft.path / "model")
+                (draft.path / "logs").mkdir()
+                log = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 7.0}, {"step": 2, "validation_loss": 7.5}]
+                (draft.path / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+            return draft.commit(settings={"training": {"epochs": 1}}, inputs={}, metadata=metadata)
+
+    def checkpoint(self, name: str, model: Path, snapshot: Manifest | None = None) -> Manifest:
+        return self.artifact("finetuned_checkpoint", name, {"snapshot": (snapshot or self.snapshot).ref, "labels": []}, model)
+
+    def learn(self, folder: Path, steps: int = 8) -> Path:
+        """Train the tiny model on the training rows for a moment."""
+        model = load_causal(self.model).train()
+        train = self.prepared.split("train")
+        flat = [(ids, None if train.marks is None else train.marks[d][w]) for d, ws in enumerate(train.windows) for w, ids in enumerate(ws)]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+        rng = np.random.default_rng(0)
+        for _ in range(steps):
+            for number in rng.choice(len(flat), 4):
+                ids, marks = flat[number]
+                targets = torch.tensor([i if marks is None or marks[k] else -100 for k, i in enumerate(ids)])
+                logits = model(input_ids=torch.tensor([ids])).logits[0]
+                functional.cross_entropy(logits[:-1], targets[1:]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(folder)
+        save_tokenizer(self.model, [], folder)
+        return folder
+
+    def docket(self, checkpoint: Manifest, champion: Manifest | None = None, key: str = "k", **sections) -> Docket:
+        inputs = {
+            "training_snapshot": self.snapshot,
+            "finetuned_checkpoint": checkpoint,
+            "cheaper_baselines": self.baselines,
+            "pilot_run": self.pilot,
+            **({"champion": champion} if champion else {}),
+        }
+        job = self.prepared.job("evaluation_report", key, **sections)
+        job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
+        return Docket(job, self.store, inputs, QUIET)
+
+    def evaluate(self, *arguments, **options) -> Manifest:
+        docket = self.docket(*arguments, **options)
+        work(docket.job, self.store, QUIET)
+        return self.store.find("letters", "evaluation_report", docket.job.key)
+
+    def figures(self, report: Manifest) -> LanguageEvaluation:
+        return read_evaluation((self.store.folder(report) / "evaluation.json").read_bytes())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_words() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judging_tokens, "MAX_NEW_TOKENS", 4)
+        yield
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def lab(request, tmp_path_factory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("labs") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def learned(lab, tmp_path_factory) -> Manifest:
+    return lab.checkpoint("learned", lab.learn(tmp_path_factory.mktemp("learned") / "model"))
+
+
+@pytest.fixture(scope="module")
+def untaught(lab) -> Manifest:
+    return lab.checkpoint("untaught", lab.model)
+
+
+@pytest.fixture(scope="module")
+def report(lab, learned) -> Manifest:
+    return lab.evaluate(learned, key="first")
+
+
+def losses_one_by_one(model: Path, lab: Lab) -> list[tuple[float, int]]:
+    """Return summed loss and number of trained tokens of each test document, window by window from the logits."""
+    loaded, found = AutoModelForCausalLM.from_pretrained(str(model)), []
+    for number, document in enumerate(lab.test.windows):
+        total, count = 0.0, 0
+        for place, ids in enumerate(document):
+            marks = [1] * len(ids) if lab.test.marks is None else lab.test.marks[number][place]
+            with torch.no_grad():
+                logits = loaded(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            for position in range(1, len(ids)):
+                if marks[position]:
+                    total, count = total - float(logits[position - 1, ids[position]]), count + 1
+        found.append((total, count))
+    return found
+
+
+def test_figures_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, report: Manifest) -> None:
+    table = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
+    assert table["id"] == lab.test.ids and table["group"] == lab.test.groups
+    for name, model in (("finetuned", lab.store.folder(learned) / "model"), ("base_model", lab.model)):
+        expected = losses_one_by_one(model, lab)
+        assert table["num_tokens"] == [count for _, count in expected]
+        assert table[f"loss_{name}"] == pytest.approx([loss for loss, _ in expected], rel=1e-3)  # bf16 where the CPU has it
+    total, count = sum(table["loss_finetuned"]), sum(table["num_tokens"])
+    assert report.metadata["token_probability"] == pytest.approx(np.exp(-total / count))
+    assert report.metadata["perplexity"] == pytest.approx(np.exp(total / count))
+    assert report.metadata["num_test_tokens"] == count
+
+
+def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, report: Manifest) -> None:
+    found = report.metadata
+    assert found["promote"] and found["justified"] and found["best_baseline"] == "base_model"
+    assert found["token_probability"] > 2 * found["base_model_token_probability"]
+    assert found["perplexity_low"] < found["perplexity"] < found["perplexity_high"] < found["base_model_perplexity"]
+    gain = report.check("beats_baselines").metadata
+    assert gain["gain"] == found["gain_over_best_baseline"] and gain["gain_low"] > 0
+    assert report.check("score_is_sufficient").metadata == {"token_probability": found["token_probability"]}
+    decision = release.Verdict.model_validate_json((lab.store.folder(report) / "decision.json").read_bytes())
+    assert decision.promote and found["verdict"] == decision.sentence
+
+
+def test_a_worse_candidate_than_the_champion_is_refused(lab: Lab, learned: Manifest, untaught: Manifest) -> None:
+    found = lab.evaluate(untaught, learned, key="worse")
+    assert not found.check("beats_champion").passed and not found.check("beats_baselines").passed
+    # The same weights as the base model's: no gain at all.
+    assert found.metadata["gain_over_best_baseline"] == 0.0
+    assert found.metadata["champion_perplexity"] < found.metadata["perplexity"]
+    assert found.metadata["incumbent"] == learned.ref
+    assert lab.figures(found).has_champion
+
+
+def test_the_report_is_whole_and_texts_stand_only_in_the_html(lab: Lab, report: Manifest) -> None:
+    folder = lab.store.folder(report)
+    assert {f"pictures/{name}.png" for name in ("scores", "changes", "per_length", "loss", "learning_curve")} <= set(report.files)
+    page = (folder / "report.html").read_text()
+    for said in ("base model, not fine-tuned", "What it writes", "trained tokens of a row", report.metadata["justification"][:60]):
+        assert said in page, said
+    # An answer has a dozen tokens: too few to say how weak a group is.
+    assert ("Weakest groups" in page) == (lab.task == "language_modeling")
+    shown = re.findall(r'<tr data-document="([^"]+)"><td style="width', page)
+    assert len(shown) == 4 and set(shown) <= set(lab.test.ids)
+    words = {text[:40] for text in lab.test.texts if len(text) > 60}
+    if lab.task == "sft":
+        words = {messages[0]["content"][-40:] for messages in load_messages(lab.store, lab.snapshot, "test").values()}
+    for name in ("report.md", "evaluation.json", "decision.json", "manifest.json"):
+        assert not [text for text in words if text in (folder / name).read_text()], name
+    # What goes to Dagster's event log, which nothing can be erased from, names no document either.
+    for name in ("report.md", "manifest.json"):
+        assert not [id_ for id_ in lab.test.ids if f"`{id_}`" in (folder / name).read_text() or f'"{id_}"' in (folder / name).read_text()]
+
+
+@pytest.mark.parametrize("lab", ["language_modeling"], indirect=True)
+def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> None:
+    made = lab.evaluate(learned, key="erased")
+    page = (lab.store.folder(made) / "report.html").read_text()
+    gone = re.findall(r'<tr data-document="([^"]+)"><td style="width', page)[0]
+    written = re.search(rf'<tr data-document="{re.escape(gone)}">(.*?)</tr>', page)[1]
+    before = {manifest.ref for manifest in lab.store.artifacts("letters", "evaluation_report")}
+    report = erasure.Report(num_listed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(erasure, "is_erased", lambda case, table, tombstones: np.array([id_ == gone for id_ in table["id"].to_pylist()]))
+        erasure._drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
+    after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
+    assert report.rewritten["evaluation_report"] >= 1 and set(after) != before
+    for manifest in after.values():
+        folder = lab.store.folder(manifest)
+        assert f'data-document="{gone}"' not in (folder / "report.html").read_text()
+        assert written not in (folder / "report.html").read_text()
+        assert f'"id": "{gone}"' not in (folder / "evaluation.json").read_text()
+        assert read_evaluation((folder / "evaluation.json").read_bytes()).num_test_rows == len(lab.test)
+
+
+class TestWriter:
+    def writer(self, lab: Lab, checkpoint: Manifest, most: int = 6) -> Writer:
+        folder = lab.store.folder(checkpoint) / "model"
+        tokenization = Tokenization.load_saved(folder, lab.prepared.use_case.settings.chunks, lab.task)
+        return Writer(load_causal(folder), tokenization, most)
+
+    def test_the_likeliest_token_each_time_and_no_more_than_asked(self, lab: Lab, learned: Manifest) -> None:
+        writer = self.writer(lab, learned)
+        prompt = "Licensed under" if lab.task != "sft" else [{"role": "user", "content": "What is this?"}]
+        ids, expected = writer._read(prompt), []
+        model = AutoModelForCausalLM.from_pretrained(str(lab.store.folder(learned) / "model"))
+        for _ in range(6):
+            with torch.no_grad():
+                token = int(model(input_ids=torch.tensor([[*ids, *expected]])).logits[0, -1].argmax())
+            expected.append(token)
+            if token in writer._end_ids:
+                break
+        assert writer.write(prompt) == writer.write(prompt) == writer._tokenization.tokenizer.decode(expected)
+
+    @pytest.mark.parametrize("lab", ["sft"], indirect=True)
+    def test_a_conversation_is_asked_through_the_template(self, lab: Lab, learned: Manifest) -> None:
+        writer = self.writer(lab, learned)
+        text = writer._tokenization.tokenizer.decode(writer._read([{"role": "user", "content": "Why?"}]), skip_special_tokens=False)
+        assert text.endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+
+    def test_a_prompt_longer_than_the_model_reads_is_cut_at_its_beginning(self, lab: Lab, learned: Manifest) -> None:
+        writer = self.writer(lab, learned)
+        prompt = "word " * 2_000 if lab.task != "sft" else [{"role": "user", "content": "word " * 2_000}]
+        assert len(writer._read(prompt)) == 512 - 6
+        writer.write(prompt)
+
+
+def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(lab: Lab, learned: Manifest, tmp_path: Path) -> None:
+    """The same weights under a tokenizer whose file differs, though it cuts the same: nothing may change but what can't be compared."""
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(str(lab.store.folder(learned) / "model")).save_pretrained(other)
+    save_tokenizer(lab.model, [], other)
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
+    taken = lab.artifact("training_snapshot", "other", {**lab.snapshot.metadata, "parts": {"b": {"chunks": chunks_of_another(lab).ref}}})
+    champion = lab.checkpoint("other", other, taken)
+    docket = lab.docket(learned, champion)
+    assert docket.reads_as_the_snapshot("finetuned_checkpoint") and not docket.reads_as_the_snapshot("champion")
+    found = judge(docket, lab.test).evaluation
+    assert isinstance(found, LanguageEvaluation) and found.rescaled == ["champion"]
+    assert "champion" not in found.columns["token_accuracy"]
+    assert found.gain_over_champion.estimate == pytest.approx(0, abs=1e-6)
+
+
+def chunks_of_another(lab: Lab) -> Manifest:
+    with lab.store.create("letters", "tokenized_chunks", "other", version="1", seed=17) as draft:
+        return draft.commit(settings={}, inputs={"tokenizer": "another"}, metadata={})

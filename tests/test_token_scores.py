@@ -1,0 +1,129 @@
+"""Scores of trained tokens: those that a plain loop finds, one window at a time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, Gemma2Config, LlamaConfig, PreTrainedModel
+
+from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.workloads import inference, precision, token_loss
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.inference import load_causal
+from fullft_assets.workloads.token_scores import TokenScores, score_documents
+from tests.test_isolation import APART, LEAKING, SMALL, build
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's own format: in bf16, which some CPUs are good at, another batch rounds differently."""
+    monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
+
+
+def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
+    """Return windows and marks of ten documents, some windows of one token, some without a trained one."""
+    rng = np.random.default_rng(seed)
+    windows = [[rng.integers(3, 96, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 3))] for _ in range(10)]
+    marks = [[(rng.integers(0, 2, len(window)) * rng.integers(0, 2)).tolist() for window in document] for document in windows]
+    return windows, marks
+
+
+@torch.no_grad()
+def slowly(model: PreTrainedModel, windows: list, marks: list | None) -> TokenScores:
+    found = np.zeros((3, len(windows)))
+    for number, document in enumerate(windows):
+        for place, window in enumerate(document):
+            scores = torch.log_softmax(model(input_ids=torch.tensor([window])).logits[0].float(), -1)
+            for i in range(1, len(window)):
+                if marks is None or marks[number][place][i]:
+                    found[:, number] += 1, -scores[i - 1, window[i]].item(), scores[i - 1].argmax() == window[i]
+    return TokenScores(*found)
+
+
+MODELS = {**APART, "opt": LEAKING["opt"], "mamba": LEAKING["mamba"], "caps its logits": Gemma2Config(**SMALL, final_logit_softcapping=0.01)}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_windows_alone(name: str, marked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 7 * 96)  # several chunks, the last one short
+    monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", 100)
+    model = build(MODELS[name]).eval()
+    # Sharper than random weights are, so that some tokens are ranked first.
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    windows, marks = documents()
+    windows[3] = [[7] * 30]
+    marks[3] = [[1] * 30]
+    found = score_documents(model, windows, marks if marked else None)
+    expected = slowly(model, windows, marks if marked else None)
+    assert found.num_tokens.tolist() == expected.num_tokens.tolist()
+    assert found.num_right.tolist() == expected.num_right.tolist()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4, abs=1e-4)
+    assert found.mean_loss() == pytest.approx(expected.mean_loss(), rel=1e-5)
+
+
+def test_pooled_figures() -> None:
+    found = TokenScores(np.array([3, 1]), np.array([1.0, 3.0]), np.array([2, 0]))
+    assert (found.mean_loss(), found.token_accuracy()) == (1.0, 0.5)
+    assert found.perplexity() == pytest.approx(math.e) == 1 / found.token_probability()
+    assert TokenScores(np.array([1]), np.array([800.0]), np.array([0])).perplexity() == math.inf
+
+
+def test_outputs_that_are_not_finite_are_no_scores() -> None:
+    model = build(APART["llama"])
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    found = score_documents(model, [[[5, 6, 7]], [[5]]], None)
+    assert np.isnan(found.loss).tolist() == [True, False]
+    assert all(map(math.isnan, (found.mean_loss(), found.perplexity(), found.token_probability(), found.token_accuracy())))
+    empty = score_documents(model, [[[5]]], None)
+    assert empty.num_tokens.tolist() == [0] and math.isnan(empty.mean_loss()) and math.isnan(empty.token_accuracy())
+
+
+def test_model_is_left_as_it_was_and_a_stop_is_heeded() -> None:
+    model = build(APART["gpt2"]).train()
+    state = torch.random.get_rng_state()
+    windows, _ = documents()
+    first, again = (score_documents(model, windows, None).loss.tolist() for _ in range(2))
+    assert first == again, "dropout is off meanwhile"
+    assert model.training and torch.equal(state, torch.random.get_rng_state())
+    stopped = Progress(silent=True)
+    stopped.stop_requested = True
+    with pytest.raises(Interrupted):
+        score_documents(model, windows, None, progress=stopped)
+    assert model.training and "forward" not in vars(model.lm_head)
+
+
+class TestLoad:
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_language_model_is_loaded_whole(self, tmp_path: Path, tied: bool) -> None:
+        before = build(LlamaConfig(**SMALL, tie_word_embeddings=tied, attention_dropout=0.3))
+        before.save_pretrained(tmp_path)
+        after = load_causal(tmp_path, attention_dropout=0.0)
+        assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+        assert after.config.attention_dropout == 0.0 and not after.training
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: build(APART["llama"]).model, "its weights lack lm_head.weight; give one whose safetensors have its output head"),
+            (
+                lambda: BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)),
+                "its weights lack cls.predictions",
+            ),
+            (
+                lambda: DistilBertModel(DistilBertConfig(dim=8, n_layers=1, n_heads=1, hidden_dim=8, vocab_size=9)),
+                r"\(model_type distilbert\); give one that predicts the next token",
+            ),
+        ],
+        ids=["no head", "encoder with a head elsewhere", "encoder"],
+    )
+    def test_what_has_no_head_of_its_own_is_refused(self, tmp_path: Path, make, message: str) -> None:
+        make().save_pretrained(tmp_path)
+        with pytest.raises(SettingsError, match=f"base_model: .* is no causal language model.*{message}"):
+            load_causal(tmp_path)
