@@ -19,7 +19,15 @@ from fullft_assets.examples import agreement, expectations, identity, pii
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.expectations import problems
 from fullft_assets.examples.masking import mask_documents
-from fullft_assets.examples.outcomes import agreement_outcome, balance_outcome, gate_outcomes, row_outcome, size_outcome, with_masked
+from fullft_assets.examples.outcomes import (
+    agreement_outcome,
+    balance_outcome,
+    gate_outcomes,
+    problem_counts,
+    row_outcome,
+    size_outcome,
+    with_masked,
+)
 from fullft_assets.examples.rules import (
     IDENTITY_RULES,
     Finding,
@@ -45,13 +53,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Examined", "Rule", "count_labels", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
 
-VERSION = "3"
+VERSION = "4"
 SUPERSEDED = "superseded by a newer delivery of its id"
 MERGED = "merged into one row with the other annotations of its id"
 TIED = "annotators disagree without a majority"
 #: What the snapshot needs of a sound row that is not among the valid ones; why it is not, as masks of `identity.Identity`.
 _OF_LEFT_OUT = ["id", "text_hash", "label", "labels", "spans", "group", "source", "row", "delivered_ns"]
 _WHY_LEFT_OUT = ("superseded", "merged", "tied", "conflicting", "repeated")
+#: A row that a rule caught by itself: the snapshot lets it supersede nothing, so that an older delivery of it may stand.
+BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Examined:
 
     `left_out` holds the sound rows that are not among the valid ones all the same, without their texts, and `why`. The snapshot
     reckons with them: such a row may be the newest of its id, contradict another batch's, or have been held out once.
+    With them stand the ids and places of the rows that are not sound (`why` is BROKEN), and nothing else of those.
     """
 
     valid: pa.Table
@@ -85,6 +96,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     settings = use_case.settings
     about = {"batch": raw.metadata["batch"], "uri": raw.metadata["uri"]}
+    taken_away = {"taken_away": raw.metadata["taken_away"]} if "taken_away" in raw.metadata else {}
     examined: list[Examined] = []
 
     def examine_once() -> Examined:
@@ -97,7 +109,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         found = examine_once()
         pq.write_table(found.valid, draft.path / "examples.parquet")
         pq.write_table(found.left_out, draft.path / "left_out.parquet")
-        metadata = {**about, "files": raw.metadata["files"], **_counts(found), "label_counts": found.label_counts}
+        metadata = {**about, "files": raw.metadata["files"], **taken_away, **_counts(found), "label_counts": found.label_counts}
         return {**metadata, **_agreement_metadata(found.agreement)}, found.checks
 
     def write_quarantined(draft: Draft) -> Outcome:
@@ -108,7 +120,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         pq.write_table(rows, draft.path / "quarantined.parquet")
         counts = {name: count for name, count in _counts(found).items() if name in ("num_quarantined", "num_superseded")}
         reasons = Counter(r for text in rows["reasons"].to_pylist() for r in text.split("; "))
-        return {**about, **counts, "reasons": dict(reasons.most_common())}, []
+        return {**about, **counts, "reasons": dict(reasons.most_common()), "problems": problem_counts(rows)}, []
 
     shared = {
         "version": VERSION,
@@ -169,10 +181,10 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, se
     reasons |= {row: [TIED] for row in np.flatnonzero(found.tied)}
     is_valid = ~(found.superseded | found.merged)
     is_valid[list(reasons)] = False
-    parts = _partition(table, reasons, found, is_valid)
+    parts = _partition(table, reasons, found, is_valid, np.flatnonzero(~sound))
     agreed = agreement.of_batch(table, found, settings) if "annotators_agree" in rules else None
     label_counts = count_labels(parts["valid"], settings)
-    checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
+    checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
     if "personal_data_is_absent" in rules and settings.pii == "mask":
         checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
     checks += _batch_outcomes(frame[is_valid], label_counts, agreed, rules, settings)
@@ -259,14 +271,18 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
     return reasons
 
 
-def _partition(table: pa.Table, reasons: Mapping[int, list[str]], found: identity.Identity, is_valid: np.ndarray) -> dict[str, pa.Table]:
+def _partition(
+    table: pa.Table, reasons: Mapping[int, list[str]], found: identity.Identity, is_valid: np.ndarray, broken: np.ndarray
+) -> dict[str, pa.Table]:
+    import pyarrow as pa
+
     quarantined = np.array(sorted(reasons), np.int64)
     old = np.flatnonzero(found.superseded | found.merged)
     return {
         "valid": _with_annotations(table, found.ratings).filter(is_valid).drop_columns(["problem"]),
         "quarantined": _with_reasons(table, quarantined, ["; ".join(reasons[row]) for row in quarantined]),
         "superseded": _with_reasons(table, old, [MERGED if merged else SUPERSEDED for merged in found.merged[old]]),
-        "left_out": _left_out(table, found),
+        "left_out": pa.concat_tables([_left_out(table, found), _named(table, broken)]),
     }
 
 
@@ -281,6 +297,19 @@ def _left_out(table: pa.Table, found: identity.Identity) -> pa.Table:
     ids = table["id"].take(rows).to_pylist()
     reasons = ["merged" if why == "superseded" and id_ in voted else why for id_, why in zip(ids, reasons, strict=True)]
     return table.select(_OF_LEFT_OUT).take(rows).append_column("why", pa.array(reasons, pa.string()))
+
+
+def _named(table: pa.Table, broken: np.ndarray) -> pa.Table:
+    """Return the ids and places of rows that are not sound; the rest of them is nobody's business but the quarantine's."""
+    import pyarrow as pa
+
+    rows = table.select(["id", "source", "row", "delivered_ns"]).take(broken)
+    columns = {
+        name: rows[name] if name in rows.column_names else pa.nulls(len(rows), table.schema.field(name).type) for name in _OF_LEFT_OUT
+    }
+    # Not null: a place in the split is made of it, which means nothing here.
+    columns["text_hash"] = pa.array([""] * len(rows), pa.string())
+    return pa.table(columns).append_column("why", pa.array([BROKEN] * len(rows), pa.string()))
 
 
 def _with_reasons(table: pa.Table, rows: np.ndarray, reasons: list[str]) -> pa.Table:
