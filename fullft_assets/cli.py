@@ -6,8 +6,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from fullft_assets.errors import FullftError
+from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.use_case import find_defs, find_use_case, load_use_case
+
+#: Lines of an erasure list that are named where nothing was found.
+_SHOWN_LINES = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,10 +177,16 @@ def _erase(parsed: argparse.Namespace) -> int:
     from fullft_assets import erasure
 
     use_case = _load(parsed)
+    if parsed.by == "group" and use_case.settings.examples.group is None:
+        raise SettingsError(f"{use_case.yaml_path}: examples.group is not set, so no document has a group; set it, or list ids")
     listed = erasure.read_list(parsed.list)
     report = erasure.erase(_store(use_case), use_case.name, listed, by=parsed.by, reason=parsed.reason)
     print("\n".join(report.lines()))
-    return 0
+    for line in report.missing[:_SHOWN_LINES]:
+        print(f"{parsed.list}:{listed[line]}: `{line}`: no document has this {parsed.by}; mend the line and erase again", file=sys.stderr)
+    if len(report.missing) > _SHOWN_LINES:
+        print(f"{parsed.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found", file=sys.stderr)
+    return 1 if report.missing else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of an asset) are small JSON files replaced in one atomic write.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -28,6 +29,10 @@ from fullft_assets.errors import GateError, StoreError
 MANIFEST = "manifest.json"
 #: Files below this folder of an artifact are kept and checked, but are not part of its content digest.
 VOLATILE = "logs/"
+#: An attempt on S3 without a manifest that nobody wrote to for so long is nobody's any more.
+ABANDONED_SECONDS = 3600.0
+#: On a disk a lock tells; an attempt younger than this may not have taken it yet.
+_LOCK_SECONDS = 1.0
 
 
 def digest(value: Any) -> str:
@@ -269,11 +274,12 @@ class Store:
         path = Path(self.url, ref) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
         path.mkdir(parents=True, exist_ok=True)
         draft = Draft(self, path, case, stage, key, attempt, version, seed)
-        try:
-            yield draft
-        finally:
-            if draft.manifest is None or not self.is_local:
-                shutil.rmtree(path, ignore_errors=True)
+        with _being_written(path):
+            try:
+                yield draft
+            finally:
+                if draft.manifest is None or not self.is_local:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def ensure(
         self,
@@ -319,13 +325,43 @@ class Store:
         if not self.is_local:
             shutil.rmtree(_cache_root() / digest(self.url) / manifest.ref, ignore_errors=True)
 
-    def rewrite(self, manifest: Manifest, edit: Callable[[Path], Mapping[str, Any]], inputs: Mapping[str, Any] | None = None) -> Manifest:
+    def unfinished(self, case: str, stage: str) -> list[str]:
+        """Return the refs of the attempts without a manifest: being written, or left by a process that was killed."""
+        self._fs.invalidate_cache()
+        names = [path.removeprefix(f"{self._root}/").split("/") for path in self._fs.find(f"{self._root}/{case}/{stage}")]
+        finished = {"/".join(parts[:4]) for parts in names if len(parts) == 5 and parts[4] == MANIFEST}
+        return sorted({"/".join(parts[:4]) for parts in names if len(parts) > 4} - finished)
+
+    def discard(self, ref: str) -> bool:
+        """Remove an attempt without a manifest unless it may be being written; return whether it is gone.
+
+        On a disk its writer holds a lock, which ends with the process. On S3 there is none: there it counts as abandoned
+        when nothing was written to it for ABANDONED_SECONDS.
+        """
+        if self.is_local:
+            return _remove_unlocked(Path(self.url, ref))
+        self._fs.invalidate_cache()
+        # Objects are uploaded one after the other, the manifest last.
+        written = [self._fs.modified(path).timestamp() for path in self._fs.find(f"{self._root}/{ref}")]
+        if time.time() - max(written, default=0.0) < ABANDONED_SECONDS or self._read(f"{ref}/{MANIFEST}") is not None:
+            return False
+        self._fs.rm(f"{self._root}/{ref}", recursive=True)
+        return True
+
+    def rewrite(
+        self,
+        manifest: Manifest,
+        edit: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, Any] | None = None,
+        checks: list[CheckOutcome] | None = None,
+    ) -> Manifest:
         """Replace an artifact by an edited copy under the same key; who names the old attempt finds the new one.
 
         Args:
             manifest: the artifact.
             edit: changes the copied files below a folder and returns the metadata that changed with them.
             inputs: replaces the recorded inputs. Default: as they were.
+            checks: replaces the recorded outcomes. Default: as they were.
         """
         with self.create(manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed) as draft:
             shutil.copytree(self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
@@ -337,7 +373,7 @@ class Store:
                 settings=manifest.settings,
                 inputs=manifest.inputs if inputs is None else inputs,
                 metadata=metadata,
-                checks=manifest.checks,
+                checks=manifest.checks if checks is None else checks,
             )
         self.delete(manifest)
         return made
@@ -451,6 +487,39 @@ class Draft:
         self._store._write(f"{manifest.ref}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
         self.manifest = manifest
         return manifest
+
+
+@contextmanager
+def _being_written(path: Path) -> Iterator[None]:
+    """Hold a folder's lock: it says that somebody is writing there, and ends with the process, however that ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unlocked(path: Path) -> bool:
+    begun = path.name.split("-")[0]
+    age = time.time() - int(begun) / 1e9 if begun.isdecimal() else _LOCK_SECONDS
+    time.sleep(min(max(0.0, _LOCK_SECONDS - age), _LOCK_SECONDS))
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held; or a file system without locks, where nobody can tell
+            return False
+        if (path / MANIFEST).is_file():
+            return False
+        shutil.rmtree(path)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -179,8 +179,9 @@ def test_the_command(project: Project, tmp_path: Path):
     listed = tmp_path / "list.txt"
     listed.write_text("nobody-knows-this-id\n")
     done = project.fullft("erase", CASE, str(listed), "--reason", "asked for")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "0 documents erased, 1 ids or groups listed"
+    assert done.stderr.strip() == f"{listed}:1: `nobody-knows-this-id`: no document has this id; mend the line and erase again"
     missing = project.fullft("erase", CASE, str(tmp_path / "none.txt"))
     assert missing.returncode == 1
     assert (

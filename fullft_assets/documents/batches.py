@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import hmac
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,10 +32,14 @@ _COLUMNS = "mtime_ns bytes etag path"
 
 @dataclass(frozen=True)
 class Batch:
-    """A bounded set of files that goes through the data stages together."""
+    """A bounded set of files that goes through the data stages together.
+
+    `erased` holds what stands for files whose documents were all erased, in place of their names (see `forget`).
+    """
 
     name: str
     files: list[SourceFile]
+    erased: frozenset[str] = frozenset()
 
     @property
     def num_bytes(self) -> int:
@@ -99,7 +104,7 @@ def settled(source: Source, settings: DocumentsSettings, now: float | None) -> t
 
 def num_new(store: Store, case: str, files: Sequence[SourceFile], kind: Kind = "batch") -> int:
     """Return how many of these files are in no batch yet."""
-    known = _known(list_batches(store, case, kind)) if files else set()
+    known = _Known(case, list_batches(store, case, kind)) if files else ()
     return sum(file not in known for file in files)
 
 
@@ -107,7 +112,7 @@ def record(store: Store, case: str, files: Iterable[SourceFile], settings: Docum
     """Record those files that are in no batch yet, in batches bounded by bytes and count; return these batches."""
     with _one_at_a_time(store, case, kind):
         batches = list_batches(store, case, kind)
-        known = _known(batches)
+        known = _Known(case, batches)
         new = [file for file in files if file not in known]
         number = max((_number(batch) for batch in batches), default=0)
         cut = []
@@ -121,8 +126,42 @@ def record(store: Store, case: str, files: Iterable[SourceFile], settings: Docum
     return cut
 
 
-def _known(batches: list[Batch]) -> set[SourceFile]:
-    return {file for batch in batches for file in batch.files}
+class _Known:
+    """The files that are in some batch, by name or by what stands for them."""
+
+    def __init__(self, case: str, batches: list[Batch]):
+        self._case = case
+        self._files = {file for batch in batches for file in batch.files}
+        self._erased = frozenset().union(*(batch.erased for batch in batches))
+
+    def __contains__(self, file: SourceFile) -> bool:
+        return file in self._files or (bool(self._erased) and _digest(self._case, file) in self._erased)
+
+
+def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch") -> int:
+    """Take names of files out of the ledger and return from how many batches.
+
+    A keyed digest of each stays, so that a file which is still delivered is not taken for a new one.
+    """
+    num_changed = 0
+    if not paths:
+        return num_changed
+    with _one_at_a_time(store, case, kind):
+        for batch in list_batches(store, case, kind):
+            gone = [file for file in batch.files if file.path in paths]
+            if gone:
+                left = [file for file in batch.files if file.path not in paths]
+                found = Batch(batch.name, left, batch.erased | {_digest(case, file) for file in gone})
+                before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
+                recorded = _recorded(found, [_line(file) for file in left])
+                store.write_pointer(f"{case}/{kind}/{batch.name}", {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])})
+                _memory.pop((store.url, case, kind, batch.name), None)
+                num_changed += 1
+    return num_changed
+
+
+def _digest(case: str, file: SourceFile) -> str:
+    return hmac.digest(f"{case}/file".encode(), _line(file).encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
 def _number(batch: Batch) -> int:
@@ -139,6 +178,7 @@ def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
         "num_bytes": batch.num_bytes,
         "columns": _COLUMNS,
         "files": lines,
+        **({"erased": sorted(batch.erased)} if batch.erased else {}),
     }
 
 
@@ -153,13 +193,13 @@ def _parse(data: dict[str, Any]) -> Batch:
     for line in data["files"]:
         mtime_ns, size, etag, path = line.split(" ", 3)
         files.append(SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag))
-    return Batch(data["name"], files)
+    return Batch(data["name"], files, frozenset(data.get("erased", ())))
 
 
 class _Memory(dict[tuple[str, str, str, str], Batch]):
     """Batches that this process has read, by store, case, kind and name: about 250 bytes a file.
 
-    A batch never changes once it is recorded, and a tick over a store on S3 must not fetch thousands of them again.
+    A batch only ever loses files (see `forget`) once it is recorded, and a tick over a store on S3 must not fetch thousands of them again.
     """
 
     max_files = 2_000_000
@@ -202,6 +242,8 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
 def is_delivered(where: Source | Path, batch: Batch) -> bool:
     """Return whether any file of a batch still lies there as it was cut: a rewritten one is in a newer batch."""
     source = Folder(where) if isinstance(where, Path) else where
+    if not batch.files:
+        return False
     # Nearly always the first one does; only where not are the others asked for, many at a time.
     first, *others = batch.files
     if source.status(first.path) == first:

@@ -25,6 +25,7 @@ from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import packing, replay, screening, sketches
 from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.packing import Packing
+from fullft_assets.snapshot.parts import folder_of, pin, steady
 from fullft_assets.snapshot.shingles import expand
 from fullft_assets.snapshot.split import COLUMNS, SPLITS, BatchRows, Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
@@ -73,7 +74,7 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         _write_table(frozen.index, draft.path / "index.parquet")
         _write_table(frozen.places, draft.path / "places.parquet")
         left_out = sorted(set(examples) - set(usable))
-        parts = {name: {"examples": usable[name].ref, "chunks": chunks[name].ref} for name in sorted(usable)}
+        parts = {name: pin(usable[name], chunks[name]) for name in sorted(usable)}
         metadata = {**frozen.metadata, "batches_left_out": left_out, "parts": parts}
         counts = ["index.parquet"]
         values = {"labels": frozen.labels, "chunks": [CHUNKS_VERSION, expected.settings], "tokenizer": expected.tokenizer}
@@ -291,16 +292,16 @@ def _cuts_to_fill(settings: UseCaseSettings) -> bool:
     return settings.examples.task == "language_modeling" and settings.chunks.boundaries == "any"
 
 
-def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table) -> Packing:
+def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table, parts: Mapping[str, Mapping[str, str]]) -> Packing:
     """Plan the rows of training for what is left of a snapshot.
 
     Args:
         store: where the batches' artifacts live.
         snapshot: the snapshot as it was.
         index, places: its tables with the rows that are left.
+        parts: its batches' artifacts as they are now.
     """
     rows = _places(index, places).of("train")
-    parts = snapshot.metadata["parts"]
     folders = {name: store.folder(store.load(parts[name]["chunks"])) for name in rows.batches()}
     lengths = _Lists.gather(rows, folders, "windows").lengths
     if snapshot.metadata["replay"] is not None:
@@ -527,17 +528,25 @@ def read_index(store: Store, snapshot: Manifest) -> pa.Table:
 
 
 def load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
-    """Read one split's texts and windows from the artifacts that the snapshot froze."""
+    """Read one split's texts and windows from the artifacts that the snapshot froze.
+
+    Raises:
+        StoreError: one of them is gone, or was rewritten since (see `parts`).
+    """
+    with steady(snapshot):
+        return _load_split(store, snapshot, name)
+
+
+def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
     import pyarrow.compute as pc
 
     index = read_index(store, snapshot)
     index = index.filter(pc.equal(index["split"], name))
     rows = _places(index, index)
-    parts = snapshot.metadata["parts"]
-    chunks = {batch: store.folder(store.load(parts[batch]["chunks"])) for batch in rows.batches()}
+    chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
     texts: list[str] = [""] * len(index)
     for batch, mine in rows.by_batch():
-        path = store.folder(store.load(parts[batch]["examples"])) / "examples.parquet"
+        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
         for number, text in zip(mine.tolist(), _read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True):
             texts[number] = text
     has_marks = "marks" in index.column_names or _is_marked(chunks)
@@ -618,14 +627,22 @@ class Training:
 
 
 def load_training(store: Store, snapshot: Manifest) -> Training:
-    """Read the packed training rows that the snapshot froze."""
+    """Read the packed training rows that the snapshot froze.
+
+    Raises:
+        StoreError: an artifact of them is gone, or was rewritten since (see `parts`).
+    """
+    with steady(snapshot):
+        return _load_training(store, snapshot)
+
+
+def _load_training(store: Store, snapshot: Manifest) -> Training:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     index = read_index(store, snapshot)
     rows = _places(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
-    parts = snapshot.metadata["parts"]
-    chunks = {batch: store.folder(store.load(parts[batch]["chunks"])) for batch in rows.batches()}
+    chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
     drawn = snapshot.metadata["replay"]
     more = {} if drawn is None else {"": store.folder(store.load(drawn))}
 

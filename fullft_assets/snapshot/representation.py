@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.monitoring import Features
+from fullft_assets.snapshot.parts import folder_of
 from fullft_assets.store import CheckOutcome
 
 if TYPE_CHECKING:
@@ -316,8 +317,8 @@ def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
     folder = store.folder(snapshot)
     places = pq.read_table(folder / "places.parquet", columns=["batch", "position"])
     places = places.filter(pc.equal(pq.read_table(folder / "index.parquet", columns=["split"])["split"], "train"))
-    for batch, parts in sorted(snapshot.metadata["parts"].items()):
-        path = store.folder(store.load(parts["examples"])) / "examples.parquet"
+    for batch in sorted(snapshot.metadata["parts"]):
+        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
         known = set(pq.read_schema(path).names)
         positions = places.filter(pc.equal(places["batch"], batch))["position"]
         yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known]).take(positions)

@@ -38,6 +38,11 @@ def is_readable(name: str) -> bool:
     return form is not None and (compression_of(name) is None or form in LINE_FORMATS)
 
 
+def is_whole_file(name: str) -> bool:
+    """Return whether a file of such a name is one document."""
+    return ENDINGS.get(ending_of(name)) in ("text", "html", "pdf")
+
+
 def ending_of(name: str) -> str:
     """Return the ending in lower case, without that of a compression."""
     path = PurePosixPath(name.lower())

@@ -1,0 +1,149 @@
+"""The list of an erasure, and what of it a use case's store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fullft_assets.documents.erasure import By, erased_digest, has_made_up_id, row_digests, was_found, write_tombstones
+from fullft_assets.documents.formats import is_whole_file
+from fullft_assets.errors import DataError
+from fullft_assets.store import Manifest, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: The tables that hold documents with their texts, inputs before what is made of them.
+DOCUMENTS = {
+    "raw_documents": "documents.parquet",
+    "production_documents": "documents.parquet",
+    "labeled_examples": "examples.parquet",
+    "quarantined_examples": "quarantined.parquet",
+}
+
+
+def read_list(path: Path) -> dict[str, int]:
+    """Return the lines of an erasure list with their numbers: one id or group each, as it stands there; blank ones left out.
+
+    Raises:
+        DataError: the file cannot be read, or is empty.
+    """
+    try:
+        # Not splitlines: an id may hold what that takes for the end of a line.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a text file with one document id a line") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; give a text file with one document id a line") from error
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found.setdefault(line.removesuffix("\r"), number)
+    if not found:
+        raise DataError(f"{path}: empty; give one document id a line")
+    return found
+
+
+@dataclass
+class Found:
+    """What an erasure list means here.
+
+    Attributes:
+        values: ids (or groups) that documents of the store have.
+        ids: own ids of the documents of these groups.
+        rows: digests of documents with a made-up id.
+        before: listed, and no longer in the store: an earlier erasure took them.
+        missing: listed, and never in the store as far as it is known.
+    """
+
+    values: set[str] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
+    rows: set[str] = field(default_factory=set)
+    before: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def record(self, store: Store, case: str, by: By, reason: str) -> None:
+        """Write the tombstones: of what was found, and of what may yet come."""
+        found = {erased_digest(case, value, by) for value in self.values} | {erased_digest(case, id_) for id_ in self.ids} | self.rows
+        write_tombstones(store, case, sorted(found), by=by, reason=reason, found=True)
+        unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line)}
+        write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
+
+
+def search(store: Store, case: str, listed: Iterable[str], by: By) -> Found:
+    """Find the documents that a list names.
+
+    A line is an id (or a group) exactly as it stands, else without the white space around it, else the name of a file that is
+    one document.
+    """
+    import pyarrow as pa
+
+    lines = list(dict.fromkeys(listed))
+    met, files = _met(store, case, {form for line in lines for form in _forms(line)}, by)
+    found = Found()
+    for line in lines:
+        value = next((form for form in _forms(line) if form in met), None)
+        if value is None and by == "id":
+            value = next((f"{form}:1" for form in _forms(line) if form in files), None)
+        if value is not None:
+            found.values.add(value)
+        else:
+            (found.before if _was_erased(store, case, line, by) else found.missing).append(line)
+    for table in _rows_of(store, case, found.values, by):
+        made_up = has_made_up_id(table)
+        if by == "group":
+            # The group keeps out the others: their ids would keep out whoever stands there next.
+            found.ids.update(id_ for id_, is_made_up in zip(table["id"].to_pylist(), made_up, strict=True) if not is_made_up)
+        elif made_up.any():
+            found.rows.update(row_digests(case, table.filter(pa.array(made_up))))
+    return found
+
+
+def _forms(line: str) -> list[str]:
+    return list(dict.fromkeys((line, line.strip())))
+
+
+def _was_erased(store: Store, case: str, line: str, by: By) -> bool:
+    forms = [form for form in _forms(line) for form in ((form, f"{form}:1") if by == "id" else (form,))]
+    return any(was_found(store, case, erased_digest(case, form, by)) for form in forms)
+
+
+def tables(store: Store, case: str) -> Iterator[tuple[Manifest, Path]]:
+    """Yield the artifacts that hold documents, each with the path of its table."""
+    for stage, file in DOCUMENTS.items():
+        for manifest in store.artifacts(case, stage):
+            yield manifest, store.folder(manifest) / file
+
+
+def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], set[str]]:
+    """Return which of these values documents have, and which of them are names of files that are one document."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    met: set[str] = set()
+    files: set[str] = set()
+    values = pa.array(sorted(wanted), pa.string())
+    for _, path in tables(store, case):
+        table = pq.read_table(path, columns=[by, "source"])
+        met.update(pc.unique(table[by].filter(pc.is_in(table[by], values))).to_pylist())
+        if by == "id":
+            named = table.filter(pc.is_in(table["source"], values))
+            sources = set(pc.unique(named["source"]).to_pylist())
+            ids = set(named["id"].to_pylist())
+            files.update(source for source in sources if is_whole_file(source) and f"{source}:1" in ids)
+    return met, files
+
+
+def _rows_of(store: Store, case: str, values: set[str], by: By) -> Iterator[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    wanted = pa.array(sorted(values), pa.string())
+    for _, path in tables(store, case):
+        hit = pc.is_in(pq.read_table(path, columns=[by])[by], wanted)
+        if pc.any(hit).as_py():
+            yield pq.read_table(path).filter(hit)

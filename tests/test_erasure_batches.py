@@ -1,0 +1,391 @@
+"""Erasure over several batches: rows that stand with another's text, made-up ids, erasures that were cut short, the list itself.
+
+The data stages alone, without Dagster and without a model: a few hundred milliseconds a test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
+from fullft_assets import store as stores
+from fullft_assets.errors import GateError, StoreError
+from fullft_assets.samples import licences
+from fullft_assets.store import MANIFEST, Manifest, Store
+from tests import project as projects
+from tests.project import Project
+
+CASE = "letters"
+SPLITS: tuple[snapshot.SplitName, ...] = ("train", "validation", "test")
+PLAIN = {
+    "examples": {"label": "kind", "group": None, "labels": None, "max_quarantined_share": 1.0},
+    "snapshot": {"min_train_rows": 1, "test_share": 0.2, "validation_share": 0.2},
+}
+
+
+class Batches:
+    """A use case's batches, as far as the snapshot."""
+
+    def __init__(self, root: Path, **sections: Any):
+        self.project = projects.create(root, CASE, rows=1, **{**PLAIN, **sections})
+        (self.project.documents / "delivery-1.jsonl").unlink()
+        self.store = Store(str(self.project.home / "store"))
+        self.made: dict[str, list[Manifest]] = {}
+        self.time = 1_700_000_000
+
+    def deliver(self, name: str, content: str | list[dict]) -> list[Manifest]:
+        """Deliver a file and put it through the data stages; return its batch's artifacts."""
+        path = self.project.documents / name
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            projects.write_rows(path, content)
+        self.time += 10
+        os.utime(path, (self.time, self.time))
+        return self.ingest()
+
+    def ingest(self) -> list[Manifest]:
+        use_case = self.project.use_case()
+        found: list[Manifest] = []
+        for batch in documents.cut_batches(self.store, CASE, self.project.documents, use_case.settings.documents):
+            raw = documents.keep(self.store, use_case, batch.name)
+            valid, quarantined = examples.validate(self.store, use_case, raw)
+            found = [raw, valid, quarantined]
+            with suppress(GateError):  # held back: nothing is left of it
+                found.append(chunks.tokenize(self.store, use_case, valid))
+                self.made[batch.name] = found
+        return found
+
+    def take(self) -> Manifest:
+        valid = {name: self.store.load(made[1].ref) for name, made in self.made.items()}
+        tokens = {name: self.store.load(made[3].ref) for name, made in self.made.items()}
+        return snapshot.take(self.store, self.project.use_case(), valid, tokens)
+
+    def texts(self, taken: Manifest) -> dict[str, tuple[str, Any]]:
+        """Return the text and the windows of each row of a snapshot, as its readers see them."""
+        taken = self.store.load(taken.ref)
+        splits = [snapshot.load_split(self.store, taken, name) for name in SPLITS]
+        return {id_: (text, cut) for s in splits for id_, text, cut in zip(s.ids, s.texts, s.windows, strict=True)}
+
+    def ids(self, stage: str, file: str) -> set[str]:
+        return {id_ for m in self.store.artifacts(CASE, stage) for id_ in pq.read_table(self.store.folder(m) / file)["id"].to_pylist()}
+
+    def fullft(self, *arguments: str) -> int:
+        return cli.main([*arguments, "--defs", str(self.project.root / "my_project" / "defs")])
+
+    def traces(self, *values: str) -> list[str]:
+        """Return the files of the store in which a value stands, or that are called after it."""
+        found = []
+        for path in Path(self.store.url).rglob("*"):
+            if path.is_file():
+                told = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+                if any(value in told or value in path.name for value in values):
+                    found.append(str(path.relative_to(self.store.url)))
+        return found
+
+
+def rows(count: int, skip: int = 0) -> list[dict]:
+    """Return licence texts with ids d0, d1, ..., half of them of one kind."""
+    texts = sorted({rule["text"] for rule in licences.rules() if 60 < len(rule["text"]) < 400})[skip : skip + count]
+    return [{"id": f"d{n}", "text": text, "kind": "ab"[n % 2]} for n, text in enumerate(texts, skip)]
+
+
+@pytest.fixture(scope="module")
+def carried_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Batches, str, str]:
+    return carried(tmp_path_factory.mktemp("carried"))
+
+
+def carried(root: Path) -> tuple[Batches, str, str]:
+    """Deliver equal texts as X and Y, then rewrite the one that stayed: the other stands with its old text."""
+    batches = Batches(root)
+    delivered = rows(60)
+    delivered[10] |= {"id": "Y"}
+    raw, valid, *_ = batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
+    (stayed,) = {"X", "Y"} & set(pq.read_table(batches.store.folder(valid) / "examples.parquet")["id"].to_pylist())
+    new = {"id": stayed, "text": "a wholly new text of the original with words enough to be its own", "kind": "a"}
+    batches.deliver("b.jsonl", [new, *rows(5, 60)])
+    return batches, stayed, "X" if stayed == "Y" else "Y"
+
+
+@pytest.fixture
+def copied(carried_once: tuple[Batches, str, str], tmp_path: Path) -> tuple[Batches, str, str]:
+    return again(carried_once[0], tmp_path / "again"), *carried_once[1:]
+
+
+def again(batches: Batches, root: Path) -> Batches:
+    """Return a copy of batches in another folder."""
+    shutil.copytree(batches.project.root, root, symlinks=True)
+    copy = object.__new__(Batches)
+    copy.__dict__ |= batches.__dict__ | {
+        "project": Project(root, CASE),
+        "store": Store(str(root / ".home" / "store")),
+        "made": dict(batches.made),
+    }
+    return copy
+
+
+class PowerCut(BaseException):
+    """The process ends here."""
+
+
+def power_cut(*_: Any) -> None:
+    raise PowerCut
+
+
+@contextmanager
+def killed_at(store: Store, step: int) -> Iterator[list[str]]:
+    """Let the process end before the n-th write or removal, without cleaning up, as SIGKILL does; yield the steps so far."""
+    steps: list[str] = []
+
+    def guarded(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        def doing(*arguments: Any, **options: Any) -> Any:
+            steps.append(name)
+            if len(steps) == step:
+                patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+                raise PowerCut
+            return do(*arguments, **options)
+
+        return doing
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "_write", guarded("write", store._write))
+        patched.setattr(store._fs, "rm_file", guarded("rm_file", store._fs.rm_file))
+        patched.setattr(store._fs, "rm", guarded("rm", store._fs.rm))
+        yield steps
+
+
+class TestRowsThatStandWithAnothersText:
+    def test_they_still_do_after_the_erasure_of_any_other_document(self, copied: tuple[Batches, str, str]):
+        batches, _, copy = copied
+        taken = batches.take()
+        before = batches.texts(taken)
+        assert copy in before
+        erasure.erase(batches.store, CASE, ["d2"])
+        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != "d2"}
+
+    def test_they_leave_with_it_and_are_counted(self, copied: tuple[Batches, str, str]):
+        batches, stayed, copy = copied
+        taken = batches.take()
+        before = batches.texts(taken)
+        report = erasure.erase(batches.store, CASE, [stayed])
+        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in (stayed, copy)}
+        assert report.num_left_snapshots == 1
+        assert (
+            sum(n for why, n in batches.store.load(taken.ref).metadata["left_out"].items() if "of an equal row that was erased" in why) == 1
+        )
+        assert copy in batches.ids("raw_documents", "documents.parquet"), "its own document stays"
+        assert copy not in batches.texts(batches.take()), "a new snapshot leaves it out as well"
+
+    def test_they_stand_with_another_equal_row_where_there_is_one(self, copied: tuple[Batches, str, str]):
+        batches, stayed, copy = copied
+        _, valid, *_ = batches.deliver("c.jsonl", [{**rows(11)[10], "id": "ZZ"}])
+        taken = batches.take()
+        before = batches.texts(taken)
+        standing = {copy, "ZZ"} & before.keys()
+        erasure.erase(batches.store, CASE, [stayed])
+        assert standing and batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != stayed}
+
+    def test_the_copy_itself_goes(self, copied: tuple[Batches, str, str]):
+        batches, stayed, copy = copied
+        taken = batches.take()
+        before = batches.texts(taken)
+        erasure.erase(batches.store, CASE, [copy])
+        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != copy}
+
+
+class TestCutShort:
+    def test_readers_refuse_a_half_done_erasure(self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch):
+        batches, *_ = copied
+        taken = batches.take()
+        with monkeypatch.context() as patched:
+            patched.setattr(erasure, "_drop_from_snapshots", power_cut)
+            with pytest.raises(PowerCut):
+                erasure.erase(batches.store, CASE, ["d2"])
+        with pytest.raises(StoreError, match=f"was rewritten after this snapshot froze it.*run `fullft erase {CASE}` with its list again"):
+            batches.texts(taken)
+        erasure.erase(batches.store, CASE, ["d2"])
+        assert "d2" not in batches.texts(taken)
+
+    def test_a_batch_that_is_rewritten_while_it_is_read_is_one_line(
+        self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch
+    ):
+        batches, *_ = copied
+        taken = batches.take()
+        read = snapshot._read_rows
+
+        def slow(path: Path, column: str, positions: Any) -> Any:
+            monkeypatch.undo()
+            erasure.erase(batches.store, CASE, ["d2"])
+            return read(path, column, positions)
+
+        monkeypatch.setattr(snapshot, "_read_rows", slow)
+        with pytest.raises(StoreError, match="was rewritten after this snapshot froze it"):
+            batches.texts(taken)
+
+    def test_wherever_it_is_killed_the_next_finishes_it(
+        self, copied: tuple[Batches, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(stores, "_LOCK_SECONDS", 0.0)
+        origin, stayed, copy = copied
+        taken = origin.take()
+        listed = ["d2", stayed]
+        before = origin.texts(taken)
+        text = before["d2"][0]
+        whole = again(origin, tmp_path / "whole")
+        with killed_at(whole.store, 0) as steps:
+            erasure.erase(whole.store, CASE, listed)
+        expected, num_steps = {id_: row for id_, row in before.items() if id_ not in ("d2", stayed, copy)}, len(steps)
+        assert whole.texts(taken) == expected
+        assert num_steps > 25
+        for step in range(1, num_steps + 1):
+            batches = again(origin, tmp_path / str(step))
+            with killed_at(batches.store, step), pytest.raises(PowerCut):
+                erasure.erase(batches.store, CASE, listed)
+            with suppress(StoreError):
+                assert batches.texts(taken).items() <= before.items(), f"{step}: refused, or the right rows"
+            report = erasure.erase(batches.store, CASE, listed)
+            assert report.missing == [], step
+            assert batches.texts(taken) == expected, step
+            assert batches.traces(text, '"d2"', "'d2'") == [], step
+            assert not [ref for stage in erasure._HOLDING for ref in batches.store.unfinished(CASE, stage)], step
+            done = {m.ref for stage in erasure._HOLDING for m in batches.store.artifacts(CASE, stage)}
+            assert not erasure.erase(batches.store, CASE, listed).rewritten, step
+            assert done == {m.ref for stage in erasure._HOLDING for m in batches.store.artifacts(CASE, stage)}, step
+            shutil.rmtree(batches.project.root)
+
+
+class TestMadeUpIds:
+    SETTINGS = {"examples": {**PLAIN["examples"], "group": "patient"}}
+
+    def notes(self, *left_out: int) -> str:
+        lines = [f"note number {n} about something that happened,{'ab'[n % 2]},p{n}" for n in range(1, 10) if n not in left_out]
+        return "\n".join(["text,kind,patient", *lines, ""])
+
+    def test_a_tombstone_does_not_swallow_who_stands_there_next(self, tmp_path: Path):
+        batches = Batches(tmp_path, **self.SETTINGS)
+        batches.deliver("a.csv", self.notes())
+        assert erasure.erase(batches.store, CASE, ["p3"], by="group").num_found == 1
+        raw, *_ = batches.deliver("a.csv", self.notes(3))
+        assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (8, 0)
+        raw, *_ = batches.deliver("a.csv", self.notes())
+        assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (8, 1), "its own row stays out"
+
+    def test_a_listed_one_stays_out_wherever_in_its_file_it_stands(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        raw, *_ = batches.deliver("a.csv", self.notes())
+        places = {
+            text: id_
+            for id_, text in zip(
+                *(pq.read_table(batches.store.folder(raw) / "documents.parquet")[c].to_pylist() for c in ("id", "text")), strict=True
+            )
+        }
+        report = erasure.erase(batches.store, CASE, [next(id_ for text, id_ in places.items() if "number 4" in text)])
+        assert (report.num_found, report.missing) == (1, [])
+        assert not [path for path in batches.traces("note number 4 ") if not path.startswith("pointers")]
+        for left_out, num_rows, num_erased in (((4,), 8, 0), ((2,), 7, 1), ((), 8, 1)):
+            raw, *_ = batches.deliver("a.csv", self.notes(*left_out))
+            assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (num_rows, num_erased)
+
+    def test_chunks_follow_their_examples(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        batches.deliver("a.csv", self.notes())
+        *_, chunked = batches.deliver("a.csv", self.notes(1))
+        (first, second) = batches.store.artifacts(CASE, "tokenized_chunks")
+        assert second.ref == chunked.ref
+        # Of the newer delivery `a.csv:3` is note 3, of the older one note 2.
+        stands = pq.read_table(batches.store.folder(second) / "chunks.parquet")["id"].to_pylist()
+        erasure.erase(batches.store, CASE, ["a.csv:10"])
+        assert pq.read_table(batches.store.folder(batches.store.load(second.ref)) / "chunks.parquet")["id"].to_pylist() == stands[:-1]
+        assert len(pq.read_table(batches.store.folder(batches.store.load(first.ref)) / "chunks.parquet")) == 8
+
+    def test_the_name_of_a_file_that_was_one_document_goes_with_it(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        (batches.project.documents / "smith_john.txt").write_text("a note about him and what he had")
+        batches.deliver("a.csv", self.notes())
+        assert batches.traces("smith_john")
+        assert erasure.erase(batches.store, CASE, ["smith_john.txt"]).missing == []
+        assert batches.traces("smith_john") == []
+        assert batches.ingest() == [], "still delivered, it is not taken for a new file"
+        # Written to again it is a new file, and told of until it is deleted and the list erased again.
+        os.utime(batches.project.documents / "smith_john.txt", (1.8e9, 1.8e9))
+        raw, *_ = batches.ingest()
+        assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (0, 1)
+        (batches.project.documents / "smith_john.txt").unlink()
+        report = erasure.erase(batches.store, CASE, ["smith_john.txt"])
+        assert (report.num_before, report.missing) == (1, [])
+        assert batches.traces("smith_john") == []
+
+    def test_the_name_of_a_file_of_others_too_stays(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        raw, *_ = batches.deliver("a.csv", self.notes())
+        erasure.erase(batches.store, CASE, ["a.csv:4"])
+        assert batches.store.load(raw.ref).metadata["files"] == raw.metadata["files"]
+
+
+class TestWhatKilledRunsLeft:
+    def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(self, copied: tuple[Batches, str, str]):
+        batches, *_ = copied
+        raw = batches.store.artifacts(CASE, "raw_documents")[0]
+        left = Path(batches.store.url, raw.ref).with_name("00000000000000000001-deadbeef")
+        shutil.copytree(batches.store.folder(raw), left)
+        (left / MANIFEST).unlink()
+        with batches.store.create(CASE, "labeled_examples", "k", version="1", seed=1) as draft:
+            (draft.path / "examples.parquet").write_bytes(b"")
+            report = erasure.erase(batches.store, CASE, ["d2"])
+            assert draft.path.is_dir()
+        assert not left.exists()
+        assert (report.num_discarded, report.num_in_flight) == (1, 1)
+        assert "left alone   1 unfinished attempts; once the runs have ended, erase the same list again" in report.lines()
+
+    def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, copied: tuple[Batches, str, str]):
+        batches, *_ = copied
+        valid = next(m for m in batches.store.artifacts(CASE, "labeled_examples") if m.metadata["num_rows"] < 20)
+        (batches.store.folder(valid) / "left_out.parquet").unlink()
+        report = erasure.erase(batches.store, CASE, ["d2"])
+        assert (report.num_found, report.num_discarded) == (1, 1)
+        assert not Path(batches.store.url, valid.ref).exists()
+
+
+class TestTheList:
+    def test_an_id_is_matched_as_it_stands_first(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        given = [{**row, "id": id_} for row, id_ in zip(rows(4), ("A1 ", "A1", "B1", "\u2028C"), strict=True)]
+        batches.deliver("a.jsonl", given)
+        (tmp_path / "list.txt").write_bytes("A1 \r\n\n  B1\n\u2028C".encode())
+        listed = erasure.read_list(tmp_path / "list.txt")
+        assert listed == {"A1 ": 1, "  B1": 3, "\u2028C": 4}
+        assert erasure.erase(batches.store, CASE, listed).missing == []
+        assert batches.ids("raw_documents", "documents.parquet") == {"A1"}
+
+    def test_lines_that_match_nothing_are_named_and_fail(self, copied: tuple[Batches, str, str], tmp_path: Path, capsys, monkeypatch):
+        batches, *_ = copied
+        monkeypatch.setattr(cli, "_store", lambda _: batches.store)
+        (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
+        assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 1
+        said = capsys.readouterr()
+        assert "typo" not in said.out
+        assert "not found    12 of those listed (tombstones keep them out if they ever come)" in said.out
+        lines = said.err.splitlines()
+        assert lines[0] == f"{tmp_path / 'list.txt'}:2: `typo-1`: no document has this id; mend the line and erase again"
+        assert len(lines) == 11 and lines[-1] == f"{tmp_path / 'list.txt'}: 2 more lines were not found"
+        assert "d2" not in batches.ids("raw_documents", "documents.parquet"), "the others were erased"
+        raw, *_ = batches.deliver("c.jsonl", [{**row, "id": f"typo-{n}"} for n, row in enumerate(rows(3, 80), 1)])
+        assert raw.metadata["num_erased"] == 3
+        (tmp_path / "list.txt").write_text("d2\n")
+        assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 0, "erased before is no typo"
+        assert "erased before 1 of those listed" in capsys.readouterr().out
+
+    def test_by_group_without_groups_is_one_line(self, copied: tuple[Batches, str, str], tmp_path: Path, capsys):
+        batches, *_ = copied
+        (tmp_path / "list.txt").write_text("p3\n")
+        assert batches.fullft("erase", CASE, str(tmp_path / "list.txt"), "--by", "group") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"{batches.project.yaml_path}: examples.group is not set, so no document has a group; set it, or list ids"
