@@ -20,7 +20,9 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import PlanningSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "3"
+VERSION = "4"
+#: Largest exponent of a learning curve: what theory allows and more than was ever measured (Hestness et al. 2017, sections 3 and 4).
+_STEEPEST = 0.5
 #: fp32 weights and gradients and the two moments of AdamW.
 STATE_BYTES_PER_PARAMETER = 16
 
@@ -139,7 +141,8 @@ def extrapolate(points: Sequence[Point], target_rows: int) -> Prediction:
 
     error(n) = a * n^-b (Hestness et al. 2017, arXiv 1712.00409), fitted by least squares on logarithms
     over the later half of the curve, where the first steps' transient is over, with b >= 0: more data of
-    the same kind does not hurt. The band takes b from half to one and a half times the fit.
+    the same kind does not hurt, and b <= 0.5: part of what the last point gains is its lower learning rate. The band takes b from half
+    to one and a half times the fit.
 
     Raises:
         ValueError: fewer than two points.
@@ -149,7 +152,7 @@ def extrapolate(points: Sequence[Point], target_rows: int) -> Prediction:
     late = list(points)[-max(2, math.ceil(len(points) / 2)) :]
     x = np.log([point.rows for point in late])
     y = np.log([max(1e-4, 1 - point.score) for point in late])
-    slope = max(0.0, -float(np.polyfit(x, y, 1)[0]))
+    slope = min(_STEEPEST, max(0.0, -float(np.polyfit(x, y, 1)[0])))
     last = points[-1]
     grown = math.log(max(target_rows, last.rows) / last.rows)
     low, predicted, high = (1 - (1 - last.score) * math.exp(-slope * factor * grown) for factor in (0.5, 1.0, 1.5))

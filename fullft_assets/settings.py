@@ -7,6 +7,7 @@ Each field carries a description, a bound and the default that a practitioner wo
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -207,13 +208,16 @@ class ChunksSettings(Settings):
     stride: int = Field(
         32,
         ge=0,
-        description="Tokens that two neighbouring windows of a long text share, so that context is kept; none do for the task language_modeling.",
+        description="Tokens that two neighbouring windows of a long text share, so that context is kept. Default for language_modeling: "
+        "0, each token is trained once.",
     )
     max_windows: int | None = Field(
         None, ge=1, description="Windows kept of one text; the tokens cut off are counted. Default: all, nothing is cut."
     )
     boundaries: Literal["any", "sentence", "paragraph"] = Field(
-        "sentence", description="Where a window of a long text prefers to end: it gives up at most a quarter of its length for that."
+        "sentence",
+        description="Where a window of a long text prefers to end: it gives up at most a quarter of its length for that. Default for "
+        "language_modeling: any, so that rows are full.",
     )
     train_on: Literal["assistant", "last_turn", "everything"] = Field(
         "assistant", description="Which tokens of a conversation are trained: all assistant turns, the last one, or every token."
@@ -225,13 +229,6 @@ class ChunksSettings(Settings):
     max_term_pieces: Float = Field(3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns.")
     max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
     max_byte_fallback_share: Float = Field(0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns.")
-
-    def of_task(self, task: Task) -> ChunksSettings:
-        """Return the settings that windows of a task are cut with: those of language_modeling share no tokens.
-
-        All of its tokens are trained and scored, and one that stands in two windows would count twice.
-        """
-        return self.model_copy(update={"stride": 0}) if task == "language_modeling" else self
 
 
 class ReplaySettings(Settings):
@@ -517,6 +514,17 @@ class UseCaseSettings(Settings):
         if "primary_metric" in found.get("evaluation", {}):
             found["evaluation"]["primary_metric"] = self.primary_metric
         return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        examples, chunks = data.get("examples"), data.get("chunks", {})
+        task = examples.get("task") if isinstance(examples, Mapping) else getattr(examples, "task", None)
+        if task != "language_modeling" or not isinstance(chunks, Mapping):
+            return data
+        return {**data, "chunks": {"stride": 0, "boundaries": "any", **chunks}}
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:

@@ -274,6 +274,8 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(("examples", "multi_label"), f"is for the task classification, not for {examples.task}")
     if settings.snapshot.replay is not None and examples.task not in ("sft", "language_modeling"):
         yield Problem(("snapshot", "replay"), f"is for the tasks sft and language_modeling: {examples.task} has no loss on general text")
+    if settings.chunks.stride and examples.task == "language_modeling":
+        yield Problem(("chunks", "stride"), "is for tasks that pool the windows of a text: language_modeling would train its tokens twice")
     if examples.group is not None and examples.group == examples.label:
         yield Problem(("examples", "group"), f"{examples.group} is the label's field too; a split by label cannot be learned from")
     for number, label in enumerate(examples.labels or []):

@@ -113,7 +113,7 @@ class TestExtrapolate:
         assert scores[-1] - 1e-9 <= found.low <= found.predicted <= found.high <= 1.0
 
     @settings(max_examples=100, deadline=None)
-    @given(st.floats(0.05, 1.0), st.floats(0.05, 0.8), st.integers(1, 50))
+    @given(st.floats(0.05, 1.0), st.floats(0.05, 0.5), st.integers(1, 50))
     def test_power_law_is_recovered(self, scale, exponent, factor):
         rows = [200, 400, 800, 1_600]
         points = [Point(rows=n, score=1 - scale * n**-exponent) for n in rows]
@@ -129,6 +129,10 @@ class TestExtrapolate:
     def test_falling_curve_promises_nothing(self):
         found = extrapolate([Point(rows=100, score=0.6), Point(rows=200, score=0.5)], 10_000)
         assert found.low == found.predicted == found.high == 0.5
+
+    def test_a_steep_end_is_not_believed(self):
+        steep = [Point(rows=100, score=0.2), Point(rows=200, score=0.8)]
+        assert extrapolate(steep, 800).predicted == pytest.approx(1 - 0.2 / 2)
 
     def test_one_point_is_no_curve(self):
         with pytest.raises(ValueError, match="two points"):

@@ -94,3 +94,16 @@ def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         UseCaseSettings.model_validate(LEAST).training.epochs = 9
+
+
+def test_language_modeling_reads_each_token_once_unless_told() -> None:
+    least = {**LEAST, "examples": {"task": "language_modeling"}}
+    assert (UseCaseSettings.model_validate(LEAST).chunks.stride, UseCaseSettings.model_validate(LEAST).chunks.boundaries) == (
+        32,
+        "sentence",
+    )
+    chunks = UseCaseSettings.model_validate(least).chunks
+    assert (chunks.stride, chunks.boundaries) == (0, "any")
+    chosen = UseCaseSettings.model_validate({**least, "chunks": {"boundaries": "paragraph"}})
+    assert (chosen.chunks.stride, chosen.chunks.boundaries) == (0, "paragraph")
+    assert UseCaseSettings.model_validate(chosen.model_dump()).model_dump() == chosen.model_dump()

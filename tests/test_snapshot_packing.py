@@ -108,6 +108,28 @@ def test_real_texts_fill_the_rows():
     assert plan.num_tokens == lengths.sum()
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 90), max_size=60), st.integers(1, 40), st.integers(0, 3))
+def test_cut_to_fill_takes_as_few_rows_as_the_tokens_need(lengths, capacity, seed):
+    plan = packing.plan(np.array(lengths, int), capacity, seed, cut_to_fill=True)
+    assert plan.num_rows == -(-sum(lengths) // capacity)
+    seen = [np.zeros(length, int) for length in lengths]
+    for source, start, length in zip(plan.source, plan.start, plan.length, strict=True):
+        assert length > 0
+        seen[source][start : start + length] += 1
+    assert all((counts == 1).all() for counts in seen)
+    used = [plan.length[plan.row(n)].sum() for n in range(plan.num_rows)]
+    assert max(used, default=0) <= capacity
+
+
+def test_cut_to_fill_cuts_few_texts():
+    lengths = np.random.default_rng(2).integers(300, 500, 1_000)
+    plain, filled = packing.plan(lengths, 512, 1), packing.plan(lengths, 512, 1, cut_to_fill=True)
+    assert plain.fill < 0.8 and filled.fill > 0.999
+    # A text is cut where a hole ends: at most once a row.
+    assert len(filled.length) - len(plain.length) <= filled.num_rows
+
+
 def test_table_holds_the_plan():
     plan = packing.plan(benchmark.lengths(500), 1_024, seed=3)
     again = packing.Packing.from_table(plan.to_table(), plan.capacity)

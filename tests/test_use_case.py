@@ -279,6 +279,11 @@ ONE_MISTAKE = {
         GOOD + "  owners:\n    - me@example.org\n    - me\n",
         "10: owners.1: me is neither an e-mail address nor `team:NAME`",
     ),
+    "overlap where each token is trained": (
+        GOOD.replace("{label: kind}", "{task: language_modeling}").replace("label: kind", "task: language_modeling")
+        + "  chunks: {stride: 16}\n",
+        "8: chunks.stride: is for tasks that pool the windows of a text: language_modeling would train its tokens twice",
+    ),
     "label twice": (GOOD + "    labels: [a, b, a]\n", "8: examples.labels.2: a is listed twice; remove one"),
     "group is label": (
         GOOD + "    group: kind\n",

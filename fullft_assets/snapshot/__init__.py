@@ -21,7 +21,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.hashing import unit_hash
-from fullft_assets.settings import SnapshotSettings
+from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import packing, replay, screening, sketches
 from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.packing import Packing
@@ -39,7 +39,7 @@ __all__ = [
     "pack_again", "read_index", "take", "unit_hash",
 ]  # fmt: skip
 
-VERSION = "3"
+VERSION = "4"
 SplitName = Literal["train", "validation", "test"]
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")
@@ -83,7 +83,7 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
             counts.append("packing.parquet")
             values |= {"capacity": plan.capacity, "replay": made and made.content_digest}
             metadata |= {"num_packed_rows": plan.num_rows, "packing_fill": plan.fill, "packing_capacity": plan.capacity}
-            metadata["replay"] = made and made.ref
+            metadata |= {"packing_cuts_to_fill": _cuts_to_fill(use_case.settings), "replay": made and made.ref}
             if made is not None:
                 metadata |= {"num_replay_rows": made.metadata["num_rows"], "num_replay_tokens": made.metadata["num_tokens"]}
         # Who goes on with another artifact of this content must find the same gates open.
@@ -257,7 +257,12 @@ def _pack(
         held_out = rows.of("validation").texts(batches) + rows.of("test").texts(batches)
         made = replay.draw(store, use_case, int(lengths.sum()), held_out, evaluation.texts if evaluation else ())
         lengths = np.concatenate([lengths, _Lists.read(store.folder(made) / "chunks.parquet", "windows").lengths])
-    return packing.plan(lengths, settings.chunks.max_tokens, settings.seed), made
+    return packing.plan(lengths, settings.chunks.max_tokens, settings.seed, cut_to_fill=_cuts_to_fill(settings)), made
+
+
+def _cuts_to_fill(settings: UseCaseSettings) -> bool:
+    # Where windows end anywhere, one cut more costs nothing; an answer must not be parted from its question.
+    return settings.examples.task == "language_modeling" and settings.chunks.boundaries == "any"
 
 
 def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table) -> Packing:
@@ -275,7 +280,8 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Tab
     if snapshot.metadata["replay"] is not None:
         drawn = store.folder(store.load(snapshot.metadata["replay"])) / "chunks.parquet"
         lengths = np.concatenate([lengths, _Lists.read(drawn, "windows").lengths])
-    return packing.plan(lengths, snapshot.metadata["packing_capacity"], snapshot.seed)
+    metadata = snapshot.metadata
+    return packing.plan(lengths, metadata["packing_capacity"], snapshot.seed, cut_to_fill=metadata["packing_cuts_to_fill"])
 
 
 def _report_on_data(

@@ -75,7 +75,7 @@ class Packing:
         return cls(source, start, length, np.concatenate([[0], np.cumsum(counts)]), capacity)
 
 
-def plan(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
+def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = False) -> Packing:
     """Pack texts into rows: every token in exactly one place, no row over its capacity, equal arguments equal plan.
 
     A text longer than a row is cut into pieces: whole rows, and its rest. The seed decides which of equally long
@@ -83,12 +83,14 @@ def plan(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
 
     Where lengths vary, as those of texts do (lognormal), rows are at least 99.5% full over all from a few hundred rows
     on; fewer rows are as few as the tokens need, or one or two more, of which the last is open. Best-fit-decreasing
-    takes at most 11/9 of the fewest rows possible, whatever the lengths; pieces of over half a row stand alone.
+    takes at most 11/9 of the fewest rows possible, whatever the lengths; pieces of over half a row stand alone. With `cut_to_fill` there are
+    as few rows as the tokens need: those that best fit left emptiest are cut up to fill the others.
 
     Args:
         lengths: [n] integers, tokens of each text; a text without tokens is in no row.
         capacity: tokens in a row.
         seed: of the order.
+        cut_to_fill: whether more texts than the long ones may be cut.
 
     Raises:
         ValueError: a length is negative or no integer, or the capacity is below 1.
@@ -104,13 +106,15 @@ def plan(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
     source, start, length = _cut(lengths.astype(np.int64).reshape(-1), capacity)
     order = generator.permutation(len(length))
     order = order[np.argsort(-length[order], kind="stable")]
-    rows, num_rows = _best_fit(length[order], capacity)
+    source, start, length = source[order], start[order], length[order]
+    rows, num_rows = _best_fit(length, capacity)
+    if cut_to_fill and num_rows:
+        source, start, length, rows, num_rows = _fill(source, start, length, rows, num_rows, capacity)
     # Row numbers are dealt at random, then pieces are brought into the order of their rows.
     rows = generator.permutation(num_rows)[rows]
     by_row = np.argsort(rows, kind="stable")
-    pieces = order[by_row]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))]).astype(np.int64)
-    return Packing(source[pieces], start[pieces], length[pieces], offsets, capacity)
+    return Packing(source[by_row], start[by_row], length[by_row], offsets, capacity)
 
 
 def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,6 +171,37 @@ def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
             put_back(room - each * size, chosen[:whole])
             put_back(room - rest * size, chosen[whole:])
     return rows, num_rows
+
+
+def _fill(
+    source: np.ndarray, start: np.ndarray, length: np.ndarray, rows: np.ndarray, num_rows: int, capacity: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return pieces, their rows and the number of rows, after the emptiest rows have filled up the others, the roomiest first."""
+    used = np.bincount(rows, length, num_rows).astype(np.int64)
+    num_kept = -(-int(used.sum()) // capacity)
+    kept = np.argsort(-used, kind="stable")[:num_kept]
+    new_row = np.full(num_rows, -1)
+    new_row[kept] = np.arange(num_kept)
+    stays = new_row[rows] >= 0
+    # The tokens of the other rows in a line, beside the holes of the others in a line: each is cut where the other ends.
+    moved = np.flatnonzero(~stays)
+    ends = np.cumsum(length[moved])
+    holes = (capacity - used[kept])[::-1]
+    hole_ends = np.cumsum(holes)
+    total = int(ends[-1]) if len(moved) else 0
+    cuts = np.unique(np.concatenate([ends, hole_ends[hole_ends < total]]))
+    cuts = cuts[cuts > 0]
+    begins = np.concatenate([[0], cuts[:-1]]) if len(cuts) else cuts
+    piece = moved[np.searchsorted(ends, begins, "right")]
+    offset = begins - (ends - length[moved])[np.searchsorted(ends, begins, "right")]
+    hole = num_kept - 1 - np.searchsorted(hole_ends, begins, "right")
+    return (
+        np.concatenate([source[stays], source[piece]]),
+        np.concatenate([start[stays], start[piece] + offset]),
+        np.concatenate([length[stays], cuts - begins]),
+        np.concatenate([new_row[rows[stays]], hole]),
+        num_kept,
+    )
 
 
 def _runs(length: np.ndarray) -> list[tuple[int, int]]:
