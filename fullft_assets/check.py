@@ -179,13 +179,13 @@ def training_tokens(settings: UseCaseSettings, corpus: Corpus) -> float | None:
     if corpus.mean_tokens is None or corpus.num_rows is None:
         return None
     windows = _num_windows(settings, corpus.mean_tokens)
-    overlaps = (windows - 1) * settings.chunks.of_task(settings.examples.task).stride
+    overlaps = (windows - 1) * settings.chunks.stride
     per_text = min(corpus.mean_tokens + overlaps, windows * settings.chunks.max_tokens)
     return _split(settings, corpus.num_rows)[0] * settings.training.epochs * per_text
 
 
 def _num_windows(settings: UseCaseSettings, tokens: float) -> float:
-    chunks = settings.chunks.of_task(settings.examples.task)
+    chunks = settings.chunks
     windows = max(1.0, (tokens - chunks.stride) / (chunks.max_tokens - chunks.stride))
     return min(windows, chunks.max_windows) if chunks.max_windows else windows
 

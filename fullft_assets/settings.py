@@ -230,13 +230,6 @@ class ChunksSettings(Settings):
     max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
     max_byte_fallback_share: Float = Field(0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns.")
 
-    def of_task(self, task: Task) -> ChunksSettings:
-        """Return the settings that windows of a task are cut with: those of language_modeling share no tokens.
-
-        All of its tokens are trained and scored, and one that stands in two windows would count twice.
-        """
-        return self.model_copy(update={"stride": 0}) if task == "language_modeling" else self
-
 
 class ReplaySettings(Settings):
     """General data mixed into training, so that the model keeps what it knew."""

@@ -92,7 +92,8 @@ def prepare_language_model(root: Path, task: str = "language_modeling", *, rows:
         smollm2.write_tiny_model(root / "model")
         options["base_model"] = "model"
     options["examples"] = {"task": task, "label": None, "labels": None}
-    options["chunks"] = {"max_tokens": 64, "max_windows": None, "stride": 4, **options.get("chunks", {})}
+    stride = {"stride": 4} if task == "sft" else {"stride": 0}
+    options["chunks"] = {"max_tokens": 64, "max_windows": None, **stride, **options.get("chunks", {})}
     project = projects.create(root, rows=rows, **options)
     if task == "sft":
         project.deliver("delivery-1.jsonl", conversations(rows))

@@ -85,7 +85,7 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
-    shaping = settings.chunks.of_task(settings.examples.task).model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
+    shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
     if settings.examples.task == "sft":
         shaping["train_on"] = settings.chunks.train_on
     return {**shaping, "task": settings.examples.task}

@@ -58,7 +58,9 @@ class Tokenization:
             SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task needs an
                 end-of-text token or a chat template that the model lacks.
         """
-        settings = settings.of_task(task)
+        if task == "language_modeling":
+            # Also of the plain texts that conversations are mixed with: all their tokens are trained, and a shared one would count twice.
+            settings = settings.model_copy(update={"stride": 0})
         tokenizer = read_tokenizer(model_folder, settings.added_tokens)
         prefix, suffix = _special_ids(tokenizer)
         end_id, chat = None, None
