@@ -172,6 +172,13 @@ def test_token_accuracy_is_not_compared_over_other_tokens() -> None:
         assessed(systems, groups, metric="token_accuracy")
 
 
+def test_a_candidate_with_another_tokenizer_has_no_token_accuracy_and_its_figures_all_the_same() -> None:
+    systems, groups = drawn()
+    systems[FINETUNED] = DocumentScores(systems[FINETUNED].num_tokens, systems[FINETUNED].loss, None)
+    found = assessed(systems, groups)
+    assert found.columns["token_accuracy"] == {} and found.score == assessed(*drawn()).score
+
+
 def test_documents_without_a_token_are_left_out_and_counted() -> None:
     systems, groups = drawn()
     whole = assessed(systems, groups)
