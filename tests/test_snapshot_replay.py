@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.chunks import load_tokenization
-from fullft_assets.errors import DataError
+from fullft_assets.errors import DataError, StoreError
 from fullft_assets.hashing import text_hash
 from fullft_assets.snapshot import replay
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
@@ -347,6 +348,19 @@ class TestSnapshot:
         again = self.take(other, [rows[:200], rows[200:]])
         assert len(again.metadata["parts"]) > len(manifest.metadata["parts"])
         assert again.content_digest == manifest.content_digest
+
+    def test_after_an_erasure_the_rows_are_packed_anew(self, taken: tuple[Case, Manifest], tmp_path: Path) -> None:
+        case, manifest = taken
+        shutil.copytree(case.store.url, tmp_path / "store")
+        store = Store(str(tmp_path / "store"))
+        train = snapshot.load_split(store, manifest, "train")
+        replayed = snapshot.load_training(store, manifest).windows[sum(map(len, train.windows)) :]
+        erasure.erase(store, case.project.name, [train.ids[3]])
+        training = snapshot.load_training(store, store.load(manifest.ref))
+        assert training.windows == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut] + replayed
+        assert training.packing.num_tokens == sum(map(len, training.windows))
+        with pytest.raises(StoreError):
+            snapshot.load_training(store, manifest)
 
     def test_other_general_documents_make_another_snapshot(self, tmp_path: Path, model: Path, general: list[str]) -> None:
         case = self.sft(tmp_path, model, general)

@@ -69,6 +69,22 @@ class TestArtifacts:
         with pytest.raises(StoreError, match=r"mail/raw_documents/k/1: no such artifact; materialise its asset again"):
             place.store.load("mail/raw_documents/k/1")
 
+    def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = place.make({"a.txt": "alpha"})
+        left = f"mail/raw_documents/{made.key}/00000000000000000001-deadbeef"
+        (place.disk / left / "deep").mkdir(parents=True)
+        (place.disk / left / "deep" / "b.txt").write_text("beta")
+        assert place.store.unfinished("mail", "raw_documents") == [left]
+        if not place.store.is_local:
+            assert not place.store.discard(left), "somebody may be uploading more"
+            monkeypatch.setattr("fullft_assets.store.ABANDONED_SECONDS", 0.0)
+        assert place.store.discard(left)
+        assert place.store.unfinished("mail", "raw_documents") == []
+        assert not place.store.discard(made.ref), "a whole one stays"
+        assert place.store.artifacts("mail", "raw_documents") == [made]
+
     def test_an_error_while_writing_leaves_nothing(self, place: Place) -> None:
         def fail(draft: Draft) -> Outcome:
             (draft.path / "half.txt").write_text("half")
