@@ -1,7 +1,7 @@
 """snapshot, whatever arrives in which order and in which batches: the same rows give the same snapshot, and what was held out never trains.
 
 Deliveries of real texts are drawn with what happens to them later: corrections, moves to other groups, copies, labels that contradict,
-files delivered again without some rows. They go through the rules of each batch, as they would in a run.
+rows that break, files delivered again without some rows. They go through the rules of each batch, as they would in a run.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def changed_rows(draw: st.DrawFn) -> tuple[str, str, str, str | None]:
     id_, text, label, group = known[draw(ROWS)]
     other = known[draw(ROWS)]
     text = draw(st.sampled_from([text, text, other[1], f"{text} amended", f"wholly rewritten {id_}"]))
-    label = draw(st.sampled_from([label, label, label, "notice", "reference"]))
+    label = draw(st.sampled_from([label, label, label, "notice", "reference", "no known label"]))
     group = draw(st.sampled_from([group, group, other[3], TRAINS, TESTS, None]))
     return draw(st.sampled_from([id_, id_, f"copy-{id_}", other[0]])), text, label, group
 
@@ -209,6 +209,61 @@ class TestLeftOutOfItsOwnBatch:
         assert "x" not in found and left_out[_NOT_STORED] == 1
         found, left_out = self.rows(both, rewritten, (File("c.jsonl", 7, (("x", self.TEXT, "notice", "g"),)),))
         assert found["x"]["text"] == self.TEXT and _NOT_STORED not in left_out
+
+
+class TestBrokenInARedelivery:
+    """A file delivered again supersedes its older rows, but for those that are broken in it."""
+
+    GONE = "superseded by a newer delivery of their file"
+
+    def snapshot(self, *files: File) -> tuple[set[str], Frozen]:
+        """Freeze deliveries in batches of their own; the same in one batch, and the other way round, where no file comes twice."""
+        frozen = snapshot_of([(file,) for file in (*base(), *files)])
+        turned = snapshot_of([(file,) for file in (*base(), *files)][::-1])
+        assert frozen.index.equals(turned.index)
+        assert frozen.metadata["num_older_rows_kept"] == turned.metadata["num_older_rows_kept"]
+        return set(frozen.index["id"].to_pylist()), frozen
+
+    def again(self, delivered: int, *, without: int | None = None, broken: int | None = None, nameless: bool = False) -> File:
+        first = base()[0]
+        rows = [(*row[:2], "no known label" if n == broken else row[2], row[3]) for n, row in enumerate(first.rows)]
+        if nameless:
+            rows[broken] = (f"{first.path}:{broken + 1}", *rows[broken][1:])
+        return File(first.path, delivered, tuple(row for n, row in enumerate(rows) if n != without))
+
+    def test_the_older_good_row_stands(self) -> None:
+        whole, _ = self.snapshot()
+        ids = [row[0] for row in base()[0].rows]
+        found, frozen = self.snapshot(self.again(5, broken=3, without=7))
+        assert (whole - found, found - whole) == ({ids[7]}, set())
+        assert frozen.metadata["num_older_rows_kept"] == 1
+        # Mended, the newest counts again.
+        _, frozen = self.snapshot(self.again(5, broken=3), self.again(6))
+        assert frozen.metadata["num_older_rows_kept"] == 0
+
+    def test_a_row_stands_as_long_as_it_is_broken_and_goes_once_it_is_absent(self) -> None:
+        ids = [row[0] for row in base()[0].rows]
+        assert ids[3] in self.snapshot(self.again(5, broken=3), self.again(6, broken=3))[0]
+        assert ids[3] not in self.snapshot(self.again(5, without=3), self.again(6, broken=3))[0]
+        assert ids[3] not in self.snapshot(self.again(5, broken=3), self.again(6, without=3))[0]
+
+    def test_a_line_that_cannot_be_named_stands_for_the_row_at_its_number(self) -> None:
+        ids = [row[0] for row in base()[0].rows]
+        found, frozen = self.snapshot(self.again(5, broken=3, nameless=True))
+        assert ids[3] in found and frozen.metadata["num_older_rows_kept"] == 1
+
+    def test_a_row_whose_text_has_moved_within_its_file_does_not_stand_against_it(self) -> None:
+        """Without ids, row 2 broken after a line was put in before it is another document: its old text is row 3 now, relabelled."""
+        texts = [f"{word} words that no licence says, and nobody else either" for word in ("first", "second", "third", "fourth")]
+
+        def file(delivered: int, *rows: tuple[str, str]) -> File:
+            return File("n.jsonl", delivered, tuple((f"n.jsonl:{n}", text, label, None) for n, (text, label) in enumerate(rows, start=1)))
+
+        old = file(5, (texts[0], "notice"), (texts[1], "notice"))
+        new = file(6, (texts[2], "notice"), (texts[3], "no known label"), (texts[0], "notice"), (texts[1], "reference"))
+        found, frozen = self.snapshot(old, new)
+        assert {f"n.jsonl:{n}" for n in (1, 3, 4)} <= found and "n.jsonl:2" not in found
+        assert frozen.metadata["num_older_rows_kept"] == 0
 
 
 class TestKilled:

@@ -45,13 +45,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Examined", "Rule", "count_labels", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
 
-VERSION = "3"
+VERSION = "4"
 SUPERSEDED = "superseded by a newer delivery of its id"
 MERGED = "merged into one row with the other annotations of its id"
 TIED = "annotators disagree without a majority"
 #: What the snapshot needs of a sound row that is not among the valid ones; why it is not, as masks of `identity.Identity`.
 _OF_LEFT_OUT = ["id", "text_hash", "label", "labels", "spans", "group", "source", "row", "delivered_ns"]
 _WHY_LEFT_OUT = ("superseded", "merged", "tied", "conflicting", "repeated")
+#: A row that a rule caught by itself: the snapshot lets it supersede nothing, so that an older delivery of it may stand.
+BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Examined:
 
     `left_out` holds the sound rows that are not among the valid ones all the same, without their texts, and `why`. The snapshot
     reckons with them: such a row may be the newest of its id, contradict another batch's, or have been held out once.
+    With them stand the ids and places of the rows that are not sound (`why` is BROKEN), and nothing else of those.
     """
 
     valid: pa.Table
@@ -169,7 +172,7 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, se
     reasons |= {row: [TIED] for row in np.flatnonzero(found.tied)}
     is_valid = ~(found.superseded | found.merged)
     is_valid[list(reasons)] = False
-    parts = _partition(table, reasons, found, is_valid)
+    parts = _partition(table, reasons, found, is_valid, np.flatnonzero(~sound))
     agreed = agreement.of_batch(table, found, settings) if "annotators_agree" in rules else None
     label_counts = count_labels(parts["valid"], settings)
     checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
@@ -259,14 +262,18 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
     return reasons
 
 
-def _partition(table: pa.Table, reasons: Mapping[int, list[str]], found: identity.Identity, is_valid: np.ndarray) -> dict[str, pa.Table]:
+def _partition(
+    table: pa.Table, reasons: Mapping[int, list[str]], found: identity.Identity, is_valid: np.ndarray, broken: np.ndarray
+) -> dict[str, pa.Table]:
+    import pyarrow as pa
+
     quarantined = np.array(sorted(reasons), np.int64)
     old = np.flatnonzero(found.superseded | found.merged)
     return {
         "valid": _with_annotations(table, found.ratings).filter(is_valid).drop_columns(["problem"]),
         "quarantined": _with_reasons(table, quarantined, ["; ".join(reasons[row]) for row in quarantined]),
         "superseded": _with_reasons(table, old, [MERGED if merged else SUPERSEDED for merged in found.merged[old]]),
-        "left_out": _left_out(table, found),
+        "left_out": pa.concat_tables([_left_out(table, found), _named(table, broken)]),
     }
 
 
@@ -281,6 +288,19 @@ def _left_out(table: pa.Table, found: identity.Identity) -> pa.Table:
     ids = table["id"].take(rows).to_pylist()
     reasons = ["merged" if why == "superseded" and id_ in voted else why for id_, why in zip(ids, reasons, strict=True)]
     return table.select(_OF_LEFT_OUT).take(rows).append_column("why", pa.array(reasons, pa.string()))
+
+
+def _named(table: pa.Table, broken: np.ndarray) -> pa.Table:
+    """Return the ids and places of rows that are not sound; the rest of them is nobody's business but the quarantine's."""
+    import pyarrow as pa
+
+    rows = table.select(["id", "source", "row", "delivered_ns"]).take(broken)
+    columns = {
+        name: rows[name] if name in rows.column_names else pa.nulls(len(rows), table.schema.field(name).type) for name in _OF_LEFT_OUT
+    }
+    # Not null: a place in the split is made of it, which means nothing here.
+    columns["text_hash"] = pa.array([""] * len(rows), pa.string())
+    return pa.table(columns).append_column("why", pa.array([BROKEN] * len(rows), pa.string()))
 
 
 def _with_reasons(table: pa.Table, rows: np.ndarray, reasons: list[str]) -> pa.Table:

@@ -45,6 +45,8 @@ COMMON_GROUPS = 20
 _SHOWN_LABELS = 5
 _NOT_STORED = "contradicted or superseded in their own batch, and would stand now; deliver them again"
 _WHY = {why: number for number, why in enumerate(LEFT_OUT)}
+#: Stands in place of LEFT_OUT at a row that is not sound: only its id and its place are known.
+BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class BatchRows:
 
     Attributes:
         rows: examples with COLUMNS, without their texts.
-        files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones.
+        files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones,
+            but for those that are broken in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
         sketches: of the rows' texts.
         texts: reads the texts at positions, in that order.
-        left_out: sound rows that are not in `rows`, with COLUMNS, their `place` and `why`, one of LEFT_OUT.
+        left_out: sound rows that are not in `rows`, with COLUMNS, their `place` and `why`, one of LEFT_OUT; and the ids and places
+            of the rows that are not sound, whose `why` is BROKEN.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
     """
 
@@ -111,6 +115,7 @@ class _Rows:
         batch, position: where an example lies.
         split: SPLITS' number, or -1 for what is left out.
         why: LEFT_OUT's number, or -1 for an example.
+        stands_in: rows of older deliveries of a file that stand because they are broken in each newer one.
     """
 
     table: pa.Table
@@ -126,6 +131,7 @@ class _Rows:
     tier: np.ndarray
     split: np.ndarray
     why: np.ndarray
+    stands_in: np.ndarray
     dropped: Counter[str]
 
     def drop(self, mask: np.ndarray, reason: str) -> None:
@@ -150,7 +156,9 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     if not (rows.why < 0).any():
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
     rows.split[rows.why == _WHY["merged"]] = -1
-    rows.drop(_is_old_delivery(rows, batches), "superseded by a newer delivery of their file")
+    is_old = _is_old_delivery(rows, batches)
+    rows.stands_in = _stands_in(rows, batches, np.flatnonzero(is_old))
+    rows.drop(is_old & ~rows.stands_in, "superseded by a newer delivery of their file")
     rows.drop(_is_old_version(rows), "superseded by a newer delivery of their id")
     _drop_conflicts(rows, task, multi_label)
     _drop_copies(rows)
@@ -177,7 +185,7 @@ def _collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> _R
     import pyarrow.compute as pc
 
     ordered = [batches[name] for name in sorted(batches)]
-    left_out = [b.left_out for b in ordered if b.left_out is not None and len(b.left_out)]
+    left_out = [part for b in ordered if b.left_out is not None and len(part := _sound(b.left_out))]
     none = pa.table({name: pa.array([], pa.int64() if name in ("row", "delivered_ns") else pa.string()) for name in COLUMNS})
     table = pa.concat_tables(
         [none.select(["id"]), *(b.rows for b in ordered), *(part.drop_columns(["place", "why"]) for part in left_out)],
@@ -204,8 +212,15 @@ def _collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> _R
         tier=tier,
         split=tier.copy(),
         why=np.concatenate([np.full(examples, -1), *([_WHY[why] for why in part["why"].to_pylist()] for part in left_out)]),
+        stands_in=np.zeros(len(table), bool),
         dropped=Counter(),
     )
+
+
+def _sound(left_out: pa.Table) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return left_out.filter(pc.not_equal(left_out["why"], BROKEN))
 
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
@@ -219,18 +234,71 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def _is_old_delivery(rows: _Rows, batches: Mapping[str, BatchRows]) -> np.ndarray:
-    newest = _newest_deliveries(batches)
+    """Return the rows whose file was delivered again later."""
+    deliveries = _deliveries(batches)
     number, sources = codes(rows.table["source"])
-    last = np.array([newest.get(source, 0) for source in sources.to_pylist()], np.int64)
+    last = np.array([max(deliveries.get(source, {0})) for source in sources.to_pylist()], np.int64)
     return rows.delivered < last[number] if len(last) else np.zeros(len(rows.split), bool)
 
 
-def _newest_deliveries(batches: Mapping[str, BatchRows]) -> dict[str, int]:
-    newest: dict[str, int] = {}
+def _deliveries(batches: Mapping[str, BatchRows]) -> dict[str, set[int]]:
+    """Return the times at which each file was delivered."""
+    found: dict[str, set[int]] = {}
     for batch in batches.values():
         for path, delivered in batch.files.items():
-            newest[path] = max(delivered, newest.get(path, delivered))
-    return newest
+            found.setdefault(path, set()).add(delivered)
+    return found
+
+
+def _stands_in(rows: _Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -> np.ndarray:
+    """Return, of rows whose file was delivered again, those that are broken in each newer delivery: bool over all rows.
+
+    A broken row stands for the row with its id; one that cannot be named (a line cut off, a file without ids) for the row at its
+    number. Numbers shift: a row whose text stands elsewhere in a newer delivery has moved there, and is superseded.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = np.zeros(len(rows.split), bool)
+    broken = _broken_ids(batches)
+    if not broken or not len(old):
+        return found
+    table = rows.table.select(["id", "source", "row"]).take(pa.array(old))
+    numbered = pc.binary_join_element_wise(table["source"], table["row"].cast(pa.string()), ":")
+    names = pa.array(sorted(set().union(*broken.values())), pa.string())
+    maybe = np.flatnonzero(pc.or_(pc.is_in(table["id"], names), pc.is_in(numbered, names)).to_numpy())
+    last_seen = _last_seen(rows, old[maybe])
+    deliveries = _deliveries(batches)
+    some = (column.take(pa.array(maybe)).to_pylist() for column in (table["id"], numbered, table["source"]))
+    for row, last, *called, source in zip(old[maybe].tolist(), last_seen.tolist(), *some, strict=True):
+        delivered = int(rows.delivered[row])
+        newer = (broken.get((source, at), set()) for at in deliveries[source] if at > delivered)
+        found[row] = last <= delivered and all(not ids.isdisjoint(called) for ids in newer)
+    return found
+
+
+def _broken_ids(batches: Mapping[str, BatchRows]) -> dict[tuple[str, int], set[str]]:
+    """Return the ids of the rows that are not sound, by file and time of delivery."""
+    import pyarrow.compute as pc
+
+    found: dict[tuple[str, int], set[str]] = {}
+    for batch in batches.values():
+        if batch.left_out is not None:
+            broken = batch.left_out.filter(pc.equal(batch.left_out["why"], BROKEN))
+            for id_, *delivery in zip(*(broken[name].to_pylist() for name in ("id", "source", "delivered_ns")), strict=True):
+                found.setdefault((delivery[0], delivery[1]), set()).add(id_)
+    return found
+
+
+def _last_seen(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
+    """Return the time of the last delivery of each row's file that holds its text."""
+    same = np.flatnonzero(np.isin(rows.text, rows.text[chosen]))
+    number, _ = codes(rows.table["source"])
+    pair = number * (rows.text.max(initial=0) + 1) + rows.text
+    pairs, place = np.unique(pair[same], return_inverse=True)
+    last = np.zeros(len(pairs), np.int64)
+    np.maximum.at(last, place, rows.delivered[same])
+    return last[np.searchsorted(pairs, pair[chosen])]
 
 
 def _is_old_version(rows: _Rows) -> np.ndarray:
@@ -521,6 +589,7 @@ def _metadata(rows: _Rows, labels: _Labels, present: list[str], statistics: list
         "label_statistics": statistics,
         "rare_labels": [s["label"] for s in rare_labels(statistics)],
         "left_out": {reason: count for reason, count in rows.dropped.items() if count},
+        "num_older_rows_kept": int((rows.kept & rows.stands_in).sum()),
     }
 
 
