@@ -286,7 +286,7 @@ def _count_rows(path: Path, form: str, budget: int) -> tuple[int, int, int]:
         found = lines()
         if form == "csv":
             # A quoted field may hold line ends: only a CSV reader counts rows.
-            reader = csv_rows.reader_of(line.decode("utf-8", errors="replace") for line in found)
+            reader = csv_rows.reader_of((line.decode("utf-8", errors="replace") for line in found), path.name)
             rows = max(0, sum(1 for row in reader if row) - 1)
         else:
             first = next((line for line in found if not line.isspace()), b"")

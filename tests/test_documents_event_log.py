@@ -35,6 +35,8 @@ def deliver(folder: Path) -> None:
         {"id": "damaged", "text": f"{text} Fran\u00c3\u00a7ais \ufffd\ufffd\ufffd", "kind": "notice"},
         {"id": "no-text", "text": [text], "kind": "notice"},
         {"id": "no-number", "text": text, "kind": "notice", "confidence": text},
+        {"id": "no-name", "text": text, "kind": {WORD: text}},
+        {"id": "no-field", WORD: text, "kind": "notice"},
         {"id": "language", "text": f"Die Lizenz {WORD} erlaubt die Nutzung und die Änderung.", "kind": "notice"},
     ]
     good = [{**row, "text": f"{row['text']} {WORD}"} for row in projects.licence_rows(60)]
@@ -42,6 +44,9 @@ def deliver(folder: Path) -> None:
     projects.write_rows(folder / "faults.jsonl", faults)
     with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
         file.write(f'{{"text": "{text}\n"{text}"\n{{"text": "{text}\\x", "kind": "notice"}}\n')
+    (folder / "headless.csv").write_text(f"{text}\n{text}\n")
+    (folder / "bars.csv").write_text(f"text|{WORD}\n{text}|notice\n{text}|notice|{text}\n")
+    (folder / "spread.jsonl").write_text(json.dumps({"text": text, "kind": "notice"}, indent=1))
     (folder / "quote.csv").write_text(f'text,kind\n"{text},notice\n')
     (folder / "array.json").write_text(json.dumps([{"text": text}])[:-3])
     (folder / "bytes.jsonl").write_bytes(f'{{"text": "{text} naïve"}}\n'.encode() + b'{"text": "\xff' + WORD.encode() + b'"}\n')

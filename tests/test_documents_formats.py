@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import is_readable, pdf, pdf_worker
+from fullft_assets.documents.formats import is_readable, json_lines, pdf, pdf_worker
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import Folder
@@ -185,6 +185,28 @@ class TestContainers:
         assert batch.unreadable["b.json"].startswith("not JSON: record 2: ")
         assert batch.unreadable["c.json"] == "not JSON: no comma or bracket after record 1"
         assert batch.unreadable["d.json"] == "not JSON: more text after the array's end"
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+    def test_records_on_many_lines_are_told_as_that(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text("".join(json.dumps({"text": "a", "kind": "x"}, indent=1) + "\n" for _ in range(2)))
+        assert {row["problem"] for row in read(tmp_path)} == {json_lines.SPREAD}
+
+    def test_a_broken_first_line_says_nothing_of_the_others(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "a"},\n{"text": "b"\n{\n')
+        assert [row["problem"].partition(":")[2].split(":")[0].strip() for row in read(tmp_path)] == [
+            "Extra data",
+            "Expecting ',' delimiter",
+            "Expecting property name enclosed in double quotes",
+        ]
+
+    def test_a_table_is_read_by_its_separator_line_its_bars_or_its_ending(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("sep=;\nid;text;kind\n1;a, b;x\n")
+        (tmp_path / "b.csv").write_text("id|text|kind\n1|a, b|x\n")
+        (tmp_path / "c.tsv").write_text('id\ttext, whole\ttext\tkind\n1\t-\t"a, b"\tx\n')
+        rows = read(tmp_path)
+        assert [(row["source"], row["row"], row["text"], row["label"], row["problem"]) for row in rows] == [
+            (name, row, "a, b", "x", None) for name, row in (("a.csv", 3), ("b.csv", 2), ("c.tsv", 2))
+        ]
 
     def test_a_line_nested_without_end_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n')

@@ -430,6 +430,39 @@ def test_the_documentation_names_every_rule() -> None:
     assert sorted(named) == sorted([*RULES, *GATES])
 
 
+class TestTheKnownReason:
+    """A red check says what is wrong with the rows, and names the key where the settings are likelier wrong than each row."""
+
+    def problems(self, *problems: str | None) -> list[Row]:
+        return sound_rows(*({"problem": problem} | ({"text": None} if problem else {}) for problem in problems))
+
+    def test_the_commonest_problem_is_quoted_without_its_places(self) -> None:
+        rows = self.problems(None, "no field `text`", *(f"not JSON: Extra data: line 1 column {n} (char {n})" for n in (3, 7)))
+        check = check_of(rows, "rows_are_well_formed")
+        assert check.description == (
+            "3 of 4 rows quarantined (malformed row, most often: not JSON: Extra data): a.csv:3, a.csv:4, a.csv:5; "
+            "mend them in the source and deliver the file again"
+        )
+        gate = check_of(rows, "quarantined_share_is_bounded")
+        assert "3 of 4 rows quarantined, most often: malformed row (not JSON: Extra data); mend the source" in gate.description
+
+    def test_a_field_that_no_row_has_names_the_key(self) -> None:
+        rows = self.problems(*["no field `body`"] * 3)
+        for name in ("rows_are_well_formed", "quarantined_share_is_bounded"):
+            description = check_of(rows, name).description
+            assert "no field `body`" in description
+            assert "no row has this field: if another one holds the text, name it in documents.text; else mend" in description
+        assert "documents.text" not in check_of(self.problems("no field `body`", "not a JSON object"), "rows_are_well_formed").description
+
+    def test_a_label_that_no_row_has_names_the_key(self) -> None:
+        rows = sound_rows(*[{"label": None}] * 3)
+        for name in ("labels_are_present", "quarantined_share_is_bounded"):
+            assert "no row has a value in the field `kind`: if another one holds the label, name it in examples.label" in (
+                check_of(rows, name).description
+            )
+        assert "examples.label" not in check_of(sound_rows({}, {"label": None}), "labels_are_present").description
+
+
 class TestBatchWithoutAValidRow:
     @pytest.mark.parametrize(
         ("content", "finding"),

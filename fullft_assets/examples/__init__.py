@@ -19,7 +19,15 @@ from fullft_assets.examples import agreement, expectations, identity, pii
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.expectations import problems
 from fullft_assets.examples.masking import mask_documents
-from fullft_assets.examples.outcomes import agreement_outcome, balance_outcome, gate_outcomes, row_outcome, size_outcome, with_masked
+from fullft_assets.examples.outcomes import (
+    agreement_outcome,
+    balance_outcome,
+    gate_outcomes,
+    problem_counts,
+    row_outcome,
+    size_outcome,
+    with_masked,
+)
 from fullft_assets.examples.rules import (
     IDENTITY_RULES,
     Finding,
@@ -111,7 +119,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         pq.write_table(rows, draft.path / "quarantined.parquet")
         counts = {name: count for name, count in _counts(found).items() if name in ("num_quarantined", "num_superseded")}
         reasons = Counter(r for text in rows["reasons"].to_pylist() for r in text.split("; "))
-        return {**about, **counts, "reasons": dict(reasons.most_common())}, []
+        return {**about, **counts, "reasons": dict(reasons.most_common()), "problems": problem_counts(rows)}, []
 
     shared = {
         "version": VERSION,
@@ -175,7 +183,7 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, se
     parts = _partition(table, reasons, found, is_valid, np.flatnonzero(~sound))
     agreed = agreement.of_batch(table, found, settings) if "annotators_agree" in rules else None
     label_counts = count_labels(parts["valid"], settings)
-    checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
+    checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
     if "personal_data_is_absent" in rules and settings.pii == "mask":
         checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
     checks += _batch_outcomes(frame[is_valid], label_counts, agreed, rules, settings)

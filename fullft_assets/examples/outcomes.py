@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.examples.agreement import Agreement
-from fullft_assets.examples.rules import Finding, Rule
+from fullft_assets.examples.rules import REASONS, Finding, Rule
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
 
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 
 _MEND = "mend them in the source and deliver the file again"
 _SHOWN = 5
+#: Where a parser stopped: the same fault stands elsewhere in each row.
+_POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)")
 
 
-def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table) -> CheckOutcome:
+def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
     """Return the outcome of a rule that Great Expectations tried."""
     metadata: dict[str, int | float] = {"num_rows": len(table)}
     if finding.rows is not None:
         metadata["num_failed"] = len(finding.rows)
     if finding.observed is not None:
         metadata["observed"] = finding.observed
-    description = "" if finding.passed else _why(rule, finding, table)
+    description = "" if finding.passed else _why(rule, finding, table, settings)
     return CheckOutcome(name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata)
 
 
@@ -37,12 +40,34 @@ def with_masked(check: CheckOutcome, num_masked: int) -> CheckOutcome:
     return check.model_copy(update={"metadata": {**check.metadata, "num_masked": num_masked}})
 
 
-def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
+def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> str:
     if not finding.rows:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or mend the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({rule.reason}): {places(finding.rows, table)}; {_MEND}"
+    problem, count = _commonest_problem(table) if rule.reason == REASONS["rows_are_well_formed"] else ("", len(finding.rows))
+    why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
+    mend = _wrong_field(rule.reason, problem, count == len(table), settings) + _MEND
+    return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {mend}"
+
+
+def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
+    """Return how many of some rows are malformed in the same way, the commonest first; a problem names fields, never their values."""
+    found = Counter(_POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None)
+    return dict(found.most_common(most))
+
+
+def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
+    return next(iter(problem_counts(rows, 1).items()), ("", 0))
+
+
+def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
+    """Return the key to look at where each row lacks the field that it names: then hardly the rows are wrong."""
+    if is_every_row and problem.startswith("no field "):
+        return "no row has this field: if another one holds the text, name it in documents.text; else "
+    if is_every_row and reason == REASONS["labels_are_present"]:
+        return f"no row has a value in the field `{settings.label}`: if another one holds the label, name it in examples.label; else "
+    return ""
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
@@ -120,9 +145,12 @@ def gate_outcomes(
     share = len(quarantined) / judged if judged else 1.0
     bounded = share <= settings.max_quarantined_share and len(valid) > 0
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
-    why = f", most often: {reasons[0][0]}" if reasons else ""
+    reason, count = reasons[0] if reasons else ("", 0)
+    problem, count = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
+    why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = f"{len(quarantined):,} of {judged:,} rows quarantined{why}" if num_rows else "its files hold no rows"
-    mend = "mend the source and deliver it again" + (", or raise examples.max_quarantined_share" if len(valid) else "")
+    mend = _wrong_field(reason, problem, count == num_rows, settings) + "mend the source and deliver it again"
+    mend += ", or raise examples.max_quarantined_share" if len(valid) else ""
     counts = {"num_valid": len(valid), "num_quarantined": len(quarantined), "num_superseded": len(superseded)}
     return [
         CheckOutcome(

@@ -1,18 +1,23 @@
 """CSV: a header, then one record a row; fields may hold line ends in quotes.
 
-Fields are separated by commas or, as spreadsheets write them in other countries, by semicolons or tabs: the header tells.
+Fields are separated by commas or, as spreadsheets write them in other countries, by semicolons or tabs, or by bars: the header tells,
+or a line `sep=;` before it, or the ending .tsv.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from fullft_assets.documents.formats import ending_of
 from fullft_assets.documents.formats.delivered import Delivered, Unreadable
 from fullft_assets.documents.formats.json_lines import Record
 
 csv.field_size_limit(2**31 - 1)
+#: What Excel takes for no row but for the delimiter.
+_SEPARATOR = re.compile(r"\ufeff?\"?sep=(.)\"?\s*", re.IGNORECASE)
 
 
 def records(file: Delivered) -> Iterator[tuple[int, Record]]:
@@ -22,7 +27,7 @@ def records(file: Delivered) -> Iterator[tuple[int, Record]]:
         Unreadable: the quoting is broken, or two columns have the same name.
     """
     with file.text(newline="") as text:
-        reader = reader_of(text, strict=True)
+        reader = reader_of(text, file.name, strict=True)
         header: list[str] = []
         line = 1
         try:
@@ -44,13 +49,17 @@ def records(file: Delivered) -> Iterator[tuple[int, Record]]:
             raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}") from error
 
 
-def reader_of(lines: Iterable[str], *, strict: bool = False) -> csv._reader:
-    """Return what reads lines with the delimiter that their header has: comma, else semicolon, else tab."""
+def reader_of(lines: Iterable[str], name: str = "", *, strict: bool = False) -> csv._reader:
+    """Return what reads the lines of a file with their delimiter: comma, else semicolon, tab or bar, whichever the header has first."""
     remaining, seen = iter(lines), []
+    named: str | None = "\t" if ending_of(name) == ".tsv" else None
     for line in remaining:
+        if not any(map(str.strip, seen)) and (match := _SEPARATOR.fullmatch(line)) is not None:
+            # Blank, it is passed over, and the lines after it keep their numbers.
+            named, line = match[1], "\n"
         seen.append(line)
         if not line.isspace():
             break
     header = seen[-1] if seen else ""
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    delimiter = named or next((mark for mark in ",;\t|" if mark in header), ",")
     return csv.reader(chain(seen, remaining), delimiter=delimiter, strict=strict)

@@ -11,10 +11,12 @@ from fullft_assets.documents.formats.delivered import Delivered
 #: A record by its field names, or the problem of a row that is none.
 Record = dict[str, Any] | str
 HALF_A_PAIR = "not Unicode: half of a surrogate pair"
+SPREAD = "not JSON: records that go on over several lines; write each on one line"
 
 
 def records(file: Delivered) -> Iterator[tuple[int, Record]]:
     """Yield (line number, record or problem) of each line that is not blank."""
+    is_spread = None
     with file.text() as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
@@ -22,8 +24,11 @@ def records(file: Delivered) -> Iterator[tuple[int, Record]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, f"not JSON: {reason(error)}"
+                # Each line of a record on many lines is broken in a way of its own; the first one tells.
+                is_spread = _goes_on(line, error) if is_spread is None else is_spread
+                yield number, SPREAD if is_spread else f"not JSON: {reason(error)}"
                 continue
+            is_spread = is_spread or False
             yield number, checked(record, line)
 
 
@@ -34,6 +39,12 @@ def checked(record: Any, text: str) -> Record:
     if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record):
         return HALF_A_PAIR
     return record
+
+
+def _goes_on(line: str, error: Exception) -> bool:
+    """Return whether a line is the sound beginning of a record."""
+    begun = line.rstrip()
+    return isinstance(error, json.JSONDecodeError) and error.pos >= len(begun) and begun[-1] in "{[,"
 
 
 def reason(error: Exception) -> str:
