@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import automation, chunks, documents, examples, ingestion, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import DataError
 from fullft_assets.resources import open_store
+from fullft_assets.store import Manifest
 from fullft_assets.use_case import UseCase
 from tests import project as projects
 
@@ -39,10 +41,15 @@ class Data:
         result = sensor(dg.build_sensor_context(instance=self.instance))
         return [] if isinstance(result, dg.SkipReason) else [(r.run_key, r.partition_key) for r in result.run_requests]
 
-    def ingest(self, batch: str, *, until: str = "chunks"):
-        """Do what a run of the ingest job does, as its assets do it."""
+    def read(self, batch: str) -> Manifest:
+        """Do what the first asset of the ingest job does."""
         raw = documents.keep(self.store, self.use_case, batch)
         self.store.write_pointer(f"latest/letters/raw_documents/{batch}", {"ref": raw.ref})
+        return raw
+
+    def ingest(self, batch: str, *, until: str = "chunks"):
+        """Do what a run of the ingest job does, as its assets do it."""
+        raw = self.read(batch)
         valid, _ = examples.validate(self.store, self.use_case, raw)
         if until == "examples":
             return valid, None
@@ -114,6 +121,88 @@ def test_files_taken_away_after_their_delivery_can_be_ingested_again(data: Data)
     assert batch in [name for _, name in data.due()]
     valid, _ = data.ingest(batch)
     assert valid.metadata["num_valid"] == 400
+
+
+class TestArchivedFiles:
+    """Files are read, then taken away; later the YAML asks for other things."""
+
+    @pytest.fixture
+    def archived(self, tmp_path: Path) -> tuple[Data, str, str]:
+        """Two batches that were read, of which the first one's file is gone."""
+        data = Data(projects.create(tmp_path, rows=40))
+        self.change(data, group=None)
+        data.project.deliver("delivery-2.jsonl", projects.licence_rows(300, skip=400))
+        first, second = (name for _, name in data.due())
+        assert data.read(first).metadata["num_rows"] == 40
+        data.read(second)
+        (data.project.documents / "delivery-1.jsonl").unlink()
+        return data, first, second
+
+    def change(self, data: Data, documents: dict[str, object] | None = None, **examples_: object) -> None:
+        data.project.configure(
+            examples=examples_,
+            documents={"max_batch_files": 1, **(documents or {})},
+            snapshot={"min_rows_per_label": 1},
+        )
+
+    def test_what_they_did_not_hold_leaves_their_batch_out_and_is_told(self, archived: tuple[Data, str, str]) -> None:
+        data, first, second = archived
+        before = documents.kept(data.store, "letters", first)
+        self.change(data, group="expression")
+        assert {first, second} == {name for _, name in data.due()}
+        raw = data.read(first)
+        assert (
+            "delivery-1.jsonl: taken away since it was read with another examples.group; deliver it again"
+            in raw.check("files_are_readable").description
+        )
+        assert (raw.metadata["num_rows"], raw.metadata["files"], raw.metadata["taken_away"]) == (0, {}, ["delivery-1.jsonl"])
+        empty, _ = data.ingest(first, until="examples")
+        assert not empty.check("quarantined_share_is_bounded").passed, "its gate holds it back, and no other batch"
+        valid, cut = data.ingest(second)
+        taken = snapshot.take(data.store, data.use_case, {first: empty, second: valid}, {second: cut})
+        assert taken.metadata["batches_left_out"] == [first]
+        check = taken.check("archived_files_count")
+        assert (check.passed, check.metadata) == (False, {"num_files_left_out": 1, "num_batches": 1})
+        assert f"1 files (such as delivery-1.jsonl) of 1 batches ({first}) are left out" in check.description
+        # Delivered again under its name, it is no loss.
+        named = valid.model_copy(update={"metadata": {**valid.metadata, "files": {"delivery-1.jsonl": 1}}})
+        assert snapshot._archive_check({first: empty, second: valid}, {second: named}).passed
+        # Changed back, all is as it was, whatever was tried in between.
+        self.change(data, group="kind_of_group")
+        assert data.read(first).metadata["num_rows"] == 0
+        self.change(data, group=None)
+        assert data.read(first).ref == before.ref
+
+    def test_what_they_held_is_used_on(self, archived: tuple[Data, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        data, first, _ = archived
+        held = documents.kept(data.store, "letters", first)
+        self.change(data, {"encoding": "utf-8"}, group=None, max_characters=10_000)
+        again = data.read(first)
+        assert again.metadata["num_rows"] == 40 and again.key != held.key
+        monkeypatch.setattr(documents, "VERSION", "later")
+        assert data.read(first).metadata["num_rows"] == 40, "an upgrade does not lose what is archived"
+
+    def test_a_column_that_is_no_longer_wanted_is_emptied(self, archived: tuple[Data, str, str]) -> None:
+        data, _, second = archived
+        self.change(data, group="expression")
+        assert data.read(second).metadata["num_rows"] == 300
+        (data.project.documents / "delivery-2.jsonl").unlink()
+        projects.write_rows(data.project.documents / "delivery-3.jsonl", projects.licence_rows(5))
+        self.change(data, group=None, domain=None, min_characters=2)
+        raw = data.read(second)
+        rows = pq.read_table(data.store.folder(raw) / "documents.parquet")
+        assert (len(rows), rows["group"].null_count) == (300, 300)
+
+    def test_a_damaged_file_beside_them_fails_nobody(self, tmp_path: Path) -> None:
+        data = Data(projects.create(tmp_path, rows=40))
+        (data.project.documents / "other.csv").write_text('text,kind\n"never closed,e\n')
+        [(_, batch)] = data.due()
+        data.read(batch)
+        (data.project.documents / "delivery-1.jsonl").unlink()
+        data.project.configure(chunks={"max_tokens": 48})
+        raw = data.read(batch)
+        assert raw.metadata["num_rows"] == 40
+        assert "other.csv" in raw.check("files_are_readable").description
 
 
 def _minilm() -> Path:

@@ -21,6 +21,7 @@ from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, freeze, sketches, split
 from fullft_assets.snapshot.split import BatchRows, freeze_batches
+from fullft_assets.store import CheckOutcome
 from tests import prepared
 from tests import project as projects
 
@@ -412,3 +413,54 @@ class TestAllLicences:
         held_out, rest = rows[: len(texts["test"])], rows[len(texts["test"]) :]
         leaked = {reference for _, reference in similar_pairs(held_out, rest, SIMILARITY)}
         assert len(leaked) > 0.1 * len(held_out)
+
+
+class TestWhatIsToldOfDeliveries:
+    ROWS = projects.licence_rows(240)
+
+    def rows(self, start: int, stop: int, **changes: Any) -> list[dict[str, Any]]:
+        return [{"id": f"d{n}", "text": row["text"], "label": "ab"[n % 2]} | changes for n, row in enumerate(self.ROWS)][start:stop]
+
+    @staticmethod
+    def check(frozen: Frozen, name: str) -> CheckOutcome:
+        return next(check for check in (*frozen.checks, frozen.order) if check.name == name)
+
+    def test_ids_that_start_again_in_each_file_are_named(self) -> None:
+        first, second = self.rows(0, 120), [{**row, "id": f"d{n}"} for n, row in enumerate(self.rows(120, 240))]
+        for frozen in (freeze_rows(first, second, min_rows_per_label=1), freeze_rows(second, first, min_rows_per_label=1)):
+            check = self.check(frozen, "ids_name_one_document")
+            assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (False, "warn", len({row["id"] for row in second}))
+            assert "120 of 120 ids stand for different texts in two files, such as 1.jsonl and 2.jsonl" in check.description
+            assert "documents.id" in check.description
+
+    def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
+        texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
+        labels = [{**row, "label": "ab"[n % 3 == 0]} for n, row in enumerate(self.rows(20, 120))]
+        assert self.check(freeze_rows(self.rows(0, 120), [*texts, *labels]), "ids_name_one_document").passed
+        # In its own file a document may change as it likes.
+        again = [{**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2} for row in self.rows(0, 120)]
+        frozen = freeze_rows(self.rows(0, 120, source="a.jsonl"), again)
+        assert frozen.metadata["left_out"]["superseded by a newer delivery of their file"] == 120
+        assert self.check(frozen, "ids_name_one_document").passed
+
+    def test_a_correction_with_an_older_time_is_counted(self) -> None:
+        kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
+        late = self.rows(0, 5, label="c", delivered_ns=1_600_000_000 * 10**9)
+        frozen = freeze_rows(kept, late)
+        check = self.check(frozen, "later_rows_are_newer")
+        assert "c" not in frozen.labels
+        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
+        assert (
+            "5 rows of later batches lose to rows whose file has a newer time, such as 2.jsonl (2020-09-13 12:26:40) "
+            "to 1.jsonl of an earlier batch (2023-11-14 22:13:20)"
+        ) in check.description
+        # What says the same again, and what was cut first, loses nothing.
+        assert self.check(freeze_rows(kept, self.rows(0, 5, delivered_ns=1)), "later_rows_are_newer").passed
+        assert self.check(freeze_rows(late, kept), "later_rows_are_newer").passed
+
+    def test_a_file_put_back_with_an_older_time_is_counted(self) -> None:
+        kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9, source="a.jsonl")
+        back = self.rows(100, 130, delivered_ns=1_600_000_000 * 10**9, source="a.jsonl")
+        check = self.check(freeze_rows(kept, back), "later_rows_are_newer")
+        assert check.metadata == {"num_late_rows": 10}, "those that stand as they are lose nothing"
+        assert "such as a.jsonl (2020-09-13 12:26:40) to a.jsonl of an earlier batch (2023-11-14 22:13:20)" in check.description

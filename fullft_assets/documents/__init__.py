@@ -7,6 +7,8 @@ whatever its name or time. The same ledger cuts production documents into *windo
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, read_batch
@@ -17,7 +19,7 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.schema import COLUMNS, schema
 from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source, scan
 from fullft_assets.errors import DataError
-from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,24 +58,29 @@ VERSION = "3"
 #: Format by ending of a file's name.
 FORMATS = ENDINGS
 _CHANGED = "its newer state comes in a batch of its own"
+_OF_EXAMPLES = ("task", "multi_label", "label", "group", "domain")
+#: Settings without which rows that were read before stay what they are: their column is emptied where it is no longer wanted.
+_DROPPABLE = ("group", "domain")
+#: Settings that say how a file is read, and nothing of what its rows mean.
+_HOW_READ = ("format", "encoding")
+#: Raw documents of other settings that are looked through for a file which was taken away.
+_MOST_REMEMBERED = 20
 
 
 def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
     """Write a batch's raw documents (a window's production documents) as an artifact.
 
-    A file counts as it was cut. Of one that was since taken away or rewritten, what was read at its delivery
-    counts if it was read with the same settings; else it is left out and named.
+    A file counts as it was cut. Of one that was since taken away or rewritten, what was read at its delivery counts where
+    its rows hold what the settings of today ask for; else it is left out and named. So a batch that was once read is
+    never in the way of the others: at worst it is empty.
 
     Raises:
-        DataError: no such batch was cut, or not one of its files can be read.
+        DataError: no such batch was cut; or not one of its files can be read, and none ever was.
     """
     settings, batch = use_case.settings, read_batch(store, use_case.name, name, kind)
     source = source_of(use_case, kind)
     pinned = {"version": VERSION, "settings": key_settings(use_case), "seed": settings.seed}
-    before = kept(store, use_case.name, name, kind)
-    if before is not None and (before.version, before.settings) != (VERSION, pinned["settings"]):
-        before = None
-    plan = _Plan(source, batch, before)
+    plan = _Plan(source, batch, lambda: [_Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)])
 
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
@@ -91,14 +98,66 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
             "num_erased": num_erased,
             "files": {file.path: file.mtime_ns for file in batch.files if _shown(file.path) not in unreadable},
             "encodings": encodings,
+            **({"taken_away": plan.taken_away} if plan.taken_away else {}),
         }
         return metadata, [_readable_check(source, batch, unreadable)]
 
-    return store.ensure(use_case.name, _stage(kind), write, inputs={"batch": name, "files": plan.digests()}, **pinned)
+    made = store.ensure(use_case.name, _stage(kind), write, inputs={"batch": name, "files": plan.digests()}, **pinned)
+    _remember(store, made, name)
+    return made
 
 
 def _stage(kind: Kind) -> str:
     return "raw_documents" if kind == "batch" else "production_documents"
+
+
+def _remember(store: Store, made: Manifest, name: str) -> None:
+    """Record that these are raw documents of a batch. Those of other settings are not forgotten: the settings may be changed back."""
+    pointer = f"{made.case}/read/{made.stage}/{name}"
+    keys = (store.read_pointer(pointer) or {"keys": []})["keys"]
+    if made.metadata["files"] and made.key not in keys[:1]:
+        store.write_pointer(pointer, {"keys": [made.key, *(key for key in keys if key != made.key)][:_MOST_REMEMBERED]})
+
+
+def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:
+    """Return the batch's raw documents as they were read before, the last ones first."""
+    last = kept(store, case, name, kind)  # earlier versions remembered no others
+    keys = (store.read_pointer(f"{case}/read/{_stage(kind)}/{name}") or {"keys": []})["keys"]
+    found = [store.find(case, _stage(kind), key) for key in keys if last is None or key != last.key]
+    return [made for made in (last, *found) if made is not None]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """Raw documents that were read before, and the settings of today."""
+
+    made: Manifest
+    settings: Mapping[str, Any]
+
+    @property
+    def wanting(self) -> list[str]:
+        """The settings that ask for what these rows do not hold."""
+        was = self.made.settings
+        changed = [name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ]
+        return [name for name in changed if name not in _DROPPABLE or self.settings[name] is not None]
+
+    def pin(self, path: str) -> str:
+        """Return what pins the rows of a file: the digest of the file, and what it was read with where that is not today's."""
+        found: str = self.made.inputs["files"][path]
+        if (self.made.version, self.made.settings) == (VERSION, self.settings):
+            return found
+        return f"{found}, read with {digest([self.made.version, self.made.settings])[:12]}"
+
+    def rows(self, store: Store, paths: list[str]) -> pa.Table:
+        """Return the rows of some files, without what is no longer wanted."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=schema())
+        for name in _DROPPABLE:
+            if self.settings[name] is None:
+                table = table.set_column(table.column_names.index(name), schema().field(name), pa.nulls(len(table), pa.string()))
+        return table
 
 
 class _Plan:
@@ -107,26 +166,33 @@ class _Plan:
     Args:
         source: where the files lie.
         batch: the files.
-        before: the batch's raw documents as they were read last, with the same settings, or None.
+        read_before: returns the batch's raw documents as they were read before, the last ones first.
     """
 
-    def __init__(self, source: Source, batch: Batch, before: Manifest | None):
-        self.source, self.before = source, before
+    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
+        self.source = source
         #: What is left out unseen, and why.
         self.unreadable = {_shown(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
         files = [file for file in batch.files if _is_unicode(file.path)]
         stands = source.statuses(file.path for file in files)
-        read_before = before.metadata["files"] if before is not None else {}
         self.as_cut = [file for file in files if stands[file.path] == file]
-        self.carried = [file for file in files if stands[file.path] != file and file.path in read_before]
-        others = [file for file in files if stands[file.path] != file and file.path not in read_before]
-        self.missing = [file for file in others if stands[file.path] is None]
+        others = [file for file in files if stands[file.path] != file]
+        before = read_before() if others else []
+        holding = {file.path: [each for each in before if file.path in each.made.metadata["files"]] for file in others}
+        #: Of what is not there as it was cut, where its rows are taken from.
+        self.carried = {path: fits[0] for path, found in holding.items() if (fits := [each for each in found if not each.wanting])}
+        others = [file for file in others if file.path not in self.carried]
         self.unreadable |= {file.path: f"changed since it was cut; {_CHANGED}" for file in others if stands[file.path] is not None}
+        gone = [file for file in others if stands[file.path] is None]
+        #: What was read once, but not with what is asked for today, and is no longer there.
+        self.taken_away = [file.path for file in gone if holding[file.path]]
+        self.unreadable |= {path: _taken_away(holding[path][0]) for path in self.taken_away}
+        self.missing = [file for file in gone if not holding[file.path]]
 
     def digests(self) -> dict[str, str]:
         """Return what pins the content of each file: an input of the artifact's key."""
         found = {file.path: self.source.digest(file) for file in self.as_cut}
-        found |= {file.path: self.before.inputs["files"][file.path] for file in self.carried if self.before is not None}
+        found |= {path: before.pin(path) for path, before in self.carried.items()}
         return found | {file.path: "missing" for file in self.missing} | self.unreadable
 
     def read(self, store: Store, use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
@@ -146,8 +212,9 @@ class _Plan:
                 table, encodings, found = self._read_files(files, use_case)
             unreadable |= found
             parts.append(table)
-        if self.carried and self.before is not None:
-            parts.append(_rows_of(store, self.before, [file.path for file in self.carried]))
+        for ref in dict.fromkeys(before.made.ref for before in self.carried.values()):
+            paths = [path for path, before in self.carried.items() if before.made.ref == ref]
+            parts.append(self.carried[paths[0]].rows(store, paths))
         return pa.concat_tables(parts), encodings, unreadable
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
@@ -155,7 +222,9 @@ class _Plan:
 
         settings = use_case.settings
         try:
-            found = read_documents(self.source, Batch("", files), settings.documents, settings.examples)
+            found = read_documents(
+                self.source, Batch("", files), settings.documents, settings.examples, bool(self.carried or self.taken_away)
+            )
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by itself.
             changed = self._changed()
@@ -174,17 +243,16 @@ class _Plan:
         return {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if stands[file.path] != file}
 
 
-def _rows_of(store: Store, manifest: Manifest, paths: list[str]) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(store.folder(manifest) / "documents.parquet", filters=[("source", "in", paths)], schema=schema())
+def _taken_away(before: _Before) -> str:
+    keys = ", ".join(f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}" for name in before.wanting)
+    return f"taken away since it was read with another {keys}; deliver it again"
 
 
 def key_settings(use_case: UseCase) -> dict[str, Any]:
     """Return the settings that shape the raw documents."""
     settings = use_case.settings
     chosen = settings.documents.model_dump(include={"format", "text", "id", "annotator", "time", "encoding"})
-    return {**chosen, **settings.examples.model_dump(include={"task", "multi_label", "label", "group", "domain"})}
+    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES})}
 
 
 def kept(store: Store, case: str, name: str, kind: Kind = "batch") -> Manifest | None:

@@ -59,7 +59,9 @@ class ReadBatch:
     encodings: dict[str, str]
 
 
-def read_documents(source: Source, batch: Batch, documents: DocumentsSettings, examples: ExamplesSettings) -> ReadBatch:
+def read_documents(
+    source: Source, batch: Batch, documents: DocumentsSettings, examples: ExamplesSettings, may_be_empty: bool = False
+) -> ReadBatch:
     """Read a batch's files.
 
     Args:
@@ -67,12 +69,13 @@ def read_documents(source: Source, batch: Batch, documents: DocumentsSettings, e
         batch: the files to read.
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
+        may_be_empty: it is no error if not one file can be read.
 
     Returns:
         A row for each delivered record, malformed ones included, file by file in the batch's order.
 
     Raises:
-        DataError: not one file of the batch could be read.
+        DataError: not one file of the batch could be read, and `may_be_empty` is false.
         SettingsError: `documents.encoding` is no encoding.
     """
     import pyarrow as pa
@@ -95,7 +98,7 @@ def read_documents(source: Source, batch: Batch, documents: DocumentsSettings, e
                 batches += file_batches
                 if encoding not in (None, "utf-8-sig"):
                     found[file.path] = encoding
-    if unreadable and len(unreadable) == len(batch.files):
+    if unreadable and len(unreadable) == len(batch.files) and not may_be_empty:
         path, why = next(iter(unreadable.items()))
         raise DataError(f"{source.uri.rstrip('/')}/{path}: cannot be read ({why}); mend the file and deliver it again")
     return ReadBatch(pa.Table.from_batches(batches, schema=schema()), unreadable, found)

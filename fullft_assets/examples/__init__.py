@@ -96,6 +96,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     settings = use_case.settings
     about = {"batch": raw.metadata["batch"], "uri": raw.metadata["uri"]}
+    taken_away = {"taken_away": raw.metadata["taken_away"]} if "taken_away" in raw.metadata else {}
     examined: list[Examined] = []
 
     def examine_once() -> Examined:
@@ -108,7 +109,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         found = examine_once()
         pq.write_table(found.valid, draft.path / "examples.parquet")
         pq.write_table(found.left_out, draft.path / "left_out.parquet")
-        metadata = {**about, "files": raw.metadata["files"], **_counts(found), "label_counts": found.label_counts}
+        metadata = {**about, "files": raw.metadata["files"], **taken_away, **_counts(found), "label_counts": found.label_counts}
         return {**metadata, **_agreement_metadata(found.agreement)}, found.checks
 
     def write_quarantined(draft: Draft) -> Outcome:

@@ -27,7 +27,7 @@ from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.shingles import expand
 from fullft_assets.snapshot.split import COLUMNS, SPLITS, BatchRows, Frozen, freeze_batches
-from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +90,7 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         values["gates"] = {check.name: check.passed for check in frozen.checks if check.severity == "error"}
         draft.identity = Identity(files=counts, values=values)
         metadata |= _report_on_data(store, use_case, frozen, metadata, batches, chunks, draft.path / "report.md")
-        return metadata, frozen.checks
+        return metadata, [*frozen.checks, frozen.order, _archive_check(examples, usable)]
 
     inputs: dict[str, Any] = {name: [usable[name].content_digest, chunks[name].content_digest] for name in sorted(usable)}
     if evaluation is not None:
@@ -134,6 +134,32 @@ def _usable(use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping
             f"launch {use_case.name}_retokenize"
         )
     return {name: manifest for name, manifest in usable.items() if not _is_held_back(chunks[name])}
+
+
+def _archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
+    """Return whether the rows of files that were taken away since their delivery still count.
+
+    They do as long as the settings ask for nothing that was not read then; a file that was delivered again is no loss.
+    """
+    delivered = {path for manifest in usable.values() for path in manifest.metadata["files"]}
+    lost = {name: sorted({*manifest.metadata.get("taken_away", ())} - delivered) for name, manifest in sorted(examples.items())}
+    lost = {name: paths for name, paths in lost.items() if paths}
+    num_files = sum(map(len, lost.values()))
+    description = ""
+    if lost:
+        named, more = list(lost)[:5], f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
+        description = (
+            f"{num_files:,} files (such as {lost[named[0]][0]}) of {len(lost):,} batches ({', '.join(named)}{more}) are left out: they were "
+            "taken away since they were read with other settings; deliver them again, or change the settings back "
+            "(files_are_readable of raw_documents names them)"
+        )
+    return CheckOutcome(
+        name="archived_files_count",
+        passed=not lost,
+        severity="warn",
+        description=description,
+        metadata={"num_files_left_out": num_files, "num_batches": len(lost)},
+    )
 
 
 def _is_held_back(manifest: Manifest) -> bool:

@@ -18,6 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ LEFT_OUT = ("merged", "superseded", "tied", "conflicting", "repeated")
 #: A label with a smaller effective number of groups in the test split has a score that is hardly known.
 COMMON_GROUPS = 20
 _SHOWN_LABELS = 5
+#: So many ids, and such a share of them, that stand for two texts in two files are no longer corrections of documents.
+_REUSED_IDS, _REUSED_SHARE = 10, 0.01
 _NOT_STORED = "contradicted or superseded in their own batch, and would stand now; deliver them again"
 _WHY = {why: number for number, why in enumerate(LEFT_OUT)}
 #: Stands in place of LEFT_OUT at a row that is not sound: only its id and its place are known.
@@ -83,6 +86,7 @@ class Frozen:
         places: where each row of the index came from, `source` and `row`, and where its text and tokens lie, `batch` and `position`.
         labels: the label order.
         metadata, checks: what is told of it.
+        order: what is told of the order of its batches; it alone depends on their names.
     """
 
     index: pa.Table
@@ -90,6 +94,7 @@ class Frozen:
     labels: list[str]
     metadata: dict[str, Any]
     checks: list[CheckOutcome]
+    order: CheckOutcome
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class _Rows:
     Attributes:
         stored: number of the example that has the row's text and tokens: its own; -1 for a row that is no example.
         batch, position: where an example lies.
+        came_in: number of the batch that a row came in, also of one that is no example.
         split: SPLITS' number, or -1 for what is left out.
         why: LEFT_OUT's number, or -1 for an example.
         stands_in: rows of older deliveries of a file that stand because they are broken in each newer one.
@@ -122,6 +128,7 @@ class _Rows:
     stored: np.ndarray
     batch: np.ndarray
     position: np.ndarray
+    came_in: np.ndarray
     id: np.ndarray
     text: np.ndarray
     group: np.ndarray
@@ -158,8 +165,11 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     rows.split[rows.why == _WHY["merged"]] = -1
     is_old = _is_old_delivery(rows, batches)
     rows.stands_in = _stands_in(rows, batches, np.flatnonzero(is_old))
+    by_file = _late_by_file(rows, batches, is_old & ~rows.stands_in & rows.kept)
     rows.drop(is_old & ~rows.stands_in, "superseded by a newer delivery of their file")
-    rows.drop(_is_old_version(rows), "superseded by a newer delivery of their id")
+    versions = _Versions.of(rows)
+    order, reused = _order_check(rows, by_file, versions), _reused_check(rows, versions)
+    rows.drop(versions.is_old(len(rows.split)), "superseded by a newer delivery of their id")
     _drop_conflicts(rows, task, multi_label)
     _drop_copies(rows)
     _drop_once_held_out(rows)
@@ -177,7 +187,8 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     _require_every_label(rows, kept)
     index, places = _index(rows, sorted(batches), task, multi_label)
     statistics = label_statistics(kept, rows.split, rows.group)
-    return Frozen(index, places, present, _metadata(rows, kept, present, statistics, len(batches)), _checks(rows, statistics, settings))
+    metadata = _metadata(rows, kept, present, statistics, len(batches))
+    return Frozen(index, places, present, metadata, [*_checks(rows, statistics, settings), reused], order)
 
 
 def _collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> _Rows:
@@ -198,11 +209,13 @@ def _collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> _R
     place = np.concatenate([np.zeros(0), *(b.places for b in ordered), *(part["place"].to_numpy() for part in left_out)])
     tier = np.where(place < settings.test_share, TEST, np.where(place < settings.test_share + settings.validation_share, VALIDATION, TRAIN))
     absent = np.full(others, -1)
+    sizes_left_out = [0 if b.left_out is None else len(_sound(b.left_out)) for b in ordered]
     return _Rows(
         table=table,
         stored=np.concatenate([np.arange(examples), absent]),
         batch=np.concatenate([np.repeat(np.arange(len(ordered)), sizes), absent]),
         position=np.concatenate([np.zeros(0, np.int64), *(np.arange(size) for size in sizes), absent]),
+        came_in=np.concatenate([np.repeat(np.arange(len(ordered)), each) for each in (sizes, sizes_left_out)]),
         id=codes(table["id"])[0],
         text=codes(table["text_hash"])[0],
         group=codes(pc.coalesce(table["group"], table["text_hash"]))[0],
@@ -301,15 +314,110 @@ def _last_seen(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
     return last[np.searchsorted(pairs, pair[chosen])]
 
 
-def _is_old_version(rows: _Rows) -> np.ndarray:
-    """Return the rows whose id has a newer sound row: by time of delivery, then source, then row."""
-    is_old = np.zeros(len(rows.split), bool)
-    several = _several(rows, rows.id)
-    if len(several):
+@dataclass(frozen=True)
+class _Versions:
+    """Sound rows whose id others have too, and for each the newest of its id: by time of delivery, then source, then row."""
+
+    row: np.ndarray
+    newest: np.ndarray
+    #: Rank of their sources, sorted.
+    source: np.ndarray
+    newest_source: np.ndarray
+
+    @classmethod
+    def of(cls, rows: _Rows) -> _Versions:
+        several = _several(rows, rows.id)
+        if not len(several):
+            return cls(several, several, several, several)
         source = _ranks(rows.table["source"].take(several))
-        order = several[np.lexsort((rows.row[several], source, rows.delivered[several], rows.id[several]))]
-        is_old[order[:-1][rows.id[order[1:]] == rows.id[order[:-1]]]] = True
-    return is_old
+        order = np.lexsort((rows.row[several], source, rows.delivered[several], rows.id[several]))
+        row, source = several[order], source[order]
+        last = np.flatnonzero(np.append(rows.id[row[1:]] != rows.id[row[:-1]], True))
+        newest = last[np.searchsorted(last, np.arange(len(row)))]
+        return cls(row, row[newest], source, source[newest])
+
+    def is_old(self, num_rows: int) -> np.ndarray:
+        """Return, of all rows, those whose id has a newer one."""
+        found = np.zeros(num_rows, bool)
+        found[self.row[self.row != self.newest]] = True
+        return found
+
+
+def _reused_check(rows: _Rows, versions: _Versions) -> CheckOutcome:
+    """Return whether ids name documents: one that starts again in each file names as many as there are files."""
+    differs = (versions.source != versions.newest_source) & (rows.text[versions.row] != rows.text[versions.newest])
+    num_ids = len(np.unique(rows.id[rows.kept]))
+    num_reused = len(np.unique(rows.id[versions.row[differs]]))
+    passed = num_reused < _REUSED_IDS or num_reused <= _REUSED_SHARE * num_ids
+    description = ""
+    if not passed:
+        # Of each pair of files every id counts once, however often its rows came: the pair named does not depend on the batches.
+        found = np.stack([versions.source[differs], versions.newest_source[differs], rows.id[versions.row[differs]]])
+        pairs, counts = np.unique(np.unique(found, axis=1)[:2], axis=1, return_counts=True)
+        old, new = pairs[:, counts.argmax()]
+        names = [rows.table["source"][int(versions.row[np.flatnonzero(versions.source == rank)[0]])].as_py() for rank in (old, new)]
+        description = (
+            f"{num_reused:,} of {num_ids:,} ids stand for different texts in two files, such as {names[0]} and {names[1]}, and only the "
+            "newest counts; if these are different documents, name a field with unique ids in documents.id (rows without one are named "
+            "file:row); if they are corrections, nothing is amiss"
+        )
+    return CheckOutcome(
+        name="ids_name_one_document", passed=passed, severity="warn", description=description, metadata={"num_reused_ids": num_reused}
+    )
+
+
+def _late_by_file(rows: _Rows, batches: Mapping[str, BatchRows], is_old: np.ndarray) -> dict[int, tuple[str, int]]:
+    """Return the rows that an older batch's delivery of their file supersedes, and that delivery."""
+    if not is_old.any():
+        return {}
+    newest: dict[str, tuple[int, int]] = {}
+    for number, name in enumerate(sorted(batches)):
+        for path, delivered in batches[name].files.items():
+            if delivered > newest.get(path, (-1, -1))[0]:
+                newest[path] = delivered, number
+    code, sources = codes(rows.table["source"])
+    batch = np.array([newest.get(source, (0, 0))[1] for source in sources.to_pylist()])
+    late = np.flatnonzero(is_old & (rows.came_in > batch[code]))
+    return {row: (source, newest[source][0]) for row in late.tolist() if (source := sources[int(code[row])].as_py())}
+
+
+def _order_check(rows: _Rows, by_file: dict[int, tuple[str, int]], versions: _Versions) -> CheckOutcome:
+    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t, unzip) does not."""
+    beaten = (rows.came_in[versions.row] > rows.came_in[versions.newest]) & (rows.delivered[versions.row] < rows.delivered[versions.newest])
+    late, beats = versions.row[beaten], versions.newest[beaten]
+    late, beats = late[differs := _differ(rows, late, beats)], beats[differs]
+    stands = rows.kept
+    known = set(zip(rows.id[stands].tolist(), rows.text[stands].tolist(), strict=True)) if by_file else set()
+    by_file = {row: by for row, by in by_file.items() if (int(rows.id[row]), int(rows.text[row])) not in known}
+    num_late = len(late) + len(by_file)
+    description = ""
+    if num_late:
+        row = int(late[0]) if len(late) else next(iter(by_file))
+        place = rows.table["source"][row].as_py()
+        by, at = (rows.table["source"][int(beats[0])].as_py(), int(rows.delivered[beats[0]])) if len(late) else by_file[row]
+        description = (
+            f"{num_late:,} rows of later batches lose to rows whose file has a newer time, such as {place} ({_shown_time(rows.delivered[row])}) "
+            f"to {by} of an earlier batch ({_shown_time(at)}): a file's time says what is newest; if these are corrections, give their files "
+            "a new time (touch)"
+        )
+    return CheckOutcome(
+        name="later_rows_are_newer",
+        passed=not num_late,
+        severity="warn",
+        description=description,
+        metadata={"num_late_rows": num_late},
+    )
+
+
+def _differ(rows: _Rows, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return which pairs of rows differ in their text or their target."""
+    columns = [name for name in ("text_hash", "label", "labels", "spans") if name in rows.table.column_names]
+    pairs = zip(*(rows.table.select(columns).take(each).to_pylist() for each in (one, other)), strict=True)
+    return np.array([first != second for first, second in pairs], bool)
+
+
+def _shown_time(delivered_ns: int) -> str:
+    return datetime.fromtimestamp(int(delivered_ns) / 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _ranks(column: pa.ChunkedArray) -> np.ndarray:
