@@ -148,7 +148,7 @@ class TestNoLeak:
         assert {split: frozen.metadata[f"num_{split}_rows"] for split in counts} == counts
 
     def test_equal_ids_in_two_splits_would_turn_the_gate_red(self, real: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(split, "_is_old_version", lambda rows: np.zeros(len(rows.split), bool))
+        monkeypatch.setattr(split._Versions, "is_old", lambda versions, num_rows: np.zeros(num_rows, bool))
         monkeypatch.setattr(split, "_drop_once_held_out", lambda *arguments: None)
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
