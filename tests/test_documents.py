@@ -298,7 +298,7 @@ class TestJsonLines:
             '{"body": "a", "nr": 12, "kind": true, "expression": 5}\n{"body": "b", "nr": "", "expression": ""}\n'
         )
         rows = read(tmp_path, text="body", id="nr")
-        assert [(r["id"], r["label"], r["group"]) for r in rows] == [("12", "True", "5"), ("a.jsonl:2", None, None)]
+        assert [(r["id"], r["label"], r["group"]) for r in rows] == [("12", "true", "5"), ("a.jsonl:2", None, None)]
 
     def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')

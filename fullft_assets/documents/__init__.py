@@ -54,7 +54,7 @@ __all__ = [
     "source_of",
 ]
 
-VERSION = "3"
+VERSION = "4"
 #: Format by ending of a file's name.
 FORMATS = ENDINGS
 _CHANGED = "its newer state comes in a batch of its own"
