@@ -83,7 +83,10 @@ def test_settings_are_frozen() -> None:
 
 def test_language_modeling_reads_each_token_once_unless_told() -> None:
     least = {**LEAST, "examples": {"task": "language_modeling"}}
-    assert (UseCaseSettings.model_validate(LEAST).chunks.stride, UseCaseSettings.model_validate(LEAST).chunks.boundaries) == (32, "sentence")
+    assert (UseCaseSettings.model_validate(LEAST).chunks.stride, UseCaseSettings.model_validate(LEAST).chunks.boundaries) == (
+        32,
+        "sentence",
+    )
     chunks = UseCaseSettings.model_validate(least).chunks
     assert (chunks.stride, chunks.boundaries) == (0, "any")
     chosen = UseCaseSettings.model_validate({**least, "chunks": {"boundaries": "paragraph"}})

@@ -39,7 +39,7 @@ __all__ = [
     "pack_again", "read_index", "take", "unit_hash",
 ]  # fmt: skip
 
-VERSION = "4"
+VERSION = "5"
 SplitName = Literal["train", "validation", "test"]
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")
