@@ -17,7 +17,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, read_header, resolve_base_model
+from fullft_assets.documents.delivery import left_in_place
 from fullft_assets.documents.formats import (
     ENDINGS,
     argilla,
@@ -74,6 +75,8 @@ class Corpus:
     mean_tokens: float | None
     #: Something that looks wrong in the sampled rows.
     note: str | None
+    #: Delivered files whose endings are not read.
+    others: list[str] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:
@@ -117,6 +120,8 @@ def check_use_case(use_case: UseCase) -> str:
     }
     if settings.monitoring.path is not None and settings.examples.task != "classification":
         rows["monitoring"] = f"none: drift is watched for the task classification alone, so {settings.monitoring.path} is not read"
+    if corpus.others:
+        (rows["not read"],) = left_in_place(corpus.others)
     if corpus.note:
         rows["note"] = corpus.note
     return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in rows.items())])
@@ -133,14 +138,15 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
     if settings.documents.path.startswith("s3://"):
         return Corpus(files=[], num_rows=None, is_exact=False, mean_tokens=None, note=None)
     folder = use_case.resolve(settings.documents.path)
-    files = Folder(folder).files()
+    source = Folder(folder)
+    files = source.files()
     count = _Count()
     for file in files:
         count.add(folder / file.path, file, settings.documents)
     sample = list(islice(_records(folder, files, settings), SAMPLE_ROWS))
     texts = [found.text for found in sample if found.text]
     note = count.note or (_note(sample, settings) if texts else _no_text_note(sample) if _can_be_sampled(files, settings) else None)
-    return Corpus(files, count.num_rows, count.is_exact, _mean_tokens(texts, model), note)
+    return Corpus(files, count.num_rows, count.is_exact, _mean_tokens(texts, model), note, source.others)
 
 
 def find_device(processes: int) -> Device:

@@ -163,15 +163,21 @@ class Driver:
         if kind == "window" and latest(store, self.use_case.name, "finetuned_checkpoint") is None:
             return  # the sensor does not look either
         began, waits = time.monotonic(), False
-        while num_young := documents.look(store, self.use_case, kind, whole=True).num_unsettled:
+        while True:
+            found = documents.look(store, self.use_case, kind, whole=True)
+            num_young = found.num_unsettled
+            if not num_young:
+                break
             where = documents.source_of(self.use_case, kind).uri
             if time.monotonic() - began + settings.settle_seconds > _SETTLE_SECONDS:
                 self.screen.line(f"{where}: {num_young:,} file(s) are still being written to; run again for them")
-                return
+                break
             if not waits:
                 self.screen.line(f"{where}: {num_young:,} file(s) were just written to; waiting until they are whole")
                 waits = True
             time.sleep(min(settings.settle_seconds, _POLL_SECONDS))
+        for line in documents.left_in_place(found.others):
+            self.screen.line(f"{documents.source_of(self.use_case, kind).uri}: {line}")
 
     def _tick(self, sensor: str) -> dict[str, Any]:
         """Evaluate a sensor, add the partitions that it asks for, and return what it found."""

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
@@ -21,7 +22,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 
 class _YamlNumber:
@@ -32,6 +33,16 @@ class _YamlNumber:
 
 
 Float = Annotated[float, _YamlNumber()]
+
+
+class _YamlOff:
+    """YAML 1.1 reads a bare `off` as false: where a setting may be `off`, false says so, in the JSON schema as well."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(lambda value: "off" if value is False else value, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": False}]}
 
 
 class Settings(BaseModel):
@@ -108,7 +119,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
     "sft": ("token_probability", "token_accuracy"),
     "language_modeling": ("token_probability", "token_accuracy"),
 }
-Severity = Literal["error", "warn", "off"]
+Severity = Annotated[Literal["error", "warn", "off"], _YamlOff()]
 #: Rules that `examples.severities` may tune; `error` = the batch goes no further while the rule is red.
 RULES = (
     "rows_are_well_formed",
@@ -175,7 +186,7 @@ class ExamplesSettings(Settings):
     max_damage_share: Float = Field(
         0.05, ge=0, le=1, description="Share of damaged characters (replacement, control, mis-decoded) above which a text is quarantined."
     )
-    pii: Literal["off", "flag", "mask", "quarantine"] = Field(
+    pii: Annotated[Literal["off", "flag", "mask", "quarantine"], _YamlOff()] = Field(
         "off",
         description="Personal data in texts (e-mail, telephone, payment card, IBAN, social security number, IP address): "
         "`flag` counts it, `mask` replaces it, `quarantine` sets the row aside.",
@@ -287,7 +298,7 @@ class PlanningSettings(Settings):
     )
 
 
-GuardAction = Literal["off", "warn", "roll_back", "stop"]
+GuardAction = Annotated[Literal["off", "warn", "roll_back", "stop"], _YamlOff()]
 _ACTION = "`off`, `warn`, `roll_back` (to the last good checkpoint, with a lower rate) or `stop` (the run fails)."
 
 
@@ -339,7 +350,7 @@ class NoProgressGuard(Settings):
 class OverfittingGuard(Settings):
     """A validation loss that stays above its best."""
 
-    action: Literal["off", "warn", "stop"] = Field(
+    action: Annotated[Literal["off", "warn", "stop"], _YamlOff()] = Field(
         "warn",
         description="What follows: `off`, `warn`, or `stop`: training ends here, in good order, with the model that keep_best names.",
     )
@@ -350,7 +361,7 @@ class OverfittingGuard(Settings):
 class IdleGuard(Settings):
     """An accelerator that waits for data; never on a CPU."""
 
-    action: Literal["off", "warn"] = Field("warn", description="What follows: `off` or `warn`.")
+    action: Annotated[Literal["off", "warn"], _YamlOff()] = Field("warn", description="What follows: `off` or `warn`.")
     share: Float = Field(0.3, gt=0, lt=1, description="Share of the time spent waiting for data that counts as idle.")
     steps: int = Field(50, ge=1, description="Steps in a row that must be idle.")
 

@@ -7,8 +7,10 @@ error stands alone: nothing after it can be read.
 
 from __future__ import annotations
 
+import codecs
 import copy
 import difflib
+import encodings.aliases
 import os
 import re
 import tomllib
@@ -23,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fullft_assets.base_model import read_header, resolve_base_model, suggest_path
-from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.documents.formats import ENDINGS, is_readable
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
@@ -174,7 +176,16 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
 
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
     """Return what is wrong with settings beyond types and bounds: paths, model, crons, owners, labels."""
-    checks = (_check_base_model, _check_documents, _check_monitoring, _check_examples, _check_task, _check_owners, _check_crons)
+    checks = (
+        _check_base_model,
+        _check_documents,
+        _check_monitoring,
+        _check_examples,
+        _check_task,
+        _check_snapshot,
+        _check_owners,
+        _check_crons,
+    )
     return [problem for check in checks for problem in check(settings, project_root)]
 
 
@@ -203,6 +214,22 @@ def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         yield Problem(
             ("documents", "queue"), f"a queue tells of objects on S3, but documents.path is {path}; remove it, or give s3://bucket/prefix"
         )
+
+    if (encoding := settings.documents.encoding) is not None and not _is_encoding(encoding):
+        known = set(encodings.aliases.aliases.values())
+        near = (
+            _did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(_is_encoding, known)))
+            or "; give one such as cp1252, or leave it out"
+        )
+        yield Problem(("documents", "encoding"), f"{encoding} is no encoding of text{near}")
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        # Some codecs decode no text: base64 is one.
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
 
 
 def _is_bucket(path: str) -> bool:
@@ -264,6 +291,25 @@ def _overlap(path: str, other: str, root: Path) -> bool:
         return one.startswith(two) or two.startswith(one)
     folder, training = ((root / Path(name).expanduser()).resolve() for name in (path, other))
     return folder.is_relative_to(training) or training.is_relative_to(folder)
+
+
+def _check_snapshot(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    replay = settings.snapshot.replay
+    named: list[tuple[Key, str]] = [(("snapshot", "screen", number), path) for number, path in enumerate(settings.snapshot.screen)]
+    named += [(("snapshot", "replay", "path"), replay.path)] if replay is not None else []
+    for key, path in named:
+        if (problem := _external_problem(path, root)) is not None:
+            yield Problem(key, problem)
+
+
+def _external_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with a file or folder of documents that are no delivery, or None; a bucket is asked when it is read."""
+    place = root / Path(path).expanduser()
+    if place.is_file():
+        return None if is_readable(place.name) else f"{path} has an ending that is not read; known endings: {', '.join(ENDINGS)}"
+    if "://" not in path and not path.startswith("s3:") and not place.exists():
+        return f"{path} not found{suggest_path(path, root) or '; relative paths start at the folder with pyproject.toml'}"
+    return _place_problem(path, root) or (None if _is_bucket(path) else _contents_problem(path, root))
 
 
 def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

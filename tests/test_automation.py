@@ -191,6 +191,11 @@ class TestDeliverySensor:
         bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 0})
         assert len(self.asked(bench)) == 1
 
+    def test_files_with_other_endings_are_said(self, bench):
+        (bench.prepared.project.documents / "a.docx").write_text("x")
+        said = "1 file(s) are left in place, for their endings are not read: 1 .docx (a.docx)"
+        assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {said}"
+
     def test_missing_folder_is_one_line_and_no_skip(self, bench):
         definition = automation.build_sensors(bench.case)[0]
         bench.prepared.project.documents.rename(bench.prepared.project.documents.with_name("elsewhere"))

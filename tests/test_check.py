@@ -238,3 +238,14 @@ def test_a_field_that_no_row_has_is_noted_with_the_near_one(project):
     path.write_text(YAML.replace("{path: data}", "{path: data, text: body}"))
     note = line(check.check_use_case(load_use_case(path)), "note")
     assert note.endswith("documents.text: none of the first 100 rows has a `body`; their fields: text, kind")
+
+
+def test_files_with_other_endings_are_counted(project):
+    assert "not read" not in report(project)
+    for name in ("b.docx", "c.docx", "d.txt.gz"):
+        (project / "data" / name).write_text("x")
+    (project / "data/e.tsv").write_text("text\tkind\nA licence\tnotice\n")
+    assert line(report(project), "not read").endswith(
+        "3 file(s) are left in place, for their endings are not read: 2 .docx (b.docx, c.docx), 1 .txt.gz (d.txt.gz)"
+    )
+    assert "201 rows" in line(report(project), "documents")

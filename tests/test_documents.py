@@ -64,6 +64,22 @@ class TestScan:
             "l.TXT",
         ]
 
+    def test_other_endings_are_left_in_place_and_named(self, tmp_path: Path) -> None:
+        names = ["a.docx", "b/c.docx", "b/d.DOCX", "notes.txt.gz", "README", os.fsdecode(b"caf\xe9.xls")]
+        unnamed = ["e.jsonl", "f.tsv", ".g.docx", ".h/i.docx", "j.csv.part", "k.JSONL.tmp", "_SUCCESS"]
+        for name in (*names, *unnamed):
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / name).write_text("x")
+        source = documents.Folder(tmp_path / "in")
+        assert [file.path for file in source.files()] == ["e.jsonl", "f.tsv"]
+        assert sorted(source.others) == sorted(names)
+        (line,) = documents.left_in_place(source.others)
+        assert line == (
+            "6 file(s) are left in place, for their endings are not read: 3 .docx (a.docx, b/c.docx, ...), 1 .txt.gz (notes.txt.gz), "
+            "1 .xls (caf\\xe9.xls), 1 without an ending (README)"
+        )
+        assert documents.left_in_place([]) == []
+
     def test_a_missing_folder_is_one_line_with_the_mend(self, tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=re.escape(f"{tmp_path}/no: folder not found; deliver the documents there or mend documents.path")
@@ -298,7 +314,7 @@ class TestJsonLines:
             '{"body": "a", "nr": 12, "kind": true, "expression": 5}\n{"body": "b", "nr": "", "expression": ""}\n'
         )
         rows = read(tmp_path, text="body", id="nr")
-        assert [(r["id"], r["label"], r["group"]) for r in rows] == [("12", "True", "5"), ("a.jsonl:2", None, None)]
+        assert [(r["id"], r["label"], r["group"]) for r in rows] == [("12", "true", "5"), ("a.jsonl:2", None, None)]
 
     def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')

@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import is_readable, json_lines, pdf, pdf_worker
+from fullft_assets.documents.formats import is_readable, json_lines, labels, pdf, pdf_worker
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import Folder
@@ -198,6 +199,30 @@ class TestContainers:
             "Expecting ',' delimiter",
             "Expecting property name enclosed in double quotes",
         ]
+
+    def test_truth_values_and_whole_numbers_are_one_name_in_every_format(self, tmp_path: Path) -> None:
+        fields = ("id", "text", "kind", "expression")
+        (tmp_path / "a.csv").write_text("id,text,kind,expression\n1,a,true,7\n")
+        (tmp_path / "b.jsonl").write_text(
+            '{"id": 1, "text": "a", "kind": true, "expression": 7}\n{"id": 1.0, "text": "a", "kind": true, "expression": 7.0}\n'
+        )
+        # A column with a gap is one of floats.
+        pq.write_table(
+            pa.table({"id": [1.0, None], "text": ["a", "a"], "kind": [True, None], "expression": [7.0, None]}), tmp_path / "c.parquet"
+        )
+        pq.write_table(
+            pa.table({name: [value] for name, value in zip(fields, (Decimal("1.00"), "a", True, Decimal("7.0")), strict=True)}),
+            tmp_path / "d.parquet",
+        )
+        rows = [row for row in read(tmp_path) if row["label"] is not None]
+        assert {(row["id"], row["label"], row["group"]) for row in rows} == {("1", "true", "7")}
+        assert len(rows) == 5
+
+    @pytest.mark.parametrize(
+        ("value", "name"), [(1.5, "1.5"), (-0.0, "0"), (1e300, "1e+300"), (10**30, "1" + "0" * 30), (False, "false"), ("True", "True")]
+    )
+    def test_other_values_keep_what_they_say(self, value: Any, name: str) -> None:
+        assert labels.name_of(value, "kind") == name
 
     def test_a_table_is_read_by_its_separator_line_its_bars_or_its_ending(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("sep=;\nid;text;kind\n1;a, b;x\n")

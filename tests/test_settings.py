@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from fullft_assets.settings import Settings, UseCaseSettings
 
@@ -107,3 +109,30 @@ def test_language_modeling_reads_each_token_once_unless_told() -> None:
     chosen = UseCaseSettings.model_validate({**least, "chunks": {"boundaries": "paragraph"}})
     assert (chosen.chunks.stride, chosen.chunks.boundaries) == (0, "paragraph")
     assert UseCaseSettings.model_validate(chosen.model_dump()).model_dump() == chosen.model_dump()
+
+
+def with_off(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """Every setting below a section that may be `off`."""
+    found = []
+    for name, field in model.model_fields.items():
+        if _is_section(field.annotation):
+            found += [(f"{name}.{inner}", info) for inner, info in with_off(field.annotation)]
+        elif "'off'" in str(field.annotation):
+            found.append((name, field))
+    return found
+
+
+def test_a_bare_off_is_off_wherever_a_setting_may_be() -> None:
+    """YAML 1.1 makes false of it."""
+    known = with_off(UseCaseSettings)
+    assert len(known) >= 8
+    for name, field in known:
+        adapter = TypeAdapter(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+        given, meant = ({"texts_are_unique": False}, {"texts_are_unique": "off"}) if name.endswith("severities") else (False, "off")
+        assert adapter.validate_python(given) == meant, name
+        assert "false" in json.dumps(adapter.json_schema()), f"{name}: Dagster's check of the YAML goes by the schema"
+    settings = UseCaseSettings.model_validate(
+        {**LEAST, "examples": {"label": "kind", "pii": False, "severities": {"texts_are_unique": False}}}
+    )
+    assert (settings.examples.pii, settings.examples.severities) == ("off", {"texts_are_unique": "off"})
+    assert problem(examples={"label": "kind", "pii": True})[0] == "examples.pii"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.chunks import load_tokenization
-from fullft_assets.errors import DataError, StoreError
+from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.hashing import text_hash
 from fullft_assets.snapshot import replay
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
@@ -234,7 +234,13 @@ class TestOneLine:
 
     def test_missing_folder(self, tmp_path: Path, model: Path) -> None:
         case = Case(tmp_path, model)
-        assert self.message(case) == f"snapshot.replay: general not found; relative paths start at {tmp_path}"
+        with pytest.raises(SettingsError, match=r"defs.yaml:\d+: snapshot.replay.path: general not found; relative paths start at"):
+            case.project.use_case()
+        case.give([{"text": "a"}])
+        use_case = case.project.use_case()
+        shutil.rmtree(case.folder)
+        with pytest.raises(DataError, match=f"^snapshot.replay: general not found; relative paths start at {tmp_path}$"):
+            draw(case.store, use_case, 20_000, [], [])
 
     def test_unreadable_file(self, case: Case) -> None:
         (case.folder / "broken.parquet").write_bytes(b"PAR1 and no more")

@@ -107,6 +107,12 @@ class TestNearDuplicates:
         assert not reference.is_near(["no licence says anything like these words at all"]).any()
 
 
+def test_texts_shorter_than_a_run_are_counted():
+    texts = ["one two three", "one two three four five", "", "five words and no more"]
+    assert screening.num_too_short(texts, 5) == Screen(texts, 5, 0.8).num_too_short == 2
+    assert screening.num_too_short([], 5) == 0
+
+
 class TestEvaluationSets:
     @pytest.fixture
     def project(self, tmp_path: Path) -> projects.Project:
@@ -177,14 +183,17 @@ class TestEvaluationSets:
         assert (found.texts, found.num_texts) == ([], {})
 
     def test_what_cannot_be_read_is_an_error_that_names_it(self, project):
-        with pytest.raises(DataError, match=r"snapshot\.screen: nowhere not found"):
-            self.read(project, "nowhere")
-        with pytest.raises(DataError, match=r"no readable file at benchmarks"):
-            self.read(project, "benchmarks")
-        (project.root / "benchmarks" / "notes.xyz").write_text("a")
-        with pytest.raises(DataError, match=r"no readable file at benchmarks/notes\.xyz"):
-            self.read(project, "benchmarks/notes.xyz")
         path = project.root / "benchmarks" / "set.jsonl"
+        path.write_text("{}")
+        project.configure(snapshot={"screen": ["benchmarks"]})
+        loaded = project.use_case()
+        path.unlink()
+        with pytest.raises(DataError, match=r"snapshot\.screen: no readable file at benchmarks"):
+            read_evaluation_texts(loaded)
+        path.parent.rmdir()
+        with pytest.raises(DataError, match=r"snapshot\.screen: benchmarks not found"):
+            read_evaluation_texts(loaded)
+        path.parent.mkdir()
         path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"answer": 4}) + "\n{cut off\n")
         with pytest.raises(DataError, match=r"set\.jsonl:2: no .*\(and 1 more rows\).*cannot be screened for"):
             self.read(project, "benchmarks")

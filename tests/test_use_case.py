@@ -275,6 +275,30 @@ ONE_MISTAKE = {
         GOOD + "  monitoring: {path: data/licences/production}\n",
         "8: monitoring.path: data/licences/production overlaps documents.path (data/licences); production documents need a folder apart",
     ),
+    "evaluation set": (
+        GOOD + "  snapshot:\n    screen:\n      - data/licences\n      - data/licences/b.jsonl\n",
+        "11: snapshot.screen.1: data/licences/b.jsonl not found; did you mean `data/licences/a.jsonl`?",
+    ),
+    "evaluation set without a document": (
+        GOOD + "  snapshot: {screen: [data/empty]}\n",
+        f"8: snapshot.screen.0: no readable document below data/empty; known endings: {', '.join(ENDINGS)}",
+    ),
+    "evaluation set of another ending": (
+        GOOD + "  snapshot: {screen: [pyproject.toml]}\n",
+        f"8: snapshot.screen.0: pyproject.toml has an ending that is not read; known endings: {', '.join(ENDINGS)}",
+    ),
+    "replayed documents": (
+        GOOD.replace("label: kind", "task: sft") + "  snapshot:\n    replay: {path: nowhere}\n",
+        "9: snapshot.replay.path: nowhere not found; relative paths start at the folder with pyproject.toml",
+    ),
+    "encoding": (
+        GOOD.replace("path: data/licences", "path: data/licences\n    encoding: UTF9"),
+        "6: documents.encoding: UTF9 is no encoding of text; did you mean `utf_8`?",
+    ),
+    "encoding of no text": (
+        GOOD.replace("path: data/licences", "path: data/licences\n    encoding: rot13"),
+        "6: documents.encoding: rot13 is no encoding of text; give one such as cp1252, or leave it out",
+    ),
     "cron": (
         GOOD + "  retraining:\n    schedule: 0 3 * *\n",
         "9: retraining.schedule: 0 3 * * is not a cron (4 fields instead of 5); such as `0 3 * * 0`: minute hour day month weekday",

@@ -12,6 +12,7 @@ from fullft_assets.store import Manifest
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
+    screened = [("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.", False)]
 
     @dg.asset(
         key=case.key("training_snapshot"),
@@ -29,6 +30,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ("ids_name_one_document", "Hardly an id stands for different texts in two files.", False),
                 ("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.", False),
                 ("archived_files_count", "Files that were taken away since their delivery count as they were read.", False),
+                *(screened if case.settings.snapshot.screen else []),
             ],
         ),
         **case.shared(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, read_batch
-from fullft_assets.documents.delivery import Look, look, source_of
+from fullft_assets.documents.delivery import Look, left_in_place, look, source_of
 from fullft_assets.documents.erasure import erased_digest, without_erased
 from fullft_assets.documents.formats import ENDINGS
 from fullft_assets.documents.reading import read_documents
@@ -44,6 +44,7 @@ __all__ = [
     "keep",
     "kept",
     "key_settings",
+    "left_in_place",
     "list_batches",
     "look",
     "open_source",
@@ -54,7 +55,7 @@ __all__ = [
     "source_of",
 ]
 
-VERSION = "3"
+VERSION = "4"
 #: Format by ending of a file's name.
 FORMATS = ENDINGS
 _CHANGED = "its newer state comes in a batch of its own"

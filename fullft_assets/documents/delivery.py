@@ -6,13 +6,17 @@ end and begins anew: that only says where to look next, the ledger alone says wh
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from fullft_assets.documents import batches
 from fullft_assets.documents.batches import Batch, Kind
 from fullft_assets.documents.events import EventQueue
+from fullft_assets.documents.formats import COMPRESSIONS, ending_of
 from fullft_assets.documents.sources import S3Prefix, Source, open_source
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store, digest
@@ -35,6 +39,8 @@ class Look:
     num_unsettled: int
     #: What was left alone, in words; empty if nothing was.
     notes: list[str]
+    #: Paths that were met and left in place, for their endings are not read; one of the notes counts them.
+    others: list[str] = field(default_factory=list)
 
 
 def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
@@ -70,14 +76,27 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
         if kind == "batch" and bounds.queue is not None:
             return _look_at_events(store, use_case.name, source, bounds, now)
         cut, notes = _list_on(store, use_case.name, source, bounds, kind, now)
-        return Look(cut, 0, notes)
+        return Look(cut, 0, [*notes, *left_in_place(source.others)], source.others)
     settled, unsettled = batches.settled(source, bounds, now)
     cut = batches.record(store, use_case.name, settled, bounds, kind)
     while whole and (more := batches.record(store, use_case.name, settled, bounds, kind)):
         cut += more
     waiting = batches.num_new(store, use_case.name, unsettled, kind)
     note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
-    return Look(cut, waiting, [note] if waiting else [])
+    return Look(cut, waiting, [*([note] if waiting else []), *left_in_place(source.others)], source.others)
+
+
+def left_in_place(others: Sequence[str]) -> list[str]:
+    """Return one line that counts files by their endings, which are not read, and names the first of each; none where there is none."""
+    named: dict[str, list[str]] = {}
+    # A name may be no text.
+    for path in sorted(os.fsencode(path).decode("utf-8", "backslashreplace") for path in others):
+        last = PurePosixPath(path.lower()).suffix
+        named.setdefault((ending_of(path) + last if last in COMPRESSIONS else last) or "without an ending", []).append(path)
+    most = sorted(named.items(), key=lambda item: (-len(item[1]), item[0]))
+    shown = [f"{len(paths):,} {ending} ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" for ending, paths in most[:5]]
+    more = f" and {len(most) - 5:,} more endings" if len(most) > 5 else ""
+    return [f"{len(others):,} file(s) are left in place, for their endings are not read: {', '.join(shown)}{more}"] if others else []
 
 
 def _list_on(
@@ -115,4 +134,5 @@ def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: Documents
         "object(s) named by events lie outside of it or have another ending": received.num_outside,
         "message(s) of the queue are no S3 events and stay there": received.num_unknown,
     }
-    return Look(cut, 0, [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed])
+    told = [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed, *left_in_place(source.others)]
+    return Look(cut, 0, told, source.others)

@@ -20,6 +20,8 @@ from fullft_assets.errors import DataError
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they tell such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
+#: Endings of files that are still being written.
+_PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
 #: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
 _PARALLEL_REQUESTS = 16
 
@@ -43,6 +45,8 @@ class Source(Protocol):
     uri: str
     #: Whether a file may be seen half-written. An S3 object appears whole.
     may_be_growing: bool
+    #: Paths that the last listing met and left alone, for their endings are not read; hidden and partial ones are not among them.
+    others: list[str]
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out."""
@@ -89,6 +93,7 @@ class Folder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.uri = str(folder.absolute())
+        self.others = []
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out.
@@ -102,6 +107,7 @@ class Folder:
 
     def walk(self) -> Iterator[SourceFile]:
         """Yield the files of `files` as they are found; of a folder that several links lead to the first path by name counts."""
+        self.others = []
         pending = [("", str(self.folder))]
         seen = {_identity(os.stat(self.folder))}
         while pending:
@@ -117,6 +123,8 @@ class Folder:
                     and (found := _seen_as(f"{prefix}{entry.name}", entry)) is not None
                 ):
                     yield found
+                elif _is_other(entry.name):
+                    self.others.append(f"{prefix}{entry.name}")
             inner = []
             for entry in sorted(folders, key=lambda entry: entry.name):
                 # A link to a folder above would be walked for ever.
@@ -193,6 +201,17 @@ def _is_document(name: str, is_saved: Callable[[], bool]) -> bool:
     return not (is_bookkeeping and is_saved())
 
 
+def _is_hidden(path: str) -> bool:
+    return path.startswith(".") or "/." in path
+
+
+def _is_other(name: str) -> bool:
+    """Return whether a file looks delivered but is not read: neither half-written nor a note that some program made for itself."""
+    return not (
+        _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name.startswith("_") or name.lower().endswith(_PARTIAL)
+    )
+
+
 @lru_cache(maxsize=4096)
 def _has_known_ending(ending: str) -> bool:
     return is_readable(f"x{ending}")
@@ -216,6 +235,7 @@ class S3Prefix:
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._places: dict[str, Path | OSError] = {}
+        self.others = []
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending objects, sorted by path; one request lists 1,000.
@@ -239,6 +259,7 @@ class S3Prefix:
             DataError: the bucket is not there, may not be listed or cannot be reached.
         """
         found: list[SourceFile] = []
+        self.others = []
         is_saved = self._saved_folders()
         for number in count(1):
             entries, is_last = self._page(after)
@@ -246,6 +267,8 @@ class S3Prefix:
                 path = entry["Key"][len(self._prefix) :]
                 if self._is_document(path, is_saved):
                     found.append(_object(path, {**entry, "size": entry["Size"]}))
+                elif not _is_hidden(path) and _is_other(path.rpartition("/")[2]):
+                    self.others.append(path)
             # Not by the server's token: it is good for minutes, and the next look may come later.
             after = "" if is_last or not entries else entries[-1]["Key"][len(self._prefix) :]
             if not after or number == most_pages:
@@ -272,8 +295,7 @@ class S3Prefix:
     @staticmethod
     def _is_document(path: str, is_saved: Callable[[str], bool]) -> bool:
         folder, _, name = path.rpartition("/")
-        is_hidden = path.startswith(".") or "/." in path
-        return bool(name) and not is_hidden and _is_document(name, lambda: is_saved(folder))
+        return bool(name) and not _is_hidden(path) and _is_document(name, lambda: is_saved(folder))
 
     def _saved_folders(self) -> Callable[[str], bool]:
         """Return what tells whether `datasets` saved a folder: its bookkeeping, which is looked for once a folder."""

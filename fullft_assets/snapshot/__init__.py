@@ -40,7 +40,7 @@ __all__ = [
     "near_duplicates", "pack_again", "read_index", "take", "unit_hash",
 ]  # fmt: skip
 
-VERSION = "4"
+VERSION = "5"
 SplitName = Literal["train", "validation", "test"]
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")
@@ -91,7 +91,11 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         values["gates"] = {check.name: check.passed for check in frozen.checks if check.severity == "error"}
         draft.identity = Identity(files=counts, values=values)
         metadata |= _report_on_data(store, use_case, frozen, metadata, batches, chunks, draft.path / "report.md")
-        return metadata, [*frozen.checks, frozen.order, _archive_check(examples, usable)]
+        checks = [*frozen.checks, frozen.order, _archive_check(examples, usable)]
+        if evaluation is not None:
+            metadata["num_evaluation_texts"] = evaluation.num_texts
+            checks.append(_screen_check(evaluation, settings.snapshot))
+        return metadata, checks
 
     inputs: dict[str, Any] = {name: [usable[name].content_digest, chunks[name].content_digest] for name in sorted(usable)}
     if evaluation is not None:
@@ -135,6 +139,21 @@ def _usable(use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping
             f"launch {use_case.name}_retokenize"
         )
     return {name: manifest for name, manifest in usable.items() if not _is_held_back(chunks[name])}
+
+
+def _screen_check(evaluation: screening.EvaluationTexts, settings: SnapshotSettings) -> CheckOutcome:
+    """Return whether the evaluation texts are long enough to be found within others."""
+    num_short = screening.num_too_short(evaluation.texts, settings.screen_words)
+    return CheckOutcome(
+        name="evaluation_texts_can_be_found",
+        passed=not num_short,
+        severity="warn",
+        description=""
+        if not num_short
+        else f"{num_short:,} of {len(evaluation.texts):,} evaluation texts have fewer than snapshot.screen_words ({settings.screen_words}) "
+        "words: training rows that hold one among other words are not found, only near-copies of it are; lower snapshot.screen_words",
+        metadata={"num_evaluation_texts": len(evaluation.texts), "num_too_short": num_short},
+    )
 
 
 def _archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:

@@ -188,6 +188,12 @@ def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
     return pa.concat_tables([found, again]).take(pa.array(rows))
 
 
+def num_too_short(texts: Sequence[str], num_words: int) -> int:
+    """Return how many texts have fewer words than a run: within a longer text they are not found, only copies of them are."""
+    _, offsets = word_hashes(_as_arrow(texts))
+    return int((np.diff(offsets) < num_words).sum())
+
+
 def overlapping(
     texts: pa.Array | pa.ChunkedArray | Sequence[str], evaluation_texts: Sequence[str], num_words: int, similarity: float, seed: int = 0
 ) -> np.ndarray:

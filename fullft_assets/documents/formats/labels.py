@@ -56,13 +56,20 @@ def target_of(value: Any, field: str, column: str) -> Target | None:
 
 
 def name_of(value: Any, field: str) -> str:
-    """Return a name, number, date or truth value as text.
+    """Return a name, number, date or truth value as text: the same text whatever the format that it came in.
+
+    A truth value is `true` or `false`, and a whole number has no point: a table with gaps makes 1.0 of a 1, and CSV has but text.
 
     Raises:
         Malformed: it is anything else.
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Beyond that a float tells no whole numbers apart.
+    if isinstance(value, float | Decimal) and abs(value) <= 2**53 and value == int(value):
+        return str(int(value))
     if isinstance(value, date):  # a datetime is one too
         return value.isoformat()
     if isinstance(value, bool | int | Decimal) or (isinstance(value, float) and math.isfinite(value)):
