@@ -210,16 +210,6 @@ class TestRowsThatStandWithAnothersText:
         erasure.erase(batches.store, CASE, ["d2", "d30"])
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
 
-    def test_packed_rows_are_planned_anew(self, tmp_path: Path):
-        batches = Batches(tmp_path, examples={**PLAIN["examples"], "task": "language_modeling", "label": None})
-        batches.deliver("a.jsonl", rows(60))
-        taken = batches.take()
-        train = snapshot.load_split(batches.store, taken, "train")
-        erasure.erase(batches.store, CASE, [train.ids[3]])
-        training = snapshot.load_training(batches.store, batches.store.load(taken.ref))
-        assert training.windows == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut]
-        assert training.packing.num_tokens == sum(map(len, training.windows))
-
 
 class TestCutShort:
     def test_readers_refuse_a_half_done_erasure(self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch):

@@ -211,7 +211,7 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
     before = {manifest.ref for manifest in lab.store.artifacts("letters", "evaluation_report")}
     report = erasure.Report(num_listed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(erasure, "is_erased", lambda case, table, tombstones: np.array([id_ == gone for id_ in table["id"].to_pylist()]))
+        patch.setattr(erasure, "_judged_erased", lambda store, made, table, *_: np.array([id_ == gone for id_ in table["id"].to_pylist()]))
         erasure._drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] >= 1 and set(after) != before

@@ -96,7 +96,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     attributes = source["attributes"]
     attributes["documents"]["settle_seconds"] = 0
     attributes["chunks"]["max_tokens"] = 64
-    attributes["snapshot"] |= {"max_train_rows": 48, "max_validation_rows": 6, "min_train_rows": 20}
+    attributes["snapshot"] |= {"test_share": 0.15, "max_train_rows": 48, "max_validation_rows": 6, "min_train_rows": 20}
     attributes["training"] |= {"batch_size": 4}
     project.yaml_path.parent.mkdir(parents=True, exist_ok=True)
     project.yaml_path.write_text(yaml.safe_dump(source))

@@ -228,6 +228,9 @@ def _drop_rows(
     left_out = pq.read_table(folder / "left_out.parquet") if manifest.stage == "labeled_examples" else None
     left_out_hit = erased.rows(left_out) if left_out is not None else np.zeros(0, bool)
     paths = _paths_to_scrub(manifest, table, hit, upstream, erased)
+    if left_out is not None:
+        # Broken rows are there by name alone: no content tells whose they are, but the name of their file does.
+        left_out_hit |= np.isin(left_out["source"].to_numpy(zero_copy_only=False), sorted(paths))
     if not hit.any() and not left_out_hit.any() and not paths and inputs == manifest.inputs:
         return
     kept = table.filter(pa.array(~hit))
