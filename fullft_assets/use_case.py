@@ -409,7 +409,7 @@ def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> lis
 
 def _with_demo_mend(problem: Problem, demo: str) -> Problem:
     # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
-    if problem.key not in (("base_model",), ("documents", "path"), ("monitoring", "path"), ("snapshot", "replay")):
+    if problem.key not in (("base_model",), ("documents", "path"), ("monitoring", "path"), ("snapshot", "replay", "path")):
         return problem
     return Problem(problem.key, f"{problem.message}; `fullft prepare {demo}` writes the demo's")
 

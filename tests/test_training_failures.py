@@ -26,6 +26,7 @@ from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, room
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.guards import Course
+from tests import machine
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -128,7 +129,7 @@ class TestFullDisk:
         folder.mkdir()
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=13m", "tmpfs", folder], capture_output=True, check=False)
         if mounted.returncode != 0:
-            pytest.skip("a file system of its own needs the right to mount one")
+            machine.lacks("a file system of its own needs the right to mount one")
         yield folder
         subprocess.run(["umount", "--lazy", folder], check=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -17,10 +16,10 @@ from typing import TypeVar
 
 import dagster as dg
 import psutil
-import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from fullft_assets.launchers.supervisor import is_alive
+from tests import machine
 from tests.project import Project
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
@@ -167,10 +166,7 @@ def _is_reload(response) -> bool:
 def chromium() -> Iterator[Page]:
     """Open a page in the system's Chromium; without one, skip, but fail where CI promised one."""
     if _CHROMIUM is None:
-        reason = "no Chromium on this machine: install Debian's `chromium`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        machine.lacks("no Chromium on this machine: install Debian's `chromium`")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=list(_FLAGS))
         try:
