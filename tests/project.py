@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -86,6 +87,16 @@ class Project:
         """Run the `fullft` command in this project."""
         command = [sys.executable, "-m", "fullft_assets.cli", *arguments, "--defs", str(self.root / "my_project" / "defs")]
         return subprocess.run(command, cwd=self.root, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)
+
+    def logged(self) -> str:
+        """Return all that stands in the run log of `fullft run` and in Dagster's event log."""
+        found = (self.home / "run.log").read_text(encoding="utf-8")
+        for database in (self.home / "history").rglob("*.db"):
+            with sqlite3.connect(database) as connection:
+                tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+                for table in tables & {"event_logs", "asset_keys", "asset_check_executions"}:
+                    found += "\n".join(str(row) for row in connection.execute(f"select * from {table}"))
+        return found
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,12 +129,7 @@ def test_one_command_materialises_every_asset_with_metadata_and_data_version(fin
 
 
 def test_no_document_stands_in_the_event_log_or_the_run_log(finished):
-    logged = (finished.home / "run.log").read_text(encoding="utf-8")
-    for database in (finished.home / "history").rglob("*.db"):
-        with sqlite3.connect(database) as connection:
-            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
-            for table in tables & {"event_logs", "asset_keys", "asset_check_executions"}:
-                logged += "\n".join(str(row) for row in connection.execute(f"select * from {table}"))
+    logged = finished.logged()
     assert "labeled_examples" in logged
     # A run of text long enough to be a document's own, and of characters that no encoding of the log changes.
     runs = [re.search(r"[A-Za-z ,.]{50}", row["text"]) for row in projects.licence_rows(400)]

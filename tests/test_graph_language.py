@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,12 +97,7 @@ def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: proje
 
 
 def test_no_document_and_nothing_written_stands_in_the_event_log_or_the_run_log(finished: projects.Project) -> None:
-    logged = (finished.home / "run.log").read_text(encoding="utf-8")
-    for database in (finished.home / "history").rglob("*.db"):
-        with sqlite3.connect(database) as connection:
-            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
-            for table in tables & {"event_logs", "asset_keys", "asset_check_executions"}:
-                logged += "\n".join(str(row) for row in connection.execute(f"select * from {table}"))
+    logged = finished.logged()
     assert "evaluation_report" in logged
     excerpts = {found[0] for row in projects.licence_rows(160) if (found := re.search(r"[A-Za-z ,.]{50}", row["text"]))}
     assert len(excerpts) > 15
