@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from fullft_assets.chunks.chat import ChatTemplate, Rendered
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.errors import DataError
-from fullft_assets.settings import Task, UseCaseSettings
+from fullft_assets.settings import ChunksSettings, Task, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 
 if TYPE_CHECKING:
@@ -54,9 +56,16 @@ def schema() -> pa.Schema:
 
 
 def load_tokenization(use_case: UseCase) -> Tokenization:
-    """Return the base model's tokenizer with the use case's settings."""
+    """Return the base model's tokenizer with the use case's settings; a process that needs it again and again reads it once."""
     settings = use_case.settings
-    return Tokenization.load(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, settings.examples.task)
+    folder = resolve_base_model(settings.base_model, use_case.project_root)
+    return _load(folder, settings.chunks.model_dump_json(), settings.examples.task, _digest(use_case))
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, chunks: str, task: Task, made_of: str) -> Tokenization:
+    # The digest is there to tell a tokenizer whose files have changed.
+    return Tokenization.load(folder, ChunksSettings.model_validate_json(chunks), task)
 
 
 def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:

@@ -29,7 +29,7 @@ from fullft_assets.documents.erasure import By, erased_digest, is_erased, read_t
 from fullft_assets.erasure.scrub import GONE, scrub
 from fullft_assets.erasure.search import DOCUMENTS, read_list, search, tables
 from fullft_assets.errors import StoreError
-from fullft_assets.examples import MERGED, SUPERSEDED, count_labels
+from fullft_assets.examples import MERGED, SUPERSEDED, count_labels, write_examples
 from fullft_assets.report import shorten
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import pack_again
@@ -238,7 +238,7 @@ def _drop_rows(
         inputs["files"] = scrub(inputs["files"], paths)
 
     def edit(path: Path) -> Mapping[str, Any]:
-        pq.write_table(kept, path / file)
+        (write_examples if manifest.stage == "labeled_examples" else pq.write_table)(kept, path / file)
         if manifest.stage == "tokenized_chunks" and hit.any():
             # Counts of the batch's words, the erased documents' among them; the audit goes on without this batch.
             pq.write_table(pq.read_table(path / WORDS).slice(0, 0), path / WORDS)

@@ -154,28 +154,63 @@ def find_near(
         reference, candidates: rows, disjoint.
         similarity: least Jaccard similarity of the shingle sets.
         read: reads the shingle sets of rows; called once, with the rows of candidate pairs only.
+    """
+    search = NearSearch(sketches, reference, candidates, similarity)
+    return search.run(read(search.rows))
+
+
+class NearSearch:
+    """The search for candidates that are near to a reference text: what the sketches say of it, until the texts are read.
 
     Buckets of thousands of texts stay cheap. Texts with equal sets stand for each other: whichever of them is compared, the
     similarity is the same number. A candidate needs one confirmed partner, so that among texts that are all near to each other the
     first try settles it. Pairs whose sizes differ by more than the threshold allows, and candidates with too few shingles that any
     reference text has, cannot be near and are not compared: |A & B| <= min(|A|, |B|), and |A & B| <= |A & union of all B|.
+
+    Attributes:
+        rows: those whose shingle sets `run` needs.
     """
-    found, partners = [], []
-    reference = reference[np.unique(sketches.sets[reference], return_index=True)[1]]
-    equal, place = positions(sketches.sets[reference], sketches.sets[candidates])
-    found.append(candidates[equal])
-    partners.append(reference[place[equal]])
-    rest = candidates[~equal]
-    sets, stands_for = np.unique(sketches.sets[rest], return_inverse=True)
-    chosen = rest[np.unique(stands_for, return_index=True)[1]] if len(sets) else rest
-    near, partner = _confirm(sketches, reference, chosen, similarity, read)
-    if len(near):
-        where = np.full(len(sets), -1)
-        where[near] = partner
-        settled = where[stands_for] >= 0
-        found.append(rest[settled])
-        partners.append(where[stands_for][settled])
-    return np.concatenate(found), np.concatenate(partners)
+
+    def __init__(self, sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float):
+        self._similarity, self._num_texts = similarity, len(sketches)
+        self._reference = reference[np.unique(sketches.sets[reference], return_index=True)[1]]
+        is_equal, place = positions(sketches.sets[self._reference], sketches.sets[candidates])
+        self._equal, self._equal_to = candidates[is_equal], self._reference[place[is_equal]]
+        self._rest = candidates[~is_equal]
+        _, first, self._stands_for = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
+        #: One row of each set of the others.
+        self._chosen = self._rest[first]
+        self._proposals = _propose_near(sketches, self._reference, self._chosen, similarity)
+        self._owners, self._first = np.unique(self._proposals.owner, return_index=True)
+        self._listed = self._proposals.listed(np.arange(len(self._proposals.owner)))
+        self.rows = np.concatenate([self._chosen[self._owners], self._reference[self._listed]])
+
+    def run(self, sets: ShingleSets, *, left_out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the near candidates and for each one reference text that it is near to.
+
+        Args:
+            sets: of `rows`.
+            left_out: bool [texts], those that are no longer reference text nor candidate, together with all of an equal set.
+        """
+        is_out = np.zeros(self._num_texts, bool) if left_out is None else left_out
+        partner = np.full(len(self._chosen), -1)
+        if len(self._owners):
+            search = _Search(
+                proposals=self._proposals,
+                first=np.append(self._first, len(self._proposals.owner)),
+                sets=sets,
+                set_of=np.searchsorted(self._listed, np.arange(len(self._reference))) + len(self._owners),
+                is_out=is_out[self._reference],
+                similarity=self._similarity,
+            )
+            partner[self._owners] = search.run(~is_out[self._chosen[self._owners]])
+        of_rest = partner[self._stands_for]
+        near = of_rest >= 0
+        still = ~is_out[self._equal]
+        return (
+            np.concatenate([self._equal[still], self._rest[near]]),
+            np.concatenate([self._equal_to[still], self._reference[of_rest[near]]]),
+        )
 
 
 @dataclass(frozen=True)
@@ -207,7 +242,9 @@ class _Proposals:
         for block in _blocks_of(self.count[few], _BLOCK_PAIRS):
             ranges = few[block]
             other = self.lists[expand(self.start[ranges], self.count[ranges])]
-            pairs = np.unique(np.repeat(self.owner[ranges], self.count[ranges]) * size + other)
+            pairs = np.repeat(self.owner[ranges], self.count[ranges]) * size + other
+            pairs.sort()  # faster here than np.unique, which hashes
+            pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
             kept += [part[~are_far(part // size, part % size)] for part in np.array_split(pairs, 1 + len(pairs) // _BLOCK_SIGNATURES)]
         left = np.concatenate(kept)
         owner = np.concatenate([left // size, self.owner[many]])
@@ -230,7 +267,12 @@ def _propose(reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
     for ours, theirs in zip(reference, candidates, strict=True):
         packed = (np.concatenate([ours, theirs]) & ~low) | numbers
         packed.sort()
-        bucket = np.cumsum(np.concatenate([[False], (packed[1:] >> bits) != (packed[:-1] >> bits)]))
+        is_alike = (packed[1:] ^ packed[:-1]) <= low
+        # Most texts are alone in their bucket.
+        packed = packed[np.append(is_alike, False) | np.append(False, is_alike)]
+        if not len(packed):
+            continue
+        bucket = np.cumsum(np.append(False, (packed[1:] ^ packed[:-1]) > low))
         number = (packed & low).astype(np.int64)
         is_reference = number < num_reference
         # Reference texts have the lower numbers: within a bucket they come first.
@@ -241,40 +283,27 @@ def _propose(reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
         starts.append(before[bucket[paired]] + base)
         counts.append(mine[bucket[paired]])
         lists.append(number[is_reference])
-        base += num_reference
+        base += len(lists[-1])
+    if not lists:
+        none = np.zeros(0, np.int64)
+        return _Proposals(none, none, none, none)
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
     return _Proposals(owner[order], np.concatenate(starts)[order], np.concatenate(counts)[order], np.concatenate(lists))
 
 
-def _confirm(
-    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float, read: ReadSets
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the near candidates, and for each the row of a reference text that it is near to."""
+def _propose_near(sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> _Proposals:
+    """Return the candidate pairs, by positions on both sides, without those that the signatures tell to be far."""
     none = np.zeros(0, np.int64)
     if not len(reference) or not len(candidates):
-        return none, none
+        return _Proposals(none, none, none, none)
     num_bins = sketches.signatures.shape[1]
 
     def are_far(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         equal = sketches.signatures[candidates[mine]] == sketches.signatures[reference[theirs]]
         return np.count_nonzero(equal, axis=1) < (similarity - _ESTIMATE_OFF) * num_bins
 
-    proposals = _propose(sketches.bands[:, reference], sketches.bands[:, candidates]).without(are_far)
-    owners, first = np.unique(proposals.owner, return_index=True)
-    if not len(owners):
-        return none, none
-    listed = proposals.listed(np.arange(len(proposals.owner)))
-    search = _Search(
-        proposals=proposals,
-        first=np.append(first, len(proposals.owner)),
-        sets=read(np.concatenate([candidates[owners], reference[listed]])),
-        set_of=np.searchsorted(listed, np.arange(len(reference))) + len(owners),
-        similarity=similarity,
-    )
-    partner = search.run()
-    near = np.flatnonzero(partner >= 0)
-    return owners[near], reference[partner[near]]
+    return _propose(sketches.bands[:, reference], sketches.bands[:, candidates]).without(are_far)
 
 
 @dataclass(frozen=True)
@@ -286,6 +315,7 @@ class _Search:
         first: first range of each candidate with pairs, and the number of ranges.
         sets: shingle sets of these candidates, in order, then of the reference texts.
         set_of: position in `sets` of each reference text.
+        is_out: bool [reference texts], those that no candidate is compared with.
         similarity: the threshold.
     """
 
@@ -293,14 +323,19 @@ class _Search:
     first: np.ndarray
     sets: ShingleSets
     set_of: np.ndarray
+    is_out: np.ndarray
     similarity: float
 
-    def run(self) -> np.ndarray:
-        """Return for each candidate a reference text that it is near to, or -1; in rounds of 1, 2, 4, ... pairs a candidate."""
+    def run(self, wanted: np.ndarray) -> np.ndarray:
+        """Return for each candidate a reference text that it is near to, or -1; in rounds of 1, 2, 4, ... pairs a candidate.
+
+        Args:
+            wanted: bool [candidates], those that one is looked for.
+        """
         pairs_before = np.concatenate([[0], np.cumsum(self.proposals.count)])
         done, end = pairs_before[self.first[:-1]], pairs_before[self.first[1:]]
         partner = np.full(len(done), -1)
-        left = np.arange(len(done))
+        left = np.flatnonzero(wanted)
         tries = 1
         while len(left):
             stop = np.minimum(done[left] + tries, end[left])
@@ -323,7 +358,7 @@ class _Search:
         place = np.searchsorted(pairs_before, number, "right") - 1
         other = proposals.lists[proposals.start[place] + number - pairs_before[place]]
         mine, theirs = self.sets.sizes[who], self.sets.sizes[self.set_of[other]]
-        able = np.minimum(mine, theirs) >= self.similarity * np.maximum(mine, theirs)
+        able = ~self.is_out[other] & (np.minimum(mine, theirs) >= self.similarity * np.maximum(mine, theirs))
         pair = np.unique(who[able] * len(self.set_of) + other[able])
         return pair // len(self.set_of), pair % len(self.set_of)
 

@@ -27,8 +27,8 @@ import numpy as np
 from fullft_assets.errors import DataError
 from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.near_duplicates import Sketches, concatenate, find_near
-from fullft_assets.snapshot.shingles import ShingleSets, shingle_sets
+from fullft_assets.snapshot.near_duplicates import NearSearch, Sketches, concatenate
+from fullft_assets.snapshot.shingles import shingle_sets
 from fullft_assets.store import CheckOutcome
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ class _Versions:
 def _reused_check(rows: _Rows, versions: _Versions) -> CheckOutcome:
     """Return whether ids name documents: one that starts again in each file names as many as there are files."""
     differs = (versions.source != versions.newest_source) & (rows.text[versions.row] != rows.text[versions.newest])
-    num_ids = len(np.unique(rows.id[rows.kept]))
+    num_ids = np.count_nonzero(np.bincount(rows.id[rows.kept]))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
     passed = num_reused < _REUSED_IDS or num_reused <= _REUSED_SHARE * num_ids
     description = ""
@@ -524,7 +524,8 @@ def _labels(table: pa.Table, task: str, multi_label: bool) -> _Labels:
 
     if task not in ("classification", "token_classification"):
         return _Labels(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
-    if task == "classification" and not multi_label:
+    has_one = task == "classification" and not multi_label
+    if has_one:
         row, values = np.arange(len(table)), table["label"]
     else:
         lists = table["labels" if task == "classification" else "spans"].combine_chunks()
@@ -534,7 +535,8 @@ def _labels(table: pa.Table, task: str, multi_label: bool) -> _Labels:
     rank = np.empty(len(names), np.int64)
     order = pc.sort_indices(names)
     rank[order.to_numpy()] = np.arange(len(names))
-    pairs = np.unique(row * max(1, len(names)) + rank[number])
+    pairs = row * max(1, len(names)) + rank[number]
+    pairs = pairs if has_one else np.unique(pairs)
     return _Labels(pairs // max(1, len(names)), pairs % max(1, len(names)), names.take(order).to_pylist())
 
 
@@ -566,12 +568,18 @@ def _drop_near_duplicates(rows: _Rows, batches: Mapping[str, BatchRows], setting
     row_of = np.full(len(sketches), -1)
     row_of[rows.stored[rows.kept]] = np.flatnonzero(rows.kept)
 
-    def read(stored: np.ndarray) -> ShingleSets:
-        return shingle_sets(_read_texts(rows, batches, stored), seed)
-
+    searches = {}
     for guarded, others in ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,))):
         reference, candidates = rows.stored[rows.split == guarded], rows.stored[np.isin(rows.split, others)]
-        near, _ = find_near(sketches, reference, candidates, settings.near_duplicate_similarity, read)
+        searches[guarded, others] = NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
+    # Read at once: what of a batch holds a text is decoded as a whole.
+    needed = np.concatenate([search.rows for search in searches.values()])
+    sets = shingle_sets(_read_texts(rows, batches, needed), seed)
+    begin, dropped = 0, np.zeros(len(sketches), bool)
+    for (guarded, others), search in searches.items():
+        near, _ = search.run(sets.select(np.arange(begin, begin + len(search.rows))), left_out=dropped)
+        begin += len(search.rows)
+        dropped[near] = True
         is_near = np.zeros(len(rows.split), bool)
         is_near[row_of[near]] = True
         for other in others:
@@ -662,10 +670,11 @@ def label_statistics(labels: _Labels, split: np.ndarray, group: np.ndarray) -> l
     """
     where, num_splits = split[labels.row], len(SPLITS)
     cell = labels.code * num_splits + where
-    pairs, sizes = np.unique(np.stack([cell, group[labels.row]]), axis=1, return_counts=True)
-    num_cells = len(labels.names) * num_splits
-    total, squares = np.bincount(pairs[0], sizes, num_cells), np.bincount(pairs[0], sizes.astype(float) ** 2, num_cells)
-    groups = np.bincount(pairs[0], minlength=num_cells)
+    num_groups, num_cells = int(group.max(initial=-1)) + 1, len(labels.names) * num_splits
+    pairs, sizes = np.unique(cell * num_groups + group[labels.row], return_counts=True)
+    cells = pairs // max(1, num_groups)
+    total, squares = np.bincount(cells, sizes, num_cells), np.bincount(cells, sizes.astype(float) ** 2, num_cells)
+    groups = np.bincount(cells, minlength=num_cells)
     return [
         {
             "label": labels.names[n // num_splits],
