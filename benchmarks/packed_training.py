@@ -1,8 +1,9 @@
 """Training SmolLM2-135M on packed rows against what else one would do: useful tokens a second, padding not counted.
 
 Each side is a process of its own that holds the model and trains one optimizer step over the same documents whenever it
-is told to. The sides take turns, in another order each round, so what else the machine does hits all of them; each is
-compared with ours of the same round. Same weights, documents, threads, precision and optimizer everywhere:
+is told to. Ours and one other take turns, the first of a round by turns too, so what else the machine does hits both; each
+step is compared with ours of the same round. Two at a time: all together take more than 20 GB. Same weights, documents,
+threads, precision and optimizer everywhere:
 
 - `padded`: transformers' Trainer, rows padded to the longest of their pass;
 - `trl`: TRL's SFTTrainer with `packing_strategy="bfd_split"`, without its default of gradient checkpointing; `trl_row_by_row`:
@@ -117,37 +118,57 @@ def measure_packed_training(model: Path, logs: Path, rounds: int = ROUNDS, threa
 
     smollm.write(model)
     threads = threads or os.cpu_count() or 1
-    processes: dict[str, Process] = {}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
-    try:
-        for name in SIDES:
-            processes[name] = Process(name, model, logs / f"packed-training-{name}.log", threads)
-        load = os.getloadavg()[0]
-        names = list(SIDES)
-        for turn in range(rounds):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                found[name].append(processes[name].step())
-        load = max(load, os.getloadavg()[0])
-    finally:
-        for process in processes.values():
-            process.stop()
-    about = {name: process.about for name, process in processes.items()}
-    rows = [_row(name, found, about) for name in _OTHERS]
+    found = {name: _take_turns(name, model, logs, rounds, threads) for name in SIDES if name != "ours"}
+    rows = [_row(name, found[name]) for name in _OTHERS]
     for row, side, what in (
         (rows[1], "trl_row_by_row", f"against TRL with one row a pass and {NUM_ROWS} passes a step"),
         (rows[2], "bare_same_loss", "against the same loop with our loss"),
     ):
-        row.notes.append(f"{what}: {_times_as_fast(_pairs(found, side, 'seconds'))}")
-    rows[0].notes.append(f"{threads} threads; load average up to {load:.1f} (of which ours: up to {threads})")
+        row.notes.append(f"{what}: {_times_as_fast(found[side].pairs('seconds'))}")
+    rows[0].notes.append(
+        f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})"
+    )
     return rows
 
 
-def _row(name: str, found: dict[str, list[dict[str, float]]], about: dict[str, dict[str, Any]]) -> PairedRow:
-    seconds, cpu = ({side: median(step[kind] for step in steps) for side, steps in found.items()} for kind in ("seconds", "cpu"))
-    pairs = _pairs(found, name, "seconds")
+@dataclass(frozen=True)
+class Rounds:
+    """Steps of ours and of another side, round by round, what each side says of itself, and the highest load average."""
+
+    steps: dict[str, list[dict[str, float]]]
+    about: dict[str, dict[str, Any]]
+    load: float
+
+    def pairs(self, kind: str) -> list[float]:
+        """Return ours over the other's of each round: `seconds` or `cpu`."""
+        ours, theirs = self.steps.values()
+        return [mine[kind] / other[kind] for mine, other in zip(ours, theirs, strict=True)]
+
+
+def _take_turns(other: str, model: Path, logs: Path, rounds: int, threads: int) -> Rounds:
+    names = ["ours", other]
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    processes: dict[str, Process] = {}
+    try:
+        for name in names:
+            processes[name] = Process(name, model, logs / f"packed-training-{name}.log", threads)
+        load = os.getloadavg()[0]
+        for turn in range(rounds):
+            for name in names[:: 1 if turn % 2 == 0 else -1]:
+                steps[name].append(processes[name].step())
+            load = max(load, os.getloadavg()[0])
+    finally:
+        for process in processes.values():
+            process.stop()
+    return Rounds(steps, {name: process.about for name, process in processes.items()}, load)
+
+
+def _row(name: str, rounds: Rounds) -> PairedRow:
+    seconds, cpu = ({side: median(step[kind] for step in steps) for side, steps in rounds.steps.items()} for kind in ("seconds", "cpu"))
+    pairs, about = rounds.pairs("seconds"), rounds.about
     speeds = {side: about[side]["num_tokens"] / seconds[side] for side in ("ours", name)}
     notes = [
-        f"{_times_as_fast(pairs)}; in CPU seconds {1 / median(_pairs(found, name, 'cpu')):.2f} times",
+        f"{_times_as_fast(pairs)}; in CPU seconds {1 / median(rounds.pairs('cpu')):.2f} times",
         f"{speeds['ours']:,.0f} against {speeds[name]:,.0f} useful tokens a second; {about['ours']['about']} against {about[name]['about']}",
     ]
     return PairedRow(
@@ -159,13 +180,9 @@ def _row(name: str, found: dict[str, list[dict[str, float]]], about: dict[str, d
         ours_cpu=cpu["ours"],
         theirs_cpu=cpu[name],
         notes=notes,
-        details={"steps": {side: found[side] for side in ("ours", name)}, "about": {side: about[side] for side in ("ours", name)}},
+        details={"steps": rounds.steps, "about": about},
         pairs=pairs,
     )
-
-
-def _pairs(found: dict[str, list[dict[str, float]]], name: str, kind: str) -> list[float]:
-    return [ours[kind] / theirs[kind] for ours, theirs in zip(found["ours"], found[name], strict=True)]
 
 
 def _times_as_fast(pairs: Sequence[float]) -> str:

@@ -112,7 +112,7 @@ CLASSIFICATION = {"task": "classification", "multi_label": False}
 
 def batch_rows(rows: pa.Table) -> BatchRows:
     index = sketches.build(rows, SIMILARITY, 1)
-    return BatchRows(rows.drop_columns(["text"]), {}, index.places, index.sketches, rows["text"].take)
+    return BatchRows(rows.drop_columns(["text"]), {}, index.places, lambda: index.sketches, rows["text"].take)
 
 
 @pytest.fixture(scope="module")

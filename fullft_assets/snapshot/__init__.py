@@ -198,7 +198,7 @@ def _read_batches(
     found = {}
     for name, manifest in usable.items():
         made = sketches.ensure(store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed)
-        batch = _read_batch(store.folder(manifest), manifest.metadata["files"], sketches.read(store.folder(made)), use_case.settings.seed)
+        batch = _read_batch(store.folder(manifest), manifest.metadata["files"], store.folder(made), use_case.settings.seed)
         if evaluation is not None:
             screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
             batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
@@ -206,7 +206,7 @@ def _read_batches(
     return found
 
 
-def _read_batch(folder: Path, files: Mapping[str, int], index: sketches.BatchIndex, seed: int) -> BatchRows:
+def _read_batch(folder: Path, files: Mapping[str, int], index: Path, seed: int) -> BatchRows:
     import pyarrow.parquet as pq
 
     path = folder / "examples.parquet"
@@ -214,8 +214,8 @@ def _read_batch(folder: Path, files: Mapping[str, int], index: sketches.BatchInd
     return BatchRows(
         rows=pq.read_table(path, columns=[name for name in COLUMNS if name in known]),
         files=files,
-        places=index.places,
-        sketches=index.sketches,
+        places=sketches.read_places(index),
+        sketches=lambda: sketches.read_sketches(index),
         texts=lambda positions: _read_rows(path, "text", positions),
         left_out=_with_places(pq.read_table(folder / "left_out.parquet"), seed),
     )
@@ -280,7 +280,7 @@ def freeze(
         index = sketches.build(table, settings.near_duplicate_similarity, seed)
         rows = table.select([column for column in COLUMNS if column in table.column_names])
         others = _with_places(left_out[name], seed) if left_out else None
-        found[name] = BatchRows(rows, deliveries.get(name, {}), index.places, index.sketches, table["text"].take, others)
+        found[name] = BatchRows(rows, deliveries.get(name, {}), index.places, lambda made=index.sketches: made, table["text"].take, others)
     return freeze_batches(found, settings, seed, task=task, multi_label=multi_label)
 
 

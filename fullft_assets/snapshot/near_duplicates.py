@@ -10,8 +10,8 @@ Koenig 2010, b-bit minwise hashing) tells it without reading the texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -73,22 +73,44 @@ class Sketches:
         return Sketches(self.bands[:, rows], self.sizes[rows], self.signatures[rows], self.sets[rows])
 
 
-def concatenate(parts: Sequence[Sketches]) -> Sketches:
-    """Return the sketches of several batches as one, in the order given."""
-    bands, *others = ([getattr(part, field.name) for part in parts] for field in fields(Sketches))
-    return Sketches(np.concatenate(bands, axis=1), *(np.concatenate(values) for values in others))
+def concatenate(parts: Iterable[Sketches], num_texts: int) -> Sketches:
+    """Return the sketches of several batches as one, in the order given; of the parts one is held at a time.
+
+    Args:
+        parts: at least one, of as many bands and bins.
+        num_texts: of all parts together.
+    """
+    whole, begin = None, 0
+    for part in parts:
+        if whole is None:
+            num_bands, num_bins = len(part.bands), part.signatures.shape[1]
+            whole = Sketches(
+                np.empty((num_bands, num_texts), _UINT64),
+                np.empty(num_texts, np.int64),
+                np.empty((num_texts, num_bins), np.uint8),
+                np.empty(num_texts, _UINT64),
+            )
+        place = slice(begin, begin + len(part))
+        whole.bands[:, place] = part.bands
+        for name in ("sizes", "signatures", "sets"):
+            getattr(whole, name)[place] = getattr(part, name)
+        begin += len(part)
+        del part  # before the next one is read
+    return whole
 
 
 def sketch(texts: pa.Array | pa.ChunkedArray, similarity: float, seed: int) -> Sketches:
     """Return the sketches of texts for one threshold; they depend on nothing but each text, the threshold and the seed."""
     blocks = [texts.slice(start, _BLOCK_TEXTS) for start in range(0, max(1, len(texts)), _BLOCK_TEXTS)]
-    return concatenate([sketch_sets(shingle_sets(block, seed), similarity) for block in blocks])
+    return concatenate((sketch_sets(shingle_sets(block, seed), similarity) for block in blocks), len(texts))
 
 
 def sketch_sets(sets: ShingleSets, similarity: float) -> Sketches:
     """Return the sketches of shingle sets; `sketch` for sets that are at hand."""
-    starts = range(0, max(1, len(sets.sizes)), SORTED_ROWS)
-    return concatenate([_sketch_block(sets.select(np.arange(s, min(s + SORTED_ROWS, len(sets.sizes)))), similarity) for s in starts])
+    num_texts = len(sets.sizes)
+    starts = range(0, max(1, num_texts), SORTED_ROWS)
+    blocks = (sets.select(np.arange(start, min(start + SORTED_ROWS, num_texts))) for start in starts)
+    return concatenate((_sketch_block(block, similarity) for block in blocks), num_texts)
 
 
 def _sketch_block(found: ShingleSets, similarity: float) -> Sketches:
@@ -254,18 +276,18 @@ class _Proposals:
         return _Proposals(owner[order], start[order], count[order], np.concatenate([self.lists, left % size]))
 
 
-def _propose(reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
-    """Join the band keys [num_bands, n] of both sides by one sort a band.
+def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
+    """Join the band keys [num_bands, n] of the rows of both sides by one sort a band.
 
     A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the cut is refused later.
     """
-    num_reference, num_rows = reference.shape[1], reference.shape[1] + candidates.shape[1]
+    num_reference, num_rows, rows = len(reference), len(reference) + len(candidates), np.concatenate([reference, candidates])
     bits = _UINT64(int(num_rows).bit_length())
     numbers = np.arange(num_rows, dtype=_UINT64)
     low = (_UINT64(1) << bits) - _UINT64(1)
     owners, starts, counts, lists, base = [], [], [], [], 0
-    for ours, theirs in zip(reference, candidates, strict=True):
-        packed = (np.concatenate([ours, theirs]) & ~low) | numbers
+    for band in bands:
+        packed = (band[rows] & ~low) | numbers
         packed.sort()
         is_alike = (packed[1:] ^ packed[:-1]) <= low
         # Most texts are alone in their bucket.
@@ -303,7 +325,7 @@ def _propose_near(sketches: Sketches, reference: np.ndarray, candidates: np.ndar
         equal = sketches.signatures[candidates[mine]] == sketches.signatures[reference[theirs]]
         return np.count_nonzero(equal, axis=1) < (similarity - _ESTIMATE_OFF) * num_bins
 
-    return _propose(sketches.bands[:, reference], sketches.bands[:, candidates]).without(are_far)
+    return _propose(sketches.bands, reference, candidates).without(are_far)
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ class Reference:
         if not len(self._texts) or not len(column):
             return found
         pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        sketches = concatenate([self._sketches, sketch(column, self._similarity, self._seed)])
+        sketches = concatenate([self._sketches, sketch(column, self._similarity, self._seed)], len(self._sketches) + len(column))
         first = len(self._texts)
         near, _ = find_near(
             sketches,

@@ -73,11 +73,14 @@ def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed:
     )
 
 
-def read(folder: Path) -> BatchIndex:
-    """Read an index from the folder of its artifact."""
-    names = ("places", *(field.name for field in fields(Sketches)))
-    values = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    return BatchIndex(np.asarray(values.pop("places")), Sketches(**values))
+def read_places(folder: Path) -> np.ndarray:
+    """Read the rows' places in the split from the folder of an index."""
+    return np.load(folder / "places.npy", allow_pickle=False)
+
+
+def read_sketches(folder: Path) -> Sketches:
+    """Map the sketches in the folder of an index; they take memory as they are read, until they are let go."""
+    return Sketches(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False) for field in fields(Sketches)})
 
 
 def ensure_screened(

@@ -61,7 +61,7 @@ class BatchRows:
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones,
             but for those that are broken in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
-        sketches: of the rows' texts.
+        sketches: reads the sketches of the rows' texts.
         texts: reads the texts at positions, in that order.
         left_out: sound rows that are not in `rows`, with COLUMNS, their `place` and `why`, one of LEFT_OUT; and the ids and places
             of the rows that are not sound, whose `why` is BROKEN.
@@ -71,7 +71,7 @@ class BatchRows:
     rows: pa.Table
     files: Mapping[str, int]
     places: np.ndarray
-    sketches: Sketches
+    sketches: Callable[[], Sketches]
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     left_out: pa.Table | None = None
     overlaps: np.ndarray | None = None
@@ -563,7 +563,8 @@ def _require_labels(rows: _Rows, labels: _Labels, settings: SnapshotSettings, at
 
 
 def _drop_near_duplicates(rows: _Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings, seed: int) -> None:
-    sketches = concatenate([batches[name].sketches for name in sorted(batches)])
+    ordered = [batches[name] for name in sorted(batches)]
+    sketches = concatenate((batch.sketches() for batch in ordered), sum(len(batch.rows) for batch in ordered))
     # Kept rows have different texts, so each stored text is one row's.
     row_of = np.full(len(sketches), -1)
     row_of[rows.stored[rows.kept]] = np.flatnonzero(rows.kept)
