@@ -249,6 +249,17 @@ class ReplaySettings(Settings):
     share: Float = Field(0.1, gt=0, lt=1, description="Share of all training tokens that are general data.")
 
 
+class GeneralSettings(Settings):
+    """General documents that never train: what a model forgets is measured on them."""
+
+    path: str = Field(
+        description="Folder with general documents, in any of the formats; field `text` (or messages for sft). May be replay's."
+    )
+    max_tokens: int = Field(
+        20_000, ge=100, le=100_000_000, description="Tokens that are measured on; scored before training and at each validation."
+    )
+
+
 class SnapshotSettings(Settings):
     """How the examples are split and frozen."""
 
@@ -266,6 +277,10 @@ class SnapshotSettings(Settings):
     )
     screen_words: int = Field(13, ge=5, le=50, description="Words in a row shared with an external evaluation set that count as overlap.")
     replay: ReplaySettings | None = Field(None, description="General data for the tasks sft and language_modeling. Default: none.")
+    general: GeneralSettings | None = Field(
+        None,
+        description="General documents on which is measured what training makes the model forget; held out from replay. Default: none.",
+    )
     max_train_rows: int | None = Field(
         None, ge=1, description="Training rows kept, drawn by hash; use it to fit a time budget. Default: all."
     )
@@ -416,6 +431,13 @@ class TrainingSettings(Settings):
         1.0, gt=0, le=1, description="Times the learning rate of each layer below the head's; 1 = one rate, 0.9 spares the lower layers."
     )
     l2_sp: Float = Field(0.0, ge=0, description="Pull of the weights towards the pretrained ones (L2-SP), 0.01 is usual; 0 = none.")
+    max_general_rise: Float | None = Field(
+        None,
+        gt=0,
+        description="Forgetting budget: most that the loss on snapshot.general may rise over the score before training, in nats a token "
+        "(classification: the distance of its texts' representations from the base model's, 1 - cosine). Spent, training ends early, and "
+        "the model is one within it. Default: no limit.",
+    )
     guards: GuardsSettings = Field(GuardsSettings(), description="What watches over a run, and what follows when a rule is broken.")
     track: list[Literal["tensorboard", "mlflow"]] = Field(
         ["tensorboard"],

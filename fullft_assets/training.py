@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 
 VERSION = "2"
+#: What is measured on the general set, lower is better: nats a token; or, of an encoder, which has no loss on general text, the
+#: distance (1 - mean cosine) of its pooled representations from the base model's.
+GENERAL_MEASURES = ("general_loss", "general_distance")
 #: Settings that came later. At its default such a setting changes nothing, and stays out of keys: earlier work is found.
-_LATER = ("keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "guards")
+_LATER = ("keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "max_general_rise", "guards")
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
@@ -29,6 +33,12 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     chosen = settings.training.model_dump(mode="json", exclude={"track"})
     defaults = {name: field.get_default() for name, field in TrainingSettings.model_fields.items()}
     return {name: value for name, value in chosen.items() if name not in _LATER or getattr(settings.training, name) != defaults[name]}
+
+
+def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the score on the general set before training, which a step log has as step 0; None where there is none."""
+    found = (line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line)
+    return next(found, None)
 
 
 def checks(history: list[dict[str, Any]], step: int) -> list[CheckOutcome]:

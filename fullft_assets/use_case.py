@@ -297,6 +297,8 @@ def _check_snapshot(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     replay = settings.snapshot.replay
     named: list[tuple[Key, str]] = [(("snapshot", "screen", number), path) for number, path in enumerate(settings.snapshot.screen)]
     named += [(("snapshot", "replay", "path"), replay.path)] if replay is not None else []
+    general = settings.snapshot.general
+    named += [(("snapshot", "general", "path"), general.path)] if general is not None else []
     for key, path in named:
         if (problem := _external_problem(path, root)) is not None:
             yield Problem(key, problem)
@@ -320,6 +322,9 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(("examples", "multi_label"), f"is for the task classification, not for {examples.task}")
     if settings.snapshot.replay is not None and examples.task not in ("sft", "language_modeling"):
         yield Problem(("snapshot", "replay"), f"is for the tasks sft and language_modeling: {examples.task} has no loss on general text")
+    if settings.snapshot.general is not None and (examples.task == "token_classification" or examples.multi_label):
+        what = "multi_label" if examples.multi_label else examples.task
+        yield Problem(("snapshot", "general"), f"is measured while a model is trained: {what} ends with its snapshot; remove it")
     if settings.chunks.stride and examples.task == "language_modeling":
         yield Problem(("chunks", "stride"), "is for tasks that pool the windows of a text: language_modeling would train its tokens twice")
     if examples.group is not None and examples.group == examples.label:
@@ -339,6 +344,8 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     metric, task = settings.primary_metric, settings.examples.task
     if settings.training.balance_labels and task in ("sft", "language_modeling"):
         yield Problem(("training", "balance_labels"), f"is for the task classification: {task} has no labels")
+    if settings.training.max_general_rise is not None and settings.snapshot.general is None:
+        yield Problem(("training", "max_general_rise"), "is measured on snapshot.general, which is not set; give it a path, or remove this")
     if metric not in METRICS[task]:
         yield Problem(("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(METRICS[task])}")
     if settings.release.max_calibration_error is not None and task in ("sft", "language_modeling"):
@@ -409,7 +416,13 @@ def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> lis
 
 def _with_demo_mend(problem: Problem, demo: str) -> Problem:
     # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
-    if problem.key not in (("base_model",), ("documents", "path"), ("monitoring", "path"), ("snapshot", "replay", "path")):
+    if problem.key not in (
+        ("base_model",),
+        ("documents", "path"),
+        ("monitoring", "path"),
+        ("snapshot", "replay", "path"),
+        ("snapshot", "general", "path"),
+    ):
         return problem
     return Problem(problem.key, f"{problem.message}; `fullft prepare {demo}` writes the demo's")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,15 @@ def conversations(count: int) -> list[dict[str, Any]]:
         }
         for row in projects.licence_rows(count)
     ]
+
+
+def write_general(folder: Path, count: int = 60, characters: int = 600) -> list[str]:
+    """Write the beginnings of modules of Python's library, which no licence is like, as general documents; return them."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts = [file.read_text(encoding="utf-8", errors="replace")[:characters] for file in files]
+    texts = [text for text in dict.fromkeys(texts) if len(text) == characters][:count]
+    projects.write_rows(folder / "general.jsonl", [{"text": text} for text in texts])
+    return texts
 
 
 def take(project: projects.Project) -> Prepared:

@@ -67,4 +67,6 @@ def training_key(case: Case, snapshot: Manifest) -> str:
 def _curves(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     lines = [json.loads(line) for line in (store.folder(manifest) / "logs" / "metrics.jsonl").read_text().splitlines()]
     curves = {"loss": "training loss", "validation_loss": "validation loss"}
+    general = {"general_loss": "loss on general text", "general_distance": "distance of general texts' representations"}
+    curves |= {key: caption for key, caption in general.items() if any(key in line for line in lines)}
     return {f"{key}_curve": sparkline([line[key] for line in lines if key in line], caption) for key, caption in curves.items()}

@@ -61,6 +61,7 @@ class Report:
     data: Sequence[tuple[str, str]] = ()
     lineage: Sequence[tuple[str, str]] = ()
     cost: Sequence[tuple[str, str]] = ()
+    forgetting: Sequence[tuple[str, str]] = ()
 
 
 def write(folder: Path, report: Report) -> list[str]:
@@ -151,6 +152,22 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     }
     found = checkpoint.metadata
     return [(name, text(found[key])) for key, (name, text) in shown.items() if found.get(key) is not None]
+
+
+def forgetting_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
+    """Say what a training made the model forget of general text, as (name, value) rows; none where it was not measured."""
+    found = checkpoint.metadata
+    names = {
+        "general_loss": "loss on general text, nats a token",
+        "general_distance": "distance of general texts' representations from the base model's (1 - mean cosine), not a loss",
+    }
+    rows = [(text, f"{found['general_before']:.4f} before training, {found[key]:.4f} after") for key, text in names.items() if key in found]
+    budget = checkpoint.settings.get("training", {}).get("max_general_rise")
+    if rows:
+        rows.append(
+            ("rise", f"{found['general_rise']:+.4f}" + (f" of at most {budget:g}" if budget is not None else "; no budget was set"))
+        )
+    return rows
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ def draw(
         "scores": _scores(evaluation),
         **{name: make(evaluation) for name, make in _OF_A_KIND[evaluation.kind].items()},
         "loss": _loss(training_log),
+        "general": _general(training_log),
         "learning_curve": _learning_curve(learning_curve, evaluation),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -164,6 +165,20 @@ def _loss(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.grid(axis="y", color=_GRID)
     axes.legend(frameon=False, fontsize=8.5)
     _name_axes(axes, "optimizer step", "loss")
+    return figure
+
+
+def _general(log: Sequence[Mapping[str, Any]]) -> Figure | None:
+    axis = {"general_loss": "loss on general text (nats a token)", "general_distance": "distance of general texts' representations"}
+    found = {name: [(row["step"], row[name]) for row in log if row.get(name) is not None] for name in axis}
+    name = next((name for name, points in found.items() if points), None)
+    if name is None:
+        return None
+    figure, axes = _axes(4.9, 4.0)
+    axes.plot(*zip(*found[name], strict=True), "o-", color=_SECOND, linewidth=1.6, markersize=4.5)
+    axes.axhline(found[name][0][1], color=_MUTED, linestyle=":", linewidth=1.4)
+    axes.grid(axis="y", color=_GRID)
+    _name_axes(axes, "optimizer step", axis[name])
     return figure
 
 

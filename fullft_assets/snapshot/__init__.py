@@ -22,7 +22,7 @@ from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.snapshot import packing, replay, screening, sketches
+from fullft_assets.snapshot import general, packing, replay, screening, sketches
 from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.parts import folder_of, pin, steady
@@ -78,8 +78,14 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         metadata = {**frozen.metadata, "batches_left_out": left_out, "parts": parts}
         counts = ["index.parquet"]
         values = {"labels": frozen.labels, "chunks": [CHUNKS_VERSION, expected.settings], "tokenizer": expected.tokenizer}
+        measured = None
+        if settings.snapshot.general is not None:
+            measured = general.draw(store, use_case, frozen.index["text_hash"].to_pylist())
+            values["general"] = measured.content_digest
+            metadata |= {"general": measured.ref, "num_general_tokens": measured.metadata["num_tokens"]}
         if packed:
-            plan, made = _pack(store, use_case, frozen, batches, chunks, evaluation)
+            held_out = {} if measured is None else general.texts_by_hash(store, measured)
+            plan, made = _pack(store, use_case, frozen, batches, chunks, evaluation, held_out)
             _write_table(plan.to_table(), draft.path / "packing.parquet")
             counts.append("packing.parquet")
             values |= {"capacity": plan.capacity, "replay": made and made.content_digest}
@@ -102,12 +108,15 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         inputs["evaluation_texts"] = evaluation.digest
     if settings.snapshot.replay is not None:
         inputs["replay"] = replay.pin(use_case)
+    if settings.snapshot.general is not None:
+        inputs["general"] = general.pin(use_case)
     return store.ensure(
         use_case.name,
         "training_snapshot",
         write,
         version=VERSION,
-        settings=settings.snapshot.model_dump(),
+        # It came later: snapshots without it are found under the keys that they have.
+        settings=settings.snapshot.model_dump(exclude=None if settings.snapshot.general is not None else {"general"}),
         inputs=inputs,
         seed=settings.seed,
     )
@@ -291,8 +300,12 @@ def _pack(
     batches: Mapping[str, BatchRows],
     chunks: Mapping[str, Manifest],
     evaluation: screening.EvaluationTexts | None,
+    measured: Mapping[str, str],
 ) -> tuple[Packing, Manifest | None]:
-    """Plan the rows of training: windows of the training split in the index's order, then those of the replayed documents."""
+    """Plan the rows of training: windows of the training split in the index's order, then those of the replayed documents.
+
+    `measured`: texts by content hash that forgetting is measured on, and that are not replayed.
+    """
     settings = use_case.settings
     rows = _places(frozen.index, frozen.places)
     train = rows.of("train")
@@ -301,7 +314,7 @@ def _pack(
     made = None
     if settings.snapshot.replay is not None:
         held_out = rows.of("validation").texts(batches) + rows.of("test").texts(batches)
-        made = replay.draw(store, use_case, int(lengths.sum()), held_out, evaluation.texts if evaluation else ())
+        made = replay.draw(store, use_case, int(lengths.sum()), held_out, evaluation.texts if evaluation else (), measured)
         lengths = np.concatenate([lengths, _Lists.read(store.folder(made) / "chunks.parquet", "windows").lengths])
     return packing.plan(lengths, settings.chunks.max_tokens, settings.seed, cut_to_fill=_cuts_to_fill(settings)), made
 

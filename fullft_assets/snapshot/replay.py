@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.chunks import schema as chunk_schema
 from fullft_assets.errors import DataError
 from fullft_assets.hashing import messages_hash, text_hash, unit_hash
-from fullft_assets.settings import DocumentsSettings, ReplaySettings
-from fullft_assets.snapshot.screening import Screen, Way, locate, read_external
+from fullft_assets.settings import DocumentsSettings, ReplaySettings, Task
+from fullft_assets.snapshot.screening import Reference, Screen, Way, locate, read_external
 from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store, digest
 
 if TYPE_CHECKING:
@@ -44,14 +44,21 @@ _MIN_BLOCK_ROWS = 64
 _MAX_BLOCK_CHARACTERS = 1 << 23
 
 
-def draw(store: Store, use_case: UseCase, num_task_tokens: int, held_out: Sequence[str], screened: Sequence[str] = ()) -> Manifest:
+def draw(
+    store: Store,
+    use_case: UseCase,
+    num_task_tokens: int,
+    held_out: Sequence[str],
+    screened: Sequence[str] = (),
+    measured: Mapping[str, str] | None = None,
+) -> Manifest:
     """Choose the general documents that train beside the task's, and write them as an artifact of their own.
 
     Its `examples.parquet` and `chunks.parquet` have the columns of a batch's artifacts, row by row in the order of the draw. Of the
     last document only the windows that are needed are kept, so that the share is met to within a window.
 
-    Metadata: `num_rows`, `num_tokens`, `share` (as it came out), `num_files`, `num_unusable` (reason -> rows), `num_near_held_out` and
-    `num_screened` (documents passed over).
+    Metadata: `num_rows`, `num_tokens`, `share` (as it came out), `num_files`, `num_unusable` (reason -> rows), `num_near_held_out`,
+    `num_screened` and `num_near_general` (documents passed over).
 
     Args:
         store: where the artifact is found or written.
@@ -59,6 +66,7 @@ def draw(store: Store, use_case: UseCase, num_task_tokens: int, held_out: Sequen
         num_task_tokens: tokens of the training rows as they are packed (lengths of all windows, special tokens included).
         held_out: texts of the validation and test rows.
         screened: texts of external evaluation sets.
+        measured: texts by content hash that forgetting is measured on (`general`): neither they nor their near-duplicates train.
 
     Raises:
         DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is too little of it; the message
@@ -70,20 +78,22 @@ def draw(store: Store, use_case: UseCase, num_task_tokens: int, held_out: Sequen
     task = settings.examples.task
     num_needed = num_replay_tokens(num_task_tokens, replay.share)
     files = pin(use_case)
+    measured = measured or {}
     tokenizer = tokenizer_digest(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, task)
 
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
 
-        drawn = _draw(use_case, replay, num_needed, [_Screen(held_out, use_case), _Screen(screened, use_case)])
+        near_measured = _Near(list(measured.values()), use_case)
+        drawn = _draw(use_case, replay, num_needed, [_Screen(held_out, use_case), _Screen(screened, use_case), near_measured], measured)
         pq.write_table(drawn.examples, draft.path / "examples.parquet", compression="zstd")
         pq.write_table(drawn.chunks, draft.path / "chunks.parquet", compression="zstd")
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = drawn.examples["text_hash"].to_pylist()
         made_with = {"chunks": chunk_settings(settings), "tokenizer": tokenizer}
         draft.identity = Identity(files=[], values={"documents": documents, "num_tokens": drawn.num_tokens, **made_with})
-        near, overlapping = drawn.num_passed_over
-        counts = {"num_files": len(files), "num_unusable": drawn.num_unusable, "num_near_held_out": near, "num_screened": overlapping}
+        counts = {"num_files": len(files), "num_unusable": drawn.num_unusable}
+        counts |= dict(zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True))
         share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0
         return {"num_rows": len(drawn.examples), "num_tokens": drawn.num_tokens, "share": share, **counts}, []
 
@@ -103,6 +113,7 @@ def draw(store: Store, use_case: UseCase, num_task_tokens: int, held_out: Sequen
             "num_task_tokens": num_task_tokens,
             "held_out": digest(sorted(held_out)),
             "screened": digest(sorted(screened)),
+            **({"measured": digest(sorted(measured))} if measured else {}),
         },
         seed=settings.seed,
     )
@@ -139,8 +150,20 @@ class _Screen:
         return np.zeros(len(texts), bool) if self._screen is None else self._screen.overlapping(texts)
 
 
+class _Near:
+    """Texts that no general document may be a near-duplicate of; a shared run of words, such as a licence's, is no overlap here."""
+
+    def __init__(self, texts: Sequence[str], use_case: UseCase):
+        similarity = use_case.settings.snapshot.near_duplicate_similarity
+        self._reference = Reference(texts, similarity, use_case.settings.seed) if texts else None
+
+    def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
+        """Return for each text whether it is a near-duplicate of one of these."""
+        return np.zeros(len(texts), bool) if self._reference is None else self._reference.is_near(texts)
+
+
 @dataclass
-class _Drawn:
+class Drawn:
     """Documents in the order of the draw; `num_passed_over` counts those that a screen kept out, by screen."""
 
     examples: pa.Table
@@ -150,11 +173,13 @@ class _Drawn:
     num_passed_over: list[int]
 
 
-def _draw(use_case: UseCase, replay: ReplaySettings, num_needed: int, screens: Sequence[_Screen]) -> _Drawn:
+def _draw(
+    use_case: UseCase, replay: ReplaySettings, num_needed: int, screens: Sequence[_Screen | _Near], left_out: Collection[str]
+) -> Drawn:
     most = num_needed * _CHARACTERS_A_TOKEN
     while True:
-        candidates = _Candidates.read(use_case, replay, most)
-        drawn = _take(use_case, candidates, num_needed, screens)
+        candidates = Candidates.read(use_case, replay.path, most, left_out, _SETTING)
+        drawn = take_tokens(use_case, candidates, num_needed, screens)
         if drawn.num_tokens >= num_needed:
             return drawn
         if candidates.is_all:
@@ -162,11 +187,11 @@ def _draw(use_case: UseCase, replay: ReplaySettings, num_needed: int, screens: S
         most *= _MORE
 
 
-def _too_little(replay: ReplaySettings, num_needed: int, candidates: _Candidates, drawn: _Drawn) -> DataError:
+def _too_little(replay: ReplaySettings, num_needed: int, candidates: Candidates, drawn: Drawn) -> DataError:
     why = [f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)]
     why += [
         f"{count:,} overlap {what}"
-        for what, count in zip(("held-out rows", "snapshot.screen"), drawn.num_passed_over, strict=True)
+        for what, count in zip(("held-out rows", "snapshot.screen", "snapshot.general"), drawn.num_passed_over, strict=True)
         if count
     ]
     told = f" ({'; '.join(why)})" if why else ""
@@ -179,7 +204,7 @@ def _too_little(replay: ReplaySettings, num_needed: int, candidates: _Candidates
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class Candidates:
     """The documents that come first in the draw, in its order, each content once; `is_all`: there are no others."""
 
     table: pa.Table
@@ -187,12 +212,19 @@ class _Candidates:
     num_unusable: Counter[str]
 
     @classmethod
-    def read(cls, use_case: UseCase, replay: ReplaySettings, most: int) -> _Candidates:
-        """Read every document and keep the first ones, of at least `most` characters together; at most some times as many are held."""
-        seed = use_case.settings.seed
+    def read(cls, use_case: UseCase, path: str, most: int, left_out: Collection[str], setting: str) -> Candidates:
+        """Read every document and keep the first ones, of at least `most` characters together; at most some times as many are held.
+
+        Args:
+            use_case: where relative paths start; the task and the seed.
+            path: of the documents.
+            most: characters.
+            left_out: content hashes of documents that are none of them.
+            setting: named in messages.
+        """
         unusable: Counter[str] = Counter()
         kept, held, last, is_all = [], 0, 1.0, True
-        for table in _usable(use_case, replay, unusable, seed):
+        for table in _usable(use_case, path, unusable, left_out, setting):
             early = table.filter(np.asarray(table["place"]) <= last)
             is_all &= len(early) == len(table)
             kept.append(early)
@@ -204,15 +236,15 @@ class _Candidates:
         return cls(_first(kept, None), is_all, +unusable)
 
 
-def _usable(use_case: UseCase, replay: ReplaySettings, unusable: Counter[str], seed: int) -> Iterator[pa.Table]:
+def _usable(use_case: UseCase, path: str, unusable: Counter[str], left_out: Collection[str], setting: str) -> Iterator[pa.Table]:
     """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    plain = DocumentsSettings(path=replay.path)
+    seed, plain = use_case.settings.seed, DocumentsSettings(path=path)
     is_sft = use_case.settings.examples.task == "sft"
     ways: list[Way] = [*([(plain, "sft")] if is_sft else []), (plain, "language_modeling")]
-    for _, table in read_external(replay.path, use_case, ways, _SETTING):
+    for _, table in read_external(path, use_case, ways, setting):
         has_text = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(table["text"]), ""), False)
         is_malformed = table["problem"].is_valid()
         unusable["malformed row"] += pc.sum(is_malformed).as_py() or 0
@@ -220,7 +252,8 @@ def _usable(use_case: UseCase, replay: ReplaySettings, unusable: Counter[str], s
         table = table.filter(pc.and_not(has_text, is_malformed)).drop_columns(["problem"])
         hashes = [_content_hash(text, turns) for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)]
         places = [unit_hash(seed, "replay", hash_) for hash_ in hashes]
-        yield table.append_column("text_hash", pa.array(hashes, pa.string())).append_column("place", pa.array(places, pa.float64()))
+        table = table.append_column("text_hash", pa.array(hashes, pa.string())).append_column("place", pa.array(places, pa.float64()))
+        yield table.filter(np.array([hash_ not in left_out for hash_ in hashes], bool)) if left_out else table
 
 
 def _content_hash(text: str, turns: list[dict[str, str]] | None) -> str:
@@ -246,13 +279,13 @@ def _first(tables: list[pa.Table], most: int | None) -> pa.Table:
     return table.slice(0, int(np.searchsorted(np.cumsum(_num_characters(table)), most)) + 1)
 
 
-def _take(use_case: UseCase, candidates: _Candidates, num_needed: int, screens: Sequence[_Screen]) -> _Drawn:
+def take_tokens(use_case: UseCase, candidates: Candidates, num_needed: int, screens: Sequence[_Screen | _Near]) -> Drawn:
     """Tokenise candidates one block after the other, until they have the tokens that are needed."""
     import pyarrow as pa
 
     table = candidates.table
-    tokenizations = _Tokenizations(use_case)
-    drawn = _Drawn(table.slice(0, 0), chunk_schema().empty_table(), 0, Counter(candidates.num_unusable), [0 for _ in screens])
+    tokenizations = Tokenizations(use_case)
+    drawn = Drawn(table.slice(0, 0), chunk_schema().empty_table(), 0, Counter(candidates.num_unusable), [0 for _ in screens])
     examples, chunks = [drawn.examples], [drawn.chunks]
     characters = np.cumsum(_num_characters(table))
     start = 0
@@ -263,7 +296,7 @@ def _take(use_case: UseCase, candidates: _Candidates, num_needed: int, screens: 
         block = table.slice(start, end - start)
         start = end
         masks = [screen.overlapping(block["text"]) for screen in screens]
-        clean = np.flatnonzero(~np.logical_or.reduce(masks))
+        clean = np.flatnonzero(~np.logical_or.reduce([np.zeros(len(block), bool), *masks]))
         found = tokenizations.chunk(block.take(clean))
         fit = np.flatnonzero(_is_trained(found))
         tokens = np.cumsum(_num_tokens(found)[fit])
@@ -327,7 +360,7 @@ def _cut_last(chunks: pa.Table, row: int, num_spare: int) -> pa.Table:
     return pa.concat_tables([chunks.slice(0, row), pa.Table.from_pylist([cut], schema=chunks.schema), chunks.slice(row + 1)])
 
 
-class _Tokenizations:
+class Tokenizations:
     """How documents become windows: conversations through the model's chat template; a plain text is trained whole."""
 
     def __init__(self, use_case: UseCase):
@@ -336,7 +369,12 @@ class _Tokenizations:
 
     @cached_property
     def _plain(self) -> Tokenization:
-        return Tokenization.load(self._model, self._settings.chunks, "language_modeling")
+        return Tokenization.load(self._model, self._settings.chunks, self._plain_task)
+
+    @property
+    def _plain_task(self) -> Task:
+        """An encoder reads general text as it reads its task's."""
+        return "classification" if self._settings.examples.task == "classification" else "language_modeling"
 
     @cached_property
     def _conversations(self) -> Tokenization:
@@ -347,7 +385,7 @@ class _Tokenizations:
         import pyarrow as pa
 
         if self._settings.examples.task != "sft":
-            return chunk(documents, self._plain, "language_modeling").table
+            return chunk(documents, self._plain, self._plain_task).table
         is_plain = np.asarray(documents["messages"].is_null())
         parts = []
         if not is_plain.all():

@@ -194,9 +194,15 @@ class StepLog:
             with self.path.open("a") as file:
                 os.fsync(file.fileno())
 
-    def best_step(self) -> int | None:
-        """Return the step with the lowest validation loss, the earliest of equals; None before the first validation."""
+    def best_step(self, max_general_rise: float | None = None) -> int | None:
+        """Return the step with the lowest validation loss, the earliest of equals; None before the first validation.
+
+        Args:
+            max_general_rise: steps with a larger one do not count. Default: no limit.
+        """
         scored = [line for line in self.lines if math.isfinite(line.get("validation_loss", math.nan))]
+        if max_general_rise is not None:
+            scored = [line for line in scored if line["general_rise"] <= max_general_rise]
         return min(scored, key=lambda line: line["validation_loss"])["step"] if scored else None
 
     def read(self) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from fullft_assets.evaluation import accuracy, macro_f1
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
+from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import baselines
 from fullft_assets.workloads.feed import Feed
 from fullft_assets.workloads.inference import collate, device, embed, load_for_training, predict_with
@@ -36,6 +38,7 @@ class Classification:
         validation: rows scored on the way.
         labels: label order of the model's outputs.
         added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        general: text on which is measured what is forgotten, or None.
     """
 
     base_model: Path
@@ -43,6 +46,7 @@ class Classification:
     validation: Split
     labels: list[str]
     added_tokens: Sequence[str] = ()
+    general: General | None = None
     has_new_head: ClassVar[bool] = True
 
     @property
@@ -81,6 +85,24 @@ class Classification:
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, accuracy and macro-F1."""
         return score(model, self.validation, listener)
+
+    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
+
+        An encoder's weights have no head that predicts general text, so how well it still does cannot be said; only how far what
+        it makes of such text has moved.
+        """
+        if self.general is None:
+            return {}
+        found = predict_with(model, self.general.windows, progress=listener).embeddings
+        return {"general_distance": _distance(found, self._general_embeddings)}
+
+    @cached_property
+    def _general_embeddings(self) -> np.ndarray:
+        """[texts, hidden] what the base model makes of the general texts."""
+        # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
+        with torch.random.fork_rng():
+            return embed(self.base_model, self.general.windows, added_tokens=self.added_tokens)
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: those of `baselines.KINDS`."""
@@ -121,6 +143,13 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
         planned += [full[i] for i in rng.permutation(len(full))]
         count = sum(map(len, planned))
     return np.concatenate([*planned, carried])
+
+
+def _distance(found: np.ndarray, original: np.ndarray) -> float:
+    """Return 1 - the mean cosine of rows [n, hidden]; nan where one is not finite."""
+    found, original = found.astype(np.float64), original.astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(original, axis=1)
+    return float(1 - ((found * original).sum(1) / np.maximum(lengths, 1e-12)).mean())
 
 
 def _collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:

@@ -65,6 +65,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             data=report.data_rows(snapshot),
             lineage=report.lineage_rows(inputs, job.settings, job.key),
             cost=report.cost_rows(checkpoint),
+            forgetting=report.forgetting_rows(checkpoint),
         )
         report.write(draft.path, shown)
         draft.commit(
@@ -121,6 +122,7 @@ def _metadata(judged: Judged, decision: Verdict, inputs: Mapping[str, Manifest])
         "gain_over_best_baseline_low": gain.low,
         "gain_over_best_baseline_high": gain.high,
         "gain_over_champion": over_champion.estimate if over_champion else None,
+        **{name: value for name, value in inputs["finetuned_checkpoint"].metadata.items() if name.startswith("general_")},
         "checkpoint": inputs["finetuned_checkpoint"].ref,
         "incumbent": inputs["champion"].ref if "champion" in inputs else None,
     }

@@ -28,6 +28,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import layers, precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, publish, retain, room_needed, step_of
 from fullft_assets.workloads.feed import sums_between
+from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
 from fullft_assets.workloads.recipe import Recipe
 from fullft_assets.workloads.telemetry import Ending, Meter, Shape, Trackers, peak_flops, require, step_flops
@@ -50,7 +51,8 @@ class Fit:
 
     Attributes:
         model: the trained weights.
-        step: after which the model had them: the last one, or with `keep_best` the best by validation loss.
+        step: after which the model had them: the last one, or with `keep_best` the best by validation loss; within the forgetting
+            budget, if there is one.
         num_steps: steps taken; fewer than planned if a guard ended training early.
         num_tokens: useful tokens of these steps.
         seconds: of training, over all legs.
@@ -60,6 +62,7 @@ class Fit:
         incidents: what made the run go on differently from planned.
         micro_batch_size: rows a forward pass at the end.
         about: what the recipe says of the training.
+        scores: of the model: `validation_loss` and others, and what the general set says.
     """
 
     model: PreTrainedModel
@@ -73,6 +76,7 @@ class Fit:
     incidents: list[Incident]
     micro_batch_size: int
     about: dict[str, Any]
+    scores: dict[str, float]
 
 
 def fine_tune(
@@ -104,7 +108,7 @@ def fine_tune(
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
         SettingsError: the batch cannot be divided as asked, or more layers are frozen than there are.
-        DivergenceError: a guard stopped the run, or its weights are not finite.
+        DivergenceError: a guard stopped the run, its weights are not finite, or none are within the forgetting budget.
         OutOfMemory: a single row does not fit.
         DiskError: there is no room for a checkpoint; the last one is intact.
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
@@ -211,7 +215,8 @@ class _Leg:
         if self.work.resumable and _is_first_rank():
             # Before the first save: what a killed run left, and what is kept no longer, may be the room that it needs.
             shutil.rmtree(self.work.folder / _UNFINISHED, ignore_errors=True)
-            retain(self.work.folder, self.course, newest=self.settings.keep_checkpoints, best=watcher.log.best_step())
+            retain(self.work.folder, self.course, newest=self.settings.keep_checkpoints, best=watcher.best_step())
+        watcher.score_before(self.model)
         watcher.begin()
         # A stop cut the scoring short after which this checkpoint was written.
         was_scored = any("validation_loss" in line and line["step"] == self.first_step for line in watcher.log.lines)
@@ -232,11 +237,14 @@ class _Leg:
         trainer, log = self.trainer, self.watcher.log
         seconds = self.watcher.seconds
         step = num_steps = max(self.first_step, trainer.state.global_step)
-        best = log.best_step()
-        if self.settings.keep_best and self.work.resumable and best is not None and best != step:
+        best, forgetting = self.watcher.best_step(), self.watcher.forgetting
+        is_over = forgetting.max_rise is not None and forgetting.is_spent(_scores_of(log.lines, step))
+        if is_over and (best is None or not self.work.resumable):
+            raise forgetting.nothing_left(step)
+        if (self.settings.keep_best or is_over) and self.work.resumable and best is not None and best != step:
             trainer._load_from_checkpoint(str(self.work.folder / f"checkpoint-{best}"))
             step = best
-        final = next(line for line in reversed(log.lines) if "validation_loss" in line and line["step"] == step)
+        final = _scores_of(log.lines, step)
         if not math.isfinite(final["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
         return Fit(
@@ -251,6 +259,7 @@ class _Leg:
             incidents=self.course.incidents,
             micro_batch_size=self.settings.micro_batch_size,
             about=self.prepared.about,
+            scores={name: value for name, value in final.items() if name.startswith(("validation_", "general_"))},
         )
 
     def halve_micro_batches(self) -> None:
@@ -301,6 +310,7 @@ class _Leg:
             Trackers(track, work.folder, self.first_step, self.settings.model_dump(exclude={"guards", "track"}), work.progress),
             self._meter(),
             work.recipe.score,
+            Forgetting(work.recipe.score_general, self.settings.max_general_rise),
             self.evaluate_at,
             num_steps=self.num_steps,
             resumable=work.resumable,
@@ -327,6 +337,10 @@ class _Leg:
         if self.settings.l2_sp:
             trainer.add_callback(_Pull(layers.Anchor(self.model, self.settings.l2_sp, has_new_head=work.recipe.has_new_head)))
         return trainer
+
+
+def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
 
 
 def _is_first_rank() -> bool:
@@ -465,7 +479,7 @@ class _Trainer(Trainer):
                         num_incidents=len(leg.course.incidents),
                         is_planned=leg.watcher.save_is_planned,
                     )
-                    retain(folder, leg.course, newest=leg.settings.keep_checkpoints, best=leg.watcher.log.best_step())
+                    retain(folder, leg.course, newest=leg.settings.keep_checkpoints, best=leg.watcher.best_step())
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # what found no room gives back what it took
             raise

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
+from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import isolation, packed_rows, precision
 from fullft_assets.workloads.feed import Batch, Feed
 from fullft_assets.workloads.inference import device, load_causal
@@ -44,12 +45,14 @@ class NextToken:
         training: packed, of the snapshot.
         validation: documents scored on the way.
         added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        general: text on which is measured what is forgotten, or None.
     """
 
     base_model: Path
     training: Training
     validation: Split
     added_tokens: Sequence[str] = ()
+    general: General | None = None
     has_new_head: ClassVar[bool] = False
 
     @property
@@ -85,6 +88,12 @@ class NextToken:
         """See `Recipe`: loss, token accuracy and token probability."""
         found = score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
         return {"loss": found.mean_loss(), "token_accuracy": found.token_accuracy(), "token_probability": found.token_probability()}
+
+    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: `general_loss`, in nats a token."""
+        if self.general is None:
+            return {}
+        return {"general_loss": score_documents(model, self.general.windows, self.general.marks, progress=listener).mean_loss()}
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: the base model as it is."""

@@ -204,7 +204,7 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
         return list(looks.values())
 
     # A run in small, with the schedule of the whole: at a constant rate a score jumps by more from one step to another than it gains.
-    training = settings.training.model_copy(update={"epochs": 1.0})
+    training = settings.training.model_copy(update={"epochs": 1.0, "max_general_rise": None})
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         fit = fine_tune(
             shared.recipe.first(rows[-1]),

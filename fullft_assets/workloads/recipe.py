@@ -86,6 +86,15 @@ class Recipe(Protocol):
         """
         ...
 
+    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """Return what the general set says of a model: one of `training.GENERAL_MEASURES` by its name; nothing where there is none.
+
+        Args:
+            model: not wrapped; its mode is restored.
+            listener: told how far it is; what it raises ends the scoring.
+        """
+        ...
+
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """Yield the name of each cheaper way, cheapest first, and its metrics on the validation rows.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.jobs import Job
-from fullft_assets.snapshot import label_names, load_split, load_training
+from fullft_assets.snapshot import general, label_names, load_split, load_training
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads.classification import Classification
 from fullft_assets.workloads.packed import NextToken
@@ -23,6 +23,7 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest) -> Recipe:
     """
     base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
     validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
+    measured = general.load(store, snapshot)
     if job.settings.examples.task in ("sft", "language_modeling"):
-        return NextToken(base_model, load_training(store, snapshot), validation, added_tokens)
-    return Classification(base_model, load_split(store, snapshot, "train"), validation, label_names(snapshot), added_tokens)
+        return NextToken(base_model, load_training(store, snapshot), validation, added_tokens, measured)
+    return Classification(base_model, load_split(store, snapshot, "train"), validation, label_names(snapshot), added_tokens, measured)

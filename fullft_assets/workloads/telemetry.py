@@ -323,6 +323,6 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     for name, value in line.items():
         if name in ("step", "seconds") or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        group, rest = ("validation", name.removeprefix("validation_")) if name.startswith("validation_") else ("train", name)
-        shown[f"{group}/{rest}"] = float(value)
+        group, _, rest = name.partition("_")
+        shown[f"{group}/{rest}" if group in ("validation", "general") else f"train/{name}"] = float(value)
     return shown

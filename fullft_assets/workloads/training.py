@@ -55,7 +55,6 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
     settings = job.settings
     base_model = resolve_base_model(settings.base_model, Path(job.project_root))
     header = read_header(base_model)
-    final = next(line for line in reversed(fit.history) if "validation_loss" in line and line["step"] == fit.step)
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
         fit.model.save_pretrained(draft.path / "model", safe_serialization=True)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
@@ -86,7 +85,8 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
                 "incidents": [{"event": i.kind, "step": i.step, "went_on_from_step": i.to_step, "reason": i.reason} for i in fit.incidents],
                 "num_warnings": sum(line.get("action") == "warn" for line in fit.history),
                 "precision": precision.resolve(settings.training.precision),
-                **{name: value for name, value in final.items() if name.startswith("validation_")},
+                **fit.scores,
+                **({} if (before := training.score_before(fit.history)) is None else {"general_before": before}),
                 **fit.about,
                 "settings_digest": digest(settings.model_dump(mode="json")),
             },

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from fullft_assets.errors import DivergenceError, Interrupted
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads.checkpoints import StepLog, last_good
+from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Finding, Guard, Incident, StepMetrics
 from fullft_assets.workloads.inference import device
 from fullft_assets.workloads.recipe import Listener
@@ -39,6 +40,7 @@ class Watcher(TrainerCallback):
         trackers: what the log is copied to.
         meter: times the steps.
         score: of a model, not wrapped: its scores on the validation rows by name, `loss` among them.
+        forgetting: scores a model on the general set beside them.
         evaluate_at: steps after which they are scored.
         num_steps: planned optimizer steps.
         resumable: checkpoints are written.
@@ -53,6 +55,7 @@ class Watcher(TrainerCallback):
         trackers: Trackers,
         meter: Meter,
         score: Callable[[PreTrainedModel, Listener], dict[str, float]],
+        forgetting: Forgetting,
         evaluate_at: set[int],
         *,
         num_steps: int,
@@ -60,7 +63,7 @@ class Watcher(TrainerCallback):
     ):
         self.settings, self.progress, self.log, self.course = settings, progress, log, course
         self.trackers, self.meter, self.score = trackers, meter, score
-        self.evaluate_at, self.resumable = evaluate_at, resumable
+        self.forgetting, self.evaluate_at, self.resumable = forgetting, evaluate_at, resumable
         self.guard = Guard(settings.guards, num_steps=num_steps, max_grad_norm=settings.max_grad_norm)
         self.guard.recall(log.lines)
         #: A request to stop ended this leg.
@@ -73,6 +76,17 @@ class Watcher(TrainerCallback):
         """Let training time run from here."""
         self._began = time.monotonic()
         self.meter.go()
+
+    def score_before(self, model: PreTrainedModel) -> None:
+        """Score the weights that training begins with on the general set, once a run.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        line = self.forgetting.score_before(model, self.log, _Between(None if _is_distributed() else self.progress.raise_if_stopped))
+        if line is not None:
+            self.trackers.log(line)
+            self.progress.say("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step"))
 
     @property
     def seconds(self) -> float:
@@ -117,16 +131,24 @@ class Watcher(TrainerCallback):
         """
         try:
             inner = getattr(model, "module", model)
-            scores = self.score(inner, _Between(None if _is_distributed() else self.progress.raise_if_stopped))
+            between = _Between(None if _is_distributed() else self.progress.raise_if_stopped)
+            scores = self.score(inner, between)
+            general = self.forgetting.score(inner, self.log, between)
         except Interrupted:
             self.stopped = True
             return False
-        line = {"step": step, **{f"validation_{name}": value for name, value in scores.items()}}
+        line = {"step": step, **{f"validation_{name}": value for name, value in scores.items()}, **general}
         self._log(line)
-        self.progress.say(f"step {step}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self.progress.say(f"step {step}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in (scores | general).items()))
         self._judge(line)
+        if general and self.forgetting.is_spent(general):
+            self._end_early(self.forgetting.finding(step, general))
         self.meter.go()
-        return self.resumable and self.log.best_step() == step
+        return self.resumable and self.best_step() == step
+
+    def best_step(self) -> int | None:
+        """Return the scored step with the lowest validation loss within the forgetting budget."""
+        return self.log.best_step(self.forgetting.max_rise)
 
     def _step_done(self, step: int, num_steps: int, logs: dict[str, Any], *, is_fp16: bool) -> None:
         rates = self.meter.step_done(step)

@@ -1,0 +1,130 @@
+"""The general set: frozen with the snapshot, held out from replay, read as the task's model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullft_assets import snapshot
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.hashing import text_hash
+from fullft_assets.snapshot import general, replay
+from fullft_assets.snapshot.screening import Reference
+from fullft_assets.store import Manifest
+from tests import project as projects
+from tests.prepared import Prepared, prepare, prepare_language_model, write_general
+
+BOTH = {"general": {"path": "general", "max_tokens": 3_000}, "replay": {"path": "general", "share": 0.2}}
+
+
+def language(root: Path, **options: Any) -> Prepared:
+    write_general(root / "general")
+    return prepare_language_model(root, snapshot=BOTH, rows=80, **options)
+
+
+def again(case: Prepared) -> Manifest:
+    """Take the snapshot of a case once more."""
+    parts = case.snapshot.metadata["parts"]
+    labeled, tokenized = ({name: case.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+    return snapshot.take(case.store, case.use_case, labeled, tokenized)
+
+
+def replayed(case: Prepared, made: Manifest) -> list[str]:
+    return list(general.texts_by_hash(case.store, case.store.load(made.metadata["replay"])).values())
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return language(tmp_path_factory.mktemp("general"))
+
+
+def test_what_is_measured_on_is_never_replayed(case: Prepared) -> None:
+    measured, trained = general.load(case.store, case.snapshot), replayed(case, case.snapshot)
+    assert len(measured.texts) > 10 and len(trained) > 5
+    assert not set(measured.texts) & set(trained)
+    assert not Reference(measured.texts, 0.8, 17).is_near(trained).any()
+    num_tokens = sum(len(window) for document in measured.windows for window in document)
+    assert 3_000 <= num_tokens < 3_000 + 64 and num_tokens == case.snapshot.metadata["num_general_tokens"]
+
+
+def test_a_near_duplicate_of_it_is_not_replayed_either(case: Prepared, tmp_path: Path) -> None:
+    measured = {text_hash(text): text for text in general.load(case.store, case.snapshot).texts}
+    copies = [f"{text} and one word" for text in measured.values()]
+    folder = case.project.root / "copies"
+    projects.write_rows(folder / "copies.jsonl", [{"text": text} for text in [*copies, *replayed(case, case.snapshot)]])
+    settings = case.use_case.settings
+    sections = settings.snapshot.model_copy(update={"replay": settings.snapshot.replay.model_copy(update={"path": "copies"})})
+    use_case = type(case.use_case)(
+        case.use_case.name, settings.model_copy(update={"snapshot": sections}), case.use_case.yaml_path, case.use_case.project_root
+    )
+    made = replay.draw(case.store, use_case, 4_000, [], [], measured)
+    drawn = set(general.texts_by_hash(case.store, made).values())
+    assert drawn and not drawn & set(copies)
+    assert made.metadata["num_near_general"] > 0
+    open_to_all = replay.draw(case.store, use_case, 4_000, [])
+    assert set(general.texts_by_hash(case.store, open_to_all).values()) & set(copies)
+
+
+def test_other_general_documents_make_another_snapshot(tmp_path: Path) -> None:
+    case = language(tmp_path)
+    assert again(case).ref == case.snapshot.ref
+    write_general(tmp_path / "general", 50)
+    made = again(case)
+    assert made.key != case.snapshot.key and made.content_digest != case.snapshot.content_digest
+
+
+def test_rows_of_the_task_are_not_measured_on(tmp_path: Path) -> None:
+    texts = write_general(tmp_path / "general", 5)
+    projects.write_rows(tmp_path / "general" / "rows.jsonl", projects.licence_rows(80))
+    case = prepare_language_model(tmp_path, snapshot={"general": {"path": "general", "max_tokens": 100_000}}, rows=80)
+    measured = set(general.load(case.store, case.snapshot).texts)
+    of_task = {text for name in ("train", "validation", "test") for text in case.split(name).texts}
+    assert len(of_task) > 40 and measured == set(texts) and not measured & of_task
+
+
+def test_an_encoder_reads_it_as_it_reads_its_task(tmp_path: Path) -> None:
+    write_general(tmp_path / "general", 8)
+    case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
+    found = general.load(case.store, case.snapshot)
+    train = case.split("train")
+    begin, end = train.windows[0][0][0], train.windows[0][-1][-1]
+    assert len(found.texts) == 8 and found.marks is None
+    assert {(window[0], window[-1]) for document in found.windows for window in document} == {(begin, end)}
+
+
+def test_a_snapshot_without_one_keeps_its_key(tmp_path: Path) -> None:
+    case = prepare(tmp_path, tiny=True, rows=400)
+    assert "general" not in case.snapshot.settings and general.load(case.store, case.snapshot) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"snapshot": {"general": {"path": "nowhere"}}},
+            r"defs.yaml:\d+: snapshot.general.path: nowhere not found; relative paths start at",
+        ),
+        (
+            {"training": {"max_general_rise": 0.1}},
+            r"training.max_general_rise: is measured on snapshot.general, which is not set; give it a path, or remove this",
+        ),
+        (
+            {"examples": {"multi_label": True}, "snapshot": {"general": {"path": "general"}}},
+            "snapshot.general: is measured while a model is trained: multi_label ends with its snapshot; remove it",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path: Path, options: dict[str, Any], line: str) -> None:
+    write_general(tmp_path / "general", 3)
+    project = projects.create(tmp_path, rows=0, **options)
+    with pytest.raises(SettingsError, match=line):
+        project.use_case()
+
+
+def test_a_folder_of_the_tasks_own_rows_is_one_line(tmp_path: Path) -> None:
+    texts = write_general(tmp_path / "general", 8)
+    case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
+    with pytest.raises(DataError, match="^snapshot.general: general holds no usable document; give each row a field `text`"):
+        general.draw(case.store, case.use_case, [text_hash(text) for text in texts])
