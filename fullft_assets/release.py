@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets import lineage
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import Evaluation, read_evaluation, title
 from fullft_assets.settings import ReleaseSettings
@@ -263,8 +264,9 @@ def _write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: M
     made = checkpoint.metadata
     # What the model learned on, which a later evaluation's snapshot need not be.
     learned = store.load(made["snapshot"])
-    lineage = [
+    made_by = [
         ("Checkpoint", checkpoint.ref),
+        *lineage.rows(checkpoint),
         ("Snapshot", learned.ref),
         ("Evaluation", report.ref),
         ("Base model weights (sha256)", made["base_model_weights"]),
@@ -281,7 +283,7 @@ def _write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: M
         card = model_card(
             use_case.name,
             evaluation,
-            lineage=lineage,
+            lineage=made_by,
             training=training,
             data=data,
             base_model=made["base_model"],

@@ -431,6 +431,11 @@ class TrainingSettings(Settings):
         1.0, gt=0, le=1, description="Times the learning rate of each layer below the head's; 1 = one rate, 0.9 spares the lower layers."
     )
     l2_sp: Float = Field(0.0, ge=0, description="Pull of the weights towards the pretrained ones (L2-SP), 0.01 is usual; 0 = none.")
+    retrain_from: Literal["base", "champion"] = Field(
+        "base",
+        description="Weights that training begins with: those of the base model, or of the champion, if there is one, of the same base "
+        "model, labels and tokenizer. The snapshot holds the old rows as well: they are trained on again.",
+    )
     max_general_rise: Float | None = Field(
         None,
         gt=0,

@@ -13,7 +13,7 @@ VERSION = "2"
 #: distance (1 - mean cosine) of its pooled representations from the base model's.
 GENERAL_MEASURES = ("general_loss", "general_distance")
 #: Settings that came later. At its default such a setting changes nothing, and stays out of keys: earlier work is found.
-_LATER = ("keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "max_general_rise", "guards")
+_LATER = ("keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "retrain_from", "max_general_rise", "guards")
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
@@ -22,6 +22,8 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     How often checkpoints are written does so only where a guard rolls back; the incidents are in the checkpoint's metadata.
     """
     chosen = plan_settings(settings)
+    if settings.training.retrain_from != "base":
+        chosen["retrain_from"] = settings.training.retrain_from
     return {
         "training": {name: value for name, value in chosen.items() if name not in ("checkpoint_every_steps", "keep_checkpoints")},
         "processes": settings.launcher.processes,
@@ -29,8 +31,11 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
 
 
 def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings of training that a plan of it is made for: all but where its metrics go."""
-    chosen = settings.training.model_dump(mode="json", exclude={"track"})
+    """Return the settings of training that a plan of it is made for: all but where its metrics go, and the weights that it begins with.
+
+    A pilot always begins with the base model.
+    """
+    chosen = settings.training.model_dump(mode="json", exclude={"track", "retrain_from"})
     defaults = {name: field.get_default() for name, field in TrainingSettings.model_fields.items()}
     return {name: value for name, value in chosen.items() if name not in _LATER or getattr(settings.training, name) != defaults[name]}
 

@@ -36,6 +36,8 @@ class TestKey:
             {"freeze_layers": 1},
             {"layer_decay": 0.9},
             {"l2_sp": 0.01},
+            {"retrain_from": "champion"},
+            {"max_general_rise": 0.1},
             {"guards": {"loss_spike": {"deviations": 9.0}}},
             {"learning_rate": 1e-5},
             {"retry_epoch": 1},
@@ -58,6 +60,8 @@ class TestKey:
             "freeze_layers": 1,
             "layer_decay": 0.9,
             "l2_sp": 0.01,
+            "retrain_from": "champion",
+            "max_general_rise": 0.1,
             "guards": {"rate_factor": 0.1},
         }
         assert set(TrainingSettings.model_fields) - set(key(**everything)["training"]) == {

@@ -4,7 +4,7 @@ import json
 
 import dagster as dg
 
-from fullft_assets import training
+from fullft_assets import starting_point, training
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import planning_key
 from fullft_assets.assets.sparkline import sparkline
@@ -49,18 +49,31 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                         f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
                         f"materialise {plan.stage} again"
                     )
-            key = training_key(case, training_snapshot)
-            job = case.job("finetuned_checkpoint", key, context.instance, {"training_snapshot": training_snapshot})
+            revision = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root)).revision
+            start = starting_point.find(
+                store, case.name, case.settings, training_snapshot, revision=revision, decision=training_key(case, training_snapshot)
+            )
+            inputs = {"training_snapshot": training_snapshot, **({} if start is None else {"champion": start})}
+            key = training_key(case, training_snapshot, start)
+            job = case.job("finetuned_checkpoint", key, context.instance, inputs)
             manifest = store.find(case.name, "finetuned_checkpoint", key) or case.launcher().run(context, "training", job, store)
         return case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
 
 
-def training_key(case: Case, snapshot: Manifest) -> str:
-    """Return the key of the checkpoint that this snapshot and these settings make."""
+def training_key(case: Case, snapshot: Manifest, start: Manifest | None = None) -> str:
+    """Return the key of the checkpoint that this snapshot and these settings make.
+
+    Args:
+        case: the use case.
+        snapshot: that is trained on.
+        start: the champion's checkpoint that training goes on from. Default: the base model.
+    """
     header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision}
+    if start is not None:
+        inputs["champion"] = start.key
     return artifact_key("finetuned_checkpoint", training.VERSION, training.key_settings(case.settings), inputs, case.settings.seed)
 
 

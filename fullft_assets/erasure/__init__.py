@@ -30,6 +30,7 @@ from fullft_assets.erasure.scrub import GONE, scrub
 from fullft_assets.erasure.search import DOCUMENTS, read_list, search, tables
 from fullft_assets.errors import StoreError
 from fullft_assets.examples import MERGED, SUPERSEDED, count_labels, write_examples
+from fullft_assets.lineage import snapshots_learned_from
 from fullft_assets.report import shorten
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import pack_again
@@ -349,7 +350,9 @@ def _name_checkpoints(store: Store, case: str, report: Report) -> None:
     """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
     splits = {_key_ref(m.ref): m.metadata["erased_from"] for m in store.artifacts(case, "training_snapshot") if "erased_from" in m.metadata}
     for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
-        found = splits.get(_key_ref(checkpoint.metadata["snapshot"]), [])
+        own, *before = (splits.get(_key_ref(ref), []) for ref in snapshots_learned_from(checkpoint))
+        # Of those before, one that it went on from learned; what they were measured on left nothing in it.
+        found = [*own, *("train" for held in before if "train" in held)]
         if found:
             (report.trained_on if "train" in found else report.measured_on).append(checkpoint.ref)
     champions = _champions(store, case)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullft_assets import lineage
 from fullft_assets.evaluation import FINETUNED, Evaluation, Interval, title
 from fullft_assets.evaluation.language import MIN_GROUP_TOKENS
 from fullft_assets.report import pictures
@@ -131,6 +132,7 @@ def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key:
     rows.append(("base model", settings.base_model))
     if "base_model_revision" in checkpoint.metadata:
         rows.append(("base model revision", str(checkpoint.metadata["base_model_revision"])))
+    rows += [(name.lower(), value) for name, value in lineage.rows(checkpoint)]
     rows.append(("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))))
     rows.append(("training code version", checkpoint.version))
     rows.append(("seed", str(checkpoint.seed)))

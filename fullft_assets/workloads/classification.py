@@ -39,6 +39,7 @@ class Classification:
         labels: label order of the model's outputs.
         added_tokens: tokens of the windows that the base model's tokenizer did not have.
         general: text on which is measured what is forgotten, or None.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
     base_model: Path
@@ -47,6 +48,7 @@ class Classification:
     labels: list[str]
     added_tokens: Sequence[str] = ()
     general: General | None = None
+    start: Path | None = None
     has_new_head: ClassVar[bool] = True
 
     @property
@@ -59,6 +61,12 @@ class Classification:
         return replace(self, train=self.train.select(range(num_rows)))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        if self.start is not None:  # it has its head and its added tokens
+            return load_for_training(self.start, self.labels, settings.attention_dropout)
+        return self.load_original(settings)
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         return load_for_training(self.base_model, self.labels, settings.attention_dropout, self.added_tokens)
 

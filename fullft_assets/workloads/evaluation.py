@@ -16,6 +16,7 @@ from fullft_assets import evaluation, release, report
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import FINETUNED, Evaluation
 from fullft_assets.jobs import Job
+from fullft_assets.lineage import snapshots_learned_from
 from fullft_assets.release import Verdict
 from fullft_assets.settings import Task
 from fullft_assets.snapshot import Split, load_split, near_duplicates
@@ -87,7 +88,8 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     """
     settings = job.settings.snapshot
     judged = [inputs[name] for name in ("finetuned_checkpoint", "champion") if name in inputs]
-    trained_on = {m.content_digest: m for m in (store.load(checkpoint.metadata["snapshot"]) for checkpoint in judged)}
+    learned_from = dict.fromkeys(ref for checkpoint in judged for ref in snapshots_learned_from(checkpoint))
+    trained_on = {snapshot.content_digest: snapshot for snapshot in map(store.load, learned_from)}
     trained_on.pop(inputs["training_snapshot"].content_digest, None)
     seen: set[int] = set()
     for snapshot in trained_on.values():

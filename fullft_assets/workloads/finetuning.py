@@ -335,7 +335,9 @@ class _Leg:
         )
         trainer.remove_callback(PrinterCallback)  # the watcher speaks
         if self.settings.l2_sp:
-            trainer.add_callback(_Pull(layers.Anchor(self.model, self.settings.l2_sp, has_new_head=work.recipe.has_new_head)))
+            trainer.add_callback(
+                _Pull(layers.Anchor(work.recipe.load_original(self.settings), self.settings.l2_sp, has_new_head=work.recipe.has_new_head))
+            )
         return trainer
 
 

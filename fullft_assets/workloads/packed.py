@@ -46,6 +46,7 @@ class NextToken:
         validation: documents scored on the way.
         added_tokens: tokens of the windows that the base model's tokenizer did not have.
         general: text on which is measured what is forgotten, or None.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
     base_model: Path
@@ -53,6 +54,7 @@ class NextToken:
     validation: Split
     added_tokens: Sequence[str] = ()
     general: General | None = None
+    start: Path | None = None
     has_new_head: ClassVar[bool] = False
 
     @property
@@ -65,6 +67,12 @@ class NextToken:
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        if self.start is not None:  # it has its added tokens
+            return load_causal(self.start, attention_dropout=settings.attention_dropout)
+        return self.load_original(settings)
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         return load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout)
 

@@ -60,7 +60,14 @@ class Recipe(Protocol):
         ...
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        """Return the base model as it is before training, on the CPU, in fp32; what is new in it is drawn from torch's generator."""
+        """Return the model as it is before training, on the CPU, in fp32; what is new in it is drawn from torch's generator.
+
+        It is the base model, or the fine-tuned one that training goes on from.
+        """
+        ...
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
+        """Return the base model, likewise: what is held on to. A new head of it means nothing."""
         ...
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:

@@ -13,17 +13,21 @@ from fullft_assets.workloads.packed import NextToken
 from fullft_assets.workloads.recipe import Recipe
 
 
-def open_recipe(job: Job, store: Store, snapshot: Manifest) -> Recipe:
+def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
     """Read what a job trains on.
 
     Args:
         job: with the settings of the use case.
         store: where the snapshot's parts live.
         snapshot: the `training_snapshot`.
+        start: the checkpoint whose weights training begins with. Default: the base model's.
     """
     base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
     validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
+    begin = None if start is None else store.folder(start) / "model"
     measured = general.load(store, snapshot)
     if job.settings.examples.task in ("sft", "language_modeling"):
-        return NextToken(base_model, load_training(store, snapshot), validation, added_tokens, measured)
-    return Classification(base_model, load_split(store, snapshot, "train"), validation, label_names(snapshot), added_tokens, measured)
+        return NextToken(base_model, load_training(store, snapshot), validation, added_tokens, measured, begin)
+    return Classification(
+        base_model, load_split(store, snapshot, "train"), validation, label_names(snapshot), added_tokens, measured, begin
+    )

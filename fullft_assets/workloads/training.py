@@ -10,8 +10,9 @@ import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from fullft_assets import training
+from fullft_assets import lineage, training
 from fullft_assets.base_model import read_header, resolve_base_model, weights_digest
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.jobs import Job
@@ -33,7 +34,10 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         return
     inputs = job.load_inputs(store)
     snapshot = inputs["training_snapshot"]
-    recipe = open_recipe(job, store, snapshot)
+    start = inputs.get("champion")
+    recipe = open_recipe(job, store, snapshot, start)
+    record = lineage.record(start, job.settings)
+    progress.say(f"training begins with {record['trained_from']}")
     folder = store.work_folder(job.case, job.stage, job.key)
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
     with exclusive(folder) if is_first_rank else nullcontext():
@@ -47,11 +51,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
         if is_first_rank:
             with room_needed(folder, "the trained model"):
-                _write(job, store, inputs, folder, fit)
+                _write(job, store, inputs, folder, fit, record)
             shutil.rmtree(folder)
 
 
-def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit) -> Manifest:
+def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit, record: dict[str, Any]) -> Manifest:
     settings = job.settings
     base_model = resolve_base_model(settings.base_model, Path(job.project_root))
     header = read_header(base_model)
@@ -71,6 +75,7 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
                 "base_model_weights": weights_digest(base_model),
                 "snapshot": inputs["training_snapshot"].ref,
                 "labels": label_names(inputs["training_snapshot"]),
+                **record,
                 "num_parameters": fit.model.num_parameters(),
                 "num_trained_parameters": fit.model.num_parameters(only_trainable=True),
                 "num_steps": fit.num_steps,

@@ -1,0 +1,198 @@
+"""Training that goes on from the champion: its weights, what is refused, and a lineage that nothing overlooks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fullft_assets import erasure, lineage, release, snapshot, starting_point
+from fullft_assets.errors import GateError
+from fullft_assets.release import Champion
+from fullft_assets.store import Manifest, Store
+from fullft_assets.workloads import evaluation, training
+from fullft_assets.workloads.entry import Progress
+from tests import project as projects
+from tests import small_language_model
+from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
+from tests.test_resume import Run, assert_same_as
+
+STAGE = "finetuned_checkpoint"
+#: Steps that change next to nothing.
+STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    quick = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"}
+    return prepare(tmp_path_factory.mktemp("encoder"), tiny=True, training=quick)
+
+
+def train(case: Prepared, key: str, start: Manifest | None = None, on: Manifest | None = None, **changes: object) -> Manifest:
+    job = case.job(STAGE, key, training=changes)
+    inputs = {"training_snapshot": (on or case.snapshot).ref, **({} if start is None else {"champion": start.ref})}
+    training.work(job.model_copy(update={"inputs": inputs}), case.store, Progress(silent=True))
+    return case.store.find(job.case, STAGE, key)
+
+
+def weights(case: Prepared, made: Manifest) -> Mapping[str, torch.Tensor]:
+    return load_file(case.store.folder(made) / "model" / "model.safetensors")
+
+
+def assert_near(case: Prepared, one: Manifest, other: Manifest) -> None:
+    first, second = weights(case, one), weights(case, other)
+    assert set(first) == set(second)
+    assert all(torch.allclose(first[name], second[name], atol=1e-8) for name in first)
+
+
+@pytest.fixture(scope="module")
+def champion(encoder: Prepared) -> Manifest:
+    return train(encoder, "first", retrain_from="champion")
+
+
+class TestTraining:
+    def test_goes_on_from_the_champions_weights_head_included(self, encoder: Prepared, champion: Manifest) -> None:
+        again = train(encoder, "second", champion, **STILL)
+        assert_near(encoder, champion, again)
+        other = train(encoder, "from base", **STILL)
+        name = "bert.encoder.layer.0.output.dense.weight"
+        assert not torch.allclose(weights(encoder, champion)[name], weights(encoder, other)[name], atol=1e-4)
+
+    def test_a_language_model_goes_on_with_its_added_tokens(self, tmp_path: Path) -> None:
+        small_language_model.write(tmp_path / "model", [row["text"] for row in projects.licence_rows(80)])
+        options = {"training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"}}
+        case = prepare_language_model(tmp_path, rows=80, base_model="model", chunks={"added_tokens": ["sublicense"]}, **options)
+        first = train(case, "first")
+        assert_near(case, first, train(case, "second", first, **STILL))
+
+    def test_l2_sp_holds_on_to_the_base_model_not_to_the_champion(self, encoder: Prepared, champion: Manifest) -> None:
+        # So strong a pull that it decides alone.
+        held = train(encoder, "held", champion, l2_sp=1e4, learning_rate=1e-4, epochs=3)
+        base = load_file(encoder.base_model / "model.safetensors")
+        moved = [
+            sum(
+                float((weights(encoder, made)[f"bert.{name}"] - base[name]).abs().sum())
+                for name in base
+                if f"bert.{name}" in weights(encoder, made)
+            )
+            for made in (champion, held)
+        ]
+        assert moved[1] < 0.9 * moved[0]
+
+    def test_says_what_it_was_trained_from_over_all_generations(self, encoder: Prepared, champion: Manifest) -> None:
+        second = train(encoder, "second", champion, **STILL)
+        third = train(encoder, "third", second, **STILL)
+        assert champion.metadata["trained_from"] == "the base model: there was no champion"
+        assert (third.metadata["trained_from"], third.inputs["champion"]) == (second.ref, second.content_digest)
+        assert [each["checkpoint"] for each in third.metadata["lineage"]] == [champion.ref, second.ref]
+        told = lineage.rows(third)
+        assert [name for name, _ in told] == ["Trained from", "Training 1", "Training 2"]
+        assert told[1][1] == f"{champion.ref} on {encoder.snapshot.ref}"
+        assert lineage.snapshots_learned_from(third) == [encoder.snapshot.ref]
+
+    @pytest.mark.slow
+    def test_killed_it_goes_on_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
+        runs = [Run(encoder, f"{kind}-continued") for kind in ("straight", "killed")]
+        for run in runs:
+            job = encoder.job(STAGE, run.key)
+            job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store)
+        command = [sys.executable, "-m", "tests.killed_legs", runs[0].command[-1], runs[1].command[-1], "4", "11"]
+        done = subprocess.run(command, env={**encoder.project.env(), "PYTHONPATH": "."}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert_same_as(*runs)
+        assert runs[1].manifest().metadata["trained_from"] == champion.ref
+
+
+class TestStartingPoint:
+    def find(
+        self, case: Prepared, decision: str, on: Manifest | None = None, retrain_from: str = "champion", revision: str = ""
+    ) -> Manifest | None:
+        settings = case.job(STAGE, training={"retrain_from": retrain_from}).settings
+        found = case.store.find(case.use_case.name, STAGE, "first")
+        revision = revision or found.metadata["base_model_revision"]
+        return starting_point.find(case.store, case.use_case.name, settings, on or case.snapshot, revision=revision, decision=decision)
+
+    def crown(self, case: Prepared, made: Manifest) -> None:
+        crowned = Champion(checkpoint=made.ref, snapshot=made.metadata["snapshot"], evaluation="", score=1, promoted_at=0, run_id="")
+        release.promote(case.store, case.use_case.name, crowned)
+
+    def test_is_fixed_when_it_is_first_asked_for(self, encoder: Prepared, champion: Manifest) -> None:
+        assert self.find(encoder, "one") is None
+        self.crown(encoder, champion)
+        assert self.find(encoder, "one") is None
+        assert self.find(encoder, "two") == champion
+        assert self.find(encoder, "three", retrain_from="base") is None
+        self.crown(encoder, train(encoder, "second", champion, **STILL))
+        assert self.find(encoder, "two") == champion
+        assert self.find(encoder, "four").key == "second"
+
+    def test_another_base_model_or_other_labels_are_one_line(self, encoder: Prepared, champion: Manifest) -> None:
+        self.crown(encoder, champion)
+        mend = "set training.retrain_from: base"
+        with pytest.raises(GateError, match=f"^training.retrain_from: the champion {champion.ref} was made of another base_model; {mend}$"):
+            self.find(encoder, "other base", revision="other")
+        other = encoder.snapshot.model_copy(update={"metadata": {**encoder.snapshot.metadata, "labels": ["a", "b"]}})
+        with pytest.raises(GateError, match=f"knows the labels .*, the snapshot has a, b; {mend}$"):
+            self.find(encoder, "other labels", on=other)
+        # Nothing was fixed.
+        assert encoder.store.read_pointer(f"{encoder.use_case.name}/starting_points/other labels") is None
+
+
+class TestWhatItLearned:
+    def test_no_test_row_is_judged_on_that_an_earlier_training_saw(self, encoder: Prepared, champion: Manifest) -> None:
+        parts = encoder.snapshot.metadata["parts"]
+        labeled, tokenized = ({name: encoder.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+        reseeded = encoder.use_case.settings.model_copy(update={"seed": 3})
+        use_case = type(encoder.use_case)(encoder.use_case.name, reseeded, encoder.use_case.yaml_path, encoder.use_case.project_root)
+        other = snapshot.take(encoder.store, use_case, labeled, tokenized)
+        test = snapshot.load_split(encoder.store, other, "test")
+        seen = set(test.texts) & set(encoder.split("train").texts)
+        assert len(seen) > 10
+        for start, expected in ((None, seen), (champion, set())):
+            made = train(encoder, f"elsewhere {start and start.key}", start, on=other, **STILL)
+            inputs = {"training_snapshot": other, "finetuned_checkpoint": made}
+            judged = evaluation.unseen(encoder.job("evaluation_report"), encoder.store, inputs, test)
+            assert set(judged.texts) & seen == expected
+
+    def test_erased_documents_of_an_earlier_training_are_named_and_not_gone_on_from(self, tmp_path: Path) -> None:
+        case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
+        first = train(case, "first")
+        second = train(case, "second", first, **STILL)
+        finder = TestStartingPoint()
+        finder.crown(case, second)
+        assert finder.find(case, "before") == second
+        told = erasure.erase(case.store, case.use_case.name, [case.split("train").ids[0]])
+        assert set(told.trained_on) == {first.ref, second.ref}
+        today = case.store.load(case.snapshot.ref)
+        with pytest.raises(GateError, match="learned from documents that were erased since"):
+            finder.find(case, "after", on=today)
+        # What was trained on what is left is clean.
+        finder.crown(case, train(case, "anew", on=today))
+        assert finder.find(case, "anew", on=today).key == "anew"
+
+
+@pytest.mark.slow
+def test_through_the_graph_each_model_goes_on_from_the_champion_and_the_card_says_so(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    gates = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
+    sections = {"training": {"retrain_from": "champion"}, "release": gates, "planning": {"min_predicted_gain": -1}}
+    project = projects.create(tmp_path, base_model="model", rows=400, **sections)
+    assert project.fullft("run", project.name, timeout=600).returncode == 0
+    store = Store(str(project.home / "store"))
+    first = store.load(release.read_champion(store, project.name).checkpoint)
+    assert first.metadata["trained_from"] == "the base model: there was no champion"
+    project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
+    assert project.fullft("run", project.name, timeout=600).returncode == 0
+    second = store.load(release.read_champion(store, project.name).checkpoint)
+    assert second.metadata["trained_from"] == first.ref
+    # The same run again finds what it made, though the champion is another one now.
+    assert project.fullft("run", project.name, timeout=600).returncode == 0
+    assert len(list(store.artifacts(project.name, STAGE))) == 2
+    [card] = [m for m in store.artifacts(project.name, "champion_model") if m.metadata["checkpoint"] == second.ref]
+    text = (store.folder(card) / "model_card.md").read_text()
+    assert f"| Trained from | {first.ref} |" in text and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
