@@ -14,9 +14,9 @@ from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
-DATA = ("tokenizer_audit", "training_snapshot")
 MODEL = (
-    *DATA,
+    "tokenizer_audit",
+    "training_snapshot",
     "feasibility_plan",
     "cheaper_baselines",
     "pilot_run",
@@ -56,12 +56,9 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
     jobs = [
         job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
         retokenization.build_job(case),
-        job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release.")
-        if case.has_model
-        else job("model", DATA, "Tokenizer audit and snapshot."),
+        job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
+        job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
     ]
-    if case.has_model:
-        jobs.append(job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."))
     if case.is_monitored:
         about = "One window of production documents: has it drifted?"
         # A new window may show that the training data is no longer what production sees.
@@ -71,9 +68,7 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
 
 def build_sensors(case: Case) -> list[dg.SensorDefinition]:
     """Return the sensors, stopped until somebody turns them on."""
-    sensors = [_delivery_sensor(case, "batch")]
-    if case.has_model:
-        sensors.append(_retraining_sensor(case))
+    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case)]
     if case.is_monitored:
         sensors.append(_delivery_sensor(case, "window"))
     return sensors
@@ -81,8 +76,6 @@ def build_sensors(case: Case) -> list[dg.SensorDefinition]:
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
     """Return the periodic retraining decision and the periodic evaluation."""
-    if not case.has_model:
-        return []
 
     @dg.schedule(
         name=f"{case.name}_retraining_schedule",
@@ -319,6 +312,6 @@ def record(store: Store, case: str, state: retraining.State, signals: retraining
 
 def all_assets(case: Case) -> Iterator[str]:
     """Yield the names of the case's assets."""
-    yield from (*INGEST, *(MODEL if case.has_model else DATA))
+    yield from (*INGEST, *MODEL)
     if case.is_monitored:
         yield from MONITOR

@@ -118,8 +118,9 @@ def check_use_case(use_case: UseCase) -> str:
         f"{_chosen(settings, 'training', 'scheduler')}, epochs {_chosen(settings, 'training', 'epochs')}",
         "decides": f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}",
     }
-    if settings.monitoring.path is not None and settings.examples.task != "classification":
-        rows["monitoring"] = f"none: drift is watched for the task classification alone, so {settings.monitoring.path} is not read"
+    if settings.monitoring.path is not None and not settings.examples.has_one_label:
+        watched = "the task classification with one label a row"
+        rows["monitoring"] = f"none: drift is watched for {watched} alone, so {settings.monitoring.path} is not read"
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others)
     if corpus.note:

@@ -135,8 +135,10 @@ def _predict(parsed: argparse.Namespace) -> int:
         raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
     checkpoint = store.load(champion.checkpoint)
     model = store.folder(checkpoint) / "model"
-    if use_case.settings.examples.task == "classification":
+    if use_case.settings.examples.has_one_label:
         _classify(model, use_case.settings, checkpoint.metadata["labels"], parsed.text)
+    elif use_case.settings.examples.task == "classification":
+        _give_labels(model, use_case.settings, checkpoint.metadata["labels"], parsed.text)
     else:
         _write(model, use_case.settings, parsed.text, parsed.max_new_tokens)
     return 0
@@ -149,6 +151,17 @@ def _classify(model: Path, settings, labels: list[str], text: str) -> None:
     found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
     for label, probability in sorted(zip(labels, found, strict=True), key=lambda pair: -pair[1]):
         print(f"{probability:6.1%}  {label}")
+
+
+def _give_labels(model: Path, settings, labels: list[str], text: str) -> None:
+    from fullft_assets.chunks import Tokenization
+    from fullft_assets.workloads.inference import predict
+    from fullft_assets.workloads.judging_multi_label import read_thresholds
+
+    found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
+    rows = sorted(zip(labels, found, read_thresholds(model), strict=True), key=lambda row: (row[1] < row[2], -row[1]))
+    for label, probability, threshold in rows:
+        print(f"{'yes' if probability >= threshold else 'no':<3} {probability:6.1%}  {label} (from {threshold:.1%} on)")
 
 
 def _write(model: Path, settings, text: str, max_new_tokens: int) -> None:

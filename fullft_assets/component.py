@@ -54,9 +54,7 @@ class FullFineTune(Component):
         if self.use_case is None:
             return dg.Definitions()
         case = Case(self.use_case)
-        stages = [*DATA_STAGES]
-        if case.has_model:
-            stages += [*MODEL_STAGES, *([monitoring] if case.is_monitored else [])]
+        stages = [*DATA_STAGES, *MODEL_STAGES, *([monitoring] if case.is_monitored else [])]
 
         @dg.io_manager(description=f"Passes manifests of the artifacts of {case.name}.")
         def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:

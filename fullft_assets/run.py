@@ -360,15 +360,11 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         lines.append(
             f"  split          {counts['num_train_rows']:,} train, {counts['num_validation_rows']:,} validation, {counts['num_test_rows']:,} test"
         )
-    if not Case(use_case).has_model:
-        lines.append(
-            f"  model          none: the task {use_case.settings.examples.task} ends with its snapshot; training knows single-label classification, sft and language_modeling"
-        )
     report = latest(store, name, "evaluation_report")
     if report is not None:
         lines += _scores(store, use_case, report)
-    if use_case.settings.monitoring.path is not None and use_case.settings.examples.task != "classification":
-        lines.append("  drift          not watched: that is done for the task classification alone")
+    if use_case.settings.monitoring.path is not None and not use_case.settings.examples.has_one_label:
+        lines.append("  drift          not watched: that is done for the task classification with one label a row alone")
     for window, drift in latest_by_partition(store, name, "drift_report").items():
         lines.append(f"  drift          {window}: {drift.metadata['status']}; {drift.metadata['summary']}")
     stages = {"ingest": INGEST, "model": MODEL, "monitor": MONITOR}
@@ -398,8 +394,9 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
     others = evaluation.systems(found)[1:]
     champion = release.read_champion(store, use_case.name)
     is_champion = champion is not None and champion.checkpoint == found["checkpoint"]
+    primary = found["primary_metric"]
     # Perplexity says what a language model's token probability does in the words that people know.
-    metrics = ("macro_f1",) if "macro_f1" in found else ("token_probability", "perplexity")
+    metrics = ("token_probability", "perplexity") if "perplexity" in found else (primary if f"{primary}_low" in found else "macro_f1",)
     lines = []
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"

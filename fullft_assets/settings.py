@@ -111,14 +111,17 @@ class DocumentsSettings(Settings):
 
 #: What an example is: a text with labels, a text with labelled spans, a conversation, or plain text.
 Task = Literal["classification", "token_classification", "sft", "language_modeling"]
-Metric = Literal["macro_f1", "accuracy", "token_probability", "token_accuracy"]
+Metric = Literal["macro_f1", "accuracy", "micro_f1", "subset_accuracy", "token_probability", "token_accuracy"]
 #: Metrics that may decide, by task; the first one is the default. All lie between 0 and 1, and higher is better.
 METRICS: dict[Task, tuple[Metric, ...]] = {
     "classification": ("macro_f1", "accuracy"),
-    "token_classification": ("macro_f1", "accuracy"),
+    # Not the accuracy of tokens: most stand outside of any span, and a model that finds none is right on them.
+    "token_classification": ("micro_f1", "macro_f1"),
     "sft": ("token_probability", "token_accuracy"),
     "language_modeling": ("token_probability", "token_accuracy"),
 }
+#: Of classification with several labels a row.
+MULTI_LABEL_METRICS: tuple[Metric, ...] = ("macro_f1", "micro_f1", "subset_accuracy")
 Severity = Annotated[Literal["error", "warn", "off"], _YamlOff()]
 #: Rules that `examples.severities` may tune; `error` = the batch goes no further while the rule is red.
 RULES = (
@@ -208,6 +211,16 @@ class ExamplesSettings(Settings):
         default_factory=dict, description=f"Severity of a rule by its name, in place of its default. Rules: {', '.join(RULES)}."
     )
     expectations: list[Expectation] = Field(default_factory=list, description="Rules of your own, by their names in Great Expectations.")
+
+    @property
+    def has_one_label(self) -> bool:
+        """The task is classification, with one label a row."""
+        return self.task == "classification" and not self.multi_label
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Metrics that may decide; the first one is the default."""
+        return MULTI_LABEL_METRICS if self.task == "classification" and self.multi_label else METRICS[self.task]
 
 
 class ChunksSettings(Settings):
@@ -416,7 +429,7 @@ class TrainingSettings(Settings):
         description="Dropout of attention weights; 0 lets fused attention kernels run (1.8 times the tokens a second, measured on a CPU). `null`: the model's own.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
-    balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency.")
+    balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency (one label a row).")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(
         2, ge=1, description="Newest checkpoints kept while training; the best by validation loss is kept beside them."
@@ -456,8 +469,8 @@ class EvaluationSettings(Settings):
 
     primary_metric: Metric | None = Field(
         None,
-        description="The metric that decides. Default: macro_f1; for sft and language_modeling token_probability, "
-        "the geometric mean of the probabilities of the trained tokens (1 / perplexity).",
+        description="The metric that decides. Default: macro_f1; for token_classification micro_f1 of exact spans; for sft and "
+        "language_modeling token_probability, the geometric mean of the probabilities of the trained tokens (1 / perplexity).",
     )
     confidence: Float = Field(0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
     resamples: int = Field(1_000, ge=100, le=100_000, description="Bootstrap resamples, drawn over groups.")
@@ -554,7 +567,7 @@ class UseCaseSettings(Settings):
     @property
     def primary_metric(self) -> Metric:
         """The metric that decides: the one asked for, or the task's own."""
-        return self.evaluation.primary_metric or METRICS[self.examples.task][0]
+        return self.evaluation.primary_metric or self.examples.metrics[0]
 
     @model_serializer(mode="wrap")
     def _with_the_metric_that_decides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

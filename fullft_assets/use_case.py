@@ -29,7 +29,7 @@ from fullft_assets.documents.formats import ENDINGS, is_readable
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
-from fullft_assets.settings import METRICS, UseCaseSettings
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
 COMPONENT = "fullft_assets.FullFineTune"
@@ -341,15 +341,25 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    metric, task = settings.primary_metric, settings.examples.task
-    if settings.training.balance_labels and task in ("sft", "language_modeling"):
-        yield Problem(("training", "balance_labels"), f"is for the task classification: {task} has no labels")
+    metric, examples = settings.primary_metric, settings.examples
+    task = f"{examples.task} with several labels a row" if examples.multi_label else examples.task
+    if settings.training.balance_labels and not examples.has_one_label:
+        why = {
+            "classification": "the thresholds of several are fixed on the validation rows",
+            "token_classification": "most tokens have none",
+        }.get(examples.task, f"{task} has no labels")
+        yield Problem(("training", "balance_labels"), f"is for the task classification with one label a row: {why}; remove it")
     if settings.training.max_general_rise is not None and settings.snapshot.general is None:
         yield Problem(("training", "max_general_rise"), "is measured on snapshot.general, which is not set; give it a path, or remove this")
-    if metric not in METRICS[task]:
-        yield Problem(("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(METRICS[task])}")
-    if settings.release.max_calibration_error is not None and task in ("sft", "language_modeling"):
-        yield Problem(("release", "max_calibration_error"), f"is for the task classification: for {task} it is not measured; remove it")
+    if metric not in examples.metrics:
+        yield Problem(
+            ("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(examples.metrics)}"
+        )
+    if settings.release.max_calibration_error is not None and not examples.has_one_label:
+        yield Problem(
+            ("release", "max_calibration_error"),
+            f"is for the task classification with one label a row: for {task} it is not measured; remove it",
+        )
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

@@ -151,7 +151,10 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(fi
     assert {sensor.name for sensor in repository.sensor_defs} == {"letters_new_documents", "letters_retraining"}
     assert {schedule.name for schedule in repository.schedule_defs} == {"letters_retraining_schedule", "letters_evaluation_schedule"}
     said = project.fullft("check", CASE)
-    assert "monitoring none: drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout
+    assert (
+        "monitoring none: drift is watched for the task classification with one label a row alone, so data/letters/production is not read"
+        in said.stdout
+    )
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def test_three_keys_make_a_use_case() -> None:
     ("task", "asked", "decides"),
     [
         ("classification", None, "macro_f1"),
+        ("token_classification", None, "micro_f1"),
         ("sft", None, "token_probability"),
         ("language_modeling", None, "token_probability"),
         ("language_modeling", "token_accuracy", "token_accuracy"),

@@ -209,11 +209,25 @@ ONE_MISTAKE = {
     ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
-        "10: release.max_calibration_error: is for the task classification: for sft it is not measured; remove it",
+        "10: release.max_calibration_error: is for the task classification with one label a row: for sft it is not measured; remove it",
     ),
     "labels of a task without any": (
         GOOD.replace("label: kind", "task: sft") + "  training:\n    balance_labels: true\n",
-        "9: training.balance_labels: is for the task classification: sft has no labels",
+        "9: training.balance_labels: is for the task classification with one label a row: sft has no labels; remove it",
+    ),
+    "weights of labels that are decided at thresholds": (
+        GOOD + "    multi_label: true\n  training:\n    balance_labels: true\n",
+        "10: training.balance_labels: is for the task classification with one label a row: the thresholds of several are fixed on the "
+        "validation rows; remove it",
+    ),
+    "metric of one label": (
+        GOOD + "    multi_label: true\n  evaluation:\n    primary_metric: accuracy\n",
+        "10: evaluation.primary_metric: accuracy is not a metric of the task classification with several labels a row; give macro_f1 or "
+        "micro_f1 or subset_accuracy",
+    ),
+    "metric of tokens": (
+        GOOD + "    task: token_classification\n  evaluation:\n    primary_metric: token_accuracy\n",
+        "10: evaluation.primary_metric: token_accuracy is not a metric of the task token_classification; give micro_f1 or macro_f1",
     ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),

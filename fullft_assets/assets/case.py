@@ -48,15 +48,9 @@ class Case:
         return dg.DynamicPartitionsDefinition(name=f"{self.name}/window")
 
     @property
-    def has_model(self) -> bool:
-        """Return whether the stages from planning on know the task: all but multi-label and token classification."""
-        examples = self.settings.examples
-        return examples.task in ("sft", "language_modeling") or (examples.task == "classification" and not examples.multi_label)
-
-    @property
     def is_monitored(self) -> bool:
-        """Return whether production documents are compared with what a model learned on: drift is known of classifiers' texts."""
-        return self.has_model and self.settings.examples.task == "classification" and self.settings.monitoring.path is not None
+        """Return whether production documents are compared with what a model learned on: drift is known of texts with one label."""
+        return self.settings.examples.has_one_label and self.settings.monitoring.path is not None
 
     @property
     def io_key(self) -> str:

@@ -76,7 +76,7 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
 def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
     found = manifest.metadata
-    metrics = evaluation.shown_metrics(found["primary_metric"])
+    metrics = evaluation.shown_metrics(found)
     rows = [
         {"system": name, **{metric: found[figure] for metric in metrics if (figure := _figure(name, metric)) in found}}
         for name in evaluation.systems(found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Evaluation, LanguageEvaluation, title
+from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Evaluation, LanguageEvaluation, MultiLabelEvaluation, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +126,23 @@ def _reliability(evaluation: ClassificationEvaluation) -> Figure:
     return figure
 
 
+def _label_scores(evaluation: MultiLabelEvaluation) -> Figure | None:
+    measured = [score for score in evaluation.per_label if score.support]
+    shown = sorted(measured, key=lambda score: score.f1)[:_MAX_MATRIX_LABELS][::-1]
+    if not shown:
+        return None
+    figure, axes = _axes(6.4, 0.9 + 0.3 * len(shown))
+    rows = range(len(shown))
+    axes.barh(rows, [score.f1 for score in shown], color=_GRID, edgecolor="white", height=0.8, label="F1")
+    for name, color in (("precision", _ACCENT), ("recall", _SECOND)):
+        axes.plot([getattr(score, name) for score in shown], rows, "o", color=color, markersize=5, label=name)
+    axes.set_yticks(rows, [_ellipsis(score.label) for score in shown])
+    axes.set_xlim(0, 1.02)
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
+    _name_axes(axes, "on the test rows", "")
+    return figure
+
+
 def _changes(evaluation: LanguageEvaluation) -> Figure:
     figure, axes = _axes(4.9, 4.0)
     for part in evaluation.changes.bins:
@@ -203,5 +220,6 @@ def _ellipsis(name: str) -> str:
 
 _OF_A_KIND: dict[str, dict[str, Any]] = {
     ClassificationEvaluation.kind: {"confusion": _confusion, "reliability": _reliability},
+    MultiLabelEvaluation.kind: {"label_scores": _label_scores},
     LanguageEvaluation.kind: {"changes": _changes, "per_length": _per_length},
 }

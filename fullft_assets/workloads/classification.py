@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import baselines
 from fullft_assets.workloads.feed import Feed
+from fullft_assets.workloads.general_distance import GeneralDistance
 from fullft_assets.workloads.inference import collate, device, embed, load_for_training, predict_with
 from fullft_assets.workloads.recipe import Listener, Prepared, TotalLoss
 
@@ -29,7 +29,7 @@ _POOL_BATCHES = 50
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(GeneralDistance):
     """See `Recipe`.
 
     Attributes:
@@ -63,54 +63,28 @@ class Classification:
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         if self.start is not None:  # it has its head and its added tokens
-            return load_for_training(self.start, self.labels, settings.attention_dropout)
+            return self._load(self.start, settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
-        return load_for_training(self.base_model, self.labels, settings.attention_dropout, self.added_tokens)
+        return self._load(self.base_model, settings, self.added_tokens)
+
+    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`."""
-        windows = [window for document in self.train.windows for window in document]
-        labels = [int(label) for label, document in zip(self.train.labels, self.train.windows, strict=True) for _ in document]
-        lengths = np.array([len(window) for window in windows])
-        order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, seed)
-        bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
-        pad_id = model.config.pad_token_id or 0
-        feed = Feed(
-            dataset=Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order),
-            collate=lambda rows: _collate(rows, pad_id),
-            items_a_pass=settings.micro_batch_size,
-            num_rows=len(order),
-            lengths=lengths[order],
-            num_predicted=np.zeros(len(order), np.int64),
-            bounds=bounds,
-            sizes=np.maximum.reduceat(lengths[order], bounds[:-1]) * np.diff(bounds),
-        )
+        feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
         return Prepared(feed, _total_loss(self.train, len(self.labels) if settings.balance_labels else None))
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, accuracy and macro-F1."""
         return score(model, self.validation, listener)
 
-    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
-
-        An encoder's weights have no head that predicts general text, so how well it still does cannot be said; only how far what
-        it makes of such text has moved.
-        """
-        if self.general is None:
-            return {}
-        found = predict_with(model, self.general.windows, progress=listener).embeddings
-        return {"general_distance": _distance(found, self._general_embeddings)}
-
-    @cached_property
-    def _general_embeddings(self) -> np.ndarray:
-        """[texts, hidden] what the base model makes of the general texts."""
-        # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
-        with torch.random.fork_rng():
-            return embed(self.base_model, self.general.windows, added_tokens=self.added_tokens)
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """See `Recipe`: nothing."""
+        return {}
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: those of `baselines.KINDS`."""
@@ -124,6 +98,51 @@ class Classification:
             fitted.save(folder)
             predicted = fitted.predict(validation).argmax(1)
             yield name, {"macro_f1": macro_f1(validation.labels, predicted), "accuracy": accuracy(validation.labels, predicted)}
+
+
+def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:
+    """Return each window of the rows, and its row's label, or labels, beside it."""
+    windows = [window for document in train.windows for window in document]
+    labels = [label for label, document in zip(train.labels.tolist(), train.windows, strict=True) for _ in document]
+    return windows, labels
+
+
+def window_feed(
+    windows: Sequence[Sequence[int]],
+    labels: Sequence[Any],
+    model: PreTrainedModel,
+    settings: TrainingSettings,
+    seed: int,
+    to_tensor: Callable[[list[Any]], torch.Tensor],
+) -> Feed:
+    """Return a feed of windows, each a training row, padded to similar ones.
+
+    Args:
+        windows: token ids of each.
+        labels: of each window.
+        model: loaded; it says what pads.
+        settings: batch sizes and epochs.
+        seed: of the order.
+        to_tensor: the labels of a pass -> its tensor of labels.
+    """
+    lengths = np.array([len(window) for window in windows])
+    order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, seed)
+    bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
+    pad_id = model.config.pad_token_id or 0
+
+    def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {**collate([row["input_ids"] for row in rows], pad_id), "labels": to_tensor([row["labels"] for row in rows])}
+
+    return Feed(
+        dataset=Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order),
+        collate=collated,
+        items_a_pass=settings.micro_batch_size,
+        num_rows=len(order),
+        lengths=lengths[order],
+        num_predicted=np.zeros(len(order), np.int64),
+        bounds=bounds,
+        sizes=np.maximum.reduceat(lengths[order], bounds[:-1]) * np.diff(bounds),
+    )
 
 
 def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int) -> np.ndarray:
@@ -151,17 +170,6 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
         planned += [full[i] for i in rng.permutation(len(full))]
         count = sum(map(len, planned))
     return np.concatenate([*planned, carried])
-
-
-def _distance(found: np.ndarray, original: np.ndarray) -> float:
-    """Return 1 - the mean cosine of rows [n, hidden]; nan where one is not finite."""
-    found, original = found.astype(np.float64), original.astype(np.float64)
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(original, axis=1)
-    return float(1 - ((found * original).sum(1) / np.maximum(lengths, 1e-12)).mean())
-
-
-def _collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    return {**collate([row["input_ids"] for row in rows], pad_id), "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 def _total_loss(train: Split, balanced_labels: int | None) -> TotalLoss:

@@ -18,21 +18,22 @@ from fullft_assets.evaluation import FINETUNED, Evaluation
 from fullft_assets.jobs import Job
 from fullft_assets.lineage import snapshots_learned_from
 from fullft_assets.release import Verdict
-from fullft_assets.settings import Task
+from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import CheckOutcome, Manifest, Store
-from fullft_assets.workloads import judging_labels, judging_tokens
+from fullft_assets.workloads import judging_labels, judging_multi_label, judging_tokens
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.judging import Docket, Judged
 
 #: The step log within a checkpoint artifact.
 STEP_LOG = "logs/metrics.jsonl"
-#: Who knows the metrics of a task.
-JUDGES: dict[Task, Callable[[Docket, Split], Judged]] = {
-    "classification": judging_labels.judge,
-    "sft": judging_tokens.judge,
-    "language_modeling": judging_tokens.judge,
-}
+
+
+def judge_of(examples: ExamplesSettings) -> Callable[[Docket, Split], Judged]:
+    """Return who knows the metrics of a task."""
+    if examples.task in ("sft", "language_modeling"):
+        return judging_tokens.judge
+    return judging_labels.judge if examples.has_one_label else judging_multi_label.judge
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
@@ -46,7 +47,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         progress.say(
             f"{delivered - len(test):,} test rows left out: a model learned from them, or from near-duplicates, in an older snapshot"
         )
-    judged = JUDGES[job.settings.examples.task](Docket(job, store, inputs, progress), test)
+    judged = judge_of(job.settings.examples)(Docket(job, store, inputs, progress), test)
     found = judged.evaluation
     decision = release.verdict(found, job.settings.release)
     progress.say(found.justification.sentence)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 #: Padded tokens in one forward pass: a GPU wants many, a CPU as many as stay in its caches.
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 
+#: What a configuration calls several labels a row (`problem_type`).
+MULTI_LABEL = "multi_label_classification"
 #: What configurations call the dropout of attention weights (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -53,16 +57,48 @@ def load_classifier(folder: Path, **options: object) -> PreTrainedModel:
     )
 
 
-def load_for_training(
-    folder: Path, labels: list[str], attention_dropout: float | None, added_tokens: Sequence[str] = ()
-) -> PreTrainedModel:
-    """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU, in fp32."""
+def load_tagger(folder: Path, **options: object) -> PreTrainedModel:
+    """Load a token classifier from safetensors; remote code is never run.
+
+    Raises:
+        SettingsError: models of its kind have no head for tokens.
+    """
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    options = _dropout(config, attention_dropout)
+    if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise SettingsError(
+            f"base_model: {folder} (model_type {config.model_type}) has no head for tokens in transformers; give an encoder such as BERT"
+        )
+    return AutoModelForTokenClassification.from_pretrained(
+        str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **options
+    )
+
+
+def load_for_training(
+    folder: Path,
+    labels: list[str],
+    attention_dropout: float | None,
+    added_tokens: Sequence[str] = (),
+    *,
+    load: Callable[..., PreTrainedModel] = load_classifier,
+    **changes: object,
+) -> PreTrainedModel:
+    """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU, in fp32.
+
+    Args:
+        folder: a transformers folder with safetensors.
+        labels: names of the head's outputs.
+        attention_dropout: in place of the model's own.
+        added_tokens: that its tokenizer did not have.
+        load: what reads the model.
+        changes: of its configuration.
+    """
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    # A base model that was fine-tuned before may name another problem.
+    options = _dropout(config, attention_dropout) | {"problem_type": None, **changes}
     if config.pad_token_id is None:
         # A decoder's classifier looks for the last token that is no padding, and refuses batches without a padding token.
         options["pad_token_id"] = _end_token(config)
-    model = load_classifier(
+    model = load(
         folder,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
@@ -116,7 +152,10 @@ def _end_token(config: PretrainedConfig) -> int:
 
 
 def predict(model_folder: Path, windows: list[list[list[int]]], *, progress: Progress | None = None) -> Prediction:
-    """Classify documents with a fine-tuned model; a document's logits are the mean over its windows.
+    """Classify documents with a fine-tuned model, each pooled over its windows.
+
+    One label a row: the mean of the windows' logits, then a softmax. Several: the mean of the windows' probabilities, each
+    label's own. What stands in one window alone still counts there, where a mean of logits would drown it.
 
     Args:
         model_folder: a transformers folder with a sequence classifier.
@@ -130,11 +169,15 @@ def predict_with(model: PreTrainedModel, windows: list[list[list[int]]], *, prog
     """Like `predict`, with a model that is loaded already; its mode is restored."""
     logits = np.zeros((len(windows), model.config.num_labels), np.float32)
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
+    has_several = model.config.problem_type == MULTI_LABEL
     for rows, output, pooled in _forward(model, windows, progress):
-        np.add.at(logits, rows, output.logits.float().cpu().numpy())
+        found = output.logits.float()
+        np.add.at(logits, rows, (found.sigmoid() if has_several else found).cpu().numpy())
         np.add.at(embeddings, rows, pooled)
     counts = np.array([len(document) for document in windows], np.float32)[:, None]
     logits /= counts
+    if has_several:
+        return Prediction(logits, embeddings / counts)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return Prediction(shifted / shifted.sum(axis=1, keepdims=True), embeddings / counts)
 
@@ -145,6 +188,11 @@ def embed(
     """Return the mean-pooled last hidden state [rows, hidden] of a base model, as it is before any training."""
     model = AutoModel.from_pretrained(str(model_folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     initialise_added(model, model_folder, added_tokens)
+    return embed_with(model, windows, progress=progress)
+
+
+def embed_with(model: PreTrainedModel, windows: list[list[list[int]]], *, progress: Progress | None = None) -> np.ndarray:
+    """Like `embed`, with a model that is loaded already; its mode is restored."""
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
     for rows, _, pooled in _forward(model, windows, progress):
         np.add.at(embeddings, rows, pooled)
@@ -163,24 +211,38 @@ def collate(windows: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def _forward(model: PreTrainedModel, windows: list[list[list[int]]], progress: Progress | None) -> Iterator:
+    for items, inputs, output in forward_batches(model, windows, progress, output_hidden_states=True):
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        hidden = output.hidden_states[-1].float() * mask
+        pooled = (hidden.sum(1) / mask.sum(1)).cpu().numpy()
+        yield np.array([row for row, _ in items]), output, pooled
+
+
+def forward_batches(
+    model: PreTrainedModel, windows: list[list[list[int]]], progress: Progress | None, **options: object
+) -> Iterator[tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]]:
+    """Yield (document, window) of each window of a pass, its inputs, padded, and the model's output; the mode is restored.
+
+    Args:
+        model: not wrapped.
+        windows: each document's windows of token ids.
+        progress: told how many windows are done.
+        options: of the forward pass.
+    """
     was_training = model.training
     model.eval().to(device())
     pad_id = model.config.pad_token_id or 0
-    flat = [(row, window) for row, document in enumerate(windows) for window in document]
+    flat = [(row, number) for row, document in enumerate(windows) for number in range(len(document))]
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
-    flat.sort(key=lambda item: -len(item[1]))
+    flat.sort(key=lambda item: -len(windows[item[0]][item[1]]))
     done = 0
     with torch.inference_mode(), precision.autocast(precision.resolve("auto")):
         while done < len(flat):
-            size = max(1, BATCH_TOKENS[device().type] // len(flat[done][1]))
-            batch = flat[done : done + size]
-            inputs = {k: v.to(device()) for k, v in collate([w for _, w in batch], pad_id).items()}
-            output = model(**inputs, output_hidden_states=True)
-            mask = inputs["attention_mask"].unsqueeze(-1)
-            hidden = output.hidden_states[-1].float() * mask
-            pooled = (hidden.sum(1) / mask.sum(1)).cpu().numpy()
-            yield np.array([row for row, _ in batch]), output, pooled
-            done += len(batch)
+            size = max(1, BATCH_TOKENS[device().type] // len(windows[flat[done][0]][flat[done][1]]))
+            items = flat[done : done + size]
+            inputs = {name: value.to(device()) for name, value in collate([windows[i][n] for i, n in items], pad_id).items()}
+            yield items, inputs, model(**inputs, **options)
+            done += len(items)
             if progress is not None:
                 progress.raise_if_stopped()
                 progress.step(done, len(flat))

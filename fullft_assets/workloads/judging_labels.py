@@ -53,7 +53,7 @@ def predict_all(docket: Docket, test: Split, labels: list[str]) -> dict[str, np.
     progress.say(f"fine-tuned model on {len(test):,} test rows ...")
     # The snapshot may be newer than the checkpoint (periodic evaluation), and know other labels.
     theirs = model_labels(folder)
-    windows = _windows_for(docket, "finetuned_checkpoint", test)
+    windows = windows_for(docket, "finetuned_checkpoint", test)
     found = {FINETUNED: map_labels(predict(folder, windows, progress=progress).probabilities, theirs, labels)}
     fitted = baselines.load(docket.store.folder(cheaper), docket.base_model, settings.chunks.added_tokens)
     for name, baseline in fitted.items():
@@ -63,7 +63,7 @@ def predict_all(docket: Docket, test: Split, labels: list[str]) -> dict[str, np.
     if "champion" in docket.inputs:
         progress.say(f"champion on {len(test):,} test rows ...")
         champion = docket.model_folder("champion")
-        windows = _windows_for(docket, "champion", test)
+        windows = windows_for(docket, "champion", test)
         found[CHAMPION] = map_labels(predict(champion, windows, progress=progress).probabilities, model_labels(champion), labels)
     return found
 
@@ -109,7 +109,8 @@ def pick_answers(test: Split, probabilities: Mapping[str, np.ndarray], found: Cl
     ]
 
 
-def _windows_for(docket: Docket, name: str, test: Split) -> list[list[list[int]]]:
+def windows_for(docket: Docket, name: str, test: Split) -> list[list[list[int]]]:
+    """Return the test rows' windows for a checkpoint among the inputs: made anew where it has another tokenizer."""
     if docket.reads_as_the_snapshot(name):
         return test.windows
     return Tokenization.load_saved(docket.model_folder(name), docket.job.settings.chunks).windows(test.texts)

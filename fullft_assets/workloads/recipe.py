@@ -102,6 +102,15 @@ class Recipe(Protocol):
         """
         ...
 
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """Fix what a trained model needs beside its weights into its configuration, and return what metadata says of that.
+
+        Args:
+            model: with its final weights; its mode is restored.
+            listener: told how far it is.
+        """
+        ...
+
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """Yield the name of each cheaper way, cheapest first, and its metrics on the validation rows.
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fullft_assets.base_model import resolve_base_model
+from fullft_assets.chunks import tokenizer_digest
+from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.snapshot import general, label_names, load_split, load_training
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads.classification import Classification
+from fullft_assets.workloads.multi_label import MultiLabel
 from fullft_assets.workloads.packed import NextToken
 from fullft_assets.workloads.recipe import Recipe
 
@@ -21,6 +24,9 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
         store: where the snapshot's parts live.
         snapshot: the `training_snapshot`.
         start: the checkpoint whose weights training begins with. Default: the base model's.
+
+    Raises:
+        DataError: there is nothing to learn, or the snapshot's tokens mean something else to the base model.
     """
     base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
     validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
@@ -28,6 +34,20 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     measured = general.load(store, snapshot)
     if job.settings.examples.task in ("sft", "language_modeling"):
         return NextToken(base_model, load_training(store, snapshot), validation, added_tokens, measured, begin)
-    return Classification(
-        base_model, load_split(store, snapshot, "train"), validation, label_names(snapshot), added_tokens, measured, begin
-    )
+    labels, train = label_names(snapshot), load_split(store, snapshot, "train")
+    if not labels:
+        raise DataError("the snapshot's rows have no label at all; look at the field that examples.label names")
+    if not job.settings.examples.has_one_label:
+        _require_its_tokenizer(store, snapshot, base_model, job)
+        return MultiLabel(base_model, train, validation, labels, added_tokens, measured, begin)
+    return Classification(base_model, train, validation, labels, added_tokens, measured, begin)
+
+
+def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: Path, job: Job) -> None:
+    part = next(iter(snapshot.metadata["parts"].values()))
+    made_with = store.load(part["chunks"]).inputs["tokenizer"]
+    if made_with != tokenizer_digest(base_model, job.settings.chunks, job.settings.examples.task):
+        raise DataError(
+            "the snapshot's windows were made with another tokenizer than base_model's with chunks.added_tokens; tokenise the batches "
+            f"again ({job.case}_retokenize) and take the snapshot again"
+        )

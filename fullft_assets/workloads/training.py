@@ -50,8 +50,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             num_processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
         if is_first_rank:
+            fixed = recipe.finish(fit.model, progress)
             with room_needed(folder, "the trained model"):
-                _write(job, store, inputs, folder, fit, record)
+                _write(job, store, inputs, folder, fit, {**record, **fixed})
             shutil.rmtree(folder)
 
 

@@ -1,0 +1,144 @@
+"""The whole graph of the tasks with several labels a row, or labelled spans, on a real instance: trained, judged, promoted, used."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import erasure, release
+from fullft_assets.component import FullFineTune
+from fullft_assets.resources import latest
+from fullft_assets.store import Store
+from fullft_assets.use_case import load_use_case
+from tests import licence_labels, prepared
+from tests import project as projects
+from tests.test_graph import ASSETS, CASE, Graph, events, without_manifest
+from tests.test_graph import environment as environment
+
+LABELS = ["copyleft", "notice", "permissive", "reference"]
+#: A base model of 1 MB with random weights learns little: the gates are open, and what passes them is what is tested.
+OPEN: dict[str, Any] = {
+    "base_model": "model",
+    "planning": {"min_predicted_gain": -1},
+    "release": {"min_gain_over_baselines": -1},
+    "training": {"epochs": 2, "learning_rate": 5e-3},
+    "snapshot": {"min_train_rows": 20, "max_validation_rows": 60, "test_share": 0.25, "validation_share": 0.2},
+}
+MULTI_LABEL = {"task": "classification", "multi_label": True, "label": "labels", "labels": LABELS, "group": "expression"}
+
+
+def create(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], **sections: Any) -> projects.Project:
+    project = projects.create(root, CASE, rows=0, **{**OPEN, "examples": examples, **sections})
+    prepared.write_tiny_model(root / "model")
+    project.deliver("delivery-1.jsonl", rows)
+    return project
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
+    """The multi-label project after `fullft run`, and what that printed."""
+    rows = licence_labels.labelled_rows(260, known=set(LABELS))
+    rows += [{**rows[0], "id": "odd", "text": "A text of a label that nobody knows.", "labels": ["poem", "notice"]}]
+    project = create(tmp_path_factory.mktemp("labelled"), MULTI_LABEL, rows)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project, done.stdout
+
+
+def assert_whole(project: projects.Project, printed: str, metric: str, kind: str) -> Store:
+    """What holds of any task: every asset materialised with metadata, promoted, told, and no text in the event log."""
+    store = Store(str(project.home / "store"))
+    report = latest(store, CASE, "evaluation_report")
+    assert report.metadata["promote"] and report.metadata["primary_metric"] == metric
+    assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
+    figures = report.metadata
+    name = metric.replace("_f1", "-F1")
+    best = figures["best_baseline"]
+    for pattern in (
+        rf"test {name} +{figures[metric]:.3f} \[{figures[f'{metric}_low']:.3f}, .+\] fine-tuned; .*{figures[f'{best}_{metric}']:.3f} {best}",
+        r"verdict +Promoted: every gate passed\. It is the champion now\.",
+        r"try it +\S+ predict letters",
+    ):
+        assert re.search(pattern, printed), (pattern, printed)
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        for asset in ASSETS:
+            (event,) = events(instance, asset)
+            assert {"path", "made_in_seconds"} <= set(event.metadata), asset
+        (event,) = events(instance, "evaluation_report")
+    assert event.metadata["systems"].value.splitlines()[0].split(" | ")[1] == "macro_f1"
+    assert event.metadata["report"].value.count("data:image/png;base64,") >= 4
+    assert not without_manifest(project)
+    folder = store.folder(report)
+    assert json.loads((folder / "evaluation.json").read_text())["primary_metric"] == metric
+    texts = [row["text"] for path in project.documents.glob("*.jsonl") for row in map(json.loads, path.read_text().splitlines())]
+    excerpts = {found[0] for text in texts if (found := re.search(r"[A-Za-z ,.]{50}", text))}
+    logged = project.logged() + "".join((folder / name).read_text() for name in ("report.md", "evaluation.json"))
+    assert len(excerpts) > 15 and [excerpt for excerpt in excerpts if excerpt in logged] == []
+    return store
+
+
+@pytest.mark.slow
+def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[projects.Project, str]) -> None:
+    project, printed = labelled
+    store = assert_whole(project, printed, "macro_f1", "multi_label")
+    assert re.search(r"rows in +261 in 1 batches: 260 valid, 1 quarantined", printed)
+    figures = latest(store, CASE, "evaluation_report").metadata
+    for system in ("label_shares", "tfidf", "frozen_probe"):
+        assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "subset_accuracy")} <= set(figures)
+    checkpoint = latest(store, CASE, "finetuned_checkpoint")
+    assert list(checkpoint.metadata["label_thresholds"]) == LABELS
+    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    assert "| label | threshold | precision | recall | F1 | given | test rows |" in card and "subset accuracy" in card
+    assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
+    rows = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
+    assert rows.column_names == ["id", "labels", "predicted", "group"]
+
+
+@pytest.mark.slow
+def test_predict_gives_each_label_with_its_threshold(labelled: tuple[projects.Project, str]) -> None:
+    done = labelled[0].fullft("predict", CASE, "Licensed under the Apache License, Version 2.0")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sorted(re.sub(r"^(yes|no) +\d+\.\d%  (\w+) \(from \d+\.\d% on\)$", r"\2", line) for line in lines) == LABELS
+
+
+@pytest.mark.slow
+def test_a_second_candidate_is_judged_against_the_champion(labelled: tuple[projects.Project, str], tmp_path: Path) -> None:
+    shutil.copytree(labelled[0].root, tmp_path / "copy")
+    copy = projects.Project(tmp_path / "copy", CASE)
+    copy.configure(**{**OPEN, "examples": MULTI_LABEL, "training": {"epochs": 1, "learning_rate": 2e-3}})
+    with dg.DagsterInstance.from_config(str(copy.home)) as instance:
+        graph = Graph(copy, instance)
+        graph.approve()
+        assert graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model").success
+        figures = graph.latest("evaluation_report").metadata
+    assert figures["champion_macro_f1"] > 0
+    assert figures["gain_over_champion"] == pytest.approx(figures["macro_f1"] - figures["champion_macro_f1"])
+
+
+@pytest.mark.slow
+def test_an_erased_document_leaves_the_report(labelled: tuple[projects.Project, str], tmp_path: Path) -> None:
+    shutil.copytree(labelled[0].home / "store", tmp_path / "store")
+    store = Store(str(tmp_path / "store"))
+    report = latest(store, CASE, "evaluation_report")
+    gone = pq.read_table(store.folder(report) / "predictions.parquet")["id"][0].as_py()
+    erasure.erase(store, CASE, {gone: 1}, by="id", reason="asked")
+    after = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
+    assert gone not in after["id"].to_pylist() and len(after)
+
+
+@pytest.mark.parametrize("examples", [MULTI_LABEL])
+def test_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -> None:
+    project = create(tmp_path, examples, licence_labels.labelled_rows(5), monitoring={"path": "data/letters/production"})
+    repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
+    names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
+    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "model", "evaluate")}
+    said = project.fullft("check", CASE)
+    assert "drift is watched for the task classification with one label a row alone, so data/letters/production is not read" in said.stdout

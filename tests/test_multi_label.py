@@ -1,0 +1,259 @@
+"""Several labels a row: thresholds, metrics against plain references, the recipe's loss, what is saved with the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+from fullft_assets.chunks import Tokenization
+from fullft_assets.errors import DataError, StoreError
+from fullft_assets.evaluation import FINETUNED, counts, multi_label, read_evaluation
+from fullft_assets.settings import EvaluationSettings
+from fullft_assets.workloads import multi_label_baselines
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import fine_tune
+from fullft_assets.workloads.inference import predict_with
+from fullft_assets.workloads.judging_multi_label import Given, read_thresholds
+from fullft_assets.workloads.tasks import open_recipe
+from tests import licence_labels
+from tests.prepared import Prepared, prepare
+
+QUIET = Progress(silent=True)
+KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
+EXAMPLES = {"label": "labels", "labels": KNOWN, "multi_label": True, "group": "expression"}
+
+tables = st.integers(1, 5).flatmap(
+    lambda k: st.lists(st.tuples(*[st.tuples(st.booleans(), st.integers(0, 4))] * k), min_size=1, max_size=12)
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    rows = licence_labels.labelled_rows(300, known=set(KNOWN))
+    # Rows without any label are rows like others.
+    rows = [{**row, "labels": [] if number % 11 == 0 else row["labels"]} for number, row in enumerate(rows)]
+    return prepare(tmp_path_factory.mktemp("tiny"), tiny=True, delivered=rows, examples=EXAMPLES, chunks={"max_windows": 3})
+
+
+def arrays(rows: list[tuple[tuple[bool, int], ...]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([[label for label, _ in row] for row in rows]), np.array([[value / 4 for _, value in row] for row in rows])
+
+
+def plain_f1(labels: np.ndarray, decided: np.ndarray) -> float:
+    found, wrong, missed = ((labels & decided).sum(), (~labels & decided).sum(), (labels & ~decided).sum())
+    return 2 * found / (2 * found + wrong + missed) if found else 0.0
+
+
+class TestThresholds:
+    @settings(max_examples=80, deadline=None)
+    @given(tables)
+    def test_none_scores_higher_than_the_one_found(self, rows):
+        labels, probabilities = arrays(rows)
+        for i, threshold in enumerate(multi_label.fit_thresholds(labels, probabilities)):
+            if labels[:, i].all() or not labels[:, i].any():
+                assert threshold == 0.5
+            else:
+                best = max(plain_f1(labels[:, i], probabilities[:, i] >= cut) for cut in np.linspace(0, 1, 41))
+                assert plain_f1(labels[:, i], probabilities[:, i] >= threshold) == pytest.approx(best)
+
+    def test_lies_between_two_probabilities_and_near_to_a_half(self):
+        labels = np.array([[1], [1], [0], [0]], bool)
+        assert multi_label.fit_thresholds(labels, np.array([[0.9], [0.3], [0.2], [0.1]]))[0] == pytest.approx(0.25)
+        # Between 0.9 and 0.1 all cuts are equal: the middle of the gap.
+        assert multi_label.fit_thresholds(labels, np.array([[0.95], [0.9], [0.1], [0.0]]))[0] == pytest.approx(0.5)
+
+    def test_answers_of_another_number_of_labels_are_refused(self):
+        with pytest.raises(ValueError, match=r"predictions: shape \(4, 3\), the labels have \(4, 2\)"):
+            multi_label.fit_thresholds(np.ones((4, 2), bool), np.ones((4, 3)))
+        with pytest.raises(ValueError, match="expected truth values"):
+            multi_label.fit_thresholds(np.ones(4, bool), np.ones(4))
+        with pytest.raises(ValueError, match="row 1 is not finite"):
+            multi_label.scores(np.ones((2, 1), bool), np.array([[1.0], [np.nan]]))
+
+
+class TestScores:
+    @settings(max_examples=80, deadline=None)
+    @given(tables)
+    def test_equal_those_of_scikit_learn_over_the_labels_that_occur(self, rows):
+        labels, probabilities = arrays(rows)
+        decided = probabilities >= 0.5
+        found = multi_label.scores(labels, decided)
+        each = [f1_score(labels[:, i], decided[:, i], zero_division=0) for i in np.flatnonzero(labels.any(0))]
+        macro = np.mean(each) if each else 0.0
+        micro = f1_score(labels.ravel(), decided.ravel(), zero_division=0)
+        assert found == pytest.approx({"macro_f1": macro, "micro_f1": micro, "subset_accuracy": (labels == decided).all(1).mean()})
+
+    def assess(self, labels: np.ndarray, tuned: np.ndarray, other: np.ndarray, **options) -> multi_label.MultiLabelEvaluation:
+        groups = [f"g{n // 2}" for n in range(len(labels))]
+        names = [f"l{n}" for n in range(labels.shape[1])]
+        thresholds = np.full(labels.shape[1], 0.5)
+        return multi_label.assess(
+            labels,
+            {FINETUNED: tuned, "label_shares": other},
+            groups,
+            names,
+            thresholds,
+            EvaluationSettings(resamples=100),
+            seed=1,
+            **options,
+        )
+
+    def test_a_label_without_a_test_row_is_reported_and_no_success(self):
+        rng = np.random.default_rng(0)
+        labels = rng.random((60, 3)) < 0.5
+        labels[:, 2] = False
+        invented = labels.copy()
+        invented[:10, 2] = True
+        found = self.assess(labels, invented, ~labels)
+        assert found.unmeasured == ["l2"]
+        assert found.scores["macro_f1"][FINETUNED].estimate == 1.0
+        assert found.scores["micro_f1"][FINETUNED].estimate < 1.0
+        assert (found.per_label[2].support, found.per_label[2].num_predicted, found.per_label[2].f1) == (0, 10, 0.0)
+        assert "The test set has no `l2`: quality there is unknown." in found.limits
+        assert found.gain_over_best_baseline.low > 0.5 and found.justification.justified
+        assert read_evaluation(found.model_dump_json()) == found
+
+    def test_nothing_true_and_nothing_given_scores_nothing(self):
+        nothing = np.zeros((6, 2), bool)
+        found = self.assess(nothing, nothing, nothing)
+        assert [found.scores[metric][FINETUNED].estimate for metric in multi_label.METRICS] == [0.0, 0.0, 1.0]
+
+    def test_interval_covers_whole_groups(self):
+        # Rows of a group are all right or all wrong: over rows the interval would be narrower.
+        right = np.repeat(np.random.default_rng(3).random(30) < 0.6, 2)
+        labels = np.ones((60, 1), bool)
+        found = self.assess(labels, right[:, None], ~labels, metric="subset_accuracy")
+        drawn = np.random.default_rng(0).choice(right[::2], (2_000, 30)).mean(1)
+        assert found.score.half_width == pytest.approx(np.diff(np.quantile(drawn, [0.025, 0.975]))[0] / 2, rel=0.2)
+
+    def test_sums_by_group(self):
+        values = np.array([[1, 0], [0, 1], [1, 1]])
+        np.testing.assert_array_equal(counts.by_group(values, np.array([1, 0, 1]), 2), [[0, 1], [2, 1]])
+
+
+class Seen(TrainerCallback):
+    """Keeps the gradients and losses of each step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[torch.Tensor] = []
+        self.losses: list[float] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def without_dropout(tiny: Prepared, folder: Path) -> Any:
+    """The recipe of a base model without dropout, which is drawn anew in each pass."""
+    shutil.copytree(tiny.base_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
+    return replace(tiny.recipe, base_model=folder)
+
+
+class TestRecipe:
+    @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
+    def test_loss_and_gradient_equal_a_plain_mean_however_the_batch_is_divided(self, tiny: Prepared, tmp_path: Path, micro_batch_size: int):
+        recipe = without_dropout(tiny, tmp_path / "model").first(20)
+        chosen = tiny.use_case.settings.training.model_copy(
+            update={"micro_batch_size": micro_batch_size, "precision": "fp32", "max_grad_norm": 1e9, "learning_rate": 1e-12}
+        )
+        seen = Seen()
+        fine_tune(recipe, chosen, 1, tmp_path, QUIET, evaluate_at=(), resumable=False, callbacks=[seen])
+        torch.manual_seed(1)
+        model = recipe.load(chosen)
+        feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
+        assert len(seen.losses) == feed.num_passes >= 3
+        for number, batch in enumerate(feed.batches()):
+            model.zero_grad()
+            rows = []
+            for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+                logits = model(input_ids=ids[mask == 1][None]).logits[0]
+                p = torch.sigmoid(logits)
+                rows.append(-(labels * p.log() + (1 - labels) * (1 - p).log()))
+            loss = torch.stack(rows).mean()
+            loss.backward()
+            expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+            assert seen.losses[number] == pytest.approx(loss.item(), rel=1e-4)
+            assert torch.allclose(seen.gradients[number], expected, rtol=1e-3, atol=1e-6)
+
+    def test_documents_pool_the_probabilities_of_their_windows(self, tiny: Prepared):
+        model = tiny.recipe.load(tiny.use_case.settings.training).eval()
+        windows = next(document for document in tiny.split("train").windows if len(document) == 3)
+        with torch.no_grad():
+            each = [torch.sigmoid(model(input_ids=torch.tensor([window])).logits[0]) for window in windows]
+        found = predict_with(model, [windows]).probabilities[0]
+        np.testing.assert_allclose(found, torch.stack(each).mean(0), atol=2e-3)
+
+    def test_thresholds_are_of_the_final_weights_and_found_by_who_loads_the_model(self, tiny: Prepared, tmp_path: Path):
+        recipe = tiny.recipe
+        model = recipe.load(tiny.use_case.settings.training)
+        told = recipe.finish(model, QUIET)["label_thresholds"]
+        assert list(told) == KNOWN
+        model.save_pretrained(tmp_path)
+        expected = multi_label.fit_thresholds(recipe.validation.labels, predict_with(model, recipe.validation.windows).probabilities)
+        np.testing.assert_array_equal(read_thresholds(tmp_path), expected)
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert loaded.config.problem_type == "multi_label_classification"
+        loaded.config.label_thresholds = [0.5]
+        loaded.save_pretrained(tmp_path)
+        with pytest.raises(StoreError, match="label_thresholds should be 6 numbers; train the model again"):
+            read_thresholds(tmp_path)
+
+    def test_labels_of_another_head_are_refused(self, tiny: Prepared):
+        chosen = tiny.use_case.settings.training
+        recipe = replace(tiny.recipe, train=replace(tiny.recipe.train, labels=tiny.recipe.train.labels[:, :4]))
+        with pytest.raises(DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"):
+            recipe.prepare(recipe.load(chosen), chosen, 1, 1)
+
+    def test_another_tokenizer_than_the_snapshots_is_refused(self, tiny: Prepared):
+        job = tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]})
+        with pytest.raises(DataError, match="another tokenizer than base_model's with chunks.added_tokens.*letters_retokenize"):
+            open_recipe(job, tiny.store, tiny.snapshot)
+
+
+def test_cheaper_ways_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:
+    recipe = tiny.recipe
+    # In training no row has the first label, and all have the second.
+    labels = recipe.train.labels.copy()
+    labels[:, 0], labels[:, 1] = False, True
+    recipe = replace(recipe, train=replace(recipe.train, labels=labels))
+    told = dict(recipe.cheaper_ways(tmp_path, QUIET))
+    assert set(told) == set(multi_label_baselines.KINDS)
+    loaded = multi_label_baselines.load(tmp_path, tiny.base_model)
+    for name, (baseline, thresholds) in loaded.items():
+        probabilities = baseline.predict(recipe.validation)
+        assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(told[name]), name
+        assert (probabilities[:, 0] < 1e-6).all() and (probabilities[:, 1] > 1 - 1e-6).all(), name
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
+    # No better than giving every label to every row, where the share is all that is known.
+    everything = multi_label.scores(recipe.validation.labels, np.ones_like(recipe.validation.labels))
+    assert told["label_shares"]["macro_f1"] == pytest.approx(everything["macro_f1"], abs=0.1)
+
+
+def test_labels_that_a_system_does_not_know_are_never_given() -> None:
+    given = Given(np.array([[0.9, 0.2]]), np.array([0.5, 0.1])).in_order(["b", "gone"], ["a", "b"])
+    assert given.labels.tolist() == [[False, True]]
+    with pytest.raises(StoreError, match="knows none of the labels x, only b, gone"):
+        Given(np.ones((1, 2)), np.ones(2)).in_order(["b", "gone"], ["x"])
+
+
+def test_the_snapshot_holds_rows_without_any_label(tiny: Prepared) -> None:
+    train = tiny.split("train")
+    assert train.labels.dtype == bool and train.labels.shape == (len(train), len(KNOWN))
+    assert (~train.labels.any(1)).sum() > 3
+    assert Tokenization.load(tiny.base_model, tiny.use_case.settings.chunks).windows(train.texts) == train.windows
