@@ -139,6 +139,8 @@ def _predict(parsed: argparse.Namespace) -> int:
         _classify(model, use_case.settings, checkpoint.metadata["labels"], parsed.text)
     elif use_case.settings.examples.task == "classification":
         _give_labels(model, use_case.settings, checkpoint.metadata["labels"], parsed.text)
+    elif use_case.settings.examples.task == "token_classification":
+        _find_spans(model, use_case.settings, parsed.text)
     else:
         _write(model, use_case.settings, parsed.text, parsed.max_new_tokens)
     return 0
@@ -162,6 +164,16 @@ def _give_labels(model: Path, settings, labels: list[str], text: str) -> None:
     rows = sorted(zip(labels, found, read_thresholds(model), strict=True), key=lambda row: (row[1] < row[2], -row[1]))
     for label, probability, threshold in rows:
         print(f"{'yes' if probability >= threshold else 'no':<3} {probability:6.1%}  {label} (from {threshold:.1%} on)")
+
+
+def _find_spans(model: Path, settings, text: str) -> None:
+    from fullft_assets.chunks import Tokenization
+    from fullft_assets.workloads.tagging import Reading, find_spans, load_finder
+
+    finder, labels = load_finder(model)
+    reading = Reading.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), [text])
+    for start, end, label in find_spans(finder, reading)[0]:
+        print(f"{start:>5} to {end:<5} {labels[label]}: {text[start:end]}")
 
 
 def _write(model: Path, settings, text: str, max_new_tokens: int) -> None:

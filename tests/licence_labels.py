@@ -14,8 +14,6 @@ import yaml
 
 from fullft_assets.samples import licences
 
-#: What a header lists of the text below it; holders stand inside copyrights, so these are left out.
-SPANS = {"ignorable_urls": "url", "ignorable_emails": "email", "ignorable_holders": "holder", "ignorable_authors": "author"}
 _HEADER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 _KEY = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -69,35 +67,36 @@ def labelled_rows(count: int, *, skipped: int = 0, known: set[str] | None = None
     return found
 
 
-def spanned_rows(count: int, *, skipped: int = 0, most_characters: int = 1_500) -> list[dict[str, Any]]:
-    """Return rules with `spans`: each place where something that the header lists stands; some have none.
-
-    Most rules list URLs alone, or nothing: half of the rows are of those that list holders, authors or e-mail addresses.
+def spanned_rows(count: int, *, most_characters: int = 300) -> list[dict[str, Any]]:
+    """Return short rules with `spans`: the phrases that must be there for the rule to hold (`{{ }}` in the file), and URLs elsewhere.
 
     Args:
         count: of rows.
-        skipped: rows.
         most_characters: of a text.
     """
-    found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    found: list[dict[str, Any]] = []
     for path in _paths():
         content = path.read_text(encoding="utf-8")
-        is_rich = any(name in content for name in list(SPANS)[1:])
-        if len(found[is_rich]) >= (skipped + count + 1) // 2 or len(content) > 2 * most_characters:
+        if "{{" not in content:
             continue
-        header, text = _read(path)
-        if text.strip() and len(text) <= most_characters:
-            row = {"id": path.stem, "text": text, "spans": _spans(text, header), "expression": header.get("license_expression", "")}
-            found[is_rich].append(row)
-    return [row for pair in zip(found[True], found[False], strict=False) for row in pair][skipped:][:count]
+        header, marked = _read(path)
+        text, spans = _unmarked(marked)
+        if not spans or len(text) > most_characters:
+            continue
+        for url in header.get("ignorable_urls", []):
+            for match in re.finditer(rf"(?<!\w){re.escape(url)}(?![\w/])", text):
+                if all(match.end() <= span["start"] or match.start() >= span["end"] for span in spans):
+                    spans.append({"start": match.start(), "end": match.end(), "label": "url"})
+        found.append({"id": path.stem, "text": text, "spans": spans, "expression": header.get("license_expression", "")})
+        if len(found) == count:
+            break
+    return found
 
 
-def _spans(text: str, header: dict[str, Any]) -> list[dict[str, Any]]:
-    listed = sorted(((value, label) for name, label in SPANS.items() for value in header.get(name, [])), key=lambda item: -len(item[0]))
-    taken: list[tuple[int, int, str]] = []
-    for value, label in listed:
-        for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text):
-            start, end = match.span()
-            if all(end <= other or start >= stop for other, stop, _ in taken):
-                taken.append((start, end, label))
-    return [{"start": start, "end": end, "label": label} for start, end, label in sorted(taken)]
+def _unmarked(marked: str) -> tuple[str, list[dict[str, Any]]]:
+    text, spans = "", []
+    for number, part in enumerate(re.split(r"\{\{(.*?)\}\}", marked, flags=re.DOTALL)):
+        if number % 2 and part.strip():
+            spans.append({"start": len(text), "end": len(text) + len(part), "label": "phrase"})
+        text += part
+    return text, spans

@@ -31,6 +31,7 @@ OPEN: dict[str, Any] = {
     "training": {"epochs": 2, "learning_rate": 5e-3},
     "snapshot": {"min_train_rows": 20, "max_validation_rows": 60, "test_share": 0.25, "validation_share": 0.2},
 }
+SPANS = {"task": "token_classification", "label": "spans", "labels": ["phrase", "url"], "group": "expression"}
 MULTI_LABEL = {"task": "classification", "multi_label": True, "label": "labels", "labels": LABELS, "group": "expression"}
 
 
@@ -134,7 +135,61 @@ def test_an_erased_document_leaves_the_report(labelled: tuple[projects.Project, 
     assert gone not in after["id"].to_pylist() and len(after)
 
 
-@pytest.mark.parametrize("examples", [MULTI_LABEL])
+@pytest.fixture(scope="module")
+def spanned(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
+    """The project with spans after `fullft run`, and what that printed."""
+    rows = licence_labels.spanned_rows(300)
+    beyond = {"start": 5, "end": 400, "label": "url"}
+    rows += [
+        {"id": "none", "text": "A text in which nothing stands.", "spans": [], "expression": "none"},
+        {"id": "beyond", "text": "A span that ends behind its text.", "spans": [beyond], "expression": "none"},
+        {
+            "id": "odd",
+            "text": "A span with a label that nobody knows.",
+            "spans": [{**beyond, "end": 9, "label": "poem"}],
+            "expression": "none",
+        },
+    ]
+    chunks = {"max_tokens": 32, "max_windows": None, "stride": 8}
+    project = create(tmp_path_factory.mktemp("spanned"), SPANS, rows, chunks=chunks)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project, done.stdout
+
+
+@pytest.mark.slow
+def test_texts_with_spans_become_a_promoted_model(spanned: tuple[projects.Project, str]) -> None:
+    project, printed = spanned
+    store = assert_whole(project, printed, "micro_f1", "spans")
+    assert re.search(r"rows in +303 in 1 batches: 301 valid, 2 quarantined", printed)
+    report = latest(store, CASE, "evaluation_report")
+    for system in ("no_spans", "dictionary", "frozen_probe"):
+        assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "token_accuracy")} <= set(report.metadata)
+    assert report.metadata["no_spans_micro_f1"] == 0.0 < report.metadata["no_spans_token_accuracy"]
+    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    assert "| label | precision | recall | F1 | test spans |" in card and "token accuracy" in card
+    assert re.search(r"Of \d+ true spans it finds \d+ exactly", card)
+    rows = pq.read_table(store.folder(report) / "predictions.parquet").to_pydict()
+    assert sum(rows["num_spans"]) == report.metadata["num_test_spans"]
+    assert sum(rows["num_right"]) == report.metadata["num_right"]
+    done = project.fullft("predict", CASE, "Licensed under the MIT license, see https://spdx.org/licenses/MIT")
+    assert done.returncode == 0, done.stderr
+    assert all(re.fullmatch(r" *\d+ to \d+ +(phrase|url): .+", line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_what_an_answer_quotes_goes_with_its_document(spanned: tuple[projects.Project, str], tmp_path: Path) -> None:
+    shutil.copytree(spanned[0].home / "store", tmp_path / "store")
+    store = Store(str(tmp_path / "store"))
+    page = (store.folder(latest(store, CASE, "evaluation_report")) / "report.html").read_text()
+    shown = re.findall(r'<tr data-document="([^"]+)">', page)
+    assert len(shown) == 5
+    erasure.erase(store, CASE, {shown[0]: 1}, by="id", reason="asked")
+    page = (store.folder(latest(store, CASE, "evaluation_report")) / "report.html").read_text()
+    assert re.findall(r'<tr data-document="([^"]+)">', page) == shown[1:]
+
+
+@pytest.mark.parametrize("examples", [MULTI_LABEL, SPANS])
 def test_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -> None:
     project = create(tmp_path, examples, licence_labels.labelled_rows(5), monitoring={"path": "data/letters/production"})
     repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()

@@ -50,7 +50,7 @@ def token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, n
 
 def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> Located:
     """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has a token."""
-    stripped = [[_strip(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)]
+    stripped = [[strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)]
     rows, first, last = token_ranges(encoded, stripped)
     edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
     number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
@@ -69,7 +69,8 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     return Located(marks, int((~found).sum()))
 
 
-def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a span without the white space at its ends."""
     # Byte-level tokens take the space before a word along; a span's own outer space would draw a neighbour in.
     inner = text[start:end]
     return start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip()))

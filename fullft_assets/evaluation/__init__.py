@@ -1,7 +1,7 @@
 """evaluation: how good, how sure, where weak, and was full fine-tuning worth it.
 
-`figures` has what all tasks share (intervals, resampling over groups, the justification), `classification`, `multi_label`
-and `language` the metrics of their tasks. An evaluation is kept as JSON and read again by `read_evaluation`.
+`figures` has what all tasks share (intervals, resampling over groups, the justification), `classification`, `multi_label`,
+`spans` and `language` the metrics of their tasks. An evaluation is kept as JSON and read again by `read_evaluation`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fullft_assets.evaluation import classification, language, multi_label
+from fullft_assets.evaluation import classification, language, multi_label, spans
 from fullft_assets.evaluation.classification import ClassificationEvaluation, accuracy, macro_f1
 from fullft_assets.evaluation.figures import BASE_MODEL, CHAMPION, FINETUNED, MAX_HALF_WIDTH, Evaluation, Interval, Justification, title
 from fullft_assets.evaluation.language import LanguageEvaluation
 from fullft_assets.evaluation.multi_label import MultiLabelEvaluation
+from fullft_assets.evaluation.spans import SpanEvaluation
 
 __all__ = [
     "BASE_MODEL", "CHAMPION", "FINETUNED", "MAX_HALF_WIDTH", "VERSION", "ClassificationEvaluation", "Evaluation", "Interval",
-    "Justification", "LanguageEvaluation", "MultiLabelEvaluation", "accuracy", "macro_f1", "read_evaluation", "shown_metrics", "systems", "title",
+    "Justification", "LanguageEvaluation", "MultiLabelEvaluation", "SpanEvaluation", "accuracy", "macro_f1", "read_evaluation", "shown_metrics", "systems", "title",
 ]  # fmt: skip
 
 VERSION = "2"
@@ -27,7 +28,7 @@ VERSION = "2"
 def read_evaluation(text: str | bytes) -> Evaluation:
     """Return an evaluation that was kept as JSON, as the kind that it is."""
     found = json.loads(text)
-    kinds = {"num_test_tokens": LanguageEvaluation, "labels_a_row": MultiLabelEvaluation}
+    kinds = {"num_test_tokens": LanguageEvaluation, "labels_a_row": MultiLabelEvaluation, "num_spans": SpanEvaluation}
     kind = next((kind for field, kind in kinds.items() if field in found), ClassificationEvaluation)
     return kind.model_validate(found)
 
@@ -36,6 +37,8 @@ def shown_metrics(figures: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the metrics that an `evaluation_report`'s metadata has side by side with the one that decides."""
     if figures["primary_metric"] in language.METRICS:
         return language.SHOWN
+    if "num_test_spans" in figures:
+        return spans.SHOWN
     return multi_label.METRICS if "labels_a_row" in figures else classification.METRICS
 
 

@@ -18,17 +18,17 @@ def macro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.n
     """Mean F1 [resamples] over the labels that stand in each resample; 0 where none does."""
     occurs = true > 0
     f1 = np.divide(2 * found, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=occurs)
-    return _ratio(f1.sum(axis=1), occurs.sum(axis=1))
+    return ratio(f1.sum(axis=1), occurs.sum(axis=1))
 
 
 def micro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """F1 [resamples] of all labels' counts together; what was predicted of labels that do not stand counts against it."""
-    return _ratio(2 * found.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
+    return ratio(2 * found.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
 
 
 def label_scores(found: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScore]:
     """The per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
-    precision, recall, f1 = _ratio(found, predicted), _ratio(found, true), _ratio(2 * found, true + predicted)
+    precision, recall, f1 = ratio(found, predicted), ratio(found, true), ratio(2 * found, true + predicted)
     return [
         LabelScore(label=name, precision=float(precision[i]), recall=float(recall[i]), f1=float(f1[i]), support=int(true[i]))
         for i, name in enumerate(names)
@@ -60,5 +60,6 @@ def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
     return sentences
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, 0 where there is no whole."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole), np.float64), where=np.asarray(whole) > 0)

@@ -26,12 +26,13 @@ _TEMPLATES = Path(__file__).parents[1] / "templates"
 
 @dataclass(frozen=True)
 class Answer:
-    """One test row with the answers of the best cheaper baseline and of the fine-tuned model."""
+    """One test row with the answers of the best cheaper baseline and of the fine-tuned model; `id` where these quote its text."""
 
     text: str
     label: str
     baseline: str
     finetuned: str
+    id: str = ""
 
 
 @dataclass(frozen=True)

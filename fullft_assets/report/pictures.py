@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Evaluation, LanguageEvaluation, MultiLabelEvaluation, title
+from fullft_assets.evaluation import (
+    FINETUNED,
+    ClassificationEvaluation,
+    Evaluation,
+    LanguageEvaluation,
+    MultiLabelEvaluation,
+    SpanEvaluation,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +134,7 @@ def _reliability(evaluation: ClassificationEvaluation) -> Figure:
     return figure
 
 
-def _label_scores(evaluation: MultiLabelEvaluation) -> Figure | None:
+def _label_scores(evaluation: MultiLabelEvaluation | SpanEvaluation) -> Figure | None:
     measured = [score for score in evaluation.per_label if score.support]
     shown = sorted(measured, key=lambda score: score.f1)[:_MAX_MATRIX_LABELS][::-1]
     if not shown:
@@ -221,5 +229,6 @@ def _ellipsis(name: str) -> str:
 _OF_A_KIND: dict[str, dict[str, Any]] = {
     ClassificationEvaluation.kind: {"confusion": _confusion, "reliability": _reliability},
     MultiLabelEvaluation.kind: {"label_scores": _label_scores},
+    SpanEvaluation.kind: {"label_scores": _label_scores},
     LanguageEvaluation.kind: {"changes": _changes, "per_length": _per_length},
 }

@@ -516,6 +516,7 @@ class Split:
         windows: token ids of each row's windows.
         marks: aligned with the windows for the tasks sft and token_classification (see `chunks.schema`), else None.
         span_labels: token_classification: the labels of each row's spans, as positions in the label order, else None.
+        spans: token_classification: each row's spans as (start, end exclusive, position of the label), in characters, else None.
     """
 
     ids: list[str]
@@ -525,6 +526,7 @@ class Split:
     windows: list[list[list[int]]]
     marks: list[list[list[int]]] | None = None
     span_labels: list[list[int]] | None = None
+    spans: list[list[tuple[int, int, int]]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -540,6 +542,7 @@ class Split:
             [self.windows[p] for p in pick],
             None if self.marks is None else [self.marks[p] for p in pick],
             None if self.span_labels is None else [self.span_labels[p] for p in pick],
+            None if self.spans is None else [self.spans[p] for p in pick],
         )
 
 
@@ -582,6 +585,7 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
         for number, text in zip(mine.tolist(), _read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True):
             texts[number] = text
     has_marks = "marks" in index.column_names or _is_marked(chunks)
+    spans = _spans(index, label_names(snapshot))
     return Split(
         index["id"].to_pylist(),
         texts,
@@ -589,7 +593,8 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
         index["group"].to_pylist(),
         _Lists.gather(rows, chunks, "windows").to_lists(),
         _Lists.gather(rows, chunks, "marks").to_lists() if has_marks else None,
-        _span_labels(index, label_names(snapshot)),
+        None if spans is None else [[label for _, _, label in row] for row in spans],
+        spans,
     )
 
 
@@ -636,11 +641,11 @@ def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
     return np.zeros(len(index), np.int64)
 
 
-def _span_labels(index: pa.Table, names: list[str]) -> list[list[int]] | None:
+def _spans(index: pa.Table, names: list[str]) -> list[list[tuple[int, int, int]]] | None:
     if "spans" not in index.column_names:
         return None
     position = {name: n for n, name in enumerate(names)}
-    return [[position[span["label"]] for span in spans or []] for spans in index["spans"].to_pylist()]
+    return [[(span["start"], span["end"], position[span["label"]]) for span in spans or []] for spans in index["spans"].to_pylist()]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fullft_assets.release import Verdict
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import CheckOutcome, Manifest, Store
-from fullft_assets.workloads import judging_labels, judging_multi_label, judging_tokens
+from fullft_assets.workloads import judging_labels, judging_multi_label, judging_spans, judging_tokens
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.judging import Docket, Judged
 
@@ -33,6 +33,8 @@ def judge_of(examples: ExamplesSettings) -> Callable[[Docket, Split], Judged]:
     """Return who knows the metrics of a task."""
     if examples.task in ("sft", "language_modeling"):
         return judging_tokens.judge
+    if examples.task == "token_classification":
+        return judging_spans.judge
     return judging_labels.judge if examples.has_one_label else judging_multi_label.judge
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import tokenizer_digest
+from fullft_assets.chunks import Tokenization, tokenizer_digest
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.snapshot import general, label_names, load_split, load_training
@@ -14,6 +14,7 @@ from fullft_assets.workloads.classification import Classification
 from fullft_assets.workloads.multi_label import MultiLabel
 from fullft_assets.workloads.packed import NextToken
 from fullft_assets.workloads.recipe import Recipe
+from fullft_assets.workloads.token_labels import TokenLabels
 
 
 def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
@@ -39,6 +40,9 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
         raise DataError("the snapshot's rows have no label at all; look at the field that examples.label names")
     if not job.settings.examples.has_one_label:
         _require_its_tokenizer(store, snapshot, base_model, job)
+        if job.settings.examples.task == "token_classification":
+            tokenization = Tokenization.load(base_model, job.settings.chunks, job.settings.examples.task)
+            return TokenLabels(base_model, train, validation, labels, tokenization, added_tokens, measured, begin)
         return MultiLabel(base_model, train, validation, labels, added_tokens, measured, begin)
     return Classification(base_model, train, validation, labels, added_tokens, measured, begin)
 

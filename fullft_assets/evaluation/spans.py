@@ -1,0 +1,211 @@
+"""The evaluation of labelled spans: F1 of exact spans, accuracy of tokens, and what kind of errors there are.
+
+A predicted span is right where a true one has the same first and last character and the same label, as the entity-level scores of
+CoNLL-2003 (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050) and seqeval count, there in words. Spans are compared without the
+white space at their ends. Micro-F1 counts all labels' spans together, macro-F1 is the mean over the labels that the test rows have.
+A true span that no window holds, or that shares all its tokens with another, still counts: it was not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fullft_assets.evaluation import counts
+from fullft_assets.evaluation.classification import Agreement, GroupScore, LabelScore, agreement, weakest_groups
+from fullft_assets.evaluation.figures import (
+    CHAMPION,
+    FINETUNED,
+    Evaluation,
+    Figures,
+    Interval,
+    bootstrap_over_groups,
+    justification,
+    number_groups,
+)
+from fullft_assets.settings import EvaluationSettings
+
+#: (start, end exclusive, position of the label), in characters.
+Span = tuple[int, int, int]
+Metric = Literal["micro_f1", "macro_f1"]
+#: What a table of the systems shows; the first two may decide.
+SHOWN = ("macro_f1", "micro_f1", "token_accuracy")
+
+
+class SpanErrors(Figures):
+    """What is wrong with the fine-tuned model's spans.
+
+    Attributes:
+        num_right: predicted spans that are exactly true ones.
+        num_wrong_label: predicted at the place of a true one, with another label.
+        num_wrong_edges: predicted over a part of a true one, or over more.
+        num_invented: predicted where no true one is.
+        num_missed: true ones that no predicted one overlaps.
+    """
+
+    num_right: int
+    num_wrong_label: int
+    num_wrong_edges: int
+    num_invented: int
+    num_missed: int
+
+
+class SpanEvaluation(Evaluation):
+    """Every figure of a span finder's evaluation.
+
+    Attributes:
+        num_spans: true spans of the test rows.
+        num_rows_without_spans: test rows that have none.
+        num_tokens: tokens of the test rows.
+        per_label: support counts spans.
+        unmeasured: labels that no test row has.
+        agreement: a row is right where all its spans are, and there are no others.
+    """
+
+    kind: ClassVar[str] = "spans"
+
+    labels: list[str]
+    num_spans: int
+    num_rows_without_spans: int
+    num_tokens: int
+    per_label: list[LabelScore]
+    unmeasured: list[str]
+    errors: SpanErrors
+    weakest_groups: list[GroupScore]
+    agreement: Agreement
+
+    @property
+    def columns(self) -> dict[str, dict[str, Interval]]:
+        """Macro-F1, micro-F1 and token accuracy."""
+        return {metric: self.scores[metric] for metric in SHOWN}
+
+    @property
+    def limits(self) -> list[str]:
+        """The weakest label, labels without a test span, and the commonest kind of error."""
+        found = counts.weakest_label(self.per_label, "test spans")
+        errors = self.errors
+        found.append(
+            f"Of {self.num_spans:,} true spans it finds {errors.num_right:,} exactly and misses {errors.num_missed:,} altogether; "
+            f"{errors.num_wrong_edges:,} of its spans have wrong edges, {errors.num_wrong_label:,} a wrong label, and "
+            f"{errors.num_invented:,} stand where there is none."
+        )
+        return found
+
+
+def count_spans(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> tuple[np.ndarray, ...]:
+    """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span twice counts once.
+
+    Raises:
+        ValueError: there are not as many predicted rows, or a label is out of range.
+    """
+    if len(truth) != len(predicted):
+        raise ValueError(f"predictions: {len(predicted)} rows, the truth has {len(truth)}")
+    tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
+    for row, (true, found) in enumerate(zip(truth, predicted, strict=True)):
+        true, found = set(true), set(found)
+        for table, spans in zip(tables, (true & found, true, found), strict=True):
+            for _, _, label in spans:
+                if not 0 <= label < num_labels:
+                    raise ValueError(f"predictions: row {row} has a span with label {label}, allowed are 0 to {num_labels - 1}")
+                table[row, label] += 1
+    return tables
+
+
+def scores(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> dict[str, float]:
+    """Return micro-F1 and macro-F1 of exact spans."""
+    tables = [table.sum(0, keepdims=True) for table in count_spans(truth, predicted, num_labels)]
+    return {"micro_f1": float(counts.micro_f1(*tables)[0]), "macro_f1": float(counts.macro_f1(*tables)[0])}
+
+
+def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> SpanErrors:
+    """Sort predicted spans by what is wrong with them."""
+    right = label = edges = invented = missed = 0
+    for true, found in zip(truth, predicted, strict=True):
+        places = {(start, end) for start, end, _ in true}
+        for span in set(found):
+            if span in set(true):
+                right += 1
+            elif span[:2] in places:
+                label += 1
+            elif any(_overlap(span, other) for other in true):
+                edges += 1
+            else:
+                invented += 1
+        missed += sum(not any(_overlap(span, other) for other in found) for span in set(true))
+    return SpanErrors(num_right=right, num_wrong_label=label, num_wrong_edges=edges, num_invented=invented, num_missed=missed)
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def assess(
+    truth: Sequence[Sequence[Span]],
+    predicted: Mapping[str, Sequence[Sequence[Span]]],
+    right_tokens: Mapping[str, np.ndarray],
+    num_tokens: np.ndarray,
+    groups: Sequence[str],
+    label_names: Sequence[str],
+    settings: EvaluationSettings,
+    *,
+    seed: int,
+    metric: Metric = "micro_f1",
+    min_gain: float = 0.0,
+) -> SpanEvaluation:
+    """Compute every figure of an evaluation.
+
+    Args:
+        truth: the true spans of each row.
+        predicted: those of `finetuned`, each baseline and, if there is one, `champion`.
+        right_tokens: of each of them, how many tokens of each row [n] have the true tag.
+        num_tokens: tokens of each row [n].
+        groups: the group of each row [n].
+        label_names: names in label order.
+        settings: level and size of the bootstrap.
+        seed: of the bootstrap.
+        metric: the one that decides.
+        min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
+
+    Raises:
+        ValueError: input is empty or misaligned; the message names what.
+    """
+    index, num_groups = number_groups(groups, len(truth))
+    rows = {name: count_spans(truth, found, len(label_names)) for name, found in predicted.items()}
+    tables = {name: tuple(counts.by_group(table, index, num_groups) for table in found) for name, found in rows.items()}
+    tokens = {name: tuple(counts.by_group(part, index, num_groups) for part in (right_tokens[name], num_tokens)) for name in predicted}
+    options = {"reference": FINETUNED, "resamples": settings.resamples, "confidence": settings.confidence, "seed": seed}
+    found = {
+        "macro_f1": bootstrap_over_groups(tables, counts.macro_f1, **options),
+        "micro_f1": bootstrap_over_groups(tables, counts.micro_f1, **options),
+        "token_accuracy": bootstrap_over_groups(tokens, counts.ratio, **options),
+    }
+    baselines = [name for name in predicted if name not in (FINETUNED, CHAMPION)]
+    justified = justification(
+        found[metric].scores, found[metric].gains, baselines, metric=metric, confidence=settings.confidence, min_gain=min_gain
+    )
+    right = {name: np.array([set(true) == set(mine) for true, mine in zip(truth, found, strict=True)]) for name, found in predicted.items()}
+    always = np.ones(len(truth), bool)
+    per_label = counts.label_scores(*(table.sum(0) for table in rows[FINETUNED]), label_names)
+    return SpanEvaluation(
+        primary_metric=metric,
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        labels=list(label_names),
+        num_spans=int(rows[FINETUNED][1].sum()),
+        num_rows_without_spans=int((rows[FINETUNED][1].sum(1) == 0).sum()),
+        num_tokens=int(num_tokens.sum()),
+        num_test_rows=len(truth),
+        num_test_groups=num_groups,
+        baselines=baselines,
+        has_champion=CHAMPION in predicted,
+        scores={each: bootstrap.scores for each, bootstrap in found.items()},
+        gains={each: bootstrap.gains for each, bootstrap in found.items()},
+        per_label=per_label,
+        unmeasured=[score.label for score in per_label if not score.support],
+        errors=errors(truth, predicted[FINETUNED]),
+        weakest_groups=weakest_groups(always, right[FINETUNED], groups),
+        agreement=agreement(always, right[FINETUNED], right[justified.best_baseline]),
+        justification=justified,
+    )

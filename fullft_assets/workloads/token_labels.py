@@ -1,0 +1,147 @@
+"""The task token_classification: a new head on every token, which learns the tags of labelled spans (`tagging`).
+
+The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and processes they lie in:
+special tokens, padding, and tokens that belong to another window count for nothing. Scores on the validation rows are those of
+exact spans, in characters, as the evaluation counts them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.chunks import Tokenization
+from fullft_assets.errors import DataError
+from fullft_assets.evaluation import spans
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
+from fullft_assets.snapshot.general import General
+from fullft_assets.workloads import span_baselines
+from fullft_assets.workloads.classification import window_feed
+from fullft_assets.workloads.general_distance import GeneralDistance
+from fullft_assets.workloads.inference import load_for_training, load_tagger
+from fullft_assets.workloads.recipe import Listener, Prepared
+from fullft_assets.workloads.span_baselines import Dictionary, TokenProbe
+from fullft_assets.workloads.tagging import Frame, Reading, Span, find_spans, normal, tag, tag_names
+from fullft_assets.workloads.token_loss import IGNORED
+
+
+@dataclass(frozen=True)
+class TokenLabels(GeneralDistance):
+    """See `Recipe`.
+
+    Attributes:
+        base_model: a transformers folder with safetensors.
+        train: rows to learn from; each window is one training row.
+        validation: rows scored on the way.
+        labels: of the spans, in the order of the tags.
+        tokenization: that made the windows.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        general: text on which is measured what is forgotten, or None.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
+    """
+
+    base_model: Path
+    train: Split
+    validation: Split
+    labels: list[str]
+    tokenization: Tokenization
+    added_tokens: Sequence[str] = ()
+    general: General | None = None
+    start: Path | None = None
+    has_new_head: ClassVar[bool] = True
+
+    @property
+    def num_rows(self) -> int:
+        """See `Recipe`: they stand in the order of their hash."""
+        return len(self.train)
+
+    def first(self, num_rows: int) -> TokenLabels:
+        """See `Recipe`."""
+        return replace(self, train=self.train.select(range(num_rows)))
+
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        if self.start is not None:  # it has its head and its added tokens
+            return self._load(self.start, settings)
+        return self.load_original(settings)
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        return self._load(self.base_model, settings, self.added_tokens)
+
+    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+        return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, load=load_tagger)
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """See `Recipe`.
+
+        Raises:
+            DataError: marks and spans of a row do not belong together.
+        """
+        windows = [window for document in self.train.windows for window in document]
+        tags = [window for document in self._tags(self.train) for window in document]
+        return Prepared(window_feed(windows, tags, model, settings, seed, _padded), total_loss)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
+        reading = self._reading
+        found = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
+        if not math.isfinite(found.loss):
+            return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
+        return {"loss": found.loss / max(1, found.num_tokens), **self._scores(reading.spans(found.tags))}
+
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """See `Recipe`: nothing."""
+        return {}
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`: those of `span_baselines.NAMES`."""
+        yield "no_spans", self._scores([[] for _ in self.validation.ids])
+        dictionary = Dictionary.fit(self.train.texts, normal(self.train.texts, self.train.spans))
+        dictionary.save(folder)
+        yield "dictionary", self._scores(dictionary.find(self.validation.texts))
+        backbone = span_baselines.load_backbone(self.base_model, self.added_tokens)
+        tags = self._tags(self.train)
+        probe = TokenProbe.fit(backbone, self.train.windows, tags, len(tag_names(self.labels)), progress=listener)
+        probe.save(folder)
+        yield "frozen_probe", self._scores(find_spans(backbone, self._reading, scores=probe.scores, progress=listener))
+
+    @cached_property
+    def _reading(self) -> Reading:
+        reading = Reading.of(self.tokenization, self.validation.texts)
+        if reading.windows != self.validation.windows:
+            raise DataError("the snapshot's windows are not those that base_model's tokenizer makes of its texts; take the snapshot again")
+        return reading
+
+    @cached_property
+    def _validation_tags(self) -> list[list[list[int]]]:
+        return self._tags(self.validation)
+
+    @cached_property
+    def _truth(self) -> list[list[Span]]:
+        return normal(self.validation.texts, self.validation.spans)
+
+    def _tags(self, split: Split) -> list[list[list[int]]]:
+        frame = Frame.of(self.tokenization)
+        return [frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)]
+
+    def _scores(self, found: Sequence[Sequence[Span]]) -> dict[str, float]:
+        return spans.scores(self._truth, found, len(self.labels))
+
+
+def _padded(tags: list[list[int]]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED)
+
+
+def total_loss(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Return the summed cross-entropy of a pass; labels are tags [windows, tokens], -100 where nothing is learned."""
+    logits = model(**inputs).logits.float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")

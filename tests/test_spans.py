@@ -1,0 +1,388 @@
+"""Labelled spans: tags and back, the windows' shares of a text, exact-span scores against plain ones, the recipe, the cheaper ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPTNeoXConfig, OPTConfig
+
+from fullft_assets import chunks
+from fullft_assets.chunks import Tokenization, masks
+from fullft_assets.errors import DataError, SettingsError, StoreError
+from fullft_assets.evaluation import FINETUNED, read_evaluation, spans
+from fullft_assets.settings import ChunksSettings, EvaluationSettings
+from fullft_assets.snapshot import Split
+from fullft_assets.workloads import span_baselines, tagging
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import fine_tune
+from fullft_assets.workloads.inference import load_tagger
+from fullft_assets.workloads.judging_spans import count_right_tokens, in_order
+from fullft_assets.workloads.span_baselines import Dictionary, TokenProbe, load_backbone
+from fullft_assets.workloads.tagging import Frame, Reading, Span, decode, find_spans, labels_of_tags, normal, owned, tag, tag_names, tags_of
+from fullft_assets.workloads.tasks import open_recipe
+from fullft_assets.workloads.token_loss import IGNORED
+from tests import licence_labels
+from tests.prepared import MINILM, Prepared, prepare
+from tests.test_inference import fp32 as fp32
+from tests.test_multi_label import Seen, without_dropout
+
+QUIET = Progress(silent=True)
+EXAMPLES = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
+PLAIN = {"id": "plain", "text": "Nothing of that kind stands in here.", "spans": [], "expression": "none"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    rows = [*licence_labels.spanned_rows(260), *({**PLAIN, "id": f"plain{n}", "text": f"{n} {PLAIN['text']}"} for n in range(20))]
+    # Windows so short that many texts have several.
+    return prepare(
+        tmp_path_factory.mktemp("spans"),
+        tiny=True,
+        delivered=rows,
+        examples=EXAMPLES,
+        chunks={"max_tokens": 24, "max_windows": None, "stride": 7},
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenization() -> Tokenization:
+    from fullft_assets.base_model import resolve_base_model
+
+    return Tokenization.load(resolve_base_model(MINILM, Path()), ChunksSettings(max_tokens=12, stride=3), "token_classification")
+
+
+class TestTags:
+    def test_names_and_back(self):
+        assert tag_names(["x", "a-b"]) == ["O", "B-x", "I-x", "B-a-b", "I-a-b"]
+        assert labels_of_tags(tag_names(["x", "a-b"])) == ["x", "a-b"]
+        for wrong in (["negative", "positive"], ["O", "I-x", "B-x"], ["O", "B-x"]):
+            with pytest.raises(StoreError, match="are no tags of spans"):
+                labels_of_tags(wrong)
+
+    def test_marks_become_tags(self):
+        np.testing.assert_array_equal(tags_of([0, 1, -1, 2, 0, -2], [1, 0]), [0, 3, 4, 1, 0, 2])
+        np.testing.assert_array_equal(tags_of([0, 0], []), [0, 0])
+        with pytest.raises(DataError, match="one of span 3, its row has 2"):
+            tags_of([0, -3], [1, 0])
+
+    def test_tags_become_spans(self):
+        text, characters = "ab cd ef gh", np.array([[0, 2], [3, 5], [6, 8], [9, 11]])
+        for tags, expected in (
+            ([1, 2, 0, 3], [(0, 5, 0), (9, 11, 1)]),
+            ([1, 1, 2, 2], [(0, 2, 0), (3, 11, 0)]),
+            ([2, 2, 4, 0], [(0, 5, 0), (6, 8, 1)]),  # an I- without its B- begins one
+            ([0, 2, 0, 2], [(3, 5, 0), (9, 11, 0)]),
+            ([0, 0, 0, 0], []),
+            ([0, 0], []),  # the rest of the text is in no window
+        ):
+            assert decode(np.array(tags), characters[: len(tags)], text) == expected
+
+    def test_white_space_at_the_ends_is_no_part_of_a_span(self):
+        assert decode(np.array([1, 0]), np.array([[0, 3], [3, 4]]), " a b") == [(1, 2, 0)]
+        assert normal([" a "], [[(0, 3, 1), (2, 3, 0)]]) == [[(1, 2, 1)]]
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def test_spans_of_whole_words_come_back_through_marks_and_tags(self, tokenization: Tokenization, data: st.DataObject):
+        words = data.draw(
+            st.lists(st.sampled_from(["licence", "Apache-2.0", "unbelievably", "x", "http://a.b/c"]), min_size=1, max_size=30)
+        )
+        text, edges = " ".join(words), []
+        for word in words:
+            begin = edges[-1][1] + 1 if edges else 0
+            edges.append((begin, begin + len(word)))
+        cuts = sorted(data.draw(st.sets(st.integers(0, len(words)), max_size=8)))
+        pairs = [pair for pair in zip(cuts, cuts[1:], strict=False) if data.draw(st.booleans())]
+        true = [(edges[a][0], edges[b - 1][1], data.draw(st.integers(0, 2))) for a, b in pairs]
+        encoded, cut = tokenization.read([text], spans=True)
+        located = masks.locate_spans(encoded, [text], [[(start, end) for start, end, _ in true]])
+        frame, zeros = Frame.of(tokenization), ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix))
+        windows = chunks.windows.to_lists(*chunks.windows.gather(located.marks, cut, *zeros), cut)[0]
+        tags = frame.tags(windows, [label for *_, label in true])
+        once = np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in tags])
+        assert decode(once, encoded.spans, text) == true
+
+
+class TestOwnership:
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(1, 12), st.lists(st.integers(1, 20), min_size=1, max_size=6))
+    def test_each_token_belongs_to_the_window_where_it_stands_farthest_from_an_edge(self, stride: int, more: list[int]):
+        lengths = [stride + length for length in more]
+        begins = [sum(length - stride for length in lengths[:n]) for n in range(len(lengths))]
+        mine = owned(lengths, stride)
+        total = begins[-1] + lengths[-1]
+        owners = [[n for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n] and mine[n][t - begin]] for t in range(total)]
+        assert all(len(found) == 1 for found in owners)
+        for t, (owner,) in enumerate(owners):
+
+            def distance(n: int, t: int = t) -> float:
+                left = t - begins[n] if n else np.inf
+                right = begins[n] + lengths[n] - 1 - t if n < len(lengths) - 1 else np.inf
+                return min(left, right)
+
+            assert distance(owner) == max(distance(n) for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n])
+
+    def test_special_tokens_belong_to_nobody(self):
+        frame = Frame(prefix=1, suffix=1, stride=2)
+        assert [mine.tolist() for mine in frame.owned([[9] * 6, [9] * 5])] == [
+            [False, True, True, True, False, False],
+            [False, False, True, True, False],
+        ]
+        assert frame.tags([[0, 0, 1, -1, -1, 0], [0, -1, -1, 0, 0]], [0]) == [[-100, 0, 1, 2, -100, -100], [-100, -100, 2, 0, -100]]
+
+
+def entities(tags: list[str]) -> set[tuple[str, int, int]]:
+    """The entities of a tagged sentence, as conlleval's script reads them: slowly, with two flags a token."""
+    found, start = set(), 0
+    for n in range(len(tags) + 1):
+        before, now = (tags[n - 1] if n else "O"), (tags[n] if n < len(tags) else "O")
+        ends = before != "O" and (now == "O" or now[0] == "B" or now[2:] != before[2:])
+        begins = now != "O" and (before == "O" or now[0] == "B" or now[2:] != before[2:])
+        if ends:
+            found.add((before[2:], start, n))
+        if begins:
+            start = n
+    return found
+
+
+class TestScores:
+    names = tag_names(["a", "b", "c"])
+    sentences = st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12), min_size=1, max_size=5)
+
+    @settings(max_examples=150, deadline=None)
+    @given(sentences)
+    def test_equal_those_of_a_slow_conlleval(self, sentences):
+        def spans_of(which: int) -> list[list[Span]]:
+            found = []
+            for sentence in sentences:
+                tags = np.array([pair[which] for pair in sentence], int)
+                characters = np.stack([np.arange(len(tags)), np.arange(len(tags)) + 1], axis=1)
+                found.append(decode(tags, characters, "x" * len(tags)))
+            return found
+
+        truth, found = ([entities([self.names[pair[which]] for pair in sentence]) for sentence in sentences] for which in (0, 1))
+        right = [(n, e) for n, (t, f) in enumerate(zip(truth, found, strict=True)) for e in t & f]
+        num_true, num_found = (sum(map(len, each)) for each in (truth, found))
+        each = []
+        for label in "abc":
+            mine = [sum(entity[0] == label for row in rows for entity in row) for rows in (truth, found)]
+            if mine[0]:
+                each.append(2 * sum(entity[0] == label for _, entity in right) / sum(mine))
+        got = spans.scores(spans_of(0), spans_of(1), 3)
+        assert got["micro_f1"] == pytest.approx(2 * len(right) / (num_true + num_found) if num_true + num_found else 0.0)
+        assert got["macro_f1"] == pytest.approx(np.mean(each) if each else 0.0)
+
+    def test_errors_are_sorted_by_what_is_wrong(self):
+        truth = [[(0, 4, 0), (10, 14, 1), (20, 24, 0), (30, 34, 1)], []]
+        found = [[(0, 4, 0), (10, 14, 0), (21, 24, 0), (50, 54, 0)], [(0, 1, 1)]]
+        assert spans.errors(truth, found) == spans.SpanErrors(
+            num_right=1, num_wrong_label=1, num_wrong_edges=1, num_invented=2, num_missed=1
+        )
+
+    def test_a_row_more_or_a_label_too_high_is_refused(self):
+        with pytest.raises(ValueError, match="predictions: 2 rows, the truth has 1"):
+            spans.scores([[]], [[], []], 1)
+        with pytest.raises(ValueError, match="row 0 has a span with label 2, allowed are 0 to 1"):
+            spans.scores([[]], [[(0, 1, 2)]], 2)
+
+    def test_assessed(self):
+        truth = [[(0, 3, 0)], [(1, 2, 0), (4, 9, 1)], [], [(0, 3, 0)]] * 10
+        tuned = [row if n % 4 else [] for n, row in enumerate(truth)]
+        other: list[list[Span]] = [[(0, 1, 2)] for _ in truth]
+        tokens = np.full(len(truth), 10)
+        found = spans.assess(
+            truth,
+            {FINETUNED: tuned, "no_spans": [[] for _ in truth], "dictionary": other},
+            {FINETUNED: tokens - 1, "no_spans": tokens - 2, "dictionary": tokens - 4},
+            tokens,
+            [f"g{n // 3}" for n in range(len(truth))],
+            ["a", "b", "c"],
+            EvaluationSettings(resamples=100),
+            seed=1,
+        )
+        assert (found.num_spans, found.num_rows_without_spans, found.num_tokens) == (40, 10, 400)
+        assert found.score.estimate == pytest.approx(2 * 30 / 70)
+        assert found.scores["macro_f1"][FINETUNED].estimate == pytest.approx((2 * 20 / 50 + 1) / 2)
+        assert [found.scores["micro_f1"][name].estimate for name in ("no_spans", "dictionary")] == [0.0, 0.0]
+        assert {name: score.estimate for name, score in found.scores["token_accuracy"].items()} == {
+            FINETUNED: 0.9, "no_spans": 0.8, "dictionary": 0.6
+        }  # fmt: skip
+        assert found.unmeasured == ["c"]
+        assert "The test set has no `c`: quality there is unknown." in found.limits
+        assert found.agreement.only_finetuned_right == 20 and found.justification.justified
+        assert read_evaluation(found.model_dump_json()) == found
+
+
+class TestRecipe:
+    @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
+    def test_loss_and_gradient_equal_a_plain_mean_over_the_steps_tokens(self, tiny: Prepared, tmp_path: Path, micro_batch_size: int):
+        recipe = without_dropout(tiny, tmp_path / "model").first(20)
+        changes = {"micro_batch_size": micro_batch_size, "precision": "fp32", "max_grad_norm": 1e9, "learning_rate": 1e-12}
+        chosen = tiny.use_case.settings.training.model_copy(update=changes)
+        seen = Seen()
+        fine_tune(recipe, chosen, 1, tmp_path, QUIET, evaluate_at=(), resumable=False, callbacks=[seen])
+        torch.manual_seed(1)
+        model = recipe.load(chosen)
+        feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
+        assert len(seen.losses) == feed.num_passes >= 3
+        for number, batch in enumerate(feed.batches()):
+            model.zero_grad()
+            losses = []
+            for ids, mask, tags in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+                logits = model(input_ids=ids[mask == 1][None]).logits[0]
+                losses += [-torch.log_softmax(logits[at], 0)[tag] for at, tag in enumerate(tags.tolist()) if tag != IGNORED]
+            loss = torch.stack(losses).mean()
+            loss.backward()
+            assert seen.losses[number] == pytest.approx(loss.item(), rel=1e-4)
+            expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+            assert torch.allclose(seen.gradients[number], expected, rtol=1e-3, atol=1e-6)
+
+    def test_every_token_of_a_text_is_trained_once(self, tiny: Prepared):
+        recipe = tiny.recipe
+        chosen = tiny.use_case.settings.training
+        feed = recipe.prepare(recipe.load(chosen), chosen, 1, 1).feed
+        trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in feed.batches())
+        reading = Reading.of(recipe.tokenization, recipe.train.texts)
+        assert max(map(len, reading.windows)) >= 3
+        assert reading.windows == recipe.train.windows
+        assert trained == sum(map(len, reading.characters))
+
+    def test_predictions_and_loss_equal_a_slow_loop(self, tiny: Prepared, fp32: None):
+        recipe = tiny.recipe
+        model = recipe.load(tiny.use_case.settings.training).eval()
+        frame, truth = Frame.of(recipe.tokenization), recipe._validation_tags
+        found = tag(model, recipe.validation.windows, frame, truth)
+        loss, count = 0.0, 0
+        for windows, tags, mine in zip(recipe.validation.windows, truth, found.tags, strict=True):
+            slow = []
+            for window, true in zip(windows, tags, strict=True):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([window])).logits[0]
+                kept = [at for at, each in enumerate(true) if each != IGNORED]
+                slow += logits[kept].argmax(-1).tolist()
+                loss += sum(-torch.log_softmax(logits[at], 0)[true[at]].item() for at in kept)
+                count += len(kept)
+            assert np.array(slow).tolist() == mine.tolist()
+        assert found.num_tokens == count
+        assert found.loss == pytest.approx(loss, rel=1e-5)
+        scored = recipe.score(model, QUIET)
+        assert scored["loss"] == pytest.approx(loss / count, rel=1e-5)
+
+    def test_weights_that_are_not_finite_have_no_score(self, tiny: Prepared):
+        model = tiny.recipe.load(tiny.use_case.settings.training)
+        with torch.no_grad():
+            model.classifier.weight.fill_(float("nan"))
+        assert all(np.isnan(value) for value in tiny.recipe.score(model, QUIET).values())
+
+    def test_windows_or_a_tokenizer_of_another_making_are_refused(self, tiny: Prepared):
+        chosen = tiny.use_case.settings.training
+        recipe = tiny.recipe
+        moved = replace(recipe, validation=replace(recipe.validation, texts=[text + " more" for text in recipe.validation.texts]))
+        with pytest.raises(DataError, match="not those that base_model's tokenizer makes of its texts"):
+            moved.score(recipe.load(chosen), QUIET)
+        with pytest.raises(DataError, match="another tokenizer than base_model's"):
+            open_recipe(tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]}), tiny.store, tiny.snapshot)
+
+    def test_a_model_without_a_head_for_tokens_is_refused(self, tmp_path: Path):
+        OPTConfig().save_pretrained(tmp_path)
+        with pytest.raises(SettingsError, match=r"\(model_type opt\) has no head for tokens in transformers; give an encoder such as BERT"):
+            load_tagger(tmp_path)
+        assert GPTNeoXConfig.model_type  # one that has one
+
+
+def test_the_snapshots_spans_are_those_of_its_marks(tiny: Prepared) -> None:
+    num_empty = 0
+    for name in ("train", "validation", "test"):
+        split: Split = tiny.split(name)
+        assert split.select([0]).spans == split.spans[:1]
+        num_empty += sum(not row for row in split.spans)
+        reading = Reading.of(tiny.recipe.tokenization, split.texts)
+        tags = [reading.frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)]
+        once = [np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in document]) for document in tags]
+        found = reading.spans(once)
+        true = [sorted(row) for row in normal(split.texts, split.spans)]
+        # A span that ends within a token cannot be told by tokens.
+        assert np.mean([mine == row for mine, row in zip(found, true, strict=True)]) > 0.97
+    assert num_empty
+
+
+def test_accuracy_of_tokens_is_that_of_the_tags_that_spans_give(tokenization: Tokenization) -> None:
+    texts = ["the MIT license or so", "plain"]
+    truth: list[list[Span]] = [[(4, 15, 0)], []]
+    found = {"same": truth, "none": [[], []], "shorter": [[(4, 7, 0)], []], "other label": [[(4, 15, 1)], [(0, 5, 0)]]}
+    right, num_tokens = count_right_tokens(tokenization, texts, truth, found)
+    assert num_tokens.tolist() == [5, 1]
+    assert {name: values.tolist() for name, values in right.items()} == {
+        "same": [5, 1], "none": [3, 1], "shorter": [4, 1], "other label": [3, 0]
+    }  # fmt: skip
+
+
+class TestDictionary:
+    texts = ["The MIT License (MIT).", "mit  license, or GPL.", "GPL GPL GPL", "as is: GPL"]
+    spans: list[list[Span]] = [[(4, 15, 1), (17, 20, 0)], [(0, 12, 1)], [], [(7, 10, 0)]]
+
+    def test_longest_phrase_counts_and_what_is_mostly_no_span_is_left_out(self):
+        found = Dictionary.fit(self.texts, self.spans)
+        # GPL is a span once in five places.
+        assert {" ".join(words): label for words, label in found.phrases.items()} == {"mit license": 1, "mit": 0}
+        assert found.find(["MIT license MIT", "GPL", "", "mit"]) == [[(0, 11, 1), (12, 15, 0)], [], [], [(0, 3, 0)]]
+
+    def test_saved_it_finds_the_same(self, tmp_path: Path):
+        found = Dictionary.fit(self.texts, self.spans)
+        found.save(tmp_path)
+        assert Dictionary.load(tmp_path).find(self.texts) == found.find(self.texts)
+
+
+def test_cheaper_ways_are_found_again(tiny: Prepared, tmp_path: Path) -> None:
+    recipe = tiny.recipe
+    told = dict(recipe.cheaper_ways(tmp_path, QUIET))
+    assert tuple(told) == span_baselines.NAMES
+    assert told["no_spans"] == {"micro_f1": 0.0, "macro_f1": 0.0}
+    assert told["dictionary"]["micro_f1"] > 0
+    reading = Reading.of(recipe.tokenization, recipe.validation.texts)
+    for name in span_baselines.NAMES:
+        found = span_baselines.find(name, tmp_path, tiny.base_model, [], reading, QUIET)
+        assert spans.scores(recipe._truth, found, len(recipe.labels)) == told[name], name
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
+
+
+@pytest.mark.parametrize("present", [[0], [0, 2], [0, 1, 2]])
+def test_a_probe_never_gives_a_tag_that_it_has_not_seen(tiny: Prepared, present: list[int]) -> None:
+    backbone = load_backbone(tiny.base_model)
+    windows = tiny.split("train").windows[:12]
+    rng = np.random.default_rng(1)
+    tags = [[[int(rng.choice(present)) for _ in window] for window in document] for document in windows]
+    probe = TokenProbe.fit(backbone, windows, tags, 5)
+    found = tag(backbone, windows, Frame(1, 1, 7), scores=probe.scores)
+    assert set(np.concatenate(found.tags).tolist()) <= set(present)
+
+
+def test_labels_of_another_order_are_brought_into_ours() -> None:
+    found = in_order([[(0, 1, 0), (2, 3, 1)]], ["gone", "b"], ["a", "b"])
+    assert found == [[(2, 3, 1)]]
+    with pytest.raises(StoreError, match="knows none of the labels a, b, only x"):
+        in_order([[]], ["x"], ["a", "b"])
+
+
+def test_a_snapshot_without_any_span_has_nothing_to_learn(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{**PLAIN, "id": str(n), "text": f"{n} {n * 7} {PLAIN['text']} {n * 13}"} for n in range(60)]
+    prepared = prepare(tmp_path, tiny=True, delivered=rows, examples={**EXAMPLES, "group": None})
+    with pytest.raises(DataError, match="have no label at all; look at the field that examples.label names"):
+        open_recipe(prepared.job("finetuned_checkpoint"), prepared.store, prepared.snapshot)
+
+
+def test_find_spans_reads_whole_texts(tiny: Prepared) -> None:
+    recipe = tiny.recipe
+    model = recipe.load(tiny.use_case.settings.training).eval()
+    texts = [*recipe.validation.texts[:5], ""]
+    found = find_spans(model, Reading.of(recipe.tokenization, texts))
+    assert len(found) == len(texts) and found[-1] == []
+    assert tagging.OUTSIDE == 0
+    assert all(0 <= start < end <= len(text) for text, row in zip(texts, found, strict=True) for start, end, _ in row)
