@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.check import measure_check
 from benchmarks.demo import LICENCES, REPOSITORY, Demo, measure_demo, measure_second_run
+from benchmarks.low_memory import measure_low_memory
 from benchmarks.near_duplicates import measure_near_duplicates
 from benchmarks.packed_training import measure_packed_training
 from benchmarks.packing import measure_packing
@@ -31,6 +32,7 @@ NAMES = (
     "preparation_with_pii_and_language",
     "packing",
     "packed_training",
+    "low_memory",
     "tick",
 )
 #: Minutes and gigabytes: run only when asked for.
@@ -58,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             "preparation_memory": preparation.measure_memory,
             "packing": lambda: measure_packing(demo.logs),
             "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
+            "low_memory": lambda: measure_low_memory(Path(scratch) / "low_memory"),
             "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
         }
         rows = []

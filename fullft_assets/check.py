@@ -45,6 +45,7 @@ from fullft_assets.documents.formats.json_lines import Record
 from fullft_assets.documents.formats.rows import Wanted, content_of
 from fullft_assets.documents.sources import Folder, SourceFile
 from fullft_assets.errors import FullftError, SettingsError
+from fullft_assets.planning import state_bytes
 from fullft_assets.settings import DocumentsSettings, UseCaseSettings
 from fullft_assets.use_case import DEFS, UseCase, find_use_case, find_use_cases, load_use_case
 
@@ -54,8 +55,6 @@ SAMPLE_ROWS = 100
 SAMPLE_CHARACTERS = 20_000
 #: What stands between two elements of a JSON array.
 _ELEMENT = re.compile(r"[\s,]*(?=[^\s,\]])")
-#: Weight, gradient and the two moments of AdamW, 4 bytes each.
-STATE_BYTES_PER_PARAMETER = 16
 #: Floating-point operations a second that training reaches on one CPU core (MiniLM in fp32 reached 70).
 CPU_CORE_GFLOPS = 60
 #: 40% of the vendor's dense 16-bit peak, in TFLOP/s; the first name that the card's name holds.
@@ -165,12 +164,12 @@ def find_device(processes: int) -> Device:
 
 
 def memory_bytes(settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int) -> tuple[float, float | None]:
-    """Return rough bytes of (weights, gradients and AdamW state; activations of one forward pass).
+    """Return rough bytes of (weights, gradients and optimizer state; activations of one forward pass).
 
     Activations after Korthikanti et al. 2022 (arXiv 2205.05198), equation 2: a layer keeps
     s*b*h*(34 + 5*a*s/h) bytes at 2 bytes a value; with checkpointing its input alone and one layer whole.
     """
-    state = STATE_BYTES_PER_PARAMETER * model.num_parameters
+    state = state_bytes(settings.training.optimizer, settings.training.weights) * model.num_parameters
     if not (model.hidden_size and model.num_layers and model.num_heads):
         return state, None
     tokens = settings.chunks.max_tokens
@@ -465,9 +464,11 @@ def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:
 
 
 def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device) -> str:
-    width = 4 if settings.training.precision == "fp32" or not device.is_gpu else 2
+    training = settings.training
+    width = 4 if training.weights == "fp32" and (training.precision == "fp32" or not device.is_gpu) else 2
     state, activations = memory_bytes(settings, model, width)
-    parts = f"{_size(state)} weights, gradients and AdamW state ({STATE_BYTES_PER_PARAMETER} bytes a parameter)"
+    name = "AdamW" if training.optimizer == "adamw" else training.optimizer
+    parts = f"{_size(state)} weights, gradients and {name} state ({state_bytes(training.optimizer, training.weights)} bytes a parameter)"
     if activations is None:
         return f"rough: {parts} + unknown activations"
     batch = f"{settings.training.micro_batch_size} x {settings.chunks.max_tokens} tokens"

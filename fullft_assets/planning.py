@@ -11,20 +11,28 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import PlanningSettings
+from fullft_assets.settings import Optimizer, PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome
 
 VERSION = "4"
 #: Largest exponent of a learning curve: what theory allows and more than was ever measured (Hestness et al. 2017, sections 3 and 4).
 _STEEPEST = 0.5
-#: fp32 weights and gradients and the two moments of AdamW.
-STATE_BYTES_PER_PARAMETER = 16
+#: Rungs of the memory ladder, as (optimizer, weights), from what takes most to what takes least.
+RUNGS: tuple[tuple[Optimizer, Literal["fp32", "bf16"]], ...] = (
+    ("adamw", "fp32"),
+    ("adamw_in_backward", "fp32"),
+    ("adafactor", "fp32"),
+    ("adamw", "bf16"),
+    ("adamw_in_backward", "bf16"),
+    ("adafactor_in_backward", "fp32"),
+    ("adafactor_in_backward", "bf16"),
+)
 
 
 class Measured(BaseModel):
@@ -74,8 +82,40 @@ def hardware() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "gpus": gpus}
 
 
-def plan_checks(measured: Measured, settings: PlanningSettings) -> tuple[dict[str, Any], list[CheckOutcome]]:
-    """Return the plan's headline figures and the gates on memory, time and price."""
+def state_bytes(optimizer: Optimizer, weights: Literal["fp32", "bf16"] = "fp32") -> int:
+    """Return the bytes a parameter that training holds beside the activations: the weight, its gradient and its moments.
+
+    Left out is what is small: the largest single gradient of a step in the backward pass, and Adafactor's row and column means.
+    """
+    width = 4 if weights == "fp32" else 2
+    moments = {"adamw": 2 * width, "adamw_in_backward": 2 * width, "adamw_8bit": 2}.get(optimizer, 0)
+    gradient = 0 if TrainingSettings.model_construct(optimizer=optimizer).steps_in_backward else width
+    return width + gradient + moments
+
+
+def next_rung(measured: Measured, training: TrainingSettings, limit: int) -> str:
+    """Return `; or set training.optimizer: ...` for the first lower rung of the memory ladder whose state would fit, or an empty string."""
+    held = state_bytes(training.optimizer, training.weights)
+    for optimizer, weights in RUNGS:
+        saved = (held - state_bytes(optimizer, weights)) * measured.num_parameters
+        peak = measured.peak_memory_bytes - saved
+        if saved > 0 and peak <= limit:
+            named = f"training.optimizer: {optimizer}" + (" and training.weights: bf16" if weights == "bf16" else "")
+            return f"; or set {named} (about {peak / 2**30:.2f} GiB)"
+    return ""
+
+
+def plan_checks(
+    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None
+) -> tuple[dict[str, Any], list[CheckOutcome]]:
+    """Return the plan's headline figures and the gates on memory, time and price.
+
+    Args:
+        measured: real training steps.
+        settings: the limits.
+        training: what was measured. Default: that of the defaults.
+    """
+    training = training or TrainingSettings()
     hours = measured.predicted_seconds / 3600
     usd = hours * settings.hourly_usd
     limit = measured.available_memory_bytes
@@ -96,7 +136,11 @@ def plan_checks(measured: Measured, settings: PlanningSettings) -> tuple[dict[st
             name="fits_in_memory",
             passed=fits,
             description=f"peak {gib:.2f} GiB of {limit / 2**30:.2f} GiB"
-            + ("" if fits else "; lower training.micro_batch_size or set training.gradient_checkpointing"),
+            + (
+                ""
+                if fits
+                else "; lower training.micro_batch_size or set training.gradient_checkpointing" + next_rung(measured, training, limit)
+            ),
             metadata={"peak_memory_gib": gib, "memory_limit_gib": limit / 2**30},
         ),
         CheckOutcome(
@@ -111,7 +155,7 @@ def plan_checks(measured: Measured, settings: PlanningSettings) -> tuple[dict[st
         "planned_hours": hours,
         "planned_usd": usd,
         "peak_memory_gib": gib,
-        "state_memory_gib": measured.num_parameters * STATE_BYTES_PER_PARAMETER / 2**30,
+        "state_memory_gib": measured.num_parameters * state_bytes(training.optimizer, training.weights) / 2**30,
         "padding_share": 1 - measured.num_tokens / measured.num_padded_tokens,
     }
     return headline, checks

@@ -408,6 +408,11 @@ class GuardsSettings(Settings):
     max_roll_backs: int = Field(2, ge=0, le=100, description="Roll-backs of a run; what would be one more stops it.")
 
 
+#: Ending of the optimizers that step in the backward pass; `lomo` does so by nature.
+IN_BACKWARD = "_in_backward"
+Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "adamw_in_backward", "adafactor_in_backward", "lomo"]
+
+
 class TrainingSettings(Settings):
     """The full fine-tuning itself: every weight is trained."""
 
@@ -418,6 +423,17 @@ class TrainingSettings(Settings):
     warmup_share: Float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
     weight_decay: Float = Field(0.01, ge=0, lt=1, description="Decoupled weight decay.")
     max_grad_norm: Float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    max_grad_value: Float | None = Field(
+        None, gt=0, description="Each element of a gradient is clipped to this, instead of their norm. Default: the norm is clipped."
+    )
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="Below adamw each takes less memory. `..._in_backward` and lomo (gradient descent, 1,000 times the rate) step in the "
+        "backward pass, without accumulation. adamw_8bit needs bitsandbytes.",
+    )
+    weights: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format that weights, gradients and moments are kept in; bf16 takes half of it, rounded stochastically."
+    )
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field("linear", description="Learning-rate schedule.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="`auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a CPU."
@@ -462,6 +478,16 @@ class TrainingSettings(Settings):
         description="Where step metrics go beside metrics.jsonl: `tensorboard` event files, `mlflow` (server from MLFLOW_TRACKING_URI).",
     )
     retry_epoch: int = Field(0, ge=0, description="Raise it to train once more on unchanged data: it enters the key and the seed.")
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether each weight is updated as soon as its gradient is there."""
+        return self.optimizer == "lomo" or self.optimizer.endswith(IN_BACKWARD)
+
+    @property
+    def clips_in_two_passes(self) -> bool:
+        """Whether the gradients' norm takes a pass of its own; Adafactor bounds its updates itself."""
+        return self.steps_in_backward and self.max_grad_value is None and not self.optimizer.startswith("adafactor")
 
 
 class EvaluationSettings(Settings):

@@ -13,7 +13,10 @@ VERSION = "2"
 #: distance (1 - mean cosine) of its pooled representations from the base model's.
 GENERAL_MEASURES = ("general_loss", "general_distance")
 #: Settings that came later. At its default such a setting changes nothing, and stays out of keys: earlier work is found.
-_LATER = ("keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "retrain_from", "max_general_rise", "guards")
+_LATER = (
+    "keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "retrain_from", "max_general_rise", "guards", "max_grad_value",
+    "optimizer", "weights",
+)  # fmt: skip
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:

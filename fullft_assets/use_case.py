@@ -182,6 +182,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_monitoring,
         _check_examples,
         _check_task,
+        _check_optimizer,
         _check_snapshot,
         _check_owners,
         _check_crons,
@@ -360,6 +361,32 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             ("release", "max_calibration_error"),
             f"is for the task classification with one label a row: for {task} it is not measured; remove it",
         )
+
+
+def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    training, name = settings.training, settings.training.optimizer
+    if training.weights == "bf16" and training.precision in ("fp32", "fp16"):
+        yield Problem(
+            ("training", "precision"), f"{training.precision} does not go with weights: bf16, which are computed with as they are"
+        )
+    if training.weights == "bf16" and name == "adamw_8bit":
+        yield Problem(
+            ("training", "weights"), "bf16 loses small updates with adamw_8bit, which does not round stochastically; use adafactor"
+        )
+    if not training.steps_in_backward:
+        return
+    in_backward = f"{name} steps in the backward pass"
+    if training.micro_batch_size != training.batch_size:
+        yield Problem(
+            ("training", "micro_batch_size"),
+            f"{in_backward} and cannot accumulate: give all {training.batch_size} rows of batch_size, or lower both",
+        )
+    if settings.launcher.processes > 1:
+        yield Problem(("launcher", "processes"), f"{in_backward}, before processes share gradients; give 1")
+    if training.precision == "fp16":
+        yield Problem(("training", "precision"), f"{in_backward}, before fp16's scaling is undone; give fp32 or bf16")
+    if training.l2_sp:
+        yield Problem(("training", "l2_sp"), f"holds a copy of the weights, which {name} is there to save; remove one of the two")
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

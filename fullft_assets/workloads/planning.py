@@ -24,7 +24,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
-from fullft_assets.workloads import layers, precision, telemetry
+from fullft_assets.workloads import layers, optimizers, precision, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes
 from fullft_assets.workloads.inference import device
@@ -77,6 +77,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     settings = job.settings
     # Said now: training would only find out after all that is measured here.
     accumulation_steps(settings.training, settings.launcher.processes)
+    optimizers.require(settings.training, settings.launcher.processes)
     telemetry.require(settings.training.track)
     snapshot = job.load_inputs(store)["training_snapshot"]
     recipe = open_recipe(job, store, snapshot)
@@ -89,7 +90,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest:
     measured, about = measure(shared)
-    headline, checks = planning.plan_checks(measured, shared.job.settings.planning)
+    headline, checks = planning.plan_checks(measured, shared.job.settings.planning, shared.job.settings.training)
     headline |= about
     (draft.path / "plan.json").write_text(json.dumps(headline, indent=1))
     for check in checks:
@@ -117,11 +118,11 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     # Held for its memory alone: a copy of the pretrained weights.
     anchor = layers.Anchor(model, settings.l2_sp, has_new_head=recipe.has_new_head) if settings.l2_sp else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
+    optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, shared.job.settings.seed)
     by_size = np.argsort(-feed.sizes, kind="stable")
     # The largest first: it decides the memory, and warms everything up.
     picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
-    chosen = precision.resolve(settings.precision)
+    chosen = precision.of(settings)
     _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
     timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
     del anchor
@@ -155,9 +156,20 @@ def _timed_pass(
     inputs = {name: value.to(device()) for name, value in prepared.feed.batch(number).items()}
     labels = inputs.pop("labels")
     started = _now()
-    with precision.autocast(chosen):
-        loss = prepared.total_loss(model, inputs, labels) / labels.numel()
-    loss.backward()
+
+    def make_pass() -> None:
+        with precision.autocast(chosen):
+            loss = prepared.total_loss(model, inputs, labels) / labels.numel()
+        loss.backward()
+
+    if isinstance(optimizer, optimizers.Lean) and optimizer.in_backward:
+        if optimizer.measures_first:
+            with optimizer.measuring():
+                make_pass()
+        with optimizer.updating():
+            make_pass()
+        return _now() - started, 0.0
+    make_pass()
     passed = _now()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

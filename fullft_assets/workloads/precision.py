@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import TrainingSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def resolve(setting: str) -> Precision:
-    """Return the precision to compute in; weights and optimizer stay in fp32.
+    """Return the precision to compute in.
 
     `auto` is bf16 where the hardware has bf16 matrix units (NVIDIA from Ampere, Intel AMX), fp16 on
     older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
@@ -28,6 +29,15 @@ def resolve(setting: str) -> Precision:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if _cpu_has_bf16_matrix_units() else "fp32"
+
+
+def of(settings: TrainingSettings) -> Precision:
+    """Return the precision that a training computes in: weights in bf16 are computed with as they are.
+
+    Raises:
+        SettingsError: fp16 without a GPU.
+    """
+    return "bf16" if settings.weights == "bf16" else resolve(settings.precision)
 
 
 def autocast(precision: Precision) -> AbstractContextManager:

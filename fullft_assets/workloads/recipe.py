@@ -60,9 +60,9 @@ class Recipe(Protocol):
         ...
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        """Return the model as it is before training, on the CPU, in fp32; what is new in it is drawn from torch's generator.
+        """Return the model as it is before training, on the CPU, in the format of `settings.weights`.
 
-        It is the base model, or the fine-tuned one that training goes on from.
+        It is the base model, or the fine-tuned one that training goes on from; what is new in it is drawn from torch's generator.
         """
         ...
 

@@ -27,6 +27,7 @@ from fullft_assets.workloads import span_baselines
 from fullft_assets.workloads.classification import window_feed
 from fullft_assets.workloads.general_distance import GeneralDistance
 from fullft_assets.workloads.inference import load_for_training, load_tagger
+from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.recipe import Listener, Prepared
 from fullft_assets.workloads.span_baselines import Dictionary, TokenProbe
 from fullft_assets.workloads.tagging import Frame, Reading, Span, find_spans, normal, tag, tag_names
@@ -78,7 +79,9 @@ class TokenLabels(GeneralDistance):
         return self._load(self.base_model, settings, self.added_tokens)
 
     def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, load=load_tagger)
+        return load_for_training(
+            folder, tag_names(self.labels), settings.attention_dropout, added_tokens, load=load_tagger, dtype=dtype_of_weights(settings)
+        )
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`.

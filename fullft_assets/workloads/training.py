@@ -90,7 +90,7 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
                 "micro_batch_size": fit.micro_batch_size,
                 "incidents": [{"event": i.kind, "step": i.step, "went_on_from_step": i.to_step, "reason": i.reason} for i in fit.incidents],
                 "num_warnings": sum(line.get("action") == "warn" for line in fit.history),
-                "precision": precision.resolve(settings.training.precision),
+                "precision": precision.of(settings.training),
                 **fit.scores,
                 **({} if (before := training.score_before(fit.history)) is None else {"general_before": before}),
                 **fit.about,

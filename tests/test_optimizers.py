@@ -1,0 +1,326 @@
+"""The memory ladder: each optimizer's arithmetic against the known one, and each through the engine: resume, guards, refusals."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers.optimization import Adafactor
+
+from benchmarks import low_memory
+from fullft_assets import planning, use_case
+from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
+from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
+from fullft_assets.workloads import finetuning, optimizers
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.optimizers import Lean
+from tests import machine
+from tests.prepared import Prepared, command, prepare, prepare_language_model
+from tests.test_planning import MEASURED
+
+RATE, DECAY, NORM = 1e-3, 0.1, 0.05
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(30, 500), nn.GELU(), nn.Linear(500, 70))
+
+
+def groups(model: nn.Module) -> list[dict]:
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False))
+    return [{"params": matrices, "lr": RATE, "weight_decay": DECAY}, {"params": vectors, "lr": RATE, "weight_decay": 0.0}]
+
+
+def trained(make: Callable[[nn.Module], torch.optim.Optimizer], clip: Callable | None = None, steps: int = 12) -> torch.Tensor:
+    """Return the weights after some steps of a network of two layers."""
+    model = network()
+    optimizer = make(model)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        rows = torch.randn(32, 30, generator=generator)
+        loss = (model(rows) - rows[:, :1]).square().mean()
+        if isinstance(optimizer, Lean) and optimizer.in_backward:
+            if optimizer.measures_first:
+                with optimizer.measuring():
+                    loss.backward(retain_graph=True)
+            with optimizer.updating():
+                loss.backward()
+            assert all(weight.grad is None for weight in model.parameters())
+        else:
+            loss.backward()
+            if clip is not None:
+                clip(model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+class TestArithmetic:
+    def test_adamw_is_torchs(self):
+        known = trained(lambda model: torch.optim.AdamW(groups(model)))
+        assert torch.allclose(trained(lambda model: Lean(groups(model), "adamw")), known, rtol=0, atol=1e-6)
+
+    def test_adamw_in_the_backward_pass_clips_the_norm_of_the_whole_step(self):
+        known = trained(lambda model: torch.optim.AdamW(groups(model)), lambda weights: nn.utils.clip_grad_norm_(weights, NORM))
+        found = trained(lambda model: Lean(groups(model), "adamw", in_backward=True, max_norm=NORM))
+        assert torch.allclose(found, known, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("in_backward", [False, True])
+    def test_adafactor_is_transformers(self, in_backward):
+        known = trained(lambda model: Adafactor(groups(model), scale_parameter=False, relative_step=False))
+        assert torch.allclose(trained(lambda model: Lean(groups(model), "adafactor", in_backward=in_backward)), known, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("kind", ["norm", "value"])
+    def test_lomo_is_clipped_gradient_descent(self, kind):
+        clip = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}[kind]
+
+        def plain(model: nn.Module) -> torch.optim.Optimizer:
+            # torch's own decay is added to the gradient; decoupled, and with the rate in it, it is the same.
+            return torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups(model)])
+
+        def lean(model: nn.Module) -> Lean:
+            made = [{**group, "weight_decay": 0.0} for group in groups(model)]
+            return Lean(made, "lomo", in_backward=True, **{f"max_{kind}": 1e-3})
+
+        assert torch.allclose(trained(lean), trained(plain, lambda weights: clip(weights, 1e-3)), rtol=0, atol=1e-7)
+        assert not torch.allclose(trained(lean), trained(plain), rtol=0, atol=1e-5)
+
+    def test_norm_is_known_after_one_pass_too(self):
+        model = network()
+        optimizer = Lean(groups(model), "lomo", in_backward=True, max_value=1.0)
+        loss = model(torch.ones(2, 30)).square().sum()
+        expected = nn.utils.get_total_norm(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+        with optimizer.updating():
+            loss.backward()
+        assert float(optimizer.norm) == pytest.approx(float(expected), rel=1e-5)
+
+
+class TestRounding:
+    """A bf16 weight of 1 has its neighbours at 1 - 2^-8 and 1 + 2^-7."""
+
+    @pytest.mark.parametrize("rule", ["lomo", "adamw", "adafactor"])
+    def test_updates_too_small_for_bf16_add_up(self, rule):
+        moved = []
+        for dtype in (torch.float32, torch.bfloat16):
+            weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
+            optimizer = Lean([{"params": [weight], "lr": 1e-4, "weight_decay": 0.0}], rule, seed=5)
+            for _ in range(50):
+                weight.grad = torch.ones_like(weight)
+                optimizer.step()
+            moved.append(1 - float(weight.detach().float().mean()))
+        assert moved[0] == pytest.approx(50e-4, rel=0.01)
+        assert moved[1] == pytest.approx(moved[0], rel=0.1)
+        nearest = torch.ones((), dtype=torch.bfloat16) - 1e-4
+        assert float(nearest) == 1.0
+
+    def test_noise_depends_on_seed_step_and_weight_alone(self):
+        def step(seed: int) -> torch.Tensor:
+            weight = nn.Parameter(torch.ones(4_096, dtype=torch.bfloat16))
+            weight.grad = torch.ones_like(weight)
+            torch.rand(3)
+            Lean([{"params": [weight], "lr": 1e-3, "weight_decay": 0.0}], "lomo", seed=seed).step()
+            return weight.detach()
+
+        assert torch.equal(step(1), step(1)) and not torch.equal(step(1), step(2))
+
+    def test_values_that_are_not_finite_stay_so(self):
+        weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+        weight.grad = torch.tensor([math.nan, math.inf, 0.0], dtype=torch.bfloat16)
+        Lean([{"params": [weight], "lr": 1.0, "weight_decay": 0.0}], "lomo").step()
+        assert [math.isfinite(value) for value in weight.tolist()] == [False, False, True]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare_language_model(tmp_path_factory.mktemp("language"), rows=60)
+
+
+def quick(optimizer: str, **changes: object) -> TrainingSettings:
+    rate = 0.3 if optimizer == "lomo" else 1e-3
+    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": rate, "optimizer": optimizer, "track": []}
+    return TrainingSettings(**{**values, "precision": "auto" if changes.get("weights") == "bf16" else "fp32", **changes})
+
+
+def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
+    return fine_tune(case.recipe, chosen, work_folder=folder, **{"seed": 17, "progress": Progress(silent=True), **options})
+
+
+RUNGS = [
+    ("adamw_8bit", "fp32"),
+    ("adafactor", "fp32"),
+    ("adafactor", "bf16"),
+    ("adamw", "bf16"),
+    ("adamw_in_backward", "fp32"),
+    ("adamw_in_backward", "bf16"),
+    ("adafactor_in_backward", "bf16"),
+    ("lomo", "fp32"),
+    ("lomo", "bf16"),
+]
+
+
+class TestEngine:
+    def test_steps_in_the_backward_pass_are_those_after_it(self, tiny, tmp_path):
+        """Dropout is on: both passes of a step must draw the same numbers."""
+        one, other = (train(tiny, tmp_path / name, quick(name, max_grad_norm=0.05)) for name in ("adamw", "adamw_in_backward"))
+        for found, known in zip(other.history, one.history, strict=True):
+            for name in ("loss", "grad_norm", "learning_rate", "validation_loss"):
+                assert found.get(name) == (None if known.get(name) is None else pytest.approx(known[name], rel=1e-3))
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
+
+    @pytest.mark.parametrize(("name", "weights"), RUNGS)
+    def test_stopped_and_resumed_it_ends_with_the_same_bits(self, tiny, tmp_path, name, weights):
+        if name == "adamw_8bit":
+            machine.require_package("bitsandbytes")
+        chosen = quick(name, weights=weights, epochs=0.3, layer_decay=0.9, freeze="embeddings")
+        progress = Progress(silent=True)
+        progress.stop_requested = True
+        with pytest.raises(Interrupted):
+            train(tiny, tmp_path / "a", chosen, progress=progress)
+        resumed, straight = (train(tiny, tmp_path / folder, chosen) for folder in ("a", "b"))
+        assert (resumed.resumed_from_step, straight.resumed_from_step) == (1, 0)
+        dtypes = set()
+        for key, value in straight.model.named_parameters():
+            assert torch.equal(resumed.model.state_dict()[key], value), key
+            dtypes.add(value.dtype)
+        assert dtypes == {torch.bfloat16 if weights == "bf16" else torch.float32}
+        assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in straight.history if "loss" in line)
+
+    def test_language_models_learn_with_tied_embeddings_and_checkpointing(self, language, tmp_path):
+        chosen = quick("adafactor_in_backward", weights="bf16", epochs=3, learning_rate=1e-2, gradient_checkpointing=True)
+        fit = train(language, tmp_path, chosen, resumable=False, evaluate_at=())
+        losses = [line["loss"] for line in fit.history if "loss" in line]
+        assert fit.about["is_packed"] is True
+        assert losses[-1] < losses[0] - 0.2
+
+    def test_poisoned_step_in_the_backward_pass_is_rolled_back(self, tiny, tmp_path, monkeypatch):
+        """The weights have the nan by then: only a checkpoint brings them back."""
+        loads = []
+        load = type(tiny.recipe).load
+
+        def load_poisoned(recipe, settings):
+            model = load(recipe, settings)
+            loads.append(settings.learning_rate)
+            if len(loads) == 1:
+                passes = []
+                model.register_forward_hook(lambda module, given, output: passes.append(1) or _spoil(module, output, len(passes)))
+            return model
+
+        monkeypatch.setattr(type(tiny.recipe), "load", load_poisoned)
+        fit = train(tiny, tmp_path, quick("lomo", checkpoint_every_steps=2, max_grad_value=0.1))
+        (incident,) = fit.incidents
+        assert (incident.kind, incident.rule, incident.step, incident.to_step) == ("roll_back", "non_finite", 6, 4)
+        assert all(torch.isfinite(weight).all() for weight in fit.model.parameters())
+
+    def test_lack_of_memory_is_one_line(self, tiny, tmp_path, monkeypatch):
+        def no_room(*arguments: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(finetuning._Trainer, "training_step", no_room)
+        with pytest.raises(OutOfMemory, match=r"with 8 rows a pass, and lomo cannot accumulate smaller ones; lower training\.batch_size"):
+            train(tiny, tmp_path, quick("lomo"))
+
+    @pytest.mark.parametrize(
+        ("changes", "processes", "message"),
+        [
+            ({"micro_batch_size": 4}, 1, r"training\.micro_batch_size: lomo .* cannot accumulate: give all 8 rows"),
+            ({"micro_batch_size": 8, "batch_size": 16}, 2, r"training\.micro_batch_size: lomo"),
+        ],
+    )
+    def test_what_it_cannot_do_is_refused(self, tiny, tmp_path, changes, processes, message):
+        with pytest.raises(SettingsError, match=message):
+            train(tiny, tmp_path, quick("lomo", **changes), num_processes=processes)
+
+    def test_missing_package_is_one_line(self, monkeypatch):
+        monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(SettingsError, match="adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor"):
+            optimizers.require(quick("adamw_8bit"))
+
+
+def _spoil(model: nn.Module, output: object, number: int) -> None:
+    if model.training and number >= 6:
+        output.logits = output.logits * math.nan
+
+
+class TestPlan:
+    @pytest.mark.parametrize(
+        ("optimizer", "weights", "expected"),
+        [("adamw", "fp32", 16), ("adamw_8bit", "fp32", 10), ("adamw_in_backward", "fp32", 12), ("adafactor", "fp32", 8),
+         ("adamw", "bf16", 8), ("adamw_in_backward", "bf16", 6), ("lomo", "fp32", 4), ("adafactor_in_backward", "bf16", 2)],
+    )  # fmt: skip
+    def test_bytes_of_each_rung(self, optimizer, weights, expected):
+        assert planning.state_bytes(optimizer, weights) == expected
+
+    @pytest.mark.parametrize(
+        ("room", "current", "named"),
+        [(80_000_000, {}, "; or set training.optimizer: adamw_in_backward (about"),
+         (100_000_000, {}, "; or set training.optimizer: adafactor (about"),
+         (200_000_000, {}, "; or set training.optimizer: adamw_in_backward and training.weights: bf16 (about"),
+         (300_000_000, {}, "; or set training.optimizer: adafactor_in_backward and training.weights: bf16 (about"),
+         (400_000_000, {}, None),
+         (100_000_000, {"optimizer": "adafactor_in_backward"}, None)],
+    )  # fmt: skip
+    def test_a_plan_that_does_not_fit_names_the_next_rung(self, room, current, named):
+        """The plan has 22 million weights: 352 MB of state under AdamW."""
+        limit = (MEASURED.peak_memory_bytes - room) / 2**30
+        _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=limit), TrainingSettings(**current))
+        assert not fits.passed
+        assert (named in fits.description) if named else ("or set training.optimizer" not in fits.description)
+
+
+@pytest.mark.parametrize(
+    ("training", "key", "message"),
+    [
+        (
+            {"optimizer": "lomo"},
+            "micro_batch_size",
+            "lomo steps in the backward pass and cannot accumulate: give all 32 rows of batch_size",
+        ),
+        ({"optimizer": "lomo", "micro_batch_size": 32, "l2_sp": 0.1}, "l2_sp", "holds a copy of the weights, which lomo is there to save"),
+        ({"optimizer": "lomo", "micro_batch_size": 32, "precision": "fp16"}, "precision", "before fp16's scaling is undone"),
+        ({"weights": "bf16", "precision": "fp32"}, "precision", "fp32 does not go with weights: bf16"),
+        ({"weights": "bf16", "optimizer": "adamw_8bit"}, "weights", "bf16 loses small updates with adamw_8bit"),
+    ],
+)
+def test_settings_that_contradict_a_rung_are_one_line(training, key, message) -> None:
+    settings = UseCaseSettings.model_validate(
+        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": training}
+    )
+    (problem,) = use_case._check_optimizer(settings, Path())
+    assert problem.key == ("training", key) and message in problem.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "weights"), [("adafactor_in_backward", "bf16")])
+def test_plan_foretells_the_peak_of_a_rung(tmp_path: Path, name: str, weights: str) -> None:
+    """Both are processes of their own that train the real MiniLM; the plan has the libraries of scikit-learn beside it."""
+    case = prepare(tmp_path)
+    chosen = {"optimizer": name, "weights": weights, "batch_size": 8, "micro_batch_size": 8, "precision": "auto", "epochs": 0.3}
+    found = {}
+    for workload, stage in (("planning", "feasibility_plan"), ("training", "finetuned_checkpoint")):
+        job = case.job("pilot_run" if workload == "planning" else stage, training=chosen)
+        subprocess.run(command(workload, job.write(case.store)), env=case.project.env(), check=True, timeout=300)
+        found[workload] = case.store.find(job.case, stage, job.key).metadata["peak_memory_gib"]
+    assert found["planning"] == pytest.approx(found["training"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> None:
+    rungs = (low_memory.RUNGS[0], ("adamw_in_backward", "fp32"), ("adafactor", "fp32"), ("adamw", "bf16"), low_memory.LOWEST)
+    row = low_memory.measure_low_memory(tmp_path, rungs)
+    assert row.met, row.notes
+    of_rungs = row.details["rungs"]
+    assert all(one["losses"][-1] < one["losses"][0] - 0.5 for one in of_rungs.values())
+    shares = [one["bytes"] / row.theirs for one in of_rungs.values()]
+    assert shares[1] < 0.9 and shares[2] < 0.7 and shares[3] < 0.65
