@@ -413,6 +413,26 @@ IN_BACKWARD = "_in_backward"
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "adamw_in_backward", "adafactor_in_backward", "lomo"]
 
 
+_Alpha = Annotated[float, _YamlNumber(), Field(gt=0, le=1)]
+
+
+class DistillationSettings(Settings):
+    """Holds a model to what the frozen base model makes of a text."""
+
+    weight: Float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the base model in the loss of a taught token (classification: of a row); 1: it alone, for replay.",
+    )
+    temperature: Float = Field(1.0, gt=0, le=100, description="Both distributions are divided by it; more tells more of unlikely tokens.")
+    tokens: Literal["replay", "task", "all"] | None = Field(
+        None,
+        description="Trained tokens that the base model teaches: those of replayed documents, of the task's, or all. Default: replay's, where "
+        "there are any, else all. Not for classification, whose rows are all taught.",
+    )
+
+
 class TrainingSettings(Settings):
     """The full fine-tuning itself: every weight is trained."""
 
@@ -460,6 +480,25 @@ class TrainingSettings(Settings):
         1.0, gt=0, le=1, description="Times the learning rate of each layer below the head's; 1 = one rate, 0.9 spares the lower layers."
     )
     l2_sp: Float = Field(0.0, ge=0, description="Pull of the weights towards the pretrained ones (L2-SP), 0.01 is usual; 0 = none.")
+    ewc: Float = Field(
+        0.0,
+        ge=0,
+        description="Pull of each weight towards the pretrained one by how much it matters to general text (EWC); importance is 1 on average, "
+        "so it compares with l2_sp. Needs snapshot.replay or snapshot.general. 0 = none.",
+    )
+    unfreeze_share: Float = Field(
+        0.0, ge=0, lt=1, description="Share of the steps after which one more layer is trained, the top first; 0 = all from the start."
+    )
+    wise_ft: list[_Alpha] = Field(
+        default_factory=list,
+        max_length=20,
+        description="Shares of the fine-tuned weights, the rest the base model's, that are tried after training, such as [0.5, 0.7, 1]; the "
+        "best validation loss within max_general_rise decides. A new head stays as it was trained. Default: the fine-tuned weights.",
+    )
+    distillation: DistillationSettings | None = Field(
+        None,
+        description="Hold the model to the frozen base model's answers, so that it forgets less; one more forward pass of what is taught.",
+    )
     retrain_from: Literal["base", "champion"] = Field(
         "base",
         description="Weights that training begins with: those of the base model, or of the champion, if there is one, of the same base "

@@ -14,9 +14,22 @@ VERSION = "2"
 GENERAL_MEASURES = ("general_loss", "general_distance")
 #: Settings that came later. At its default such a setting changes nothing, and stays out of keys: earlier work is found.
 _LATER = (
-    "keep_best", "freeze", "freeze_layers", "layer_decay", "l2_sp", "retrain_from", "max_general_rise", "guards", "max_grad_value",
-    "optimizer", "weights",
-)  # fmt: skip
+    "keep_best",
+    "freeze",
+    "freeze_layers",
+    "layer_decay",
+    "l2_sp",
+    "ewc",
+    "unfreeze_share",
+    "wise_ft",
+    "distillation",
+    "retrain_from",
+    "max_general_rise",
+    "guards",
+    "max_grad_value",
+    "optimizer",
+    "weights",
+)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
@@ -39,7 +52,7 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     A pilot always begins with the base model.
     """
     chosen = settings.training.model_dump(mode="json", exclude={"track", "retrain_from"})
-    defaults = {name: field.get_default() for name, field in TrainingSettings.model_fields.items()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in TrainingSettings.model_fields.items()}
     return {name: value for name, value in chosen.items() if name not in _LATER or getattr(settings.training, name) != defaults[name]}
 
 

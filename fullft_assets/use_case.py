@@ -350,6 +350,13 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             "token_classification": "most tokens have none",
         }.get(examples.task, f"{task} has no labels")
         yield Problem(("training", "balance_labels"), f"is for the task classification with one label a row: {why}; remove it")
+    yield from _check_distillation(settings)
+    if settings.training.ewc and settings.snapshot.general is None and settings.snapshot.replay is None:
+        what = "snapshot.replay or snapshot.general" if examples.task in ("sft", "language_modeling") else "snapshot.general"
+        yield Problem(("training", "ewc"), f"needs general text to tell which weights matter to it; give {what} a path, or remove it")
+    for number, alpha in enumerate(settings.training.wise_ft):
+        if alpha in settings.training.wise_ft[:number]:
+            yield Problem(("training", "wise_ft", number), f"{alpha:g} is listed twice; remove one")
     if settings.training.max_general_rise is not None and settings.snapshot.general is None:
         yield Problem(("training", "max_general_rise"), "is measured on snapshot.general, which is not set; give it a path, or remove this")
     if metric not in examples.metrics:
@@ -385,8 +392,29 @@ def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         yield Problem(("launcher", "processes"), f"{in_backward}, before processes share gradients; give 1")
     if training.precision == "fp16":
         yield Problem(("training", "precision"), f"{in_backward}, before fp16's scaling is undone; give fp32 or bf16")
-    if training.l2_sp:
-        yield Problem(("training", "l2_sp"), f"holds a copy of the weights, which {name} is there to save; remove one of the two")
+    for key in ("l2_sp", "ewc"):
+        if getattr(training, key):
+            yield Problem(("training", key), f"holds a copy of the weights, which {name} is there to save; remove one of the two")
+    if training.unfreeze_share:
+        yield Problem(
+            ("training", "unfreeze_share"), f"unfreezes weights that {name} would have to know from the start; remove one of the two"
+        )
+
+
+def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
+    chosen, has_replay = settings.training.distillation, settings.snapshot.replay is not None
+    if chosen is None:
+        return
+    key: Key = ("training", "distillation")
+    if settings.examples.task in ("classification", "token_classification"):
+        if chosen.tokens is not None:
+            yield Problem((*key, "tokens"), "is for the tasks sft and language_modeling: of a classifier all rows are taught; remove it")
+        if chosen.temperature != 1:
+            yield Problem((*key, "temperature"), "is for the tasks sft and language_modeling: representations have none; remove it")
+    elif chosen.tokens == "replay" and not has_replay:
+        yield Problem((*key, "tokens"), "replay names documents that snapshot.replay does not; give it a path, or teach `all` or `task`")
+    if chosen.weight == 1 and (chosen.tokens in ("task", "all") or not has_replay):
+        yield Problem((*key, "weight"), "1 leaves nothing to learn of the task itself; give less, or teach the tokens of replay alone")
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

@@ -176,13 +176,13 @@ class TestBatches:
         split = tiny.split("train").select(range(6))
         windows = [[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)]
         split = replace(split, labels=np.array([0, 1, 1, 2, 2, 2]), windows=windows)
-        loss = classification._total_loss(split, 3)
+        loss = classification._loss_of_output(split, 3)
         weights = 12 / (3 * torch.tensor([4.0, 2.0, 6.0]))
         targets = torch.tensor([0, 1, 2, 2])
         logits = torch.randn(4, 3)
         expected = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]).sum()
         outputs = type("Outputs", (), {"logits": logits})
-        torch.testing.assert_close(loss(lambda input_ids: outputs, {"input_ids": targets}, targets), expected)
+        torch.testing.assert_close(loss(outputs, targets), expected)
 
     def test_balancing_helps_the_rare_label(self, tiny, tmp_path):
         rows = tiny.split("train")

@@ -52,6 +52,9 @@ class Built(NextToken):
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         return build(self.config)
 
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
+        return build(self.config)
+
 
 def documents(data: Training) -> Split:
     """Each window as a document."""

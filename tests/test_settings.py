@@ -61,7 +61,8 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
             continue
         assert field.description and field.description.endswith("."), f"{name}.{key}"
         if any(number in str(field.annotation) for number in ("int", "float")):
-            assert any(type(bound).__name__ in ("Ge", "Gt") for bound in field.metadata), f"{name}.{key} has no lower bound"
+            of_items = any(bound in str(field.annotation) for bound in ("Ge(", "Gt("))
+            assert of_items or any(type(bound).__name__ in ("Ge", "Gt") for bound in field.metadata), f"{name}.{key} has no lower bound"
 
 
 @pytest.mark.parametrize(

@@ -656,11 +656,13 @@ class Training:
         windows: token ids of each window: those of the training rows in the index's order, then the replayed documents'.
         marks: aligned with the windows, 1 where a token is trained; None: all are.
         packing: the plan; its `source` is a position in `windows`.
+        num_task_windows: the first ones, that are no replayed documents'; None: all.
     """
 
     windows: list[list[int]]
     marks: list[list[int]] | None
     packing: Packing
+    num_task_windows: int | None = None
 
 
 def load_training(store: Store, snapshot: Manifest) -> Training:
@@ -683,10 +685,14 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
     drawn = snapshot.metadata["replay"]
     more = {} if drawn is None else {"": store.folder(store.load(drawn))}
 
-    def read(column: str) -> list[list[int]]:
-        found = [_Lists.gather(rows, chunks, column), *(_Lists.read(folder / "chunks.parquet", column) for folder in more.values())]
-        return [window for row in _Lists.join(found).to_lists() for window in row]
+    def parts_of(column: str) -> list[_Lists]:
+        return [_Lists.gather(rows, chunks, column), *(_Lists.read(folder / "chunks.parquet", column) for folder in more.values())]
 
+    def flat(parts: list[_Lists]) -> list[list[int]]:
+        return [window for row in _Lists.join(parts).to_lists() for window in row]
+
+    parts = parts_of("windows")
     capacity = snapshot.metadata["packing_capacity"]
     plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
-    return Training(read("windows"), read("marks") if _is_marked({**chunks, **more}) else None, plan)
+    marks = flat(parts_of("marks")) if _is_marked({**chunks, **more}) else None
+    return Training(flat(parts), marks, plan, len(parts[0].lengths))

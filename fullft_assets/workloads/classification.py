@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,18 +19,18 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import baselines
+from fullft_assets.workloads.encoder import Encoder
 from fullft_assets.workloads.feed import Feed
-from fullft_assets.workloads.general_distance import GeneralDistance
 from fullft_assets.workloads.inference import collate, device, embed, load_for_training, predict_with
 from fullft_assets.workloads.optimizers import dtype_of_weights
-from fullft_assets.workloads.recipe import Listener, Prepared, TotalLoss
+from fullft_assets.workloads.recipe import Listener, Prepared
 
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
 _POOL_BATCHES = 50
 
 
 @dataclass(frozen=True)
-class Classification(GeneralDistance):
+class Classification(Encoder):
     """See `Recipe`.
 
     Attributes:
@@ -77,7 +77,7 @@ class Classification(GeneralDistance):
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`."""
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
-        return Prepared(feed, _total_loss(self.train, len(self.labels) if settings.balance_labels else None))
+        return self._prepared(feed, _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None), settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, accuracy and macro-F1."""
@@ -173,8 +173,8 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
     return np.concatenate([*planned, carried])
 
 
-def _total_loss(train: Split, balanced_labels: int | None) -> TotalLoss:
-    """Return the summed cross-entropy of a pass.
+def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Return (output, labels) -> the summed cross-entropy of a pass.
 
     A model's own loss is the mean over the micro-batch, and Trainer takes it for its part of the whole batch's mean: with accumulation
     the gradients, and the logged loss, would come out as many times too large as there are micro-batches.
@@ -188,10 +188,10 @@ def _total_loss(train: Split, balanced_labels: int | None) -> TotalLoss:
         counts = np.bincount(np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels)
         weights = torch.tensor(counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device())
 
-    def total_loss(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model(**inputs).logits.float(), labels, weight=weights, reduction="sum")
+    def loss_of(output: Any, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output.logits.float(), labels, weight=weights, reduction="sum")
 
-    return total_loss
+    return loss_of
 
 
 def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:

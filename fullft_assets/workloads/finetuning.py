@@ -25,11 +25,12 @@ from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import layers, optimizers, precision
+from fullft_assets.workloads import holding, layers, optimizers, precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, publish, retain, room_needed, step_of
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
+from fullft_assets.workloads.interpolation import Interpolated, interpolate
 from fullft_assets.workloads.recipe import Recipe
 from fullft_assets.workloads.telemetry import Ending, Meter, Shape, Trackers, peak_flops, require, step_flops
 from fullft_assets.workloads.watcher import RolledBack, Watcher, peak_memory_bytes
@@ -63,6 +64,7 @@ class Fit:
         micro_batch_size: rows a forward pass at the end.
         about: what the recipe says of the training.
         scores: of the model: `validation_loss` and others, and what the general set says.
+        interpolated: how the model's weights lie between the base model's and those after `step`; None: they are the latter.
     """
 
     model: PreTrainedModel
@@ -77,6 +79,7 @@ class Fit:
     micro_batch_size: int
     about: dict[str, Any]
     scores: dict[str, float]
+    interpolated: Interpolated | None = None
 
 
 def fine_tune(
@@ -188,6 +191,8 @@ class _Leg:
         #: [steps] useful tokens of each.
         self.tokens = sums_between(feed.lengths, self._documents_of_steps)
         self.num_steps = len(self.tokens)
+        share = self.settings.unfreeze_share
+        self.unfreezing = layers.Unfreezing(self.model, share, self.num_steps) if share else None
         self.evaluate_at = self._evaluations(feed.num_rows / self.settings.batch_size)
         self.watcher = self._watcher()
         self.trainer = self._trainer()
@@ -248,8 +253,12 @@ class _Leg:
         final = _scores_of(log.lines, step)
         if not math.isfinite(final["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        interpolated = self._interpolate(model, step) if self.settings.wise_ft else None
+        if interpolated is not None:
+            final = interpolated.of_chosen
         return Fit(
-            model=trainer.accelerator.unwrap_model(trainer.model),
+            model=model,
             step=step,
             num_steps=num_steps,
             num_tokens=int(self.tokens[:num_steps].sum()),
@@ -261,7 +270,32 @@ class _Leg:
             micro_batch_size=self.settings.micro_batch_size,
             about=self.prepared.about,
             scores={name: value for name, value in final.items() if name.startswith(("validation_", "general_"))},
+            interpolated=interpolated,
         )
+
+    def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
+        """Put the best weights between the base model's and the trained ones into the model.
+
+        Raises:
+            DivergenceError: none are within the forgetting budget.
+            Interrupted: a stop was requested.
+        """
+        work, log = self.work, self.watcher.log
+        forgetting = Forgetting(work.recipe.score_general, self.settings.max_general_rise)
+
+        def score() -> dict[str, float]:
+            found = work.recipe.score(model, work.progress)
+            return {f"validation_{name}": value for name, value in found.items()} | forgetting.score(model, log, work.progress)
+
+        original = work.recipe.load_original(self.settings)
+        alphas, has_new_head = self.settings.wise_ft, work.recipe.has_new_head
+        found = interpolate(model, original, alphas, score, has_new_head=has_new_head, is_spent=forgetting.is_spent)
+        if found is None:
+            raise forgetting.nothing_left(step)
+        for line in found.scores:
+            told = ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "alpha")
+            work.progress.say(f"{'chosen: ' if line['alpha'] == found.alpha else ''}{line['alpha']:g} of the fine-tuned weights: {told}")
+        return found
 
     def halve_micro_batches(self) -> None:
         """Write down that the next leg takes smaller micro-batches, and so more of them: the effective batch stays.
@@ -316,7 +350,8 @@ class _Leg:
             Trackers(track, work.folder, self.first_step, self.settings.model_dump(exclude={"guards", "track"}), work.progress),
             self._meter(),
             work.recipe.score,
-            Forgetting(work.recipe.score_general, self.settings.max_general_rise),
+            # Interpolated, the weights after training keep the budget; on the way there is none.
+            Forgetting(work.recipe.score_general, None if self.settings.wise_ft else self.settings.max_general_rise),
             self.evaluate_at,
             num_steps=self.num_steps,
             resumable=work.resumable,
@@ -340,10 +375,10 @@ class _Leg:
             leg=self,
         )
         trainer.remove_callback(PrinterCallback)  # the watcher speaks
-        if self.settings.l2_sp:
-            trainer.add_callback(
-                _Pull(layers.Anchor(work.recipe.load_original(self.settings), self.settings.l2_sp, has_new_head=work.recipe.has_new_head))
-            )
+        if anchors := holding.anchors(work.recipe, self.settings, work.seed):
+            trainer.add_callback(_Pull(anchors))
+        if self.unfreezing is not None and work.num_processes == 1:
+            trainer.add_callback(_Unfreeze(self.unfreezing))
         return trainer
 
 
@@ -402,13 +437,24 @@ def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, nu
 
 
 class _Pull(TrainerCallback):
-    """L2-SP: adds the pull to the start to the gradients, after clipping."""
+    """L2-SP and EWC: add the pulls to the pretrained weights to the gradients, after clipping."""
 
-    def __init__(self, anchor: layers.Anchor):
-        self._anchor = anchor
+    def __init__(self, anchors: Sequence[layers.Anchor]):
+        self._anchors = anchors
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self._anchor.pull(model)
+        for anchor in self._anchors:
+            anchor.pull(model)
+
+
+class _Unfreeze(TrainerCallback):
+    """Gradual unfreezing in one process; several drop gradients instead (`_Trainer._clip_grad_norm`)."""
+
+    def __init__(self, unfreezing: layers.Unfreezing):
+        self._unfreezing = unfreezing
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self._unfreezing.apply(model, state.global_step)
 
 
 class _Trainer(Trainer):
@@ -477,6 +523,12 @@ class _Trainer(Trainer):
         scheduler._last_lr = [rate * shape(scheduler.last_epoch) for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)]
         for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True):
             group["initial_lr"], group["lr"] = base, rate
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        unfreezing = self._leg.unfreezing
+        if unfreezing is not None and self._leg.work.num_processes > 1:
+            unfreezing.drop(model, self.state.global_step)
+        return super()._clip_grad_norm(model)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()

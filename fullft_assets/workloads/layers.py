@@ -1,9 +1,9 @@
-"""What of a model is trained, and how fast: parameters by depth, freezing, layer-wise rates, the pull to the start (L2-SP)."""
+"""What of a model is trained, and how fast: parameters by depth, freezing, layer-wise rates, pulls to the pretrained weights."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -67,20 +67,78 @@ def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings)
     return [{"params": found[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(found, reverse=True)]
 
 
-class Anchor:
-    """The pull of L2-SP: `strength` times the distance to the pretrained weights, added to each gradient (arXiv:1802.01483, eq. 3).
+class Unfreezing:
+    """Gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146): the top is trained first, and one more layer after each share of the steps.
 
-    It is added after clipping, so that a large loss gradient does not drown it. A new head is not pulled.
+    What is trained follows from the number of the step alone. A weight that is not trained yet has no gradient: its optimizer state and its
+    weight decay begin with it.
+
+    Args:
+        model: frozen where the settings say so for good; by names that the wrapped one has, too.
+        share: of the steps after which one more layer is trained.
+        num_steps: optimizer steps of the whole training.
+
+    Raises:
+        SettingsError: the lowest would never be trained.
+    """
+
+    def __init__(self, model: PreTrainedModel, share: float, num_steps: int):
+        layers = num_layers(name for name, _ in model.named_parameters())
+        self._depth = {name: depth(name, layers) for name, parameter in model.named_parameters() if parameter.requires_grad}
+        matrices = [name for name, parameter in model.named_parameters() if parameter.dim() > 1 and self._depth.get(name) == layers + 1]
+        #: With a head that is tied to the embeddings there is nothing but a norm above the layers.
+        self._top = layers + 1 if matrices else layers
+        self._steps_a_layer = share * num_steps
+        last = (self._top - min(self._depth.values())) * share
+        if last >= 1:
+            most = 1 / (self._top - min(self._depth.values()) + 1)
+            raise SettingsError(
+                f"training.unfreeze_share: {share:g} leaves the lowest weights untrained for good; give at most {most:.2g}, or freeze_layers"
+            )
+
+    def lowest(self, step: int) -> int:
+        """Return the lowest depth that is trained in the step after so many."""
+        return max(0, self._top - int(step / self._steps_a_layer))
+
+    def apply(self, model: nn.Module, step: int) -> None:
+        """Switch on what is trained in the step after so many, and off what is not yet: no gradients are computed below it."""
+        lowest = self.lowest(step)
+        for name, parameter in model.named_parameters():
+            if name in self._depth:
+                parameter.requires_grad_(self._depth[name] >= lowest)
+
+    def drop(self, model: nn.Module, step: int) -> None:
+        """Drop the gradients of what is not trained yet: wrapped for several processes, a model wants them all."""
+        lowest = self.lowest(step)
+        for name, parameter in getattr(model, "module", model).named_parameters():
+            if name in self._depth and self._depth[name] < lowest:
+                parameter.grad = None
+
+
+def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return what the names of the weights outside of the base model begin with."""
+    return tuple(f"{name}." for name, _ in model.named_children() if name != model.base_model_prefix)
+
+
+class Anchor:
+    """A pull to the pretrained weights: `strength` times the distance, times each weight's importance, added to its gradient.
+
+    With equal importance it is L2-SP (arXiv:1802.01483, eq. 3), with the Fisher information EWC (arXiv:1612.00796, eq. 3). It is added after
+    clipping, so that a large loss gradient does not drown it. A new head is not pulled.
 
     Args:
         model: with its pretrained weights.
         strength: factor of the distance.
         has_new_head: all outside of the base model is new.
+        importance: of each weight, by parameter. Default: all alike.
     """
 
-    def __init__(self, model: PreTrainedModel, strength: float, *, has_new_head: bool):
+    def __init__(
+        self, model: PreTrainedModel, strength: float, *, has_new_head: bool, importance: Mapping[str, torch.Tensor] | None = None
+    ):
         self._strength = strength
-        head = tuple(f"{name}." for name, _ in model.named_children() if has_new_head and name != model.base_model_prefix)
+        self._importance = None if importance is None else dict(importance)
+        head = head_prefixes(model) if has_new_head else ()
         self._start = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()
@@ -96,4 +154,10 @@ class Anchor:
                 continue
             if start.device != parameter.device:
                 start = self._start[name] = start.to(parameter.device)
-            parameter.grad.add_(parameter.detach() - start, alpha=self._strength)
+            distance = parameter.detach() - start
+            if self._importance is not None:
+                importance = self._importance[name]
+                if importance.device != parameter.device:
+                    importance = self._importance[name] = importance.to(parameter.device)
+                distance.mul_(importance)
+            parameter.grad.add_(distance, alpha=self._strength)

@@ -9,7 +9,7 @@ thresholds fixed on the same rows, and so somewhat too good: the test rows, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class MultiLabel(Classification):
                     f"{model.config.num_labels} labels; take the snapshot again"
                 )
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, _to_tensor)
-        return Prepared(feed, total_loss)
+        return self._prepared(feed, loss_of_output, settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, macro-F1, micro-F1 and subset accuracy, at thresholds fixed on these rows."""
@@ -85,9 +85,9 @@ def _to_tensor(labels: list[list[bool]]) -> torch.Tensor:
     return torch.tensor(labels, dtype=torch.float32)
 
 
-def total_loss(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the summed binary cross-entropy of a pass; labels are floats [rows, labels]."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(model(**inputs).logits.float(), labels, reduction="sum")
+    return torch.nn.functional.binary_cross_entropy_with_logits(output.logits.float(), labels, reduction="sum")
 
 
 def mean_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:

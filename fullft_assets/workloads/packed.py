@@ -21,14 +21,15 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General
-from fullft_assets.workloads import isolation, packed_rows, precision
+from fullft_assets.workloads import distillation, isolation, packed_rows, precision
+from fullft_assets.workloads.distillation import DistilledTokenLoss
 from fullft_assets.workloads.feed import Batch, Feed
 from fullft_assets.workloads.inference import device, load_causal
 from fullft_assets.workloads.isolation import Isolation
 from fullft_assets.workloads.optimizers import dtype_of_weights
-from fullft_assets.workloads.packed_rows import Pieces
-from fullft_assets.workloads.recipe import Listener, Prepared
-from fullft_assets.workloads.token_loss import TokenLoss
+from fullft_assets.workloads.packed_rows import IS_REPLAYED, Pieces
+from fullft_assets.workloads.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
+from fullft_assets.workloads.token_loss import TokenLoss, plain
 from fullft_assets.workloads.token_scores import score_documents
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
@@ -90,9 +91,14 @@ class NextToken:
         self._check(model)
         model.to(device())
         found = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
-        feed = _feed(model, self._pieces, found, settings, seed, num_processes)
+        tokens = self._taught_tokens(settings)
+        feed = _feed(model, self._pieces, found, settings, seed, num_processes, tells_replayed=tokens in ("replay", "task"))
         about = {"isolation": found.reason, "is_packed": found.is_isolated}
-        return Prepared(feed, _token_loss(model, feed.batch(0), settings).total, about)
+        loss = _token_loss(model, feed.batch(0), settings)
+        if settings.distillation is None:
+            return Prepared(feed, loss.total, about)
+        teacher = distillation.frozen(self.load_original(settings), device())
+        return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation, tokens).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, token accuracy and token probability."""
@@ -109,9 +115,25 @@ class NextToken:
         """See `Recipe`: nothing."""
         return {}
 
+    def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
+        """See `Recipe`: of each replayed window; of the general set's only without any: what forgetting is measured on should not steer it."""
+        replayed = self.training.windows[self.training.num_task_windows :] if self.training.num_task_windows is not None else []
+        windows = replayed or [window for document in (self.general.windows if self.general else []) for window in document]
+        for window in [window for window in windows if len(window) > 1][:MOST_IMPORTANT_TEXTS]:
+            ids = torch.tensor([window], device=device())
+            yield -plain(model, {"input_ids": ids}, ids)
+
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: the base model as it is."""
         yield "base_model", self.score(load_causal(self.base_model, self.added_tokens), listener)
+
+    def _taught_tokens(self, settings: TrainingSettings) -> str | None:
+        """Return which trained tokens the base model teaches; None without distillation."""
+        if settings.distillation is None:
+            return None
+        num_task = self.training.num_task_windows
+        has_replay = num_task is not None and num_task < len(self.training.windows)
+        return settings.distillation.tokens or ("replay" if has_replay else "all")
 
     @cached_property
     def _pieces(self) -> Pieces:
@@ -142,17 +164,27 @@ class NextToken:
             raise SettingsError(f"chunks.max_tokens: rows of {pieces.plan.capacity} tokens are too short to hold several documents")
 
 
-def _feed(model: PreTrainedModel, pieces: Pieces, found: Isolation, settings: TrainingSettings, seed: int, num_processes: int) -> Feed:
+def _feed(
+    model: PreTrainedModel,
+    pieces: Pieces,
+    found: Isolation,
+    settings: TrainingSettings,
+    seed: int,
+    num_processes: int,
+    *,
+    tells_replayed: bool,
+) -> Feed:
+    told = {"num_processes": num_processes, "tells_replayed": tells_replayed}
     rows_a_pass, epochs = settings.micro_batch_size, settings.epochs
     known = model.get_input_embeddings().num_embeddings
     pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known)
     if not found.is_isolated:
-        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, num_processes=num_processes)
+        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **told)
     is_flat = isolation.needs_flat_rows(model)
-    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, num_processes=num_processes, is_flat=is_flat)
+    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **told, is_flat=is_flat)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
-    shown = {name: value[:1, :_SHOWN_TOKENS].to(model.device) for name, value in batch.items() if name != "labels"}
+    shown = {name: value[:1, :_SHOWN_TOKENS].to(model.device) for name, value in batch.items() if name not in ("labels", IS_REPLAYED)}
     with precision.autocast(precision.of(settings)), torch.no_grad():
         return TokenLoss(model, shown)

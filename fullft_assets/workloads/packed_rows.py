@@ -18,6 +18,9 @@ from fullft_assets.snapshot.shingles import expand
 from fullft_assets.workloads.feed import Batch, Feed, sums_between
 from fullft_assets.workloads.token_loss import IGNORED
 
+#: In a batch, where it is asked for: [rows, tokens] bool, whether a token is of a replayed document.
+IS_REPLAYED = "is_replayed"
+
 #: Padded: pieces are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
 _POOL_BATCHES = 50
 
@@ -28,9 +31,17 @@ _EMPTY = {"ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32),
 
 
 def packed(
-    pieces: Pieces, rows_a_pass: int, epochs: float, seed: int, pad_id: int, *, num_processes: int = 1, is_flat: bool = False
+    pieces: Pieces,
+    rows_a_pass: int,
+    epochs: float,
+    seed: int,
+    pad_id: int,
+    *,
+    num_processes: int = 1,
+    is_flat: bool = False,
+    tells_replayed: bool = False,
 ) -> Feed:
-    """Feed packed rows: see `planned_rows` and `collate_packed`."""
+    """Feed packed rows: see `planned_rows` and `collate_packed`; `tells_replayed`: with `is_replayed` [rows, tokens] in each batch."""
     plan = pieces.plan
     order = planned_rows(plan.num_rows, epochs, seed)
     held = np.diff(plan.row_offsets)
@@ -43,7 +54,7 @@ def packed(
     tokens = sums_between(plan.length[numbers], np.concatenate([[0], np.cumsum(count)]))
     longest, rows = np.maximum.reduceat(tokens, starts[:-1]), np.diff(starts)
     return Feed(
-        dataset=PackedRows(pieces, order),
+        dataset=PackedRows(pieces, order, tells_replayed=tells_replayed),
         collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat),
         items_a_pass=rows_a_pass,
         num_rows=num_rows,
@@ -54,8 +65,18 @@ def packed(
     )
 
 
-def padded(pieces: Pieces, rows_a_pass: int, rows_a_batch: int, epochs: float, seed: int, pad_id: int, *, num_processes: int = 1) -> Feed:
-    """Feed padded rows of similar length: see `planned_batches` and `collate_padded`.
+def padded(
+    pieces: Pieces,
+    rows_a_pass: int,
+    rows_a_batch: int,
+    epochs: float,
+    seed: int,
+    pad_id: int,
+    *,
+    num_processes: int = 1,
+    tells_replayed: bool = False,
+) -> Feed:
+    """Feed padded rows of similar length: see `planned_batches` and `collate_padded`; `tells_replayed` as for `packed`.
 
     A pass takes at most as many tokens, padding included, as `rows_a_pass` packed rows have room for.
     """
@@ -68,7 +89,7 @@ def padded(pieces: Pieces, rows_a_pass: int, rows_a_batch: int, epochs: float, s
     passes += [np.zeros(0, np.int64)] * (-len(passes) % num_processes)
     numbers = np.concatenate(passes)
     return Feed(
-        dataset=PaddedPasses(pieces, passes),
+        dataset=PaddedPasses(pieces, passes, tells_replayed=tells_replayed),
         collate=lambda items: collate_padded(items, pad_id),
         items_a_pass=1,
         num_rows=rows_a_batch * len(batches),
@@ -97,8 +118,15 @@ class Pieces:
         self._labels[begin] = IGNORED
         self._begin, self._end = begin, begin + self.plan.length
 
+        num_task = training.num_task_windows
+        self._is_replayed = np.zeros(len(begin), bool) if num_task is None else np.asarray(self.plan.source) >= num_task
+
     def __len__(self) -> int:
         return len(self._begin)
+
+    def replayed(self, number: int) -> np.ndarray:
+        """Return [t], bool: whether a piece's tokens are a replayed document's."""
+        return np.full(self._end[number] - self._begin[number], self._is_replayed[number])
 
     def ids(self, number: int) -> np.ndarray:
         """Return a piece's token ids [t], int32."""
@@ -130,21 +158,23 @@ class PackedRows(Dataset):
     Args:
         pieces: what the rows hold.
         order: numbers of rows, or NOTHING.
+        tells_replayed: with `replayed` [t].
     """
 
-    def __init__(self, pieces: Pieces, order: np.ndarray):
-        self._pieces, self._order = pieces, order
+    def __init__(self, pieces: Pieces, order: np.ndarray, *, tells_replayed: bool = False):
+        self._pieces, self._order, self._tells_replayed = pieces, order, tells_replayed
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, place: int) -> dict[str, np.ndarray]:
         if self._order[place] == NOTHING:
-            return _EMPTY
+            return _EMPTY | ({"replayed": np.zeros(1, bool)} if self._tells_replayed else {})
         plan = self._pieces.plan
         held = plan.row(self._order[place])
         numbers = range(held.start, held.stop)
-        return {
+        told = {"replayed": np.concatenate([self._pieces.replayed(number) for number in numbers])} if self._tells_replayed else {}
+        return told | {
             "ids": np.concatenate([self._pieces.ids(number) for number in numbers]),
             "labels": np.concatenate([self._pieces.labels(number) for number in numbers]),
             "positions": np.concatenate([np.arange(length) for length in plan.length[held]]),
@@ -152,7 +182,7 @@ class PackedRows(Dataset):
 
 
 def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_flat: bool = False) -> Batch:
-    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens]: no attention mask.
+    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` where they tell it: no attention mask.
 
     What a row lacks to the longest is filled up with a document of padding that nothing learns from.
 
@@ -161,19 +191,22 @@ def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_
         pad_id: the token to fill up with.
         is_flat: put the rows side by side into one [1, tokens] instead.
     """
+    fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, **({"replayed": 0} if "replayed" in rows[0] else {})}
     if is_flat:
-        joined = {name: np.concatenate([row[name] for row in rows])[None] for name in ("ids", "labels", "positions")}
+        joined = {name: np.concatenate([row[name] for row in rows])[None] for name in fill}
     else:
         longest = max(len(row["ids"]) for row in rows)
         shape = (len(rows), longest)
-        joined = {"ids": np.full(shape, pad_id), "labels": np.full(shape, IGNORED), "positions": np.zeros(shape, np.int64)}
+        joined = {name: np.full(shape, value, np.int64) for name, value in fill.items()}
         for number, row in enumerate(rows):
             length = len(row["ids"])
             for name, values in joined.items():
                 values[number, :length] = row[name]
             joined["positions"][number, length:] = np.arange(longest - length)
+    replayed = joined.pop("replayed", None)
+    told = {} if replayed is None else {IS_REPLAYED: torch.from_numpy(replayed.astype(bool))}
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
-    return {names[name]: torch.from_numpy(values.astype(np.int64)) for name, values in joined.items()}
+    return told | {names[name]: torch.from_numpy(values.astype(np.int64)) for name, values in joined.items()}
 
 
 class PaddedPasses(Dataset):
@@ -182,17 +215,21 @@ class PaddedPasses(Dataset):
     Args:
         pieces: what the rows hold.
         passes: numbers of the pieces of each pass; none of one that only keeps step with others.
+        tells_replayed: with `replayed` [t] of each piece.
     """
 
-    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray]):
-        self._pieces, self._passes = pieces, passes
+    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray], *, tells_replayed: bool = False):
+        self._pieces, self._passes, self._tells_replayed = pieces, passes, tells_replayed
 
     def __len__(self) -> int:
         return len(self._passes)
 
     def __getitem__(self, place: int) -> list[dict[str, np.ndarray]]:
         found = [{"ids": self._pieces.ids(number), "labels": self._pieces.labels(number)} for number in self._passes[place]]
-        return found or [_EMPTY]
+        if self._tells_replayed:
+            for number, item in zip(self._passes[place], found, strict=True):
+                item["replayed"] = self._pieces.replayed(number)
+        return found or [_EMPTY | ({"replayed": np.zeros(1, bool)} if self._tells_replayed else {})]
 
 
 def collate_padded(passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id: int) -> Batch:
@@ -204,8 +241,12 @@ def collate_padded(passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id:
         "labels": torch.full(shape, IGNORED, dtype=torch.long),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
     }
+    if "replayed" in rows[0]:
+        batch[IS_REPLAYED] = torch.zeros(shape, dtype=torch.bool)
     for number, row in enumerate(rows):
         length = len(row["ids"])
+        if "replayed" in row:
+            batch[IS_REPLAYED][number, :length] = torch.from_numpy(row["replayed"])
         batch["input_ids"][number, :length] = torch.from_numpy(row["ids"])
         batch["labels"][number, :length] = torch.from_numpy(row["labels"])
         batch["attention_mask"][number, :length] = 1

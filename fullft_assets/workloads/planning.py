@@ -24,7 +24,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
-from fullft_assets.workloads import layers, optimizers, precision, telemetry
+from fullft_assets.workloads import holding, layers, optimizers, precision, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes
 from fullft_assets.workloads.inference import device
@@ -115,8 +115,8 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     model.train().to(device())
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    # Held for its memory alone: a copy of the pretrained weights.
-    anchor = layers.Anchor(model, settings.l2_sp, has_new_head=recipe.has_new_head) if settings.l2_sp else None
+    # Held for their memory alone: copies of the pretrained weights.
+    anchors = holding.anchors(recipe, settings, shared.job.settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, shared.job.settings.seed)
     by_size = np.argsort(-feed.sizes, kind="stable")
@@ -125,7 +125,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     chosen = precision.of(settings)
     _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
     timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
-    del anchor
+    del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
     # Passes between the timed sizes cost what a line between them says.
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
@@ -216,7 +216,7 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
         return list(looks.values())
 
     # A run in small, with the schedule of the whole: at a constant rate a score jumps by more from one step to another than it gains.
-    training = settings.training.model_copy(update={"epochs": 1.0, "max_general_rise": None})
+    training = settings.training.model_copy(update={"epochs": 1.0, "max_general_rise": None, "wise_ft": []})
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         fit = fine_tune(
             shared.recipe.first(rows[-1]),

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads.feed import Feed
 
+#: Windows of general text that tell which weights matter to it: an average over some hundred changes little with more.
+MOST_IMPORTANT_TEXTS = 256
 #: (model, inputs without labels, labels) -> the summed loss of a pass; the model may be wrapped.
 TotalLoss = Callable[[torch.nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -108,6 +110,15 @@ class Recipe(Protocol):
         Args:
             model: with its final weights; its mode is restored.
             listener: told how far it is.
+        """
+        ...
+
+    def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
+        """Yield a scalar of each general or replayed text, at most `MOST_IMPORTANT_TEXTS`, whose squared gradients add up to what matters to it.
+
+        Args:
+            model: the base model, on its device, not in training.
+            seed: of what is drawn.
         """
         ...
 

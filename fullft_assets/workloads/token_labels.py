@@ -8,7 +8,7 @@ exact spans, in characters, as the evaluation counts them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import span_baselines
 from fullft_assets.workloads.classification import window_feed
-from fullft_assets.workloads.general_distance import GeneralDistance
+from fullft_assets.workloads.encoder import Encoder
 from fullft_assets.workloads.inference import load_for_training, load_tagger
 from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.recipe import Listener, Prepared
@@ -35,7 +35,7 @@ from fullft_assets.workloads.token_loss import IGNORED
 
 
 @dataclass(frozen=True)
-class TokenLabels(GeneralDistance):
+class TokenLabels(Encoder):
     """See `Recipe`.
 
     Attributes:
@@ -91,7 +91,7 @@ class TokenLabels(GeneralDistance):
         """
         windows = [window for document in self.train.windows for window in document]
         tags = [window for document in self._tags(self.train) for window in document]
-        return Prepared(window_feed(windows, tags, model, settings, seed, _padded), total_loss)
+        return self._prepared(window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
@@ -144,7 +144,7 @@ def _padded(tags: list[list[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED)
 
 
-def total_loss(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy of a pass; labels are tags [windows, tokens], -100 where nothing is learned."""
-    logits = model(**inputs).logits.float()
+    logits = output.logits.float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")

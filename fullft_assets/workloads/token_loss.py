@@ -32,12 +32,13 @@ class TokenLoss:
         inputs: of a small forward pass that shows whether the model gives out its head's logits as they are.
 
     Attributes:
+        head: the model's output head.
         is_fused: whether the head is taken over. Not where the model scales or caps its logits, which would be left out.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
-        self._head = model.get_output_embeddings()
-        is_plain = type(self._head) is nn.Linear and "forward" not in vars(self._head)
+        self.head = model.get_output_embeddings()
+        is_plain = type(self.head) is nn.Linear and "forward" not in vars(self.head)
         self.is_fused = is_plain and self._gives_out_its_heads_logits(model, inputs)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ class TokenLoss:
         predicted = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][predicted]
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
-        head = self._head
+        head = self.head
 
         def look_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
             states = hidden[:, :-1][predicted]
@@ -74,7 +75,7 @@ class TokenLoss:
 
         if not self.is_fused:
             return _look(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
-        with _in_place_of(head, look_in_place_of_logits):
+        with in_place_of(head, look_in_place_of_logits):
             model(**inputs, use_cache=False)
         losses, is_first = zip(*found, strict=True)
         return torch.cat(losses), torch.cat(is_first)
@@ -82,19 +83,19 @@ class TokenLoss:
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         targets = labels[:, 1:]
         predicted = targets != IGNORED
-        head = self._head
+        head = self.head
 
         def loss_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
             total = LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
             return total.reshape(1, 1, 1)
 
-        with _in_place_of(head, loss_in_place_of_logits):
+        with in_place_of(head, loss_in_place_of_logits):
             return model(**inputs, use_cache=False).logits.sum()
 
     @torch.no_grad()
     def _gives_out_its_heads_logits(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
         of_head: list[torch.Tensor] = []
-        hook = self._head.register_forward_hook(lambda module, given, found: of_head.append(found))
+        hook = self.head.register_forward_hook(lambda module, given, found: of_head.append(found))
         try:
             logits = model(**inputs, use_cache=False).logits
         finally:
@@ -103,8 +104,8 @@ class TokenLoss:
 
 
 @contextmanager
-def _in_place_of(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    # The head is called where the model calls it: wrappers that gather its weights or count its gradients see no difference.
+def in_place_of(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Have a head compute something else where the model calls it: wrappers that gather its weights or count its gradients see no difference."""
     head.forward = compute
     try:
         yield

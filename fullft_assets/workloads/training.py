@@ -92,6 +92,9 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
                 "num_warnings": sum(line.get("action") == "warn" for line in fit.history),
                 "precision": precision.of(settings.training),
                 **fit.scores,
+                **(
+                    {} if fit.interpolated is None else {"wise_ft_alpha": fit.interpolated.alpha, "wise_ft_scores": fit.interpolated.scores}
+                ),
                 **({} if (before := training.score_before(fit.history)) is None else {"general_before": before}),
                 **fit.about,
                 "settings_digest": digest(settings.model_dump(mode="json")),

@@ -1,0 +1,81 @@
+"""What is measured of an encoder, and held, by what it makes of text: its new head tells nothing of general text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot.general import General
+from fullft_assets.workloads import distillation
+from fullft_assets.workloads.feed import Feed
+from fullft_assets.workloads.inference import collate, device, embed, embed_with
+from fullft_assets.workloads.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
+
+#: (output, labels) -> the summed loss of a pass.
+LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+class Encoder:
+    """The part of a recipe that is the same whatever the head.
+
+    Attributes:
+        base_model: a transformers folder with safetensors.
+        added_tokens: that its tokenizer did not have.
+        general: text on which is measured what is forgotten, or None.
+    """
+
+    base_model: Path
+    added_tokens: Sequence[str]
+    general: General | None
+
+    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
+
+        An encoder's weights have no head that predicts general text, so how well it still does cannot be said; only how far what
+        it makes of such text has moved.
+        """
+        if self.general is None:
+            return {}
+        return {"general_distance": _distance(embed_with(model, self.general.windows, progress=listener), self._general_embeddings)}
+
+    def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
+        """See `Recipe`: of the pooled representation h of each general text, as if it were normally distributed around the base model's.
+
+        The Fisher information of such a model is the sum over k of (dh_k/dw)². The squared gradient of v h, v drawn from a standard
+        normal, has it for its mean: one backward pass a text.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        pad_id = model.config.pad_token_id or 0
+        windows = [window for document in (self.general.windows if self.general else []) for window in document]
+        for window in windows[:MOST_IMPORTANT_TEXTS]:
+            inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
+            representation = distillation.pooled(model(**inputs, output_hidden_states=True), inputs["attention_mask"])[0]
+            yield representation @ torch.randn(len(representation), generator=generator).to(representation)
+
+    def _prepared(self, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
+        """Return a training on the summed loss of a model's output, held to the base model's representations where that is asked for."""
+        if settings.distillation is None:
+            return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels))
+        teacher = distillation.frozen(self.load_original(settings), device())
+        return Prepared(feed, distillation.held_representations(loss_of_output, teacher, settings.distillation.weight))
+
+    @cached_property
+    def _general_embeddings(self) -> np.ndarray:
+        """[texts, hidden] what the base model makes of the general texts."""
+        # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
+        with torch.random.fork_rng():
+            return embed(self.base_model, self.general.windows, added_tokens=self.added_tokens)
+
+
+def _distance(found: np.ndarray, original: np.ndarray) -> float:
+    """Return 1 - the mean cosine of rows [n, hidden]; nan where one is not finite."""
+    found, original = found.astype(np.float64), original.astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(original, axis=1)
+    return float(1 - ((found * original).sum(1) / np.maximum(lengths, 1e-12)).mean())

@@ -1,0 +1,334 @@
+"""What makes a model forget less: distillation from the original, EWC, gradual unfreezing, weights in between. Each does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import TrainerCallback
+
+from fullft_assets.errors import DivergenceError, SettingsError
+from fullft_assets.settings import DistillationSettings, TrainingSettings
+from fullft_assets.store import Manifest
+from fullft_assets.workloads import distillation, holding, layers, planning, training
+from fullft_assets.workloads.distillation import DistilledTokenLoss
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.inference import load_causal
+from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
+from tests import project as projects
+from tests import small_language_model
+from tests.prepared import Prepared, prepare, prepare_language_model, write_general
+from tests.project import licence_rows
+from tests.test_training_forgetting import kill_and_compare
+
+STAGE = "finetuned_checkpoint"
+QUIET = Progress(silent=True)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("language")
+    small_language_model.write(root / "model", [*write_general(root / "general", 30), *(row["text"] for row in licence_rows(80))])
+    snapshot = {"general": {"path": "general", "max_tokens": 500}, "replay": {"path": "general", "share": 0.3}, "max_validation_rows": 6}
+    quick = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "precision": "fp32", "checkpoint_every_steps": 3}
+    return prepare_language_model(root, rows=80, base_model="model", snapshot=snapshot, training=quick)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("encoder")
+    write_general(root / "general", 20)
+    quick = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"}
+    return prepare(root, tiny=True, snapshot={"general": {"path": "general", "max_tokens": 1_000}}, training=quick)
+
+
+def fit(case: Prepared, folder: Path, callbacks: Sequence[TrainerCallback] = (), **changes: Any) -> Fit:
+    chosen = TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | changes)
+    return fine_tune(case.recipe, chosen, 17, folder, QUIET, resumable=False, callbacks=callbacks)
+
+
+def train(case: Prepared, key: str, **changes: Any) -> Manifest:
+    merged = TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | changes)
+    job = case.job(STAGE, key, training=dict(merged))
+    training.work(job, case.store, QUIET)
+    return case.store.find(job.case, STAGE, key)
+
+
+def rise(found: Fit) -> float:
+    return found.scores["general_rise"]
+
+
+class TestDistilledTokenLoss:
+    """Against the same computed from all logits, by torch's own gradients."""
+
+    @pytest.fixture(scope="class")
+    def models(self, language: Prepared) -> list[torch.nn.Module]:
+        student, teacher = load_causal(language.base_model), load_causal(language.base_model)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        return [student, distillation.frozen(teacher, torch.device("cpu"))]
+
+    @pytest.mark.parametrize("tokens", ["replay", "task", "all"])
+    @pytest.mark.parametrize("is_fused", [True, False])
+    def test_value_and_gradients(self, models, tokens: str, is_fused: bool) -> None:
+        student, teacher = models
+        generator = torch.Generator().manual_seed(2)
+        ids = torch.randint(1, 512, (3, 20), generator=generator)
+        labels = torch.where(torch.rand((3, 20), generator=generator) < 0.7, ids, IGNORED)
+        replayed = torch.zeros((3, 20), dtype=torch.bool)
+        replayed[0, 8:] = replayed[2, :5] = True
+        inputs = {"input_ids": ids, "position_ids": torch.arange(20).expand(3, 20)}
+        hard = TokenLoss(student, {name: value[:1] for name, value in inputs.items()})
+        assert hard.is_fused
+        hard.is_fused = is_fused
+        loss = DistilledTokenLoss(hard, teacher, DistillationSettings(weight=0.3, temperature=2.0), tokens)
+        student.zero_grad()
+        found = loss.total(student, {**inputs, "is_replayed": replayed}, labels)
+        found.backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+        student.zero_grad()
+        logits, wanted = (model(**inputs).logits[:, :-1] for model in (student, teacher))
+        total = torch.zeros(())
+        for row, place in torch.nonzero(labels[:, 1:] != IGNORED).tolist():
+            taught = tokens == "all" or (tokens == "replay") == bool(replayed[row, place + 1])
+            cross_entropy = functional.cross_entropy(logits[row, place], labels[row, place + 1])
+            p, q = (torch.softmax(values[row, place] / 2.0, -1) for values in (wanted, logits))
+            divergence = 4.0 * (p * (p / q).log()).sum()
+            total = total + (0.7 * cross_entropy + 0.3 * divergence if taught else cross_entropy)
+        total.backward()
+        assert float(found) == pytest.approx(float(total), rel=1e-5)
+        for name, parameter in student.named_parameters():
+            assert torch.allclose(gradients[name], parameter.grad, atol=1e-4, rtol=1e-4), name
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    def test_of_what_it_already_is_a_model_learns_nothing(self, models, language: Prepared) -> None:
+        model, teacher = load_causal(language.base_model), models[1]
+        ids = torch.arange(1, 21)[None]
+        inputs = {"input_ids": ids, "is_replayed": torch.ones_like(ids, dtype=torch.bool)}
+        hard = TokenLoss(model, {"input_ids": ids})
+        DistilledTokenLoss(hard, teacher, DistillationSettings(weight=1.0), "replay").total(model, inputs, ids).backward()
+        assert max(float(parameter.grad.abs().max()) for parameter in model.parameters()) < 1e-4
+
+
+class TestDistillation:
+    def test_batches_tell_which_tokens_are_replayed(self, language: Prepared) -> None:
+        recipe = language.recipe
+        settings = language.use_case.settings.training.model_copy(update={"distillation": DistillationSettings(weight=1.0)})
+        feed = recipe.prepare(recipe.load(settings), settings, 17, 1).feed
+        told = [(int(batch["is_replayed"].sum()), batch["is_replayed"].numel()) for batch in feed.batches()]
+        share = language.snapshot.metadata["num_replay_tokens"] / recipe.training.packing.num_tokens
+        assert sum(count for count, _ in told) == 2 * language.snapshot.metadata["num_replay_tokens"]
+        assert 0.25 < share < 0.4
+
+    def test_holds_a_language_model_to_the_original(self, language: Prepared, tmp_path: Path) -> None:
+        # The base model is random: what it makes of general text is worth nothing, but it is what is to be kept.
+        def moved(found: Fit) -> float:
+            model, original = found.model, load_causal(language.base_model)
+            ids = torch.tensor([window for document in language.recipe.general.windows for window in document if len(window) == 64][:4])
+            with torch.no_grad():
+                ours, theirs = (functional.log_softmax(m(input_ids=ids).logits, -1) for m in (model.eval(), original))
+            return float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
+
+        plain, held = fit(language, tmp_path), fit(language, tmp_path, distillation={"weight": 1.0, "tokens": "replay"})
+        assert moved(held) < 0.5 * moved(plain)
+
+    def test_holds_an_encoders_representations(self, encoder: Prepared, tmp_path: Path) -> None:
+        plain, held = fit(encoder, tmp_path), fit(encoder, tmp_path, distillation={"weight": 0.95})
+        assert 0 < rise(held) < 0.5 * rise(plain)
+
+    def test_does_not_depend_on_the_size_of_a_pass(self, language: Prepared, tmp_path: Path) -> None:
+        losses = []
+        for size in (8, 2):
+            found = fit(language, tmp_path, micro_batch_size=size, epochs=0.5, distillation={"weight": 0.5, "tokens": "all"})
+            losses.append([line["loss"] for line in found.history if "loss" in line])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class TestEwc:
+    def test_importance_is_the_mean_of_the_squared_gradients_of_each_text(self, language: Prepared) -> None:
+        recipe, settings = language.recipe, language.use_case.settings.training
+        model = recipe.load_original(settings)
+        found = holding.fisher(recipe, model, 17)
+        assert sum(float(v.sum()) for v in found.values()) == pytest.approx(sum(v.numel() for v in found.values()), rel=1e-3)
+        name, expected = "model.layers.1.mlp.up_proj.weight", 0
+        replayed = recipe.training.windows[recipe.training.num_task_windows :]
+        for window in replayed:
+            model.zero_grad()
+            ids = torch.tensor([window])
+            functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+            expected = expected + dict(model.named_parameters())[name].grad.square()
+        assert torch.allclose(found[name] / found[name].sum(), expected / expected.sum(), rtol=1e-3, atol=1e-9)
+
+    def test_of_an_encoder_comes_from_its_representations(self, encoder: Prepared) -> None:
+        found = holding.fisher(encoder.recipe, encoder.recipe.load_original(encoder.use_case.settings.training), 17)
+        # The new head and the pooler, which reads no mean, have no part in it.
+        assert not found["classifier.weight"].any() and not found["bert.pooler.dense.weight"].any()
+        assert found["bert.encoder.layer.1.output.dense.weight"].any()
+
+    def test_holds_what_matters_more_than_the_rest(self, language: Prepared, tmp_path: Path) -> None:
+        recipe, settings = language.recipe, language.use_case.settings.training
+        importance = holding.fisher(recipe, recipe.load_original(settings), 17)
+        start = dict(recipe.load_original(settings).named_parameters())
+        plain, held = fit(language, tmp_path), fit(language, tmp_path, ewc=10.0)
+
+        def moved(found: Fit, matters: bool) -> float:
+            total = 0.0
+            for name, value in found.model.named_parameters():
+                chosen = (importance[name] > 1) == matters
+                total += float((value - start[name]).detach().abs()[chosen].sum())
+            return total
+
+        assert moved(held, True) / moved(plain, True) < 0.7 * moved(held, False) / moved(plain, False)
+
+    def test_without_general_text_is_refused(self, tmp_path: Path) -> None:
+        case = prepare(tmp_path, tiny=True)
+        with pytest.raises(SettingsError, match="training.ewc: neither snapshot.replay nor snapshot.general has a text"):
+            fit(case, tmp_path / "work", ewc=1.0)
+        case.project.configure(base_model="model", training={"ewc": 1.0})
+        with pytest.raises(
+            SettingsError, match="training.ewc: needs general text to tell which weights matter to it; give snapshot.general a"
+        ):
+            case.project.use_case()
+
+    def test_a_plan_holds_its_memory_too(self, encoder: Prepared) -> None:
+        job = encoder.job("pilot_run", "with all", training={"ewc": 1.0, "l2_sp": 0.1, "distillation": DistillationSettings()})
+        shared = planning.Planning(job, encoder.store, QUIET, encoder.snapshot, encoder.recipe)
+        assert planning.measure(shared)[0].predicted_seconds > 0
+
+
+class _Trained(TrainerCallback):
+    """Which layers the optimizer was given gradients of, by step."""
+
+    def __init__(self) -> None:
+        self.depths: dict[int, set[int]] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        names = [name for name, _ in model.named_parameters()]
+        count = layers.num_layers(names)
+        self.depths[state.global_step] = {layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None}
+
+
+class TestUnfreezing:
+    def test_one_more_layer_after_each_share_of_the_steps(self, encoder: Prepared, tmp_path: Path) -> None:
+        seen = _Trained()
+        found = fit(encoder, tmp_path, [seen], unfreeze_share=0.25, weight_decay=0.1)
+        expected = {step: {3, 2, 1, 0} - set(range(3 - int(step / (0.25 * found.num_steps)))) for step in range(found.num_steps)}
+        assert seen.depths == expected and {len(depths) for depths in expected.values()} == {1, 2, 3, 4}
+        assert found.model.num_parameters(only_trainable=True) == found.model.num_parameters()
+
+    def test_what_is_not_trained_yet_does_not_move(self, encoder: Prepared, tmp_path: Path) -> None:
+        found = fit(encoder, tmp_path, unfreeze_share=0.3, weight_decay=0.1, guards={"no_progress": {"action": "off"}}, epochs=1.0)
+        assert found.num_steps > 10
+        start = load_file(encoder.base_model / "model.safetensors")
+        moved = {
+            name: not torch.equal(value, start[name.removeprefix("bert.")])
+            for name, value in found.model.named_parameters()
+            if "bert." in name
+        }
+        assert all(moved.values())
+        held = layers.Unfreezing(found.model, 0.3, found.num_steps)
+        assert [held.lowest(step) for step in (0, int(0.31 * found.num_steps) + 1, found.num_steps - 1)] == [3, 2, 0]
+
+    def test_a_tied_head_waits_with_the_embeddings(self, language: Prepared, tmp_path: Path) -> None:
+        seen = _Trained()
+        fit(language, tmp_path, [seen], unfreeze_share=0.4, freeze_layers=0)
+        assert seen.depths[0] == {2, 3} and seen.depths[max(seen.depths)] == {0, 1, 2, 3}
+
+    def test_with_layers_frozen_for_good_and_rates_by_depth(self, encoder: Prepared, tmp_path: Path) -> None:
+        seen = _Trained()
+        fit(encoder, tmp_path, [seen], unfreeze_share=0.3, freeze_layers=1, layer_decay=0.5, l2_sp=0.1)
+        assert seen.depths[0] == {3} and set.union(*seen.depths.values()) == {2, 3}
+
+    def test_a_share_too_large_is_one_line(self, encoder: Prepared, tmp_path: Path) -> None:
+        with pytest.raises(
+            SettingsError, match=r"^training.unfreeze_share: 0.4 leaves the lowest weights untrained for good; give at most 0.25"
+        ):
+            fit(encoder, tmp_path, unfreeze_share=0.4)
+
+    def test_several_processes_drop_gradients_instead(self, encoder: Prepared) -> None:
+        model = encoder.recipe.load(encoder.use_case.settings.training)
+        held = layers.Unfreezing(model, 0.25, 100)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        held.drop(model, 30)
+        count = layers.num_layers(name for name, _ in model.named_parameters())
+        assert {layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None} == {2, 3}
+
+
+class TestWeightsInBetween:
+    def test_the_best_within_the_budget_is_chosen(self, encoder: Prepared) -> None:
+        free = train(encoder, "all", wise_ft=[0.25, 0.5, 1.0], epochs=2.0)
+        scores = {line["alpha"]: line for line in free.metadata["wise_ft_scores"]}
+        assert free.metadata["wise_ft_alpha"] == min(scores, key=lambda alpha: scores[alpha]["validation_loss"])
+        assert scores[0.25]["general_rise"] < scores[0.5]["general_rise"] < scores[1.0]["general_rise"]
+        budget = (scores[0.25]["general_rise"] + scores[0.5]["general_rise"]) / 2
+        made = train(encoder, "within", wise_ft=[0.25, 0.5, 1.0], epochs=2.0, max_general_rise=budget)
+        # The budget does not end training: the weights in between keep it.
+        assert made.metadata["num_steps"] == free.metadata["num_steps"] and made.metadata["incidents"] == []
+        assert made.metadata["wise_ft_alpha"] == 0.25
+        for name in ("validation_loss", "general_rise"):
+            assert made.metadata[name] == scores[0.25][name]
+        base = load_file(encoder.base_model / "model.safetensors")
+        tuned = load_file(encoder.store.folder(train(encoder, "tuned", epochs=2.0)) / "model" / "model.safetensors")
+        found = load_file(encoder.store.folder(made) / "model" / "model.safetensors")
+        for name, value in found.items():
+            start = base.get(name.removeprefix("bert."))
+            wanted = tuned[name] if start is None else 0.75 * start + 0.25 * tuned[name]
+            assert torch.allclose(value, wanted, atol=1e-6), name
+        assert torch.equal(found["classifier.weight"], tuned["classifier.weight"])
+
+    def test_none_within_the_budget_is_one_line(self, encoder: Prepared) -> None:
+        with pytest.raises(DivergenceError, match="no scored weights, .* are within training.max_general_rise"):
+            train(encoder, "none", wise_ft=[1.0], max_general_rise=1e-9)
+
+    def test_a_language_models_tied_head_lies_in_between_as_well(self, language: Prepared, tmp_path: Path) -> None:
+        found = fit(language, tmp_path, wise_ft=[0.5], epochs=0.5)
+        tuned = fit(language, tmp_path, epochs=0.5)
+        base = dict(load_causal(language.base_model).named_parameters())
+        ours = dict(tuned.model.named_parameters())
+        assert all(torch.allclose(value, (base[name] + ours[name]) / 2, atol=1e-6) for name, value in found.model.named_parameters())
+        assert found.interpolated.alpha == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"distillation": {"tokens": "replay"}}, "training.distillation.tokens: replay names documents that snapshot.replay does not"),
+        ({"distillation": {"weight": 1}}, "training.distillation.weight: 1 leaves nothing to learn of the task itself"),
+        ({"wise_ft": [0.5, 0.5]}, "training.wise_ft.1: 0.5 is listed twice; remove one"),
+        ({"wise_ft": [0]}, "training.wise_ft.0: 0 is not"),
+    ],
+)
+def test_what_contradicts_itself_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    examples = {"task": "language_modeling", "label": None, "labels": None}
+    project = projects.create(tmp_path, rows=0, training=changes, examples=examples, chunks={"max_windows": None, "stride": 0})
+    with pytest.raises(SettingsError, match=line):
+        project.use_case()
+
+
+def test_a_classifiers_distillation_takes_no_tokens_and_no_temperature(tmp_path: Path) -> None:
+    project = projects.create(tmp_path, rows=0, training={"distillation": {"tokens": "task", "temperature": 2}})
+    with pytest.raises(SettingsError) as raised:
+        project.use_case()
+    for key in ("tokens", "temperature"):
+        assert f"training.distillation.{key}: is for the tasks sft and language_modeling" in str(raised.value)
+
+
+ALL = {"distillation": {"weight": 0.7}, "ewc": 0.5, "l2_sp": 0.01, "unfreeze_share": 0.2, "layer_decay": 0.9, "wise_ft": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize("name", ["language", pytest.param("encoder", marks=pytest.mark.slow)])
+def test_all_together_survive_kills(name: str, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(name)
+    changes = dict(TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | ALL))
+    made = kill_and_compare(case, f"levers-{name}", 4, changes)
+    assert made.metadata["wise_ft_alpha"] in (0.5, 1.0) and np.isfinite(made.metadata["general_rise"])
