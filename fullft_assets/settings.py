@@ -408,6 +408,8 @@ class GuardsSettings(Settings):
     max_roll_backs: int = Field(2, ge=0, le=100, description="Roll-backs of a run; what would be one more stops it.")
 
 
+#: Settings of training that work on whole weights, or on a whole second model: not with `sharding: fsdp2`.
+OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "unfreeze_share", "wise_ft", "distillation")
 #: Ending of the optimizers that step in the backward pass; `lomo` does so by nature.
 IN_BACKWARD = "_in_backward"
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "adamw_in_backward", "adafactor_in_backward", "lomo"]
@@ -465,6 +467,10 @@ class TrainingSettings(Settings):
         description="Dropout of attention weights; 0 lets fused attention kernels run (1.8 times the tokens a second, measured on a CPU). `null`: the model's own.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none",
+        description="What processes hold: `none` = the whole model each (DDP); `fsdp2` = a part of weights, gradients and moments each.",
+    )
     balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency (one label a row).")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(

@@ -29,6 +29,7 @@ _LATER = (
     "max_grad_value",
     "optimizer",
     "weights",
+    "sharding",
 )
 
 

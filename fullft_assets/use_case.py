@@ -29,7 +29,7 @@ from fullft_assets.documents.formats import ENDINGS, is_readable
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import OF_WHOLE_WEIGHTS, UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
 COMPONENT = "fullft_assets.FullFineTune"
@@ -372,6 +372,16 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     training, name = settings.training, settings.training.optimizer
+    if training.sharding == "fsdp2" and settings.launcher.processes == 1:
+        yield Problem(("training", "sharding"), "fsdp2 shares the model between processes; set launcher.processes to 2 or more")
+    if training.sharding == "fsdp2":
+        if (name, training.weights) != ("adamw", "fp32"):
+            yield Problem(("training", "sharding"), "fsdp2 goes with optimizer: adamw and weights: fp32; remove the other")
+        for key in OF_WHOLE_WEIGHTS:
+            if getattr(training, key):
+                yield Problem(
+                    ("training", key), "works on whole weights, which no process has under sharding: fsdp2; remove one of the two"
+                )
     if training.weights == "bf16" and training.precision in ("fp32", "fp16"):
         yield Problem(
             ("training", "precision"), f"{training.precision} does not go with weights: bf16, which are computed with as they are"

@@ -23,7 +23,7 @@ _ORIGIN = "origin.json"
 
 def seal(folder: Path) -> None:
     """Sync a checkpoint's files and write the list of them that marks it as whole."""
-    files = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     for name in files:
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())

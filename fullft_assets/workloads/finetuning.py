@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import holding, layers, optimizers, precision
+from fullft_assets.workloads import holding, layers, optimizers, precision, sharding
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, publish, retain, room_needed, step_of
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
@@ -118,6 +118,7 @@ def fine_tune(
     """
     accumulation_steps(settings, num_processes)
     optimizers.require(settings, num_processes)
+    sharding.require(settings, num_processes)
     if resumable:
         require(settings.track)
     if evaluate_at is not None and not callable(evaluate_at):
@@ -228,7 +229,7 @@ class _Leg:
         was_scored = any("validation_loss" in line and line["step"] == self.first_step for line in watcher.log.lines)
         is_at_end = self.first_step >= (self.course.end_step or self.num_steps)
         if self.checkpoint and (is_at_end or (self.first_step in self.evaluate_at and not was_scored)):
-            trainer._load_from_checkpoint(str(self.checkpoint))
+            sharding.load(trainer, self.checkpoint)
             if not was_scored:
                 watcher.validate(self.first_step, trainer.model)
                 is_at_end = self.first_step >= (self.course.end_step or self.num_steps)
@@ -247,13 +248,13 @@ class _Leg:
         is_over = forgetting.max_rise is not None and forgetting.is_spent(_scores_of(log.lines, step))
         if is_over and (best is None or not self.work.resumable):
             raise forgetting.nothing_left(step)
+        model = sharding.whole(trainer, lambda: self.work.recipe.load(self.settings))
         if (self.settings.keep_best or is_over) and self.work.resumable and best is not None and best != step:
-            trainer._load_from_checkpoint(str(self.work.folder / f"checkpoint-{best}"))
+            sharding.load(trainer, self.work.folder / f"checkpoint-{best}", model)
             step = best
         final = _scores_of(log.lines, step)
         if not math.isfinite(final["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
-        model = trainer.accelerator.unwrap_model(trainer.model)
         interpolated = self._interpolate(model, step) if self.settings.wise_ft else None
         if interpolated is not None:
             final = interpolated.of_chosen
@@ -419,6 +420,7 @@ def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, nu
         activation_checkpointing=settings.gradient_checkpointing,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
+        **sharding.arguments(settings),
         logging_strategy="steps",
         logging_steps=1,
         # The default hides NaN losses behind the running mean.
@@ -468,6 +470,10 @@ class _Trainer(Trainer):
         # Has Trainer count the labels of all passes and processes of a step, and not divide the loss again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        sharding.enable_on_cpu(self)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None

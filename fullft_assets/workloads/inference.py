@@ -242,7 +242,7 @@ def forward_batches(
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
     flat.sort(key=lambda item: -len(windows[item[0]][item[1]]))
     done = 0
-    with torch.inference_mode(), precision.autocast(precision.resolve("auto")):
+    with torch.no_grad(), precision.autocast(precision.resolve("auto")):
         while done < len(flat):
             size = max(1, BATCH_TOKENS[device().type] // len(windows[flat[done][0]][flat[done][1]]))
             items = flat[done : done + size]

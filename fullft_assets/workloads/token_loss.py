@@ -87,7 +87,8 @@ class TokenLoss:
 
         def loss_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
             total = LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
-            return total.reshape(1, 1, 1)
+            # A copy: FSDP warns of views, which an operation in place would cut from its hooks.
+            return total.reshape(1, 1, 1).clone()
 
         with in_place_of(head, loss_in_place_of_logits):
             return model(**inputs, use_cache=False).logits.sum()

@@ -86,7 +86,7 @@ def score_documents(
     model.eval().to(device())
     done = 0
     try:
-        with torch.inference_mode(), precision.autocast(precision.resolve("auto")):
+        with torch.no_grad(), precision.autocast(precision.resolve("auto")):
             while done < len(rows):
                 batch = rows[done : done + max(1, BATCH_TOKENS[device().type] // len(rows[done].ids))]
                 inputs = {name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()}

@@ -1,0 +1,90 @@
+"""sharding: a model whose weights, gradients and moments lie in parts on several processes (FSDP2), and whole again at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, Trainer
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import OF_WHOLE_WEIGHTS, TrainingSettings
+
+
+def arguments(settings: TrainingSettings) -> dict[str, Any]:
+    """Return what Trainer must be told; nothing where each process holds the whole model."""
+    if settings.sharding == "none":
+        return {}
+    # Whole checkpoints: another number of processes, or a single one, can read them. Loading them so on each process is
+    # left to the recipe, which draws what is new in a model from the seed.
+    return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": False}}
+
+
+def enable_on_cpu(trainer: Trainer) -> None:
+    """Let accelerate shard on CPUs, too: it knows FSDP for accelerators alone, and would fall back to DDP without a word.
+
+    Args:
+        trainer: whose accelerator was just made.
+    """
+    if not trainer.args.fsdp or trainer.is_fsdp_enabled:
+        return
+    state = trainer.accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
+
+
+def require(settings: TrainingSettings, num_processes: int) -> None:
+    """Find out before any work whether the model can be sharded.
+
+    Raises:
+        SettingsError: there is one process, or an optimizer that updates whole weights.
+    """
+    if settings.sharding == "none":
+        return
+    if num_processes == 1:
+        raise SettingsError("training.sharding: fsdp2 shares the model between processes; set launcher.processes to 2 or more")
+    if settings.optimizer != "adamw" or settings.weights != "fp32":
+        raise SettingsError(
+            "training.sharding: fsdp2 goes with optimizer: adamw and weights: fp32, whose state it shares; remove the other"
+        )
+    for key in OF_WHOLE_WEIGHTS:
+        if getattr(settings, key):
+            raise SettingsError(
+                f"training.{key}: works on whole weights, which no process has under sharding: fsdp2; remove one of the two"
+            )
+
+
+def load(trainer: Trainer, checkpoint: Path, model: PreTrainedModel | None = None) -> None:
+    """Load a checkpoint's weights into a model that is whole.
+
+    Args:
+        trainer: not training.
+        checkpoint: a folder that it has written.
+        model: as `whole` returned it. Default: the trainer's own, which it has not yet taken apart.
+    """
+    if not trainer.is_fsdp_enabled:
+        trainer._load_from_checkpoint(str(checkpoint))
+        return
+    # Trainer would look for its own copy, in parts. Tied weights are written once.
+    (trainer.model if model is None else model).load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+
+
+def whole(trainer: Trainer, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Return a trained model as one process holds it: gathered where it lies in parts, which all processes must ask for.
+
+    Args:
+        trainer: after training.
+        make: loads the same model, untrained. Only the first process gets trained weights.
+    """
+    if not any(isinstance(module, FSDPModule) for module in trainer.model.modules()):
+        return trainer.accelerator.unwrap_model(trainer.model)
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    model = make()
+    if weights:
+        model.load_state_dict(weights)
+    return model

@@ -1,0 +1,100 @@
+"""Two real processes hold parts of a model (FSDP2) and train it as one does. With whole models (DDP): test_packed, test_resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from fullft_assets import use_case
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
+from tests.test_packed import LLAMA, SETTINGS, fit, training
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TWO = ["--standalone", "--nproc_per_node", "2"]
+
+#: FOLDER SHARDING [KILL]: trains a Llama without dropout; KILL: at this step the process ends by SIGKILL.
+_RANK = """
+import json, os, signal, sys, torch
+from pathlib import Path
+from transformers import TrainerCallback
+from tests.test_packed import LLAMA, SETTINGS, fit, training
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+folder, sharding, kill = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None
+chosen = SETTINGS.model_copy(update={"sharding": sharding, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True})
+ranks = int(os.environ.get("WORLD_SIZE", "1"))
+done = fit(LLAMA, training(marked=True), chosen, folder, num_processes=ranks, resumable=True, evaluate_at=(), callbacks=[Kill()])
+if os.environ.get("RANK", "0") == "0":
+    log = [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
+    done.model.save_pretrained(folder / "model")
+    (folder / "done.json").write_text(json.dumps({"log": log, "last": done.num_steps, "from": done.resumed_from_step}))
+"""
+
+
+def launch(folder: Path, sharding: str, *more: str, torchrun: list[str] | None = None, fails: bool = False) -> dict:
+    folder.mkdir(exist_ok=True)
+    (folder / "rank.py").write_text(_RANK)
+    command = [*(TORCHRUN + torchrun if torchrun else [sys.executable]), str(folder / "rank.py"), str(folder), sharding, *more]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    assert (done.returncode != 0) is fails, done.stderr[-3_000:]
+    return {} if fails else json.loads((folder / "done.json").read_text())
+
+
+def assert_close(one: dict, other: dict) -> None:
+    """The gradients' norm tells a factor that Adam would hide in the weights."""
+    torch.testing.assert_close(torch.tensor(one["log"]), torch.tensor(other["log"]), rtol=1e-3, atol=0)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return launch(tmp_path_factory.mktemp("alone"), "none")
+
+
+@pytest.mark.slow
+def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_path: Path) -> None:
+    straight = launch(tmp_path / "straight", "fsdp2", torchrun=TWO)
+    assert_close(straight, alone)
+    # A kill at a step, of all processes, costs the steps since the checkpoint and nothing else.
+    killed = tmp_path / "killed"
+    launch(killed, "fsdp2", "5", torchrun=TWO, fails=True)
+    resumed = launch(killed, "fsdp2", torchrun=TWO)
+    assert resumed["from"] == 4 and resumed["log"] == straight["log"]
+    last = tmp_path / "straight" / f"checkpoint-{straight['last']}"
+    weights = load_file(last / "model.safetensors")
+    of_model, again = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "straight", killed))
+    assert all(torch.equal(again[name], value) for name, value in of_model.items())
+    loaded = AutoModelForCausalLM.from_pretrained(last).state_dict()
+    assert set(weights) == set(of_model) and all(torch.equal(loaded[name], value) for name, value in weights.items())
+    # The same command with its work done finds it: no step is taken, the model is as it was.
+    assert launch(killed, "fsdp2", torchrun=TWO)["from"] == straight["last"]
+    assert all(torch.equal(again[name], value) for name, value in load_file(killed / "model" / "model.safetensors").items())
+
+
+def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="fsdp2 shares the model between processes; set launcher.processes to 2 or more"):
+        fit(LLAMA, training(), SETTINGS.model_copy(update={"sharding": "fsdp2"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "processes", "message"),
+    [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "goes with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "whole weights"), ({}, 2, None)],
+)  # fmt: skip
+def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: int, message: str | None) -> None:
+    data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": {"sharding": "fsdp2", **more}}
+    settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
+    assert [message in problem.message for problem in use_case._check_optimizer(settings, Path())] == ([True] if message else [])
