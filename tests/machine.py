@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import pytest
@@ -30,3 +34,38 @@ def require_package(name: str) -> None:
     """Ask for a package that is no dependency of the project."""
     if importlib.util.find_spec(name) is None:
         lacks(f"pip install {name}")
+
+
+@contextmanager
+def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
+    """Make two hosts on this machine, network namespaces joined by a wire; yield of each what goes before a command, its address and its wire.
+
+    Only root can, so the test is skipped for others; where root cannot, it lacks something. A command gets a hostname of its own
+    as well: with a shared one the two would not find each other.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces are root's to make")
+    if shutil.which("ip") is None or shutil.which("unshare") is None:
+        lacks("apt-get install iproute2 util-linux")
+    names = [f"fft{os.getpid()}{end}" for end in "ab"]
+
+    def ip(*arguments: str) -> None:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lacks(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+        hosts = []
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", name)
+            for link in ("lo", name):
+                ip("-n", name, "link", "set", link, "up")
+            before = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
+            hosts.append((before, f"10.77.0.{number}", name))
+        yield hosts
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from fullft_assets import use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
+from tests import machine
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,26 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_
     # The same command with its work done finds it: no step is taken, the model is as it was.
     assert launch(killed, "fsdp2", torchrun=TWO)["from"] == straight["last"]
     assert all(torch.equal(again[name], value) for name, value in load_file(killed / "model" / "model.safetensors").items())
+
+
+@pytest.mark.slow
+def test_two_hosts_find_each_other_and_train_as_one(alone: dict, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(_RANK)
+    with machine.two_hosts() as hosts:
+        processes = []
+        for number, (before, address, wire) in enumerate(hosts):
+            torchrun = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "two"]
+            torchrun += ["--rdzv_endpoint", f"{hosts[0][1]}:29500", "--rdzv_conf", f"is_host={1 - number}", "--local_addr", address]
+            env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": wire}
+            command = [*before, *torchrun, str(tmp_path / "rank.py"), str(tmp_path), "fsdp2"]
+            processes.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        try:
+            said = [process.communicate(timeout=150)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert_close(json.loads((tmp_path / "done.json").read_text()), alone)
 
 
 def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
