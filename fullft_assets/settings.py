@@ -471,6 +471,9 @@ class TrainingSettings(Settings):
         "none",
         description="What processes hold: `none` = the whole model each (DDP); `fsdp2` = a part of weights, gradients and moments each.",
     )
+    compile: bool = Field(
+        False, description="Compile the model below its head with torch.compile: minutes before the first step, faster steps after."
+    )
     balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency (one label a row).")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(

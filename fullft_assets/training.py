@@ -30,6 +30,7 @@ _LATER = (
     "optimizer",
     "weights",
     "sharding",
+    "compile",
 )
 
 

@@ -390,6 +390,8 @@ def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         yield Problem(
             ("training", "weights"), "bf16 loses small updates with adamw_8bit, which does not round stochastically; use adafactor"
         )
+    if training.sharding == "fsdp2" and training.compile:
+        yield Problem(("training", "compile"), "was not tried with sharding: fsdp2; remove one of the two")
     if not training.steps_in_backward:
         return
     in_backward = f"{name} steps in the backward pass"

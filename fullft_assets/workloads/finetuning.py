@@ -190,6 +190,8 @@ class _Leg:
         feed = self.prepared.feed
         self._documents_of_steps = feed.bounds_of_steps(accumulation_steps(self.settings, work.num_processes) * work.num_processes)
         #: [steps] useful tokens of each.
+        if self.settings.compile:
+            layers.compile_below_head(self.model)
         self.tokens = sums_between(feed.lengths, self._documents_of_steps)
         self.num_steps = len(self.tokens)
         share = self.settings.unfreeze_share
@@ -431,7 +433,9 @@ def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, nu
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        # The next batch goes to the card while this one is computed.
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         use_cpu=not torch.cuda.is_available(),
         seed=work.seed,
         data_seed=work.seed,

@@ -46,6 +46,14 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
             parameter.requires_grad_(False)
 
 
+def compile_below_head(model: PreTrainedModel) -> None:
+    """Compile in place what lies below a model's head, for inputs of any length; the names of its weights stay.
+
+    The head is left out: the loss of language models takes its place in every pass anew, which would compile it anew.
+    """
+    model.base_model.compile(dynamic=True)
+
+
 def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings) -> list[dict]:
     """Return the optimizer's parameter groups, each with `lr` for its depth and its weight decay.
 

@@ -113,6 +113,8 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     prepared = recipe.prepare(model, settings, shared.job.settings.seed, 1)
     feed = prepared.feed
     model.train().to(device())
+    if settings.compile:
+        layers.compile_below_head(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     # Held for their memory alone: copies of the pretrained weights.
