@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from tests.machine import lacks
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 
 @pytest.mark.slow
 def test_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        lacks("apt-get install g++ python3-dev")
     logs, names = [], []
     for compiles in (False, True):
         done = fit(LLAMA, training(marked=True), SETTINGS.model_copy(update={"compile": compiles}), tmp_path / str(compiles))
