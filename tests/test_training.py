@@ -43,6 +43,11 @@ class TestKey:
             {"retrain_from": "champion"},
             {"max_general_rise": 0.1},
             {"guards": {"loss_spike": {"deviations": 9.0}}},
+            {"max_grad_value": 1.0},
+            {"optimizer": "adafactor"},
+            {"weights": "bf16"},
+            {"sharding": "fsdp2"},
+            {"compile": True},
             {"learning_rate": 1e-5},
             {"retry_epoch": 1},
         ],
@@ -71,6 +76,11 @@ class TestKey:
             "retrain_from": "champion",
             "max_general_rise": 0.1,
             "guards": {"rate_factor": 0.1},
+            "max_grad_value": 1.0,
+            "optimizer": "lomo",
+            "weights": "bf16",
+            "sharding": "fsdp2",
+            "compile": True,
         }
         assert set(TrainingSettings.model_fields) - set(key(**everything)["training"]) == {
             "track",

@@ -516,6 +516,9 @@ class _Trainer(Trainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         if self._in_backward is not None:
             return self._in_backward.norm
+        unfreezing = self._leg.unfreezing
+        if unfreezing is not None and self._leg.work.num_processes > 1:
+            unfreezing.drop(model, self.state.global_step)
         limit = self._leg.settings.max_grad_value
         if limit is None:
             return super()._clip_grad_norm(model)
@@ -533,12 +536,6 @@ class _Trainer(Trainer):
         scheduler._last_lr = [rate * shape(scheduler.last_epoch) for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)]
         for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True):
             group["initial_lr"], group["lr"] = base, rate
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        unfreezing = self._leg.unfreezing
-        if unfreezing is not None and self._leg.work.num_processes > 1:
-            unfreezing.drop(model, self.state.global_step)
-        return super()._clip_grad_norm(model)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
