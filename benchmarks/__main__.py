@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.check import measure_check
 from benchmarks.demo import LICENCES, REPOSITORY, Demo, measure_demo, measure_second_run
+from benchmarks.forgetting import measure_forgetting
 from benchmarks.low_memory import measure_low_memory
 from benchmarks.near_duplicates import measure_near_duplicates
 from benchmarks.packed_training import measure_packed_training
@@ -33,6 +34,7 @@ NAMES = (
     "packing",
     "packed_training",
     "low_memory",
+    "forgetting",
     "tick",
 )
 #: Minutes and gigabytes: run only when asked for.
@@ -61,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             "packing": lambda: measure_packing(demo.logs),
             "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
             "low_memory": lambda: measure_low_memory(Path(scratch) / "low_memory"),
+            "forgetting": lambda: measure_forgetting(demo.logs),
             "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
         }
         rows = []
