@@ -331,13 +331,14 @@ class TestDictionary:
     def test_longest_phrase_counts_and_what_is_mostly_no_span_is_left_out(self):
         found = Dictionary.fit(self.texts, self.spans)
         # GPL is a span once in five places.
-        assert {" ".join(words): label for words, label in found.phrases.items()} == {"mit license": 1, "mit": 0}
+        assert sorted(found.phrases.values()) == [0, 1]
         assert found.find(["MIT license MIT", "GPL", "", "mit"]) == [[(0, 11, 1), (12, 15, 0)], [], [], [(0, 3, 0)]]
 
     def test_saved_it_finds_the_same(self, tmp_path: Path):
         found = Dictionary.fit(self.texts, self.spans)
         found.save(tmp_path)
-        assert Dictionary.load(tmp_path).find(self.texts) == found.find(self.texts)
+        assert Dictionary.load(tmp_path).find(self.texts) == found.find(self.texts) != [[]] * 4
+        assert "mit" not in (tmp_path / "dictionary.json").read_text()
 
 
 def test_cheaper_ways_are_found_again(tiny: Prepared, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Saved as JSON and npz, never pickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -35,46 +36,55 @@ _NEVER = -1e4
 class Dictionary:
     """Looks the phrases of training spans up, the longest first; case and the space between words do not count.
 
-    A phrase has the label that it has most often, and is left out where it is more often no span than one.
+    A phrase has the label that it has most often, and is left out where it is more often no span than one. Phrases are kept by
+    their digests: an erasure cannot rewrite what was learned, and so no text of a document may stand in it.
+
+    Args:
+        phrases: digest of a phrase -> its label.
+        lengths: digest of a first word -> the lengths in words of the phrases that begin with it, the longest first.
     """
 
-    def __init__(self, phrases: dict[str, int]):
-        self.phrases = {tuple(phrase.split(" ")): label for phrase, label in phrases.items()}
-        self._lengths: dict[str, list[int]] = {}
-        for words in self.phrases:
-            self._lengths.setdefault(words[0], []).append(len(words))
-        self._lengths = {first: sorted(set(lengths), reverse=True) for first, lengths in self._lengths.items()}
+    def __init__(self, phrases: dict[str, int], lengths: dict[str, list[int]]):
+        self.phrases, self.lengths = phrases, lengths
 
     @classmethod
     def fit(cls, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Dictionary:
         """Collect the phrases of training spans, and count where else these stand."""
-        votes: dict[str, Counter[int]] = {}
+        votes: dict[tuple[str, ...], Counter[int]] = {}
         for text, row in zip(texts, spans, strict=True):
             for start, end, label in row:
-                phrase = " ".join(word for word, _, _ in _words(text[start:end]))
+                phrase = tuple(word for word, _, _ in _words(text[start:end]))
                 if phrase:
                     votes.setdefault(phrase, Counter())[label] += 1
-        every = cls({phrase: min(found, key=lambda label: (-found[label], label)) for phrase, found in votes.items()})
-        places, right = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+        labels = {phrase: min(found, key=lambda label: (-found[label], label)) for phrase, found in votes.items()}
+        every, places, right = cls._of(labels), Counter[str](), Counter[str]()
         for text, row in zip(texts, spans, strict=True):
             true = set(row)
-            for words, span in every._places(text):
-                places[words] += 1
-                right[words] += span in true
-        return cls(
-            {" ".join(words): label for words, label in every.phrases.items() if right[words] >= _LEAST_PRECISION * places[words] > 0}
+            for phrase, span in every._places(text):
+                places[phrase] += 1
+                right[phrase] += span in true
+        return cls._of(
+            {phrase: label for phrase, label in labels.items() if right[d := _digest(phrase)] >= _LEAST_PRECISION * places[d] > 0}
         )
+
+    @classmethod
+    def _of(cls, labels: dict[tuple[str, ...], int]) -> Dictionary:
+        lengths: dict[str, set[int]] = {}
+        for phrase in labels:
+            lengths.setdefault(_digest(phrase[:1]), set()).add(len(phrase))
+        longest_first = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        return cls({_digest(phrase): label for phrase, label in labels.items()}, longest_first)
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Return the spans of each text."""
         return [[span for _, span in self._places(text)] for text in texts]
 
-    def _places(self, text: str) -> list[tuple[tuple[str, ...], Span]]:
+    def _places(self, text: str) -> list[tuple[str, Span]]:
         words, at, found = _words(text), 0, []
         while at < len(words):
-            for length in self._lengths.get(words[at][0], ()):
-                phrase = tuple(word for word, _, _ in words[at : at + length])
-                if len(phrase) == length and phrase in self.phrases:
+            for length in self.lengths.get(_digest((words[at][0],)), ()):
+                phrase = _digest([word for word, _, _ in words[at : at + length]])
+                if at + length <= len(words) and phrase in self.phrases:
                     found.append((phrase, (words[at][1], words[at + length - 1][2], self.phrases[phrase])))
                     at += length
                     break
@@ -84,13 +94,16 @@ class Dictionary:
 
     def save(self, folder: Path) -> None:
         """Write `dictionary.json`."""
-        phrases = {" ".join(words): label for words, label in self.phrases.items()}
-        (folder / "dictionary.json").write_text(json.dumps(phrases, ensure_ascii=False), encoding="utf-8")
+        (folder / "dictionary.json").write_text(json.dumps({"phrases": self.phrases, "lengths": self.lengths}), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Dictionary:
         """Read what `save` wrote."""
-        return cls(json.loads((folder / "dictionary.json").read_text(encoding="utf-8")))
+        return cls(**json.loads((folder / "dictionary.json").read_text(encoding="utf-8")))
+
+
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=12).hexdigest()
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
