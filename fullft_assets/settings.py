@@ -115,7 +115,7 @@ Metric = Literal["macro_f1", "accuracy", "micro_f1", "subset_accuracy", "token_p
 #: Metrics that may decide, by task; the first one is the default. All lie between 0 and 1, and higher is better.
 METRICS: dict[Task, tuple[Metric, ...]] = {
     "classification": ("macro_f1", "accuracy"),
-    # Not the accuracy of tokens: most stand outside of any span, and a model that finds none is right on them.
+    # Not the accuracy of tokens: a model that finds no span is right on all that stand outside of any.
     "token_classification": ("micro_f1", "macro_f1"),
     "sft": ("token_probability", "token_accuracy"),
     "language_modeling": ("token_probability", "token_accuracy"),
