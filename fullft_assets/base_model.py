@@ -1,6 +1,7 @@
 """base model: a reference in the YAML -> a folder of weights, and what its headers say. Never loads a weight.
 
-A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights, in one file or in
+A model of the Hugging Face hub is named by its commit and found in the hub's cache; nothing is downloaded here, as definitions
+load often, and without a network. A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights, in one file or in
 shards with an index.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import pkgutil
 import re
 import struct
@@ -41,6 +43,10 @@ PADDING_OFFSET_TYPES = {
     "camembert", "data2vec-text", "ibert", "longformer", "luke", "mluke", "mpnet", "roberta",
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
+
+
+#: ORG/NAME as the hub allows it, with a revision or without.
+_HUB_ID = re.compile(r"(?P<org>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>[^@\s]*))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,47 @@ def resolve_base_model(reference: str, project_root: Path) -> Path:
 
     Args:
         reference: a folder, relative to the project root or absolute; or `package:NAME/FOLDER`, a
-            folder inside an installed Python package, which is not imported.
+            folder inside an installed Python package, which is not imported; or `ORG/NAME@COMMIT` of the hub.
         project_root: where relative references start.
 
     Raises:
-        SettingsError: there is no such folder or package.
+        SettingsError: there is no such folder or package, or a model of the hub is not pinned or not in the cache.
     """
     if reference.startswith("package:"):
         return _resolve_in_package(reference)
     folder = project_root / Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    named = _HUB_ID.fullmatch(reference)
+    if named is not None and named["revision"] is not None:
+        return _resolve_in_hub_cache(named["org"], named["name"], named["revision"])
+    pinned = f"{reference if named else 'ORG/NAME'}@COMMIT, the 40 digits of a commit"
+    hint = suggest_path(reference, project_root)
+    hint = hint or f"; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: {pinned}"
+    raise SettingsError(f"folder not found: {reference}{hint}")
+
+
+def _resolve_in_hub_cache(org: str, name: str, revision: str) -> Path:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise SettingsError(
+            f"{org}/{name}@{revision} is not pinned (`{revision}` can move); write {org}/{name}@COMMIT with the 40 digits of a commit"
+        )
+    cache = hub_cache()
+    folder = cache / f"models--{org}--{name}" / "snapshots" / revision
     if not folder.is_dir():
-        hint = suggest_path(reference, project_root) or "; no model is downloaded: give a local folder or package:NAME/FOLDER"
-        raise SettingsError(f"folder not found: {reference}{hint}")
+        raise SettingsError(
+            f"{org}/{name}@{revision} is not in the hub's cache ({cache}); "
+            f"`hf download {org}/{name} --revision {revision} --include '*.json' '*.txt' '*.safetensors'` fetches it"
+        )
     return folder
+
+
+def hub_cache() -> Path:
+    """Return the folder that the hub's libraries keep models in, as their environment variables say."""
+    if (cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")) is not None:
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
 
 
 def _resolve_in_package(reference: str) -> Path:

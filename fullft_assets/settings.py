@@ -610,7 +610,8 @@ class UseCaseSettings(Settings):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="Name of the use case. Default: the folder's name.")
     base_model: str = Field(
-        description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), or `package:NAME/FOLDER` inside an installed Python package."
+        description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), `package:NAME/FOLDER` inside an installed Python package, "
+        "or `ORG/NAME@COMMIT` in the cache of the Hugging Face hub."
     )
     owners: list[str] = Field(default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI.")
     seed: int = Field(17, ge=0, le=2**31 - 1, description="Seed of everything random.")

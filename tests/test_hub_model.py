@@ -1,0 +1,86 @@
+"""Models of the hub: found by their commit in a cache that is laid out as the hub's libraries do, pinned, safe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.base_model import read_header, resolve_base_model
+from fullft_assets.errors import SettingsError
+from fullft_assets.workloads.inference import load_causal
+from tests.prepared import prepare, write_tiny_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A snapshot in the cache: links to blobs, as `hf download` leaves them."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    repository = tmp_path / "home" / "hub" / "models--acme--tiny-bert"
+    folder, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    write_tiny_model(blobs)
+    folder.mkdir(parents=True)
+    for blob in list(blobs.iterdir()):
+        (folder / blob.name).symlink_to(blob)
+    return folder
+
+
+def test_pinned_model_is_found_where_the_hubs_own_library_finds_it(snapshot: Path, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    assert resolve_base_model(f"acme/tiny-bert@{COMMIT}", tmp_path) == snapshot
+    cache = tmp_path / "home" / "hub"
+    assert Path(snapshot_download("acme/tiny-bert", revision=COMMIT, cache_dir=cache, local_files_only=True)) == snapshot
+    assert read_header(snapshot).model_type == "bert"
+
+
+def test_whole_data_stages_run_on_it(snapshot: Path, tmp_path: Path) -> None:
+    case = prepare(tmp_path / "project", base_model=f"acme/tiny-bert@{COMMIT}")
+    assert case.base_model == snapshot and case.recipe.load(case.use_case.settings.training).config.hidden_size == 8
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("acme/tiny-bert", r"folder not found: acme/tiny-bert; .* or pin a model of the hub: acme/tiny-bert@COMMIT, the 40 digits"),
+        ("acme/tiny-bert@main", r"not pinned \(`main` can move\); write acme/tiny-bert@COMMIT"),
+        (f"acme/tiny-bert@{COMMIT[:7]}", r"`0123456` can move"),
+        (f"acme/other@{COMMIT}", rf"acme/other@{COMMIT} is not in the hub's cache \(.*hub\); `hf download acme/other --revision {COMMIT} "),
+    ],
+)
+def test_what_is_not_pinned_or_not_there_is_one_line(snapshot: Path, tmp_path: Path, reference: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as error:
+        resolve_base_model(reference, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_folder_of_the_project_comes_first_and_a_near_one_is_named(snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert resolve_base_model("models/mine", tmp_path) == tmp_path / "models" / "mine"
+    with pytest.raises(SettingsError, match="folder not found: models/mien; did you mean `models/mine`"):
+        resolve_base_model("models/mien", tmp_path)
+
+
+def test_pickled_weights_of_the_hub_are_refused(snapshot: Path) -> None:
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    with pytest.raises(SettingsError, match=r"only pickled weights \(pytorch_model.bin\), refused"):
+        read_header(snapshot)
+
+
+def test_code_of_a_models_own_is_never_run(snapshot: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "with_code"
+    shutil.copytree(snapshot, folder)
+    ran = tmp_path / "ran"
+    (folder / "configuration_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    with pytest.raises(SettingsError, match="brings code of its own, which is never run"):
+        load_causal(folder)
+    assert not ran.exists()
