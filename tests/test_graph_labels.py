@@ -32,6 +32,7 @@ OPEN: dict[str, Any] = {
     "snapshot": {"min_train_rows": 20, "max_validation_rows": 60, "test_share": 0.25, "validation_share": 0.2},
 }
 SPANS = {"task": "token_classification", "label": "spans", "labels": ["phrase", "url"], "group": "expression"}
+SPAN_CHUNKS = {"max_tokens": 32, "max_windows": None, "stride": 8}
 MULTI_LABEL = {"task": "classification", "multi_label": True, "label": "labels", "labels": LABELS, "group": "expression"}
 
 
@@ -111,17 +112,21 @@ def test_predict_gives_each_label_with_its_threshold(labelled: tuple[projects.Pr
 
 
 @pytest.mark.slow
-def test_a_second_candidate_is_judged_against_the_champion(labelled: tuple[projects.Project, str], tmp_path: Path) -> None:
-    shutil.copytree(labelled[0].root, tmp_path / "copy")
+@pytest.mark.parametrize(("name", "examples", "metric"), [("labelled", MULTI_LABEL, "macro_f1"), ("spanned", SPANS, "micro_f1")])
+def test_a_second_candidate_is_judged_against_the_champion(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, examples: dict[str, Any], metric: str
+) -> None:
+    shutil.copytree(request.getfixturevalue(name)[0].root, tmp_path / "copy")
     copy = projects.Project(tmp_path / "copy", CASE)
-    copy.configure(**{**OPEN, "examples": MULTI_LABEL, "training": {"epochs": 1, "learning_rate": 2e-3}})
+    chunks = {"chunks": SPAN_CHUNKS} if examples is SPANS else {}
+    copy.configure(**{**OPEN, "examples": examples, **chunks, "training": {"epochs": 1, "learning_rate": 2e-3}})
     with dg.DagsterInstance.from_config(str(copy.home)) as instance:
         graph = Graph(copy, instance)
         graph.approve()
         assert graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model").success
         figures = graph.latest("evaluation_report").metadata
-    assert figures["champion_macro_f1"] > 0
-    assert figures["gain_over_champion"] == pytest.approx(figures["macro_f1"] - figures["champion_macro_f1"])
+    assert figures[f"champion_{metric}"] > 0
+    assert figures["gain_over_champion"] == pytest.approx(figures[metric] - figures[f"champion_{metric}"])
 
 
 @pytest.mark.slow
@@ -150,8 +155,7 @@ def spanned(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tupl
             "expression": "none",
         },
     ]
-    chunks = {"max_tokens": 32, "max_windows": None, "stride": 8}
-    project = create(tmp_path_factory.mktemp("spanned"), SPANS, rows, chunks=chunks)
+    project = create(tmp_path_factory.mktemp("spanned"), SPANS, rows, chunks=SPAN_CHUNKS)
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr
     return project, done.stdout
