@@ -197,6 +197,7 @@ class TestEngine:
         assert dtypes == {torch.bfloat16 if weights == "bf16" else torch.float32}
         assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in straight.history if "loss" in line)
 
+    @pytest.mark.slow
     def test_language_models_learn_with_tied_embeddings_and_checkpointing(self, language, tmp_path):
         chosen = quick("adafactor_in_backward", weights="bf16", epochs=3, learning_rate=1e-2, gradient_checkpointing=True)
         fit = train(language, tmp_path, chosen, resumable=False, evaluate_at=())

@@ -131,6 +131,7 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
     return killed.manifest()
 
 
+@pytest.mark.slow
 class TestKilled:
     def test_budget_and_score_before_training_survive(self, encoder: Prepared) -> None:
         rises = [line["general_rise"] for line in log_of(encoder, train(encoder, "for the budget", epochs=2)) if "general_rise" in line]

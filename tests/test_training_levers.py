@@ -326,7 +326,8 @@ def test_a_classifiers_distillation_takes_no_tokens_and_no_temperature(tmp_path:
 ALL = {"distillation": {"weight": 0.7}, "ewc": 0.5, "l2_sp": 0.01, "unfreeze_share": 0.2, "layer_decay": 0.9, "wise_ft": [0.5, 1.0]}
 
 
-@pytest.mark.parametrize("name", ["language", pytest.param("encoder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["language", "encoder"])
 def test_all_together_survive_kills(name: str, request: pytest.FixtureRequest) -> None:
     case = request.getfixturevalue(name)
     changes = dict(TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | ALL))
