@@ -42,18 +42,16 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     chosen = plan_settings(settings)
     if settings.training.retrain_from != "base":
         chosen["retrain_from"] = settings.training.retrain_from
-    return {
-        "training": {name: value for name, value in chosen.items() if name not in ("checkpoint_every_steps", "keep_checkpoints")},
-        "processes": settings.launcher.processes,
-    }
+    return {"training": chosen, "processes": settings.launcher.processes}
 
 
 def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings of training that a plan of it is made for: all but where its metrics go, and the weights that it begins with.
+    """Return the settings of training that a plan of it is made for.
 
-    A pilot always begins with the base model.
+    Left out are where its metrics go, how often it writes checkpoints and how many it keeps; and the weights that it begins with, since a
+    pilot always begins with the base model.
     """
-    chosen = settings.training.model_dump(mode="json", exclude={"track", "retrain_from"})
+    chosen = settings.training.model_dump(mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps", "keep_checkpoints"})
     defaults = {name: field.get_default(call_default_factory=True) for name, field in TrainingSettings.model_fields.items()}
     return {name: value for name, value in chosen.items() if name not in _LATER or getattr(settings.training, name) != defaults[name]}
 

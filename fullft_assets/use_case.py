@@ -392,6 +392,11 @@ def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         )
     if training.sharding == "fsdp2" and training.compile:
         yield Problem(("training", "compile"), "was not tried with sharding: fsdp2; remove one of the two")
+    if training.unfreeze_share and (training.weights == "bf16" or name == "adafactor"):
+        yield Problem(
+            ("training", "unfreeze_share"),
+            "goes with optimizer: adamw or adamw_8bit and weights: fp32, whose moments begin with each weight",
+        )
     if not training.steps_in_backward:
         return
     in_backward = f"{name} steps in the backward pass"

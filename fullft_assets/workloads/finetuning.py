@@ -137,7 +137,17 @@ def fine_tune(
     )
     began_at = None
     while True:
-        leg = _Leg(work)
+        try:
+            leg = _Leg(work)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            held = [name for name in ("distillation", "ewc", "l2_sp") if getattr(settings, name)]
+            without = f"leave out training.{held[0]}, which holds a copy of the weights, " if held else ""
+            raise OutOfMemory(
+                f"memory ran out before the first step: the model itself does not fit; {without}set a lower training.optimizer and "
+                "training.weights of the memory ladder, or use a machine with more memory"
+            ) from error
         if began_at is None:
             began_at = leg.first_step
             for name, value in leg.prepared.about.items():

@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from fullft_assets import planning
+from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
@@ -89,7 +90,15 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest:
-    measured, about = measure(shared)
+    try:
+        measured, about = measure(shared)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            "not one training pass of the largest size fits in memory; lower training.micro_batch_size or chunks.max_tokens, set "
+            "training.gradient_checkpointing, or go down the memory ladder (training.optimizer, training.weights)"
+        ) from error
     headline, checks = planning.plan_checks(measured, shared.job.settings.planning, shared.job.settings.training)
     headline |= about
     (draft.path / "plan.json").write_text(json.dumps(headline, indent=1))

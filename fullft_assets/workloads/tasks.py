@@ -30,6 +30,8 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
         DataError: there is nothing to learn, or the snapshot's tokens mean something else to the base model.
     """
     base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
+    _require_its_tokenizer(store, snapshot, base_model, job)
+    _require_general_text(snapshot, job)
     validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
     begin = None if start is None else store.folder(start) / "model"
     measured = general.load(store, snapshot)
@@ -39,12 +41,18 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     if not labels:
         raise DataError("the snapshot's rows have no label at all; look at the field that examples.label names")
     if not job.settings.examples.has_one_label:
-        _require_its_tokenizer(store, snapshot, base_model, job)
         if job.settings.examples.task == "token_classification":
             tokenization = Tokenization.load(base_model, job.settings.chunks, job.settings.examples.task)
             return TokenLabels(base_model, train, validation, labels, tokenization, added_tokens, measured, begin)
         return MultiLabel(base_model, train, validation, labels, added_tokens, measured, begin)
     return Classification(base_model, train, validation, labels, added_tokens, measured, begin)
+
+
+def _require_general_text(snapshot: Manifest, job: Job) -> None:
+    chosen = job.settings.snapshot
+    for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
+        if wanted is not None and snapshot.metadata.get(name) is None:
+            raise DataError(f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot again")
 
 
 def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: Path, job: Job) -> None:
