@@ -26,6 +26,7 @@ from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows
+from tests.test_resume import Run
 from tests.test_training_forgetting import kill_and_compare
 
 STAGE = "finetuned_checkpoint"
@@ -333,3 +334,17 @@ def test_all_together_survive_kills(name: str, request: pytest.FixtureRequest) -
     changes = dict(TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | ALL))
     made = kill_and_compare(case, f"levers-{name}", 4, changes)
     assert made.metadata["wise_ft_alpha"] in (0.5, 1.0) and np.isfinite(made.metadata["general_rise"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_all_of_them(language: Prepared) -> None:
+    changes = dict(TrainingSettings.model_validate(language.use_case.settings.training.model_dump() | ALL | {"epochs": 1.0}))
+    one = Run(language, "one", training=changes)
+    two = Run(language, "two", processes=2, training=changes, launcher={"processes": 2})
+    for run in (one, two):
+        run.finish()
+    losses = [[line["loss"] for line in run.log() if "loss" in line] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    alone, together = one.manifest().metadata, two.manifest().metadata
+    assert together["wise_ft_alpha"] == alone["wise_ft_alpha"]
+    assert together["general_rise"] == pytest.approx(alone["general_rise"], abs=1e-2)

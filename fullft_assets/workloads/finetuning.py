@@ -389,9 +389,9 @@ class _Leg:
         )
         trainer.remove_callback(PrinterCallback)  # the watcher speaks
         if anchors := holding.anchors(work.recipe, self.settings, work.seed):
-            trainer.add_callback(_Pull(anchors))
+            trainer.add_callback(holding.Pull(anchors))
         if self.unfreezing is not None and work.num_processes == 1:
-            trainer.add_callback(_Unfreeze(self.unfreezing))
+            trainer.add_callback(holding.Unfreeze(self.unfreezing))
         return trainer
 
 
@@ -450,27 +450,6 @@ def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, nu
         seed=work.seed,
         data_seed=work.seed,
     )
-
-
-class _Pull(TrainerCallback):
-    """L2-SP and EWC: add the pulls to the pretrained weights to the gradients, after clipping."""
-
-    def __init__(self, anchors: Sequence[layers.Anchor]):
-        self._anchors = anchors
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for anchor in self._anchors:
-            anchor.pull(model)
-
-
-class _Unfreeze(TrainerCallback):
-    """Gradual unfreezing in one process; several drop gradients instead (`_Trainer._clip_grad_norm`)."""
-
-    def __init__(self, unfreezing: layers.Unfreezing):
-        self._unfreezing = unfreezing
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        self._unfreezing.apply(model, state.global_step)
 
 
 class _Trainer(Trainer):

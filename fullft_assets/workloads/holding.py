@@ -1,11 +1,11 @@
-"""What holds weights near the base model's: L2-SP all alike, EWC each by how much it matters to general text."""
+"""What holds weights near the base model's: L2-SP all alike, EWC each by how much it matters to general text; and what is not trained yet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
@@ -69,3 +69,26 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
     if not total > 0:
         raise SettingsError("training.ewc: no weight matters to the general texts, or not finitely; look at snapshot.general")
     return {name: values.mul_(size / total) for name, values in sums.items()}
+
+
+class Pull(TrainerCallback):
+    """L2-SP and EWC: adds the pulls to the pretrained weights to the gradients, after clipping."""
+
+    def __init__(self, anchors: Sequence[layers.Anchor]):
+        self._anchors = anchors
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        """Pull the step's gradients."""
+        for anchor in self._anchors:
+            anchor.pull(model)
+
+
+class Unfreeze(TrainerCallback):
+    """Gradual unfreezing in one process; several drop gradients before they are clipped."""
+
+    def __init__(self, unfreezing: layers.Unfreezing):
+        self._unfreezing = unfreezing
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        """Switch on what the step trains."""
+        self._unfreezing.apply(model, state.global_step)
