@@ -8,15 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from fullft_assets import use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.workloads import sharding
+from fullft_assets.workloads.classification import score
+from fullft_assets.workloads.inference import load_classifier
 from tests import machine
+from tests.prepared import command, prepare
+from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +110,25 @@ def test_two_hosts_find_each_other_and_train_as_one(alone: dict, tmp_path: Path)
                 process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
     assert_close(json.loads((tmp_path / "done.json").read_text()), alone)
+
+
+@pytest.mark.slow
+def test_classifier_is_shared_and_written_whole(tmp_path: Path) -> None:
+    """BERT, whose embeddings are a unit by its own account, through the workload and in bf16."""
+    case = prepare(tmp_path, tiny=True)
+    chosen = {"sharding": "fsdp2", "micro_batch_size": 4, "epochs": 0.3, "learning_rate": 1e-3, "precision": "bf16"}
+    job = case.job("finetuned_checkpoint", training=chosen, launcher={"processes": 2})
+    subprocess.run(command("training", job.write(case.store), 2), env=case.project.env(), check=True, timeout=150)
+    manifest = case.store.find(job.case, job.stage, job.key)
+    folder = case.store.folder(manifest) / "model"
+    assert np.isfinite(manifest.metadata["validation_loss"])
+    again = score(load_classifier(folder), case.split("validation"))
+    assert again["loss"] == pytest.approx(manifest.metadata["validation_loss"], rel=0.02)
+
+
+def test_units_of_a_model_leave_its_embeddings_out() -> None:
+    bert = BertForSequenceClassification(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2))
+    assert (sharding._units(bert), sharding._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
 
 
 def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:

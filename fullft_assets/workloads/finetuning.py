@@ -381,7 +381,7 @@ class _Leg:
         work, feed = self.work, self.prepared.feed
         trainer = _Trainer(
             model=self.model,
-            args=_arguments(self.settings, work, feed.items_a_pass, num_steps=self.num_steps),
+            args=_arguments(self.settings, work, self.model, feed.items_a_pass, num_steps=self.num_steps),
             train_dataset=feed.dataset,
             data_collator=feed.collate,
             callbacks=[self.watcher, *work.callbacks],
@@ -415,7 +415,7 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     return settings.batch_size // rows_a_pass
 
 
-def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, num_steps: int) -> TrainingArguments:
+def _arguments(settings: TrainingSettings, work: _Work, model: PreTrainedModel, items_a_pass: int, *, num_steps: int) -> TrainingArguments:
     chosen = precision.of(settings)
     return TrainingArguments(
         output_dir=str(work.folder),
@@ -432,7 +432,7 @@ def _arguments(settings: TrainingSettings, work: _Work, items_a_pass: int, *, nu
         activation_checkpointing=settings.gradient_checkpointing,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        **sharding.arguments(settings),
+        **sharding.arguments(settings, model),
         logging_strategy="steps",
         logging_steps=1,
         # The default hides NaN losses behind the running mean.

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 
@@ -15,13 +16,28 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import OF_WHOLE_WEIGHTS, TrainingSettings
 
 
-def arguments(settings: TrainingSettings) -> dict[str, Any]:
-    """Return what Trainer must be told; nothing where each process holds the whole model."""
+def arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, Any]:
+    """Return what Trainer must be told to share a model; nothing where each process holds the whole of it."""
     if settings.sharding == "none":
         return {}
     # Whole checkpoints: another number of processes, or a single one, can read them. Loading them so on each process is
     # left to the recipe, which draws what is new in a model from the seed.
-    return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": False}}
+    config = {"version": 2, "state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": False}
+    return {"fsdp": True, "fsdp_config": {**config, "transformer_layer_cls_to_wrap": _units(model)}}
+
+
+def _units(model: PreTrainedModel) -> list[str]:
+    """Return the classes whose modules are gathered as one.
+
+    A model names them itself; BERT also the one around its word embeddings. accelerate makes these a unit of their own, too, and fails
+    on weights that it has shared already.
+    """
+    embeddings, named = model.get_input_embeddings(), set(model._no_split_modules or ())
+    around = {type(module).__name__ for module in model.modules() if any(inner is embeddings for inner in module.modules())}
+    if found := sorted({type(module).__name__ for module in model.modules()} & named - around):
+        return found
+    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+    return sorted({type(layer).__name__ for layer in layers})
 
 
 def enable_on_cpu(trainer: Trainer) -> None:
@@ -33,7 +49,10 @@ def enable_on_cpu(trainer: Trainer) -> None:
     if not trainer.args.fsdp or trainer.is_fsdp_enabled:
         return
     state = trainer.accelerator.state
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    if trainer.accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(trainer.accelerator.mixed_precision)
+    state.fsdp_plugin = plugin
     state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
 
