@@ -1,0 +1,40 @@
+"""Every recipe is a use case that loads, and says on top what it was measured on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fullft_assets.use_case import load_use_case
+from fullft_assets.workloads import optimizers, sharding
+from fullft_assets.workloads.finetuning import accumulation_steps
+from tests import project as projects
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_a_use_case_that_training_takes(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my_project" / "defs" / recipe.stem / "defs.yaml"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("")
+    shutil.copy(recipe, path)
+    documents = yaml.safe_load(recipe.read_text())["attributes"]["documents"]["path"]
+    projects.write_rows(tmp_path / documents / "rows.jsonl", projects.licence_rows(20))
+    settings = load_use_case(path).settings
+    for require in (accumulation_steps, optimizers.require, sharding.require):
+        require(settings.training, settings.launcher.processes)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_what_was_measured(recipe: Path) -> None:
+    comment = recipe.read_text().split("type:")[0]
+    assert [word for word in ("machine", "memory", "time", "result") if not re.search(rf"^# {word}: .*\d", comment, re.MULTILINE)] == []
+
+
+def test_there_are_recipes() -> None:
+    assert {"laptop_cpu", "low_memory_cpu", "two_processes_ddp", "two_processes_fsdp2", "two_hosts"} <= {path.stem for path in RECIPES}
