@@ -1,17 +1,19 @@
-"""What is measured of an encoder, and held, by what it makes of text: its new head tells nothing of general text."""
+"""What the recipes of encoders share, whatever the head: loading, and what is measured and held by what a model makes of text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import distillation
 from fullft_assets.workloads.feed import Feed
@@ -29,11 +31,37 @@ class Encoder:
         base_model: a transformers folder with safetensors.
         added_tokens: that its tokenizer did not have.
         general: text on which is measured what is forgotten, or None.
+        train: rows to learn from.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
     base_model: Path
     added_tokens: Sequence[str]
     general: General | None
+    train: Split
+    start: Path | None
+
+    @property
+    def num_rows(self) -> int:
+        """See `Recipe`: they stand in the order of their hash."""
+        return len(self.train)
+
+    def first(self, num_rows: int) -> Self:
+        """See `Recipe`."""
+        return replace(self, train=self.train.select(range(num_rows)))
+
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        if self.start is not None:  # it has its head and its added tokens
+            return self._load(self.start, settings)
+        return self.load_original(settings)
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        return self._load(self.base_model, settings, self.added_tokens)
+
+    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+        raise NotImplementedError
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.

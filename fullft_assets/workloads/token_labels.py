@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,25 +58,6 @@ class TokenLabels(Encoder):
     general: General | None = None
     start: Path | None = None
     has_new_head: ClassVar[bool] = True
-
-    @property
-    def num_rows(self) -> int:
-        """See `Recipe`: they stand in the order of their hash."""
-        return len(self.train)
-
-    def first(self, num_rows: int) -> TokenLabels:
-        """See `Recipe`."""
-        return replace(self, train=self.train.select(range(num_rows)))
-
-    def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
-        if self.start is not None:  # it has its head and its added tokens
-            return self._load(self.start, settings)
-        return self.load_original(settings)
-
-    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
-        return self._load(self.base_model, settings, self.added_tokens)
 
     def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
         return load_for_training(
