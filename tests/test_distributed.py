@@ -82,6 +82,8 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_
     resumed = launch(killed, "fsdp2", torchrun=TWO)
     assert resumed["from"] == 4 and resumed["log"] == straight["log"]
     last = tmp_path / "straight" / f"checkpoint-{straight['last']}"
+    # Only sharded training writes it: a silent fall-back to whole models would train the same.
+    assert (last / "pytorch_model_fsdp.bin").is_file()
     weights = load_file(last / "model.safetensors")
     of_model, again = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "straight", killed))
     assert all(torch.equal(again[name], value) for name, value in of_model.items())
