@@ -62,19 +62,19 @@ def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:
     return next(found, None)
 
 
-def checks(history: list[dict[str, Any]], step: int) -> list[CheckOutcome]:
+def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[CheckOutcome]:
     """Judge a finished run by its step log: `loss` and `validation_loss` by step.
 
     Args:
         history: the log's lines.
-        step: after which the model had its weights.
+        scores: of the model that is saved, `validation_loss` among them; no step may have had its weights.
     """
     losses = [line["loss"] for line in history if "loss" in line]
-    validation = {line["step"]: line["validation_loss"] for line in history if "validation_loss" in line}
+    ended = scores["validation_loss"]
     # Thirds: a line is the mean of a few batches, and one alone says more of its rows than of the model.
     third = max(1, len(losses) // 3)
     first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
-    best = min(validation.values())
+    best = min([ended, *(line["validation_loss"] for line in history if "validation_loss" in line)])
     return [
         CheckOutcome(
             name="loss_is_falling",
@@ -85,10 +85,10 @@ def checks(history: list[dict[str, Any]], step: int) -> list[CheckOutcome]:
         ),
         CheckOutcome(
             name="is_not_overfitted",
-            passed=validation[step] <= best * 1.1,
+            passed=ended <= best * 1.1,
             severity="warn",
-            description=f"validation loss {validation[step]:.3f}, best {best:.3f}"
-            + ("" if validation[step] <= best * 1.1 else "; lower training.epochs, or set training.keep_best"),
-            metadata={"validation_loss": validation[step], "best_validation_loss": best},
+            description=f"validation loss {ended:.3f}, best {best:.3f}"
+            + ("" if ended <= best * 1.1 else "; lower training.epochs, or set training.keep_best"),
+            metadata={"validation_loss": ended, "best_validation_loss": best},
         ),
     ]

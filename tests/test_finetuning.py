@@ -115,7 +115,7 @@ class TestRealModel:
         assert all(parameter.requires_grad for parameter in fitted.model.parameters())
 
     def test_loss_falls_and_beats_the_commonest_label(self, prepared, fitted):
-        checks = {check.name: check for check in training.checks(fitted.history, fitted.step)}
+        checks = {check.name: check for check in training.checks(fitted.history, fitted.scores)}
         assert checks["loss_is_falling"].passed
         assert checks["loss_is_falling"].metadata["last_loss"] < 0.9 * checks["loss_is_falling"].metadata["first_loss"]
         validation = prepared.split("validation")
@@ -226,7 +226,7 @@ class TestDivergence:
         if fit.incidents:
             return
         assert all(math.isfinite(line.get("loss", 0.0)) for line in fit.history)
-        checks = {check.name: check.passed for check in training.checks(fit.history, fit.step)}
+        checks = {check.name: check.passed for check in training.checks(fit.history, fit.scores)}
         assert not checks["loss_is_falling"] or not checks["is_not_overfitted"]
 
 

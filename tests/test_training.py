@@ -90,20 +90,26 @@ class TestKey:
 
 
 class TestChecks:
-    def of(self, losses: list[float], validation: dict[int, float], step: int) -> dict[str, bool]:
+    def of(self, losses: list[float], validation: dict[int, float], model_loss: float) -> dict[str, bool]:
         history: list[dict[str, Any]] = [{"step": n, "loss": loss} for n, loss in enumerate(losses, start=1)]
         history += [{"step": n, "validation_loss": loss} for n, loss in validation.items()]
         history.append({"step": 2, "event": "idle", "action": "warn", "reason": "slow"})
-        return {check.name: check.passed for check in training.checks(history, step)}
+        return {check.name: check.passed for check in training.checks(history, {"validation_loss": model_loss})}
 
     def test_a_falling_loss_and_a_validation_loss_near_its_best_are_green(self):
-        assert self.of([2.0, 1.5, 1.0], {2: 1.0, 3: 1.05}, 3) == {"loss_is_falling": True, "is_not_overfitted": True}
+        assert self.of([2.0, 1.5, 1.0], {2: 1.0, 3: 1.05}, 1.05) == {"loss_is_falling": True, "is_not_overfitted": True}
 
     def test_a_loss_that_does_not_fall_is_red(self):
-        assert not self.of([1.0, 1.0, 1.0], {3: 1.0}, 3)["loss_is_falling"]
-        assert not self.of([1.0, 1.0, float("nan")], {3: 1.0}, 3)["loss_is_falling"]
+        assert not self.of([1.0, 1.0, 1.0], {3: 1.0}, 1.0)["loss_is_falling"]
+        assert not self.of([1.0, 1.0, float("nan")], {3: 1.0}, 1.0)["loss_is_falling"]
 
     def test_overfitting_is_judged_by_the_weights_that_became_the_model(self):
         validation = {1: 1.2, 2: 1.0, 3: 1.2}
-        assert not self.of([2.0, 1.5, 1.0], validation, 3)["is_not_overfitted"]
-        assert self.of([2.0, 1.5, 1.0], validation, 2)["is_not_overfitted"]
+        assert not self.of([2.0, 1.5, 1.0], validation, 1.2)["is_not_overfitted"]
+        assert self.of([2.0, 1.5, 1.0], validation, 1.0)["is_not_overfitted"]
+
+    def test_weights_between_two_models_are_judged_by_their_own_loss(self):
+        validation = {1: 1.0, 2: 1.2, 3: 1.4}
+        assert self.of([2.0, 1.5, 1.0], validation, 0.9)["is_not_overfitted"]
+        # They count as the best, too, and one that lost what a step had found is told.
+        assert not self.of([2.0, 1.5, 1.0], validation, 1.11)["is_not_overfitted"]

@@ -99,7 +99,7 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
                 **fit.about,
                 "settings_digest": digest(settings.model_dump(mode="json")),
             },
-            checks=training.checks(fit.history, fit.step),
+            checks=training.checks(fit.history, fit.scores),
         )
 
 
