@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,17 @@ def train(case: Prepared, key: str, **changes: Any) -> Manifest:
     job = case.job(STAGE, key, training=dict(merged))
     training.work(job, case.store, QUIET)
     return case.store.find(job.case, STAGE, key)
+
+
+class _Optimizer(TrainerCallback):
+    """Keeps the optimizer, as torch made it, and how many weights it had a state for."""
+
+    optimizer: torch.optim.Optimizer | None = None
+    num_states = 0
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.optimizer = optimizer
+        self.num_states = len(optimizer.state)
 
 
 def rise(found: Fit) -> float:
@@ -290,6 +303,35 @@ class TestWeightsInBetween:
     def test_none_within_the_budget_is_one_line(self, encoder: Prepared) -> None:
         with pytest.raises(DivergenceError, match="no scored weights, .* are within training.max_general_rise"):
             train(encoder, "none", wise_ft=[1.0], max_general_rise=1e-9)
+
+    @pytest.mark.parametrize("optimizer", ["adamw", "adafactor_in_backward"])
+    def test_what_only_steps_need_is_freed_before(self, encoder: Prepared, tmp_path: Path, optimizer: str) -> None:
+        held: list[tuple[int, int]] = []
+        seen = _Optimizer()
+
+        class Watched(type(encoder.recipe)):
+            def load_original(self, settings: TrainingSettings) -> Any:
+                if seen.optimizer is not None:  # the anchors' own come before training
+                    gc.collect()
+                    held.append((len(seen.optimizer.state), sum(isinstance(found, layers.Anchor) for found in gc.get_objects())))
+                return super().load_original(settings)
+
+        recipe = Watched(**{field.name: getattr(encoder.recipe, field.name) for field in fields(encoder.recipe)})
+        changes = {"optimizer": optimizer, "l2_sp": 0.01, "epochs": 1.0}
+        if optimizer != "adamw":
+            changes |= {"micro_batch_size": encoder.use_case.settings.training.batch_size}
+        settings = encoder.use_case.settings.training.model_dump() | changes
+        found = fine_tune(
+            recipe, TrainingSettings.model_validate(settings | {"wise_ft": [1.0]}), 17, tmp_path, QUIET, resumable=False, callbacks=[seen]
+        )
+        assert seen.num_states > 10 and held == [(0, 0)]
+        plain = fit(encoder, tmp_path, **changes).model.state_dict()
+        assert all(torch.equal(value, plain[name]) for name, value in found.model.state_dict().items())
+
+    def test_the_check_on_overfitting_judges_the_saved_model(self, encoder: Prepared) -> None:
+        made = train(encoder, "judged", wise_ft=[0.25], epochs=2.0)
+        (chosen,) = made.metadata["wise_ft_scores"]
+        assert made.check("is_not_overfitted").metadata["validation_loss"] == chosen["validation_loss"] == made.metadata["validation_loss"]
 
     def test_a_language_models_tied_head_lies_in_between_as_well(self, language: Prepared, tmp_path: Path) -> None:
         found = fit(language, tmp_path, wise_ft=[0.5], epochs=0.5)

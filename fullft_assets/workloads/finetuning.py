@@ -267,8 +267,10 @@ class _Leg:
         final = _scores_of(log.lines, step)
         if not math.isfinite(final["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
-        interpolated = self._interpolate(model, step) if self.settings.wise_ft else None
-        if interpolated is not None:
+        interpolated = None
+        if self.settings.wise_ft:
+            self._free()
+            interpolated = self._interpolate(model, step)
             final = interpolated.of_chosen
         return Fit(
             model=model,
@@ -285,6 +287,12 @@ class _Leg:
             scores={name: value for name, value in final.items() if name.startswith(("validation_", "general_"))},
             interpolated=interpolated,
         )
+
+    def _free(self) -> None:
+        """Let go of what only steps need, whoever still names the optimizer: its state and the anchors are copies of the weights."""
+        if self.trainer.optimizer is not None:  # none where the last step was taken before this leg
+            self.trainer.optimizer.state.clear()
+        self.trainer.remove_callback(_Pull)
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
         """Put the best weights between the base model's and the trained ones into the model.
