@@ -25,11 +25,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fullft_assets.base_model import read_header, resolve_base_model, suggest_path
+from fullft_assets.contradictions import contradictions
 from fullft_assets.documents.formats import ENDINGS, is_readable
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
-from fullft_assets.settings import OF_WHOLE_WEIGHTS, UseCaseSettings
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
 COMPONENT = "fullft_assets.FullFineTune"
@@ -371,51 +372,8 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    training, name = settings.training, settings.training.optimizer
-    if training.sharding == "fsdp2" and settings.launcher.processes == 1:
-        yield Problem(("training", "sharding"), "fsdp2 shares the model between processes; set launcher.processes to 2 or more")
-    if training.sharding == "fsdp2":
-        if (name, training.weights) != ("adamw", "fp32"):
-            yield Problem(("training", "sharding"), "fsdp2 goes with optimizer: adamw and weights: fp32; remove the other")
-        for key in OF_WHOLE_WEIGHTS:
-            if getattr(training, key):
-                yield Problem(
-                    ("training", key), "works on whole weights, which no process has under sharding: fsdp2; remove one of the two"
-                )
-    if training.weights == "bf16" and training.precision in ("fp32", "fp16"):
-        yield Problem(
-            ("training", "precision"), f"{training.precision} does not go with weights: bf16, which are computed with as they are"
-        )
-    if training.weights == "bf16" and name == "adamw_8bit":
-        yield Problem(
-            ("training", "weights"), "bf16 loses small updates with adamw_8bit, which does not round stochastically; use adafactor"
-        )
-    if training.sharding == "fsdp2" and training.compile:
-        yield Problem(("training", "compile"), "was not tried with sharding: fsdp2; remove one of the two")
-    if training.unfreeze_share and (training.weights == "bf16" or name == "adafactor"):
-        yield Problem(
-            ("training", "unfreeze_share"),
-            "goes with optimizer: adamw or adamw_8bit and weights: fp32, whose moments begin with each weight",
-        )
-    if not training.steps_in_backward:
-        return
-    in_backward = f"{name} steps in the backward pass"
-    if training.micro_batch_size != training.batch_size:
-        yield Problem(
-            ("training", "micro_batch_size"),
-            f"{in_backward} and cannot accumulate: give all {training.batch_size} rows of batch_size, or lower both",
-        )
-    if settings.launcher.processes > 1:
-        yield Problem(("launcher", "processes"), f"{in_backward}, before processes share gradients; give 1")
-    if training.precision == "fp16":
-        yield Problem(("training", "precision"), f"{in_backward}, before fp16's scaling is undone; give fp32 or bf16")
-    for key in ("l2_sp", "ewc"):
-        if getattr(training, key):
-            yield Problem(("training", key), f"holds a copy of the weights, which {name} is there to save; remove one of the two")
-    if training.unfreeze_share:
-        yield Problem(
-            ("training", "unfreeze_share"), f"unfreezes weights that {name} would have to know from the start; remove one of the two"
-        )
+    for key, message in contradictions(settings.training, settings.launcher.processes):
+        yield Problem(key, message)
 
 
 def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:

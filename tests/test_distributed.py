@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 from fullft_assets import use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.workloads import sharding
+from fullft_assets.workloads import planning, sharding
 from fullft_assets.workloads.classification import score
+from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import load_classifier
 from tests import machine
-from tests.prepared import command, prepare
+from tests.prepared import command, prepare, write_general, write_tiny_model
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
@@ -133,6 +135,30 @@ def test_units_of_a_model_leave_its_embeddings_out() -> None:
     assert (sharding._units(bert), sharding._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
 
 
+@pytest.mark.slow
+def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    # Each process would draw its own.
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
+    write_general(tmp_path / "general", 10)
+    case = prepare(tmp_path, base_model="model", snapshot={"general": {"path": "general", "max_tokens": 500}})
+    made = {}
+    for kind, processes in (("none", 1), ("fsdp2", 2)):
+        changes = {"training": {"sharding": kind, "micro_batch_size": 4, "precision": "fp32"}, "launcher": {"processes": processes}}
+        job = case.job("finetuned_checkpoint", kind, **changes)
+        line = command("training", job.write(case.store), processes)
+        done = subprocess.run(line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False)
+        assert done.returncode == 0, done.stderr[-3_000:]
+        manifest = case.store.find(job.case, job.stage, job.key)
+        lines = (case.store.folder(manifest) / "logs" / "metrics.jsonl").read_text().splitlines()
+        steps = [found for found in map(json.loads, lines) if "loss" in found]
+        made[kind] = {"log": [(found["loss"], found["grad_norm"]) for found in steps], "metadata": manifest.metadata}
+    assert_close(made["fsdp2"], made["none"])
+    for name in ("validation_loss", "general_distance"):
+        assert made["fsdp2"]["metadata"][name] == pytest.approx(made["none"]["metadata"][name], rel=1e-2)
+
+
 def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="fsdp2 shares the model between processes; set launcher.processes to 2 or more"):
         fit(LLAMA, training(), SETTINGS.model_copy(update={"sharding": "fsdp2"}), tmp_path)
@@ -140,9 +166,21 @@ def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "processes", "message"),
-    [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "goes with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "whole weights"), ({}, 2, None)],
+    [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "goes with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "whole weights"),
+     ({"compile": True}, 2, "was not tried with sharding: fsdp2"), ({}, 2, None)],
 )  # fmt: skip
 def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: int, message: str | None) -> None:
     data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": {"sharding": "fsdp2", **more}}
     settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
     assert [message in problem.message for problem in use_case._check_optimizer(settings, Path())] == ([True] if message else [])
+    # The workloads refuse the same, before any work.
+    with pytest.raises(SettingsError, match=message) if message else nullcontext():
+        sharding.require(settings.training, processes)
+
+
+def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path: Path) -> None:
+    case = prepare(tmp_path, tiny=True)
+    changes = {"training": {"sharding": "fsdp2", "compile": True, "micro_batch_size": 4}, "launcher": {"processes": 2}}
+    with pytest.raises(SettingsError, match="training.compile: was not tried with sharding: fsdp2"):
+        planning.work(case.job("pilot_run", **changes), case.store, Progress(silent=True))
+    assert case.store.find(case.use_case.name, "feasibility_plan", "k1") is None

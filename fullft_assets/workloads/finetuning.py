@@ -292,7 +292,7 @@ class _Leg:
         """Let go of what only steps need, whoever still names the optimizer: its state and the anchors are copies of the weights."""
         if self.trainer.optimizer is not None:  # none where the last step was taken before this leg
             self.trainer.optimizer.state.clear()
-        self.trainer.remove_callback(_Pull)
+        self.trainer.remove_callback(holding.Pull)
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
         """Put the best weights between the base model's and the trained ones into the model.

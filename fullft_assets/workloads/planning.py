@@ -25,7 +25,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
-from fullft_assets.workloads import holding, layers, optimizers, precision, telemetry
+from fullft_assets.workloads import holding, layers, optimizers, precision, sharding, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes
 from fullft_assets.workloads.inference import device
@@ -73,12 +73,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the three planning artifacts.
 
     Raises:
-        SettingsError: training could not divide its batch or reach a tracker, or the rows are too few for a learning curve.
+        SettingsError: training could not divide its batch, shard its model or reach a tracker, or the rows are too few for a learning curve.
     """
     settings = job.settings
     # Said now: training would only find out after all that is measured here.
     accumulation_steps(settings.training, settings.launcher.processes)
     optimizers.require(settings.training, settings.launcher.processes)
+    sharding.require(settings.training, settings.launcher.processes)
     telemetry.require(settings.training.track)
     snapshot = job.load_inputs(store)["training_snapshot"]
     recipe = open_recipe(job, store, snapshot)

@@ -12,8 +12,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 
+from fullft_assets.contradictions import of_sharding
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import OF_WHOLE_WEIGHTS, TrainingSettings
+from fullft_assets.settings import TrainingSettings
 
 
 def arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, Any]:
@@ -61,21 +62,10 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
     """Find out before any work whether the model can be sharded.
 
     Raises:
-        SettingsError: there is one process, or an optimizer that updates whole weights.
+        SettingsError: there is one process, or a setting that does not go with sharding.
     """
-    if settings.sharding == "none":
-        return
-    if num_processes == 1:
-        raise SettingsError("training.sharding: fsdp2 shares the model between processes; set launcher.processes to 2 or more")
-    if settings.optimizer != "adamw" or settings.weights != "fp32":
-        raise SettingsError(
-            "training.sharding: fsdp2 goes with optimizer: adamw and weights: fp32, whose state it shares; remove the other"
-        )
-    for key in OF_WHOLE_WEIGHTS:
-        if getattr(settings, key):
-            raise SettingsError(
-                f"training.{key}: works on whole weights, which no process has under sharding: fsdp2; remove one of the two"
-            )
+    for key, message in of_sharding(settings, num_processes):
+        raise SettingsError(f"{'.'.join(key)}: {message}")
 
 
 def load(trainer: Trainer, checkpoint: Path, model: PreTrainedModel | None = None) -> None:
