@@ -16,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.contradictions import contradictions
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import Optimizer, PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "4"
+VERSION = "5"
 #: Largest exponent of a learning curve: what theory allows and more than was ever measured (Hestness et al. 2017, sections 3 and 4).
 _STEEPEST = 0.5
 #: Rungs of the memory ladder, as (optimizer, weights), from what takes most to what takes least.
@@ -36,7 +37,11 @@ RUNGS: tuple[tuple[Optimizer, Literal["fp32", "bf16"]], ...] = (
 
 
 class Measured(BaseModel):
-    """What the planning workload measured with real training steps."""
+    """What the planning workload measured with real training steps, in one process.
+
+    Attributes:
+        num_trained_parameters: those that are not frozen. None: all.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,6 +55,7 @@ class Measured(BaseModel):
     available_memory_bytes: int
     device: str
     precision: str
+    num_trained_parameters: int | None = None
 
 
 class Point(BaseModel):
@@ -93,20 +99,42 @@ def state_bytes(optimizer: Optimizer, weights: Literal["fp32", "bf16"] = "fp32")
     return width + gradient + moments
 
 
-def next_rung(measured: Measured, training: TrainingSettings, limit: int) -> str:
-    """Return `; or set training.optimizer: ...` for the first lower rung of the memory ladder whose state would fit, or an empty string."""
-    held = state_bytes(training.optimizer, training.weights)
+def _state(measured: Measured, optimizer: Optimizer, weights: Literal["fp32", "bf16"]) -> int:
+    """Return the bytes of all weights, and of the gradients and moments of those that are trained."""
+    of_weight = 4 if weights == "fp32" else 2
+    trained = measured.num_parameters if measured.num_trained_parameters is None else measured.num_trained_parameters
+    return of_weight * measured.num_parameters + (state_bytes(optimizer, weights) - of_weight) * trained
+
+
+def next_rung(measured: Measured, training: TrainingSettings, limit: int, processes: int = 1) -> str:
+    """Return `; or set training.optimizer: ...` for the first lower rung of the memory ladder whose state would fit, or an empty string.
+
+    Left out are rungs that contradict another setting. Of one that cannot accumulate no peak is foretold where its passes would be larger
+    than those measured.
+    """
+    held = _state(measured, training.optimizer, training.weights)
     for optimizer, weights in RUNGS:
-        saved = (held - state_bytes(optimizer, weights)) * measured.num_parameters
+        saved = held - _state(measured, optimizer, weights)
         peak = measured.peak_memory_bytes - saved
-        if saved > 0 and peak <= limit:
-            named = f"training.optimizer: {optimizer}" + (" and training.weights: bf16" if weights == "bf16" else "")
-            return f"; or set {named} (about {peak / 2**30:.2f} GiB)"
+        if saved <= 0 or peak > limit:
+            continue
+        rung = training.model_copy(update={"optimizer": optimizer, "weights": weights})
+        if (rung.precision, weights, measured.precision) == ("auto", "fp32", "fp16"):
+            rung = rung.model_copy(update={"precision": "fp16"})
+        has_larger_passes = rung.steps_in_backward and rung.micro_batch_size != rung.batch_size
+        if has_larger_passes:
+            rung = rung.model_copy(update={"micro_batch_size": rung.batch_size})
+        if any(contradictions(rung, processes)):
+            continue
+        named = f"training.optimizer: {optimizer}" + (" and training.weights: bf16" if weights == "bf16" else "")
+        if has_larger_passes:
+            return f"; or set {named} with training.micro_batch_size: {rung.batch_size}, whose passes are larger than those measured"
+        return f"; or set {named} (about {peak / 2**30:.2f} GiB)"
     return ""
 
 
 def plan_checks(
-    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None
+    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None, processes: int = 1
 ) -> tuple[dict[str, Any], list[CheckOutcome]]:
     """Return the plan's headline figures and the gates on memory, time and price.
 
@@ -114,6 +142,7 @@ def plan_checks(
         measured: real training steps.
         settings: the limits.
         training: what was measured. Default: that of the defaults.
+        processes: that will train; with `sharding: fsdp2` each holds a part of the state that was measured whole.
     """
     training = training or TrainingSettings()
     hours = measured.predicted_seconds / 3600
@@ -121,8 +150,19 @@ def plan_checks(
     limit = measured.available_memory_bytes
     if settings.max_memory_gib is not None:
         limit = min(limit, int(settings.max_memory_gib * 2**30))
-    gib = measured.peak_memory_bytes / 2**30
-    fits = measured.peak_memory_bytes <= limit
+    state, peak = _state(measured, training.optimizer, training.weights), measured.peak_memory_bytes
+    told = ""
+    if training.sharding == "fsdp2":
+        told = (
+            f" in each process, estimated: {peak / 2**30:.2f} GiB were measured in one that holds the whole model; {processes} share its "
+            "weights, gradients and moments"
+        )
+        peak -= state - state // processes
+        state //= processes
+    gib = peak / 2**30
+    fits = peak <= limit
+    # A step in the backward pass takes the whole batch.
+    rows = "training.batch_size and micro_batch_size" if training.steps_in_backward else "training.micro_batch_size"
     too_long = hours > settings.max_hours
     too_dear = settings.max_usd is not None and usd > settings.max_usd
     budget = []
@@ -135,12 +175,8 @@ def plan_checks(
         CheckOutcome(
             name="fits_in_memory",
             passed=fits,
-            description=f"peak {gib:.2f} GiB of {limit / 2**30:.2f} GiB"
-            + (
-                ""
-                if fits
-                else "; lower training.micro_batch_size or set training.gradient_checkpointing" + next_rung(measured, training, limit)
-            ),
+            description=f"peak {gib:.2f} GiB of {limit / 2**30:.2f} GiB{told}"
+            + ("" if fits else f"; lower {rows} or set training.gradient_checkpointing" + next_rung(measured, training, limit, processes)),
             metadata={"peak_memory_gib": gib, "memory_limit_gib": limit / 2**30},
         ),
         CheckOutcome(
@@ -155,7 +191,7 @@ def plan_checks(
         "planned_hours": hours,
         "planned_usd": usd,
         "peak_memory_gib": gib,
-        "state_memory_gib": measured.num_parameters * state_bytes(training.optimizer, training.weights) / 2**30,
+        "state_memory_gib": state / 2**30,
         "padding_share": 1 - measured.num_tokens / measured.num_padded_tokens,
     }
     return headline, checks

@@ -184,3 +184,16 @@ def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path
     with pytest.raises(SettingsError, match="training.compile: was not tried with sharding: fsdp2"):
         planning.work(case.job("pilot_run", **changes), case.store, Progress(silent=True))
     assert case.store.find(case.use_case.name, "feasibility_plan", "k1") is None
+
+
+def test_plan_and_pilot_of_a_sharded_training_are_of_one_process(tmp_path: Path) -> None:
+    case = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1.0, "pilot_share": 1.0})
+    job = case.job("pilot_run", training={"sharding": "fsdp2", "micro_batch_size": 4}, launcher={"processes": 2})
+    planning.work(job, case.store, Progress(silent=True))
+    plan, pilot = (case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "pilot_run"))
+    assert all(check.passed for check in (*plan.checks, *pilot.checks))
+    # A half of 16 bytes a weight lies in the other process.
+    whole, found = plan.metadata["peak_memory_bytes"], plan.metadata["peak_memory_gib"] * 2**30
+    assert whole - found == pytest.approx(plan.metadata["num_parameters"] * 8)
+    assert "in each process, estimated: " in plan.check("fits_in_memory").description
+    assert "2 share its weights, gradients and moments" in plan.check("fits_in_memory").description

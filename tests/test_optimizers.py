@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
 from fullft_assets import planning, use_case
+from fullft_assets.contradictions import contradictions
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.workloads import finetuning, optimizers
@@ -270,14 +272,47 @@ class TestPlan:
          (200_000_000, {}, "; or set training.optimizer: adamw_in_backward and training.weights: bf16 (about"),
          (300_000_000, {}, "; or set training.optimizer: adafactor_in_backward and training.weights: bf16 (about"),
          (400_000_000, {}, None),
-         (100_000_000, {"optimizer": "adafactor_in_backward"}, None)],
+         (100_000_000, {"optimizer": "adafactor_in_backward"}, None),
+         # What other settings forbid is left out.
+         (80_000_000, {"l2_sp": 0.1}, "; or set training.optimizer: adafactor (about"),
+         (80_000_000, {"unfreeze_share": 0.5}, "; or set training.optimizer: adafactor (about"),
+         (200_000_000, {"ewc": 0.1}, None),
+         (200_000_000, {"precision": "fp32"}, "; or set training.optimizer: adafactor_in_backward (about"),
+         (80_000_000, {"precision": "fp16"}, "; or set training.optimizer: adafactor (about"),
+         (80_000_000, {"processes": 2}, "; or set training.optimizer: adafactor (about"),
+         (10_000_000, {"processes": 2, "sharding": "fsdp2"}, None),
+         # A pass of the whole batch was not measured.
+         (80_000_000, {"micro_batch_size": 8}, "; or set training.optimizer: adamw_in_backward with training.micro_batch_size: 32, whose"),
+         (100_000_000, {"micro_batch_size": 8}, "; or set training.optimizer: adafactor (about")],
     )  # fmt: skip
     def test_a_plan_that_does_not_fit_names_the_next_rung(self, room, current, named):
         """The plan has 22 million weights: 352 MB of state under AdamW."""
-        limit = (MEASURED.peak_memory_bytes - room) / 2**30
-        _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=limit), TrainingSettings(**current))
+        current = {"micro_batch_size": 32} | current
+        processes = current.pop("processes", 1)
+        shared = 176_000_000 if "sharding" in current else 0
+        limit = (MEASURED.peak_memory_bytes - room - shared) / 2**30
+        _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=limit), TrainingSettings(**current), processes)
         assert not fits.passed
         assert (named in fits.description) if named else ("or set training.optimizer" not in fits.description)
+
+    @pytest.mark.parametrize("changes", [{}, {"l2_sp": 0.1}, {"precision": "fp32"}, {"precision": "fp16"}, {"unfreeze_share": 0.5}])
+    @pytest.mark.parametrize("processes", [1, 2])
+    @pytest.mark.parametrize("room", [80_000_000, 100_000_000, 200_000_000, 300_000_000])
+    def test_who_follows_the_advice_is_not_refused(self, changes, processes, room):
+        training = TrainingSettings(**changes)
+        advice = planning.next_rung(MEASURED, training, MEASURED.peak_memory_bytes - room, processes)
+        named = {key: int(value) if value.isdigit() else value for key, value in re.findall(r"training\.(\w+): (\w+)", advice)}
+        assert list(contradictions(training.model_copy(update=named), processes)) == []
+
+    def test_steps_in_the_backward_pass_are_not_told_to_take_smaller_passes_than_the_batch(self):
+        training = TrainingSettings(optimizer="lomo", micro_batch_size=32)
+        _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=1), training)
+        assert "lower training.batch_size and micro_batch_size" in fits.description
+
+    def test_frozen_weights_have_neither_gradients_nor_moments(self):
+        frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
+        headline, _ = planning.plan_checks(frozen, PlanningSettings())
+        assert headline["state_memory_gib"] == (22_000_000 * 4 + 2_000_000 * 12) / 2**30
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest:
             "not one training pass of the largest size fits in memory; lower training.micro_batch_size or chunks.max_tokens, set "
             "training.gradient_checkpointing, or go down the memory ladder (training.optimizer, training.weights)"
         ) from error
-    headline, checks = planning.plan_checks(measured, shared.job.settings.planning, shared.job.settings.training)
+    settings = shared.job.settings
+    headline, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes)
     headline |= about
     (draft.path / "plan.json").write_text(json.dumps(headline, indent=1))
     for check in checks:
@@ -148,6 +149,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     predicted = passes / sharing + num_steps * float(np.median(timed[:, 1]))
     measured = planning.Measured(
         num_parameters=model.num_parameters(),
+        num_trained_parameters=model.num_parameters(only_trainable=True),
         num_rows=recipe.num_rows,
         num_steps=num_steps,
         num_tokens=int(feed.lengths.sum()),
@@ -228,7 +230,9 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
         return list(looks.values())
 
     # A run in small, with the schedule of the whole: at a constant rate a score jumps by more from one step to another than it gains.
-    training = settings.training.model_copy(update={"epochs": 1.0, "max_general_rise": None, "wise_ft": []})
+    # It is one process, which shares its model with none.
+    changes = {"epochs": 1.0, "max_general_rise": None, "wise_ft": [], "sharding": "none"}
+    training = settings.training.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         fit = fine_tune(
             shared.recipe.first(rows[-1]),
