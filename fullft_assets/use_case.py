@@ -324,9 +324,6 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(("examples", "multi_label"), f"is for the task classification, not for {examples.task}")
     if settings.snapshot.replay is not None and examples.task not in ("sft", "language_modeling"):
         yield Problem(("snapshot", "replay"), f"is for the tasks sft and language_modeling: {examples.task} has no loss on general text")
-    if settings.snapshot.general is not None and (examples.task == "token_classification" or examples.multi_label):
-        what = "multi_label" if examples.multi_label else examples.task
-        yield Problem(("snapshot", "general"), f"is measured while a model is trained: {what} ends with its snapshot; remove it")
     if settings.chunks.stride and examples.task == "language_modeling":
         yield Problem(("chunks", "stride"), "is for tasks that pool the windows of a text: language_modeling would train its tokens twice")
     if examples.group is not None and examples.group == examples.label:

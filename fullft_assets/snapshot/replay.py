@@ -374,7 +374,7 @@ class Tokenizations:
     @property
     def _plain_task(self) -> Task:
         """An encoder reads general text as it reads its task's."""
-        return "classification" if self._settings.examples.task == "classification" else "language_modeling"
+        return "language_modeling" if self._settings.examples.task in ("sft", "language_modeling") else "classification"
 
     @cached_property
     def _conversations(self) -> Tokenization:
