@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from fullft_assets import documents, erasure, snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.resources import open_store
+from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.project import Project
@@ -197,7 +199,58 @@ def test_an_empty_list(tmp_path: Path):
 
 
 def test_unaffected_stages_are_left_alone(store: Store):
-    before = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "cheaper_baselines") for m in store.artifacts(CASE, stage)}
+    before = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run") for m in store.artifacts(CASE, stage)}
     erasure.erase(store, CASE, [index_rows(store, "train")[0]["id"]])
-    after = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "cheaper_baselines") for m in store.artifacts(CASE, stage)}
+    after = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run") for m in store.artifacts(CASE, stage)}
     assert before == after
+
+
+def own_words(store: Store) -> tuple[str, list[str]]:
+    """Return a word that TF-IDF learned from some training documents and that no other document has, and their ids."""
+    (baselines,) = store.artifacts(CASE, "cheaper_baselines")
+    (raw,) = store.artifacts(CASE, "raw_documents")
+    (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
+    learned = json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
+    # The model's own vocabulary stays.
+    known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    documents_of: dict[str, list[str]] = {}
+    for row in pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist():
+        for word in set(re.findall(r"\w+", row["text"].lower())):
+            documents_of.setdefault(word, []).append(row["id"])
+    train = {row["id"] for row in index_rows(store, "train")}
+    return next(
+        (word, ids)
+        for word, ids in sorted(documents_of.items())
+        if len(word) > 6 and word.isalpha() and word in learned and word not in known and train.issuperset(ids)
+    )
+
+
+def files_with_word(store: Store, word: str) -> list[str]:
+    """Return the files of the store in which a word stands, whatever their kind."""
+    found = []
+    for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
+        content = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+        if word.encode() in content.lower():
+            found.append(str(path))
+    return found
+
+
+def test_no_word_that_only_they_had_is_left_of_what_the_baselines_learned(store: Store):
+    word, ids = own_words(store)
+    assert any(path.endswith("tfidf.json") for path in files_with_word(store, word)), "it was there"
+    report = erasure.erase(store, CASE, ids)
+    assert report.num_found == len(ids) and report.deleted["cheaper_baselines"] == 1
+    assert "deleted      1 cheaper_baselines (made again when needed)" in report.lines()
+    assert files_with_word(store, word) == []
+
+
+@pytest.mark.slow
+def test_the_next_run_plans_again_without_them(project: Project, store: Store):
+    word, ids = own_words(store)
+    erasure.erase(store, CASE, ids)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (taken, baselines) = (latest(store, CASE, name) for name in ("training_snapshot", "cheaper_baselines"))
+    assert baselines.inputs["training_snapshot"] == taken.content_digest
+    assert word not in json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
+    assert not set(ids) & set(snapshot.load_split(store, taken, "train").ids)

@@ -44,8 +44,9 @@ __all__ = ["Report", "erase", "read_list"]
 
 #: The tables with one row a document, inputs before what is made of them.
 _TABLES = {**DOCUMENTS, "tokenized_chunks": "chunks.parquet"}
-#: What is made again at the next use, and dropped where it was made from a rewritten artifact.
-_DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference")
+#: What is made again at the next use, and dropped where it was made from a rewritten artifact. The cheaper ways learned from the
+#: training rows as weights do, but in words: TF-IDF's vocabulary.
+_DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference", "cheaper_baselines")
 #: Why a row of somebody else left a snapshot.
 _LOST = "their text and tokens were those of an equal row that was erased; deliver them again"
 #: Every stage whose attempts may hold documents, their names or what was made of them.
