@@ -199,9 +199,9 @@ class _Leg:
         self.prepared = work.recipe.prepare(self.model, self.settings, work.seed, work.num_processes)
         feed = self.prepared.feed
         self._documents_of_steps = feed.bounds_of_steps(accumulation_steps(self.settings, work.num_processes) * work.num_processes)
-        #: [steps] useful tokens of each.
         if self.settings.compile:
             layers.compile_below_head(self.model)
+        #: [steps] useful tokens of each.
         self.tokens = sums_between(feed.lengths, self._documents_of_steps)
         self.num_steps = len(self.tokens)
         share = self.settings.unfreeze_share
