@@ -275,7 +275,7 @@ class TestPlan:
          (100_000_000, {"optimizer": "adafactor_in_backward"}, None),
          # What other settings forbid is left out.
          (80_000_000, {"l2_sp": 0.1}, "; or set training.optimizer: adafactor (about"),
-         (80_000_000, {"unfreeze_share": 0.5}, "; or set training.optimizer: adafactor (about"),
+         (80_000_000, {"unfreeze_share": 0.5}, None),
          (200_000_000, {"ewc": 0.1}, None),
          (200_000_000, {"precision": "fp32"}, "; or set training.optimizer: adafactor_in_backward (about"),
          (80_000_000, {"precision": "fp16"}, "; or set training.optimizer: adafactor (about"),

@@ -53,8 +53,8 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int =
     """Raise torch's own error in every training pass of more than so many rows; return the sizes of the passes."""
     load, seen = classification.load_for_training, []
 
-    def load_limited(*args: object) -> object:
-        model = load(*args)
+    def load_limited(*args: object, **options: object) -> object:
+        model = load(*args, **options)
 
         def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
             if module.training:
@@ -115,7 +115,7 @@ class TestOutOfMemory:
         assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [4, 2, 1]
 
     def test_what_is_no_lack_of_memory_is_not_taken_for_one(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr(classification, "_collate", lambda rows, pad_id: 1 / 0)
+        monkeypatch.setattr(classification, "collate", lambda rows, pad_id: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tiny, tmp_path)
         assert Course(tmp_path).incidents == []
@@ -284,7 +284,7 @@ class TestRecord:
         def fail(rows: object, pad_id: int) -> None:
             raise ConnectionResetError("gone")
 
-        monkeypatch.setattr(classification, "_collate", fail)
+        monkeypatch.setattr(classification, "collate", fail)
         code, record = self.run(tiny, "crashed")
         assert code == 1
         assert record["failure"] == "infrastructure"

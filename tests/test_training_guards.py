@@ -173,8 +173,8 @@ def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch
     """Spoil the logits of these training passes (1 = the first) of the first legs of a run, as broken hardware or bad rows would."""
     load, loaded = classification.load_for_training, []
 
-    def load_faulty(*args: object) -> object:
-        model, counted = load(*args), [0]
+    def load_faulty(*args: object, **options: object) -> object:
+        model, counted = load(*args, **options), [0]
         loaded.append(model)
 
         def hook(module: object, inputs: object, output: object) -> None:
