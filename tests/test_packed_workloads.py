@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fullft_assets.errors import DataError
 from fullft_assets.launched import EXIT_MENDABLE
 from fullft_assets.samples import smollm
 from fullft_assets.snapshot import load_training
@@ -22,7 +24,7 @@ from fullft_assets.workloads import entry, planning, precision, training
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import load_causal
 from fullft_assets.workloads.token_scores import score_documents
-from tests import machine
+from tests import machine, smollm2
 from tests.prepared import Prepared, prepare_language_model
 from tests.test_resume import Run, assert_same_as
 
@@ -125,6 +127,12 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])
 
 
+def write_model(folder: Path, **config: int) -> None:
+    smollm2.write_tokenizer(folder)
+    small = {"vocab_size": 49_152, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(**small | config)).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("case", ["sft"], indirect=True)
 class TestRefusals:
     @pytest.fixture(autouse=True)
@@ -132,25 +140,35 @@ class TestRefusals:
         monkeypatch.setattr(entry, "_listen_for_stop", lambda progress: None)
 
     @pytest.mark.parametrize(
-        ("config", "line"),
+        ("config", "chunks", "line"),
         [
-            ({"vocab_size": 99}, "the model knows 99: its tokenizer is not base_model's; take the snapshot again"),
-            ({"max_position_embeddings": 16}, "chunks.max_tokens: 32 is more than the 16 positions of base_model"),
+            (
+                {},
+                {"added_tokens": []},
+                "made with another tokenizer than base_model's with chunks.added_tokens; tokenise the batches again",
+            ),
+            ({"max_position_embeddings": 16}, {}, "chunks.max_tokens: 32 is more than the 16 positions of base_model"),
         ],
-        ids=["vocabulary", "positions"],
+        ids=["tokenizer", "positions"],
     )
-    def test_another_model_than_the_snapshots_is_one_line(self, case: Prepared, tmp_path: Path, config: dict, line: str, capsys) -> None:
-        small = {"vocab_size": 49_152, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-        LlamaForCausalLM(LlamaConfig(**small | config)).save_pretrained(tmp_path)
+    def test_another_model_than_the_snapshots_is_one_line(
+        self, case: Prepared, tmp_path: Path, config: dict, chunks: dict, line: str, capsys
+    ) -> None:
+        write_model(tmp_path, **config)
         for stage, workload in ((STAGE, training), ("pilot_run", planning)):
-            job = case.job(stage, f"refused-{tmp_path.name}")
-            changes = {"base_model": str(tmp_path), "chunks": job.settings.chunks.model_copy(update={"added_tokens": []})}
-            job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
+            job = case.job(stage, f"refused-{tmp_path.name}", chunks=chunks)
+            job = job.model_copy(update={"settings": job.settings.model_copy(update={"base_model": str(tmp_path)})})
             capsys.readouterr()
             assert entry._run(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
             [said] = capsys.readouterr().err.strip().splitlines()[-1:]
             assert line in said
             assert case.store.find(job.case, "feasibility_plan", job.key) is None
+
+    def test_model_with_fewer_words_than_its_tokenizer_is_one_line(self, case: Prepared, tmp_path: Path) -> None:
+        write_model(tmp_path, vocab_size=99)
+        chosen, recipe = case.use_case.settings.training, replace(case.recipe, base_model=tmp_path, added_tokens=())
+        with pytest.raises(DataError, match="the model knows 99: its tokenizer is not base_model's; take the snapshot again"):
+            recipe.prepare(recipe.load(chosen), chosen, 1, 1)
 
     def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
         job = case.job("pilot_run", "refused", training={"batch_size": 1_000})
