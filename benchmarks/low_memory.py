@@ -10,6 +10,7 @@ One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDE
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,9 @@ def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS) -
 def measure(model: Path, optimizer: str, weights: str, *more: str) -> dict[str, Any]:
     """Return `bytes` of one rung's peak beyond its baseline, and the `losses` of its steps."""
     command = [sys.executable, "-m", "benchmarks.low_memory", optimizer, weights, str(model), *more]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    # One thread: what more of them allocate for themselves is no part of a rung.
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2_000:]}")
     return json.loads(done.stdout.splitlines()[-1])
