@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install home run ui check test test-all lint bench clean
+.PHONY: help install home run ui check test test-all lint bench bench-gpu clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -51,6 +51,9 @@ test-all: test ## The slow tests as well
 
 bench: home ## Side by side with what you would use instead: make bench [ONLY=name]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+bench-gpu: home ## On a machine with a GPU: tokens a second and MFU against TRL, memory of each rung, a resume; kept in benchmarks/results
+	@$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove the demo's data, runs and artifacts (not .venv)
 	rm -rf .home data/licences data/licence_texts data/models build

@@ -2,7 +2,7 @@
 
 Each rung is a process of its own, which trains a Llama of 34 million weights for a few steps with the platform's engine: few
 tokens, so that weights, gradients and moments are nearly all that there is. Its peak is that of its resident set beyond what
-it was after a training of a model of a few kilobytes, when all libraries were loaded.
+it was after a training of a model of a few kilobytes, when all libraries were loaded; on a GPU, that of the allocator.
 
 One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing]`.
 """
@@ -65,15 +65,17 @@ class MemoryRow(Row):
         return {**found, "ours_bytes": found.pop("ours_seconds"), "other_bytes": found.pop("other_seconds")}
 
 
-def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS) -> MemoryRow:
+def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *, model: Path | None = None) -> MemoryRow:
     """Measure all rungs, one after the other.
 
     Args:
-        folder: where the model is written.
+        folder: where the model is written, unless one is given.
         rungs: the first one is compared with; the low-memory mode is among them.
+        model: folder of another one. Default: a Llama of 34 million weights.
     """
-    write_model(folder / "model")
-    found = {rung: measure(folder / "model", *rung) for rung in rungs}
+    if model is None:
+        write_model(model := folder / "model")
+    found = {rung: measure(model, *rung) for rung in rungs}
     first, ours = found[rungs[0]]["bytes"], found[LOWEST]["bytes"]
     notes = [
         f"{optimizer}, {weights} weights: {one['bytes'] / 2**20:.0f} MiB, {one['bytes'] / first:.2f} of {rungs[0][0]}; "
@@ -136,7 +138,14 @@ def train(model: Path, optimizer: str, weights: str, num_steps: int = NUM_STEPS,
 
 
 def _peak_bytes() -> int:
-    """Return the peak of this process's resident set; what getrusage says begins with that of the process that started it."""
+    """Return the peak of the card's allocator, or of this process's resident set.
+
+    What getrusage says of the latter begins with that of the process that started it.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 

@@ -10,7 +10,7 @@ threads, precision and optimizer everywhere:
   with passes of one row, as it puts the rows of a pass into one, whose attention costs as many times more;
 - `bare`: a loop of ten lines over our packed rows with the model's own loss; `bare_same_loss`: with ours.
 
-One side by hand: `python -m benchmarks.packed_training SIDE MODEL_FOLDER`, then a line `go` for each step.
+One side by hand: `python -m benchmarks.packed_training SIDE MODEL_FOLDER cpu`, then a line `go` for each step.
 """
 
 from __future__ import annotations
@@ -38,18 +38,33 @@ if TYPE_CHECKING:
     from fullft_assets.snapshot import Training
 
 REPOSITORY = Path(__file__).parent.parent
-CAPACITY = 512
-#: Rows of a packed pass; a step is one.
-NUM_ROWS = 4
 #: Rows of a padded pass: Trainer's default.
 NUM_PADDED_ROWS = 8
-#: Useful tokens of a step; its rows have room for 18 more.
-NUM_TOKENS = 2_030
 ROUNDS = 7
 _SEED = 35
 _OTHERS = {"padded": "Trainer, padded to longest", "trl": "TRL, bfd_split", "bare": "a bare packed loop"}
 #: Least times as fast as the other.
 _GOALS = {"padded": 2.2, "trl": 1.25, "bare": 0.97}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much a step holds.
+
+    Attributes:
+        capacity: tokens of a packed row, and of the longest document.
+        num_rows: of a packed pass; a step is one.
+        num_tokens: useful ones of a step; its rows have room for a few more.
+        median_tokens: of a document.
+    """
+
+    capacity: int
+    num_rows: int
+    num_tokens: int
+    median_tokens: int = 120
+
+
+SCALES = {"cpu": Scale(512, 4, 2_030), "gpu": Scale(2_048, 8, 16_300, 400)}
 
 
 @dataclass(frozen=True)
@@ -72,16 +87,17 @@ class Process:
         model: folder of the model.
         log: file for what it prints.
         threads: that it computes with.
+        scale: name of how much it trains on.
     """
 
-    def __init__(self, name: str, model: Path, log: Path, threads: int):
+    def __init__(self, name: str, model: Path, log: Path, threads: int, scale: str = "cpu"):
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         # Passive: threads that wait must not take the cores from the side whose turn it is.
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.packed_training", name, str(model)],
+                [sys.executable, "-m", "benchmarks.packed_training", name, str(model), scale],
                 cwd=REPOSITORY, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
             )  # fmt: skip
         self.about: dict[str, Any] = self._read()
@@ -118,13 +134,13 @@ def measure_packed_training(model: Path, logs: Path, rounds: int = ROUNDS, threa
 
     smollm.write(model)
     threads = threads or os.cpu_count() or 1
-    found = {name: _take_turns(name, model, logs, rounds, threads) for name in SIDES if name != "ours"}
+    found = {name: take_turns(name, model, logs, rounds, threads) for name in SIDES if name != "ours"}
     rows = [_row(name, found[name]) for name in _OTHERS]
     for row, side, what in (
-        (rows[1], "trl_row_by_row", f"against TRL with one row a pass and {NUM_ROWS} passes a step"),
+        (rows[1], "trl_row_by_row", f"against TRL with one row a pass and {SCALES['cpu'].num_rows} passes a step"),
         (rows[2], "bare_same_loss", "against the same loop with our loss"),
     ):
-        row.notes.append(f"{what}: {_times_as_fast(found[side].pairs('seconds'))}")
+        row.notes.append(f"{what}: {times_as_fast(found[side].pairs('seconds'))}")
     rows[0].notes.append(
         f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})"
     )
@@ -145,13 +161,14 @@ class Rounds:
         return [mine[kind] / other[kind] for mine, other in zip(ours, theirs, strict=True)]
 
 
-def _take_turns(other: str, model: Path, logs: Path, rounds: int, threads: int) -> Rounds:
+def take_turns(other: str, model: Path, logs: Path, rounds: int, threads: int, scale: str = "cpu") -> Rounds:
+    """Run steps of ours and of another side by turns; see `measure_packed_training`."""
     names = ["ours", other]
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     processes: dict[str, Process] = {}
     try:
         for name in names:
-            processes[name] = Process(name, model, logs / f"packed-training-{name}.log", threads)
+            processes[name] = Process(name, model, logs / f"packed-training-{name}.log", threads, scale)
         load = os.getloadavg()[0]
         for turn in range(rounds):
             for name in names[:: 1 if turn % 2 == 0 else -1]:
@@ -168,7 +185,7 @@ def _row(name: str, rounds: Rounds) -> PairedRow:
     pairs, about = rounds.pairs("seconds"), rounds.about
     speeds = {side: about[side]["num_tokens"] / seconds[side] for side in ("ours", name)}
     notes = [
-        f"{_times_as_fast(pairs)}; in CPU seconds {1 / median(rounds.pairs('cpu')):.2f} times",
+        f"{times_as_fast(pairs)}; in CPU seconds {1 / median(rounds.pairs('cpu')):.2f} times",
         f"{speeds['ours']:,.0f} against {speeds[name]:,.0f} useful tokens a second; {about['ours']['about']} against {about[name]['about']}",
     ]
     return PairedRow(
@@ -185,7 +202,8 @@ def _row(name: str, rounds: Rounds) -> PairedRow:
     )
 
 
-def _times_as_fast(pairs: Sequence[float]) -> str:
+def times_as_fast(pairs: Sequence[float]) -> str:
+    """Say how many times as fast ours is, given its seconds over the other's, pair by pair."""
     low, high, level = median_interval([1 / pair for pair in pairs])
     return f"{1 / median(pairs):.3f} times as fast, median of {len(pairs)} pairs ({level:.0%} interval {low:.3f} to {high:.3f})"
 
@@ -205,10 +223,10 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     return ordered[k - 1], ordered[n - k], reached(k)
 
 
-def documents(model: Path) -> list[list[int]]:
-    """Return token ids of documents as long as those of instruction data are: lognormal, median 120 tokens.
+def documents(model: Path, scale: Scale) -> list[list[int]]:
+    """Return token ids of documents as long as those of instruction data are: lognormal, on a CPU with a median of 120 tokens.
 
-    Padded to the longest of eight, 57.7% of a batch is padding; of many thousands drawn so it is 57.9%. The text is that of
+    There, padded to the longest of eight, 57.7% of a batch is padding; of many thousands drawn so it is 57.9%. The text is that of
     the licence rules of the sample.
     """
     from tokenizers import Tokenizer
@@ -217,12 +235,12 @@ def documents(model: Path) -> list[list[int]]:
 
     generator = np.random.default_rng(_SEED)
     lengths: list[int] = []
-    while (missing := NUM_TOKENS - sum(lengths)) > 0:
-        lengths.append(min(missing, int(np.clip(generator.lognormal(np.log(120), 0.9), 8, CAPACITY))))
+    while (missing := scale.num_tokens - sum(lengths)) > 0:
+        lengths.append(min(missing, int(np.clip(generator.lognormal(np.log(scale.median_tokens), 0.9), 8, scale.capacity))))
     tokenizer, stream = Tokenizer.from_file(str(model / "tokenizer.json")), []
     for rule in licences.rules():
         stream += tokenizer.encode(rule["text"]).ids
-        if len(stream) >= NUM_TOKENS:
+        if len(stream) >= scale.num_tokens:
             break
     starts = np.cumsum([0, *lengths])
     return [stream[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
@@ -239,9 +257,16 @@ class Turns:
 
     def step_done(self, about: dict[str, Any]) -> None:
         """Report the step and wait; ends the process when the parent wants no more."""
-        line = about
+        import torch
+
+        line: dict[str, Any] = dict(about)
+        has_card = torch.cuda.is_available()
+        if has_card:
+            torch.cuda.synchronize()  # what was only asked for is not done yet
         if self._began is not None:
             line = {"seconds": time.perf_counter() - self._began[0], "cpu": time.process_time() - self._began[1]}
+        if has_card:
+            line["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(line), file=self._out, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
@@ -259,11 +284,12 @@ class Turns:
         return Callback()
 
 
-def _packed(windows: list[list[int]]) -> Training:
+def packed(windows: list[list[int]], scale: Scale) -> Training:
+    """Return the documents as planned rows."""
     from fullft_assets.snapshot import Training, packing
 
-    plan = packing.plan(np.array([len(window) for window in windows]), CAPACITY, _SEED)
-    assert plan.num_rows == NUM_ROWS, plan.num_rows
+    plan = packing.plan(np.array([len(window) for window in windows]), scale.capacity, _SEED)
+    assert plan.num_rows == scale.num_rows, plan.num_rows
     return Training(windows, None, plan)
 
 
@@ -275,6 +301,8 @@ def _load(model: Path) -> Any:
 
 
 def _arguments(folder: str, **more: Any) -> dict[str, Any]:
+    import torch
+
     from fullft_assets.workloads import precision
 
     return {
@@ -284,8 +312,8 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "max_grad_norm": 1.0,
         "bf16": precision.resolve("auto") == "bf16",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_strategy": "no",
         "save_strategy": "no",
         "report_to": [],
@@ -294,7 +322,7 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def with_ours(model: Path, folder: str, turns: Turns) -> None:
+def with_ours(model: Path, folder: str, turns: Turns, scale: Scale) -> None:
     """Train as the workload does."""
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.snapshot import Split
@@ -302,29 +330,31 @@ def with_ours(model: Path, folder: str, turns: Turns) -> None:
     from fullft_assets.workloads.finetuning import fine_tune
     from fullft_assets.workloads.packed import NextToken
 
-    windows = documents(model)
+    windows = documents(model, scale)
     nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]])
-    settings = TrainingSettings(epochs=1_000, batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS, learning_rate=1e-5)
-    about = {"num_tokens": NUM_TOKENS, "about": f"{NUM_ROWS} packed rows of {CAPACITY}"}
+    settings = TrainingSettings(epochs=1_000, batch_size=scale.num_rows, micro_batch_size=scale.num_rows, learning_rate=1e-5)
+    about = {"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"}
     fine_tune(
-        NextToken(model, _packed(windows), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
+        NextToken(model, packed(windows, scale), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
         evaluate_at=(), resumable=False, callbacks=[turns.callback(lambda: about)],
     )  # fmt: skip
 
 
-def with_padding(model: Path, folder: str, turns: Turns) -> None:
+def with_padding(model: Path, folder: str, turns: Turns, scale: Scale) -> None:
     """Train with Trainer as its examples do."""
     from datasets import Dataset
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    windows = documents(model)
+    windows = documents(model, scale)
     passes = {"per_device_train_batch_size": NUM_PADDED_ROWS, "gradient_accumulation_steps": -(-len(windows) // NUM_PADDED_ROWS)}
     trainer = Trainer(
         model=_load(model),
         args=TrainingArguments(**_arguments(folder, **passes)),
         train_dataset=Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}),
         data_collator=DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(str(model)), mlm=False),
-        callbacks=[turns.callback(lambda: {"num_tokens": NUM_TOKENS, "about": f"{len(windows)} rows, {_padding(windows):.0%} padding"})],
+        callbacks=[
+            turns.callback(lambda: {"num_tokens": scale.num_tokens, "about": f"{len(windows)} rows, {_padding(windows):.0%} padding"})
+        ],
     )
     trainer.train()
 
@@ -341,29 +371,30 @@ def _padding(windows: list[list[int]]) -> float:
     return 1 - 1_000 * int(sizes.sum()) / spent
 
 
-def with_trl(model: Path, folder: str, turns: Turns, *, rows_a_pass: int = NUM_ROWS) -> None:
+def with_trl(model: Path, folder: str, turns: Turns, scale: Scale, *, rows_a_pass: int | None = None) -> None:
     """Train with TRL, its rows as full as ours."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    passes = {"per_device_train_batch_size": rows_a_pass, "gradient_accumulation_steps": NUM_ROWS // rows_a_pass}
-    packed = {"packing": True, "packing_strategy": "bfd_split", "max_length": CAPACITY}
-    chosen = _arguments(folder, gradient_checkpointing=False, **passes, **packed)
+    rows_a_pass = rows_a_pass or scale.num_rows
+    passes = {"per_device_train_batch_size": rows_a_pass, "gradient_accumulation_steps": scale.num_rows // rows_a_pass}
+    packing = {"packing": True, "packing_strategy": "bfd_split", "max_length": scale.capacity}
+    chosen = _arguments(folder, gradient_checkpointing=False, **passes, **packing)
     trainer = SFTTrainer(
         model=_load(model),
         args=SFTConfig(**chosen),
-        train_dataset=Dataset.from_dict({"input_ids": documents(model)}),
+        train_dataset=Dataset.from_dict({"input_ids": documents(model, scale)}),
         processing_class=AutoTokenizer.from_pretrained(str(model)),
         callbacks=[turns.callback(lambda: about)],
     )
     rows = [sum(lengths) for lengths in trainer.train_dataset["seq_lengths"]]
-    assert (len(rows), sum(rows)) == (NUM_ROWS, NUM_TOKENS), rows
-    about = {"num_tokens": NUM_TOKENS, "about": f"{len(rows)} packed rows, of which it feeds {rows_a_pass} as one"}
+    assert (len(rows), sum(rows)) == (scale.num_rows, scale.num_tokens), rows
+    about = {"num_tokens": scale.num_tokens, "about": f"{len(rows)} packed rows, of which it feeds {rows_a_pass} as one"}
     trainer.train()
 
 
-def with_bare_loop(model: Path, folder: str, turns: Turns, *, same_loss: bool = False) -> None:
+def with_bare_loop(model: Path, folder: str, turns: Turns, scale: Scale, *, same_loss: bool = False) -> None:
     """Train with the least code."""
     import torch
 
@@ -372,8 +403,8 @@ def with_bare_loop(model: Path, folder: str, turns: Turns, *, same_loss: bool = 
 
     network = _load(model)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-    pieces = packed_rows.Pieces(_packed(documents(model)))
-    batches = packed_rows.packed(pieces, NUM_ROWS, 1_000, _SEED, 0).batches()
+    pieces = packed_rows.Pieces(packed(documents(model, scale), scale))
+    batches = packed_rows.packed(pieces, scale.num_rows, 1_000, _SEED, 0).batches()
     first = next(packed_rows.packed(pieces, 1, 1, _SEED, 0).batches())
     loss_of = TokenLoss(network, {name: value for name, value in first.items() if name != "labels"})
     chosen = precision.resolve("auto")
@@ -388,23 +419,23 @@ def with_bare_loop(model: Path, folder: str, turns: Turns, *, same_loss: bool = 
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        turns.step_done({"num_tokens": NUM_TOKENS, "about": f"{NUM_ROWS} packed rows of {CAPACITY}"})
+        turns.step_done({"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"})
 
 
-SIDES: dict[str, Callable[[Path, str, Turns], None]] = {
+SIDES: dict[str, Callable[[Path, str, Turns, Scale], None]] = {
     "ours": with_ours,
     "padded": with_padding,
     "trl": with_trl,
-    "trl_row_by_row": lambda model, folder, turns: with_trl(model, folder, turns, rows_a_pass=1),
+    "trl_row_by_row": lambda model, folder, turns, scale: with_trl(model, folder, turns, scale, rows_a_pass=1),
     "bare": with_bare_loop,
-    "bare_same_loss": lambda model, folder, turns: with_bare_loop(model, folder, turns, same_loss=True),
+    "bare_same_loss": lambda model, folder, turns, scale: with_bare_loop(model, folder, turns, scale, same_loss=True),
 }
 
 
-def _main(side: str, model: str) -> None:
+def _main(side: str, model: str, scale: str) -> None:
     turns = Turns()
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
-        SIDES[side](Path(model), folder, turns)
+        SIDES[side](Path(model), folder, turns, SCALES[scale])
 
 
 if __name__ == "__main__":
