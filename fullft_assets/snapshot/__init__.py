@@ -40,7 +40,7 @@ __all__ = [
     "near_duplicates", "pack_again", "read_index", "take", "unit_hash",
 ]  # fmt: skip
 
-VERSION = "5"
+VERSION = "6"
 SplitName = Literal["train", "validation", "test"]
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _NUM_BINS = 128
 #: Shingles compared at once: what fits a core's cache.
 _BLOCK_VALUES = 1 << 15
+#: Shingles of a pair that is compared by itself: those of smaller pairs are sorted together.
+_LARGE_PAIR = 256
 #: Texts whose shingles are held at once.
 _BLOCK_TEXTS = 1 << 15
 #: Pairs whose signatures are compared at once.
@@ -35,9 +37,10 @@ _BLOCK_PAIRS = 1 << 20
 _TRIES_UNAIDED = 16
 #: Candidates with more pairs than this are tried without a look at the signatures.
 _MANY_PAIRS = 64
-#: The estimate of a similarity is off by less than this, but for one pair in millions: five standard deviations where 80 of the bins
-#: are filled by shingles of their own (a text with fewer shingles borrows by chance anew in each bin).
-_ESTIMATE_OFF = 0.25
+#: Standard deviations that the estimate of a similarity may be off: more is seen of three pairs in a million.
+_DEVIATIONS = 4.5
+#: Texts with more filled bins than this have so few empty ones that each asks the lenders one by one.
+_MANY_FILLED = 32
 _UINT64 = np.uint64
 
 
@@ -125,41 +128,75 @@ def _sketch_block(found: ShingleSets, similarity: float) -> Sketches:
     bins = (((found.values >> shift) * _UINT64(num_bins)) >> _UINT64(16)).astype(np.int64)
     # Values ascend within a row and bins with them: the first of a bin is its smallest.
     place = row * num_bins + bins
-    first = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
-    smallest = np.zeros((len(sizes), num_bins), _UINT64)
-    smallest.ravel()[place[first]] = mix(found.values[first])
-    lenders = _chosen_lenders(bins[first], np.bincount(row[first], minlength=len(sizes)), num_bins)
-    dense = np.take_along_axis(smallest, lenders, axis=1)
+    first = np.flatnonzero(np.append(True, place[1:] != place[:-1]))
+    dense, is_filled = np.zeros((len(sizes), num_bins), _UINT64), np.zeros((len(sizes), num_bins), bool)
+    dense.ravel()[place[first]] = mix(found.values[first])
+    is_filled.ravel()[place[first]] = True
+    _lend(dense, is_filled)
     factors = mix(np.arange(1, num_rows + 1, dtype=_UINT64)) | _UINT64(1)
-    bands = mix((dense.reshape(len(sizes), num_bands, num_rows) * factors).sum(axis=2, dtype=_UINT64))
+    bands = np.zeros((len(sizes), num_bands), _UINT64)
+    for n in range(num_rows):
+        bands += dense[:, n::num_rows] * factors[n]
+    bands = mix(bands)
     sets = mix(np.add.reduceat(mix(found.values), found.offsets[:-1]))
     return Sketches(np.ascontiguousarray(bands.T), sizes, (dense >> _UINT64(56)).astype(np.uint8), sets)
 
 
 @cache
-def _lenders(num_bins: int) -> np.ndarray:
+def _preferences(num_bins: int) -> np.ndarray:
+    """Return [borrower, rank]: the bins that each bin prefers to borrow from, the first one first."""
+    return np.random.default_rng(20_17).permuted(np.tile(np.arange(num_bins), (num_bins, 1)), axis=1)
+
+
+@cache
+def _ranks(num_bins: int) -> np.ndarray:
     """Return uint16 [lender, borrower]: rank of the lender in the borrower's order of preference, times the bins, plus the lender.
 
     The least over a text's filled bins names, modulo the bins, the first filled one in that order; a filled bin prefers itself.
     """
-    order = np.random.default_rng(20_17).permuted(np.tile(np.arange(num_bins), (num_bins, 1)), axis=1)
-    rank = np.argsort(order, axis=1).T + 1
+    rank = np.argsort(_preferences(num_bins), axis=1).T + 1
     np.fill_diagonal(rank, 0)
     return (rank * _NUM_BINS + np.arange(num_bins)[:, None]).astype(np.uint16)
 
 
-def _chosen_lenders(filled: np.ndarray, counts: np.ndarray, num_bins: int) -> np.ndarray:
+def _lend(values: np.ndarray, is_filled: np.ndarray) -> None:
+    """Give each empty bin of values [n, num_bins] the value of the first filled bin in its order of preference."""
+    num_filled = np.count_nonzero(is_filled, axis=1)
+    few, many = np.flatnonzero(num_filled <= _MANY_FILLED), np.flatnonzero(num_filled > _MANY_FILLED)
+    if len(few):
+        lenders = _first_of_few(np.nonzero(is_filled[few])[1], num_filled[few], values.shape[1])
+        values[few] = np.take_along_axis(values[few], lenders, axis=1)
+    if len(many):
+        _ask_in_turn(values, is_filled, many)
+
+
+def _first_of_few(filled: np.ndarray, counts: np.ndarray, num_bins: int) -> np.ndarray:
     """Return [n, num_bins]: the bin that lends each bin its value, from each text's filled bins (their counts, concatenated)."""
-    lenders = _lenders(num_bins)
+    ranks = _ranks(num_bins)
     # Texts with most filled bins first: then the k-th bins of all texts that have one are a prefix, and one call takes their minimum.
     order = np.argsort(-counts)
     begin = (np.cumsum(counts) - counts)[order]
     best = np.full((len(counts), num_bins), np.iinfo(np.uint16).max, np.uint16)
     for k, num in enumerate(np.searchsorted(-counts[order], -np.arange(1, counts.max() + 1), "right").tolist()):
-        np.minimum(best[:num], lenders[filled[begin[:num] + k]], out=best[:num])
+        np.minimum(best[:num], ranks[filled[begin[:num] + k]], out=best[:num])
     chosen = np.empty((len(counts), num_bins), np.int64)
     chosen[order] = best % _NUM_BINS
     return chosen
+
+
+def _ask_in_turn(values: np.ndarray, is_filled: np.ndarray, rows: np.ndarray) -> None:
+    """Do the same for rows with so many filled bins that a lender is soon found."""
+    num_bins = values.shape[1]
+    preferences, flat, flat_filled = _preferences(num_bins), values.ravel(), is_filled.ravel()
+    which, borrower = np.nonzero(~is_filled[rows])
+    base = rows[which] * num_bins
+    for rank in range(num_bins):
+        if not len(borrower):
+            return
+        lender = base + preferences[borrower, rank]
+        found = flat_filled[lender]
+        flat[(base + borrower)[found]] = flat[lender[found]]
+        borrower, base = borrower[~found], base[~found]
 
 
 #: Returns the shingle sets of the given rows.
@@ -322,10 +359,28 @@ def _propose_near(sketches: Sketches, reference: np.ndarray, candidates: np.ndar
     num_bins = sketches.signatures.shape[1]
 
     def are_far(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        equal = sketches.signatures[candidates[mine]] == sketches.signatures[reference[theirs]]
-        return np.count_nonzero(equal, axis=1) < (similarity - _ESTIMATE_OFF) * num_bins
+        mine, theirs = candidates[mine], reference[theirs]
+        num_equal = np.count_nonzero(sketches.signatures[mine] == sketches.signatures[theirs], axis=1)
+        return num_equal < num_bins * _least_estimate(np.maximum(sketches.sizes[mine], sketches.sizes[theirs]), similarity, num_bins)
 
     return _propose(sketches.bands, reference, candidates).without(are_far)
+
+
+def _least_estimate(sizes: np.ndarray, similarity: float, num_bins: int) -> np.ndarray:
+    """Return the least share of equal bins that two texts with a similarity may be expected to have.
+
+    Shingles fall into the bins by chance; each of the `empty` borrows the value of one of the `filled` by chance. So the share is a mean
+    over the filled bins, each weighted by 1 and by how many borrow from it, a Poisson number with a mean of empty / filled.
+
+    Args:
+        sizes: shingles of the larger text of each pair: their union has as many at least.
+        similarity: that they have.
+        num_bins: of a text.
+    """
+    filled = num_bins * (1 - (1 - 1 / num_bins) ** sizes)
+    empty = num_bins - filled
+    variance = similarity * (1 - similarity) * (filled + 3 * empty + empty**2 / filled) / num_bins**2
+    return similarity - _DEVIATIONS * np.sqrt(variance)
 
 
 @dataclass(frozen=True)
@@ -389,8 +444,12 @@ class _Search:
         sizes = self.sets.sizes
         both = sizes[first] + sizes[second]
         shared = np.zeros(len(first), np.int64)
-        for block in _blocks_of(both, _BLOCK_VALUES, BLOCK_ROWS):
-            shared[block] = _shared(self.sets, first[block], second[block])
+        large, small = np.flatnonzero(both > _LARGE_PAIR), np.flatnonzero(both <= _LARGE_PAIR)
+        shared[large] = [
+            _num_shared(self.sets.row(a), self.sets.row(b)) for a, b in zip(first[large].tolist(), second[large].tolist(), strict=True)
+        ]
+        for block in _blocks_of(both[small], _BLOCK_VALUES, BLOCK_ROWS):
+            shared[small[block]] = _shared(self.sets, first[small[block]], second[small[block]])
         return shared / (both - shared) >= self.similarity
 
     def _have_support(self, who: np.ndarray) -> np.ndarray:
@@ -405,6 +464,13 @@ class _Search:
         return np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
 
 
+def _num_shared(first: np.ndarray, second: np.ndarray) -> int:
+    """Return the number of values that two ascending arrays share, each without repetition."""
+    merged = np.concatenate([first, second])
+    merged.sort(kind="stable")  # merges what ascends already
+    return int(np.count_nonzero(merged[1:] == merged[:-1]))
+
+
 def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the number of values that the sets at two lists of positions share, pair by pair: one sort of (pair, value)."""
     packed = []
@@ -413,7 +479,7 @@ def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndar
         pair = np.repeat(np.arange(len(side), dtype=_UINT64), sizes)
         packed.append((pair << _UINT64(HASH_BITS)) | sets.values[expand(sets.offsets[side], sizes)])
     merged = np.concatenate(packed)
-    merged.sort()
+    merged.sort(kind="stable")
     twice = merged[1:][merged[1:] == merged[:-1]] >> _UINT64(HASH_BITS)
     return np.bincount(twice.astype(np.int64), minlength=len(first))
 

@@ -76,18 +76,23 @@ def _block_words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     )
     split = pc.ascii_split_whitespace(spaced.view(pa.string()))
     encoded = split.values.cast(pa.binary()).dictionary_encode()
-    number = encoded.indices.to_numpy()
+    number, ends = encoded.indices.to_numpy(), split.offsets.to_numpy()
     hashes, counts = _distinct_words(encoded.dictionary.to_pylist())
     begin = np.cumsum(counts) - counts
-    counts_here = counts.take(number)
-    found = np.append(hashes, _NO_HASH)[begin].take(number)[counts_here > 0]
-    several = np.flatnonzero(counts_here > 1)
-    if len(several):
-        run = number[several]
-        after = (np.cumsum(counts_here > 0)[several]).repeat(counts[run] - 1)
-        found = np.insert(found, after, hashes[expand(begin[run] + 1, counts[run] - 1)])
-    # Even an empty text is split into one run, an empty one: no row is without.
-    return found, np.add.reduceat(counts_here, split.offsets.to_numpy()[:-1])
+    found, num_words = np.append(hashes, _NO_HASH)[begin].take(number), np.diff(ends)
+    # Nearly every run is one word; the others are set right.
+    odd = np.flatnonzero((counts != 1).take(number))
+    if len(odd):
+        more = counts[number[odd]] - 1
+        num_words = num_words + np.bincount(np.searchsorted(ends, odd, "right") - 1, more, len(texts)).astype(np.int64)
+        several, empty = odd[more > 0], odd[more < 0]
+        is_word = np.ones(len(found), bool)
+        is_word[empty] = False
+        found, more, run = found[is_word], more[more > 0], number[several]
+        if len(several):
+            after = several + 1 - np.searchsorted(empty, several)
+            found = np.insert(found, after.repeat(more), hashes[expand(begin[run] + 1, more)])
+    return found, num_words
 
 
 def _distinct_words(runs: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +126,10 @@ class ShingleSets:
     def sizes(self) -> np.ndarray:
         """Number of distinct shingles of each row."""
         return np.diff(self.offsets)
+
+    def row(self, number: int) -> np.ndarray:
+        """Return the set of one row."""
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     def select(self, rows: np.ndarray) -> ShingleSets:
         """Return the sets of the given rows, in that order."""
@@ -172,15 +181,18 @@ def _sets_of_words(words: np.ndarray, counts: np.ndarray, texts: pa.Array, seed:
     packed = (row << np.uint64(HASH_BITS)) | (mix(mixed) >> np.uint64(64 - HASH_BITS))
     packed.sort()
     packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])] if len(packed) else packed
-    sizes = np.bincount((packed >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(counts))
+    sizes = np.diff(np.searchsorted(packed, np.arange(len(counts), dtype=np.uint64) << np.uint64(HASH_BITS)), append=len(packed))
     return packed & np.uint64((1 << HASH_BITS) - 1), sizes
 
 
 def mix(values: np.ndarray) -> np.ndarray:
     """Return uint64 values with every bit spread over all (the finaliser of SplitMix64; Steele, Lea, Flood 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = values ^ (values >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _keys(seed: int, count: int) -> np.ndarray:
