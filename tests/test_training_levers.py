@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import distillation, holding, layers, planning, training
+from fullft_assets.workloads import distillation, holding, layers, planning, token_loss, training
 from fullft_assets.workloads.distillation import DistilledTokenLoss
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
@@ -93,7 +93,8 @@ class TestDistilledTokenLoss:
 
     @pytest.mark.parametrize("tokens", ["replay", "task", "all"])
     @pytest.mark.parametrize("is_fused", [True, False])
-    def test_value_and_gradients(self, models, tokens: str, is_fused: bool) -> None:
+    def test_value_and_gradients(self, models, tokens: str, is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512)  # several chunks of 7 tokens, the last one shorter
         student, teacher = models
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(1, 512, (3, 20), generator=generator)

@@ -7,20 +7,17 @@ hold a model to its former self so); of an encoder the pooled representation. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.settings import DistillationSettings
 from fullft_assets.workloads.packed_rows import IS_REPLAYED
-from fullft_assets.workloads.token_loss import IGNORED, TokenLoss, in_place_of
-
-#: Logits that exist at a time, the teacher's and the student's together.
-_CHUNK_ELEMENTS = 2**25
+from fullft_assets.workloads.token_loss import IGNORED, LossOfHead, TokenLoss, cross_entropy, dtype_of_logits, in_place_of, loss_in_head
 
 
 def frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -54,26 +51,21 @@ class DistilledTokenLoss:
             taught = predicted & (replayed[:, 1:] if self._tokens == "replay" else ~replayed[:, 1:])
         if not taught.any():
             return self._hard.total(model, inputs, labels)
-        rows = taught.any(1)
-        looked_at = {name: value[rows] for name, value in inputs.items()}
-        is_taught = taught[predicted]
-        if not self._hard.is_fused:
-            with torch.no_grad():
-                wanted = self._teacher(**looked_at, use_cache=False).logits[:, :-1][taught[rows]]
-            logits = model(**inputs, use_cache=False).logits[:, :-1][predicted]
-            return self._plain(logits.float(), wanted.float(), targets[predicted], is_taught)
-        wanted = self._hidden_of_teacher(looked_at, taught[rows])
-        head, teacher_head = self._hard.head, self._teacher.get_output_embeddings()
+        looked_at = {name: value[taught.any(1)] for name, value in inputs.items()}
+        compute = self._fused if self._hard.is_fused else self._plain
+        return compute(model, inputs, looked_at, targets, taught)
 
-        def loss_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
-            total = DistilledCrossEntropy.apply(
-                hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted], is_taught,
-                wanted, teacher_head.weight, teacher_head.bias, self._weight, self._temperature,
-            )  # fmt: skip
-            return total.reshape(1, 1, 1)
+    def _fused(
+        self, model: nn.Module, inputs: Mapping[str, Any], looked_at: Mapping[str, Any], targets: torch.Tensor, taught: torch.Tensor
+    ) -> torch.Tensor:
+        predicted, head, teacher_head = targets != IGNORED, self._hard.head, self._teacher.get_output_embeddings()
+        wanted = self._hidden_of_teacher(looked_at, taught[taught.any(1)])
+        lesson = Lesson(taught[predicted], wanted, teacher_head.weight, teacher_head.bias, self._weight, self._temperature)
 
-        with in_place_of(head, loss_in_place_of_logits):
-            return model(**inputs, use_cache=False).logits.sum()
+        def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+            return DistilledCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted], lesson)
+
+        return loss_in_head(head, loss_of, model, inputs)
 
     @torch.no_grad()
     def _hidden_of_teacher(self, inputs: Mapping[str, Any], taught: torch.Tensor) -> torch.Tensor:
@@ -88,94 +80,69 @@ class DistilledTokenLoss:
             self._teacher(**inputs, use_cache=False)
         return found[0]
 
-    def _plain(self, logits: torch.Tensor, wanted: torch.Tensor, targets: torch.Tensor, is_taught: torch.Tensor) -> torch.Tensor:
-        hard = functional.cross_entropy(logits, targets, reduction="none") * torch.where(is_taught, 1 - self._weight, 1.0)
-        ours, theirs = (functional.log_softmax(values / self._temperature, -1) for values in (logits[is_taught], wanted))
-        return hard.sum() + self._weight * self._temperature**2 * functional.kl_div(ours, theirs, reduction="sum", log_target=True)
+    def _plain(
+        self, model: nn.Module, inputs: Mapping[str, Any], looked_at: Mapping[str, Any], targets: torch.Tensor, taught: torch.Tensor
+    ) -> torch.Tensor:
+        predicted = targets != IGNORED
+        with torch.no_grad():
+            wanted = self._teacher(**looked_at, use_cache=False).logits[:, :-1][taught[taught.any(1)]].float()
+        logits = model(**inputs, use_cache=False).logits[:, :-1][predicted].float()
+        is_taught = taught[predicted]
+        hard = functional.cross_entropy(logits, targets[predicted], reduction="none") * torch.where(is_taught, 1 - self._weight, 1.0)
+        distance, _ = divergence(logits[is_taught], wanted, self._temperature)
+        return hard.sum() + self._weight * distance
 
 
-class DistilledCrossEntropy(torch.autograd.Function):
-    """The same of `hidden @ weight.T + bias`, a chunk of tokens at a time, with its gradients at once: see `token_loss.LinearCrossEntropy`."""
+@dataclass(frozen=True)
+class Lesson:
+    """What the base model makes of those of n trained tokens that are taught.
+
+    Attributes:
+        is_taught: [tokens] bool.
+        hidden: [taught tokens, hidden] its hidden states.
+        weight, bias: its head.
+        share: of it in the loss of a taught token.
+        temperature: of both distributions.
+    """
+
+    is_taught: torch.Tensor
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    share: float
+    temperature: float
+
+
+class DistilledCrossEntropy(LossOfHead):
+    """The loss of `DistilledTokenLoss` of the logits `hidden @ weight.T + bias`."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        is_taught: torch.Tensor,
-        wanted: torch.Tensor,
-        teacher_weight: torch.Tensor,
-        teacher_bias: torch.Tensor | None,
-        share: float,
-        temperature: float,
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, lesson: Lesson
     ) -> torch.Tensor:
-        """Return a scalar in fp32.
+        """Return a scalar in fp32; arguments as for `summed`, `targets`, [tokens] token ids, and the lesson."""
+        dtype = dtype_of_logits(weight)
+        matrix, offset = lesson.weight.to(dtype), None if lesson.bias is None else lesson.bias.to(dtype)
+        number = lesson.is_taught.cumsum(0) - 1
 
-        Args:
-            ctx: what backward needs.
-            hidden, weight, bias: [tokens, hidden], [vocabulary, hidden], [vocabulary] or None.
-            targets: [tokens] token ids.
-            is_taught: [tokens] bool.
-            wanted: [taught tokens, hidden] the teacher's hidden states.
-            teacher_weight, teacher_bias: the teacher's head.
-            share: of the teacher in the loss of a taught token.
-            temperature: of both distributions.
-        """
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        with torch.autocast(kind, enabled=False):
-            states, matrix, theirs = hidden.to(dtype), weight.to(dtype), teacher_weight.to(dtype)
-            offset, their_offset = (None if values is None else values.to(dtype) for values in (bias, teacher_bias))
-            size = max(1, _CHUNK_ELEMENTS // (2 * len(weight)))
-            first = 0
-            for start in range(0, len(hidden), size):
-                part, answers = states[start : start + size], targets[start : start + size, None]
-                soft = is_taught[start : start + size]
-                hard_share = torch.where(soft, 1 - share, 1.0)[:, None]
-                logits = functional.linear(part, matrix, offset).float()
-                scores = torch.log_softmax(logits, -1)
-                total -= (scores.gather(1, answers) * hard_share).sum()
-                slope = scores.exp_()
-                slope.scatter_add_(1, answers, torch.full_like(answers, -1, dtype=torch.float32))
-                slope *= hard_share
-                count = int(soft.sum())
-                if count:
-                    asked = functional.linear(wanted[first : first + count].to(dtype), theirs, their_offset).float()
-                    asked = torch.log_softmax(asked / temperature, -1)
-                    ours = torch.log_softmax(logits[soft] / temperature, -1)
-                    total += share * temperature**2 * functional.kl_div(ours, asked, reduction="sum", log_target=True)
-                    slope[soft] += share * temperature * (ours.exp() - asked.exp())
-                    first += count
-                slope = slope.to(dtype)
-                if grad_bias is not None:
-                    grad_bias += slope.sum(0)
-                if grad_hidden is not None:
-                    grad_hidden[start : start + size] = slope @ matrix
-                if grad_weight is not None:
-                    grad_weight += slope.T @ part
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        return total
+        def look(chunk: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, taught = logits.float(), lesson.is_taught[chunk]
+            loss, slope = cross_entropy(logits, targets[chunk], torch.where(taught, 1 - lesson.share, 1.0))
+            if taught.any():
+                wanted = functional.linear(lesson.hidden[number[chunk][taught]].to(dtype), matrix, offset)
+                distance, pull = divergence(logits[taught], wanted.float(), lesson.temperature)
+                loss += lesson.share * distance
+                slope[taught] += lesson.share * pull
+            return loss, slope
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale the gradients, in place."""
-        hidden, weight, bias = ctx.saved_tensors
-        of_weight, of_bias = ctx.dtypes
-        return (
-            None if hidden is None else hidden.mul_(slope),
-            None if weight is None else weight.mul_(slope).to(of_weight),
-            None if bias is None else bias.mul_(slope).to(of_bias),
-            *(None,) * 7,
-        )
+        return LossOfHead.summed(ctx, hidden, weight, bias, look, num_heads=2)
+
+
+def divergence(logits: torch.Tensor, wanted: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return T² KL(wanted || logits), summed over the tokens, and its slope by the logits; both [tokens, vocabulary] in fp32."""
+    ours, theirs = (torch.log_softmax(values / temperature, -1) for values in (logits, wanted))
+    distance = temperature**2 * functional.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return distance, temperature * (ours.exp() - theirs.exp())
 
 
 def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:

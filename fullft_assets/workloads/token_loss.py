@@ -85,13 +85,10 @@ class TokenLoss:
         predicted = targets != IGNORED
         head = self.head
 
-        def loss_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
-            total = LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
-            # A copy: FSDP warns of views, which an operation in place would cut from its hooks.
-            return total.reshape(1, 1, 1).clone()
+        def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+            return LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
 
-        with in_place_of(head, loss_in_place_of_logits):
-            return model(**inputs, use_cache=False).logits.sum()
+        return loss_in_head(head, loss_of, model, inputs)
 
     @torch.no_grad()
     def _gives_out_its_heads_logits(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
@@ -114,6 +111,15 @@ def in_place_of(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]
         del head.forward
 
 
+def loss_in_head(
+    head: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, inputs: Mapping[str, Any]
+) -> torch.Tensor:
+    """Return the scalar that a forward pass has in place of its logits: `loss_of` what the head is given, [rows, tokens, hidden]."""
+    # A copy: FSDP warns of views, which an operation in place would cut from its hooks.
+    with in_place_of(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
+        return model(**inputs, use_cache=False).logits.sum()
+
+
 def _look(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
 
@@ -126,46 +132,49 @@ def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> 
     return functional.cross_entropy(logits[:, :-1][predicted].float(), targets[predicted], reduction="sum")
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of `hidden @ weight.T + bias`; the gradients are computed in the forward pass, a chunk of tokens at a time."""
+class LossOfHead(torch.autograd.Function):
+    """A summed loss of the logits `hidden @ weight.T + bias`; its gradients are computed in the forward pass, a chunk of tokens at a time."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-        """Return a scalar in fp32.
+    def summed(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        look: Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        num_heads: int = 1,
+    ) -> torch.Tensor:
+        """Return the sum, a scalar in fp32: what `forward` returns.
 
         Args:
-            ctx: what backward needs.
+            ctx: what backward needs; the first three arguments of `forward` are these.
             hidden: [tokens, hidden].
             weight: [vocabulary, hidden].
             bias: [vocabulary] or None.
-            targets: [tokens] token ids.
+            look: (a chunk of the tokens, their logits) -> their summed loss and its slope [tokens, vocabulary] by the logits, both in fp32.
+            num_heads: whose logits of a token exist at a time.
         """
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dtype = dtype_of_logits(weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
-            size = max(1, _CHUNK_ELEMENTS // len(weight))
+            size = max(1, _CHUNK_ELEMENTS // (num_heads * len(weight)))
             for start in range(0, len(hidden), size):
-                part, wanted = states[start : start + size], targets[start : start + size, None]
-                scores = torch.log_softmax(functional.linear(part, matrix, offset), -1, dtype=torch.float32)
-                total -= scores.gather(1, wanted).sum()
-                if not any(ctx.needs_input_grad):
-                    continue
-                slope = scores.exp_()
-                slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+                chunk = slice(start, start + size)
+                loss, slope = look(chunk, functional.linear(states[chunk], matrix, offset))
+                total += loss
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
                 slope = slope.to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[start : start + size] = slope @ matrix
+                    grad_hidden[chunk] = slope @ matrix
                 if grad_weight is not None:
-                    grad_weight += slope.T @ part
+                    grad_weight += slope.T @ states[chunk]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return total
@@ -180,5 +189,40 @@ class LinearCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden.mul_(slope),
             None if weight is None else weight.mul_(slope).to(of_weight),
             None if bias is None else bias.mul_(slope).to(of_bias),
-            None,
+            *(None,) * (len(ctx.needs_input_grad) - 3),
         )
+
+
+class LinearCrossEntropy(LossOfHead):
+    """Summed cross-entropy of the logits `hidden @ weight.T + bias`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+        """Return a scalar in fp32; arguments as for `summed`, and `targets`, [tokens] token ids."""
+        return LossOfHead.summed(ctx, hidden, weight, bias, lambda chunk, logits: cross_entropy(logits, targets[chunk]))
+
+
+def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
+    """Return what a head computes in: autocast's dtype, else that of its weight."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed cross-entropy and its slope by the logits, both in fp32.
+
+    Args:
+        logits: [tokens, vocabulary].
+        targets: [tokens] token ids.
+        shares: [tokens] how much each token's counts; None: 1.
+    """
+    answers = targets[:, None]
+    scores = torch.log_softmax(logits, -1, dtype=torch.float32)
+    losses = scores.gather(1, answers)
+    # In place: a second table of that size would double the memory.
+    slope = scores.exp_()
+    slope.scatter_add_(1, answers, torch.full_like(answers, -1, dtype=torch.float32))
+    if shares is not None:
+        losses *= shares[:, None]
+        slope *= shares[:, None]
+    return -losses.sum(), slope
