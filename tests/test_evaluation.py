@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Interval, figures, read_evaluation
+from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Interval, Terms, figures, read_evaluation
 from fullft_assets.evaluation import classification as evaluation
+from fullft_assets.evaluation.rows import weakest_groups
 from fullft_assets.settings import EvaluationSettings
 
 rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
@@ -68,6 +69,11 @@ def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> t
     return labels, predictions, [f"g{g}" for g in group]
 
 
+def cluster_bootstrap(labels, predictions, groups, *, metric: str, **options) -> figures.Bootstrap:
+    tables, _ = evaluation.count_by_group(labels, predictions, groups)
+    return figures.bootstrap_over_groups(tables, evaluation.SCORES[metric], **options)
+
+
 def ends(interval: Interval) -> tuple[float, float, float]:
     return interval.estimate, interval.low, interval.high
 
@@ -76,7 +82,7 @@ def ends(interval: Interval) -> tuple[float, float, float]:
 def test_bootstrap_equals_a_slow_reference(metric):
     labels, predictions, groups = clustered(np.random.default_rng(5), 23, 4)
     options = {"metric": metric, "reference": "finetuned", "resamples": 200, "confidence": 0.9, "seed": 11}
-    found = evaluation.cluster_bootstrap(labels, predictions, groups, **options)
+    found = cluster_bootstrap(labels, predictions, groups, **options)
 
     def score(picked: np.ndarray, name: str) -> float:
         truth, answer = labels[picked], predictions[name][picked]
@@ -105,10 +111,10 @@ def test_bootstrap_equals_a_slow_reference(metric):
 def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
     labels, predictions, groups = clustered(np.random.default_rng(6), 37, 3)
     options = {"metric": "macro_f1", "reference": "finetuned", "resamples": 150, "confidence": 0.95, "seed": 1}
-    whole = evaluation.cluster_bootstrap(labels, predictions, groups, **options)
+    whole = cluster_bootstrap(labels, predictions, groups, **options)
     monkeypatch.setattr(figures, "_CHUNK_NUMBERS", 37 * 7)
-    assert evaluation.cluster_bootstrap(labels, predictions, groups, **options) == whole
-    assert evaluation.cluster_bootstrap(labels, predictions, groups, **{**options, "seed": 2}) != whole
+    assert cluster_bootstrap(labels, predictions, groups, **options) == whole
+    assert cluster_bootstrap(labels, predictions, groups, **{**options, "seed": 2}) != whole
 
 
 def test_groups_cover_where_rows_do_not():
@@ -117,7 +123,7 @@ def test_groups_cover_where_rows_do_not():
     for trial in range(trials):
         labels, predictions, groups = clustered(np.random.default_rng(1_000 + trial), 80, 10)
         for kind, given_groups in (("groups", groups), ("rows", [str(i) for i in range(len(labels))])):
-            interval = evaluation.cluster_bootstrap(
+            interval = cluster_bootstrap(
                 labels, predictions, given_groups,
                 metric="accuracy", reference="finetuned", resamples=300, confidence=0.95, seed=trial,
             ).scores["finetuned"]  # fmt: skip
@@ -131,7 +137,7 @@ def test_pairing_narrows_the_interval_of_the_gain():
     labels = rng.integers(0, 3, 600)
     worse = np.where(rng.random(600) < 0.7, labels, (labels + 1) % 3)
     better = np.where(rng.random(600) < 0.1, labels, worse)
-    found = evaluation.cluster_bootstrap(
+    found = cluster_bootstrap(
         labels, {"finetuned": better, "other": worse}, [str(i) for i in range(600)],
         metric="macro_f1", reference="finetuned", resamples=500, confidence=0.95, seed=0,
     )  # fmt: skip
@@ -157,7 +163,7 @@ def test_bad_input_is_named(change, message):
         "metric": "macro_f1", "reference": "finetuned", "resamples": 100, "confidence": 0.95, "seed": 0,
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        evaluation.cluster_bootstrap(**given_input)
+        cluster_bootstrap(**given_input)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,7 @@ def assessed(finetuned: float, baseline: float, n: int = 900) -> ClassificationE
         name: probabilities_of(np.where(rng.random(n) < share, labels, (labels + 1) % 3), 3) for name, share in systems.items()
     }
     groups = [f"g{i}" for i in rng.integers(0, n // 3, n)]
-    return evaluation.assess(labels, probabilities, groups, ["a", "b", "c"], EvaluationSettings(), seed=1)
+    return evaluation.assess(labels, probabilities, groups, ["a", "b", "c"], Terms(EvaluationSettings(), "macro_f1", seed=1))
 
 
 def test_assess_agrees_with_itself_and_survives_json():
@@ -224,17 +230,17 @@ def test_a_required_gain_must_be_exceeded():
     scores = {name: Interval(estimate=e, low=e, high=e) for name, e in {FINETUNED: 0.8, "tfidf": 0.7}.items()}
     gains = {"tfidf": Interval(estimate=0.1, low=0.05, high=0.15)}
     for min_gain, justified in ((0.0, True), (0.04, True), (0.05, False), (0.1, False)):
-        found = evaluation.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
+        found = figures.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
         assert found.justified is justified
     with pytest.raises(ValueError, match="no cheaper baseline"):
-        evaluation.justification(scores, gains, [], metric="macro_f1", confidence=0.95)
+        figures.justification(scores, gains, [], metric="macro_f1", confidence=0.95)
 
 
 def test_weakest_groups_leave_small_and_faultless_ones_out():
     labels = np.zeros(12, int)
     predicted = np.array([1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1])
     groups = ["bad"] * 3 + ["some"] * 4 + ["fine"] * 3 + ["small"] * 2
-    found = evaluation.weakest_groups(labels, predicted, groups)
+    found = weakest_groups(labels == predicted, groups)
     assert [(g.group, g.num_errors, g.num_rows) for g in found] == [("bad", 2, 3), ("some", 1, 4)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import release
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, LanguageEvaluation, figures, language, read_evaluation
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, LanguageEvaluation, Terms, figures, language, read_evaluation
 from fullft_assets.evaluation.language import DocumentScores
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 
@@ -36,7 +36,7 @@ def drawn(n: int = 60, *, gain: float = 0.3, champion: float | None = None, seed
 
 def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -> LanguageEvaluation:
     options = {"settings": EvaluationSettings(resamples=200), "metric": "token_probability", "seed": 3, **changed}
-    return language.assess(systems, [f"d{n}" for n in range(len(groups))], groups, options.pop("settings"), **options)
+    return language.assess(systems, [f"d{n}" for n in range(len(groups))], groups, Terms(**options))
 
 
 @pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])

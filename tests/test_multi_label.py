@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation import FINETUNED, counts, multi_label, read_evaluation
+from fullft_assets.evaluation import FINETUNED, Terms, counts, multi_label, read_evaluation
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.workloads import multi_label_baselines
 from fullft_assets.workloads.entry import Progress
@@ -94,20 +94,13 @@ class TestScores:
         micro = f1_score(labels.ravel(), decided.ravel(), zero_division=0)
         assert found == pytest.approx({"macro_f1": macro, "micro_f1": micro, "subset_accuracy": (labels == decided).all(1).mean()})
 
-    def assess(self, labels: np.ndarray, tuned: np.ndarray, other: np.ndarray, **options) -> multi_label.MultiLabelEvaluation:
+    def assess(
+        self, labels: np.ndarray, tuned: np.ndarray, other: np.ndarray, metric: str = "macro_f1"
+    ) -> multi_label.MultiLabelEvaluation:
         groups = [f"g{n // 2}" for n in range(len(labels))]
         names = [f"l{n}" for n in range(labels.shape[1])]
-        thresholds = np.full(labels.shape[1], 0.5)
-        return multi_label.assess(
-            labels,
-            {FINETUNED: tuned, "label_shares": other},
-            groups,
-            names,
-            thresholds,
-            EvaluationSettings(resamples=100),
-            seed=1,
-            **options,
-        )
+        thresholds, terms = np.full(labels.shape[1], 0.5), Terms(EvaluationSettings(resamples=100), metric, seed=1)
+        return multi_label.assess(labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, terms)
 
     def test_a_label_without_a_test_row_is_reported_and_no_success(self):
         rng = np.random.default_rng(0)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from fullft_assets import release
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation, Evaluation, Interval, Justification
-from fullft_assets.evaluation.classification import Agreement, LabelScore, ReliabilityBin
+from fullft_assets.evaluation.classification import ReliabilityBin
+from fullft_assets.evaluation.counts import LabelScore
+from fullft_assets.evaluation.rows import Agreement
 from fullft_assets.release import Champion
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.store import Manifest, Store

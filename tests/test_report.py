@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fullft_assets import release, report
-from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation
+from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation, Terms
 from fullft_assets.evaluation import classification as evaluation
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 
@@ -62,7 +62,7 @@ def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: in
     if champion:
         systems[CHAMPION] = probabilities(0.8)
     groups = [f"group {g}" for g in rng.integers(0, n // 4, n)]
-    return evaluation.assess(truth, systems, groups, labels, EvaluationSettings(resamples=100), seed=seed)
+    return evaluation.assess(truth, systems, groups, labels, Terms(EvaluationSettings(resamples=100), "macro_f1", seed))
 
 
 def full_report(found: ClassificationEvaluation, **changed) -> report.Report:
@@ -160,7 +160,7 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     probabilities = np.eye(3)[labels]
     found = evaluation.assess(
         labels, {FINETUNED: probabilities, "tfidf": probabilities}, [str(i) for i in range(100)], ["a", "b", "never"],
-        EvaluationSettings(resamples=100), seed=1,
+        Terms(EvaluationSettings(resamples=100), "macro_f1", seed=1),
     )  # fmt: skip
     report.write(tmp_path, full_report(found))
     assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()

@@ -16,7 +16,7 @@ from transformers import GPTNeoXConfig, OPTConfig
 from fullft_assets import chunks
 from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.errors import DataError, SettingsError, StoreError
-from fullft_assets.evaluation import FINETUNED, read_evaluation, spans
+from fullft_assets.evaluation import FINETUNED, Terms, read_evaluation, spans
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.workloads import span_baselines, tagging
@@ -204,8 +204,7 @@ class TestScores:
             tokens,
             [f"g{n // 3}" for n in range(len(truth))],
             ["a", "b", "c"],
-            EvaluationSettings(resamples=100),
-            seed=1,
+            Terms(EvaluationSettings(resamples=100), "micro_f1", seed=1),
         )
         assert (found.num_spans, found.num_rows_without_spans, found.num_tokens) == (40, 10, 400)
         assert found.score.estimate == pytest.approx(2 * 30 / 70)

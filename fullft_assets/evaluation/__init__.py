@@ -1,7 +1,7 @@
 """evaluation: how good, how sure, where weak, and was full fine-tuning worth it.
 
-`figures` has what all tasks share (intervals, resampling over groups, the justification), `classification`, `multi_label`,
-`spans` and `language` the metrics of their tasks. An evaluation is kept as JSON and read again by `read_evaluation`.
+`figures` has what all tasks share (intervals, resampling over groups, the justification), `counts` and `rows` what those with labels
+share, `classification`, `multi_label`, `spans` and `language` the metrics of their tasks. An evaluation is kept as JSON and read again by `read_evaluation`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,24 @@ from typing import Any
 
 from fullft_assets.evaluation import classification, language, multi_label, spans
 from fullft_assets.evaluation.classification import ClassificationEvaluation, accuracy, macro_f1
-from fullft_assets.evaluation.figures import BASE_MODEL, CHAMPION, FINETUNED, MAX_HALF_WIDTH, Evaluation, Interval, Justification, title
+from fullft_assets.evaluation.figures import (
+    BASE_MODEL,
+    CHAMPION,
+    FINETUNED,
+    MAX_HALF_WIDTH,
+    Evaluation,
+    Interval,
+    Justification,
+    Terms,
+    title,
+)
 from fullft_assets.evaluation.language import LanguageEvaluation
 from fullft_assets.evaluation.multi_label import MultiLabelEvaluation
 from fullft_assets.evaluation.spans import SpanEvaluation
 
 __all__ = [
     "BASE_MODEL", "CHAMPION", "FINETUNED", "MAX_HALF_WIDTH", "VERSION", "ClassificationEvaluation", "Evaluation", "Interval",
-    "Justification", "LanguageEvaluation", "MultiLabelEvaluation", "SpanEvaluation", "accuracy", "macro_f1", "read_evaluation", "shown_metrics", "systems", "title",
+    "Justification", "LanguageEvaluation", "MultiLabelEvaluation", "SpanEvaluation", "Terms", "accuracy", "macro_f1", "read_evaluation", "shown_metrics", "systems", "title",
 ]  # fmt: skip
 
 VERSION = "2"

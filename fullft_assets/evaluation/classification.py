@@ -7,37 +7,18 @@ be measured. A label that occurs but is never predicted has precision, and so F1
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from fullft_assets.evaluation.figures import (
-    CHAMPION,
-    FINETUNED,
-    Bootstrap,
-    Evaluation,
-    Figures,
-    Interval,
-    bootstrap_over_groups,
-    justification,
-    number_groups,
-)
-from fullft_assets.settings import EvaluationSettings
+from fullft_assets.evaluation import counts
+from fullft_assets.evaluation.counts import LabelScore
+from fullft_assets.evaluation.figures import FINETUNED, Evaluation, Figures, Interval, Terms, number_groups
+from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
+from fullft_assets.settings import METRICS as METRICS_OF_TASKS
 
-Metric = Literal["macro_f1", "accuracy"]
-METRICS: tuple[Metric, ...] = ("macro_f1", "accuracy")
-
-
-class LabelScore(Figures):
-    """One row of the per-class table."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
+METRICS = METRICS_OF_TASKS["classification"]
 
 
 class ReliabilityBin(Figures):
@@ -48,23 +29,6 @@ class ReliabilityBin(Figures):
     num_rows: int
     confidence: float
     accuracy: float
-
-
-class GroupScore(Figures):
-    """How one group of related test rows fared."""
-
-    group: str
-    num_rows: int
-    num_errors: int
-
-
-class Agreement(Figures):
-    """Test rows by who was right: the fine-tuned model, the best cheaper baseline, both or neither."""
-
-    both_right: int
-    only_finetuned_right: int
-    only_baseline_right: int
-    both_wrong: int
 
 
 class ClassificationEvaluation(Evaluation):
@@ -108,8 +72,8 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Mean F1 over the labels that occur in `labels` [n]."""
     labels, predicted = require_labels(labels, predicted)
     num_labels = int(max(labels.max(), predicted.max())) + 1
-    counts = _count(labels, predicted, np.zeros(len(labels), np.int64), 1, num_labels)
-    return float(_macro_f1(*counts)[0])
+    tables = _count(labels, predicted, np.zeros(len(labels), np.int64), 1, num_labels)
+    return float(counts.macro_f1(*tables)[0])
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
@@ -120,14 +84,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int)
 
 def label_scores(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScore]:
     """The per-class table, in label order; a ratio without a denominator is 0."""
-    matrix = confusion_matrix(labels, predicted, len(names)).astype(float)
-    right, support, chosen = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    precision = np.divide(right, chosen, out=np.zeros_like(right), where=chosen > 0)
-    recall = np.divide(right, support, out=np.zeros_like(right), where=support > 0)
-    f1 = np.divide(2 * right, support + chosen, out=np.zeros_like(right), where=support + chosen > 0)
-    return [
-        LabelScore(label=name, precision=precision[i], recall=recall[i], f1=f1[i], support=int(support[i])) for i, name in enumerate(names)
-    ]
+    matrix = confusion_matrix(labels, predicted, len(names))
+    return counts.label_scores(np.diag(matrix), matrix.sum(1), matrix.sum(0), names)
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> list[ReliabilityBin]:
@@ -154,55 +112,28 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, nu
     return sum(b.num_rows * abs(b.accuracy - b.confidence) for b in bins) / sum(b.num_rows for b in bins)
 
 
-def cluster_bootstrap(
-    labels: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    groups: Sequence[str],
-    *,
-    metric: Metric,
-    reference: str,
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> Bootstrap:
-    """Percentile intervals of a metric over whole groups: see `bootstrap_over_groups`.
-
-    The counts are each group's true positives, support and predicted counts per label.
+def count_by_group(
+    labels: np.ndarray, predictions: Mapping[str, np.ndarray], groups: Sequence[str]
+) -> tuple[dict[str, tuple[np.ndarray, ...]], int]:
+    """Return each system's true positives, support and predicted counts, [groups, labels] each, and the number of groups.
 
     Args:
         labels: true labels [n].
         predictions: predicted labels [n] of each system.
         groups: the group of each row [n].
-        metric: what to score.
-        reference: the system whose gain over each other one is estimated.
-        resamples: number of resamples.
-        confidence: level of the intervals, such as 0.95.
-        seed: of the resampling.
 
     Raises:
         ValueError: input is empty, misaligned or out of range, or there are fewer than two groups.
     """
     checked = {name: require_labels(labels, predicted, name=name)[1] for name, predicted in predictions.items()}
     labels = np.asarray(labels)
-    if reference not in checked:
-        raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(checked)}")
     index, num_groups = number_groups(groups, len(labels))
     num_labels = 1 + max(int(labels.max()), *(int(p.max()) for p in checked.values()))
-    counts = {name: _count(labels, predicted, index, num_groups, num_labels) for name, predicted in checked.items()}
-    score = {"macro_f1": _macro_f1, "accuracy": _accuracy}[metric]
-    return bootstrap_over_groups(counts, score, reference=reference, resamples=resamples, confidence=confidence, seed=seed)
+    return {name: _count(labels, predicted, index, num_groups, num_labels) for name, predicted in checked.items()}, num_groups
 
 
 def assess(
-    labels: np.ndarray,
-    probabilities: Mapping[str, np.ndarray],
-    groups: Sequence[str],
-    label_names: Sequence[str],
-    settings: EvaluationSettings,
-    *,
-    seed: int,
-    metric: Metric = "macro_f1",
-    min_gain: float = 0.0,
+    labels: np.ndarray, probabilities: Mapping[str, np.ndarray], groups: Sequence[str], label_names: Sequence[str], terms: Terms
 ) -> ClassificationEvaluation:
     """Compute every figure of an evaluation.
 
@@ -211,83 +142,24 @@ def assess(
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
         groups: the group of each row [n].
         label_names: the k names in label order.
-        settings: level and size of the bootstrap.
-        seed: of the bootstrap.
-        metric: the one that decides.
-        min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
+        terms: of the comparison.
 
     Raises:
         ValueError: input is empty, misaligned, not finite or out of range; the message names what.
     """
     predictions = {name: require_probabilities(p, labels, len(label_names), name).argmax(axis=1) for name, p in probabilities.items()}
-    baselines = [name for name in predictions if name not in (FINETUNED, CHAMPION)]
-    found = {
-        each: cluster_bootstrap(
-            labels,
-            predictions,
-            groups,
-            metric=each,
-            reference=FINETUNED,
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=seed,
-        )
-        for each in METRICS
-    }
-    primary = found[metric]
-    justified = justification(
-        primary.scores,
-        primary.gains,
-        baselines,
-        metric=metric,
-        confidence=settings.confidence,
-        min_gain=min_gain,
-    )
-    tuned = predictions[FINETUNED]
+    tables, num_groups = count_by_group(labels, predictions, groups)
+    shared = terms.shared({metric: terms.resample(tables, SCORES[metric]) for metric in METRICS}, len(labels), num_groups)
+    tuned, bins = predictions[FINETUNED], terms.settings.calibration_bins
     return ClassificationEvaluation(
-        primary_metric=metric,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
+        **shared,
         labels=list(label_names),
-        num_test_rows=len(labels),
-        num_test_groups=len(set(groups)),
-        baselines=baselines,
-        has_champion=CHAMPION in predictions,
-        scores={each: bootstrap.scores for each, bootstrap in found.items()},
-        gains={each: bootstrap.gains for each, bootstrap in found.items()},
-        calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], settings.calibration_bins),
-        reliability=reliability(labels, probabilities[FINETUNED], settings.calibration_bins),
+        calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], bins),
+        reliability=reliability(labels, probabilities[FINETUNED], bins),
         per_label=label_scores(labels, tuned, label_names),
         confusion=confusion_matrix(labels, tuned, len(label_names)).tolist(),
-        weakest_groups=weakest_groups(labels, tuned, groups),
-        agreement=agreement(labels, tuned, predictions[justified.best_baseline]),
-        justification=justified,
-    )
-
-
-def weakest_groups(
-    labels: np.ndarray, predicted: np.ndarray, groups: Sequence[str], *, most: int = 5, min_rows: int = 3
-) -> list[GroupScore]:
-    """The groups of at least `min_rows` rows with the largest share of errors, worst first."""
-    rights: dict[str, list[bool]] = defaultdict(list)
-    for group, right in zip(groups, labels == predicted, strict=True):
-        rights[group].append(bool(right))
-    scores = [
-        GroupScore(group=group, num_rows=len(found), num_errors=len(found) - sum(found))
-        for group, found in rights.items()
-        if len(found) >= min_rows and not all(found)
-    ]
-    return sorted(scores, key=lambda s: (-s.num_errors / s.num_rows, -s.num_errors, s.group))[:most]
-
-
-def agreement(labels: np.ndarray, tuned: np.ndarray, baseline: np.ndarray) -> Agreement:
-    """Count the rows [n] by which of the two predictions was right."""
-    ours, theirs = labels == tuned, labels == baseline
-    return Agreement(
-        both_right=int((ours & theirs).sum()),
-        only_finetuned_right=int((ours & ~theirs).sum()),
-        only_baseline_right=int((~ours & theirs).sum()),
-        both_wrong=int((~ours & ~theirs).sum()),
+        weakest_groups=weakest_groups(tuned == labels, groups),
+        agreement=agreement(tuned == labels, predictions[shared["justification"].best_baseline] == labels),
     )
 
 
@@ -348,12 +220,8 @@ def _count(labels: np.ndarray, predicted: np.ndarray, index: np.ndarray, num_gro
     return table(labels[right], index[right]), table(labels, index), table(predicted, index)
 
 
-def _macro_f1(true_positives: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Macro-F1 [resamples] over the labels that occur in each resample; arguments are [resamples, k]."""
-    occurs = support > 0
-    f1 = np.divide(2 * true_positives, support + predicted, out=np.zeros_like(support), where=occurs)
-    return f1.sum(axis=1) / occurs.sum(axis=1)
-
-
-def _accuracy(true_positives: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    return true_positives.sum(axis=1) / support.sum(axis=1)
+#: Metric -> what makes it of counts that are summed over the drawn groups.
+SCORES = {
+    "macro_f1": counts.macro_f1,
+    "accuracy": lambda found, true, predicted: counts.ratio(found.sum(axis=1), true.sum(axis=1)),
+}

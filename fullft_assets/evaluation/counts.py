@@ -1,4 +1,4 @@
-"""Scores of what was found against what is true, from counts of each label: exact spans, and several labels a row.
+"""Scores of what was found against what is true, from counts of each label: of a row's label or labels, or of exact spans.
 
 Tables are [resamples, labels] (or [groups, labels] summed): `found` true positives, `true` how often the label stands, `predicted`
 how often it was predicted. Macro-F1 averages over the labels that stand at all: one that does not cannot be measured, and its
@@ -11,7 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fullft_assets.evaluation.classification import LabelScore
+from fullft_assets.evaluation.figures import Figures
+
+
+class LabelScore(Figures):
+    """One row of the per-label table."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
 
 
 def macro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:

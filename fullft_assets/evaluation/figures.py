@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 
 FINETUNED = "finetuned"
 CHAMPION = "champion"
@@ -113,6 +116,16 @@ class Evaluation(Figures, ABC):
         """Known limits that the figures show, one sentence each."""
 
     @property
+    def headline(self) -> dict[str, float]:
+        """The fine-tuned model's metrics, each with the ends of its interval."""
+        found: dict[str, float] = {}
+        for metric, values in self.columns.items():
+            if FINETUNED in values:
+                score = values[FINETUNED]
+                found |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
+        return found
+
+    @property
     def score(self) -> Interval:
         """The fine-tuned model's primary metric."""
         return self.scores[self.primary_metric][FINETUNED]
@@ -126,6 +139,63 @@ class Evaluation(Figures, ABC):
     def gain_over_champion(self) -> Interval | None:
         """Primary metric, fine-tuned minus champion; None without a champion."""
         return self.gains[self.primary_metric].get(CHAMPION)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How the systems of an evaluation are compared.
+
+    Attributes:
+        settings: level and size of the bootstrap.
+        metric: the one that decides.
+        seed: of the bootstrap.
+        min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
+    """
+
+    settings: EvaluationSettings
+    metric: str
+    seed: int
+    min_gain: float = 0.0
+
+    @classmethod
+    def of(cls, settings: UseCaseSettings) -> Terms:
+        """Return those that the settings ask for."""
+        return cls(settings.evaluation, settings.primary_metric, settings.seed, settings.release.min_gain_over_baselines)
+
+    def resample(self, counts: Mapping[str, tuple[np.ndarray, ...]], score: Callable[..., np.ndarray]) -> Bootstrap:
+        """Return each system's score and the fine-tuned model's gains: see `bootstrap_over_groups`."""
+        settings = self.settings
+        return bootstrap_over_groups(
+            counts, score, reference=FINETUNED, resamples=settings.resamples, confidence=settings.confidence, seed=self.seed
+        )
+
+    def shared(self, found: Mapping[str, Bootstrap], num_rows: int, num_groups: int) -> dict[str, Any]:
+        """Return the fields that every `Evaluation` has.
+
+        Args:
+            found: by metric; the one that decides has all systems.
+            num_rows: test rows.
+            num_groups: theirs.
+
+        Raises:
+            ValueError: there are no cheaper baselines among the systems.
+        """
+        primary, confidence = found[self.metric], self.settings.confidence
+        baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION)]
+        return {
+            "primary_metric": self.metric,
+            "confidence": confidence,
+            "resamples": self.settings.resamples,
+            "num_test_rows": num_rows,
+            "num_test_groups": num_groups,
+            "baselines": baselines,
+            "has_champion": CHAMPION in primary.scores,
+            "scores": {metric: each.scores for metric, each in found.items()},
+            "gains": {metric: each.gains for metric, each in found.items()},
+            "justification": justification(
+                primary.scores, primary.gains, baselines, metric=self.metric, confidence=confidence, min_gain=self.min_gain
+            ),
+        }
 
 
 def title(system: str) -> str:
@@ -169,7 +239,12 @@ def bootstrap_over_groups(
         resamples: number of resamples.
         confidence: level of the intervals, such as 0.95.
         seed: of the resampling.
+
+    Raises:
+        ValueError: the reference is not among the systems.
     """
+    if reference not in counts:
+        raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(counts)}")
     estimates = {name: float(score(*(c.sum(0, keepdims=True) for c in found))[0]) for name, found in counts.items()}
     num_groups = len(next(iter(counts.values()))[0])
     draws: dict[str, list[np.ndarray]] = {name: [] for name in counts}

@@ -12,7 +12,7 @@ an equal text count equally, as in bits per byte. Which token it ranked first ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,21 +21,20 @@ import numpy as np
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation.figures import (
     BASE_MODEL,
-    CHAMPION,
     FINETUNED,
     Bootstrap,
     Evaluation,
     Figures,
     Interval,
-    bootstrap_over_groups,
-    justification,
+    Justification,
+    Terms,
     number_groups,
     title,
 )
-from fullft_assets.settings import EvaluationSettings
+from fullft_assets.settings import METRICS as METRICS_OF_TASKS
 
 #: The second is left out where the models' tokenizers differ.
-METRICS = ("token_probability", "token_accuracy")
+METRICS = METRICS_OF_TASKS["language_modeling"]
 #: What a table of the systems shows.
 SHOWN = ("token_probability", "perplexity", "token_accuracy")
 #: Perplexity over fewer tokens says little of a group.
@@ -177,26 +176,14 @@ def in_tokens_of(theirs: DocumentScores, their_lengths: np.ndarray, ours: Docume
     return DocumentScores(np.where(known, ours.num_tokens, 0), cost * ours.num_tokens, None)
 
 
-def assess(
-    scores: Mapping[str, DocumentScores],
-    ids: Sequence[str],
-    groups: Sequence[str],
-    settings: EvaluationSettings,
-    *,
-    metric: str,
-    seed: int,
-    min_gain: float = 0.0,
-) -> LanguageEvaluation:
+def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Sequence[str], terms: Terms) -> LanguageEvaluation:
     """Compute every figure of an evaluation.
 
     Args:
         scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the same n documents.
         ids: of the documents [n].
         groups: of the documents [n].
-        settings: level and size of the bootstrap.
-        metric: the one that decides.
-        seed: of the bootstrap.
-        min_gain: gain over the base model that would justify the fine-tuning.
+        terms: of the comparison.
 
     Raises:
         DataError: no document has a token to predict.
@@ -209,32 +196,22 @@ def assess(
     found = {name: each.select(scored) for name, each in scores.items()}
     ids, groups = _pick(ids, scored), _pick(groups, scored)
     rescaled = [name for name, each in found.items() if each.num_right is None]
-    if metric == "token_accuracy" and rescaled:
+    if terms.metric == "token_accuracy" and rescaled:
         raise SettingsError(
             f"evaluation.primary_metric: token_accuracy counts tokens, and the tokenizer of the {title(rescaled[0])} cuts others than the "
             "test set's; give token_probability, which compares equal text"
         )
     index, num_groups = number_groups(groups, len(ids))
-    sampled = _Sampled(found, index, num_groups, settings, seed)
+    sampled = _Sampled(found, index, num_groups, terms)
     metrics = {"token_probability": sampled.bootstrap("loss", _token_probability)}
     if FINETUNED not in rescaled:
         metrics["token_accuracy"] = sampled.bootstrap("num_right", _share)
-    primary, baselines = metrics[metric], [name for name in found if name not in (FINETUNED, CHAMPION)]
-    justified = justification(primary.scores, primary.gains, baselines, metric=metric, confidence=settings.confidence, min_gain=min_gain)
     perplexity = sampled.bootstrap("loss", _perplexity).scores
-    remark = f" Perplexity is {perplexity[FINETUNED].estimate:.2f} against {perplexity[justified.best_baseline].estimate:.2f}."
     tuned, base = found[FINETUNED], found[BASE_MODEL]
+    shared = terms.shared(metrics, len(ids), num_groups)
+    shared["justification"] = _with_perplexity(shared["justification"], perplexity)
     return LanguageEvaluation(
-        primary_metric=metric,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        num_test_rows=len(ids),
-        num_test_groups=num_groups,
-        baselines=baselines,
-        has_champion=CHAMPION in found,
-        scores={name: each.scores for name, each in metrics.items()},
-        gains={name: each.gains for name, each in metrics.items()},
-        justification=justified.model_copy(update={"sentence": justified.sentence + remark}),
+        **shared,
         num_test_tokens=int(tuned.num_tokens.sum()),
         num_rows_without_tokens=int((~scored).sum()),
         perplexity=perplexity,
@@ -243,6 +220,11 @@ def assess(
         weakest_groups=weakest_groups(tuned, base, groups),
         per_length=per_length(tuned, base),
     )
+
+
+def _with_perplexity(justified: Justification, perplexity: Mapping[str, Interval]) -> Justification:
+    ours, theirs = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
+    return justified.model_copy(update={"sentence": f"{justified.sentence} Perplexity is {ours:.2f} against {theirs:.2f}."})
 
 
 def changes(tuned: DocumentScores, base: DocumentScores, ids: Sequence[str], groups: Sequence[str], *, most: int = 5) -> Changes:
@@ -318,10 +300,9 @@ class _Sampled:
     scores: Mapping[str, DocumentScores]
     index: np.ndarray
     num_groups: int
-    settings: EvaluationSettings
-    seed: int
+    terms: Terms
 
-    def bootstrap(self, values: str, score: object) -> Bootstrap:
+    def bootstrap(self, values: str, score: Callable[..., np.ndarray]) -> Bootstrap:
         """Resample `score` of the summed `values` and tokens, for the systems that have such values."""
         counts = {}
         for name, found in self.scores.items():
@@ -330,10 +311,7 @@ class _Sampled:
                 counts[name] = tuple(
                     np.bincount(self.index, weights=each, minlength=self.num_groups) for each in (column, found.num_tokens)
                 )
-        settings = self.settings
-        return bootstrap_over_groups(
-            counts, score, reference=FINETUNED, resamples=settings.resamples, confidence=settings.confidence, seed=self.seed
-        )
+        return self.terms.resample(counts, score)
 
 
 def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.ndarray:

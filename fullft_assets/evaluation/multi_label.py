@@ -7,25 +7,16 @@ probability reaches the label's threshold; thresholds are fixed on the validatio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.classification import Agreement, GroupScore, LabelScore, agreement, weakest_groups
-from fullft_assets.evaluation.figures import (
-    CHAMPION,
-    FINETUNED,
-    Evaluation,
-    Interval,
-    bootstrap_over_groups,
-    justification,
-    number_groups,
-)
-from fullft_assets.settings import EvaluationSettings
+from fullft_assets.evaluation.counts import LabelScore
+from fullft_assets.evaluation.figures import FINETUNED, Evaluation, Interval, Terms, number_groups
+from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
+from fullft_assets.settings import MULTI_LABEL_METRICS as METRICS
 
-Metric = Literal["macro_f1", "micro_f1", "subset_accuracy"]
-METRICS: tuple[Metric, ...] = ("macro_f1", "micro_f1", "subset_accuracy")
 #: Of a label without a validation row that could say more.
 DEFAULT_THRESHOLD = 0.5
 
@@ -129,11 +120,7 @@ def assess(
     groups: Sequence[str],
     label_names: Sequence[str],
     thresholds: np.ndarray,
-    settings: EvaluationSettings,
-    *,
-    seed: int,
-    metric: Metric = "macro_f1",
-    min_gain: float = 0.0,
+    terms: Terms,
 ) -> MultiLabelEvaluation:
     """Compute every figure of an evaluation.
 
@@ -143,10 +130,7 @@ def assess(
         groups: the group of each row [n].
         label_names: the k names in label order.
         thresholds: of the fine-tuned model [k].
-        settings: level and size of the bootstrap.
-        seed: of the bootstrap.
-        metric: the one that decides.
-        min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
+        terms: of the comparison.
 
     Raises:
         ValueError: input is empty, misaligned or not finite; the message names what.
@@ -156,37 +140,27 @@ def assess(
     checked = {name: require_aligned(labels, decided, name)[1].astype(bool) for name, decided in decisions.items()}
     index, num_groups = number_groups(groups, len(labels))
     tables = {name: _tables(labels, decided, index, num_groups) for name, decided in checked.items()}
-    options = {"reference": FINETUNED, "resamples": settings.resamples, "confidence": settings.confidence, "seed": seed}
-    found = {each: bootstrap_over_groups(tables, score, **options) for each, score in _SCORES.items()}
-    baselines = [name for name in checked if name not in (FINETUNED, CHAMPION)]
-    justified = justification(
-        found[metric].scores, found[metric].gains, baselines, metric=metric, confidence=settings.confidence, min_gain=min_gain
-    )
-    tuned = checked[FINETUNED]
+    shared = terms.shared({metric: terms.resample(tables, score) for metric, score in _SCORES.items()}, len(labels), num_groups)
     right = {name: (decided == labels).all(axis=1) for name, decided in checked.items()}
-    always = np.ones(len(labels), bool)
-    per_label = counts.label_scores((tuned & labels).sum(0), labels.sum(0), tuned.sum(0), label_names)
+    per_label = _threshold_scores(labels, checked[FINETUNED], label_names, thresholds)
     return MultiLabelEvaluation(
-        primary_metric=metric,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
+        **shared,
         labels=list(label_names),
         labels_a_row=float(labels.sum(1).mean()),
-        num_test_rows=len(labels),
-        num_test_groups=num_groups,
-        baselines=baselines,
-        has_champion=CHAMPION in checked,
-        scores={each: bootstrap.scores for each, bootstrap in found.items()},
-        gains={each: bootstrap.gains for each, bootstrap in found.items()},
-        per_label=[
-            ThresholdScore(**score.model_dump(), threshold=float(thresholds[i]), num_predicted=int(tuned[:, i].sum()))
-            for i, score in enumerate(per_label)
-        ],
+        per_label=per_label,
         unmeasured=[score.label for score in per_label if not score.support],
-        weakest_groups=weakest_groups(always, right[FINETUNED], groups),
-        agreement=agreement(always, right[FINETUNED], right[justified.best_baseline]),
-        justification=justified,
+        weakest_groups=weakest_groups(right[FINETUNED], groups),
+        agreement=agreement(right[FINETUNED], right[shared["justification"].best_baseline]),
     )
+
+
+def _threshold_scores(labels: np.ndarray, tuned: np.ndarray, names: Sequence[str], thresholds: np.ndarray) -> list[ThresholdScore]:
+    num_predicted = tuned.sum(0)
+    scores = counts.label_scores((tuned & labels).sum(0), labels.sum(0), num_predicted, names)
+    return [
+        ThresholdScore(**score.model_dump(), threshold=float(thresholds[i]), num_predicted=int(num_predicted[i]))
+        for i, score in enumerate(scores)
+    ]
 
 
 def _tables(labels: np.ndarray, decided: np.ndarray, index: np.ndarray, num_groups: int) -> tuple[np.ndarray, ...]:
@@ -195,12 +169,8 @@ def _tables(labels: np.ndarray, decided: np.ndarray, index: np.ndarray, num_grou
     return tuple(counts.by_group(value, index, num_groups) for value in values)
 
 
-def _subset_accuracy(found: np.ndarray, true: np.ndarray, predicted: np.ndarray, right: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return right / rows
-
-
 _SCORES = {
     "macro_f1": lambda found, true, predicted, right, rows: counts.macro_f1(found, true, predicted),
     "micro_f1": lambda found, true, predicted, right, rows: counts.micro_f1(found, true, predicted),
-    "subset_accuracy": _subset_accuracy,
+    "subset_accuracy": lambda found, true, predicted, right, rows: right / rows,
 }

@@ -9,27 +9,17 @@ A true span that no window holds, or that shares all its tokens with another, st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.classification import Agreement, GroupScore, LabelScore, agreement, weakest_groups
-from fullft_assets.evaluation.figures import (
-    CHAMPION,
-    FINETUNED,
-    Evaluation,
-    Figures,
-    Interval,
-    bootstrap_over_groups,
-    justification,
-    number_groups,
-)
-from fullft_assets.settings import EvaluationSettings
+from fullft_assets.evaluation.counts import LabelScore
+from fullft_assets.evaluation.figures import FINETUNED, Evaluation, Figures, Interval, Terms, number_groups
+from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
 
 #: (start, end exclusive, position of the label), in characters.
 Span = tuple[int, int, int]
-Metric = Literal["micro_f1", "macro_f1"]
 #: What a table of the systems shows; the first two may decide.
 SHOWN = ("macro_f1", "micro_f1", "token_accuracy")
 
@@ -148,11 +138,7 @@ def assess(
     num_tokens: np.ndarray,
     groups: Sequence[str],
     label_names: Sequence[str],
-    settings: EvaluationSettings,
-    *,
-    seed: int,
-    metric: Metric = "micro_f1",
-    min_gain: float = 0.0,
+    terms: Terms,
 ) -> SpanEvaluation:
     """Compute every figure of an evaluation.
 
@@ -163,49 +149,42 @@ def assess(
         num_tokens: tokens of each row [n].
         groups: the group of each row [n].
         label_names: names in label order.
-        settings: level and size of the bootstrap.
-        seed: of the bootstrap.
-        metric: the one that decides.
-        min_gain: gain over the best cheaper baseline that would justify the fine-tuning.
+        terms: of the comparison.
 
     Raises:
         ValueError: input is empty or misaligned; the message names what.
     """
     index, num_groups = number_groups(groups, len(truth))
+
+    def by_group(tables: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(counts.by_group(table, index, num_groups) for table in tables)
+
     rows = {name: count_spans(truth, found, len(label_names)) for name, found in predicted.items()}
-    tables = {name: tuple(counts.by_group(table, index, num_groups) for table in found) for name, found in rows.items()}
-    tokens = {name: tuple(counts.by_group(part, index, num_groups) for part in (right_tokens[name], num_tokens)) for name in predicted}
-    options = {"reference": FINETUNED, "resamples": settings.resamples, "confidence": settings.confidence, "seed": seed}
+    spans = {name: by_group(tables) for name, tables in rows.items()}
+    tokens = {name: by_group((right_tokens[name], num_tokens)) for name in predicted}
     found = {
-        "macro_f1": bootstrap_over_groups(tables, counts.macro_f1, **options),
-        "micro_f1": bootstrap_over_groups(tables, counts.micro_f1, **options),
-        "token_accuracy": bootstrap_over_groups(tokens, counts.ratio, **options),
+        "macro_f1": terms.resample(spans, counts.macro_f1),
+        "micro_f1": terms.resample(spans, counts.micro_f1),
+        "token_accuracy": terms.resample(tokens, counts.ratio),
     }
-    baselines = [name for name in predicted if name not in (FINETUNED, CHAMPION)]
-    justified = justification(
-        found[metric].scores, found[metric].gains, baselines, metric=metric, confidence=settings.confidence, min_gain=min_gain
-    )
-    right = {name: np.array([set(true) == set(mine) for true, mine in zip(truth, found, strict=True)]) for name, found in predicted.items()}
-    always = np.ones(len(truth), bool)
+    shared = terms.shared(found, len(truth), num_groups)
+    right = {name: _is_right(truth, predicted[name]) for name in (FINETUNED, shared["justification"].best_baseline)}
+    num_true = rows[FINETUNED][1].sum(1)
     per_label = counts.label_scores(*(table.sum(0) for table in rows[FINETUNED]), label_names)
     return SpanEvaluation(
-        primary_metric=metric,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
+        **shared,
         labels=list(label_names),
-        num_spans=int(rows[FINETUNED][1].sum()),
-        num_rows_without_spans=int((rows[FINETUNED][1].sum(1) == 0).sum()),
+        num_spans=int(num_true.sum()),
+        num_rows_without_spans=int((num_true == 0).sum()),
         num_tokens=int(num_tokens.sum()),
-        num_test_rows=len(truth),
-        num_test_groups=num_groups,
-        baselines=baselines,
-        has_champion=CHAMPION in predicted,
-        scores={each: bootstrap.scores for each, bootstrap in found.items()},
-        gains={each: bootstrap.gains for each, bootstrap in found.items()},
         per_label=per_label,
         unmeasured=[score.label for score in per_label if not score.support],
         errors=errors(truth, predicted[FINETUNED]),
-        weakest_groups=weakest_groups(always, right[FINETUNED], groups),
-        agreement=agreement(always, right[FINETUNED], right[justified.best_baseline]),
-        justification=justified,
+        weakest_groups=weakest_groups(right[FINETUNED], groups),
+        agreement=agreement(right[FINETUNED], right[shared["justification"].best_baseline]),
     )
+
+
+def _is_right(truth: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]]) -> np.ndarray:
+    """Return whether each row has all its true spans and no others, bool [n]."""
+    return np.array([set(true) == set(mine) for true, mine in zip(truth, found, strict=True)])

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.evaluation import Evaluation
+from fullft_assets.errors import StoreError
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation, Terms, title
 from fullft_assets.jobs import Job
 from fullft_assets.report import Answer, Continuation
+from fullft_assets.snapshot import Split, label_names
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads.entry import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+#: Test rows that the report shows.
+NUM_ANSWERS = 5
+Heard = TypeVar("Heard")
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,35 @@ class Docket:
         """Folder of the base model."""
         return resolve_base_model(self.job.settings.base_model, Path(self.job.project_root))
 
+    @property
+    def labels(self) -> list[str]:
+        """The snapshot's label order; a checkpoint may know other labels, as the snapshot may be newer (periodic evaluation)."""
+        return label_names(self.inputs["training_snapshot"])
+
+    def hear(self, test: Split, checkpoint: Callable[[str], Heard], cheaper: Mapping[str, Callable[[], Heard]]) -> dict[str, Heard]:
+        """Return what each system makes of the test rows: the candidate, the cheaper ways and, if there is one, the champion.
+
+        Args:
+            test: the rows.
+            checkpoint: takes the name of a checkpoint among the inputs.
+            cheaper: by name.
+        """
+        found = {}
+        systems = {FINETUNED: lambda: checkpoint("finetuned_checkpoint"), **cheaper}
+        if CHAMPION in self.inputs:
+            systems[CHAMPION] = lambda: checkpoint(CHAMPION)
+        for name, hear in systems.items():
+            self.progress.raise_if_stopped()
+            self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
+            found[name] = hear()
+        return found
+
+    def terms(self, test: Split) -> Terms:
+        """Return how the systems are compared, and tell that they are now."""
+        settings = self.job.settings
+        self.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
+        return Terms.of(settings)
+
     def model_folder(self, name: str) -> Path:
         """Return the folder of the model of a checkpoint among the inputs."""
         return self.store.folder(self.inputs[name]) / "model"
@@ -72,3 +109,23 @@ class Docket:
         """Return the digest of the tokenizer that made all windows of a snapshot."""
         part = next(iter(snapshot.metadata["parts"].values()))
         return self.store.load(part["chunks"]).inputs["tokenizer"]
+
+
+def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Return which of our labels a system knows, in our order.
+
+    Raises:
+        StoreError: none.
+    """
+    shared = [label for label in ours if label in theirs]
+    if not shared:
+        raise StoreError(
+            f"the model knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
+        )
+    return shared
+
+
+def pick_rows(agrees: np.ndarray, seed: int) -> list[int]:
+    """Draw test rows to show at random, first among those on which the fine-tuned model and the best cheaper way disagree; bool [n]."""
+    order = np.random.default_rng(seed).permutation(len(agrees))
+    return order[np.argsort(agrees[order], kind="stable")][:NUM_ANSWERS].tolist()

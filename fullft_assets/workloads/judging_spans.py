@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
 from fullft_assets.chunks import Tokenization, masks
-from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import CHAMPION, FINETUNED, SpanEvaluation, spans, title
-from fullft_assets.snapshot import Split, label_names
+from fullft_assets.evaluation import FINETUNED, SpanEvaluation, spans
+from fullft_assets.snapshot import Split
 from fullft_assets.workloads import span_baselines
-from fullft_assets.workloads.judging import Docket, Judged
-from fullft_assets.workloads.judging_labels import NUM_ANSWERS
+from fullft_assets.workloads.judging import Docket, Judged, pick_rows, shared_labels
 from fullft_assets.workloads.tagging import Reading, Span, find_spans, load_finder, normal, tags_of
 
 #: Characters of a test row that the report shows.
@@ -25,30 +24,14 @@ _SHOWN_SPANS = 8
 
 def judge(docket: Docket, test: Split) -> Judged:
     """Score every system on the test rows."""
-    settings = docket.job.settings
-    names = label_names(docket.inputs["training_snapshot"])
+    settings, names = docket.job.settings, docket.labels
     tokenization = Tokenization.load(docket.base_model, settings.chunks, settings.examples.task)
     found = _hear_all(docket, test, names, Reading.of(tokenization, test.texts))
-    truth = normal(test.texts, test.spans)
-    docket.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
+    truth, terms = normal(test.texts, test.spans), docket.terms(test)
     right, num_tokens = count_right_tokens(tokenization, test.texts, truth, found)
-    evaluation = spans.assess(
-        truth,
-        found,
-        right,
-        num_tokens,
-        test.groups,
-        names,
-        settings.evaluation,
-        seed=settings.seed,
-        metric=settings.primary_metric,
-        min_gain=settings.release.min_gain_over_baselines,
-    )
-    headline: dict[str, object] = {}
-    for metric, values in evaluation.columns.items():
-        score = values[FINETUNED]
-        headline |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
-    headline |= {
+    evaluation = spans.assess(truth, found, right, num_tokens, test.groups, names, terms)
+    headline = {
+        **evaluation.headline,
         "num_test_spans": evaluation.num_spans,
         "num_test_rows_without_spans": evaluation.num_rows_without_spans,
         "labels_without_test_spans": evaluation.unmeasured,
@@ -59,24 +42,22 @@ def judge(docket: Docket, test: Split) -> Judged:
 
 
 def _hear_all(docket: Docket, test: Split, names: list[str], reading: Reading) -> dict[str, list[list[Span]]]:
-    progress, cheaper = docket.progress, docket.inputs["cheaper_baselines"]
-    found = {FINETUNED: _hear(docket, FINETUNED, "finetuned_checkpoint", test, names)}
-    folder, theirs = docket.store.folder(cheaper), cheaper.metadata["labels"]
-    for name in span_baselines.NAMES:
-        progress.raise_if_stopped()
-        progress.say(f"{title(name)} on {len(test):,} test rows ...")
-        added_tokens = docket.job.settings.chunks.added_tokens
-        found[name] = in_order(span_baselines.find(name, folder, docket.base_model, added_tokens, reading, progress), theirs, names)
-    if CHAMPION in docket.inputs:
-        found[CHAMPION] = _hear(docket, CHAMPION, CHAMPION, test, names)
-    return found
+    cheaper, added_tokens = docket.inputs["cheaper_baselines"], docket.job.settings.chunks.added_tokens
+
+    def hear_cheaper(name: str) -> list[list[Span]]:
+        found = span_baselines.find(name, docket.store.folder(cheaper), docket.base_model, added_tokens, reading, docket.progress)
+        return in_order(found, cheaper.metadata["labels"], names)
+
+    return docket.hear(
+        test,
+        lambda checkpoint: _hear(docket, checkpoint, test, names),
+        {name: partial(hear_cheaper, name) for name in span_baselines.NAMES},
+    )
 
 
-def _hear(docket: Docket, name: str, asset: str, test: Split, names: list[str]) -> list[list[Span]]:
+def _hear(docket: Docket, checkpoint: str, test: Split, names: list[str]) -> list[list[Span]]:
     """Return the spans that a checkpoint finds; each reads the texts with its own tokenizer, and spans are characters to all."""
-    docket.progress.raise_if_stopped()
-    docket.progress.say(f"{title(name)} on {len(test):,} test rows ...")
-    folder, settings = docket.model_folder(asset), docket.job.settings
+    folder, settings = docket.model_folder(checkpoint), docket.job.settings
     reading = Reading.of(Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts)
     model, labels = load_finder(folder)
     found = find_spans(model, reading, progress=docket.progress)
@@ -92,11 +73,8 @@ def in_order(found: Sequence[Sequence[Span]], theirs: Sequence[str], ours: Seque
     Raises:
         StoreError: the two label lists have nothing in common.
     """
-    place = {number: ours.index(label) for number, label in enumerate(theirs) if label in ours}
-    if not place:
-        raise StoreError(
-            f"the model knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
-        )
+    known = shared_labels(theirs, ours)
+    place = {number: ours.index(label) for number, label in enumerate(theirs) if label in known}
     return [[(start, end, place[label]) for start, end, label in row if label in place] for row in found]
 
 
@@ -121,18 +99,15 @@ def count_right_tokens(
 def _pick_answers(
     test: Split, truth: Sequence[Sequence[Span]], found: Mapping[str, Sequence[Sequence[Span]]], evaluation: SpanEvaluation, seed: int
 ) -> list[report.Answer]:
-    """Draw test rows at random, first among those on which the fine-tuned model and the best baseline disagree."""
     tuned, baseline = found[FINETUNED], found[evaluation.justification.best_baseline]
-    order = np.random.default_rng(seed).permutation(len(test))
-    is_same = np.array([set(tuned[i]) == set(baseline[i]) for i in order])
-    chosen = order[np.argsort(is_same, kind="stable")][:NUM_ANSWERS]
+    agrees = np.array([set(ours) == set(theirs) for ours, theirs in zip(tuned, baseline, strict=True)])
     return [
         report.Answer(
             report.shorten(test.texts[i], _SHOWN_CHARACTERS),
             *(_told(test.texts[i], each[i], evaluation.labels) for each in (truth, baseline, tuned)),
             id=test.ids[i],
         )
-        for i in chosen
+        for i in pick_rows(agrees, seed)
     ]
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fullft_assets import chunks, report
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, LanguageEvaluation, language, title
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, LanguageEvaluation, language
 from fullft_assets.evaluation.language import DocumentScores
 from fullft_assets.snapshot import Split, load_messages
 from fullft_assets.workloads.generation import Writer
@@ -53,22 +53,10 @@ def judge(docket: Docket, test: Split) -> Judged:
         DataError: no document has such a token.
         SettingsError: token accuracy is to decide between models with different tokenizers.
     """
-    settings = docket.job.settings
     court = _Court(docket, test)
-    heard = {FINETUNED: court.hear_checkpoint(FINETUNED, "finetuned_checkpoint"), BASE_MODEL: court.hear_base_model()}
-    if "champion" in docket.inputs:
-        heard[CHAMPION] = court.hear_checkpoint(CHAMPION, "champion")
-    docket.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
+    heard = docket.hear(test, court.hear_checkpoint, {BASE_MODEL: court.hear_base_model})
     scores = {name: each.scores for name, each in heard.items()}
-    found = language.assess(
-        scores,
-        test.ids,
-        test.groups,
-        settings.evaluation,
-        metric=settings.primary_metric,
-        seed=settings.seed,
-        min_gain=settings.release.min_gain_over_baselines,
-    )
+    found = language.assess(scores, test.ids, test.groups, docket.terms(test))
     continuations = [
         report.Continuation(prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned)))
         for prompt, base, tuned in zip(court.prompts, heard[BASE_MODEL].written, heard[FINETUNED].written, strict=True)
@@ -89,28 +77,26 @@ class _Court:
     def hear_base_model(self) -> Heard:
         """Hear the base model as it was before any training."""
         folder, added_tokens = self._docket.base_model, self._settings.chunks.added_tokens
-        return self._hear(BASE_MODEL, lambda: load_causal(folder, added_tokens), self._base_tokenization(), self._test)
+        return self._hear(lambda: load_causal(folder, added_tokens), self._base_tokenization(), self._test, self.prompts)
 
-    def hear_checkpoint(self, name: str, asset: str) -> Heard:
+    def hear_checkpoint(self, name: str) -> Heard:
         """Hear a fine-tuned model; one with another tokenizer reads the documents with its own."""
-        folder = self._docket.model_folder(asset)
+        folder = self._docket.model_folder(name)
         tokenization = Tokenization.load_saved(folder, self._settings.chunks, self._task)
-        if self._docket.reads_as_the_snapshot(asset):
-            return self._hear(name, lambda: load_causal(folder), tokenization, self._test)
+        # The champion is only compared by its scores.
+        prompts = self.prompts if name != CHAMPION else []
+        if self._docket.reads_as_the_snapshot(name):
+            return self._hear(lambda: load_causal(folder), tokenization, self._test, prompts)
         ours, theirs = self._read(self._base_tokenization()), self._read(tokenization)
-        heard = self._hear(name, lambda: load_causal(folder), tokenization, theirs.split)
+        heard = self._hear(lambda: load_causal(folder), tokenization, theirs.split, prompts)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return Heard(language.in_tokens_of(heard.scores, theirs.lengths, counted, ours.lengths), heard.written)
 
-    def _hear(self, name: str, load: Callable[[], PreTrainedModel], tokenization: Tokenization, documents: Split) -> Heard:
-        progress = self._docket.progress
-        progress.raise_if_stopped()
-        progress.say(f"{title(name)} on {len(documents):,} test rows ...")
-        model = load()
+    def _hear(self, load: Callable[[], PreTrainedModel], tokenization: Tokenization, documents: Split, prompts: Sequence[Prompt]) -> Heard:
+        progress, model = self._docket.progress, load()
         found = score_documents(model, documents.windows, documents.marks, progress=progress)
-        # The champion is only compared by its scores.
         writer, written = Writer(model, tokenization, MAX_NEW_TOKENS), []
-        for prompt in self.prompts if name != CHAMPION else []:
+        for prompt in prompts:
             progress.raise_if_stopped()
             written.append(writer.write(prompt.given))
         del model, writer
@@ -184,13 +170,8 @@ def _num_scored(documents: Split) -> np.ndarray:
 
 
 def _headline(found: LanguageEvaluation) -> dict[str, object]:
-    headline: dict[str, object] = {}
-    for metric, values in found.columns.items():
-        if FINETUNED in values:
-            score = values[FINETUNED]
-            headline |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
     return {
-        **headline,
+        **found.headline,
         "num_test_tokens": found.num_test_tokens,
         "num_rows_without_tokens": found.num_rows_without_tokens,
         "num_rows_better_than_base": found.changes.num_better,

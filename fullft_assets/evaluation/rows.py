@@ -1,0 +1,50 @@
+"""Test rows by whether a system was right on them: the groups where it errs most, and who else was right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from fullft_assets.evaluation.figures import Figures
+
+
+class GroupScore(Figures):
+    """How one group of related test rows fared."""
+
+    group: str
+    num_rows: int
+    num_errors: int
+
+
+class Agreement(Figures):
+    """Test rows by who was right: the fine-tuned model, the best cheaper baseline, both or neither."""
+
+    both_right: int
+    only_finetuned_right: int
+    only_baseline_right: int
+    both_wrong: int
+
+
+def weakest_groups(right: np.ndarray, groups: Sequence[str], *, most: int = 5, min_rows: int = 3) -> list[GroupScore]:
+    """The groups of at least `min_rows` rows with the largest share of errors, worst first; `right` is bool [n]."""
+    rights: dict[str, list[bool]] = defaultdict(list)
+    for group, is_right in zip(groups, right.tolist(), strict=True):
+        rights[group].append(is_right)
+    scores = [
+        GroupScore(group=group, num_rows=len(found), num_errors=len(found) - sum(found))
+        for group, found in rights.items()
+        if len(found) >= min_rows and not all(found)
+    ]
+    return sorted(scores, key=lambda s: (-s.num_errors / s.num_rows, -s.num_errors, s.group))[:most]
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> Agreement:
+    """Count the rows by which of two systems was right on them, bool [n] each."""
+    return Agreement(
+        both_right=int((ours & theirs).sum()),
+        only_finetuned_right=int((ours & ~theirs).sum()),
+        only_baseline_right=int((~ours & theirs).sum()),
+        both_wrong=int((~ours & ~theirs).sum()),
+    )
