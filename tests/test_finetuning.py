@@ -24,6 +24,7 @@ from fullft_assets.workloads.classification import Classification, planned_order
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
 from fullft_assets.workloads.inference import load_for_training, predict, predict_with
+from tests.optimizer_steps import without_dropout
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -147,7 +148,7 @@ class TestBatches:
     def test_accumulated_micro_batches_train_as_one_batch_does(self, tiny, tmp_path):
         # AdamW hides a wrong scale of the gradients in the weights; the logged loss and gradient norm show it.
         chosen = quick(max_grad_norm=0.05, attention_dropout=0.0)
-        dropless = _without_dropout(tiny, tmp_path / "model")
+        dropless = without_dropout(tiny, tmp_path / "model")
         whole, parts = (
             fine_tune(
                 replace(tiny.recipe, base_model=dropless),
@@ -297,13 +298,4 @@ def _poison(case: Prepared, folder: Path) -> Path:
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.LayerNorm.weight"][0] = torch.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def _without_dropout(case: Prepared, folder: Path) -> Path:
-    folder.mkdir()
-    for path in case.base_model.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
     return folder

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification
 
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
@@ -22,11 +19,11 @@ from fullft_assets.evaluation import FINETUNED, Terms, counts, multi_label, read
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.workloads import multi_label_baselines
 from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.inference import predict_with
 from fullft_assets.workloads.judging_multi_label import Given, read_thresholds
 from fullft_assets.workloads.tasks import open_recipe
 from tests import licence_labels
+from tests.optimizer_steps import check_steps
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -135,54 +132,14 @@ class TestScores:
         np.testing.assert_array_equal(counts.by_group(values, np.array([1, 0, 1]), 2), [[0, 1], [2, 1]])
 
 
-class Seen(TrainerCallback):
-    """Keeps the gradients and losses of each step."""
-
-    def __init__(self) -> None:
-        self.gradients: list[torch.Tensor] = []
-        self.losses: list[float] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
-
-
-def without_dropout(tiny: Prepared, folder: Path) -> Any:
-    """The recipe of a base model without dropout, which is drawn anew in each pass."""
-    shutil.copytree(tiny.base_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
-    return replace(tiny.recipe, base_model=folder)
-
-
 class TestRecipe:
     @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
     def test_loss_and_gradient_equal_a_plain_mean_however_the_batch_is_divided(self, tiny: Prepared, tmp_path: Path, micro_batch_size: int):
-        recipe = without_dropout(tiny, tmp_path / "model").first(20)
-        chosen = tiny.use_case.settings.training.model_copy(
-            update={"micro_batch_size": micro_batch_size, "precision": "fp32", "max_grad_norm": 1e9, "learning_rate": 1e-12}
-        )
-        seen = Seen()
-        fine_tune(recipe, chosen, 1, tmp_path, QUIET, evaluate_at=(), resumable=False, callbacks=[seen])
-        torch.manual_seed(1)
-        model = recipe.load(chosen)
-        feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
-        assert len(seen.losses) == feed.num_passes >= 3
-        for number, batch in enumerate(feed.batches()):
-            model.zero_grad()
-            rows = []
-            for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-                logits = model(input_ids=ids[mask == 1][None]).logits[0]
-                p = torch.sigmoid(logits)
-                rows.append(-(labels * p.log() + (1 - labels) * (1 - p).log()))
-            loss = torch.stack(rows).mean()
-            loss.backward()
-            expected = torch.cat([p.grad.flatten() for p in model.parameters()])
-            assert seen.losses[number] == pytest.approx(loss.item(), rel=1e-4)
-            assert torch.allclose(seen.gradients[number], expected, rtol=1e-3, atol=1e-6)
+        def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            p = torch.sigmoid(logits)
+            return -(labels * p.log() + (1 - labels) * (1 - p).log())
+
+        check_steps(tiny, tmp_path, micro_batch_size, losses_of)
 
     def test_documents_pool_the_probabilities_of_their_windows(self, tiny: Prepared):
         model = tiny.recipe.load(tiny.use_case.settings.training).eval()

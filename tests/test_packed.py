@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import Gemma2Config, LlamaConfig, MixtralConfig, OPTConfig, PhiConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import Gemma2Config, LlamaConfig, MixtralConfig, OPTConfig, PhiConfig, PreTrainedConfig, PreTrainedModel
 
 from fullft_assets.errors import DataError, Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
@@ -28,6 +28,7 @@ from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.packed import NextToken
 from fullft_assets.workloads.packed_rows import Pieces, planned_batches, planned_rows
 from fullft_assets.workloads.token_loss import IGNORED, TokenLoss, plain
+from tests.optimizer_steps import Seen, gradients
 from tests.test_isolation import LEAKING, SMALL, build
 
 CAPACITY = 24
@@ -79,10 +80,6 @@ def trained_tokens(data: Training) -> list[tuple[int, int]]:
     return [(n, i) for n, of_window in enumerate(marks) for i, mark in enumerate(of_window) if mark and i > 0]
 
 
-def gradients(model: PreTrainedModel) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
-
-
 def alone(model: PreTrainedModel, data: Training) -> torch.Tensor:
     """Gradients of the mean loss with every window in a forward pass of its own, written as plainly as can be."""
     model.zero_grad()
@@ -96,21 +93,6 @@ def alone(model: PreTrainedModel, data: Training) -> torch.Tensor:
     found = gradients(model).clone()
     model.zero_grad()
     return found
-
-
-class Seen(TrainerCallback):
-    """Keeps what the optimizer is about to use, and what it is shown."""
-
-    def __init__(self) -> None:
-        self.gradients: list[torch.Tensor] = []
-        self.losses: list[float] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(gradients(model))
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
 
 
 def fed(feed: Feed) -> list[tuple[list[int], list[int]]]:

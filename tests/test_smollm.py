@@ -19,7 +19,8 @@ from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.packed import NextToken
 from tests import machine
-from tests.test_packed import Seen, alone, documents
+from tests.optimizer_steps import Seen
+from tests.test_packed import alone, documents
 
 TEXTS = [
     "Permission is hereby granted, free of charge, to any person obtaining a copy of this software.",

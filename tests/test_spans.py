@@ -21,7 +21,6 @@ from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.workloads import span_baselines, tagging
 from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.inference import load_tagger
 from fullft_assets.workloads.judging_spans import count_right_tokens, in_order
 from fullft_assets.workloads.span_baselines import Dictionary, TokenProbe, load_backbone
@@ -29,9 +28,9 @@ from fullft_assets.workloads.tagging import Frame, Reading, Span, decode, find_s
 from fullft_assets.workloads.tasks import open_recipe
 from fullft_assets.workloads.token_loss import IGNORED
 from tests import licence_labels
+from tests.optimizer_steps import check_steps
 from tests.prepared import MINILM, Prepared, prepare
 from tests.test_inference import fp32 as fp32
-from tests.test_multi_label import Seen, without_dropout
 
 QUIET = Progress(silent=True)
 EXAMPLES = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
@@ -222,26 +221,10 @@ class TestScores:
 class TestRecipe:
     @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
     def test_loss_and_gradient_equal_a_plain_mean_over_the_steps_tokens(self, tiny: Prepared, tmp_path: Path, micro_batch_size: int):
-        recipe = without_dropout(tiny, tmp_path / "model").first(20)
-        changes = {"micro_batch_size": micro_batch_size, "precision": "fp32", "max_grad_norm": 1e9, "learning_rate": 1e-12}
-        chosen = tiny.use_case.settings.training.model_copy(update=changes)
-        seen = Seen()
-        fine_tune(recipe, chosen, 1, tmp_path, QUIET, evaluate_at=(), resumable=False, callbacks=[seen])
-        torch.manual_seed(1)
-        model = recipe.load(chosen)
-        feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
-        assert len(seen.losses) == feed.num_passes >= 3
-        for number, batch in enumerate(feed.batches()):
-            model.zero_grad()
-            losses = []
-            for ids, mask, tags in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-                logits = model(input_ids=ids[mask == 1][None]).logits[0]
-                losses += [-torch.log_softmax(logits[at], 0)[tag] for at, tag in enumerate(tags.tolist()) if tag != IGNORED]
-            loss = torch.stack(losses).mean()
-            loss.backward()
-            assert seen.losses[number] == pytest.approx(loss.item(), rel=1e-4)
-            expected = torch.cat([p.grad.flatten() for p in model.parameters()])
-            assert torch.allclose(seen.gradients[number], expected, rtol=1e-3, atol=1e-6)
+        def losses_of(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
+            return torch.stack([-torch.log_softmax(logits[at], 0)[tag] for at, tag in enumerate(tags.tolist()) if tag != IGNORED])
+
+        check_steps(tiny, tmp_path, micro_batch_size, losses_of)
 
     def test_every_token_of_a_text_is_trained_once(self, tiny: Prepared):
         recipe = tiny.recipe
