@@ -6,19 +6,14 @@ on the same text. Replay passes them and their near-duplicates over, and a text 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import key_settings as chunk_settings
-from fullft_assets.chunks import tokenizer_digest
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot.replay import Candidates, Drawn, take_tokens
-from fullft_assets.snapshot.screening import locate
-from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store, digest
+from fullft_assets.snapshot.drawing import draw_tokens, made_with, pin_files
+from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,9 +23,6 @@ if TYPE_CHECKING:
 VERSION = "1"
 STAGE = "general_documents"
 _SETTING = "snapshot.general"
-#: Characters of candidates kept for each token that is wanted; where they do not suffice, more are read.
-_CHARACTERS_A_TOKEN = 8
-_MORE = 8
 
 
 @dataclass(frozen=True)
@@ -64,31 +56,27 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     Raises:
         DataError: the path is not there, a file of it cannot be read, or it holds nothing usable.
     """
-    settings = use_case.settings
-    general = settings.snapshot.general
+    settings, general = use_case.settings, use_case.settings.snapshot.general
     assert general is not None, "there is nothing to draw from"
-    files = pin(use_case)
-    tokenizer = tokenizer_digest(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, settings.examples.task)
+    files, making = pin(use_case), made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
-
-        drawn = _draw(use_case, general.path, general.max_tokens, task_hashes)
-        pq.write_table(drawn.examples, draft.path / "examples.parquet", compression="zstd")
-        pq.write_table(drawn.chunks, draft.path / "chunks.parquet", compression="zstd")
-        documents = drawn.examples["text_hash"].to_pylist()
-        made_with = {"chunks": chunk_settings(settings), "tokenizer": tokenizer}
-        draft.identity = Identity(files=[], values={"documents": documents, "num_tokens": drawn.num_tokens, **made_with})
-        counts = {"num_files": len(files), "num_unusable": drawn.num_unusable}
-        return {"num_rows": len(drawn.examples), "num_tokens": drawn.num_tokens, **counts}, []
+        drawn = draw_tokens(use_case, general.path, general.max_tokens, _SETTING, frozenset(task_hashes))
+        if not drawn.num_tokens:
+            told = "; ".join(f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3))
+            raise DataError(
+                f"{_SETTING}: {general.path} holds no usable document{f' ({told})' if told else ''}; give each row a field `text` (for sft: "
+                "or messages), and texts that are no rows of the task"
+            )
+        return {**drawn.write(draft, making), "num_files": len(files)}, []
 
     return store.ensure(
         use_case.name,
         STAGE,
         write,
         version=f"{VERSION}-{CHUNKS_VERSION}",
-        settings={"chunks": chunk_settings(settings), "max_tokens": general.max_tokens},
-        inputs={"files": digest(files), "tokenizer": tokenizer, "task": digest(sorted(set(task_hashes)))},
+        settings={"chunks": making["chunks"], "max_tokens": general.max_tokens},
+        inputs={"files": digest(files), "tokenizer": making["tokenizer"], "task": digest(sorted(set(task_hashes)))},
         seed=settings.seed,
     )
 
@@ -100,10 +88,7 @@ def pin(use_case: UseCase) -> dict[str, str]:
         DataError: the path is not there, or holds no file that can be read.
     """
     general = use_case.settings.snapshot.general
-    if general is None:
-        return {}
-    source, files = locate(general.path, use_case, _SETTING)
-    return {file.path: source.digest(file) for file in files}
+    return {} if general is None else pin_files(general.path, use_case, _SETTING)
 
 
 def texts_by_hash(store: Store, made: Manifest) -> dict[str, str]:
@@ -127,20 +112,3 @@ def _read(store: Store, made: Manifest, name: str) -> pa.Table:
     import pyarrow.parquet as pq
 
     return pq.read_table(store.folder(made) / f"{name}.parquet")
-
-
-def _draw(use_case: UseCase, path: str, max_tokens: int, task_hashes: Collection[str]) -> Drawn:
-    most = max_tokens * _CHARACTERS_A_TOKEN
-    while True:
-        candidates = Candidates.read(use_case, path, most, frozenset(task_hashes), _SETTING)
-        drawn = take_tokens(use_case, candidates, max_tokens, ())
-        if drawn.num_tokens >= max_tokens or candidates.is_all:
-            break
-        most *= _MORE
-    if not drawn.num_tokens:
-        told = "; ".join(f"{count:,} rows: {reason}" for reason, count in Counter(drawn.num_unusable).most_common(3))
-        raise DataError(
-            f"{_SETTING}: {path} holds no usable document{f' ({told})' if told else ''}; give each row a field `text` (for sft: or messages), "
-            "and texts that are no rows of the task"
-        )
-    return drawn
