@@ -19,8 +19,9 @@ from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, freeze, sketches, split
-from fullft_assets.snapshot.split import BatchRows, freeze_batches
+from fullft_assets.snapshot import Frozen, deliveries, freeze, labels, sketches, split
+from fullft_assets.snapshot.rows import BatchRows
+from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from tests import prepared
 from tests import project as projects
@@ -148,7 +149,7 @@ class TestNoLeak:
         assert {split: frozen.metadata[f"num_{split}_rows"] for split in counts} == counts
 
     def test_equal_ids_in_two_splits_would_turn_the_gate_red(self, real: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(split._Versions, "is_old", lambda versions, num_rows: np.zeros(num_rows, bool))
+        monkeypatch.setattr(deliveries.Versions, "is_old", lambda versions, num_rows: np.zeros(num_rows, bool))
         monkeypatch.setattr(split, "_drop_once_held_out", lambda *arguments: None)
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
@@ -321,8 +322,8 @@ class TestRareLabels:
     def test_effective_number_of_groups(self) -> None:
         # Label 0: one group of 4 rows, two of 1: 36 / 18. Label 1: five groups of one row.
         group = np.array([0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7])
-        labels = split._Labels(np.arange(11), np.array([0] * 6 + [1] * 5), ["big", "even"])
-        found = {s["label"]: s for s in split.label_statistics(labels, np.zeros(11, np.int64), group)}
+        given = labels.Labels(np.arange(11), np.array([0] * 6 + [1] * 5), ["big", "even"])
+        found = {s["label"]: s for s in labels.label_statistics(given, np.zeros(11, np.int64), group)}
         assert found["big"] == {"label": "big", "split": "test", "rows": 6, "groups": 3, "k_eff": 2.0}
         assert found["even"]["k_eff"] == 5.0
 

@@ -26,8 +26,9 @@ from fullft_assets.snapshot import general, packing, replay, screening, sketches
 from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.parts import folder_of, pin, steady
+from fullft_assets.snapshot.rows import COLUMNS, SPLITS, BatchRows
 from fullft_assets.snapshot.shingles import expand
-from fullft_assets.snapshot.split import COLUMNS, SPLITS, BatchRows, Frozen, freeze_batches
+from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fullft_assets.errors import StoreError
-from fullft_assets.snapshot.split import targets
+from fullft_assets.snapshot.rows import targets
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
