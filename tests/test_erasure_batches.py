@@ -19,6 +19,7 @@ from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets import store as stores
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.samples import licences
+from fullft_assets.snapshot import loading
 from fullft_assets.store import MANIFEST, Manifest, Store
 from tests import project as projects
 from tests.project import Project
@@ -229,14 +230,14 @@ class TestCutShort:
     ):
         batches, *_ = copied
         taken = batches.take()
-        read = snapshot._read_rows
+        read = loading.read_rows
 
         def slow(path: Path, column: str, positions: Any) -> Any:
             monkeypatch.undo()
             erasure.erase(batches.store, CASE, ["d2"])
             return read(path, column, positions)
 
-        monkeypatch.setattr(snapshot, "_read_rows", slow)
+        monkeypatch.setattr(loading, "read_rows", slow)
         with pytest.raises(StoreError, match="was rewritten after this snapshot froze it"):
             batches.texts(taken)
 

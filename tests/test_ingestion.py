@@ -14,6 +14,7 @@ from fullft_assets import automation, chunks, documents, examples, ingestion, sn
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import DataError
 from fullft_assets.resources import open_store
+from fullft_assets.snapshot import batches
 from fullft_assets.store import Manifest
 from fullft_assets.use_case import UseCase
 from tests import project as projects
@@ -166,7 +167,7 @@ class TestArchivedFiles:
         assert f"1 files (such as delivery-1.jsonl) of 1 batches ({first}) are left out" in check.description
         # Delivered again under its name, it is no loss.
         named = valid.model_copy(update={"metadata": {**valid.metadata, "files": {"delivery-1.jsonl": 1}}})
-        assert snapshot._archive_check({first: empty, second: valid}, {second: named}).passed
+        assert batches.archive_check({first: empty, second: valid}, {second: named}).passed
         # Changed back, all is as it was, whatever was tried in between.
         self.change(data, group="kind_of_group")
         assert data.read(first).metadata["num_rows"] == 0

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
+SplitName = Literal["train", "validation", "test"]
 #: Columns of the examples that the split reads; `label`, `labels` and `spans` where the task has them.
 COLUMNS = ("id", "text_hash", "label", "labels", "spans", "group", "source", "row", "delivered_ns")
 #: Why a sound row is no example of its batch. A merged one is history; the others may yet stand, or stand against other rows.

@@ -1,0 +1,127 @@
+"""The batches that a snapshot is taken over: which they are, and what the split needs of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.chunks import VERSION as CHUNKS_VERSION
+from fullft_assets.chunks import Expected
+from fullft_assets.errors import DataError
+from fullft_assets.examples import VERSION as EXAMPLES_VERSION
+from fullft_assets.examples import key_settings as example_settings
+from fullft_assets.snapshot import screening, sketches
+from fullft_assets.snapshot.places import read_rows
+from fullft_assets.snapshot.rows import COLUMNS, BatchRows
+from fullft_assets.store import CheckOutcome, Manifest, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fullft_assets.use_case import UseCase
+
+
+def usable_batches(
+    use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest], expected: Expected
+) -> dict[str, Manifest]:
+    """Return the batches without a red gate.
+
+    Raises:
+        DataError: one of them is not tokenised as it would be today.
+    """
+    usable = {name: manifest for name, manifest in examples.items() if not _is_held_back(manifest)}
+    mend = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
+    for name, manifest in usable.items():
+        if name not in chunks:
+            raise DataError(f"batch {name}: examples are there, but they were never tokenised; {mend}")
+        if chunks[name].inputs["labeled_examples"] != manifest.content_digest:
+            raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {mend}")
+        for made, version, settings in (
+            (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
+            (chunks[name], CHUNKS_VERSION, expected.settings),
+        ):
+            if (made.version, made.settings) != (version, settings):
+                raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {mend}")
+    others = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
+    if others:
+        raise DataError(
+            f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; "
+            f"launch {use_case.name}_retokenize"
+        )
+    return {name: manifest for name, manifest in usable.items() if not _is_held_back(chunks[name])}
+
+
+def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
+    """Return whether the rows of files that were taken away since their delivery still count.
+
+    They do as long as the settings ask for nothing that was not read then; a file that was delivered again is no loss.
+    """
+    delivered = {path for manifest in usable.values() for path in manifest.metadata["files"]}
+    lost = {name: sorted({*manifest.metadata.get("taken_away", ())} - delivered) for name, manifest in sorted(examples.items())}
+    lost = {name: paths for name, paths in lost.items() if paths}
+    num_files = sum(map(len, lost.values()))
+    description = ""
+    if lost:
+        named, more = list(lost)[:5], f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
+        description = (
+            f"{num_files:,} files (such as {lost[named[0]][0]}) of {len(lost):,} batches ({', '.join(named)}{more}) are left out: they were "
+            "taken away since they were read with other settings; deliver them again, or change the settings back "
+            "(files_are_readable of raw_documents names them)"
+        )
+    return CheckOutcome(
+        name="archived_files_count",
+        passed=not lost,
+        severity="warn",
+        description=description,
+        metadata={"num_files_left_out": num_files, "num_batches": len(lost)},
+    )
+
+
+def _is_held_back(manifest: Manifest) -> bool:
+    return any(not check.passed and check.severity == "error" for check in manifest.checks)
+
+
+def read_batches(
+    store: Store, use_case: UseCase, usable: Mapping[str, Manifest], evaluation: screening.EvaluationTexts | None
+) -> dict[str, BatchRows]:
+    """Return what the split needs of each usable batch; its sketches are made where they are not there yet."""
+    settings = use_case.settings.snapshot
+
+    @cache
+    def screen() -> screening.Screen:
+        return screening.Screen(evaluation.texts, settings.screen_words, settings.near_duplicate_similarity)
+
+    found = {}
+    for name, manifest in usable.items():
+        made = sketches.ensure(store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed)
+        batch = _read_batch(store.folder(manifest), manifest.metadata["files"], store.folder(made), use_case.settings.seed)
+        if evaluation is not None:
+            screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
+            batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
+        found[name] = batch
+    return found
+
+
+def _read_batch(folder: Path, files: Mapping[str, int], index: Path, seed: int) -> BatchRows:
+    import pyarrow.parquet as pq
+
+    path = folder / "examples.parquet"
+    known = set(pq.read_schema(path).names)
+    return BatchRows(
+        rows=pq.read_table(path, columns=[name for name in COLUMNS if name in known]),
+        files=files,
+        places=sketches.read_places(index),
+        sketches=lambda: sketches.read_sketches(index),
+        texts=lambda positions: read_rows(path, "text", positions),
+        left_out=with_places(pq.read_table(folder / "left_out.parquet"), seed),
+    )
+
+
+def with_places(left_out: pa.Table, seed: int) -> pa.Table:
+    """Return sound rows that are no examples of their batch with their places in the split."""
+    return left_out.append_column("place", [sketches.places(left_out, seed)])

@@ -1,0 +1,201 @@
+"""A snapshot read again: its splits with texts and windows, its conversations, its packed training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.snapshot.packing import Packing
+from fullft_assets.snapshot.parts import folder_of, steady
+from fullft_assets.snapshot.places import Lists, places_of, read_index, read_rows
+from fullft_assets.snapshot.rows import SplitName
+from fullft_assets.store import Manifest, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split, aligned by position.
+
+    Attributes:
+        ids, texts, groups: one a row.
+        labels: what is learned, as positions in the label order: int64 [n] for one label a row; bool [n, labels] where a row may have
+            several; all 0 for the tasks without labels.
+        windows: token ids of each row's windows.
+        marks: aligned with the windows for the tasks sft and token_classification (see `chunks.schema`), else None.
+        span_labels: token_classification: the labels of each row's spans, as positions in the label order, else None.
+        spans: token_classification: each row's spans as (start, end exclusive, position of the label), in characters, else None.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    labels: np.ndarray
+    groups: list[str]
+    windows: list[list[list[int]]]
+    marks: list[list[list[int]]] | None = None
+    span_labels: list[list[int]] | None = None
+    spans: list[list[tuple[int, int, int]]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, positions: Sequence[int] | np.ndarray) -> Split:
+        """Return the rows at the given positions, in that order."""
+        pick = [int(p) for p in positions]
+        return Split(
+            [self.ids[p] for p in pick],
+            [self.texts[p] for p in pick],
+            self.labels[pick],
+            [self.groups[p] for p in pick],
+            [self.windows[p] for p in pick],
+            None if self.marks is None else [self.marks[p] for p in pick],
+            None if self.span_labels is None else [self.span_labels[p] for p in pick],
+            None if self.spans is None else [self.spans[p] for p in pick],
+        )
+
+
+def label_names(snapshot: Manifest) -> list[str]:
+    """Return the label order of a snapshot: the order of the model's outputs."""
+    return list(snapshot.metadata["labels"])
+
+
+def load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
+    """Read one split's texts and windows from the artifacts that the snapshot froze.
+
+    Raises:
+        StoreError: one of them is gone, or was rewritten since (see `parts`).
+    """
+    with steady(snapshot):
+        return _load_split(store, snapshot, name)
+
+
+def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
+    import pyarrow.compute as pc
+
+    index = read_index(store, snapshot)
+    index = index.filter(pc.equal(index["split"], name))
+    rows = places_of(index, index)
+    chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
+    texts: list[str] = [""] * len(index)
+    for batch, mine in rows.by_batch():
+        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
+        for number, text in zip(mine.tolist(), read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True):
+            texts[number] = text
+    has_marks = "marks" in index.column_names or _is_marked(chunks)
+    spans = _spans(index, label_names(snapshot))
+    return Split(
+        index["id"].to_pylist(),
+        texts,
+        _label_array(index, label_names(snapshot)),
+        index["group"].to_pylist(),
+        Lists.gather(rows, chunks, "windows").to_lists(),
+        Lists.gather(rows, chunks, "marks").to_lists() if has_marks else None,
+        None if spans is None else [[label for _, _, label in row] for row in spans],
+        spans,
+    )
+
+
+def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str, list[dict[str, str]]]:
+    """Return the conversations of one split of the task sft, by the row's id."""
+    import pyarrow.compute as pc
+
+    index = read_index(store, snapshot)
+    index = index.filter(pc.equal(index["split"], name))
+    rows, ids, found = places_of(index, index), index["id"].to_pylist(), {}
+    for batch, mine in rows.by_batch():
+        path = store.folder(store.load(snapshot.metadata["parts"][batch]["examples"])) / "examples.parquet"
+        for number, messages in zip(mine.tolist(), read_rows(path, "messages", rows.position[mine]).to_pylist(), strict=True):
+            found[ids[number]] = messages
+    return found
+
+
+def _is_marked(chunks: Mapping[str, Path]) -> bool:
+    """Return whether the chunks carry marks: the column is all null for the other tasks."""
+    import pyarrow.parquet as pq
+
+    for folder in chunks.values():
+        with pq.ParquetFile(folder / "chunks.parquet") as file:
+            if "marks" not in file.schema_arrow.names or not file.num_row_groups:
+                continue
+            column = file.read_row_group(0, columns=["marks"])["marks"]
+            if len(column):
+                return column.null_count < len(column)
+    return False
+
+
+def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if "label" in index.column_names:
+        return pc.index_in(index["label"], value_set=pa.array(names, pa.string())).to_numpy().astype(np.int64)
+    if "labels" in index.column_names:
+        lists = index["labels"].combine_chunks()
+        found = np.zeros((len(index), len(names)), bool)
+        code = pc.index_in(lists.flatten(), value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+        found[pc.list_parent_indices(lists).to_numpy(), code.astype(np.int64)] = True
+        return found
+    return np.zeros(len(index), np.int64)
+
+
+def _spans(index: pa.Table, names: list[str]) -> list[list[tuple[int, int, int]]] | None:
+    if "spans" not in index.column_names:
+        return None
+    position = {name: n for n, name in enumerate(names)}
+    return [[(span["start"], span["end"], position[span["label"]]) for span in spans or []] for spans in index["spans"].to_pylist()]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The packed training rows of the tasks sft and language_modeling.
+
+    Attributes:
+        windows: token ids of each window: those of the training rows in the index's order, then the replayed documents'.
+        marks: aligned with the windows, 1 where a token is trained; None: all are.
+        packing: the plan; its `source` is a position in `windows`.
+        num_task_windows: the first ones, that are no replayed documents'; None: all.
+    """
+
+    windows: list[list[int]]
+    marks: list[list[int]] | None
+    packing: Packing
+    num_task_windows: int | None = None
+
+
+def load_training(store: Store, snapshot: Manifest) -> Training:
+    """Read the packed training rows that the snapshot froze.
+
+    Raises:
+        StoreError: an artifact of them is gone, or was rewritten since (see `parts`).
+    """
+    with steady(snapshot):
+        return _load_training(store, snapshot)
+
+
+def _load_training(store: Store, snapshot: Manifest) -> Training:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    index = read_index(store, snapshot)
+    rows = places_of(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
+    chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
+    drawn = snapshot.metadata["replay"]
+    more = {} if drawn is None else {"": store.folder(store.load(drawn))}
+
+    def parts_of(column: str) -> list[Lists]:
+        return [Lists.gather(rows, chunks, column), *(Lists.read(folder / "chunks.parquet", column) for folder in more.values())]
+
+    def flat(parts: list[Lists]) -> list[list[int]]:
+        return [window for row in Lists.join(parts).to_lists() for window in row]
+
+    parts = parts_of("windows")
+    capacity = snapshot.metadata["packing_capacity"]
+    plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
+    marks = flat(parts_of("marks")) if _is_marked({**chunks, **more}) else None
+    return Training(flat(parts), marks, plan, len(parts[0].lengths))
