@@ -24,7 +24,6 @@ from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.deliveries import drop_superseded
 from fullft_assets.snapshot.labels import (
-    Labels,
     label_statistics,
     labels_are_common,
     labels_of,
@@ -91,7 +90,7 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     require_every_label(rows, kept)
     index, places = _index(rows, sorted(batches), task, multi_label)
     statistics = label_statistics(kept, rows.split, rows.group)
-    metadata = _metadata(rows, kept, present, statistics, len(batches))
+    metadata = _metadata(rows, present, statistics, len(batches))
     return Frozen(index, places, present, metadata, [*_checks(rows, statistics, settings), reused], order)
 
 
@@ -257,7 +256,7 @@ def _index(rows: Rows, names: list[str], task: str, multi_label: bool) -> tuple[
     return index.take(order).combine_chunks(), places.take(order).combine_chunks()
 
 
-def _metadata(rows: Rows, labels: Labels, present: list[str], statistics: list[dict[str, Any]], num_batches: int) -> dict[str, Any]:
+def _metadata(rows: Rows, present: list[str], statistics: list[dict[str, Any]], num_batches: int) -> dict[str, Any]:
     counts = {split: {s["label"]: s["rows"] for s in statistics if s["split"] == split} for split in ("train", "validation", "test")}
     return {
         "labels": present,
