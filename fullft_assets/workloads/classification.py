@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,16 +70,21 @@ class Classification(Encoder):
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: those of `baselines.KINDS`."""
-        train, validation = self.train, self.validation
-        for name, kind in baselines.KINDS.items():
-            if kind is baselines.FrozenProbe:
-                embeddings = embed(self.base_model, train.windows, added_tokens=self.added_tokens, progress=listener)
-                fitted = kind.fit(self.base_model, embeddings, train.labels, len(self.labels), self.added_tokens)
-            else:
-                fitted = kind.fit(train, len(self.labels))
-            fitted.save(folder)
+        validation = self.validation
+        for name, fitted in self._fitted(baselines.KINDS, folder, listener):
             predicted = fitted.predict(validation).argmax(1)
             yield name, {"macro_f1": macro_f1(validation.labels, predicted), "accuracy": accuracy(validation.labels, predicted)}
+
+    def _fitted(self, kinds: Mapping[str, Any], folder: Path, listener: Listener) -> Iterator[tuple[str, baselines.Baseline]]:
+        """Fit each kind of cheaper way to the training rows, and save it."""
+        for name, kind in kinds.items():
+            if issubclass(kind, baselines.FrozenProbe):
+                embeddings = embed(self.base_model, self.train.windows, added_tokens=self.added_tokens, progress=listener)
+                fitted = kind.fit(self.base_model, embeddings, self.train.labels, len(self.labels), self.added_tokens)
+            else:
+                fitted = kind.fit(self.train, len(self.labels))
+            fitted.save(folder)
+            yield name, fitted
 
 
 def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:

@@ -23,7 +23,7 @@ from fullft_assets.evaluation import multi_label
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import multi_label_baselines
 from fullft_assets.workloads.classification import Classification, labelled_windows, window_feed
-from fullft_assets.workloads.inference import MULTI_LABEL, embed, load_for_training, predict_with
+from fullft_assets.workloads.inference import MULTI_LABEL, load_for_training, predict_with
 from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.recipe import Listener, Prepared
 
@@ -68,14 +68,8 @@ class MultiLabel(Classification):
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: those of `multi_label_baselines.KINDS`, each with thresholds of its own."""
-        train, validation = self.train, self.validation
-        for name, kind in multi_label_baselines.KINDS.items():
-            if kind is multi_label_baselines.ProbeOfEach:
-                embeddings = embed(self.base_model, train.windows, added_tokens=self.added_tokens, progress=listener)
-                fitted = kind.fit(self.base_model, embeddings, train.labels, len(self.labels), self.added_tokens)
-            else:
-                fitted = kind.fit(train, len(self.labels))
-            fitted.save(folder)
+        validation = self.validation
+        for name, fitted in self._fitted(multi_label_baselines.KINDS, folder, listener):
             probabilities = fitted.predict(validation)
             np.savez(folder / f"{name}_thresholds.npz", thresholds=multi_label.fit_thresholds(validation.labels, probabilities))
             yield name, scores_at_best(validation.labels, probabilities)
