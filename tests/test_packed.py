@@ -129,7 +129,7 @@ def test_every_token_is_fed_and_trained_once_an_epoch(name: str, count: int, see
     trained = sorted((ids, i) for ids, labels in found for i, label in enumerate(labels) if label != IGNORED)
     assert trained == sorted((data.windows[n], i) for n, i in trained_tokens(data) * epochs)
     assert all(label in (IGNORED, token) for ids, labels in found for token, label in zip(ids, labels, strict=True))
-    assert feed.tokens_of_passes.sum() == epochs * sum(map(len, data.windows))
+    assert feed.lengths.sum() == epochs * sum(map(len, data.windows))
     batches = list(feed.batches())
     assert [batch["input_ids"].numel() for batch in batches if (batch["labels"] != IGNORED).any()] == [
         size for size, batch in zip(feed.sizes, batches, strict=True) if (batch["labels"] != IGNORED).any()

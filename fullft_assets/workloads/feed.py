@@ -43,11 +43,6 @@ class Feed:
         """Forward passes of all processes together."""
         return len(self.bounds) - 1
 
-    @property
-    def tokens_of_passes(self) -> np.ndarray:
-        """[passes] useful tokens of each, padding not counted."""
-        return sums_between(self.lengths, self.bounds)
-
     def batch(self, number: int) -> Batch:
         """Return the batch of a pass."""
         start = number * self.items_a_pass

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -50,10 +49,6 @@ class Isolation:
     gradient_change: float | None
     difference_from_alone: float | None
     reason: str
-
-    def as_metadata(self) -> dict[str, Any]:
-        """Return it for a manifest or a report."""
-        return asdict(self)
 
 
 def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
