@@ -19,15 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets import two_samples
 from fullft_assets.errors import StoreError
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 
 VERSION = "2"
-#: Most rows a side in the embedding test, which is quadratic in them.
-MAX_EMBEDDING_ROWS = 2_000
-#: Principal directions in which the embedding test compares means.
-MAX_DIRECTIONS = 64
 #: The alarm threshold in units of the embedding test's smallest p-value. At 8, its two halves keep their power.
 MIN_PERMUTATION_STEPS = 8
 NUM_TESTS = 6
@@ -296,7 +293,7 @@ def compare_predictions(reference: Features, current: Features, *, labels: Seque
         name="predicted_labels",
         statistic=statistic,
         p_value=p_value,
-        effect=jensen_shannon(shares[0], shares[1]),
+        effect=two_samples.jensen_shannon(shares[0], shares[1]),
         effect_name="JS",
         change=f"predicted labels shift, most `{name}`: {shares[0, most]:.1%} -> {shares[1, most]:.1%}",
     )
@@ -305,47 +302,21 @@ def compare_predictions(reference: Features, current: Features, *, labels: Seque
 def compare_embeddings(reference: Features, current: Features, *, permutations: int, seed: int) -> Outcome:
     """Permutation test on the embeddings, at most 2,000 rows a side: has the distribution, or its mean, moved?
 
-    The smaller of two permutation p-values, itself judged over the same permutations (Tippett's combination): the
-    maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, "A kernel two-sample test"), which sees label
-    shifts and a changed spread, and the distance of the means along whitened principal directions, which sees a small
-    new domain. p = (1 + permutations at least as extreme) / (1 + permutations).
+    It sees label shifts, a changed spread and a small new domain: see `two_samples.permutation_test`.
     """
     rng = np.random.default_rng(seed)
-    old, new = (_subsample(features.embeddings, rng) for features in (reference, current))
-    pooled = np.concatenate([old, new]).astype(np.float64)
-    contrasts = _permuted_contrasts(len(old), len(new), permutations, rng)
-    discrepancy = _quadratic_forms(contrasts, _gaussian_kernel(pooled))
-    distance = np.square(contrasts @ _whiten(pooled)).sum(axis=1)
-    extremes = np.minimum(_upper_ranks(discrepancy), _upper_ranks(distance))
+    old, new = (two_samples.subsample(features.embeddings, rng) for features in (reference, current))
+    discrepancy, p_value = two_samples.permutation_test(old, new, permutations=permutations, rng=rng)
     old_mean, new_mean = old.mean(axis=0), new.mean(axis=0)
     cosine = float(old_mean @ new_mean / max(np.linalg.norm(old_mean) * np.linalg.norm(new_mean), 1e-12))
     return Outcome(
         name="embeddings",
-        statistic=float(discrepancy[0]),
-        p_value=float(np.mean(extremes <= extremes[0])),
+        statistic=discrepancy,
+        p_value=p_value,
         effect=1 - cosine,
         effect_name="cosine distance",
         change=f"the texts' content moved: mean embeddings differ by a cosine distance of {1 - cosine:.3f}",
     )
-
-
-def population_stability(reference: np.ndarray, current: np.ndarray) -> float:
-    """Return the population stability index over the reference's deciles; above 0.25 is commonly called large.
-
-    A half is added to each count, so that an empty bin stays finite.
-    """
-    edges = np.unique(np.quantile(reference, np.linspace(0.1, 0.9, 9)))
-    bins = [np.searchsorted(edges, values) for values in (reference, current)]
-    counts = [np.bincount(row, minlength=len(edges) + 1) + 0.5 for row in bins]
-    old, new = (count / count.sum() for count in counts)
-    return float(np.sum((new - old) * np.log(new / old)))
-
-
-def jensen_shannon(old: np.ndarray, new: np.ndarray) -> float:
-    """Return the Jensen-Shannon divergence of two distributions [k] in bits."""
-    middle = (old + new) / 2
-    halves = [np.sum(p[p > 0] * np.log2(p[p > 0] / middle[p > 0])) for p in (old, new)]
-    return float(max(sum(halves) / 2, 0.0))
 
 
 def one_per_group(texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None) -> np.ndarray:
@@ -448,7 +419,7 @@ def _ks(name: str, reference: np.ndarray, current: np.ndarray, change: str) -> O
         name=name,
         statistic=float(result.statistic),
         p_value=float(result.pvalue),
-        effect=population_stability(reference, current),
+        effect=two_samples.population_stability(reference, current),
         effect_name="PSI",
         change=change,
     )
@@ -463,61 +434,6 @@ def _pool_rare(counts: np.ndarray) -> np.ndarray:
         columns[1] = columns[0] + columns[1]
         columns = sorted(columns[1:], key=lambda column: column.sum())
     return np.stack(columns, axis=1)
-
-
-def _subsample(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if len(rows) <= MAX_EMBEDDING_ROWS:
-        return rows
-    return rows[rng.choice(len(rows), MAX_EMBEDDING_ROWS, replace=False)]
-
-
-def _permuted_contrasts(num_old: int, num_new: int, permutations: int, rng: np.random.Generator) -> np.ndarray:
-    """Return [1 + permutations, num_old + num_new] weights whose product with values is the difference of their means.
-
-    The first row is the real assignment.
-    """
-    contrast = np.concatenate([np.full(num_old, 1 / num_old), np.full(num_new, -1 / num_new)])
-    return np.concatenate([contrast[None], rng.permuted(np.tile(contrast, (permutations, 1)), axis=1)])
-
-
-def _gaussian_kernel(rows: np.ndarray) -> np.ndarray:
-    """Return the [n, n] Gaussian kernel, as wide as the median distance."""
-    squares = np.square(rows).sum(axis=1)
-    # In place: at 2,000 rows a side each further copy takes 128 MB.
-    distances = rows @ rows.T
-    distances *= -2
-    distances += squares
-    distances += squares[:, None]
-    width = np.median(distances)
-    if width <= 0:
-        return np.ones_like(distances)
-    distances /= -width
-    return np.exp(distances, out=distances)
-
-
-def _whiten(rows: np.ndarray) -> np.ndarray:
-    """Return [n, k] coordinates of unit variance along the first principal directions."""
-    from scipy.linalg import eigh
-
-    centred = rows - rows.mean(axis=0)
-    covariance = centred.T @ centred / len(rows)
-    size = len(covariance)
-    k = min(MAX_DIRECTIONS, size, max(len(rows) // 10, 1))
-    values, vectors = eigh(covariance, subset_by_index=[size - k, size - 1])
-    kept = values > max(values[-1], 0) * 1e-9
-    return centred @ (vectors[:, kept] / np.sqrt(values[kept]))
-
-
-def _quadratic_forms(weights: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    return np.einsum("pn,pn->p", weights @ kernel, weights)
-
-
-def _upper_ranks(statistics: np.ndarray) -> np.ndarray:
-    """Return the share of statistics that are at least as large as each one."""
-    # Rounded, so that equal embeddings tie instead of differing by rounding errors.
-    statistics = np.round(statistics, 12)
-    ordered = np.sort(statistics)
-    return 1 - np.searchsorted(ordered, statistics, side="left") / len(statistics)
 
 
 def _keyed_hash(text: str) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fullft_assets import monitoring
+from fullft_assets import monitoring, two_samples
 from fullft_assets.errors import StoreError
 from fullft_assets.monitoring import Features
 from fullft_assets.settings import MonitoringSettings
@@ -252,7 +252,7 @@ def test_equal_embeddings_do_not_alarm(corpus: Corpus) -> None:
 
 
 def test_many_rows_are_subsampled_for_the_embedding_test(corpus: Corpus) -> None:
-    assert len(monitoring._subsample(np.zeros((5_000, 2)), np.random.default_rng(0))) == monitoring.MAX_EMBEDDING_ROWS
+    assert len(two_samples.subsample(np.zeros((5_000, 2)), np.random.default_rng(0))) == two_samples.MAX_ROWS
 
 
 def _predicting(*counts: int) -> Features:
