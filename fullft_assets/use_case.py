@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import codecs
 import copy
-import difflib
 import encodings.aliases
 import os
 import re
 import tomllib
-import types
-import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from fullft_assets.base_model import read_header, resolve_base_model, suggest_path
 from fullft_assets.contradictions import contradictions
+from fullft_assets.cron import cron_problem
 from fullft_assets.documents.formats import ENDINGS, is_readable
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
+from fullft_assets.explaining import did_you_mean, explain, field_of, given_value, keys_named
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.yaml_source import Key, YamlSource, read_source
 
@@ -39,15 +37,6 @@ COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
 COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 #: The use cases that this repository brings.
 DEFS = Path(__file__).parent / "defs"
-
-CRON_ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
-CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
-CRON_NAMES = {
-    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
-    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
-}
-DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +158,7 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
     """
     known = {_name_in(path): path for path in find_use_cases(defs_folder)}
     if name not in known:
-        near = _did_you_mean(name, known)
+        near = did_you_mean(name, known)
         listed = ", ".join(sorted(known)) or f"none in {defs_folder}"
         raise SettingsError(f"no use case `{name}`{near}{'' if near else ';'} known: {listed}")
     return known[name]
@@ -220,7 +209,7 @@ def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
     if (encoding := settings.documents.encoding) is not None and not _is_encoding(encoding):
         known = set(encodings.aliases.aliases.values())
         near = (
-            _did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(_is_encoding, known)))
+            did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(_is_encoding, known)))
             or "; give one such as cp1252, or leave it out"
         )
         yield Problem(("documents", "encoding"), f"{encoding} is no encoding of text{near}")
@@ -405,41 +394,6 @@ def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             )
 
 
-def cron_problem(cron: str) -> str | None:
-    """Return what is wrong with a cron of five fields, or None. Dagster's own check would import Dagster."""
-    if cron.lower() in CRON_ALIASES:
-        return None
-    fields = cron.lower().split()
-    if len(fields) != 5:
-        return f"{len(fields)} fields instead of 5"
-    values: dict[str, set[int]] = {}
-    for text, (unit, low, high) in zip(fields, CRON_RANGES, strict=True):
-        values[unit] = set()
-        for part in text.split(","):
-            expanded = _cron_values(part, unit, low, high)
-            if not expanded:
-                return f"{unit} `{part}` is not in {low}-{high}"
-            values[unit] |= expanded
-    if all(day > DAYS_OF_MONTH[month - 1] for day in values["day"] for month in values["month"]):
-        return "no such day in that month"
-    return None
-
-
-def _cron_values(part: str, unit: str, low: int, high: int) -> set[int]:
-    """Return the values of `*`, `5`, `1-5`, `*/15`, `1-9/2`; an empty set where the part is not valid."""
-    for number, name in enumerate(CRON_NAMES.get(unit, ()), start=low):
-        part = re.sub(rf"\b{name}\b", str(number), part)
-    match = re.fullmatch(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?", part, re.ASCII)
-    if match is None:
-        return set()
-    first, last, step = (None if text is None else int(text) for text in match.groups())
-    if step is not None and (not 1 <= step <= high or (first is not None and last is None)):
-        return set()
-    begin = low if first is None else first
-    end = high if first is None else begin if last is None else last
-    return set(range(begin, end + 1, step or 1)) if low <= begin <= end <= high else set()
-
-
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
     problems = validate(settings, root)
     if yaml_path.parent.parent == DEFS:
@@ -497,9 +451,9 @@ def _parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
         except ValidationError as error:
             before = copy.deepcopy(data)
             for found in error.errors(include_url=False):
-                keys = [found["loc"]] if found["loc"] else _keys_named(found["msg"], source)
+                keys = [found["loc"]] if found["loc"] else keys_named(found["msg"], source)
                 if keys and not any(_covers(key, keys[0]) for key in broken):
-                    source.add(keys[0], _explain(found, keys, source))
+                    source.add(keys[0], explain(found, keys, source))
                 broken.update(keys)
                 for key in keys:
                     _take_out(data, key)
@@ -516,7 +470,7 @@ def _attributes(source: YamlSource) -> dict[str, Any]:
         if name in UseCaseSettings.model_fields and name not in COMPONENT_KEYS:
             source.add_at(source.lines[name,], (name,), "stands at the top; indent it below `attributes`")
         elif name not in COMPONENT_KEYS:
-            hint = _did_you_mean(name, COMPONENT_KEYS) or f"; known keys: {', '.join(COMPONENT_KEYS)}"
+            hint = did_you_mean(name, COMPONENT_KEYS) or f"; known keys: {', '.join(COMPONENT_KEYS)}"
             source.add_at(source.lines[name,], (name,), f"unknown key `{name}`{hint}")
     if "type" not in source.value:
         source.add_at(1, ("type",), f"missing; write `type: {COMPONENT}`")
@@ -524,103 +478,8 @@ def _attributes(source: YamlSource) -> dict[str, Any]:
         source.add_at(source.lines["type",], ("type",), f"{source.value['type']} is not {COMPONENT}")
     attributes = source.value.get("attributes")
     if attributes is not None and not isinstance(attributes, dict):
-        source.add_at(source.lines["attributes",], ("attributes",), f"{_given((), source)} is not a section with keys")
+        source.add_at(source.lines["attributes",], ("attributes",), f"{given_value((), source)} is not a section with keys")
     return copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
-
-
-def _keys_named(message: str, source: YamlSource) -> list[Key]:
-    """Return the `section.key` that a rule across sections names, those first that stand in the file."""
-    keys: list[Key] = [tuple(name.split(".")) for name in re.findall(r"\b[a-z_]+\.[a-z_]+\b", message)]
-    known = [key for key in keys if _field(key) is not None]
-    return sorted(dict.fromkeys(known), key=lambda key: ("attributes", *key) not in source.lines)
-
-
-def _explain(error: Any, keys: list[Key], source: YamlSource) -> str:
-    """Return one line: the value given, the values allowed and the nearest of them."""
-    info = _field(keys[0])
-    if error["type"] == "extra_forbidden" or info is None:
-        return str(error["msg"])
-    if error["type"] == "value_error":
-        values = ", ".join(f"{'.'.join(map(str, key))} is {_given(key, source)}" for key in keys)
-        rule = error["msg"].removeprefix("Value error, ").removeprefix(".".join(map(str, keys[0]))).strip()
-        return f"{rule} ({values})"
-    if error["type"] == "missing":
-        return f"missing; {_described(info)}"
-    given = _given(keys[0], source)
-    if error["input"] is None:
-        return f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
-    annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
-    near = _did_you_mean(given, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
-    mend = "; put it in quotes" if annotation is str and error["type"] == "string_type" else ""
-    return f"{given} is not {_expected(annotation, info)}{near}{mend}"
-
-
-def allowed_values(info: FieldInfo) -> str:
-    """Return in words what a setting takes: `a number > 0 and <= 1000`, `one of auto, csv`."""
-    return _expected(_plain_type(info.annotation), info)
-
-
-def _described(info: FieldInfo) -> str:
-    if info.description:
-        return info.description
-    section = _plain_type(info.annotation)
-    needed = [name for name, inner in section.model_fields.items() if inner.is_required() or name in section.USUAL]
-    return f"a section with {', '.join(f'`{name}`' for name in needed)}: {(section.__doc__ or '').strip()}"
-
-
-def _expected(annotation: Any, info: FieldInfo) -> str:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a section; its keys: {', '.join(annotation.model_fields)}"
-    if typing.get_origin(annotation) is Literal:
-        return f"one of {', '.join(typing.get_args(annotation))}"
-    if annotation is str:
-        named = any(getattr(rule, "pattern", None) for rule in info.metadata)
-        return "a name of letters, digits and _ that starts with a letter" if named else "text"
-    nouns = {bool: "true or false", int: "a whole number", float: "a number"}
-    bounds = [
-        words.format(getattr(rule, name))
-        for rule in info.metadata
-        for name, words in BOUNDS.items()
-        if getattr(rule, name, None) is not None
-    ]
-    return " ".join([nouns.get(annotation, "a list"), " and ".join(bounds)]).strip()
-
-
-def _given(key: Key, source: YamlSource) -> str:
-    at = ("attributes", *key)
-    if at not in source.lines:
-        info = _field(key)
-        return f"{info.default} by default" if info is not None else "missing"
-    raw = source.raw.get(at)
-    if raw is None:
-        return "a list" if (*at, 0) in source.lines else "a section"
-    return "an empty text" if raw == "" else raw if len(raw) <= 60 else f"{raw[:60]}..."
-
-
-def _field(key: Key) -> FieldInfo | None:
-    model: Any = UseCaseSettings
-    info = None
-    for name in key:
-        if isinstance(name, int):
-            break
-        fields = getattr(model, "model_fields", {})
-        if name not in fields:
-            return None
-        info = fields[name]
-        model = _plain_type(info.annotation)
-    return info
-
-
-def _plain_type(annotation: Any) -> Any:
-    """Return the type of `X | None` and of `list[X]` without its parameters."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
-    return list if typing.get_origin(annotation) is list else annotation
-
-
-def _item_type(info: FieldInfo) -> Any:
-    parts = (info.annotation, *typing.get_args(info.annotation))
-    return next(typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list)
 
 
 def _take_out(data: dict[str, Any], key: Key) -> None:
@@ -629,15 +488,10 @@ def _take_out(data: dict[str, Any], key: Key) -> None:
     for name in sections:
         data = data.setdefault(name, {})
     data.pop(last, None)
-    info = _field(key)
+    info = field_of(key)
     if info is not None and info.is_required():
         data[last] = "?" if info.annotation is str else {}
 
 
 def _covers(key: Key, other: Key) -> bool:
     return other[: len(key)] == key
-
-
-def _did_you_mean(given: str, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else ""
