@@ -36,6 +36,17 @@ class Seen(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
+class Stopping(Progress):
+    """Asks for a stop after some steps."""
+
+    def __init__(self, after: int):
+        super().__init__(silent=True)
+        self._after = after
+
+    def step(self, done: int, total: int, **numbers: float | None) -> None:
+        self.stop_requested = done >= self._after
+
+
 def without_dropout(case: Prepared, folder: Path) -> Path:
     """Copy a project's base model into a folder, without the dropout that is drawn anew in each pass."""
     shutil.copytree(case.base_model, folder)

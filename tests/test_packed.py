@@ -28,7 +28,7 @@ from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.packed import NextToken
 from fullft_assets.workloads.packed_rows import Pieces, planned_batches, planned_rows
 from fullft_assets.workloads.token_loss import IGNORED, TokenLoss, plain
-from tests.optimizer_steps import Seen, gradients
+from tests.optimizer_steps import Seen, Stopping, gradients
 from tests.test_isolation import LEAKING, SMALL, build
 
 CAPACITY = 24
@@ -312,17 +312,6 @@ def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough, fused = computed(plain, model, batch, labels), computed(loss.total, model, batch, labels)
     assert (fused - exact).norm() < 1.2 * (rough - exact).norm() and (rough - exact).norm() < 0.02 * exact.norm()
-
-
-class Stopping(Progress):
-    """Asks for a stop after some steps."""
-
-    def __init__(self, after: int):
-        super().__init__(silent=True)
-        self._after = after
-
-    def step(self, done: int, total: int, **numbers: float | None) -> None:
-        self.stop_requested = done >= self._after
 
 
 @pytest.mark.parametrize("name", ["packed", "padded"])

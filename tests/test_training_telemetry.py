@@ -19,6 +19,7 @@ from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.telemetry import Meter, Shape, Trackers, peak_flops, scalars, step_flops
 from fullft_assets.workloads.training import work
+from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
 
 
@@ -33,17 +34,6 @@ def train(case: Prepared, folder: Path, progress: Progress | None = None, **chan
     values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
     chosen = TrainingSettings.model_validate(values | changes)
     return fine_tune(case.recipe, chosen, 17, folder, progress or Progress(silent=True))
-
-
-class Stopping(Progress):
-    """Asks for a stop after some steps."""
-
-    def __init__(self, after: int):
-        super().__init__(silent=True)
-        self._after = after
-
-    def step(self, done: int, total: int, **numbers: float | None) -> None:
-        self.stop_requested = done >= self._after
 
 
 def stop_and_resume(case: Prepared, folder: Path, after: int, **changes: object) -> Fit:
