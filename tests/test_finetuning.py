@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from fullft_assets import training
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import checkpoints, classification, finetuning
+from fullft_assets.workloads import checkpoints, classification
 from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, seal
 from fullft_assets.workloads.classification import Classification, planned_order, score
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
 from fullft_assets.workloads.inference import load_for_training, predict, predict_with
+from fullft_assets.workloads.trainer import accumulation_steps
 from tests.optimizer_steps import without_dropout
 from tests.prepared import Prepared, prepare
 
@@ -171,7 +172,7 @@ class TestBatches:
         with pytest.raises(SettingsError, match=r"training\.batch_size: 8 is not a multiple of .* \(3\)"):
             train(tiny, tmp_path, quick(micro_batch_size=3))
         with pytest.raises(SettingsError, match=r"processes \(16\)"):
-            finetuning.accumulation_steps(quick(), 2)
+            accumulation_steps(quick(), 2)
 
     def test_balanced_loss_weighs_labels_inversely_to_their_windows(self, tiny):
         split = tiny.split("train").select(range(6))

@@ -18,7 +18,7 @@ from fullft_assets import planning, use_case
 from fullft_assets.contradictions import contradictions
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
-from fullft_assets.workloads import finetuning, optimizers
+from fullft_assets.workloads import optimizers, trainer
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.optimizers import Lean
@@ -230,7 +230,7 @@ class TestEngine:
         def no_room(*arguments: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(finetuning._Trainer, "training_step", no_room)
+        monkeypatch.setattr(trainer.FineTuner, "training_step", no_room)
         with pytest.raises(OutOfMemory, match=r"with 8 rows a pass, and lomo cannot accumulate smaller ones; lower training\.batch_size"):
             train(tiny, tmp_path, quick("lomo"))
 

@@ -11,7 +11,7 @@ import yaml
 
 from fullft_assets.use_case import load_use_case
 from fullft_assets.workloads import optimizers, sharding
-from fullft_assets.workloads.finetuning import accumulation_steps
+from fullft_assets.workloads.trainer import accumulation_steps
 from tests import project as projects
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))

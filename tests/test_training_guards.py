@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from fullft_assets.errors import DivergenceError
 from fullft_assets.settings import GuardsSettings, TrainingSettings
-from fullft_assets.workloads import classification, finetuning
-from fullft_assets.workloads.checkpoints import all_checkpoints, last_good, latest_checkpoint, retain, step_of
+from fullft_assets.workloads import classification
+from fullft_assets.workloads.checkpoints import all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
 from fullft_assets.workloads.classification import score
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
@@ -335,7 +335,7 @@ class TestRetention:
             aside = tmp_path / "unfinished"
             aside.mkdir()
             (aside / "model").write_bytes(b"weights")
-            finetuning.publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=is_planned)
+            publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=is_planned)
         assert last_good(tmp_path, course, 9) == 4
         assert last_good(tmp_path, course, 5) == 0
         assert step_of(latest_checkpoint(tmp_path)) == 6

@@ -12,7 +12,6 @@ import gc
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,19 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import holding, layers, optimizers, precision, sharding
-from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, publish, retain, room_needed, step_of
+from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, retain, step_of
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
 from fullft_assets.workloads.interpolation import Interpolated, interpolate
 from fullft_assets.workloads.recipe import Recipe
 from fullft_assets.workloads.telemetry import Ending, Meter, Shape, Trackers, peak_flops, require, step_flops
+from fullft_assets.workloads.trainer import UNFINISHED, FineTuner, accumulation_steps, arguments
 from fullft_assets.workloads.watcher import RolledBack, Watcher, peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 # Silences the report on the classifier head, which is new by design, and the bars that a log cannot show.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-
-#: Folder inside the work folder in which a checkpoint is written.
-_UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,6 @@ def fine_tune(
     sharding.require(settings, num_processes)
     if resumable:
         require(settings.track)
-    if evaluate_at is not None and not callable(evaluate_at):
-        evaluate_at = tuple(evaluate_at)
     work = _Work(
         recipe=recipe,
         settings=settings,
@@ -130,24 +125,14 @@ def fine_tune(
         folder=work_folder,
         progress=progress,
         num_processes=num_processes,
-        evaluate_at=evaluate_at,
+        evaluate_at=evaluate_at if evaluate_at is None or callable(evaluate_at) else tuple(evaluate_at),
         resumable=resumable,
         callbacks=callbacks,
         course=Course(work_folder, is_writer=_is_first_rank()),
     )
     began_at = None
     while True:
-        try:
-            leg = _Leg(work)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            held = [name for name in ("distillation", "ewc", "l2_sp") if getattr(settings, name)]
-            without = f"leave out training.{held[0]}, which holds a copy of the weights, " if held else ""
-            raise OutOfMemory(
-                f"memory ran out before the first step: the model itself does not fit; {without}set a lower training.optimizer and "
-                "training.weights of the memory ladder, or use a machine with more memory"
-            ) from error
+        leg = _begin(work)
         if began_at is None:
             began_at = leg.first_step
             for name, value in leg.prepared.about.items():
@@ -165,6 +150,25 @@ def fine_tune(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _begin(work: _Work) -> _Leg:
+    """Load all that the next leg needs.
+
+    Raises:
+        OutOfMemory: it does not fit; smaller micro-batches would not help.
+    """
+    try:
+        return _Leg(work)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        held = [name for name in ("distillation", "ewc", "l2_sp") if getattr(work.settings, name)]
+        without = f"leave out training.{held[0]}, which holds a copy of the weights, " if held else ""
+        raise OutOfMemory(
+            f"memory ran out before the first step: the model itself does not fit; {without}set a lower training.optimizer and "
+            "training.weights of the memory ladder, or use a machine with more memory"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -233,38 +237,34 @@ class _Leg:
         trainer, watcher = self.trainer, self.watcher
         if self.work.resumable and _is_first_rank():
             # Before the first save: what a killed run left, and what is kept no longer, may be the room that it needs.
-            shutil.rmtree(self.work.folder / _UNFINISHED, ignore_errors=True)
+            shutil.rmtree(self.work.folder / UNFINISHED, ignore_errors=True)
             retain(self.work.folder, self.course, newest=self.settings.keep_checkpoints, best=watcher.best_step())
         watcher.score_before(self.model)
         watcher.begin()
-        # A stop cut the scoring short after which this checkpoint was written.
-        was_scored = any("validation_loss" in line and line["step"] == self.first_step for line in watcher.log.lines)
-        is_at_end = self.first_step >= (self.course.end_step or self.num_steps)
-        if self.checkpoint and (is_at_end or (self.first_step in self.evaluate_at and not was_scored)):
-            sharding.load(trainer, self.checkpoint)
-            if not was_scored:
-                watcher.validate(self.first_step, trainer.model)
-                is_at_end = self.first_step >= (self.course.end_step or self.num_steps)
-        if not is_at_end and not watcher.stopped:
+        if self.checkpoint:
+            self._make_up_scores()
+        if not self._is_at_end() and not watcher.stopped:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if watcher.stopped:
             where = f"stopped at step {max(self.first_step, trainer.state.global_step)} of {self.num_steps}"
             again = "resume there" if self.work.resumable else "start this part again"
             raise Interrupted(f"{where}; run the same command to {again}")
 
+    def _is_at_end(self) -> bool:
+        return self.first_step >= (self.course.end_step or self.num_steps)
+
+    def _make_up_scores(self) -> None:
+        """Load the checkpoint that this leg begins at where nothing else will, and score it where a stop cut that short."""
+        was_scored = any("validation_loss" in line and line["step"] == self.first_step for line in self.watcher.log.lines)
+        if self._is_at_end() or (self.first_step in self.evaluate_at and not was_scored):
+            sharding.load(self.trainer, self.checkpoint)
+            if not was_scored:
+                self.watcher.validate(self.first_step, self.trainer.model)
+
     def _fit(self) -> Fit:
-        trainer, log = self.trainer, self.watcher.log
-        seconds = self.watcher.seconds
-        step = num_steps = max(self.first_step, trainer.state.global_step)
-        best, forgetting = self.watcher.best_step(), self.watcher.forgetting
-        is_over = forgetting.max_rise is not None and forgetting.is_spent(_scores_of(log.lines, step))
-        if is_over and (best is None or not self.work.resumable):
-            raise forgetting.nothing_left(step)
-        model = sharding.whole(trainer, lambda: self.work.recipe.load(self.settings))
-        if (self.settings.keep_best or is_over) and self.work.resumable and best is not None and best != step:
-            sharding.load(trainer, self.work.folder / f"checkpoint-{best}", model)
-            step = best
-        final = _scores_of(log.lines, step)
+        seconds, num_steps = self.watcher.seconds, max(self.first_step, self.trainer.state.global_step)
+        model, step = self._chosen(num_steps)
+        final = _scores_of(self.watcher.log.lines, step)
         if not math.isfinite(final["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
         interpolated = None
@@ -280,13 +280,29 @@ class _Leg:
             seconds=seconds,
             resumed_from_step=self.first_step,
             peak_memory_bytes=peak_memory_bytes(),
-            history=log.lines,
+            history=self.watcher.log.lines,
             incidents=self.course.incidents,
             micro_batch_size=self.settings.micro_batch_size,
             about=self.prepared.about,
             scores={name: value for name, value in final.items() if name.startswith(("validation_", "general_"))},
             interpolated=interpolated,
         )
+
+    def _chosen(self, last_step: int) -> tuple[PreTrainedModel, int]:
+        """Return the whole model that comes out, and the step after which its weights were so: the last one, or the best.
+
+        Raises:
+            DivergenceError: none is within the forgetting budget.
+        """
+        best, forgetting = self.watcher.best_step(), self.watcher.forgetting
+        is_over = forgetting.max_rise is not None and forgetting.is_spent(_scores_of(self.watcher.log.lines, last_step))
+        if is_over and (best is None or not self.work.resumable):
+            raise forgetting.nothing_left(last_step)
+        model = sharding.whole(self.trainer, lambda: self.work.recipe.load(self.settings))
+        if not (self.settings.keep_best or is_over) or not self.work.resumable or best in (None, last_step):
+            return model, last_step
+        sharding.load(self.trainer, self.work.folder / f"checkpoint-{best}", model)
+        return model, best
 
     def _free(self) -> None:
         """Let go of what only steps need, whoever still names the optimizer: its state and the anchors are copies of the weights."""
@@ -385,15 +401,30 @@ class _Leg:
         peak = peak_flops(card, precision.of(self.settings))
         return Meter(self.tokens, flops, None if peak is None else peak * processes)
 
-    def _trainer(self) -> _Trainer:
+    def _trainer(self) -> FineTuner:
         work, feed = self.work, self.prepared.feed
-        trainer = _Trainer(
+        args = arguments(
+            self.settings,
+            self.model,
+            work.folder,
+            seed=work.seed,
+            num_processes=work.num_processes,
+            items_a_pass=feed.items_a_pass,
+            num_steps=self.num_steps,
+            resumable=work.resumable,
+        )
+        trainer = FineTuner(
             model=self.model,
-            args=_arguments(self.settings, work, self.model, feed.items_a_pass, num_steps=self.num_steps),
+            args=args,
             train_dataset=feed.dataset,
             data_collator=feed.collate,
             callbacks=[self.watcher, *work.callbacks],
-            leg=self,
+            prepared=self.prepared,
+            settings=self.settings,
+            seed=work.seed,
+            watcher=self.watcher,
+            # In one process nothing is computed for weights that are not trained yet (`holding.Unfreeze`).
+            unfreezing=self.unfreezing if work.num_processes > 1 else None,
         )
         trainer.remove_callback(PrinterCallback)  # the watcher speaks
         if anchors := holding.anchors(work.recipe, self.settings, work.seed):
@@ -409,171 +440,6 @@ def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
 
 def _is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
-    """Return the forward passes of each process in one optimizer step.
-
-    Raises:
-        SettingsError: the batch cannot be divided so.
-    """
-    rows_a_pass = settings.micro_batch_size * num_processes
-    if settings.batch_size % rows_a_pass:
-        raise SettingsError(f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})")
-    return settings.batch_size // rows_a_pass
-
-
-def _arguments(settings: TrainingSettings, work: _Work, model: PreTrainedModel, items_a_pass: int, *, num_steps: int) -> TrainingArguments:
-    chosen = precision.of(settings)
-    return TrainingArguments(
-        output_dir=str(work.folder),
-        max_steps=num_steps,
-        per_device_train_batch_size=items_a_pass,
-        gradient_accumulation_steps=accumulation_steps(settings, work.num_processes),
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=round(settings.warmup_share * num_steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=chosen == "bf16",
-        fp16=chosen == "fp16",
-        activation_checkpointing=settings.gradient_checkpointing,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        **sharding.arguments(settings, model),
-        logging_strategy="steps",
-        logging_steps=1,
-        # The default hides NaN losses behind the running mean.
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if work.resumable else "no",
-        save_steps=settings.checkpoint_every_steps,
-        save_total_limit=None,
-        eval_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        # The next batch goes to the card while this one is computed.
-        dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},
-        use_cpu=not torch.cuda.is_available(),
-        seed=work.seed,
-        data_seed=work.seed,
-    )
-
-
-class _Trainer(Trainer):
-    """Trainer whose checkpoints exist whole or not at all, with a rate for each depth of the model."""
-
-    def __init__(self, *args: Any, leg: _Leg, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._leg = leg
-        self._rates: list[float] = []
-        self._in_backward: optimizers.Lean | None = None
-        # Has Trainer count the labels of all passes and processes of a step, and not divide the loss again.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        sharding.enable_on_cpu(self)
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        assert not return_outputs and num_items_in_batch is not None, "it only trains"
-        labels = inputs.pop("labels")
-        total = self._leg.prepared.total_loss(model, inputs, labels)
-        # A step may hold nothing to learn from, such as prompts alone.
-        loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
-        # Gradients are averaged over the processes, and the labels are counted over all of them.
-        return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            trained = self.model if model is None else model
-            groups = layers.groups(trained, self.get_decay_parameter_names(trained), self._leg.settings)
-            self._rates = [group["lr"] for group in groups]
-            self.optimizer = optimizers.build(groups, self._leg.settings, self._leg.work.seed)
-            if self._leg.settings.steps_in_backward:
-                self._in_backward = self.optimizer
-        return self.optimizer
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        stepping = self._in_backward
-        if stepping is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        if stepping.measures_first:
-            # The same pass twice: dropout draws the same numbers.
-            drawn = optimizers.random_state()
-            with stepping.measuring():
-                super().training_step(model, inputs, num_items_in_batch)
-            optimizers.restore(drawn)
-        with stepping.updating():
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        if self._in_backward is not None:
-            return self._in_backward.norm
-        unfreezing = self._leg.unfreezing
-        if unfreezing is not None and self._leg.work.num_processes > 1:
-            unfreezing.drop(model, self.state.global_step)
-        limit = self._leg.settings.max_grad_value
-        if limit is None:
-            return super()._clip_grad_norm(model)
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
-        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
-        return norm
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        # The checkpoint's rates may be those of before a roll-back.
-        scheduler = self.lr_scheduler
-        scheduler.base_lrs = list(self._rates)
-        scheduler._last_lr = [rate * shape(scheduler.last_epoch) for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)]
-        for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True):
-            group["initial_lr"], group["lr"] = base, rate
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
-        found = super().get_batch_samples(*args, **kwargs)
-        self._leg.watcher.meter.waited(time.perf_counter() - began)
-        return found
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        # Trainer's own count walks over all parameters in every pass, and takes padding for work.
-        return 0
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # Trainer would keep every line in its state and write all of them into every checkpoint; the step log has them.
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Trainer writes into the final folder, and a run killed meanwhile would resume from the torn one.
-        folder, leg = Path(self.args.output_dir), self._leg
-        aside = folder / _UNFINISHED
-        self.args.output_dir = str(aside)
-        try:
-            with room_needed(folder, f"the checkpoint of step {self.state.global_step:,}"):
-                super()._save_checkpoint(model, trial)
-                # Every rank writes a file of its own (its random state); the seal must find them all.
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    leg.watcher.log.sync()
-                    written = aside / f"checkpoint-{self.state.global_step}"
-                    publish(
-                        written,
-                        folder / written.name,
-                        num_incidents=len(leg.course.incidents),
-                        is_planned=leg.watcher.save_is_planned,
-                    )
-                    retain(folder, leg.course, newest=leg.settings.keep_checkpoints, best=leg.watcher.best_step())
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # what found no room gives back what it took
-            raise
-        finally:
-            self.args.output_dir = str(folder)
-        self.accelerator.wait_for_everyone()
 
 
 @contextmanager

@@ -27,10 +27,12 @@ from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
 from fullft_assets.workloads import holding, layers, optimizers, precision, sharding, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.finetuning import accumulation_steps, fine_tune, peak_memory_bytes
+from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.inference import device
 from fullft_assets.workloads.recipe import Prepared, Recipe
 from fullft_assets.workloads.tasks import open_recipe
+from fullft_assets.workloads.trainer import accumulation_steps
+from fullft_assets.workloads.watcher import peak_memory_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
