@@ -34,7 +34,7 @@ def of_sharding(training: TrainingSettings, processes: int) -> Iterator[Contradi
 
 
 def _of_weights(training: TrainingSettings) -> Iterator[Contradiction]:
-    if training.weights == "bf16" and training.precision in ("fp32", "fp16"):
+    if training.weights == "bf16" and training.precision in ("fp32", "tf32", "fp16"):
         yield (
             ("training", "precision"),
             f"{training.precision} does not go with weights: bf16, which are computed with as they are",

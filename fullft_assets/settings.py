@@ -457,8 +457,10 @@ class TrainingSettings(Settings):
         "fp32", description="Number format that weights, gradients and moments are kept in; bf16 takes half of it, rounded stochastically."
     )
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field("linear", description="Learning-rate schedule.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="`auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a CPU."
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        "auto",
+        description="`auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a CPU. `tf32`: fp32 whose matrix multiplications round their "
+        "factors to 10 bits of mantissa (NVIDIA from Ampere).",
     )
     attention_dropout: Float | None = Field(
         0.0,

@@ -329,6 +329,7 @@ class TestPlan:
         ({"weights": "bf16", "unfreeze_share": 0.1}, "unfreeze_share", "goes with optimizer: adamw or adamw_8bit and weights: fp32"),
         ({"optimizer": "lomo", "micro_batch_size": 32, "precision": "fp16"}, "precision", "before fp16's scaling is undone"),
         ({"weights": "bf16", "precision": "fp32"}, "precision", "fp32 does not go with weights: bf16"),
+        ({"weights": "bf16", "precision": "tf32"}, "precision", "tf32 does not go with weights: bf16"),
         ({"weights": "bf16", "optimizer": "adamw_8bit"}, "weights", "bf16 loses small updates with adamw_8bit"),
     ],
 )

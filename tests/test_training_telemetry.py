@@ -182,6 +182,8 @@ class TestMeter:
             ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
             ("NVIDIA H100 PCIe", "bf16", 756e12),
             ("NVIDIA L4", "fp16", 121e12),
+            ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
+            ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
             ("CPU", "fp32", None),
         ],
     )

@@ -94,7 +94,7 @@ def test_dates_stay_text_and_merge_keys_work_as_in_dagster(project):
 ONE_MISTAKE = {
     "choice": (
         TRAINING + "    precision: bf17\n",
-        "9: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
+        "9: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
     ),
     "unknown key": (
         TRAINING + "    lerning_rate: 1\n",
@@ -361,7 +361,7 @@ attributes:
         "5: examples: empty; a section with `label`: What makes a document a valid labelled example.",
         "6: chunks.max_tokens: chunks.stride must be less than half of chunks.max_tokens "
         "(chunks.max_tokens is 64, chunks.stride is 32 by default)",
-        "8: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
+        "8: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
         "10: training.batch_size: given twice, first in line 9; remove one",
         "10: training.batch_size: 0 is not a whole number >= 1",
         "11: training.micro_batch_size: is larger than training.batch_size (training.micro_batch_size is 64, training.batch_size is 0)",

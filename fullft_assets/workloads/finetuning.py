@@ -107,13 +107,14 @@ def fine_tune(
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
-        SettingsError: the batch cannot be divided as asked, or more layers are frozen than there are.
+        SettingsError: the batch cannot be divided as asked, the hardware lacks the precision, or more layers are frozen than there are.
         DivergenceError: a guard stopped the run, its weights are not finite, or none are within the forgetting budget.
         OutOfMemory: a single row does not fit.
         DiskError: there is no room for a checkpoint; the last one is intact.
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     accumulation_steps(settings, num_processes)
+    precision.of(settings)
     optimizers.require(settings, num_processes)
     sharding.require(settings, num_processes)
     if resumable:

@@ -75,11 +75,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the three planning artifacts.
 
     Raises:
-        SettingsError: training could not divide its batch, shard its model or reach a tracker, or the rows are too few for a learning curve.
+        SettingsError: training could not divide its batch, compute in its precision, shard its model or reach a tracker, or the rows are too
+            few for a learning curve.
     """
     settings = job.settings
     # Said now: training would only find out after all that is measured here.
     accumulation_steps(settings.training, settings.launcher.processes)
+    precision.of(settings.training)
     optimizers.require(settings.training, settings.launcher.processes)
     sharding.require(settings.training, settings.launcher.processes)
     telemetry.require(settings.training.track)
@@ -138,6 +140,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     # The largest first: it decides the memory, and warms everything up.
     picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
     chosen = precision.of(settings)
+    precision.enable(chosen)
     _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
     timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
     del anchors

@@ -6,11 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+#: Compute capability of the first NVIDIA GPUs whose matrix units read fp32 as TF32 (Ampere).
+_FIRST_WITH_TF32 = (8, 0)
 
 
 def resolve(setting: str) -> Precision:
@@ -20,10 +23,12 @@ def resolve(setting: str) -> Precision:
     older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
 
     Raises:
-        SettingsError: fp16 without a GPU.
+        SettingsError: fp16 without a GPU, or tf32 without one that has it.
     """
     if setting == "fp16" and not torch.cuda.is_available():
         raise SettingsError("training.precision: fp16 needs a GPU; use auto, fp32 or bf16")
+    if setting == "tf32" and not _has_tf32():
+        raise SettingsError("training.precision: tf32 needs an NVIDIA GPU of the Ampere generation or newer; use auto or fp32")
     if setting != "auto":
         return setting  # type: ignore[return-value]
     if torch.cuda.is_available():
@@ -35,14 +40,20 @@ def of(settings: TrainingSettings) -> Precision:
     """Return the precision that a training computes in: weights in bf16 are computed with as they are.
 
     Raises:
-        SettingsError: fp16 without a GPU.
+        SettingsError: fp16 without a GPU, or tf32 without one that has it.
     """
     return "bf16" if settings.weights == "bf16" else resolve(settings.precision)
 
 
+def enable(precision: Precision) -> None:
+    """Switch on what is set for a whole process and not for a pass: TF32. Trainer does the same by its arguments."""
+    if precision == "tf32":
+        enable_tf32(True)
+
+
 def autocast(precision: Precision) -> AbstractContextManager:
     """Return the context in which forward passes run."""
-    if precision == "fp32":
+    if precision in ("fp32", "tf32"):
         return nullcontext()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.autocast(kind, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
@@ -50,3 +61,8 @@ def autocast(precision: Precision) -> AbstractContextManager:
 
 def _cpu_has_bf16_matrix_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _has_tf32() -> bool:
+    # ROCm answers as CUDA does, with capabilities of its own.
+    return torch.cuda.is_available() and torch.version.cuda is not None and torch.cuda.get_device_capability() >= _FIRST_WITH_TF32

@@ -27,8 +27,8 @@ Ending = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 EVENT_FILES = "tensorboard"
 #: Steps whose rates are averaged.
 _WINDOW = 20
-#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers' data sheets;
-#: the first match counts, so the narrower names stand first.
+#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers' data sheets, which give TF32
+#: half of the first on every card that has it; the first match counts, so the narrower names stand first.
 _PEAKS = (
     ("B200", 2250e12, 75e12),
     ("GH200", 989e12, 67e12),
@@ -59,11 +59,11 @@ def peak_flops(device: str, precision: str) -> float | None:
 
     Args:
         device: the card's name as its driver says it.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
     """
     for name, half, single in _PEAKS:
         if name in device:
-            return single if precision == "fp32" else half
+            return {"fp32": single, "tf32": half / 2}.get(precision, half)
     return None
 
 

@@ -73,6 +73,8 @@ def arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=chosen == "bf16",
         fp16=chosen == "fp16",
+        # None leaves the matrix multiplications of fp32 as torch has them: in fp32.
+        tf32=True if chosen == "tf32" else None,
         activation_checkpointing=settings.gradient_checkpointing,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
