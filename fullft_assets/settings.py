@@ -476,6 +476,11 @@ class TrainingSettings(Settings):
     compile: bool = Field(
         False, description="Compile the model below its head with torch.compile: minutes before the first step, faster steps after."
     )
+    liger: Annotated[Literal["auto", "off"], _YamlOff()] = Field(
+        "auto",
+        description="`auto`: norms, rotary positions and gated MLPs by liger-kernel's Triton kernels, where that is installed, there is a GPU, and it "
+        "knows the model. The checkpoint says so (`kernels`).",
+    )
     balance_labels: bool = Field(False, description="Weight the loss by inverse label frequency (one label a row).")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(

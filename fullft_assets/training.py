@@ -31,6 +31,7 @@ _LATER = (
     "weights",
     "sharding",
     "compile",
+    "liger",
 )
 
 

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import holding, layers, optimizers, precision, sharding
+from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, sharding
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, retain, step_of
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
@@ -201,7 +201,8 @@ class _Leg:
         set_seed(work.seed)
         self.model = work.recipe.load(self.settings)
         layers.freeze(self.model, self.settings)
-        self.prepared = work.recipe.prepare(self.model, self.settings, work.seed, work.num_processes)
+        prepared = work.recipe.prepare(self.model, self.settings, work.seed, work.num_processes)
+        self.prepared = kernels.apply(self.model, prepared, self.settings)
         feed = self.prepared.feed
         self._documents_of_steps = feed.bounds_of_steps(accumulation_steps(self.settings, work.num_processes) * work.num_processes)
         if self.settings.compile:

@@ -25,7 +25,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
-from fullft_assets.workloads import holding, layers, optimizers, precision, sharding, telemetry
+from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, sharding, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.inference import device
@@ -125,7 +125,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     model = recipe.load(settings)
     layers.freeze(model, settings)
     # Processes share the passes; here each is timed alone.
-    prepared = recipe.prepare(model, settings, shared.job.settings.seed, 1)
+    prepared = kernels.apply(model, recipe.prepare(model, settings, shared.job.settings.seed, 1), settings)
     feed = prepared.feed
     model.train().to(device())
     if settings.compile:
