@@ -19,18 +19,21 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
 
 
 def of_sharding(training: TrainingSettings, processes: int) -> Iterator[Contradiction]:
-    """Yield what contradicts `sharding: fsdp2`; nothing where each process holds the whole model."""
-    if training.sharding == "none":
+    """Yield what contradicts a model in parts; nothing where each process holds the whole of it."""
+    name = training.sharding
+    if name == "none":
         return
     if processes == 1:
-        yield ("training", "sharding"), "fsdp2 shares the model between processes; set launcher.processes to 2 or more"
+        yield ("training", "sharding"), f"{name} shares the model between processes; set launcher.processes to 2 or more"
     if (training.optimizer, training.weights) != ("adamw", "fp32"):
-        yield ("training", "sharding"), "fsdp2 goes with optimizer: adamw and weights: fp32; remove the other"
+        yield ("training", "sharding"), f"{name} goes with optimizer: adamw and weights: fp32; remove the other"
     for key in OF_WHOLE_WEIGHTS:
         if getattr(training, key):
-            yield ("training", key), "works on whole weights, which no process has under sharding: fsdp2; remove one of the two"
+            yield ("training", key), f"works on whole weights, which no process has under sharding: {name}; remove one of the two"
     if training.compile:
-        yield ("training", "compile"), "was not tried with sharding: fsdp2; remove one of the two"
+        yield ("training", "compile"), f"was not tried with sharding: {name}; remove one of the two"
+    if name == "fsdp2_offload" and training.precision == "fp16":
+        yield ("training", "precision"), f"fp16's scaling was not tried with sharding: {name}; give auto, bf16 or fp32"
 
 
 def _of_weights(training: TrainingSettings) -> Iterator[Contradiction]:

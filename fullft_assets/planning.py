@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ class Measured(BaseModel):
 
     Attributes:
         num_trained_parameters: those that are not frozen. None: all.
+        host_memory_bytes: of the machine, where the accelerator has memory of its own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +58,7 @@ class Measured(BaseModel):
     device: str
     precision: str
     num_trained_parameters: int | None = None
+    host_memory_bytes: int | None = None
 
 
 class Point(BaseModel):
@@ -106,19 +109,65 @@ def _state(measured: Measured, optimizer: Optimizer, weights: Literal["fp32", "b
     return of_weight * measured.num_parameters + (state_bytes(optimizer, weights) - of_weight) * trained
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What a training holds at its peak, in bytes.
+
+    Attributes:
+        peak: of each process, where it computes: on the accelerator, if there is one.
+        state: weights, gradients and moments in it.
+        host: of all processes in the host's memory, where that is another one.
+        told: how the peak comes about, where it was not measured so.
+    """
+
+    peak: int
+    state: int
+    host: int = 0
+    told: str = ""
+
+
+def _foretell(measured: Measured, rest: int, training: TrainingSettings, processes: int) -> _Memory:
+    """Return what a training would hold that has, beside its state, what another one was measured to have.
+
+    Args:
+        measured: in one process that holds the whole model.
+        rest: bytes beside weights, gradients and moments.
+        training: what is foretold.
+        processes: that will train.
+    """
+    state = _state(measured, training.optimizer, training.weights)
+    weights = (4 if training.weights == "fp32" else 2) * measured.num_parameters
+    is_own, of_whole = (
+        measured.host_memory_bytes is not None,
+        f"{measured.peak_memory_bytes / 2**30:.2f} GiB were measured in one that holds",
+    )
+    if training.sharding == "fsdp2_offload" and is_own:
+        told = f" in each process, estimated: {of_whole} the whole model; its weights, gradients and moments lie in the host's memory"
+        # Whole it goes through the card once, before training.
+        return _Memory(max(rest, weights), 0, state, told)
+    if training.sharding != "none":
+        told = f" in each process, estimated: {of_whole} the whole model; {processes} share its weights, gradients and moments"
+        return _Memory(rest + state // processes, state // processes, 0, told)
+    return _Memory(rest + state, state)
+
+
+def _fits(found: _Memory, measured: Measured, limit: int) -> bool:
+    return found.peak <= limit and (measured.host_memory_bytes is None or found.host <= measured.host_memory_bytes)
+
+
 def next_rung(measured: Measured, training: TrainingSettings, limit: int, processes: int = 1) -> str:
     """Return `; or set training.optimizer: ...` for the first lower rung of the memory ladder whose state would fit, or an empty string.
 
     Left out are rungs that contradict another setting. Of one that cannot accumulate no peak is foretold where its passes would be larger
-    than those measured.
+    than those measured. The last rung is the host's memory.
     """
-    held = _state(measured, training.optimizer, training.weights)
+    rest = measured.peak_memory_bytes - _state(measured, training.optimizer, training.weights)
+    held = _foretell(measured, rest, training, processes).state
     for optimizer, weights in RUNGS:
-        saved = held - _state(measured, optimizer, weights)
-        peak = measured.peak_memory_bytes - saved
-        if saved <= 0 or peak > limit:
-            continue
         rung = training.model_copy(update={"optimizer": optimizer, "weights": weights})
+        found = _foretell(measured, rest, rung, processes)
+        if found.state >= held or not _fits(found, measured, limit):
+            continue
         if (rung.precision, weights, measured.precision) == ("auto", "fp32", "fp16"):
             rung = rung.model_copy(update={"precision": "fp16"})
         has_larger_passes = rung.steps_in_backward and rung.micro_batch_size != rung.batch_size
@@ -129,8 +178,20 @@ def next_rung(measured: Measured, training: TrainingSettings, limit: int, proces
         named = f"training.optimizer: {optimizer}" + (" and training.weights: bf16" if weights == "bf16" else "")
         if has_larger_passes:
             return f"; or set {named} with training.micro_batch_size: {rung.batch_size}, whose passes are larger than those measured"
-        return f"; or set {named} (about {peak / 2**30:.2f} GiB)"
-    return ""
+        return f"; or set {named} (about {found.peak / 2**30:.2f} GiB)"
+    return _offloaded(measured, rest, training, limit, processes)
+
+
+def _offloaded(measured: Measured, rest: int, training: TrainingSettings, limit: int, processes: int) -> str:
+    """Return the advice to keep the state in the host's memory, where that fits and contradicts nothing, or an empty string."""
+    changes = {"sharding": "fsdp2_offload", "optimizer": "adamw", "weights": "fp32"}
+    rung = training.model_copy(update=changes)
+    found = _foretell(measured, rest, rung, processes)
+    is_another = measured.host_memory_bytes is not None and training.sharding != "fsdp2_offload" and measured.precision != "fp16"
+    if not is_another or not _fits(found, measured, limit) or any(contradictions(rung, processes)):
+        return ""
+    named = " and ".join(f"training.{name}: {value}" for name, value in changes.items() if getattr(training, name) != value)
+    return f"; or set {named} (about {found.peak / 2**30:.2f} GiB, and {found.host / 2**30:.2f} GiB of the host's memory)"
 
 
 def plan_checks(
@@ -142,27 +203,12 @@ def plan_checks(
         measured: real training steps.
         settings: the limits.
         training: what was measured. Default: that of the defaults.
-        processes: that will train; with `sharding: fsdp2` each holds a part of the state that was measured whole.
+        processes: that will train; with `sharding` each holds a part of the state that was measured whole.
     """
     training = training or TrainingSettings()
     hours = measured.predicted_seconds / 3600
     usd = hours * settings.hourly_usd
-    limit = measured.available_memory_bytes
-    if settings.max_memory_gib is not None:
-        limit = min(limit, int(settings.max_memory_gib * 2**30))
-    state, peak = _state(measured, training.optimizer, training.weights), measured.peak_memory_bytes
-    told = ""
-    if training.sharding == "fsdp2":
-        told = (
-            f" in each process, estimated: {peak / 2**30:.2f} GiB were measured in one that holds the whole model; {processes} share its "
-            "weights, gradients and moments"
-        )
-        peak -= state - state // processes
-        state //= processes
-    gib = peak / 2**30
-    fits = peak <= limit
-    # A step in the backward pass takes the whole batch.
-    rows = "training.batch_size and micro_batch_size" if training.steps_in_backward else "training.micro_batch_size"
+    memory, check = _memory_check(measured, settings, training, processes)
     too_long = hours > settings.max_hours
     too_dear = settings.max_usd is not None and usd > settings.max_usd
     budget = []
@@ -172,13 +218,7 @@ def plan_checks(
         budget.append(f"{usd:.2f} USD planned, planning.max_usd is {settings.max_usd:g}")
     mend = "; lower training.epochs or snapshot.max_train_rows, or raise the limit"
     checks = [
-        CheckOutcome(
-            name="fits_in_memory",
-            passed=fits,
-            description=f"peak {gib:.2f} GiB of {limit / 2**30:.2f} GiB{told}"
-            + ("" if fits else f"; lower {rows} or set training.gradient_checkpointing" + next_rung(measured, training, limit, processes)),
-            metadata={"peak_memory_gib": gib, "memory_limit_gib": limit / 2**30},
-        ),
+        check,
         CheckOutcome(
             name="within_budget",
             passed=not budget,
@@ -187,14 +227,35 @@ def plan_checks(
         ),
     ]
     headline = {
-        **measured.model_dump(),
+        **measured.model_dump(exclude_none=True),
         "planned_hours": hours,
         "planned_usd": usd,
-        "peak_memory_gib": gib,
-        "state_memory_gib": state / 2**30,
+        "peak_memory_gib": memory.peak / 2**30,
+        "state_memory_gib": memory.state / 2**30,
         "padding_share": 1 - measured.num_tokens / measured.num_padded_tokens,
     }
     return headline, checks
+
+
+def _memory_check(
+    measured: Measured, settings: PlanningSettings, training: TrainingSettings, processes: int
+) -> tuple[_Memory, CheckOutcome]:
+    limit = measured.available_memory_bytes
+    if settings.max_memory_gib is not None:
+        limit = min(limit, int(settings.max_memory_gib * 2**30))
+    rest = measured.peak_memory_bytes - _state(measured, training.optimizer, training.weights)
+    memory = _foretell(measured, rest, training, processes)
+    told = f"peak {memory.peak / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB{memory.told}"
+    figures = {"peak_memory_gib": memory.peak / 2**30, "memory_limit_gib": limit / 2**30}
+    if memory.host and measured.host_memory_bytes is not None:
+        told += f"; {memory.host / 2**30:.2f} GiB of the host's {measured.host_memory_bytes / 2**30:.2f} GiB"
+        figures["host_memory_gib"] = memory.host / 2**30
+    passed = _fits(memory, measured, limit)
+    if not passed:
+        # A step in the backward pass takes the whole batch.
+        rows = "training.batch_size and micro_batch_size" if training.steps_in_backward else "training.micro_batch_size"
+        told += f"; lower {rows} or set training.gradient_checkpointing" + next_rung(measured, training, limit, processes)
+    return memory, CheckOutcome(name="fits_in_memory", passed=passed, description=told, metadata=figures)
 
 
 def pilot_rows(num_rows: int, epochs: float, share: float, batch_size: int) -> list[int]:

@@ -408,7 +408,7 @@ class GuardsSettings(Settings):
     max_roll_backs: int = Field(2, ge=0, le=100, description="Roll-backs of a run; what would be one more stops it.")
 
 
-#: Settings of training that work on whole weights, or on a whole second model: not with `sharding: fsdp2`.
+#: Settings of training that work on whole weights, or on a whole second model: not with `sharding`.
 OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "unfreeze_share", "wise_ft", "distillation")
 #: Ending of the optimizers that step in the backward pass; `lomo` does so by nature.
 IN_BACKWARD = "_in_backward"
@@ -469,9 +469,10 @@ class TrainingSettings(Settings):
         description="Dropout of attention weights; 0 lets fused attention kernels run (1.8 times the tokens a second, measured on a CPU). `null`: the model's own.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
-    sharding: Literal["none", "fsdp2"] = Field(
+    sharding: Literal["none", "fsdp2", "fsdp2_offload"] = Field(
         "none",
-        description="What processes hold: `none` = the whole model each (DDP); `fsdp2` = a part of weights, gradients and moments each.",
+        description="What processes hold: `none` = the whole model each (DDP); `fsdp2` = a part of weights, gradients and moments each; "
+        "`fsdp2_offload` = that part in the host's memory, and on the GPU the layer that is due.",
     )
     compile: bool = Field(
         False, description="Compile the model below its head with torch.compile: minutes before the first step, faster steps after."

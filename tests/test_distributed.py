@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 from fullft_assets import use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.workloads import planning, sharding
+from fullft_assets.workloads import planning, precision, sharding
 from fullft_assets.workloads.classification import score
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import load_classifier
@@ -78,6 +78,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_path: Path) -> None:
     straight = launch(tmp_path / "straight", "fsdp2", torchrun=TWO)
     assert_close(straight, alone)
+    # On CPUs the host's memory is the one that there is.
+    offloaded = launch(tmp_path / "offloaded", "fsdp2_offload", torchrun=TWO)
+    assert (
+        offloaded["log"] == straight["log"]
+        and (tmp_path / "offloaded" / f"checkpoint-{straight['last']}" / "pytorch_model_fsdp.bin").is_file()
+    )
     # A kill at a step, of all processes, costs the steps since the checkpoint and nothing else.
     killed = tmp_path / "killed"
     launch(killed, "fsdp2", "5", torchrun=TWO, fails=True)
@@ -167,7 +173,9 @@ def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "processes", "message"),
     [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "goes with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "whole weights"),
-     ({"compile": True}, 2, "was not tried with sharding: fsdp2"), ({}, 2, None)],
+     ({"compile": True}, 2, "was not tried with sharding: fsdp2"), ({}, 2, None), ({"sharding": "fsdp2_offload"}, 2, None),
+     ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload shares the model between processes"),
+     ({"sharding": "fsdp2_offload", "precision": "fp16"}, 2, "fp16's scaling was not tried with sharding: fsdp2_offload")],
 )  # fmt: skip
 def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: int, message: str | None) -> None:
     data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": {"sharding": "fsdp2", **more}}
@@ -176,6 +184,22 @@ def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: i
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
         sharding.require(settings.training, processes)
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_what_trainer_is_told_of_the_hosts_memory(has_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments alone: no GPU takes part."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
+    told, shared = (sharding.arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA)) for kind in ("fsdp2_offload", "fsdp2"))
+    backend = {"ddp_backend": "cuda:nccl,cpu:gloo"} if has_card else {}
+    assert told == {"fsdp": True, "fsdp_config": shared["fsdp_config"] | {"cpu_offload": True}, **backend}
+    assert "cpu_offload" not in shared["fsdp_config"] and "ddp_backend" not in shared
+
+
+def test_an_old_card_computes_in_fp16_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "resolve", lambda setting: "fp16")
+    with pytest.raises(SettingsError, match=r"^training\.sharding: fp16's scaling was not tried with fsdp2_offload; give precision: fp32$"):
+        sharding.require(SETTINGS.model_copy(update={"sharding": "fsdp2_offload", "precision": "auto"}), 2)
 
 
 def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from tests import machine
 from tests.prepared import Prepared, command, prepare, prepare_language_model
 from tests.test_planning import MEASURED
 
+#: The same on a card with memory of its own.
+CARD = MEASURED.model_copy(update={"device": "NVIDIA A10", "precision": "bf16", "host_memory_bytes": 2**30})
 RATE, DECAY, NORM = 1e-3, 0.1, 0.05
 
 
@@ -308,6 +310,39 @@ class TestPlan:
         training = TrainingSettings(optimizer="lomo", micro_batch_size=32)
         _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=1), training)
         assert "lower training.batch_size and micro_batch_size" in fits.description
+
+    def test_what_lies_in_the_hosts_memory_is_taken_from_there(self):
+        chosen, state = TrainingSettings(sharding="fsdp2_offload"), 22_000_000 * 16
+        headline, (fits, _) = planning.plan_checks(CARD, PlanningSettings(), chosen, 2)
+        assert (
+            headline["peak_memory_gib"] * 2**30 == pytest.approx(MEASURED.peak_memory_bytes - state) and headline["state_memory_gib"] == 0
+        )
+        assert fits.passed and "in the host's memory; 0.33 GiB of the host's 1.00 GiB" in fits.description
+        # All processes' parts lie there.
+        _, (fits, _) = planning.plan_checks(CARD.model_copy(update={"host_memory_bytes": state - 1}), PlanningSettings(), chosen, 2)
+        assert not fits.passed
+        # Before it is taken apart it goes through the card.
+        lean = CARD.model_copy(update={"peak_memory_bytes": state})
+        assert planning.plan_checks(lean, PlanningSettings(), chosen, 2)[0]["peak_memory_gib"] * 2**30 == pytest.approx(state / 4)
+        # A CPU's memory is the host's: two share it.
+        headline, _ = planning.plan_checks(MEASURED, PlanningSettings(), chosen, 2)
+        assert headline["peak_memory_gib"] * 2**30 == pytest.approx(MEASURED.peak_memory_bytes - state / 2)
+
+    @pytest.mark.parametrize(
+        ("measured", "processes", "room", "current", "named"),
+        [("card", 2, 240_000_000, {}, "; or set training.sharding: fsdp2_offload (about 2.67 GiB, and 0.33 GiB of the host's memory)"),
+         ("card", 2, 160_000_000, {"optimizer": "adafactor"}, "; or set training.sharding: fsdp2_offload and training.optimizer: adamw (about"),
+         ("card", 2, 240_000_000, {"l2_sp": 0.1}, ""),
+         ("card", 1, 340_000_000, {}, ""),
+         ("cpu", 2, 240_000_000, {}, "")],
+    )  # fmt: skip
+    def test_the_hosts_memory_is_the_last_rung(self, measured, processes, room, current, named):
+        training = TrainingSettings(**current)
+        found = CARD if measured == "card" else MEASURED
+        advice = planning.next_rung(found, training, MEASURED.peak_memory_bytes - room, processes)
+        assert advice.startswith(named) if named else "fsdp2_offload" not in advice
+        chosen = dict(re.findall(r"training\.(\w+): (\w+)", advice))
+        assert list(contradictions(training.model_copy(update=chosen), processes)) == []
 
     def test_frozen_weights_have_neither_gradients_nor_moments(self):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})

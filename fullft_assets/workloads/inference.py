@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -48,6 +49,12 @@ class Prediction:
 def device() -> torch.device:
     """Return the accelerator that is there, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def place(model: PreTrainedModel) -> None:
+    """Move a model to the accelerator; one that lies in parts on several processes is where it belongs, some of it in the host's memory."""
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        model.to(device())
 
 
 def load_classifier(folder: Path, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
@@ -247,7 +254,8 @@ def forward_batches(
         options: of the forward pass.
     """
     was_training = model.training
-    model.eval().to(device())
+    model.eval()
+    place(model)
     pad_id = model.config.pad_token_id or 0
     flat = [(row, number) for row, document in enumerate(windows) for number in range(len(document))]
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.

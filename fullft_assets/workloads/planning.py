@@ -162,6 +162,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
         predicted_seconds=predicted,
         peak_memory_bytes=peak_memory_bytes(),
         available_memory_bytes=_available_memory_bytes(),
+        host_memory_bytes=psutil.virtual_memory().total if torch.cuda.is_available() else None,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
         precision=chosen,
     )

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from transformers import PreTrainedModel, Trainer
 
 from fullft_assets.contradictions import of_sharding
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.workloads import precision
 
 
 def arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, Any]:
@@ -24,7 +26,13 @@ def arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, A
     # Whole checkpoints: another number of processes, or a single one, can read them. Loading them so on each process is
     # left to the recipe, which draws what is new in a model from the seed.
     config = {"version": 2, "state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": False}
-    return {"fsdp": True, "fsdp_config": {**config, "transformer_layer_cls_to_wrap": _units(model)}}
+    found = {"fsdp": True, "fsdp_config": {**config, "transformer_layer_cls_to_wrap": _units(model)}}
+    if settings.sharding == "fsdp2_offload":
+        found["fsdp_config"]["cpu_offload"] = True
+        if torch.cuda.is_available():
+            # What lies in the host's memory is summed up there (the gradients' norm), which NCCL cannot do.
+            found["ddp_backend"] = "cuda:nccl,cpu:gloo"
+    return found
 
 
 def _units(model: PreTrainedModel) -> list[str]:
@@ -53,6 +61,9 @@ def enable_on_cpu(trainer: Trainer) -> None:
     plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     if trainer.accelerator.mixed_precision != "no":
         plugin.set_mixed_precision(trainer.accelerator.mixed_precision)
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        # Pinned memory is for copies to a card.
+        plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
     state.fsdp_plugin = plugin
     state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
@@ -62,10 +73,12 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
     """Find out before any work whether the model can be sharded.
 
     Raises:
-        SettingsError: there is one process, or a setting that does not go with sharding.
+        SettingsError: there is one process, or a setting or a GPU that does not go with sharding.
     """
     for key, message in of_sharding(settings, num_processes):
         raise SettingsError(f"{'.'.join(key)}: {message}")
+    if settings.sharding == "fsdp2_offload" and precision.of(settings) == "fp16":
+        raise SettingsError("training.sharding: fp16's scaling was not tried with fsdp2_offload; give precision: fp32")
 
 
 def load(trainer: Trainer, checkpoint: Path, model: PreTrainedModel | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.workloads import precision
-from fullft_assets.workloads.inference import BATCH_TOKENS, collate, device
+from fullft_assets.workloads.inference import BATCH_TOKENS, collate, device, place
 from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def score_documents(
     num_tokens, loss, num_right = (np.zeros(len(windows), kind) for kind in (np.int64, np.float64, np.int64))
     rows = _rows(windows, marks)
     was_training = model.training
-    model.eval().to(device())
+    model.eval()
+    place(model)
     done = 0
     try:
         with torch.no_grad(), precision.autocast(precision.resolve("auto")):
