@@ -148,6 +148,14 @@ def _foretell(measured: Measured, rest: int, training: TrainingSettings, process
     if training.sharding != "none":
         told = f" in each process, estimated: {of_whole} the whole model; {processes} share its weights, gradients and moments"
         return _Memory(rest + state // processes, state // processes, 0, told)
+    if training.wise_ft and is_own:
+        return _Memory(rest + state, state, 2 * weights)
+    # Gradients and moments are gone by then.
+    interpolating = rest + 3 * weights if training.wise_ft else 0
+    if interpolating > rest + state:
+        return _Memory(
+            interpolating, state, 0, ", estimated: training.wise_ft holds three copies of the weights, the base model's among them"
+        )
     return _Memory(rest + state, state)
 
 

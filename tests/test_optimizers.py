@@ -344,6 +344,29 @@ class TestPlan:
         chosen = dict(re.findall(r"training\.(\w+): (\w+)", advice))
         assert list(contradictions(training.model_copy(update=chosen), processes)) == []
 
+    def test_copies_that_interpolation_holds_count(self):
+        """Three of the weights, where gradients and moments were: more than they only on a low rung."""
+        rungs = {"adamw": 16, "adafactor": 12, "adafactor_in_backward": 12}
+        for optimizer, expected in rungs.items():
+            chosen = TrainingSettings(optimizer=optimizer, wise_ft=[0.5, 1], micro_batch_size=32)
+            headline, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(), chosen)
+            rest = MEASURED.peak_memory_bytes - 22_000_000 * planning.state_bytes(optimizer)
+            assert headline["peak_memory_gib"] * 2**30 == pytest.approx(rest + 22_000_000 * expected)
+            assert ("training.wise_ft holds three copies of the weights" in fits.description) is (optimizer != "adamw")
+        # Beside a card two of them lie in the host's memory.
+        headline, (fits, _) = planning.plan_checks(CARD, PlanningSettings(), TrainingSettings(optimizer="adafactor", wise_ft=[0.5, 1]))
+        assert headline["peak_memory_gib"] * 2**30 == pytest.approx(CARD.peak_memory_bytes)
+        assert fits.metadata["host_memory_gib"] * 2**30 == pytest.approx(176_000_000)
+
+    def test_a_rung_whose_copies_do_not_fit_is_not_named(self):
+        """Without interpolation: adafactor_in_backward and bf16 (above)."""
+        chosen = TrainingSettings(micro_batch_size=32, wise_ft=[0.5, 1])
+        advice = planning.next_rung(MEASURED, chosen, MEASURED.peak_memory_bytes - 300_000_000)
+        assert advice == ""
+        assert planning.next_rung(MEASURED, chosen, MEASURED.peak_memory_bytes - 200_000_000).startswith(
+            "; or set training.optimizer: adamw_in_backward and training.weights: bf16 (about"
+        )
+
     def test_frozen_weights_have_neither_gradients_nor_moments(self):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
         headline, _ = planning.plan_checks(frozen, PlanningSettings())
