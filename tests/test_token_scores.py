@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, Gemma2Config, LlamaConfig, PreTrainedModel
 
-from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.workloads import inference, precision, token_loss
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import load_causal
@@ -97,6 +97,29 @@ def test_model_is_left_as_it_was_and_a_stop_is_heeded() -> None:
     with pytest.raises(Interrupted):
         score_documents(model, windows, None, progress=stopped)
     assert model.training and "forward" not in vars(model.lm_head)
+
+
+def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None:
+    model, sizes = build(APART["llama"]), []
+    windows, marks = documents()
+    expected = score_documents(model, windows, marks)
+
+    def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
+        # Beside the tries with single rows, what a batch takes grows with its tokens.
+        sizes.append(kwargs["input_ids"].numel())
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    most = 80
+    found = score_documents(model, windows, marks)
+    assert max(sizes) > most and len(sizes) > 8
+    assert found.num_tokens.tolist() == expected.num_tokens.tolist() and found.num_right.tolist() == expected.num_right.tolist()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    most = 2
+    with pytest.raises(OutOfMemory, match=r"^memory ran out while scoring \(a single window of \d+ tokens in a pass\)"):
+        score_documents(model, windows, marks)
+    assert "forward" not in vars(model.lm_head)
 
 
 class TestLoad:

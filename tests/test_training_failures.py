@@ -49,15 +49,15 @@ def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: o
     return fine_tune(case.recipe, quick(**changes), 17, folder, progress)
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0) -> list[int]:
-    """Raise torch's own error in every training pass of more than so many rows; return the sizes of the passes."""
+def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0, *, scoring: bool = False) -> list[int]:
+    """Raise torch's own error in every pass (of training, or of scoring) of more than so many rows; return the sizes of these passes."""
     load, seen = classification.load_for_training, []
 
     def load_limited(*args: object, **options: object) -> object:
         model = load(*args, **options)
 
         def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
-            if module.training:
+            if module.training is not scoring:
                 seen.append(len(kwargs["input_ids"]))
                 if seen[-1] > rows and len(seen) > after_passes:
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -113,6 +113,31 @@ class TestOutOfMemory:
         ):
             train(tiny, tmp_path)
         assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [4, 2, 1]
+
+    def test_scoring_halves_its_own_batches_and_not_those_of_training(self, tiny, tmp_path, monkeypatch):
+        straight = train(tiny, tmp_path / "straight")
+        seen = limit_memory(monkeypatch, rows=3, scoring=True)
+        fit = train(tiny, tmp_path / "limited")
+        assert (fit.micro_batch_size, fit.incidents) == (8, []) and max(seen) > 3 and min(seen) <= 3
+        assert fit.scores["validation_loss"] == pytest.approx(straight.scores["validation_loss"], rel=1e-5)
+        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+
+    def test_a_row_that_does_not_fit_while_it_is_scored_is_one_line(self, tiny, tmp_path, monkeypatch):
+        limit_memory(monkeypatch, rows=0, scoring=True)
+        with pytest.raises(
+            OutOfMemory, match=r"^memory ran out while scoring \(a single window of [\d,]+ tokens in a pass\), not while training; lower"
+        ):
+            train(tiny, tmp_path)
+        assert Course(tmp_path).incidents == []
+
+    def test_what_else_scoring_takes_is_told_as_that(self, tiny, tmp_path, monkeypatch):
+        def no_room(*arguments: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(type(tiny.recipe), "score", no_room)
+        with pytest.raises(OutOfMemory, match=r"^memory ran out while scoring \(beside the passes\), not while training"):
+            train(tiny, tmp_path)
+        assert Course(tmp_path).incidents == []
 
     def test_what_is_no_lack_of_memory_is_not_taken_for_one(self, tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(classification, "collate", lambda rows, pad_id: 1 / 0)

@@ -29,6 +29,7 @@ from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkp
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
+from fullft_assets.workloads.inference import scoring
 from fullft_assets.workloads.interpolation import Interpolated, interpolate
 from fullft_assets.workloads.recipe import Recipe
 from fullft_assets.workloads.telemetry import Ending, Meter, Shape, Trackers, peak_flops, require, step_flops
@@ -109,7 +110,7 @@ def fine_tune(
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
         SettingsError: the batch cannot be divided as asked, the hardware lacks the precision, or more layers are frozen than there are.
         DivergenceError: a guard stopped the run, its weights are not finite, or none are within the forgetting budget.
-        OutOfMemory: a single row does not fit.
+        OutOfMemory: a single row does not fit, be it trained on or scored.
         DiskError: there is no room for a checkpoint; the last one is intact.
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
@@ -326,9 +327,10 @@ class _Leg:
             found = work.recipe.score(model, work.progress)
             return {f"validation_{name}": value for name, value in found.items()} | forgetting.score(model, log, work.progress)
 
-        original = work.recipe.load_original(self.settings)
         alphas, has_new_head = self.settings.wise_ft, work.recipe.has_new_head
-        found = interpolate(model, original, alphas, score, has_new_head=has_new_head, is_spent=forgetting.is_spent)
+        with scoring():
+            original = work.recipe.load_original(self.settings)
+            found = interpolate(model, original, alphas, score, has_new_head=has_new_head, is_spent=forgetting.is_spent)
         if found is None:
             raise forgetting.nothing_left(step)
         for line in found.scores:

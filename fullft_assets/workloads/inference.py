@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -22,13 +25,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.workloads import precision
 from fullft_assets.workloads.embeddings import initialise_added
 
 if TYPE_CHECKING:
     from fullft_assets.workloads.entry import Progress
 
+_Found = TypeVar("_Found")
 #: Padded tokens in one forward pass: a GPU wants many, a CPU as many as stay in its caches.
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 
@@ -53,7 +57,7 @@ def device() -> torch.device:
 
 def place(model: PreTrainedModel) -> None:
     """Move a model to the accelerator; one that lies in parts on several processes is where it belongs, some of it in the host's memory."""
-    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+    if not _is_in_parts(model):
         model.to(device())
 
 
@@ -252,6 +256,9 @@ def forward_batches(
         windows: each document's windows of token ids.
         progress: told how many windows are done.
         options: of the forward pass.
+
+    Raises:
+        OutOfMemory: a single window does not fit.
     """
     was_training = model.training
     model.eval()
@@ -260,15 +267,78 @@ def forward_batches(
     flat = [(row, number) for row, document in enumerate(windows) for number in range(len(document))]
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
     flat.sort(key=lambda item: -len(windows[item[0]][item[1]]))
-    done = 0
+
+    def look(start: int, end: int) -> tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]:
+        items = flat[start:end]
+        inputs = {name: value.to(device()) for name, value in collate([windows[i][n] for i, n in items], pad_id).items()}
+        return items, inputs, model(**inputs, **options)
+
     with torch.no_grad(), precision.autocast(precision.resolve("auto")):
-        while done < len(flat):
-            size = max(1, BATCH_TOKENS[device().type] // len(windows[flat[done][0]][flat[done][1]]))
-            items = flat[done : done + size]
-            inputs = {name: value.to(device()) for name, value in collate([windows[i][n] for i, n in items], pad_id).items()}
-            yield items, inputs, model(**inputs, **options)
-            done += len(items)
-            if progress is not None:
-                progress.raise_if_stopped()
-                progress.step(done, len(flat))
+        yield from in_batches([len(windows[row][number]) for row, number in flat], look, model, progress)
     model.train(was_training)
+
+
+def in_batches(lengths: Sequence[int], look: Callable[[int, int], _Found], model: nn.Module, progress: Progress | None) -> Iterator[_Found]:
+    """Yield what `look` finds in batches of windows that are scored; where memory runs out they are halved, down to a single window.
+
+    Args:
+        lengths: tokens of each window, the longest first.
+        look: makes the forward pass of the windows from a first one up to, not including, a last one.
+        model: that is scored. Halving is no way for one in parts: its processes wait for each other within a pass.
+        progress: told how many windows are done, and asked between batches whether to stop.
+
+    Raises:
+        OutOfMemory: a single window does not fit.
+        Interrupted: a stop was requested.
+    """
+    done, most_tokens = 0, BATCH_TOKENS[device().type]
+    while done < len(lengths):
+        end = min(len(lengths), done + max(1, most_tokens // lengths[done]))
+        ran_out = False
+        try:
+            found = look(done, end)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if end - done == 1 or _is_in_parts(model):
+                many = "a single window" if end - done == 1 else f"{end - done:,} windows"
+                raise _scoring_ran_out(f"{many} of {lengths[done]:,} tokens in a pass") from error
+            ran_out = True
+        if ran_out:
+            # The exception is gone here, and with it the frames that held the tensors of the failed pass.
+            most_tokens = (end - done) // 2 * lengths[done]
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        yield found
+        done = end
+        if progress is not None:
+            progress.raise_if_stopped()
+            progress.step(done, len(lengths))
+
+
+@contextmanager
+def scoring() -> Iterator[None]:
+    """Say what memory ran out in: training takes it for a pass of its own, and would halve those in vain.
+
+    Raises:
+        OutOfMemory: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _scoring_ran_out("beside the passes") from error
+
+
+def _scoring_ran_out(where: str) -> OutOfMemory:
+    return OutOfMemory(
+        f"memory ran out while scoring ({where}), not while training; lower chunks.max_tokens, go down the memory ladder "
+        "(training.optimizer, training.weights) or use a machine with more memory"
+    )
+
+
+def _is_in_parts(model: nn.Module) -> bool:
+    return any(isinstance(weight, DTensor) for weight in model.parameters())

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.workloads import precision
-from fullft_assets.workloads.inference import BATCH_TOKENS, collate, device, place
+from fullft_assets.workloads.inference import collate, device, in_batches, place
 from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
 
 if TYPE_CHECKING:
@@ -79,30 +79,33 @@ def score_documents(
 
     Raises:
         Interrupted: a stop was requested.
+        OutOfMemory: a single window does not fit.
     """
     num_tokens, loss, num_right = (np.zeros(len(windows), kind) for kind in (np.int64, np.float64, np.int64))
     rows = _rows(windows, marks)
     was_training = model.training
     model.eval()
     place(model)
-    done = 0
+    token_loss: TokenLoss | None = None
+
+    def look(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return of each trained token its document, its loss and whether it was ranked first."""
+        nonlocal token_loss
+        batch = rows[start:end]
+        inputs = {name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()}
+        labels = _labels(batch, inputs["input_ids"])
+        if token_loss is None:
+            token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
+        losses, is_first = token_loss.of_tokens(model, inputs, labels)
+        documents = np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy())
+        return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
+
     try:
         with torch.no_grad(), precision.autocast(precision.resolve("auto")):
-            while done < len(rows):
-                batch = rows[done : done + max(1, BATCH_TOKENS[device().type] // len(rows[done].ids))]
-                inputs = {name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()}
-                labels = _labels(batch, inputs["input_ids"])
-                if not done:
-                    token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
-                losses, is_first = token_loss.of_tokens(model, inputs, labels)
-                documents = np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy())
+            for documents, losses, is_first in in_batches([len(row.ids) for row in rows], look, model, progress):
                 np.add.at(num_tokens, documents, 1)
-                np.add.at(loss, documents, losses.double().cpu().numpy())
-                np.add.at(num_right, documents, is_first.long().cpu().numpy())
-                done += len(batch)
-                if progress is not None:
-                    progress.raise_if_stopped()
-                    progress.step(done, len(rows))
+                np.add.at(loss, documents, losses)
+                np.add.at(num_right, documents, is_first)
     finally:
         model.train(was_training)
     return TokenScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)

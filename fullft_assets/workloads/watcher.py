@@ -17,7 +17,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads.checkpoints import StepLog, last_good
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Finding, Guard, Incident, StepMetrics
-from fullft_assets.workloads.inference import device
+from fullft_assets.workloads.inference import device, scoring
 from fullft_assets.workloads.recipe import Listener
 from fullft_assets.workloads.telemetry import Meter, Trackers
 
@@ -83,7 +83,9 @@ class Watcher(TrainerCallback):
         Raises:
             Interrupted: a stop was requested.
         """
-        line = self.forgetting.score_before(model, self.log, _Between(None if _is_distributed() else self.progress.raise_if_stopped))
+        between = _Between(None if _is_distributed() else self.progress.raise_if_stopped)
+        with scoring():
+            line = self.forgetting.score_before(model, self.log, between)
         if line is not None:
             self.trackers.log(line)
             self.progress.say("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step"))
@@ -106,6 +108,7 @@ class Watcher(TrainerCallback):
 
         Raises:
             DivergenceError, RolledBack: a guard says so.
+            OutOfMemory: scoring does not fit.
         """
         if "loss" not in logs:
             return
@@ -128,12 +131,14 @@ class Watcher(TrainerCallback):
 
         Raises:
             DivergenceError, RolledBack: a guard says so.
+            OutOfMemory: scoring does not fit.
         """
         try:
             inner = getattr(model, "module", model)
             between = _Between(None if _is_distributed() else self.progress.raise_if_stopped)
-            scores = self.score(inner, between)
-            general = self.forgetting.score(inner, self.log, between)
+            with scoring():
+                scores = self.score(inner, between)
+                general = self.forgetting.score(inner, self.log, between)
         except Interrupted:
             self.stopped = True
             return False
