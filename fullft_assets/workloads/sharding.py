@@ -35,6 +35,14 @@ def arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, A
     return found
 
 
+def accumulation(settings: TrainingSettings) -> dict[str, Any]:
+    """Return what accelerate must be told of passes that one step adds up.
+
+    Left alone, each process would keep the whole model's gradients until the last pass of a step, which parts are there to avoid.
+    """
+    return {} if settings.sharding == "none" else {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+
+
 def _units(model: PreTrainedModel) -> list[str]:
     """Return the classes whose modules are gathered as one.
 

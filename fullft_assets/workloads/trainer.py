@@ -91,7 +91,7 @@ def arguments(
         disable_tqdm=True,
         # The next batch goes to the card while this one is computed.
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        accelerator_config={"non_blocking": torch.cuda.is_available(), **sharding.accumulation(settings)},
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
