@@ -139,6 +139,20 @@ def test_attention_dropout_is_set_or_left(base_model: Path) -> None:
     assert load_for_training(base_model, LABELS, None).config.attention_probs_dropout_prob == 0.1
 
 
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one is asked for: no GPU takes part."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for has_card, rank in ((False, "1"), (True, None), (True, "1")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_card=has_card: has_card)
+        if rank is None:
+            monkeypatch.delenv("LOCAL_RANK", raising=False)
+        else:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        inference.claim_device()
+    assert taken == [1]
+
+
 class TestPrecision:
     def test_chosen_precision_is_kept_and_auto_resolved(self):
         assert precision.resolve("bf16") == "bf16"

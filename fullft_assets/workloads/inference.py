@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,12 @@ class Prediction:
 def device() -> torch.device:
     """Return the accelerator that is there, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def claim_device() -> None:
+    """Have each of a machine's processes compute on a GPU of its own. Trainer does so, too, but after models are loaded to the first one."""
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def place(model: PreTrainedModel) -> None:

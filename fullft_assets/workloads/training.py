@@ -22,6 +22,7 @@ from fullft_assets.workloads import precision
 from fullft_assets.workloads.checkpoints import STEP_LOG, room_needed
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.workloads.inference import claim_device
 from fullft_assets.workloads.tasks import open_recipe
 from fullft_assets.workloads.telemetry import EVENT_FILES
 
@@ -32,6 +33,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     if found is not None:
         progress.say(f"{found.ref} exists already")
         return
+    claim_device()
     inputs = job.load_inputs(store)
     snapshot = inputs["training_snapshot"]
     start = inputs.get("champion")
