@@ -38,11 +38,12 @@ RUNGS: tuple[tuple[Optimizer, Literal["fp32", "bf16"]], ...] = (
 
 
 class Measured(BaseModel):
-    """What the planning workload measured with real training steps, in one process.
+    """What the planning workload measured with real training steps.
 
     Attributes:
         num_trained_parameters: those that are not frozen. None: all.
         host_memory_bytes: of the machine, where the accelerator has memory of its own.
+        num_processes: that shared the model as they were measured; the figures of memory are of each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,6 +60,7 @@ class Measured(BaseModel):
     precision: str
     num_trained_parameters: int | None = None
     host_memory_bytes: int | None = None
+    num_processes: int = 1
 
 
 class Point(BaseModel):
@@ -126,37 +128,41 @@ class _Memory:
     told: str = ""
 
 
+def _held(measured: Measured, training: TrainingSettings) -> int:
+    """Return the bytes of the state that each measured process held where it computes."""
+    if measured.num_processes > 1 and training.sharding == "fsdp2_offload" and measured.host_memory_bytes is not None:
+        return 0
+    return _state(measured, training.optimizer, training.weights) // measured.num_processes
+
+
 def _foretell(measured: Measured, rest: int, training: TrainingSettings, processes: int) -> _Memory:
     """Return what a training would hold that has, beside its state, what another one was measured to have.
 
     Args:
-        measured: in one process that holds the whole model.
+        measured: in one process that holds the whole model, or in those that share it.
         rest: bytes beside weights, gradients and moments.
         training: what is foretold.
         processes: that will train.
     """
     state = _state(measured, training.optimizer, training.weights)
     weights = (4 if training.weights == "fp32" else 2) * measured.num_parameters
-    is_own, of_whole = (
-        measured.host_memory_bytes is not None,
-        f"{measured.peak_memory_bytes / 2**30:.2f} GiB were measured in one that holds",
-    )
-    if training.sharding == "fsdp2_offload" and is_own:
-        told = f" in each process, estimated: {of_whole} the whole model; its weights, gradients and moments lie in the host's memory"
+    has_own_memory = measured.host_memory_bytes is not None
+    told = f" in each of {processes} processes, which share weights, gradients and moments"
+    if measured.num_processes == 1:
+        whole = f"{measured.peak_memory_bytes / 2**30:.2f} GiB were measured in one that holds the whole model"
+        told = f" in each process, estimated: {whole}; {processes} share its weights, gradients and moments"
+    if training.sharding == "fsdp2_offload" and has_own_memory:
         # Whole it goes through the card once, before training.
-        return _Memory(max(rest, weights), 0, state, told)
+        return _Memory(max(rest, weights), 0, state, f"{told}, which lie in the host's memory")
     if training.sharding != "none":
-        told = f" in each process, estimated: {of_whole} the whole model; {processes} share its weights, gradients and moments"
         return _Memory(rest + state // processes, state // processes, 0, told)
-    if training.wise_ft and is_own:
+    if training.wise_ft and has_own_memory:
         return _Memory(rest + state, state, 2 * weights)
     # Gradients and moments are gone by then.
     interpolating = rest + 3 * weights if training.wise_ft else 0
-    if interpolating > rest + state:
-        return _Memory(
-            interpolating, state, 0, ", estimated: training.wise_ft holds three copies of the weights, the base model's among them"
-        )
-    return _Memory(rest + state, state)
+    if interpolating <= rest + state:
+        return _Memory(rest + state, state)
+    return _Memory(interpolating, state, 0, ", estimated: training.wise_ft holds three copies of the weights, the base model's among them")
 
 
 def _fits(found: _Memory, measured: Measured, limit: int) -> bool:
@@ -169,7 +175,7 @@ def next_rung(measured: Measured, training: TrainingSettings, limit: int, proces
     Left out are rungs that contradict another setting. Of one that cannot accumulate no peak is foretold where its passes would be larger
     than those measured. The last rung is the host's memory.
     """
-    rest = measured.peak_memory_bytes - _state(measured, training.optimizer, training.weights)
+    rest = measured.peak_memory_bytes - _held(measured, training)
     held = _foretell(measured, rest, training, processes).state
     for optimizer, weights in RUNGS:
         rung = training.model_copy(update={"optimizer": optimizer, "weights": weights})
@@ -251,7 +257,7 @@ def _memory_check(
     limit = measured.available_memory_bytes
     if settings.max_memory_gib is not None:
         limit = min(limit, int(settings.max_memory_gib * 2**30))
-    rest = measured.peak_memory_bytes - _state(measured, training.optimizer, training.weights)
+    rest = measured.peak_memory_bytes - _held(measured, training)
     memory = _foretell(measured, rest, training, processes)
     told = f"peak {memory.peak / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB{memory.told}"
     figures = {"peak_memory_gib": memory.peak / 2**30, "memory_limit_gib": limit / 2**30}

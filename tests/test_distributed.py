@@ -227,3 +227,26 @@ def test_plan_and_pilot_of_a_sharded_training_are_of_one_process(tmp_path: Path)
     assert whole - found == pytest.approx(plan.metadata["num_parameters"] * 8)
     assert "in each process, estimated: " in plan.check("fits_in_memory").description
     assert "2 share its weights, gradients and moments" in plan.check("fits_in_memory").description
+
+
+@pytest.mark.slow
+def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path: Path) -> None:
+    case = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1.0, "pilot_share": 1.0})
+    job = case.job("pilot_run", training={"sharding": "fsdp2", "micro_batch_size": 4, "precision": "fp32"}, launcher={"processes": 2})
+    line = command("planning", job.write(case.store), 2)
+    done = subprocess.run(line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    plan, cheaper, pilot = (case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"))
+    assert all(check.passed for check in (*plan.checks, *pilot.checks)) and cheaper.metadata["scores"]
+    assert plan.metadata["num_processes"] == 2 and plan.metadata["peak_memory_gib"] * 2**30 == pytest.approx(
+        plan.metadata["peak_memory_bytes"]
+    )
+    assert "in each of 2 processes, which share weights, gradients and moments" in plan.check("fits_in_memory").description
+    assert plan.metadata["state_memory_gib"] * 2**30 == plan.metadata["num_parameters"] * 8
+    assert all(np.isfinite(point["macro_f1"]) for point in pilot.metadata["learning_curve"])
+    # The other process left nothing.
+    for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"):
+        assert len(list(Path(case.store.url, job.case, stage, job.key).iterdir())) == 1
+    # Found, nothing is measured again.
+    assert subprocess.run(line, env=case.project.env(), capture_output=True, timeout=150, check=False).returncode == 0
+    assert case.store.find(job.case, "pilot_run", job.key).ref == pilot.ref

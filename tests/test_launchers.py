@@ -14,7 +14,9 @@ import pytest
 from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.errors import Interrupted
+from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.settings import LauncherSettings
 from fullft_assets.workloads.entry import Progress
 
 TESTS = Path(__file__).parent
@@ -239,6 +241,17 @@ class TestSupervisor:
     def test_it_starts_without_dagster_or_torch(self):
         code = "import sys, fullft_assets.launchers.supervisor; print({'dagster', 'torch'} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("workload", "shares_model", "processes", "ranks"),
+    [("training", False, 2, True), ("planning", True, 2, True), ("planning", False, 2, False), ("planning", True, 1, False),
+     ("evaluation", True, 2, False)],
+)  # fmt: skip
+def test_planning_has_ranks_where_they_share_the_model(workload: str, shares_model: bool, processes: int, ranks: bool) -> None:
+    launcher = LocalLauncher(LauncherSettings(processes=processes))
+    command = launcher._command(workload, "uri", [1], shares_model=shares_model)
+    assert ("torch.distributed.run" in command) is ranks and command[-3:] == [f"fullft_assets.workloads.{workload}", "--job", "uri"]
 
 
 class TestByHand:

@@ -367,6 +367,14 @@ class TestPlan:
             "; or set training.optimizer: adamw_in_backward and training.weights: bf16 (about"
         )
 
+    def test_what_was_measured_in_parts_is_not_divided_again(self):
+        state = 22_000_000 * 16
+        for kind, measured, held in (("fsdp2", MEASURED, state / 2), ("fsdp2_offload", CARD, 0)):
+            shared = measured.model_copy(update={"num_processes": 2})
+            headline, (fits, _) = planning.plan_checks(shared, PlanningSettings(), TrainingSettings(sharding=kind), 2)
+            assert headline["peak_memory_gib"] * 2**30 == pytest.approx(MEASURED.peak_memory_bytes)
+            assert headline["state_memory_gib"] * 2**30 == pytest.approx(held) and "estimated" not in fits.description
+
     def test_frozen_weights_have_neither_gradients_nor_moments(self):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
         headline, _ = planning.plan_checks(frozen, PlanningSettings())

@@ -23,7 +23,7 @@ from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, la
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 
-#: Workloads whose ranks share the work when `launcher.processes` is more than one.
+#: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share a model.
 DISTRIBUTED = frozenset({"training"})
 #: What the supervisor needs beyond the grace time to notice, kill and collect.
 _PATIENCE_SECONDS = 5.0
@@ -43,7 +43,9 @@ class LocalLauncher(Launcher):
 
     def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
         """Run the workload to its end; see `Launcher.launch`."""
-        command = self._command(workload, job.write(store), watched_processes(context))
+        command = self._command(
+            workload, job.write(store), watched_processes(context), shares_model=job.settings.training.sharding != "none"
+        )
         launch_id = uuid.uuid4().hex
         with (
             tempfile.TemporaryDirectory(prefix="fullft-") as folder,
@@ -71,11 +73,11 @@ class LocalLauncher(Launcher):
             failure = "infrastructure" if code < 0 or code > 128 else "unknown"
             raise WorkloadError(f"workload {workload} {_ending(code)}; see the step's stderr", failure)
 
-    def _command(self, workload: str, job_uri: str, watched: list[int]) -> list[str]:
+    def _command(self, workload: str, job_uri: str, watched: list[int], *, shares_model: bool) -> list[str]:
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]
         supervisor += ["--watch", ",".join(map(str, watched)), "--grace", str(self.settings.grace_seconds), "--"]
         torchrun = []
-        if self.settings.processes > 1 and workload in DISTRIBUTED:
+        if self.settings.processes > 1 and (workload in DISTRIBUTED or (workload == "planning" and shares_model)):
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.settings.processes)]
         return [*supervisor, sys.executable, *torchrun, "-m", f"{self.package}.{workload}", "--job", job_uri]
 

@@ -1,11 +1,13 @@
-"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process.
+"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in those that will share the model.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job URI`.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job URI`; under torchrun where `training.sharding` is on.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import platform
 import tempfile
 import time
@@ -21,17 +23,17 @@ import torch
 from fullft_assets import planning
 from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.training import plan_settings
 from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, sharding, telemetry
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import fine_tune
-from fullft_assets.workloads.inference import device
+from fullft_assets.workloads.inference import claim_device, device
 from fullft_assets.workloads.recipe import Prepared, Recipe
 from fullft_assets.workloads.tasks import open_recipe
-from fullft_assets.workloads.trainer import accumulation_steps
+from fullft_assets.workloads.trainer import accumulation_steps, arguments
 from fullft_assets.workloads.watcher import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -39,21 +41,43 @@ if TYPE_CHECKING:
 
 #: Passes timed for the plan, spread over the sizes that occur.
 _TIMED_PASSES = 6
+#: Between two looks for what the first process writes alone.
+_LOOK_SECONDS = 1.0
 
 
 @dataclass
 class Planning:
-    """The inputs that the three artifacts share; the rows are read once."""
+    """The inputs that the three artifacts share; the rows are read once.
+
+    Attributes:
+        processes: that share the model in planning as they will in training; 1 where this one holds all of it.
+    """
 
     job: Job
     store: Store
     progress: Progress
     snapshot: Manifest
     recipe: Recipe
+    processes: int = 1
 
-    def write(self, stage: str, make: Callable[[Draft], Manifest]) -> Manifest:
-        """Return the artifact of a stage, made now unless it exists."""
-        found = self.store.find(self.job.case, stage, self.job.key)
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the artifacts."""
+        return self.processes == 1 or int(os.environ["RANK"]) == 0
+
+    def write(self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False) -> Manifest | None:
+        """Return the artifact of a stage, made now unless it exists; None in processes after the first one that helped to make it.
+
+        Args:
+            stage: its name.
+            make: fills a draft. All processes do so, as they share the model; the first one's is kept.
+            alone: the first process does so alone, and the others wait for what it writes.
+        """
+        found = self._find(stage)
+        while found is None and alone and not self.is_first:
+            time.sleep(_LOOK_SECONDS)
+            self.progress.raise_if_stopped()
+            found = self._find(stage)
         if found is not None:
             return found
         self.progress.raise_if_stopped()
@@ -61,8 +85,13 @@ class Planning:
         with self.store.create(self.job.case, stage, self.job.key, version=planning.VERSION, seed=self.job.settings.seed) as draft:
             return make(draft)
 
-    def commit(self, draft: Draft, metadata: dict, checks: list) -> Manifest:
-        """Commit a draft with the shared settings and inputs."""
+    def _find(self, stage: str) -> Manifest | None:
+        return self.store.find(self.job.case, stage, self.job.key)
+
+    def commit(self, draft: Draft, metadata: dict, checks: list) -> Manifest | None:
+        """Commit a draft with the shared settings and inputs; in processes after the first one leave it to be removed."""
+        if not self.is_first:
+            return None
         return draft.commit(
             settings={"planning": self.job.settings.planning.model_dump(), "training": plan_settings(self.job.settings)},
             inputs={"training_snapshot": self.snapshot.content_digest},
@@ -79,6 +108,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             few for a learning curve.
     """
     settings = job.settings
+    claim_device()
     # Said now: training would only find out after all that is measured here.
     accumulation_steps(settings.training, settings.launcher.processes)
     precision.of(settings.training)
@@ -88,22 +118,27 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     snapshot = job.load_inputs(store)["training_snapshot"]
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
-    shared = Planning(job, store, progress, snapshot, recipe)
+    shared = Planning(job, store, progress, snapshot, recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
-    cheaper = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft))
+    cheaper = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
     shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, cheaper))
 
 
-def _write_plan(shared: Planning, draft: Draft) -> Manifest:
+def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     try:
         measured, about = measure(shared)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        is_whole = shared.job.settings.training.sharding != "none" and shared.processes == 1
+        alone = "; this process held the whole model: start planning under torchrun, as the launcher does" if is_whole else ""
         raise OutOfMemory(
             "not one training pass of the largest size fits in memory; lower training.micro_batch_size or chunks.max_tokens, set "
-            "training.gradient_checkpointing, or go down the memory ladder (training.optimizer, training.weights)"
+            f"training.gradient_checkpointing, or go down the memory ladder (training.optimizer, training.weights){alone}"
         ) from error
+    gc.collect()  # what was measured is let go of before the pilot loads a model of its own
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     settings = shared.job.settings
     headline, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes)
     headline |= about
@@ -116,7 +151,8 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest:
 def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     """Time real training passes of the sizes that occur and predict the whole run from them.
 
-    Left out is what is not training: loading, scoring the validation rows, writing checkpoints.
+    Left out is what is not training: loading, scoring the validation rows, writing checkpoints. Processes that share the model make the
+    passes together, each on the same rows, and the one that holds most counts.
 
     Returns:
         What was measured, and what the recipe says of the training.
@@ -127,7 +163,9 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     # Processes share the passes; here each is timed alone.
     prepared = kernels.apply(model, recipe.prepare(model, settings, shared.job.settings.seed, 1), settings)
     feed = prepared.feed
-    model.train().to(device())
+    model.train()
+    if shared.processes == 1:
+        model.to(device())
     if settings.compile:
         layers.compile_below_head(model)
     if settings.gradient_checkpointing:
@@ -136,6 +174,8 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     anchors = holding.anchors(recipe, settings, shared.job.settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, shared.job.settings.seed)
+    if shared.processes > 1:
+        model, optimizer = _in_parts(model, optimizer, prepared, settings, shared.processes)
     by_size = np.argsort(-feed.sizes, kind="stable")
     # The largest first: it decides the memory, and warms everything up.
     picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
@@ -149,8 +189,8 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
     seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
     passes = float(np.interp(feed.sizes, sizes, seconds).sum())
-    # Processes on GPUs of their own share the passes; on a CPU they share its cores.
-    sharing = min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
+    # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the model is in parts.
+    sharing = shared.processes if shared.processes > 1 else min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
     predicted = passes / sharing + num_steps * float(np.median(timed[:, 1]))
     measured = planning.Measured(
         num_parameters=model.num_parameters(),
@@ -160,13 +200,32 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
         num_tokens=int(feed.lengths.sum()),
         num_padded_tokens=int(feed.sizes.sum()),
         predicted_seconds=predicted,
-        peak_memory_bytes=peak_memory_bytes(),
-        available_memory_bytes=_available_memory_bytes(),
+        peak_memory_bytes=_largest(peak_memory_bytes(), shared.processes),
+        available_memory_bytes=_available_memory_bytes(shared.processes),
         host_memory_bytes=psutil.virtual_memory().total if torch.cuda.is_available() else None,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
         precision=chosen,
+        num_processes=shared.processes,
     )
     return measured, prepared.about
+
+
+def _in_parts(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, settings: TrainingSettings, processes: int
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """Return model and optimizer as they will lie on the processes of a training."""
+    with tempfile.TemporaryDirectory(prefix="fullft-plan-") as folder:
+        sizes = {"num_processes": processes, "items_a_pass": prepared.feed.items_a_pass, "num_steps": 1}
+        return sharding.take_apart(model, optimizer, arguments(settings, model, Path(folder), seed=0, resumable=False, **sizes))
+
+
+def _largest(number: int, processes: int) -> int:
+    """Return the largest of all processes' numbers."""
+    if processes == 1:
+        return number
+    found = torch.tensor(number, device=device())
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
 
 
 def _timed_pass(
@@ -203,13 +262,14 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _available_memory_bytes() -> int:
+def _available_memory_bytes(processes: int) -> int:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    return psutil.virtual_memory().total
+    # Processes that were measured together share the machine.
+    return psutil.virtual_memory().total // processes
 
 
-def _write_baselines(shared: Planning, draft: Draft) -> Manifest:
+def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     metric = shared.job.settings.primary_metric
     scores, seconds = {}, {}
     started = time.monotonic()
@@ -226,7 +286,7 @@ def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:
     return planning.pilot_rows(recipe.num_rows, settings.training.epochs, settings.planning.pilot_share, settings.training.batch_size)
 
 
-def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
+def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest | None:
     settings = shared.job.settings
     rows = _pilot_rows(shared.recipe, settings)
     looks: dict[int, int] = {}
@@ -236,8 +296,8 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
         return list(looks.values())
 
     # A run in small, with the schedule of the whole: at a constant rate a score jumps by more from one step to another than it gains.
-    # It is one process, which shares its model with none.
-    changes = {"epochs": 1.0, "max_general_rise": None, "wise_ft": [], "sharding": "none"}
+    # One process shares its model with none.
+    changes = {"epochs": 1.0, "max_general_rise": None, "wise_ft": []} | ({"sharding": "none"} if shared.processes == 1 else {})
     training = settings.training.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         fit = fine_tune(
@@ -246,6 +306,7 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest:
             settings.seed,
             Path(folder),
             shared.progress,
+            num_processes=shared.processes,
             evaluate_at=after_each,
             resumable=False,
         )

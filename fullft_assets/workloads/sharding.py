@@ -11,7 +11,7 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialS
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from fullft_assets.contradictions import of_sharding
 from fullft_assets.errors import SettingsError
@@ -75,6 +75,25 @@ def enable_on_cpu(trainer: Trainer) -> None:
     state.fsdp_plugin = plugin
     state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
+
+
+class _Apart(Trainer):
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        enable_on_cpu(self)
+
+
+def take_apart(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, told: TrainingArguments
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """Return a model and its optimizer as they lie on the processes in training, without one; all processes must ask for it.
+
+    Args:
+        model: whole.
+        optimizer: of its weights.
+        told: what Trainer is told, `arguments` among it.
+    """
+    return _Apart(model=model, args=told).accelerator.prepare(model, optimizer)
 
 
 def require(settings: TrainingSettings, num_processes: int) -> None:
