@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "5"
+VERSION = "6"
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")
 
