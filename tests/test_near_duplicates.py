@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from fullft_assets.samples import licences
+from fullft_assets.snapshot import minhash
 from fullft_assets.snapshot.shingles import HASH_BITS, ShingleSets
 
+# The package has a function of that name.
 near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicates")
 NUM_BINS = 126
 
@@ -36,15 +38,15 @@ def test_found_are_those_that_comparing_every_pair_finds(similarity: float) -> N
 
 def test_an_empty_bin_borrows_from_the_first_filled_one_that_it_prefers() -> None:
     rng = np.random.default_rng(0)
-    counts = [1, 2, near_duplicates._MANY_FILLED, near_duplicates._MANY_FILLED + 1, NUM_BINS - 1, NUM_BINS]
+    counts = [1, 2, minhash._MANY_FILLED, minhash._MANY_FILLED + 1, NUM_BINS - 1, NUM_BINS]
     is_filled = np.array([rng.permutation(NUM_BINS) < count for count in counts])
     values = np.where(is_filled, rng.integers(1, 1 << 60, is_filled.shape, dtype=np.uint64), 0)
-    preferences = near_duplicates._preferences(NUM_BINS)
+    preferences = minhash._preferences(NUM_BINS)
     expected = [
         [row[bin] if filled[bin] else row[next(lender for lender in preferences[bin] if filled[lender])] for bin in range(NUM_BINS)]
         for row, filled in zip(values, is_filled, strict=True)
     ]
-    near_duplicates._lend(values, is_filled)
+    minhash._lend(values, is_filled)
     assert values.tolist() == expected
 
 
@@ -63,10 +65,10 @@ def test_most_pairs_far_below_the_threshold_are_told_apart() -> None:
     assert (equal < near_duplicates._least_estimate(first.sizes, 0.8, NUM_BINS)).mean() > 0.99
 
 
-def pairs(size: int, shared: int, count: int = 2_000) -> tuple[near_duplicates.Sketches, near_duplicates.Sketches]:
+def pairs(size: int, shared: int, count: int = 2_000) -> tuple[minhash.Sketches, minhash.Sketches]:
     rng = np.random.default_rng(size)
     drawn = rng.integers(0, 1 << HASH_BITS, (count, 2 * size - shared), dtype=np.uint64)
     return tuple(
-        near_duplicates.sketch_sets(ShingleSets(np.sort(values, axis=1).ravel(), np.arange(count + 1) * size), 0.8)
+        minhash.sketch_sets(ShingleSets(np.sort(values, axis=1).ravel(), np.arange(count + 1) * size), 0.8)
         for values in (drawn[:, :size], drawn[:, size - shared :])
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.near_duplicates import Sketches
+from fullft_assets.snapshot.minhash import Sketches
 
 if TYPE_CHECKING:
     import pyarrow as pa

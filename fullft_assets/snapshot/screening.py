@@ -21,7 +21,8 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, Task
-from fullft_assets.snapshot.near_duplicates import concatenate, find_near, sketch
+from fullft_assets.snapshot.minhash import concatenate, sketch
+from fullft_assets.snapshot.near_duplicates import find_near
 from fullft_assets.snapshot.shingles import shingle_sets, word_hashes
 from fullft_assets.store import digest
 

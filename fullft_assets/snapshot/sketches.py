@@ -15,7 +15,7 @@ import numpy as np
 
 from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.near_duplicates import Sketches, band_rows, sketch
+from fullft_assets.snapshot.minhash import Sketches, band_rows, sketch
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store

@@ -31,7 +31,8 @@ from fullft_assets.snapshot.labels import (
     require_every_label,
     require_labels,
 )
-from fullft_assets.snapshot.near_duplicates import NearSearch, concatenate
+from fullft_assets.snapshot.minhash import concatenate
+from fullft_assets.snapshot.near_duplicates import NearSearch
 from fullft_assets.snapshot.rows import SPLITS, TEST, TRAIN, VALIDATION, WHY, BatchRows, Rows, collect, ranks, targets
 from fullft_assets.snapshot.shingles import shingle_sets
 from fullft_assets.store import CheckOutcome
