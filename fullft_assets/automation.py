@@ -27,7 +27,7 @@ MODEL = (
 EVALUATE = ("training_snapshot", "evaluation_report")
 MONITOR = ("production_documents", "drift_report")
 #: Sections that shape the model: a change of them is new evidence for a retrain.
-_MODEL_SECTIONS = {"base_model", "seed", "examples", "chunks", "snapshot", "planning", "training"}
+_MODEL_SECTIONS = {"base_model", "trust_remote_code", "seed", "examples", "chunks", "snapshot", "planning", "training"}
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,

@@ -2,7 +2,7 @@
 
 A model of the Hugging Face hub is named by its commit and found in the hub's cache; nothing is downloaded here, as definitions
 load often, and without a network. A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights, in one file or in
-shards with an index.
+shards with an index. It may bring Python code of its own, which runs where the use case's `trust_remote_code` allows it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import math
 import os
 import pkgutil
 import re
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fullft_assets.errors import SettingsError
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import UseCaseSettings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,6 +51,28 @@ PADDING_OFFSET_TYPES = {
 
 #: ORG/NAME as the hub allows it, with a revision or without.
 _HUB_ID = re.compile(r"(?P<org>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>[^@\s]*))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TrustedFolder:
+    """A model's folder whose Python code may run; it stands wherever a model's folder does.
+
+    The right goes with the folder: what loads a model asks the folder that it is given, and refuses any other's code.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+ModelFolder = Path | TrustedFolder
 
 
 @dataclass(frozen=True)
@@ -78,6 +104,20 @@ class _WeightsFile:
     header: bytes
     tensors: Mapping[str, Any]
     bytes: int
+
+
+def find_base_model(settings: UseCaseSettings, project_root: Path) -> ModelFolder:
+    """Return the folder of a use case's base model, with the right to run its code where the use case gives that.
+
+    Raises:
+        SettingsError: see `resolve_base_model`.
+    """
+    return with_rights(resolve_base_model(settings.base_model, project_root), settings)
+
+
+def with_rights(folder: Path, settings: UseCaseSettings) -> ModelFolder:
+    """Return a folder of a use case's base model, or of a model that was made of it, with the right to run its code where that is given."""
+    return TrustedFolder(folder) if settings.trust_remote_code else folder
 
 
 def resolve_base_model(reference: str, project_root: Path) -> Path:
@@ -160,16 +200,18 @@ def suggest_path(path: str, root: Path) -> str:
     return f"; did you mean `{shown}`?"
 
 
-def read_header(folder: Path) -> BaseModelHeader:
+def read_header(model: ModelFolder) -> BaseModelHeader:
     """Read `config.json` and the safetensors headers of a model folder.
 
     `revision` is a sha256 over config.json, tokenizer.json and, for each weights file, its name, size,
     header and 4 KiB from the middle of each tensor. Equal shapes alone would not tell a model from its
     own fine-tune; the sample does, for a few megabytes of reading. `weights_digest` covers every byte.
+    Where its code may run, every Python file in the folder is covered as well.
 
     Raises:
-        SettingsError: a file is missing, torn or pickled; the message says which.
+        SettingsError: a file is missing, torn or pickled, or code may run that is not there; the message says which.
     """
+    folder = Path(model)
     config = _read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise SettingsError(f"{folder}: no tokenizer.json; save the model's fast tokenizer there")
@@ -195,8 +237,44 @@ def read_header(folder: Path) -> BaseModelHeader:
         num_heads=_first(text, "num_attention_heads", "n_head", "n_heads", "num_heads"),
         vocab_size=vocab_size,
         weights_bytes=sum(file.bytes for file in files),
-        revision=_revision(folder, files),
+        revision=_revision(folder, files, own_code(folder) if isinstance(model, TrustedFolder) else []),
     )
+
+
+def own_code(folder: Path) -> list[Path]:
+    """Return the Python files in a model's folder, sorted: what may run where its code is trusted.
+
+    Raises:
+        SettingsError: there is none, or `config.json` names classes that are not in them, as those of another repository, which no
+            commit pins.
+    """
+    files = sorted(folder.rglob("*.py"))
+    if not files:
+        raise SettingsError(f"{folder} has no Python code that could run; remove trust_remote_code")
+    named = _read_config(folder).get("auto_map") or {}
+    for kind, reference in named.items():
+        # Tokenizers are read from tokenizer.json, and never run.
+        if kind != "AutoConfig" and not kind.startswith("AutoModel"):
+            continue
+        if "--" in str(reference):
+            raise SettingsError(
+                f"{folder}/config.json: {kind} is code of another repository ({reference}), which base_model does not pin; copy its "
+                f"files into the folder and name them without `{str(reference).split('--')[0]}--`"
+            )
+        file = re.fullmatch(r"((?:\w+/)*\w+)\.\w+", str(reference), re.ASCII)
+        if file is None or not (folder / f"{file[1]}.py").is_file():
+            missing = f"{reference} is no class in a Python file of the folder" if file is None else f"{file[1]}.py is not in the folder"
+            raise SettingsError(f"{folder}/config.json: {kind}: {missing}; fetch the model's Python files too (*.py)")
+    return files
+
+
+def copy_code(model: ModelFolder, target: Path) -> None:
+    """Copy the code of a model, where it may run, into the folder of a model that was made of it, which cannot be loaded without."""
+    if isinstance(model, TrustedFolder):
+        for file in own_code(model.path):
+            place = target / file.relative_to(model.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def weights_digest(folder: Path) -> str:
@@ -271,10 +349,12 @@ def _read_weights_file(path: Path) -> _WeightsFile:
     return _WeightsFile(path, header, tensors, size)
 
 
-def _revision(folder: Path, files: list[_WeightsFile]) -> str:
+def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json"):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    for path in code:
+        digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     for weights in files:
         digest.update(f"{weights.path.name} {weights.bytes} {len(weights.header)}\n".encode() + weights.header)
         with weights.path.open("rb") as file:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
-from fullft_assets.base_model import BaseModelHeader, read_header, resolve_base_model
+from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
 from fullft_assets.documents.delivery import left_in_place
 from fullft_assets.documents.formats import (
     ENDINGS,
@@ -99,7 +99,7 @@ def check_use_case(use_case: UseCase) -> str:
         SettingsError: the base model's tokenizer cannot be read.
     """
     settings = use_case.settings
-    model = read_header(resolve_base_model(settings.base_model, use_case.project_root))
+    model = read_header(find_base_model(settings, use_case.project_root))
     corpus = look_at_documents(use_case, model)
     device = find_device(settings.launcher.processes)
     rows = {

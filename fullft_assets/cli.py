@@ -127,6 +127,7 @@ def _store(use_case):
 def _predict(parsed: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from fullft_assets import release
+    from fullft_assets.base_model import with_rights
 
     use_case = _load(parsed)
     store = _store(use_case)
@@ -134,7 +135,7 @@ def _predict(parsed: argparse.Namespace) -> int:
     if champion is None:
         raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
     checkpoint = store.load(champion.checkpoint)
-    model = store.folder(checkpoint) / "model"
+    model = with_rights(store.folder(checkpoint) / "model", use_case.settings)
     if use_case.settings.examples.has_one_label:
         _classify(model, use_case.settings, checkpoint.metadata["labels"], parsed.text)
     elif use_case.settings.examples.task == "classification":
@@ -146,7 +147,7 @@ def _predict(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _classify(model: Path, settings, labels: list[str], text: str) -> None:
+def _classify(model, settings, labels: list[str], text: str) -> None:
     from fullft_assets.chunks import Tokenization
     from fullft_assets.workloads.inference import predict
 
@@ -155,7 +156,7 @@ def _classify(model: Path, settings, labels: list[str], text: str) -> None:
         print(f"{probability:6.1%}  {label}")
 
 
-def _give_labels(model: Path, settings, labels: list[str], text: str) -> None:
+def _give_labels(model, settings, labels: list[str], text: str) -> None:
     from fullft_assets.chunks import Tokenization
     from fullft_assets.workloads.inference import predict
     from fullft_assets.workloads.judging_multi_label import read_thresholds
@@ -166,7 +167,7 @@ def _give_labels(model: Path, settings, labels: list[str], text: str) -> None:
         print(f"{'yes' if probability >= threshold else 'no':<3} {probability:6.1%}  {label} (from {threshold:.1%} on)")
 
 
-def _find_spans(model: Path, settings, text: str) -> None:
+def _find_spans(model, settings, text: str) -> None:
     from fullft_assets.chunks import Tokenization
     from fullft_assets.workloads.tagging import Reading, find_spans, load_finder
 
@@ -176,7 +177,7 @@ def _find_spans(model: Path, settings, text: str) -> None:
         print(f"{start:>5} to {end:<5} {labels[label]}: {text[start:end]}")
 
 
-def _write(model: Path, settings, text: str, max_new_tokens: int) -> None:
+def _write(model, settings, text: str, max_new_tokens: int) -> None:
     from fullft_assets.chunks import Tokenization
     from fullft_assets.workloads.generation import Writer
     from fullft_assets.workloads.inference import load_causal

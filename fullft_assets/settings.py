@@ -621,6 +621,11 @@ class UseCaseSettings(Settings):
         description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), `package:NAME/FOLDER` inside an installed Python package, "
         "or `ORG/NAME@COMMIT` in the cache of the Hugging Face hub."
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="Whether the Python files in the base model's folder may run, with all rights of the runs. Read them first: they are part of "
+        "the model's revision, and a changed file counts as another model. Needed where transformers does not know the architecture.",
+    )
     owners: list[str] = Field(default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI.")
     seed: int = Field(17, ge=0, le=2**31 - 1, description="Seed of everything random.")
     store: str | None = Field(None, description="Where artifacts live: a folder or s3://bucket/prefix. Default: `store` in Dagster's home.")
@@ -653,11 +658,14 @@ class UseCaseSettings(Settings):
         return self.evaluation.primary_metric or self.examples.metrics[0]
 
     @model_serializer(mode="wrap")
-    def _with_the_metric_that_decides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_keys_have_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Keys are made of it: a default and the same metric asked for are one decision.
         found = handler(self)
         if "primary_metric" in found.get("evaluation", {}):
             found["evaluation"]["primary_metric"] = self.primary_metric
+        # It came later: at its default it changes nothing, and stays out of keys.
+        if not self.trust_remote_code:
+            found.pop("trust_remote_code", None)
         return found
 
     @model_validator(mode="after")

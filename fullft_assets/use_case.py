@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fullft_assets.base_model import read_header, resolve_base_model, suggest_path
+from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.contradictions import contradictions
 from fullft_assets.cron import cron_problem
 from fullft_assets.documents.formats import ENDINGS, is_readable
@@ -186,6 +186,11 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
     except SettingsError as error:
         yield Problem(("base_model",), str(error))
         return
+    if settings.trust_remote_code:
+        try:
+            own_code(header.folder)
+        except SettingsError as error:
+            yield Problem(("trust_remote_code",), str(error))
     given = settings.chunks.max_tokens
     if header.max_positions is not None and given > header.max_positions:
         yield Problem(

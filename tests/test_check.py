@@ -197,7 +197,7 @@ def test_tokens_are_those_of_the_models_own_tokenizer(project):
     from transformers import AutoTokenizer
 
     use_case = load_use_case(write(project))
-    model = check.read_header(check.resolve_base_model(use_case.settings.base_model, project))
+    model = check.read_header(check.find_base_model(use_case.settings, project))
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
     texts = [json.loads(row)["text"] for row in (project / "data/a.jsonl").read_text().splitlines()]
     expected = sum(len(tokenizer(text)["input_ids"]) for text in texts[:100]) / 100
@@ -217,7 +217,7 @@ def test_long_texts_are_read_in_overlapping_windows(project):
 def test_memory_follows_the_batch_and_checkpointing(project):
     def memory(more: str) -> tuple[float, float]:
         use_case = load_use_case(write(project, more))
-        model = check.read_header(check.resolve_base_model(use_case.settings.base_model, project))
+        model = check.read_header(check.find_base_model(use_case.settings, project))
         return check.memory_bytes(use_case.settings, model, 4)
 
     state, activations = memory("  training: {micro_batch_size: 8}\n")

@@ -17,7 +17,7 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from fullft_assets.use_case import load_use_case
-from tests import licence_labels, prepared
+from tests import licence_labels, own_code, prepared
 from tests import project as projects
 from tests.test_graph import ASSETS, CASE, Graph, events, without_manifest
 from tests.test_graph import environment as environment
@@ -32,13 +32,14 @@ OPEN: dict[str, Any] = {
     "snapshot": {"min_train_rows": 20, "max_validation_rows": 60, "test_share": 0.25, "validation_share": 0.2},
 }
 SPANS = {"task": "token_classification", "label": "spans", "labels": ["phrase", "url"], "group": "expression"}
-SPAN_CHUNKS = {"max_tokens": 32, "max_windows": None, "stride": 8}
+#: Its model brings code of its own: what plans, trains, judges and predicts has to load it.
+SPAN_SECTIONS: dict[str, Any] = {"chunks": {"max_tokens": 32, "max_windows": None, "stride": 8}, "trust_remote_code": True}
 MULTI_LABEL = {"task": "classification", "multi_label": True, "label": "labels", "labels": LABELS, "group": "expression"}
 
 
 def create(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], **sections: Any) -> projects.Project:
     project = projects.create(root, CASE, rows=0, **{**OPEN, "examples": examples, **sections})
-    prepared.write_tiny_model(root / "model")
+    (own_code.write if sections.get("trust_remote_code") else prepared.write_tiny_model)(root / "model")
     project.deliver("delivery-1.jsonl", rows)
     return project
 
@@ -118,8 +119,8 @@ def test_a_second_candidate_is_judged_against_the_champion(
 ) -> None:
     shutil.copytree(request.getfixturevalue(name)[0].root, tmp_path / "copy")
     copy = projects.Project(tmp_path / "copy", CASE)
-    chunks = {"chunks": SPAN_CHUNKS} if examples is SPANS else {}
-    copy.configure(**{**OPEN, "examples": examples, **chunks, "training": {"epochs": 1, "learning_rate": 2e-3}})
+    sections = SPAN_SECTIONS if examples is SPANS else {}
+    copy.configure(**{**OPEN, "examples": examples, **sections, "training": {"epochs": 1, "learning_rate": 2e-3}})
     with dg.DagsterInstance.from_config(str(copy.home)) as instance:
         graph = Graph(copy, instance)
         graph.approve()
@@ -155,7 +156,7 @@ def spanned(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tupl
             "expression": "none",
         },
     ]
-    project = create(tmp_path_factory.mktemp("spanned"), SPANS, rows, chunks=SPAN_CHUNKS)
+    project = create(tmp_path_factory.mktemp("spanned"), SPANS, rows, **SPAN_SECTIONS)
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr
     return project, done.stdout

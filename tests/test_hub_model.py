@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from fullft_assets.base_model import read_header, resolve_base_model
 from fullft_assets.errors import SettingsError
-from fullft_assets.workloads.inference import load_causal
 from tests.prepared import prepare, write_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -71,16 +68,3 @@ def test_pickled_weights_of_the_hub_are_refused(snapshot: Path) -> None:
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     with pytest.raises(SettingsError, match=r"only pickled weights \(pytorch_model.bin\), refused"):
         read_header(snapshot)
-
-
-def test_code_of_a_models_own_is_never_run(snapshot: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "with_code"
-    shutil.copytree(snapshot, folder)
-    ran = tmp_path / "ran"
-    (folder / "configuration_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
-    (folder / "config.json").write_text(json.dumps({**config, **own}))
-    with pytest.raises(SettingsError, match="brings code of its own, which is never run"):
-        load_causal(folder)
-    assert not ran.exists()

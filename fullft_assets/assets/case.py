@@ -75,7 +75,7 @@ class Case:
 
     def code_version(self, version: str, *sections: str) -> str:
         """Return a stage's code version: a YAML edit of its sections makes its assets stale in the UI."""
-        chosen = self.settings.model_dump(include={*sections, "base_model", "seed"}, mode="json")
+        chosen = self.settings.model_dump(include={*sections, "base_model", "trust_remote_code", "seed"}, mode="json")
         return f"{version}-{digest(chosen)[:8]}"
 
     def checks(self, asset: str, specs: Sequence[tuple[str, str, bool]]) -> list[dg.AssetCheckSpec]:

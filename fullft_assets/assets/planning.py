@@ -6,7 +6,7 @@ import dagster as dg
 
 from fullft_assets import planning, training
 from fullft_assets.assets.case import Case
-from fullft_assets.base_model import read_header, resolve_base_model
+from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, artifact_key
 
@@ -62,7 +62,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
 def planning_key(case: Case, snapshot: Manifest) -> str:
     """Return the key that the three planning artifacts share."""
-    header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
+    header = read_header(find_base_model(case.settings, case.use_case.project_root))
     settings = case.settings.model_dump(include={"planning", "evaluation"}, mode="json")
     settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes

@@ -8,7 +8,7 @@ from fullft_assets import starting_point, training
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import planning_key
 from fullft_assets.assets.sparkline import sparkline
-from fullft_assets.base_model import read_header, resolve_base_model
+from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.errors import GateError
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
@@ -49,7 +49,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                         f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
                         f"materialise {plan.stage} again"
                     )
-            revision = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root)).revision
+            revision = read_header(find_base_model(case.settings, case.use_case.project_root)).revision
             start = starting_point.find(
                 store, case.name, case.settings, training_snapshot, revision=revision, decision=training_key(case, training_snapshot)
             )
@@ -70,7 +70,7 @@ def training_key(case: Case, snapshot: Manifest, start: Manifest | None = None) 
         snapshot: that is trained on.
         start: the champion's checkpoint that training goes on from. Default: the base model.
     """
-    header = read_header(resolve_base_model(case.settings.base_model, case.use_case.project_root))
+    header = read_header(find_base_model(case.settings, case.use_case.project_root))
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision}
     if start is not None:
         inputs["champion"] = start.key

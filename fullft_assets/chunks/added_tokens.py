@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def read_tokenizer(model_folder: Path, added_tokens: Sequence[str] = ()) -> Tokenizer:
+def read_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str] = ()) -> Tokenizer:
     """Read a model folder's `tokenizer.json` and add tokens to it.
 
     Raises:
@@ -40,7 +41,7 @@ def read_tokenizer(model_folder: Path, added_tokens: Sequence[str] = ()) -> Toke
     return tokenizer
 
 
-def save_tokenizer(model_folder: Path, added_tokens: Sequence[str], target: Path) -> None:
+def save_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str], target: Path) -> None:
     """Copy a model's tokenizer files and chat template, with tokens added, into the folder of a model that was trained with them."""
     for name in TOKENIZER_FILES:
         if (model_folder / name).is_file():
@@ -77,7 +78,7 @@ def pieces(tokenizer: Tokenizer, terms: Sequence[str]) -> list[list[int]]:
     return [min(a.ids, b.ids, key=len) for a, b in zip(plain, spaced, strict=True)]
 
 
-def former_pieces(model_folder: Path, added_tokens: Sequence[str]) -> dict[int, list[int]]:
+def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dict[int, list[int]]:
     """Return for each token that is new to a model's tokenizer the ids that its term was split into before.
 
     The mean of their embeddings is where the new token's embedding starts (Hewitt, "Initializing New Word Embeddings for

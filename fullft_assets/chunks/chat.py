@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
 
 TrainOn = Literal["assistant", "last_turn", "everything"]
@@ -50,7 +51,7 @@ class ChatTemplate:
     ends: tuple[str, ...]
 
     @classmethod
-    def load(cls, model_folder: Path, special: Collection[str]) -> ChatTemplate:
+    def load(cls, model_folder: ModelFolder, special: Collection[str]) -> ChatTemplate:
         """Read a model folder's template: `chat_template.jinja`, else that of `tokenizer_config.json`, else ChatML.
 
         Args:
@@ -181,7 +182,7 @@ def _compile(source: str) -> Any:
         raise SettingsError(f"base_model: its chat template is broken in line {error.lineno}: {error.message}") from error
 
 
-def read_template(model_folder: Path) -> str | None:
+def read_template(model_folder: ModelFolder) -> str | None:
     """Return the source of a model folder's chat template, or None."""
     file = model_folder / "chat_template.jinja"
     if file.is_file():
@@ -192,7 +193,7 @@ def read_template(model_folder: Path) -> str | None:
     return given
 
 
-def read_special_tokens(model_folder: Path) -> dict[str, str]:
+def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
     """Return the special tokens that a model folder names: `bos_token` and so on."""
     named = {**_read_json(model_folder / "special_tokens_map.json"), **_read_json(model_folder / "tokenizer_config.json")}
     found = {}

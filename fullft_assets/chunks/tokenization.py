@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import windows
 from fullft_assets.chunks.added_tokens import read_tokenizer
 from fullft_assets.chunks.chat import ChatTemplate, read_special_tokens, read_template
@@ -51,7 +51,7 @@ class Tokenization:
     chat: ChatTemplate | None = None
 
     @classmethod
-    def load(cls, model_folder: Path, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
+    def load(cls, model_folder: ModelFolder, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
         """Read the tokenizer of a base model and add `chunks.added_tokens` to it.
 
         Raises:
@@ -77,7 +77,7 @@ class Tokenization:
         return cls(tokenizer, prefix, suffix, unknown_id, settings, made_of, end_id, chat)
 
     @classmethod
-    def load_saved(cls, model_folder: Path, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
+    def load_saved(cls, model_folder: ModelFolder, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
         """Read the tokenizer of a fine-tuned model, whose file has the tokens that were added when it was trained.
 
         What the YAML adds today would have no embedding in it.
@@ -129,7 +129,7 @@ class Tokenization:
         return found, encoded.lengths().tolist()
 
 
-def tokenizer_digest(model_folder: Path, settings: ChunksSettings, task: Task) -> str:
+def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: Task) -> str:
     """Return the digest of what turns a text into ids: the tokenizer's file, added tokens and, per task, end token and chat template.
 
     Raises:
@@ -168,7 +168,7 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     raise SettingsError("tokenizer.json: its post-processor changes the text's own ids; it cannot be windowed")
 
 
-def _end_id(model_folder: Path, tokenizer: Tokenizer) -> int:
+def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:
     token = read_special_tokens(model_folder).get("eos_token")
     number = tokenizer.token_to_id(token) if token else None
     if number is None:

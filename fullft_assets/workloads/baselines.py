@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.snapshot import Split
 from fullft_assets.workloads.inference import embed
 
@@ -45,7 +46,7 @@ class Majority:
         np.savez(folder / "majority.npz", shares=self.shares)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> Majority:
+    def load(cls, folder: Path, base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> Majority:
         """Read what `save` wrote."""
         return cls(np.load(folder / "majority.npz")["shares"])
 
@@ -81,7 +82,7 @@ class Tfidf:
         np.savez(folder / "tfidf.npz", idf=self.vectorizer.idf_, coefficients=self.coefficients, intercept=self.intercept)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> Tfidf:
+    def load(cls, folder: Path, base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> Tfidf:
         """Read what `save` wrote."""
         arrays = np.load(folder / "tfidf.npz")
         vectorizer = cls._vectorizer(json.loads((folder / "tfidf.json").read_text(encoding="utf-8")))
@@ -94,7 +95,7 @@ class FrozenProbe:
 
     def __init__(
         self,
-        base_model: Path,
+        base_model: ModelFolder,
         mean: np.ndarray,
         scale: np.ndarray,
         coefficients: np.ndarray,
@@ -106,7 +107,7 @@ class FrozenProbe:
 
     @classmethod
     def fit(
-        cls, base_model: Path, embeddings: np.ndarray, labels: np.ndarray, num_labels: int, added_tokens: Sequence[str] = ()
+        cls, base_model: ModelFolder, embeddings: np.ndarray, labels: np.ndarray, num_labels: int, added_tokens: Sequence[str] = ()
     ) -> FrozenProbe:
         """Fit on embeddings [rows, hidden] of the training rows."""
         mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
@@ -126,7 +127,7 @@ class FrozenProbe:
         np.savez(folder / "frozen_probe.npz", mean=self.mean, scale=self.scale, coefficients=self.coefficients, intercept=self.intercept)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> FrozenProbe:
+    def load(cls, folder: Path, base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> FrozenProbe:
         """Read what `save` wrote."""
         arrays = np.load(folder / "frozen_probe.npz")
         return cls(base_model, arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"], added_tokens)
@@ -136,7 +137,7 @@ class FrozenProbe:
 KINDS = {"majority": Majority, "tfidf": Tfidf, "frozen_probe": FrozenProbe}
 
 
-def load(folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> dict[str, Baseline]:
+def load(folder: Path, base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> dict[str, Baseline]:
     """Return the baselines of a `cheaper_baselines` artifact by name; `added_tokens` are those of the windows they will read."""
     return {name: kind.load(folder, base_model, added_tokens) for name, kind in KINDS.items()}
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.evaluation import accuracy, macro_f1
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
@@ -43,16 +44,16 @@ class Classification(Encoder):
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
-    base_model: Path
+    base_model: ModelFolder
     train: Split
     validation: Split
     labels: list[str]
     added_tokens: Sequence[str] = ()
     general: General | None = None
-    start: Path | None = None
+    start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = True
 
-    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
         return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, dtype=dtype_of_weights(settings))
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:

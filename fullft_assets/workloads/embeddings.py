@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import former_pieces
 from fullft_assets.errors import SettingsError
 
 
-def initialise_added(model: PreTrainedModel, base_model: Path, added_tokens: Sequence[str]) -> None:
+def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_tokens: Sequence[str]) -> None:
     """Give each added token the mean of the embeddings that its term was split into before; nothing else changes.
 
     Input and, where there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room left. Random

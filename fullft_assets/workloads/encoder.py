@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
@@ -24,7 +25,7 @@ from fullft_assets.workloads.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepa
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
-class Encoder:
+class Encoder(ABC):
     """The part of a recipe that is the same whatever the head.
 
     Attributes:
@@ -35,11 +36,11 @@ class Encoder:
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
-    base_model: Path
+    base_model: ModelFolder
     added_tokens: Sequence[str]
     general: General | None
     train: Split
-    start: Path | None
+    start: ModelFolder | None
 
     @property
     def num_rows(self) -> int:
@@ -60,8 +61,9 @@ class Encoder:
         """See `Recipe`."""
         return self._load(self.base_model, settings, self.added_tokens)
 
-    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+        """Return the model in a folder with the task's head, on the CPU."""
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.

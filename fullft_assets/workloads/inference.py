@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,9 +14,6 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,8 +22,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
-from fullft_assets.workloads import precision
+from fullft_assets.workloads import loading, precision
 from fullft_assets.workloads.embeddings import initialise_added
 
 if TYPE_CHECKING:
@@ -68,31 +65,36 @@ def place(model: PreTrainedModel) -> None:
         model.to(device())
 
 
-def load_classifier(folder: Path, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
-    """Load a sequence classifier from safetensors; remote code is never run."""
-    return AutoModelForSequenceClassification.from_pretrained(
-        str(folder), use_safetensors=True, trust_remote_code=False, dtype=dtype, **options
-    )
+def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
+    """Load a sequence classifier.
+
+    Raises:
+        SettingsError: models of its kind have no such head.
+    """
+    config = loading.read_config(folder)
+    if not loading.has_kind(config, AutoModelForSequenceClassification):
+        raise SettingsError(
+            f"base_model: {folder} (model_type {config.model_type}) has no head for labels in transformers, nor in its own code"
+        )
+    return loading.load(AutoModelForSequenceClassification, folder, dtype=dtype, **options)
 
 
-def load_tagger(folder: Path, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
-    """Load a token classifier from safetensors; remote code is never run.
+def load_tagger(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: object) -> PreTrainedModel:
+    """Load a token classifier.
 
     Raises:
         SettingsError: models of its kind have no head for tokens.
     """
-    config = _config(folder)
-    if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+    config = loading.read_config(folder)
+    if not loading.has_kind(config, AutoModelForTokenClassification):
         raise SettingsError(
             f"base_model: {folder} (model_type {config.model_type}) has no head for tokens in transformers; give an encoder such as BERT"
         )
-    return AutoModelForTokenClassification.from_pretrained(
-        str(folder), use_safetensors=True, trust_remote_code=False, dtype=dtype, **options
-    )
+    return loading.load(AutoModelForTokenClassification, folder, dtype=dtype, **options)
 
 
 def load_for_training(
-    folder: Path,
+    folder: ModelFolder,
     labels: list[str],
     attention_dropout: float | None,
     added_tokens: Sequence[str] = (),
@@ -112,7 +114,7 @@ def load_for_training(
         dtype: of the weights.
         changes: of its configuration.
     """
-    config = _config(folder)
+    config = loading.read_config(folder)
     # A base model that was fine-tuned before may name another problem.
     options = _dropout(config, attention_dropout) | {"problem_type": None, **changes}
     if config.pad_token_id is None:
@@ -131,7 +133,7 @@ def load_for_training(
 
 
 def load_causal(
-    folder: Path, added_tokens: Sequence[str] = (), *, attention_dropout: float | None = None, dtype: torch.dtype = torch.float32
+    folder: ModelFolder, added_tokens: Sequence[str] = (), *, attention_dropout: float | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Load a causal language model with embeddings for added tokens, on the CPU.
 
@@ -144,18 +146,11 @@ def load_causal(
     Raises:
         SettingsError: there is no language model in it.
     """
-    config = _config(folder)
+    config = loading.read_config(folder)
     refusal = f"base_model: {folder} is no causal language model"
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if not loading.has_kind(config, AutoModelForCausalLM):
         raise SettingsError(f"{refusal} (model_type {config.model_type}); give one that predicts the next token, such as Llama or Qwen")
-    model, found = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype=dtype,
-        output_loading_info=True,
-        **_dropout(config, attention_dropout),
-    )
+    model, found = loading.load(AutoModelForCausalLM, folder, dtype=dtype, output_loading_info=True, **_dropout(config, attention_dropout))
     if found["missing_keys"]:
         # They would be random.
         raise SettingsError(
@@ -163,17 +158,6 @@ def load_causal(
         )
     initialise_added(model, folder, added_tokens)
     return model
-
-
-def _config(folder: Path) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise SettingsError(
-            f"base_model: {folder} brings code of its own, which is never run; give a model whose architecture transformers has"
-        ) from error
 
 
 def _dropout(config: PretrainedConfig, attention_dropout: float | None) -> dict[str, object]:
@@ -186,7 +170,7 @@ def _end_token(config: PretrainedConfig) -> int:
     return (end[0] if isinstance(end, list) else end) or 0
 
 
-def predict(model_folder: Path, windows: list[list[list[int]]], *, progress: Progress | None = None) -> Prediction:
+def predict(model_folder: ModelFolder, windows: list[list[list[int]]], *, progress: Progress | None = None) -> Prediction:
     """Classify documents with a fine-tuned model, each pooled over its windows.
 
     One label a row: the mean of the windows' logits, then a softmax. Several: the mean of the windows' probabilities, each
@@ -218,10 +202,10 @@ def predict_with(model: PreTrainedModel, windows: list[list[list[int]]], *, prog
 
 
 def embed(
-    model_folder: Path, windows: list[list[list[int]]], *, added_tokens: Sequence[str] = (), progress: Progress | None = None
+    model_folder: ModelFolder, windows: list[list[list[int]]], *, added_tokens: Sequence[str] = (), progress: Progress | None = None
 ) -> np.ndarray:
     """Return the mean-pooled last hidden state [rows, hidden] of a base model, as it is before any training."""
-    model = AutoModel.from_pretrained(str(model_folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    model = loading.load(AutoModel, model_folder, dtype=torch.float32)
     initialise_added(model, model_folder, added_tokens)
     return embed_with(model, windows, progress=progress)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fullft_assets.base_model import resolve_base_model
+from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation, Terms, title
 from fullft_assets.jobs import Job
@@ -60,9 +60,9 @@ class Docket:
     progress: Progress
 
     @property
-    def base_model(self) -> Path:
+    def base_model(self) -> ModelFolder:
         """Folder of the base model."""
-        return resolve_base_model(self.job.settings.base_model, Path(self.job.project_root))
+        return find_base_model(self.job.settings, Path(self.job.project_root))
 
     @property
     def labels(self) -> list[str]:
@@ -93,9 +93,9 @@ class Docket:
         self.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
         return Terms.of(settings)
 
-    def model_folder(self, name: str) -> Path:
+    def model_folder(self, name: str) -> ModelFolder:
         """Return the folder of the model of a checkpoint among the inputs."""
-        return self.store.folder(self.inputs[name]) / "model"
+        return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
 
     def reads_as_the_snapshot(self, name: str) -> bool:
         """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's windows were made with.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoConfig
 
 from fullft_assets import report
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, classification
 from fullft_assets.snapshot import Split
-from fullft_assets.workloads import baselines, metrics
+from fullft_assets.workloads import baselines, loading, metrics
 from fullft_assets.workloads.inference import predict
 from fullft_assets.workloads.judging import Docket, Judged, pick_rows, shared_labels
 
@@ -49,9 +48,9 @@ def predict_all(docket: Docket, test: Split, labels: list[str]) -> dict[str, np.
     return docket.hear(test, predict_by, {name: partial(predict_cheaply, baseline) for name, baseline in fitted.items()})
 
 
-def model_labels(model_folder: Path) -> list[str]:
+def model_labels(model_folder: ModelFolder) -> list[str]:
     """Return a classifier's label names in the order of its outputs."""
-    names = AutoConfig.from_pretrained(str(model_folder), trust_remote_code=False).id2label
+    names = loading.read_config(model_folder).id2label
     return [names[i] for i in range(len(names))]
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoConfig
 
 from fullft_assets import report
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, MultiLabelEvaluation, multi_label
 from fullft_assets.snapshot import Split
-from fullft_assets.workloads import multi_label_baselines
+from fullft_assets.workloads import loading, multi_label_baselines
 from fullft_assets.workloads.inference import predict
 from fullft_assets.workloads.judging import Docket, Judged, pick_rows, shared_labels
 from fullft_assets.workloads.judging_labels import model_labels, windows_for
@@ -72,13 +71,13 @@ def _hear_all(docket: Docket, test: Split, names: list[str]) -> dict[str, Given]
     return docket.hear(test, hear, {name: partial(hear_cheaper, *found) for name, found in fitted.items()})
 
 
-def read_thresholds(model_folder: Path) -> np.ndarray:
+def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
     """Return the labels' thresholds [labels] that were saved with a model.
 
     Raises:
         StoreError: there are none, or not one for each label.
     """
-    config = AutoConfig.from_pretrained(str(model_folder), trust_remote_code=False)
+    config = loading.read_config(model_folder)
     thresholds = getattr(config, "label_thresholds", None)
     if not isinstance(thresholds, list) or len(thresholds) != config.num_labels:
         raise StoreError(f"{model_folder}/config.json: label_thresholds should be {config.num_labels} numbers; train the model again")

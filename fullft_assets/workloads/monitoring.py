@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets import monitoring
+from fullft_assets.base_model import ModelFolder, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.jobs import Job
 from fullft_assets.monitoring import DriftVerdict, Features
@@ -56,7 +57,7 @@ class ProductionRows:
 class Reader:
     """The model under watch: texts -> features."""
 
-    model_folder: Path
+    model_folder: ModelFolder
     tokenization: Tokenization
     progress: Progress
 
@@ -81,7 +82,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     if len(window.chosen) < settings.min_window_rows:
         verdict = monitoring.insufficient(len(window.chosen), settings)
     else:
-        model_folder = store.folder(inputs["finetuned_checkpoint"]) / "model"
+        model_folder = with_rights(store.folder(inputs["finetuned_checkpoint"]) / "model", job.settings)
         reader = Reader(model_folder, Tokenization.load_saved(model_folder, job.settings.chunks), progress)
         reference, vocabulary = _load_reference(job, store, inputs, reader)
         progress.raise_if_stopped()

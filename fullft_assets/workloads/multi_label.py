@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import multi_label
 from fullft_assets.settings import TrainingSettings
@@ -32,7 +33,7 @@ from fullft_assets.workloads.recipe import Listener, Prepared
 class MultiLabel(Classification):
     """See `Recipe`; labels are bool [rows, labels]."""
 
-    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
         return load_for_training(
             folder, self.labels, settings.attention_dropout, added_tokens, problem_type=MULTI_LABEL, dtype=dtype_of_weights(settings)
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.snapshot import Split
 from fullft_assets.workloads.baselines import Baseline, FrozenProbe, Tfidf
 
@@ -39,7 +40,7 @@ class Shares:
         np.savez(folder / "label_shares.npz", shares=self.shares)
 
     @classmethod
-    def load(cls, folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> Shares:
+    def load(cls, folder: Path, base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> Shares:
         """Read what `save` wrote."""
         return cls(np.load(folder / "label_shares.npz")["shares"])
 
@@ -63,7 +64,7 @@ class ProbeOfEach(FrozenProbe):
 
     @classmethod
     def fit(
-        cls, base_model: Path, embeddings: np.ndarray, labels: np.ndarray, num_labels: int, added_tokens: Sequence[str] = ()
+        cls, base_model: ModelFolder, embeddings: np.ndarray, labels: np.ndarray, num_labels: int, added_tokens: Sequence[str] = ()
     ) -> ProbeOfEach:
         """Fit on embeddings [rows, hidden] and labels [rows, labels] of the training rows."""
         mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
@@ -79,7 +80,7 @@ class ProbeOfEach(FrozenProbe):
 KINDS = {"label_shares": Shares, "tfidf": TfidfOfEach, "frozen_probe": ProbeOfEach}
 
 
-def load(folder: Path, base_model: Path, added_tokens: Sequence[str] = ()) -> dict[str, tuple[Baseline, np.ndarray]]:
+def load(folder: Path, base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> dict[str, tuple[Baseline, np.ndarray]]:
     """Return the baselines of a `cheaper_baselines` artifact by name, each with its labels' thresholds."""
     return {
         name: (kind.load(folder, base_model, added_tokens), np.load(folder / f"{name}_thresholds.npz")["thresholds"])

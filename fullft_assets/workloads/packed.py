@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
@@ -51,12 +52,12 @@ class NextToken:
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
-    base_model: Path
+    base_model: ModelFolder
     training: Training
     validation: Split
     added_tokens: Sequence[str] = ()
     general: General | None = None
-    start: Path | None = None
+    start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = False
 
     @property

@@ -18,6 +18,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.workloads import loading
 from fullft_assets.workloads.embeddings import initialise_added
 from fullft_assets.workloads.inference import forward_batches
 from fullft_assets.workloads.recipe import Listener
@@ -181,9 +183,9 @@ class TokenProbe:
         return cls(arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"])
 
 
-def load_backbone(base_model: Path, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+def load_backbone(base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
     """Load the base model as it is before any training, with embeddings for added tokens."""
-    model = AutoModel.from_pretrained(str(base_model), use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    model = loading.load(AutoModel, base_model, dtype=torch.float32)
     initialise_added(model, base_model, added_tokens)
     return model
 
@@ -192,7 +194,9 @@ def load_backbone(base_model: Path, added_tokens: Sequence[str] = ()) -> PreTrai
 NAMES = ("no_spans", "dictionary", "frozen_probe")
 
 
-def find(name: str, folder: Path, base_model: Path, added_tokens: Sequence[str], reading: Reading, progress: Listener) -> list[list[Span]]:
+def find(
+    name: str, folder: Path, base_model: ModelFolder, added_tokens: Sequence[str], reading: Reading, progress: Listener
+) -> list[list[Span]]:
     """Return the spans that a cheaper way of a `cheaper_baselines` artifact finds.
 
     Args:

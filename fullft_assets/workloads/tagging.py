@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.chunks.windows import gather, to_lists
 from fullft_assets.errors import DataError, StoreError
@@ -238,7 +238,7 @@ def find_spans(
     return reading.spans(tag(model, reading.windows, reading.frame, scores=scores, progress=progress).tags)
 
 
-def load_finder(model_folder: Path) -> tuple[PreTrainedModel, list[str]]:
+def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
     """Load a fine-tuned token classifier and the labels of its spans.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fullft_assets.base_model import resolve_base_model
+from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization, tokenizer_digest
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
@@ -29,11 +29,11 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     Raises:
         DataError: there is nothing to learn, or the snapshot's tokens mean something else to the base model.
     """
-    base_model = resolve_base_model(job.settings.base_model, Path(job.project_root))
+    base_model = find_base_model(job.settings, Path(job.project_root))
     _require_its_tokenizer(store, snapshot, base_model, job)
     _require_general_text(snapshot, job)
     validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
-    begin = None if start is None else store.folder(start) / "model"
+    begin = None if start is None else with_rights(store.folder(start) / "model", job.settings)
     measured = general.load(store, snapshot)
     if job.settings.examples.task in ("sft", "language_modeling"):
         return NextToken(base_model, load_training(store, snapshot), validation, added_tokens, measured, begin)
@@ -55,7 +55,7 @@ def _require_general_text(snapshot: Manifest, job: Job) -> None:
             raise DataError(f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot again")
 
 
-def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: Path, job: Job) -> None:
+def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFolder, job: Job) -> None:
     part = next(iter(snapshot.metadata["parts"].values()))
     made_with = store.load(part["chunks"]).inputs["tokenizer"]
     if made_with != tokenizer_digest(base_model, job.settings.chunks, job.settings.examples.task):

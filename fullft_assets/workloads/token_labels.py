@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import spans
@@ -49,17 +50,17 @@ class TokenLabels(Encoder):
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
-    base_model: Path
+    base_model: ModelFolder
     train: Split
     validation: Split
     labels: list[str]
     tokenization: Tokenization
     added_tokens: Sequence[str] = ()
     general: General | None = None
-    start: Path | None = None
+    start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = True
 
-    def _load(self, folder: Path, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
+    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
         return load_for_training(
             folder, tag_names(self.labels), settings.attention_dropout, added_tokens, load=load_tagger, dtype=dtype_of_weights(settings)
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import lineage, training
-from fullft_assets.base_model import read_header, resolve_base_model, weights_digest
+from fullft_assets.base_model import copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.jobs import Job
 from fullft_assets.snapshot import label_names
@@ -60,11 +60,12 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit, record: dict[str, Any]) -> Manifest:
     settings = job.settings
-    base_model = resolve_base_model(settings.base_model, Path(job.project_root))
+    base_model = find_base_model(settings, Path(job.project_root))
     header = read_header(base_model)
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
         fit.model.save_pretrained(draft.path / "model", safe_serialization=True)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
+        copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()
         shutil.copy(folder / STEP_LOG, draft.path / "logs" / STEP_LOG)
         if (folder / EVENT_FILES).is_dir():
@@ -75,7 +76,7 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
             metadata={
                 "base_model": settings.base_model,
                 "base_model_revision": header.revision,
-                "base_model_weights": weights_digest(base_model),
+                "base_model_weights": weights_digest(header.folder),
                 "snapshot": inputs["training_snapshot"].ref,
                 "labels": label_names(inputs["training_snapshot"]),
                 **record,
