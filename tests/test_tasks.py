@@ -10,6 +10,7 @@ import torch
 from fullft_assets.errors import DataError, OutOfMemory
 from fullft_assets.settings import GeneralSettings, ReplaySettings
 from fullft_assets.workloads import holding
+from fullft_assets.workloads.encoder import Encoder
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.planning import work
@@ -25,6 +26,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare_language_model(tmp_path_factory.mktemp("language"))
+
+
+def test_an_encoder_that_does_not_say_how_its_model_is_loaded_cannot_be_made() -> None:
+    class Headless(Encoder):
+        pass
+
+    with pytest.raises(TypeError, match="abstract method '?_load"):
+        Headless()
 
 
 @pytest.mark.parametrize("name", ["encoder", "language"])
