@@ -13,6 +13,8 @@ from fullft_assets.errors import FailureClass
 
 #: Environment variable with the id of the launch; every process that the workload starts inherits it.
 LAUNCH_ID = "FULLFT_LAUNCH_ID"
+#: Environment variable with Dagster's id of the run that launched it.
+RUN_ID = "FULLFT_RUN_ID"
 #: Environment variable with the path of the file in which a failing workload leaves its `Reason`.
 ERROR_FILE = "FULLFT_ERROR_FILE"
 #: Exit code of a workload that ended for a reason that the user can mend. Anything unforeseen is 1.

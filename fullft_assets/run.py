@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import dagster as dg
+from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget, WorkspaceLoadTarget
 from dagster_graphql.schema import create_schema
@@ -26,6 +27,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.run_workers import host_tag, settle, waits
 from fullft_assets.samples import is_dormant
 from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase, find_use_cases, load_use_case, read_dg_project
@@ -55,6 +57,8 @@ _PROGRESS = re.compile(r"step ([\d,]+)/([\d,]+) ")
 #: What Dagster itself logs of each step, and of the ones after a failed one.
 _NOISE = ("Loaded input", "Dependencies for step", "[pipes]")
 _POLL_SECONDS = 0.5
+#: Time between two looks at who holds the slot that a step waits for.
+_LOOK_SECONDS = 5.0
 _FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 #: Longest that a run waits for delivered files that may still be growing.
 _SETTLE_SECONDS = 60.0
@@ -71,6 +75,10 @@ class Followed:
     title: str
     cursor: str | None = None
     steps: dict[str, float] = field(default_factory=dict)
+    #: A step waits for a slot of its pool; when that was looked at last, and what was said of it.
+    is_blocked: bool = False
+    looked_at: float = float("-inf")
+    waits: list[str] = field(default_factory=list)
 
 
 class Screen:
@@ -126,6 +134,7 @@ class Driver:
 
     def run(self) -> bool:
         """Ingest what is new, make the model, watch production; return whether every run succeeded."""
+        self._settle()
         name = self.use_case.name
         ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
         if not latest_by_partition(open_store(self.use_case, self.instance), name, "tokenized_chunks"):
@@ -194,7 +203,7 @@ class Driver:
     def _launch(self, job: str, tags: dict[str, str], title: str) -> Followed:
         params = {
             "selector": {**self._selector(), "jobName": job},
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in (tags | self._host_tag()).items()]},
         }
         launched = self._execute(_LAUNCH, {"params": params}, "launchRun")
         run_id = launched["run"]["runId"]
@@ -215,6 +224,7 @@ class Driver:
             for run in list(open_runs):
                 status = self.instance.get_run_by_id(run.run_id).status
                 self._show_events(run)
+                self._look_at_slots(run)
                 if status in _FINISHED:
                     self._show_events(run)
                     open_runs.remove(run)
@@ -231,6 +241,9 @@ class Driver:
                 self._show_message(run, step, entry.user_message)
             elif event.event_type_value == "STEP_START":
                 run.steps[step] = entry.timestamp
+                run.is_blocked = False
+            elif event.event_type_value == "ENGINE_EVENT":
+                run.is_blocked = run.is_blocked or "pool" in event.event_specific_data.metadata  # Dagster waits in silence
             elif event.event_type_value == "STEP_SUCCESS":
                 seconds = entry.timestamp - run.steps[step]
                 self.seconds[step] = self.seconds.get(step, 0.0) + seconds
@@ -241,6 +254,25 @@ class Driver:
                 self.screen.line(f"{run.title}: {step} FAILED: {_reason(event)}")
             elif event.event_type_value == "PIPELINE_FAILURE" and not run.steps:
                 self.screen.line(f"{run.title}: FAILED: {event.message}")
+
+    def _settle(self) -> None:
+        for line in settle(self.instance):
+            self.screen.line(line)
+
+    def _look_at_slots(self, run: Followed) -> None:
+        """Say at once which run a blocked step waits for, and again when that changes; what a dead run holds is freed."""
+        if not run.is_blocked or time.monotonic() - run.looked_at < _LOOK_SECONDS:
+            return
+        run.looked_at = time.monotonic()
+        self._settle()
+        before, run.waits = run.waits, waits(self.instance, run.run_id)
+        for line in run.waits:
+            if line not in before:
+                self.screen.line(f"{run.title}: {line}")
+
+    def _host_tag(self) -> dict[str, str]:
+        """Return the tag of a run on this machine; other launchers than Dagster's own start runs elsewhere, and see to them."""
+        return host_tag() if isinstance(self.instance.run_launcher, DefaultRunLauncher) else {}
 
     def _show_message(self, run: Followed, step: str, message: str) -> None:
         progress = _PROGRESS.match(message or "")

@@ -17,7 +17,7 @@ import psutil
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.launched import ERROR_FILE, LAUNCH_ID, Reason
+from fullft_assets.launched import ERROR_FILE, LAUNCH_ID, RUN_ID, Reason
 from fullft_assets.launchers import Launcher
 from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
 from fullft_assets.settings import LauncherSettings
@@ -60,6 +60,7 @@ class LocalLauncher(Launcher):
                 **os.environ,
                 **session.get_bootstrap_env_vars(),
                 LAUNCH_ID: launch_id,
+                RUN_ID: context.run.run_id,
                 ERROR_FILE: str(error_file),
                 # torchrun kills its ranks after 30 s by default, whatever our grace time is.
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.settings.grace_seconds + _PATIENCE_SECONDS)),

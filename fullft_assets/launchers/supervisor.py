@@ -130,8 +130,8 @@ def kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
         time.sleep(0.01)
 
 
-def launched_processes(launch_id: str | None) -> list[psutil.Process]:
-    """Return the live processes, other than this one, that carry a launch id in their environment.
+def launched_processes(launch_id: str | None, variable: str = LAUNCH_ID) -> list[psutil.Process]:
+    """Return the live processes, other than this one, that carry an id, of a launch or of a run, in this variable of their environment.
 
     Finds what the process tree no longer shows: a process whose parents are dead, in a session of its own.
     """
@@ -140,7 +140,7 @@ def launched_processes(launch_id: str | None) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.pid != os.getpid() and process.environ().get(LAUNCH_ID) == launch_id and is_alive(process):
+            if process.pid != os.getpid() and process.environ().get(variable) == launch_id and is_alive(process):
                 found.append(process)
     return found
 

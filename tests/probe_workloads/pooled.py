@@ -1,0 +1,21 @@
+"""A job whose one step needs a slot of the pool `gpu`, under the name of a use case's model job."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+from probe_workloads.definitions import probe_job
+
+from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.settings import LauncherSettings
+
+
+@dg.asset(pool="gpu")
+def held(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Launch the probe."""
+    launcher = LocalLauncher(LauncherSettings(grace_seconds=20), package="probe_workloads")
+    launcher.run(context, "probe", *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
+    return dg.MaterializeResult()
+
+
+defs = dg.Definitions(assets=[held], jobs=[dg.define_asset_job("probe_model", ["held"], executor_def=dg.in_process_executor)])

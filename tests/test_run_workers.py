@@ -1,0 +1,194 @@
+"""A real instance whose runs are really killed: what they held is free again, and who waits for a living one says for which."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TextIO
+
+import dagster as dg
+import psutil
+import pytest
+from dagster._core.events import EngineEventData
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.utils import make_new_run_id
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget
+from dagster._daemon.monitoring.run_monitoring import monitor_started_run
+
+from fullft_assets import run_workers
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.run import Driver, Screen
+
+TESTS = Path(__file__).parent
+SECONDS = 90.0
+STARTED, FAILURE, SUCCESS = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the probe, and a home with the repository's settings; nothing that was started there outlives a test."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text((TESTS.parent / "dagster.yaml").read_text())
+    for name, value in {
+        "DAGSTER_HOME": str(home),
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+        "PROBE_FOLDER": str(tmp_path),
+        "PROBE_STAGE": "works",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield tmp_path
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid != os.getpid() and process.environ().get("PROBE_FOLDER") == str(tmp_path):
+                process.kill()
+
+
+@pytest.fixture
+def instance(folder: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.from_config(str(folder / "home")) as instance:
+        instance.event_log_storage.initialize_concurrency_limit_to_default("gpu")
+        yield instance
+
+
+def drive(stream: TextIO) -> bool:
+    """Do what `fullft run` does around a use case's model job, with the probe's."""
+    target = ModuleTarget("probe_workloads.pooled", None, str(TESTS), "probe")
+    with dg.DagsterInstance.get() as instance, WorkspaceProcessContext(instance, target) as workspace:
+        driver = Driver(SimpleNamespace(name="probe"), instance, workspace, Screen(stream))
+        driver._settle()
+        return driver._follow([driver._launch("probe_model", {}, "model")])
+
+
+def start(folder: Path, output: str) -> subprocess.Popen:
+    code = "import sys; from tests.test_run_workers import drive; sys.exit(not drive(sys.stdout))"
+    with (folder / output).open("wb") as file:
+        return subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=file, cwd=TESTS.parent)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.1)
+
+
+def kill(first: subprocess.Popen, *, spare: bool) -> None:
+    """SIGKILL a driver, its code server and its run's worker at once; `spare`: not the workload and its supervisor."""
+    family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            if not (spare and re.search(r"supervisor|probe_workloads\.probe", " ".join(process.cmdline()))):
+                process.kill()
+    first.wait()
+    if not spare:
+        wait_for(lambda: not any(map(is_alive, family)), "the end of all")
+
+
+def num_queued(instance: dg.DagsterInstance) -> int:
+    return len(instance.event_log_storage.get_concurrency_info("gpu").pending_steps)
+
+
+def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(folder, instance, monkeypatch):
+    kill_when_at_work(folder, start(folder, "first"), spare=False)
+    (record,) = instance.get_run_records()
+    assert (record.dagster_run.status, num_queued(instance)) == (STARTED, 1)
+    monitor_started_run(instance, None, record, logging.getLogger("daemon"))
+    failed = instance.get_run_by_id(record.dagster_run.run_id)
+    assert failed.status == FAILURE
+    said = [entry.message for entry in instance.all_logs(failed.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)]
+    assert re.search(r"its process \d+ ended without a word \(killed, out of memory, or the machine went down\)", said[0])
+    monkeypatch.setenv("PROBE_STAGE", "writes")
+    screen = io.StringIO()
+    assert drive(screen), screen.getvalue()
+    first = screen.getvalue().splitlines()[0].split("] ", 1)[1]
+    assert first == f"run {failed.run_id[:8]} (probe_model, over: failure); freed its slot for held of the pool `gpu`"
+    assert num_queued(instance) == 0
+
+
+def test_who_waits_for_a_living_run_says_so_and_goes_on_when_that_dies(folder, instance, monkeypatch):
+    first = start(folder, "first")
+    wait_for((folder / "workload0.pid").exists, "the first run at work")
+    (holder,) = instance.get_runs()
+    monkeypatch.setenv("PROBE_STAGE", "writes")
+    second = start(folder, "second")
+    wait_for(lambda: "waits for a slot" in (folder / "second").read_text(), "the line that says what is waited for")
+    kill(first, spare=True)
+    assert second.wait(SECONDS) == 0
+    lines = re.findall(r"^\[ *[\d.]+ s\] (.+)$", (folder / "second").read_text(), re.MULTILINE)
+    pid = re.search(r"process (\d+)$", lines[0])[1]
+    assert re.fullmatch(
+        rf"model: held waits for a slot of the pool `gpu`, held by run {holder.run_id[:8]} \(held\) since "
+        rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d, which works in process {pid}",
+        lines[0],
+    )
+    (gone,) = [line for line in lines if ", gone: " in line]
+    assert gone.startswith(f"run {holder.run_id[:8]} (probe_model, gone: its process {pid} ended without a word (")
+    assert gone.endswith("; marked as failed; freed its slot for held of the pool `gpu`")
+    assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
+    assert {run.run_id: run.status for run in instance.get_runs()}[holder.run_id] == FAILURE
+    assert num_queued(instance) == 0
+
+
+def kill_when_at_work(folder: Path, first: subprocess.Popen, *, spare: bool) -> None:
+    wait_for((folder / "workload0.pid").exists, "the first run at work")
+    kill(first, spare=spare)
+
+
+class TestRecords:
+    """Runs as the log has them, of processes that really live or are dead."""
+
+    @pytest.fixture
+    def dead(self) -> int:
+        process = subprocess.Popen([sys.executable, "-c", ""])
+        process.wait()
+        return process.pid
+
+    def hold(self, instance: dg.DagsterInstance, pid: int, status: dg.DagsterRunStatus = STARTED, **tags: str) -> dg.DagsterRun:
+        run = instance.add_run(dg.DagsterRun("letters_model", make_new_run_id(), status=status, tags=tags))
+        instance.report_engine_event("Started process for run", run, EngineEventData.in_process(pid))
+        instance.event_log_storage.claim_concurrency_slot("gpu", run.run_id, "letters__finetuned_checkpoint")
+        return run
+
+    def test_a_run_that_was_to_be_canceled_is(self, instance, dead):
+        run = self.hold(instance, dead, dg.DagsterRunStatus.CANCELING, **run_workers.host_tag())
+        waiting = self.hold(instance, os.getpid(), **run_workers.host_tag())
+        (line,) = run_workers.settle(instance)
+        assert line.endswith("; marked as canceled; freed its slot for letters/finetuned_checkpoint of the pool `gpu`")
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+        assert instance.get_run_by_id(waiting.run_id).status == STARTED
+        assert run_workers.settle(instance) == []
+
+    @pytest.mark.parametrize(
+        ("tags", "where"),
+        [
+            ({}, "nobody knows where"),
+            ({run_workers.HOST_TAG: "elsewhere"}, "on elsewhere"),
+            ({run_workers.HOST_TAG: socket.gethostname(), GRPC_INFO_TAG: '{"host": "code-server"}'}, f"on {socket.gethostname()}"),
+        ],
+        ids=["unknown", "another machine", "another machine's code server"],
+    )
+    def test_what_runs_elsewhere_is_left_alone_and_named(self, instance, dead, tags, where):
+        run = self.hold(instance, dead, **tags)
+        waiting = self.hold(instance, os.getpid(), **run_workers.host_tag())
+        assert run_workers.settle(instance) == []
+        assert instance.get_run_by_id(run.run_id).status == STARTED
+        (line,) = run_workers.waits(instance, waiting.run_id)
+        assert line.endswith(f", {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)")
+        assert run_workers.waits(instance, run.run_id) == []
+
+    def test_another_process_of_the_same_number_is_not_the_runs(self):
+        began = psutil.Process().create_time()
+        assert run_workers._lives(os.getpid(), began + 1)
+        assert not run_workers._lives(os.getpid(), began - 3_600)
