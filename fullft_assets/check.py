@@ -164,12 +164,14 @@ def find_device(processes: int) -> Device:
 
 
 def memory_bytes(settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int) -> tuple[float, float | None]:
-    """Return rough bytes of (weights, gradients and optimizer state; activations of one forward pass).
+    """Return rough bytes of (weights, gradients and optimizer state; activations of one forward pass) in each training process.
 
     Activations after Korthikanti et al. 2022 (arXiv 2205.05198), equation 2: a layer keeps
     s*b*h*(34 + 5*a*s/h) bytes at 2 bytes a value; with checkpointing its input alone and one layer whole.
     """
     state = state_bytes(settings.training.optimizer, settings.training.weights) * model.num_parameters
+    if settings.training.sharding == "fsdp2":
+        state /= settings.launcher.processes
     if not (model.hidden_size and model.num_layers and model.num_heads):
         return state, None
     tokens = settings.chunks.max_tokens
@@ -468,11 +470,16 @@ def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Devi
     width = 4 if training.weights == "fp32" and (training.precision == "fp32" or not device.is_gpu) else 2
     state, activations = memory_bytes(settings, model, width)
     name = "AdamW" if training.optimizer == "adamw" else training.optimizer
-    parts = f"{_size(state)} weights, gradients and {name} state ({state_bytes(training.optimizer, training.weights)} bytes a parameter)"
+    a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"
+    processes = settings.launcher.processes
+    each = f", in each of {processes} processes" if processes > 1 else ""
+    if training.sharding == "fsdp2":
+        a_parameter += f", of which each process holds a part in {processes}"
+    parts = f"{_size(state)} weights, gradients and {name} state ({a_parameter})"
     if activations is None:
-        return f"rough: {parts} + unknown activations"
+        return f"rough: {parts} + unknown activations{each}"
     batch = f"{settings.training.micro_batch_size} x {settings.chunks.max_tokens} tokens"
-    return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch})"
+    return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch}){each}"
 
 
 def _time_line(settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus, device: Device) -> str:

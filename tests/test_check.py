@@ -226,6 +226,15 @@ def test_memory_follows_the_batch_and_checkpointing(project):
     assert memory("  training: {micro_batch_size: 8, gradient_checkpointing: true}\n")[1] < activations / 3
 
 
+def test_memory_is_that_of_each_process(project):
+    whole = line(report(project, "  training: {micro_batch_size: 4}\n  launcher: {processes: 4}\n"), "memory")
+    assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter) + " in whole
+    assert whole.endswith(" activations (4 x 256 tokens), in each of 4 processes")
+    parts = line(report(project, "  training: {micro_batch_size: 4, sharding: fsdp2}\n  launcher: {processes: 4}\n"), "memory")
+    assert "86.6 MiB weights, gradients and AdamW state (16 bytes a parameter, of which each process holds a part in 4) + " in parts
+    assert parts.split(" + ")[1] == whole.split(" + ")[1], "activations are shared with nobody"
+
+
 def test_a_plan_over_the_limit_says_so(project):
     assert "more than planning.max_hours (1e-06)" in report(project, "  planning: {max_hours: 1e-6}\n")
 
