@@ -173,6 +173,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_examples,
         _check_task,
         _check_optimizer,
+        _check_launcher,
         _check_snapshot,
         _check_owners,
         _check_crons,
@@ -381,6 +382,14 @@ def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
         yield Problem((*key, "tokens"), "replay names documents that snapshot.replay does not; give it a path, or teach `all` or `task`")
     if chosen.weight == 1 and (chosen.tokens in ("task", "all") or not has_replay):
         yield Problem((*key, "weight"), "1 leaves nothing to learn of the task itself; give less, or teach the tokens of replay alone")
+
+
+def _check_launcher(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    launcher = settings.launcher
+    if launcher.spot_notice == "none" and launcher.spot_poll_seconds != type(launcher).model_fields["spot_poll_seconds"].default:
+        yield Problem(
+            ("launcher", "spot_poll_seconds"), "is the time between looks for launcher.spot_notice, which is none; set that, or remove this"
+        )
 
 
 def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

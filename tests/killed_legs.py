@@ -1,8 +1,11 @@
-"""Trains a job straight, and its twin in processes that kill themselves: `python -m tests.killed_legs STRAIGHT KILLED KILLS SEED [SPOILED]`.
+"""Trains a job straight, and its twin in processes that kill themselves.
+
+`python -m tests.killed_legs STRAIGHT KILLED KILLS SEED [SPOILED [PROCESSES]]`
 
 Each process is a fork of this one, so none pays for the imports. It ends by SIGKILL as it is about to touch its work folder for the
 n-th time (a line of the step log, a file of a checkpoint, a sync, a rename, a removal), n drawn from the seed. Prints where each one
-was; runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once.
+was; runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once. Of several PROCESSES that train
+together the first one kills itself, and the others are killed at once.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,36 +31,58 @@ from fullft_assets.workloads.training import work
 TOUCHES = (12, 60)
 
 
-def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0) -> None:
+def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0, processes: int = 1) -> None:
     """Run the first job straight and the second one with so many kills."""
     torch.set_num_threads(1)
     gc.freeze()
     if spoiled:
         _spoil(spoiled)
-    assert _fork(lambda: _train(straight)) == 0
+    assert _fork(lambda: _train(straight), processes) == 0
     job = read_job(uri)
     store = job.open_store()
     folder = store.work_folder(job.case, job.stage, job.key)
     rng = random.Random(seed)
     for _ in range(kills):
-        status = _fork(lambda touches=rng.randint(*TOUCHES): _train_until(uri, folder, touches))
+        status = _fork(lambda touches=rng.randint(*TOUCHES): _train_until(uri, folder, touches), processes)
         if status == 0:
             break
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
         saving = any((folder / "unfinished").glob("checkpoint-*/*"))
         print(json.dumps({"checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")), "saving": saving}), flush=True)
-    assert _fork(lambda: _train(uri)) == 0
+    assert _fork(lambda: _train(uri), processes) == 0
 
 
-def _fork(run: Any) -> int:
-    child = os.fork()
-    if child == 0:
-        run()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
+def _fork(run: Any, processes: int) -> int:
+    """Run the processes of a training; return the wait status of the first one, or of another that failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            if processes > 1:
+                places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+                os.environ.update({name: str(value) for name, value in places.items()})
+                os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+            run()
+            os._exit(0)
+        children.append(child)
+    ended: dict[int, int] = {}
+    while len(ended) < processes and not any(ended.values()):
+        child, status = os.wait()
+        ended[children.index(child)] = status
+    for rank in set(range(processes)) - set(ended):
+        # The first one's own SIGKILL is told from this by the signal; neither lets Python tidy up.
+        os.kill(children[rank], signal.SIGKILL if rank else signal.SIGTERM)
+        ended[rank] = os.waitpid(children[rank], 0)[1]
+    return next((status for _, status in sorted(ended.items()) if status), 0)
 
 
 def _train_until(uri: str, folder: Path, touches: int) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        _train(uri)
+        return
     left = touches
 
     def touch() -> None:

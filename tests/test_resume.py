@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from fullft_assets.launched import EXIT_MENDABLE
 from fullft_assets.store import Manifest
 from fullft_assets.workloads.checkpoints import STEP_LOG, latest_checkpoint
+from tests import metadata_server
 from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
@@ -159,28 +160,37 @@ def test_killed_while_a_checkpoint_is_written(prepared: Prepared, straight: Run)
     assert_same_as(straight, run)
 
 
+TWO = {"processes": 2, "micro_batch_size": 2}
+
+
 @pytest.mark.parametrize(
-    ("name", "changes", "spoiled"),
+    ("name", "kills", "changes", "spoiled"),
     [
-        ("layers", {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, []),
-        pytest.param("plain", {}, [], marks=pytest.mark.slow),
-        pytest.param("lean", {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"}, [], marks=pytest.mark.slow),
-        pytest.param("rolled back", {"keep_best": True}, ["15"], marks=pytest.mark.slow),
+        ("layers", 20, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0),
+        pytest.param("plain", 20, {}, 0, marks=pytest.mark.slow),
+        pytest.param("lean", 20, {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow),
+        pytest.param("rolled back", 20, {"keep_best": True}, 15, marks=pytest.mark.slow),
+        pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow),
+        pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=pytest.mark.slow),
     ],
 )
-def test_killed_twenty_times_also_inside_saves_it_ends_with_the_same_weights(prepared: Prepared, name, changes, spoiled) -> None:
-    straight, killed = (Run(prepared, f"{kind} {name}".replace(" ", "-"), training=changes) for kind in ("straight", "killed"))
+def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(prepared: Prepared, name, kills, changes, spoiled) -> None:
+    changes = dict(changes)
+    processes = changes.pop("processes", 1)
+    sections = {"training": changes, "launcher": {"processes": processes}}
+    straight, killed = (Run(prepared, f"{kind} {name}".replace(" ", "-"), **sections) for kind in ("straight", "killed"))
+    legs = [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1]]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1], "20", "11", *spoiled],
+        [*legs, *map(str, (kills, 11, spoiled, processes))],
         env={**prepared.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
-    kills = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kills) == 20
-    assert sum(kill["saving"] for kill in kills) >= 3
+    moments = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(moments) == kills
+    assert sum(moment["saving"] for moment in moments) >= kills // 7
     assert_same_as(straight, killed)
     rolled = [
         [(row["event"], row["step"], row["went_on_from_step"]) for row in run.manifest().metadata["incidents"]]
@@ -199,20 +209,27 @@ def test_torn_checkpoint_is_passed_over_for_the_one_before(prepared: Prepared, s
     assert_same_as(straight, run)
 
 
-def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(prepared: Prepared, straight: Run) -> None:
-    run = Run(prepared, "stopped", training={"checkpoint_every_steps": 1_000})
-    process = run.start()
-    wait_for(lambda: run.step() >= 1)
-    process.terminate()
-    _, errors = process.communicate(timeout=SECONDS)
+@pytest.mark.parametrize("by", ["sigterm", "spot_notice"])
+def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_go_on(prepared: Prepared, straight: Run, by: str, monkeypatch) -> None:
+    launcher = {"spot_notice": "aws", "spot_poll_seconds": 0.02} if by == "spot_notice" else {}
+    run = Run(prepared, by, training={"checkpoint_every_steps": 1_000}, launcher=launcher)
+    with metadata_server.serve() as metadata:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
+        process = run.start()
+        wait_for(lambda: run.step() >= 1)
+        process.terminate() if by == "sigterm" else metadata.announce()
+        said, errors = process.communicate(timeout=SECONDS)
+    assert ('spot notice: {"action": "terminate"' in said) == (by == "spot_notice")
     assert process.returncode == EXIT_MENDABLE
     last = errors.strip().splitlines()[-1]
     step = int(latest_checkpoint(run.folder).name.split("-")[1])
     assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
     assert "Traceback" not in errors
-    record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, "stopped.json")
+    record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, f"{by}.json")
     assert json.loads(record.read_text())["failure"] == "preemption"
-    assert f"resuming at step {step} " in run.finish()
+    with metadata_server.serve() as metadata:  # of another machine, without a notice
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
+        assert f"resuming at step {step} " in run.finish()
     assert_same_as(straight, run)
 
 

@@ -207,6 +207,10 @@ ONE_MISTAKE = {
         GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
         "9: evaluation.primary_metric: token_accuracy is not a metric of the task classification; give macro_f1 or accuracy",
     ),
+    "time between looks for no notice": (
+        GOOD + "  launcher:\n    spot_poll_seconds: 2\n",
+        "9: launcher.spot_poll_seconds: is the time between looks for launcher.spot_notice, which is none; set that, or remove this",
+    ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
         "10: release.max_calibration_error: is for the task classification with one label a row: for sft it is not measured; remove it",

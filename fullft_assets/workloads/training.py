@@ -18,7 +18,7 @@ from fullft_assets.chunks import save_tokenizer
 from fullft_assets.jobs import Job
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, digest
-from fullft_assets.workloads import precision
+from fullft_assets.workloads import precision, spot
 from fullft_assets.workloads.checkpoints import STEP_LOG, room_needed
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
@@ -42,7 +42,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     progress.say(f"training begins with {record['trained_from']}")
     folder = store.work_folder(job.case, job.stage, job.key)
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
-    with exclusive(folder) if is_first_rank else nullcontext():
+    with exclusive(folder) if is_first_rank else nullcontext(), spot.heeded(job.settings.launcher, progress):
         fit = fine_tune(
             recipe,
             job.settings.training,

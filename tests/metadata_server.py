@@ -1,0 +1,74 @@
+"""EC2's instance metadata as far as spot notices go, version 2 of its protocol, on a port of this machine."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_TTL, _TOKEN = "X-aws-ec2-metadata-token-ttl-seconds", "X-aws-ec2-metadata-token"
+
+
+class MetadataServer(ThreadingHTTPServer):
+    """A service without a notice, until `announce`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.tokens: set[str] = set()
+        self.notice: dict[str, str] | None = None
+        self.num_looks = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def announce(self) -> None:
+        """Give notice, as two minutes before the end."""
+        self.notice = {"action": "terminate", "time": "2026-11-25T18:02:00Z"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MetadataServer
+
+    def do_PUT(self) -> None:
+        ttl = self.headers.get(_TTL, "")
+        if self.path != "/latest/api/token" or not ttl.isdecimal() or not 1 <= int(ttl) <= 21_600:
+            self._answer(400)
+        else:
+            token = secrets.token_urlsafe()
+            self.server.tokens.add(token)
+            self._answer(200, token)
+
+    def do_GET(self) -> None:
+        if self.headers.get(_TOKEN) not in self.server.tokens:
+            self._answer(401)
+        elif self.path != "/latest/meta-data/spot/instance-action":
+            self._answer(404)
+        else:
+            self.server.num_looks += 1
+            self._answer(404) if self.server.notice is None else self._answer(200, json.dumps(self.server.notice))
+
+    def _answer(self, status: int, body: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve() -> Iterator[MetadataServer]:
+    """Serve until the block ends."""
+    with MetadataServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,89 @@
+"""Spot notices from a server that speaks EC2's protocol. A training that gets one: test_resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import LauncherSettings
+from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.spot import ENDPOINT, AwsNotices, heeded
+from tests import metadata_server
+
+AWS = LauncherSettings(spot_notice="aws", spot_poll_seconds=0.02)
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[metadata_server.MetadataServer]:
+    with metadata_server.serve() as server:
+        monkeypatch.setenv(ENDPOINT, server.endpoint)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which the machine's own address does not go through
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        yield server
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.01)
+
+
+def test_a_notice_is_seen_also_after_the_token_has_expired(metadata):
+    notices = AwsNotices()
+    assert notices.look() is None
+    assert notices.look() is None
+    assert len(metadata.tokens) == 1, "a token serves until it expires"
+    metadata.tokens.clear()
+    metadata.announce()
+    assert notices.look() == '{"action": "terminate", "time": "2026-11-25T18:02:00Z"}'
+
+
+def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
+    progress = Progress()
+    with heeded(AWS, progress):
+        wait_for(lambda: metadata.num_looks >= 3)
+        assert not progress.stop_requested
+        metadata.announce()
+        wait_for(lambda: progress.stop_requested)
+    assert 'spot notice: {"action": "terminate", ' in capsys.readouterr().out
+
+
+def test_a_notice_that_is_there_at_the_start_counts(metadata):
+    metadata.announce()
+    progress = Progress(silent=True)
+    with heeded(AWS, progress):
+        wait_for(lambda: progress.stop_requested)
+
+
+def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
+    progress = Progress()
+    with heeded(AWS, progress):
+        give = metadata.RequestHandlerClass.do_GET
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler._answer(503))
+            wait_for(lambda: "warning: no spot notice could be read (HTTP Error 503" in capsys.readouterr().out)
+        assert metadata.RequestHandlerClass.do_GET is give
+        metadata.announce()
+        wait_for(lambda: progress.stop_requested)
+    assert "instance metadata answers again" in capsys.readouterr().out
+
+
+def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
+    with (
+        pytest.raises(SettingsError, match=r"launcher\.spot_notice: aws, but no instance metadata at http://127\.0\.0\.1:9/ \(.*refused"),
+        heeded(AWS, Progress(silent=True)),
+    ):
+        raise AssertionError("it began")
+
+
+@pytest.mark.parametrize(("settings", "rank"), [(LauncherSettings(), "0"), (AWS, "1")], ids=["none", "another process of the machine"])
+def test_nobody_asks_who_need_not(metadata, monkeypatch, settings, rank):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with heeded(settings, Progress(silent=True)):
+        pass
+    assert metadata.tokens == set()
