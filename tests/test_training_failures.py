@@ -8,13 +8,14 @@ import json
 import resource
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import torch
 
-from fullft_assets import errors
+from fullft_assets import errors, snapshot
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
 from fullft_assets.launched import ERROR_FILE, EXIT_MENDABLE, Reason
 from fullft_assets.resources import one_line_errors
@@ -304,6 +305,29 @@ class TestRecord:
         assert record["failure"] == "divergence"
         assert "by its guard no_progress: mean loss" in record["reason"]
         assert capsys.readouterr().err == record["reason"] + "\n"
+
+    def test_checkpoints_of_another_snapshot_are_not_gone_on_from(self, tiny, capsys):
+        job = tiny.job(STAGE, "claimed", training=dict(quick()))
+        stopping = Progress(silent=True)
+        stopping.stop_requested = True
+        assert entry._run(training_workload.work, job.write(tiny.store), stopping) == EXIT_MENDABLE
+        folder = tiny.store.work_folder(job.case, STAGE, job.key)
+        files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert latest_checkpoint(folder).name == "checkpoint-1"
+        parts = tiny.snapshot.metadata["parts"]
+        labeled, tokenized = ({name: tiny.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+        reseeded = replace(tiny.use_case, settings=tiny.use_case.settings.model_copy(update={"seed": 3}))
+        other = snapshot.take(tiny.store, reseeded, labeled, tokenized)
+        capsys.readouterr()
+        moved = job.model_copy(update={"inputs": {"training_snapshot": other.ref}})
+        assert entry._run(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_MENDABLE
+        assert capsys.readouterr().err == (
+            f"{folder}: the checkpoints there are of a training with another training_snapshot; give this job a key of its own, or delete "
+            "that folder\n"
+        )
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+        assert entry._run(training_workload.work, job.write(tiny.store), QUIET) == 0
+        assert tiny.store.find(job.case, STAGE, job.key).metadata["resumed_from_step"] == 1
 
     def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):
         def fail(rows: object, pad_id: int) -> None:

@@ -6,19 +6,46 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import DiskError, is_disk_full
+from fullft_assets.errors import DiskError, SettingsError, is_disk_full
 from fullft_assets.workloads.guards import Course, Incident
 
 SEAL = "complete.json"
 STEP_LOG = "metrics.jsonl"
 #: Inside a checkpoint: how many incidents came before it, and whether the plan asked for it.
 _ORIGIN = "origin.json"
+#: Beside the checkpoints: what the work was begun with.
+_BEGUN_WITH = "begun_with.json"
+
+
+def claim(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Write down what the work in a folder is begun with; work that was begun with something else is not gone on with.
+
+    Args:
+        folder: of the unfinished work.
+        inputs: what tells each input apart, by its name.
+
+    Raises:
+        SettingsError: its checkpoints are another work's.
+    """
+    path = folder / _BEGUN_WITH
+    if path.is_file():
+        begun_with = json.loads(path.read_text())
+        for name in sorted({*begun_with, *inputs}):
+            if begun_with.get(name) != inputs.get(name):
+                raise SettingsError(
+                    f"{folder}: the checkpoints there are of a training with another {name}; give this job a key of its own, or delete that folder"
+                )
+        return
+    with room_needed(folder, "a new training"):
+        aside = path.with_suffix(".partial")
+        aside.write_text(json.dumps(dict(inputs)))
+        aside.replace(path)
 
 
 def seal(folder: Path) -> None:

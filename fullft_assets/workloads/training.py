@@ -19,7 +19,7 @@ from fullft_assets.jobs import Job
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.workloads import precision, spot
-from fullft_assets.workloads.checkpoints import STEP_LOG, room_needed
+from fullft_assets.workloads.checkpoints import STEP_LOG, claim, room_needed
 from fullft_assets.workloads.entry import Progress, run_workload
 from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
 from fullft_assets.workloads.inference import claim_device
@@ -43,6 +43,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     folder = store.work_folder(job.case, job.stage, job.key)
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
     with exclusive(folder) if is_first_rank else nullcontext(), spot.heeded(job.settings.launcher, progress):
+        if is_first_rank:
+            revision = read_header(resolve_base_model(job.settings.base_model, Path(job.project_root))).revision
+            claim(folder, {**{name: manifest.content_digest for name, manifest in inputs.items()}, "base_model": revision})
         fit = fine_tune(
             recipe,
             job.settings.training,
