@@ -44,7 +44,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
     with exclusive(folder) if is_first_rank else nullcontext(), spot.heeded(job.settings.launcher, progress):
         if is_first_rank:
-            revision = read_header(resolve_base_model(job.settings.base_model, Path(job.project_root))).revision
+            revision = read_header(find_base_model(job.settings, Path(job.project_root))).revision
             claim(folder, {**{name: manifest.content_digest for name, manifest in inputs.items()}, "base_model": revision})
         fit = fine_tune(
             recipe,
