@@ -80,6 +80,7 @@ class TestKey:
             "optimizer": "lomo",
             "weights": "bf16",
             "sharding": "fsdp2",
+            "liger": "off",
             "compile": True,
         }
         assert set(TrainingSettings.model_fields) - set(key(**everything)["training"]) == {
