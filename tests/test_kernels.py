@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,29 +22,41 @@ from tests.test_packed import LLAMA, SETTINGS, fit, training
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 needs_liger = pytest.mark.skipif(not HAS_LIGER, reason="pip install liger-kernel triton")
 
-#: Compares a Llama before and after on packed rows, in Triton's interpreter, which runs kernels on a CPU.
+#: Compares a Llama before and after on packed rows, in Triton's interpreter, which runs kernels on a CPU. Floats that it hands them as Python's
+#: own become scalars of Triton's, as compiled kernels get them, and CUDA's function for 1 / sqrt(x) Triton's own.
 _COMPARED = """
-import json, torch
-from transformers.integrations.liger import apply_liger_kernel
+import json, numpy, torch
+import triton.language as tl
+from liger_kernel.ops import rms_norm
+from triton.runtime import interpreter
 from fullft_assets.workloads import kernels
 from tests.test_isolation import build
-from tests.test_packed import LLAMA
+from tests.test_packed import LLAMA, SETTINGS, recipe, training
 
+convert = interpreter._implicit_cvt
+
+def convert_floats(value):
+    if not isinstance(value, float):
+        return convert(value)
+    return tl.tensor(interpreter.TensorHandle(numpy.array([value], dtype=numpy.float32), tl.float32), tl.float32)
+
+interpreter._implicit_cvt = convert_floats
+rms_norm.rsqrt = lambda x: tl.rsqrt(x)
+kernels.why_not, kernels.device = lambda *_: "", lambda: torch.device("cpu")
 model = build(LLAMA).eval()
-ids = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(1))
-positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
+prepared = recipe(LLAMA, training(8)).prepare(model, SETTINGS, 1, 1)
+batch = prepared.feed.batch(0)
+labels = batch.pop("labels")
 
 def look():
     model.zero_grad()
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    return [logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
+    prepared.total_loss(model, batch, labels).backward()
+    return [model(**batch, use_cache=False).logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
 
 before = look()
-apply_liger_kernel(model, kernels.switches("llama"))
-after = look()
-names = {type(module).__name__ if "forward" not in vars(module) else module._get_name() for module in model.modules()}
-print(json.dumps({"moved": max((a - b).abs().max().item() for a, b in zip(after, before)), "names": sorted(names)}))
+about = kernels.apply(model, prepared, SETTINGS).about
+moved = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(look(), before)]
+print(json.dumps({"moved": max(moved), "kernels": about["kernels"], "packed": about["is_packed"], "names": [m._get_name() for m in model.modules()]}))
 """
 
 
@@ -93,11 +106,13 @@ def test_a_release_that_does_not_go_with_transformers_is_one_line(monkeypatch: p
 @needs_liger
 @pytest.mark.slow
 def test_packed_rows_keep_their_logits_and_gradients() -> None:
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    places = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(places)}
     done = subprocess.run([sys.executable, "-c", _COMPARED], env=env, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-3_000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert {"LigerRMSNorm", "LigerSwiGLUMLP"} <= set(found["names"]) and found["moved"] < 1e-4
+    assert found["packed"] and {"LigerRMSNorm", "LigerSwiGLUMLP"} <= set(found["names"]) and found["moved"] < 1e-4
+    assert re.fullmatch(r"liger-kernel [\d.]+: rms_norm, rope, swiglu", found["kernels"])
 
 
 def test_the_setting_is_part_of_the_key_unless_it_is_the_default() -> None:
@@ -105,3 +120,15 @@ def test_the_setting_is_part_of_the_key_unless_it_is_the_default() -> None:
     of = {name: key_settings(UseCaseSettings.model_validate({**data, "training": chosen})) for name, chosen in
           (("default", {}), ("auto", {"liger": "auto"}), ("off", {"liger": False}))}  # fmt: skip
     assert of["default"] == of["auto"] != of["off"] and "liger" not in of["default"]["training"]
+
+
+def test_kernels_that_compute_something_else_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Injected: a release that doubles what a model says."""
+    monkeypatch.setattr(kernels, "why_not", lambda *_: "")
+    monkeypatch.setattr(kernels, "switches", lambda name: {"swiglu": True})
+    monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "9.9")
+    monkeypatch.setattr(kernels, "apply_liger_kernel", lambda model, told: model.get_output_embeddings().weight.data.mul_(2))
+    with pytest.raises(
+        SettingsError, match=r"^training\.liger: liger-kernel 9\.9 moves the outputs of llama by 1\.0e\+00 of the largest; set off$"
+    ):
+        fit(LLAMA, training(8), SETTINGS, tmp_path)

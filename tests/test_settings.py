@@ -72,7 +72,7 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
         ({"training": {"epoch": 1}}, "training.epoch", "unknown key `epoch`; did you mean `epochs`?"),
         ({"documents": {"path": "a", "zzz": 1}}, "documents.zzz", "unknown key `zzz`; known keys: path, format, "),
         ({"training": {"epochs": 0}}, "training.epochs", "Input should be greater than 0"),
-        ({"training": {"precision": "fp8"}}, "training.precision", "Input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ({"training": {"precision": "fp8"}}, "training.precision", "Input should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ({"snapshot": {"test_share": 0.5, "validation_share": 0.4}}, "", "Value error, snapshot.test_share + snapshot.validation_share leave less"),
         ({"chunks": {"max_tokens": 64, "stride": 32}}, "", "Value error, chunks.stride must be less than half of chunks.max_tokens"),
         ({"training": {"batch_size": 4}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),

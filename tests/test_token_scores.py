@@ -113,7 +113,7 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
     model.register_forward_pre_hook(hook, with_kwargs=True)
     most = 80
     found = score_documents(model, windows, marks)
-    assert max(sizes) > most and len(sizes) > 8
+    assert max(sizes) > most and len([size for size in sizes if size <= most]) > 3
     assert found.num_tokens.tolist() == expected.num_tokens.tolist() and found.num_right.tolist() == expected.num_right.tolist()
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     most = 2

@@ -47,6 +47,7 @@ class TestKey:
             {"optimizer": "adafactor"},
             {"weights": "bf16"},
             {"sharding": "fsdp2"},
+            {"liger": "off"},
             {"compile": True},
             {"learning_rate": 1e-5},
             {"retry_epoch": 1},
