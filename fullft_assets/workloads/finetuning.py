@@ -8,6 +8,7 @@ course and ends a leg, and the next one begins at the checkpoint that the course
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
@@ -149,9 +150,7 @@ def fine_tune(
             leg.halve_micro_batches()
         # The exception is gone here, and with it the frames that held the tensors of the failed pass.
         del leg
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_back()
 
 
 def _begin(work: _Work) -> _Leg:
@@ -312,6 +311,7 @@ class _Leg:
         if self.trainer.optimizer is not None:  # none where the last step was taken before this leg
             self.trainer.optimizer.state.clear()
         self.trainer.remove_callback(holding.Pull)
+        _give_back()
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
         """Put the best weights between the base model's and the trained ones into the model.
@@ -436,6 +436,16 @@ class _Leg:
         if self.unfreezing is not None and work.num_processes == 1:
             trainer.add_callback(holding.Unfreeze(self.unfreezing))
         return trainer
+
+
+def _give_back() -> None:
+    """Give the system what is free: torch and the C library keep it for whoever asks next, who may ask in sizes that do not fit into it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # Not every C library has it.
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
