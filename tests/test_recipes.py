@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fullft_assets.base_model import resolve_base_model
 from fullft_assets.use_case import load_use_case
 from fullft_assets.workloads import optimizers, sharding
 from fullft_assets.workloads.trainer import accumulation_steps
 from tests import project as projects
+from tests.test_base_model import MINILM, write_model
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -23,8 +25,11 @@ def test_recipe_is_a_use_case_that_training_takes(recipe: Path, tmp_path: Path) 
     path.parent.mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("")
     shutil.copy(recipe, path)
-    documents = yaml.safe_load(recipe.read_text())["attributes"]["documents"]["path"]
-    projects.write_rows(tmp_path / documents / "rows.jsonl", projects.licence_rows(20))
+    attributes = yaml.safe_load(recipe.read_text())["attributes"]
+    if not attributes["base_model"].startswith("package:"):
+        (tmp_path / attributes["base_model"]).parent.mkdir(parents=True)
+        write_model(tmp_path / attributes["base_model"], resolve_base_model(MINILM, tmp_path), max_position_embeddings=8_192)
+    projects.write_rows(tmp_path / attributes["documents"]["path"] / "rows.jsonl", projects.licence_rows(20))
     settings = load_use_case(path).settings
     for require in (accumulation_steps, optimizers.require, sharding.require):
         require(settings.training, settings.launcher.processes)
@@ -37,4 +42,6 @@ def test_recipe_says_what_was_measured(recipe: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {"laptop_cpu", "low_memory_cpu", "two_processes_ddp", "two_processes_fsdp2", "two_hosts"} <= {path.stem for path in RECIPES}
+    assert {"laptop_cpu", "low_memory_cpu", "two_processes_ddp", "two_processes_fsdp2", "two_hosts", "smollm2_packed_cpu"} <= {
+        path.stem for path in RECIPES
+    }
