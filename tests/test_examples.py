@@ -315,6 +315,19 @@ def check_of(rows: list[Row], name: str, settings: ExamplesSettings = PLAIN) -> 
     return next(c for c in examples.examine(table(rows), settings, "00001-test").checks if c.name == name)
 
 
+class TestUnknownLabels:
+    def test_they_are_named_beside_those_of_the_yaml(self) -> None:
+        check = check_of(sound_rows({}, *[{"label": "tag"}] * 3, *[{"label": "reference"}] * 2), "quarantined_share_is_bounded")
+        assert check.description == (
+            "batch 00001-test: 5 of 6 rows quarantined, most often: unknown label (`tag` 3, `reference` 2; examples.labels has notice, text); "
+            "add them to examples.labels, or mend the source and deliver it again, or raise examples.max_quarantined_share"
+        )
+
+    def test_a_field_of_texts_is_not_quoted(self) -> None:
+        check = check_of(sound_rows({}, *[{"label": "a text that somebody took for a label"}] * 3), "quarantined_share_is_bounded")
+        assert "most often: unknown label; mend the source" in check.description
+
+
 class TestRowChecks:
     def test_a_red_one_names_the_first_places_and_the_mend(self) -> None:
         check = check_of(sound_rows(*[{}] * 4, *[{"text": ""}] * 7), "texts_are_present")

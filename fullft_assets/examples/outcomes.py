@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MEND = "mend them in the source and deliver the file again"
 _SHOWN = 5
+#: A field with more distinct values, or longer ones, is no label: it may hold what documents say.
+_MOST_LABELS, _LONGEST_LABEL = 50, 30
 #: Where a parser stopped: the same fault stands elsewhere in each row.
 _POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)")
 
@@ -59,6 +61,18 @@ def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
 
 def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
     return next(iter(problem_counts(rows, 1).items()), ("", 0))
+
+
+def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
+    """Return the commonest labels that examples.labels lacks, and those that it has; nothing where they look like texts."""
+    if not settings.has_one_label:
+        return ""
+    known = settings.labels or []
+    found = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
+    if len(found) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in found):
+        return ""
+    named = ", ".join(f"`{label}` {count:,}" for label, count in found.most_common(_SHOWN))
+    return f"{named}; examples.labels has {', '.join(known)}"
 
 
 def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
@@ -147,9 +161,12 @@ def gate_outcomes(
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
     reason, count = reasons[0] if reasons else ("", 0)
     problem, count = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
+    strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
+    problem = problem or strange
     why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = f"{len(quarantined):,} of {judged:,} rows quarantined{why}" if num_rows else "its files hold no rows"
-    mend = _wrong_field(reason, problem, count == num_rows, settings) + "mend the source and deliver it again"
+    mend = "add them to examples.labels, or " if strange else ""
+    mend += _wrong_field(reason, problem, count == num_rows, settings) + "mend the source and deliver it again"
     mend += ", or raise examples.max_quarantined_share" if len(valid) else ""
     counts = {"num_valid": len(valid), "num_quarantined": len(quarantined), "num_superseded": len(superseded)}
     return [
