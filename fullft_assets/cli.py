@@ -28,6 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        # A folder that cannot be made, a disk that is full: the machine's matter, not the code's.
+        if parsed.traceback or error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}; `fullft --traceback ...` shows where", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

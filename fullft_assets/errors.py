@@ -100,6 +100,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether a file found no room; the writers of weights and of optimizer states tell it by their text alone."""
+    if isinstance(error, FullftError):  # which has said so
+        return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in NO_ROOM
     signs = ("No space left", "File too large", "Disk quota", "PytorchStreamWriter failed", "file write failed", "unexpected pos")

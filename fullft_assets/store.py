@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.errors import GateError, StoreError
+from fullft_assets.errors import DiskError, GateError, StoreError, is_disk_full
 
 MANIFEST = "manifest.json"
 #: Files below this folder of an artifact are kept and checked, but are not part of its content digest.
@@ -268,7 +268,11 @@ class Store:
 
     @contextmanager
     def create(self, case: str, stage: str, key: str, *, version: str, seed: int) -> Iterator[Draft]:
-        """Open a new attempt at an artifact; whatever is not committed is removed."""
+        """Open a new attempt at an artifact; whatever is not committed is removed.
+
+        Raises:
+            DiskError: there was no room for its files.
+        """
         attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         ref = f"{case}/{stage}/{key}/{attempt}"
         path = Path(self.url, ref) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
@@ -277,6 +281,14 @@ class Store:
         with _being_written(path):
             try:
                 yield draft
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+                reason = " ".join(str(error).split())[:120]
+                raise DiskError(
+                    f"{self.url}: no room for {case}/{stage} ({reason}); free space or raise the quota: nothing half-written is left, and the "
+                    "same command goes on from what is whole"
+                ) from error
             finally:
                 if draft.manifest is None or not self.is_local:
                     shutil.rmtree(path, ignore_errors=True)

@@ -95,6 +95,12 @@ def test_a_traceback_is_shown_only_when_asked_for(project):
     assert asked.stderr.strip().endswith(plain.stderr.strip())
 
 
+def test_a_store_that_cannot_be_made_is_one_line(project):
+    project.configure(store="/proc/nowhere")
+    done = project.fullft("run", "letters")
+    assert (done.returncode, done.stderr) == (1, "/proc/nowhere: No such file or directory; `fullft --traceback ...` shows where\n")
+
+
 def test_predict_without_a_champion_says_how_to_get_one(project):
     done = project.fullft("predict", "letters", "some text")
     assert (done.returncode, done.stderr) == (1, "letters has no champion yet; `fullft run letters` trains and judges one\n")

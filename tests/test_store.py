@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.errors import GateError, StoreError
+from fullft_assets.errors import DiskError, GateError, StoreError
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
 from tests import project as projects
@@ -405,3 +406,19 @@ def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(project: proje
     assert remote_train.labels.tolist() == local_train.labels.tolist()
     # The whole ledger lies in the bucket: nothing of it is on this machine.
     assert json.loads(next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text())["files"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(DiskError) as raised, store.create("letters", "raw_documents", "k1", version="1", seed=0) as draft:
+            (draft.path / "data").write_bytes(bytes(2_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(raised.value).startswith(
+        f"{tmp_path}: no room for letters/raw_documents ([Errno 27] File too large); free space or raise the quota"
+    )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert store.find("letters", "raw_documents", "k1") is None
