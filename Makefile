@@ -3,6 +3,7 @@ USE_CASE ?= licences
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LONGEST := tests/test_readme.py
 # Runs, logs and artifacts. Not taken from the shell's DAGSTER_HOME: the demo must not write into somebody's own.
 FULLFT_HOME ?= $(CURDIR)/.home
 export DAGSTER_HOME := $(FULLFT_HOME)
@@ -47,7 +48,8 @@ test: lint ## Everything but the slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: test ## The slow tests as well
-	@$(BIN)/python -m pytest -m slow
+	@# The longest first, on one worker; the other takes the rest meanwhile, file by file.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 bench: home ## Side by side with what you would use instead: make bench [ONLY=name]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
