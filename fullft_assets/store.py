@@ -366,6 +366,7 @@ class Store:
         edit: Callable[[Path], Mapping[str, Any]],
         inputs: Mapping[str, Any] | None = None,
         checks: list[CheckOutcome] | None = None,
+        identity: Identity | None = None,
     ) -> Manifest:
         """Replace an artifact by an edited copy under the same key; who names the old attempt finds the new one.
 
@@ -374,10 +375,11 @@ class Store:
             edit: changes the copied files below a folder and returns the metadata that changed with them.
             inputs: replaces the recorded inputs. Default: as they were.
             checks: replaces the recorded outcomes. Default: as they were.
+            identity: replaces what makes the content. Default: as it was.
         """
         with self.create(manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed) as draft:
             shutil.copytree(self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-            draft.identity = manifest.identity
+            draft.identity = identity or manifest.identity
             # Content digests of what this replaces: whoever recorded one as an input can still be matched.
             replaces = [*manifest.metadata.get("replaces", []), manifest.content_digest]
             metadata = {**manifest.metadata, **edit(draft.path), "replaces": replaces}

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 By = Literal["id", "group"]
-#: What has a tombstone under its name; a file's keeps nothing out, it says that the name is to be told nowhere.
-Named = Literal["id", "group", "file"]
+#: What has a tombstone under its name; a file's keeps nothing out, it says that the name is to be told nowhere: of delivered ones, or of
+#: those that general documents are drawn from.
+Named = Literal["id", "group", "file", "general file"]
 #: What the tombstones of rows with made-up ids begin with: only where there are any are texts hashed.
 _ROW = "row-"
 

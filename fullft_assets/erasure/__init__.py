@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullft_assets import release
 from fullft_assets.chunks import WORDS
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By, erased_digest, is_erased, read_tombstones, write_tombstones
+from fullft_assets.erasure import drawn
+from fullft_assets.erasure.learned import name_checkpoints
 from fullft_assets.erasure.scrub import GONE, scrub
 from fullft_assets.erasure.search import DOCUMENTS, read_list, search, tables
 from fullft_assets.errors import StoreError
 from fullft_assets.examples import MERGED, SUPERSEDED, count_labels, write_examples
-from fullft_assets.lineage import snapshots_learned_from
 from fullft_assets.report import shorten
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import pack_again
@@ -134,12 +134,15 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
     made_from: dict[str, dict[str, Manifest]] = {}
     for stage, file in _TABLES.items():
         for manifest in store.artifacts(case, stage):
-            _drop_rows(store, manifest, file, erased, made_from, report)
+            if stage not in drawn.STAGES:
+                _drop_rows(store, manifest, file, erased, made_from, report)
+            elif drawn.drop_rows(store, manifest, erased.rows):
+                report.rewritten[stage] += 1
         made_from[stage] = _by_content(store, case, stage)
     _drop_from_snapshots(store, case, erased, report)
     _drop_derived(store, case, report)
     report.num_found = len(erased.found)
-    _name_checkpoints(store, case, report)
+    report.trained_on, report.measured_on, report.champions = name_checkpoints(store, case)
     _record(store, case, report, reason)
     return report
 
@@ -198,13 +201,19 @@ def _gather(store: Store, case: str, erased: _Erased, reason: str) -> None:
     hit_in: set[str] = set()
     kept_in: set[str] = set()
     named: set[str] = set()
+    general: list[pa.Table] = []
     for manifest, path in tables(store, case):
         table = pq.read_table(path)
         hit = erased.rows(table)
+        if manifest.stage in drawn.STAGES:
+            # Their files lie elsewhere, though under the same names, and not all that these hold was drawn.
+            general.append(table.filter(hit))
+            continue
         # Of all deliveries: where rows of an older one stand, the name says that they are superseded.
         hit_in.update(pc.unique(table["source"].filter(hit)).to_pylist())
         kept_in.update(pc.unique(table["source"].filter(~hit)).to_pylist())
         named.update(manifest.metadata.get("files", ()))
+    drawn.record_names(store, case, general, reason)
     write_tombstones(store, case, [erased_digest(case, path, "file") for path in sorted(hit_in - kept_in)], by="id", reason=reason)
     # The others: an erasure that was cut short, or a file that was read again since then and held nothing but erased documents.
     erased.paths = (hit_in - kept_in) | {path for path in named - kept_in if erased_digest(case, path, "file") in erased.tombstones}
@@ -302,6 +311,8 @@ def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Repor
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # With the names of files that this erasure recorded.
+    tombstones = read_tombstones(store, case)
     for manifest in store.artifacts(case, "training_snapshot"):
         folder = store.folder(manifest)
         index, places = pq.read_table(folder / "index.parquet"), pq.read_table(folder / "places.parquet")
@@ -309,29 +320,39 @@ def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Repor
         found = locate(store, manifest, index, places)
         lost = found.lost & ~hit
         gone = hit | lost
-        if not gone.any() and found.parts == manifest.metadata["parts"]:
+        # What was drawn for it is rewritten by now: that it is not what the snapshot froze tells, also after an erasure cut short.
+        lost_of_drawn, inputs = drawn.changed(store, manifest), drawn.without_names(manifest, tombstones)
+        if not gone.any() and not lost_of_drawn and found.parts == manifest.metadata["parts"] and inputs == manifest.inputs:
             continue
         kept, moved = index.filter(pa.array(~gone)), found.places.filter(pa.array(~gone))
         counts = Counter(kept["split"].to_pylist())
         told = {f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")} | {"parts": found.parts}
-        told["erased_from"] = sorted({*manifest.metadata.get("erased_from", []), *index.filter(pa.array(gone))["split"].to_pylist()})
+        told |= drawn.told_of(lost_of_drawn)
+        lost_from = {*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn}
+        told["erased_from"] = sorted({*manifest.metadata.get("erased_from", []), *lost_from})
         if lost.any():
             before = manifest.metadata.get("left_out", {})
             told["left_out"] = {**before, _LOST: before.get(_LOST, 0) + int(lost.sum())}
 
-        def edit(path: Path, manifest=manifest, kept=kept, moved=moved, gone=gone, found=found, told=told) -> Mapping[str, Any]:
+        is_packed_anew = (gone.any() or "replay" in lost_of_drawn) and not found.unreadable and drawn.is_whole(store, manifest)
+
+        def edit(
+            path: Path, manifest=manifest, kept=kept, moved=moved, gone=gone, found=found, told=told, is_packed_anew=is_packed_anew
+        ) -> Mapping[str, Any]:
             pq.write_table(kept, path / "index.parquet")
             pq.write_table(moved, path / "places.parquet")
-            if gone.any() and (path / "packing.parquet").is_file() and not found.unreadable:
+            if is_packed_anew and (path / "packing.parquet").is_file():
                 # Its positions are those of all training windows, so it is planned anew.
-                pq.write_table(pack_again(store, manifest, kept, moved, found.parts).to_table(), path / "packing.parquet")
+                plan = pack_again(store, manifest, kept, moved, found.parts)
+                pq.write_table(plan.to_table(), path / "packing.parquet")
+                told |= {"num_packed_rows": plan.num_rows, "packing_fill": plan.fill}
             if gone.any():
                 (path / "report.md").write_text(
                     "# Data report\n\nWithdrawn: documents that it was made of were erased.\n", encoding="utf-8"
                 )
             return told
 
-        store.rewrite(manifest, edit)
+        store.rewrite(manifest, edit, inputs, identity=drawn.identity_of(manifest, lost_of_drawn))
         report.rewritten[manifest.stage] += 1
         report.num_left_snapshots += int(lost.sum())
 
@@ -345,19 +366,6 @@ def _with_origin(index: pa.Table, places: pa.Table) -> pa.Table:
     group = pc.if_else(pc.equal(index["group"], index["text_hash"]), pa.scalar(None, pa.string()), index["group"])
     table = index.set_column(index.column_names.index("group"), "group", group)
     return table.append_column("source", places["source"]).append_column("row", places["row"])
-
-
-def _name_checkpoints(store: Store, case: str, report: Report) -> None:
-    """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
-    splits = {_key_ref(m.ref): m.metadata["erased_from"] for m in store.artifacts(case, "training_snapshot") if "erased_from" in m.metadata}
-    for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
-        own, *before = (splits.get(_key_ref(ref), []) for ref in snapshots_learned_from(checkpoint))
-        # Of those before, one that it went on from learned; what they were measured on left nothing in it.
-        found = [*own, *("train" for held in before if "train" in held)]
-        if found:
-            (report.trained_on if "train" in found else report.measured_on).append(checkpoint.ref)
-    champions = _champions(store, case)
-    report.champions = [ref for ref in report.trained_on if ref in champions]
 
 
 def _drop_derived(store: Store, case: str, report: Report) -> None:
@@ -467,17 +475,6 @@ def _drop_from_figures(path: Path, kept: set[str]) -> None:
 def _html(text: str) -> str:
     """Return a text as Jinja escapes it."""
     return escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
-
-
-def _champions(store: Store, case: str) -> set[str]:
-    current = release.read_champion(store, case)
-    past = [retired.champion.checkpoint for retired in release.read_history(store, case)]
-    return {*past, *([current.checkpoint] if current else [])}
-
-
-def _key_ref(ref: str) -> str:
-    """Return the part of a ref that names the artifact, whichever attempt."""
-    return ref.rsplit("/", 1)[0]
 
 
 def _record(store: Store, case: str, report: Report, reason: str) -> None:

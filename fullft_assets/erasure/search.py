@@ -21,6 +21,8 @@ DOCUMENTS = {
     "production_documents": "documents.parquet",
     "labeled_examples": "examples.parquet",
     "quarantined_examples": "quarantined.parquet",
+    "general_documents": "examples.parquet",
+    "replay_documents": "examples.parquet",
 }
 
 

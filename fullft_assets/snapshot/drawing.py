@@ -18,6 +18,7 @@ from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
 from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.chunks import schema as chunk_schema
+from fullft_assets.documents.erasure import is_erased
 from fullft_assets.hashing import messages_hash, text_hash, unit_hash
 from fullft_assets.settings import DocumentsSettings, Task
 from fullft_assets.snapshot.screening import Way, locate, read_external
@@ -96,7 +97,13 @@ def pin_files(path: str, use_case: UseCase, setting: str) -> dict[str, str]:
 
 
 def draw_tokens(
-    use_case: UseCase, path: str, num_needed: int, setting: str, left_out: Collection[str] = (), screens: Sequence[KeepsOut] = ()
+    use_case: UseCase,
+    path: str,
+    num_needed: int,
+    setting: str,
+    left_out: Collection[str] = (),
+    screens: Sequence[KeepsOut] = (),
+    tombstones: Collection[str] = (),
 ) -> Drawn:
     """Draw documents until they have the tokens that are needed, or there are no others.
 
@@ -107,13 +114,14 @@ def draw_tokens(
         setting: named in messages.
         left_out: content hashes of documents that are none of them.
         screens: what else keeps documents out.
+        tombstones: of erased documents, which are none of them either (see `documents.erasure`).
 
     Raises:
         DataError: the path is not there, or a file of it cannot be read.
     """
     most = num_needed * _CHARACTERS_A_TOKEN
     while True:
-        candidates = Candidates.read(use_case, path, most, left_out, setting)
+        candidates = Candidates.read(use_case, path, most, left_out, setting, tombstones)
         drawn = take_tokens(use_case, candidates, num_needed, screens)
         if drawn.num_tokens >= num_needed or candidates.is_all:
             return drawn
@@ -129,7 +137,9 @@ class Candidates:
     num_unusable: Counter[str]
 
     @classmethod
-    def read(cls, use_case: UseCase, path: str, most: int, left_out: Collection[str], setting: str) -> Candidates:
+    def read(
+        cls, use_case: UseCase, path: str, most: int, left_out: Collection[str], setting: str, tombstones: Collection[str] = ()
+    ) -> Candidates:
         """Read every document and keep the first ones, of at least `most` characters together; at most some times as many are held.
 
         Args:
@@ -138,10 +148,11 @@ class Candidates:
             most: characters.
             left_out: content hashes of documents that are none of them.
             setting: named in messages.
+            tombstones: of erased documents.
         """
         unusable: Counter[str] = Counter()
         kept, held, last, is_all = [], 0, 1.0, True
-        for table in _usable(use_case, path, unusable, left_out, setting):
+        for table in _usable(use_case, path, unusable, left_out, setting, tombstones):
             early = table.filter(np.asarray(table["place"]) <= last)
             is_all &= len(early) == len(table)
             kept.append(early)
@@ -153,7 +164,9 @@ class Candidates:
         return cls(_first(kept, None), is_all, +unusable)
 
 
-def _usable(use_case: UseCase, path: str, unusable: Counter[str], left_out: Collection[str], setting: str) -> Iterator[pa.Table]:
+def _usable(
+    use_case: UseCase, path: str, unusable: Counter[str], left_out: Collection[str], setting: str, tombstones: Collection[str]
+) -> Iterator[pa.Table]:
     """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -170,7 +183,11 @@ def _usable(use_case: UseCase, path: str, unusable: Counter[str], left_out: Coll
         hashes = [_content_hash(text, turns) for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)]
         places = [unit_hash(seed, "replay", hash_) for hash_ in hashes]
         table = table.append_column("text_hash", pa.array(hashes, pa.string())).append_column("place", pa.array(places, pa.float64()))
-        yield table.filter(np.array([hash_ not in left_out for hash_ in hashes], bool)) if left_out else table
+        is_out = is_erased(use_case.name, table, tombstones)
+        unusable["erased"] += int(is_out.sum())
+        if left_out:
+            is_out |= np.array([hash_ in left_out for hash_ in hashes], bool)
+        yield table.filter(pa.array(~is_out)) if is_out.any() else table
 
 
 def _content_hash(text: str, turns: list[dict[str, str]] | None) -> str:

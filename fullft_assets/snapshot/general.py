@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
+from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot.drawing import draw_tokens, made_with, pin_files
+from fullft_assets.snapshot.parts import drawn_folder, steady
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.use_case import UseCase
 
 VERSION = "1"
@@ -61,7 +61,8 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     files, making = pin(use_case), made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
-        drawn = draw_tokens(use_case, general.path, general.max_tokens, _SETTING, frozenset(task_hashes))
+        tombstones = read_tombstones(store, use_case.name)
+        drawn = draw_tokens(use_case, general.path, general.max_tokens, _SETTING, frozenset(task_hashes), tombstones=tombstones)
         if not drawn.num_tokens:
             told = "; ".join(f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3))
             raise DataError(
@@ -93,22 +94,27 @@ def pin(use_case: UseCase) -> dict[str, str]:
 
 def texts_by_hash(store: Store, made: Manifest) -> dict[str, str]:
     """Return the documents' texts by their content hashes: what must not train."""
-    table = _read(store, made, "examples")
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store.folder(made) / "examples.parquet", columns=["text_hash", "text"])
     return dict(zip(table["text_hash"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
 def load(store: Store, snapshot: Manifest) -> General | None:
-    """Read the general set that a snapshot froze; None where it has none."""
-    ref = snapshot.metadata.get("general")
-    if ref is None:
-        return None
-    made = store.load(ref)
-    examples, chunks = _read(store, made, "examples"), _read(store, made, "chunks")
-    marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
-    return General(examples["text"].to_pylist(), chunks["windows"].to_pylist(), marks)
+    """Read the general set that a snapshot froze; None where it has none.
 
-
-def _read(store: Store, made: Manifest, name: str) -> pa.Table:
+    Raises:
+        StoreError: it is gone, or was rewritten since.
+        DataError: all of its documents were erased.
+    """
     import pyarrow.parquet as pq
 
-    return pq.read_table(store.folder(made) / f"{name}.parquet")
+    with steady(snapshot):
+        folder = drawn_folder(store, snapshot, "general")
+        if folder is None:
+            return None
+        examples, chunks = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
+    if not len(examples):
+        raise DataError(f"{_SETTING}: all documents of the snapshot's general set were erased; add others, and take the snapshot again")
+    marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
+    return General(examples["text"].to_pylist(), chunks["windows"].to_pylist(), marks)

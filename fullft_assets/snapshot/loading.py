@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.snapshot.parts import folder_of, steady
+from fullft_assets.snapshot.parts import drawn_folder, folder_of, steady
 from fullft_assets.snapshot.places import Lists, places_of, read_index, read_rows
 from fullft_assets.snapshot.rows import SplitName
 from fullft_assets.store import Manifest, Store
@@ -185,8 +185,8 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
     index = read_index(store, snapshot)
     rows = places_of(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
     chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
-    drawn = snapshot.metadata["replay"]
-    more = {} if drawn is None else {"": store.folder(store.load(drawn))}
+    drawn = drawn_folder(store, snapshot, "replay")
+    more = {} if drawn is None else {"": drawn}
 
     def parts_of(column: str) -> list[Lists]:
         return [Lists.gather(rows, chunks, column), *(Lists.read(folder / "chunks.parquet", column) for folder in more.values())]

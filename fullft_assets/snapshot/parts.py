@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Part = Literal["examples", "chunks"]
+#: What is drawn for a snapshot beside its batches: an artifact of the stage `<kind>_documents`, under this name in its metadata.
+DRAWN = ("general", "replay")
 
 
 def pin(examples: Manifest, chunks: Manifest) -> dict[str, str]:
@@ -52,13 +54,33 @@ def folder_of(store: Store, snapshot: Manifest, batch: str, part: Part) -> Path:
     """
     made = store.load(snapshot.metadata["parts"][batch][part])
     if pinned(snapshot, batch, part) not in (None, made.content_digest):
-        raise _rewritten(snapshot, batch)
+        raise _rewritten(snapshot, f"batch {batch}")
     try:
         return store.folder(made)
     except StoreError:
         if store.load(made.ref).content_digest != made.content_digest:
-            raise _rewritten(snapshot, batch) from None
+            raise _rewritten(snapshot, f"batch {batch}") from None
         raise
+
+
+def drawn_digest(snapshot: Manifest, kind: str) -> str | None:
+    """Return the content digest of what was drawn for a snapshot, as it froze it; None where nothing was drawn or recorded."""
+    return None if snapshot.identity is None else snapshot.identity.values.get(kind)
+
+
+def drawn_folder(store: Store, snapshot: Manifest, kind: str) -> Path | None:
+    """Return the folder of what was drawn for a snapshot, as it froze it; None where nothing was.
+
+    Raises:
+        StoreError: it is gone, or was rewritten since.
+    """
+    ref = snapshot.metadata.get(kind)
+    if ref is None:
+        return None
+    made = store.load(ref)
+    if drawn_digest(snapshot, kind) not in (None, made.content_digest):
+        raise _rewritten(snapshot, f"the {kind} set")
+    return store.folder(made)
 
 
 @contextmanager
@@ -67,13 +89,12 @@ def steady(snapshot: Manifest) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise _rewritten(snapshot, None) from error
+        raise _rewritten(snapshot, "a batch") from error
 
 
-def _rewritten(snapshot: Manifest, batch: str | None) -> StoreError:
-    of = "a batch" if batch is None else f"batch {batch}"
+def _rewritten(snapshot: Manifest, what: str) -> StoreError:
     return StoreError(
-        f"{snapshot.ref}: {of} was rewritten after this snapshot froze it: an erasure is under way or was cut short; "
+        f"{snapshot.ref}: {what} was rewritten after this snapshot froze it: an erasure is under way or was cut short; "
         f"run `fullft erase {snapshot.case}` with its list again, then this once more"
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
+from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ReplaySettings
 from fullft_assets.snapshot.drawing import Drawn, draw_tokens, made_with, pin_files
@@ -65,7 +66,8 @@ def draw(
 
     def write(draft: Draft) -> Outcome:
         screens = [_Screen(held_out, use_case), _Screen(screened, use_case), _Near(list(measured.values()), use_case)]
-        drawn = draw_tokens(use_case, replay.path, num_needed, _SETTING, measured, screens)
+        tombstones = read_tombstones(store, use_case.name)
+        drawn = draw_tokens(use_case, replay.path, num_needed, _SETTING, measured, screens, tombstones)
         if drawn.num_tokens < num_needed:
             raise _too_little(replay, num_needed, drawn)
         share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0

@@ -1,0 +1,189 @@
+"""Erasure of general documents: those that are replayed, and those that forgetting is measured on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import erasure, snapshot
+from fullft_assets.errors import DataError, StoreError
+from fullft_assets.snapshot import general, loading
+from fullft_assets.store import Manifest, Store
+from fullft_assets.workloads import training
+from fullft_assets.workloads.entry import Progress
+from tests import project as projects
+from tests.prepared import Prepared, prepare, prepare_language_model, write_general
+
+BOTH = {"general": {"path": "general", "max_tokens": 2_000}, "replay": {"path": "general", "share": 0.2}}
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A language model's snapshot with both; half of the general documents have ids, each of the others is a file called after somebody."""
+    root = tmp_path_factory.mktemp("drawn")
+    texts = write_general(root / "general", 60)
+    (root / "general" / "general.jsonl").unlink()
+    projects.write_rows(root / "general" / "named.jsonl", [{"id": f"G-{n:03}", "text": text} for n, text in enumerate(texts[:40])])
+    for n, text in enumerate(texts[40:]):
+        (root / "general" / f"patient-{n:03}.txt").write_text(text)
+    return prepare_language_model(root, snapshot=BOTH, rows=80)
+
+
+@pytest.fixture
+def case(origin: Prepared, tmp_path: Path) -> Prepared:
+    shutil.copytree(origin.store.url, tmp_path / "store")
+    return replace(origin, store=Store(str(tmp_path / "store")))
+
+
+def drawn(case: Prepared, kind: str) -> list[dict[str, Any]]:
+    made = case.store.load(case.store.load(case.snapshot.ref).metadata[kind])
+    return pq.read_table(case.store.folder(made) / "examples.parquet").to_pylist()
+
+
+def named(case: Prepared, kind: str) -> dict[str, Any]:
+    return next(row for row in drawn(case, kind) if row["id"].startswith("G-"))
+
+
+def again(case: Prepared) -> Manifest:
+    """Take the snapshot once more."""
+    parts = case.snapshot.metadata["parts"]
+    labeled, tokenized = ({name: case.store.load(part[of]) for name, part in parts.items()} for of in ("examples", "chunks"))
+    return snapshot.take(case.store, case.use_case, labeled, tokenized)
+
+
+def traces(store: Store, *values: str) -> list[str]:
+    """Return the files of the store in which a value stands."""
+    found = []
+    for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
+        told = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+        if any(value in told for value in values):
+            found.append(str(path.relative_to(store.url)))
+    return found
+
+
+def train(case: Prepared, key: str = "k", **sections: Any) -> Manifest:
+    """Train one step on the snapshot, and return the checkpoint."""
+    training.work(case.job("finetuned_checkpoint", key, training={"epochs": 1, **sections}), case.store, Progress(silent=True))
+    made = case.store.find(case.use_case.name, "finetuned_checkpoint", key)
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("kind", ["general", "replay"])
+def test_nothing_of_it_is_left(case: Prepared, kind: str) -> None:
+    gone = named(case, kind)
+    before = {name: drawn(case, name) for name in ("general", "replay")}
+    marks = (gone["text"][:80], repr(gone["text"])[1:80], gone["id"], gone["text_hash"])
+    assert traces(case.store, *marks), "it was there"
+    report = erasure.erase(case.store, case.use_case.name, [gone["id"]])
+    assert (report.num_found, report.missing) == (1, [])
+    assert report.rewritten == {f"{kind}_documents": 1, "training_snapshot": 1}
+    assert traces(case.store, *marks) == []
+    for name, rows in before.items():
+        assert drawn(case, name) == [row for row in rows if row["id"] != gone["id"]], name
+
+
+def test_what_is_left_of_replay_is_packed_anew_with_its_own_windows(case: Prepared) -> None:
+    before, rows = snapshot.load_training(case.store, case.snapshot), drawn(case, "replay")
+    made = case.store.load(case.snapshot.metadata["replay"])
+    windows = pq.read_table(case.store.folder(made) / "chunks.parquet")["windows"].to_pylist()
+    at = next(n for n, row in enumerate(rows) if row["id"].startswith("G-"))
+    erasure.erase(case.store, case.use_case.name, [rows[at]["id"]])
+    taken = case.store.load(case.snapshot.ref)
+    left = snapshot.load_training(case.store, taken)
+    expected = [window for n, cut in enumerate(windows) if n != at for window in cut]
+    assert left.windows == before.windows[: before.num_task_windows] + expected
+    assert left.packing.num_tokens == sum(map(len, left.windows))
+    num_tokens = sum(map(len, expected))
+    assert (taken.metadata["num_replay_rows"], taken.metadata["num_replay_tokens"]) == (len(rows) - 1, num_tokens)
+    assert (taken.metadata["num_packed_rows"], taken.metadata["packing_fill"]) == (left.packing.num_rows, left.packing.fill)
+    num_task_tokens = sum(map(len, left.windows)) - num_tokens
+    assert case.store.load(made.ref).metadata["share"] == pytest.approx(num_tokens / (num_tokens + num_task_tokens))
+    assert taken.content_digest != case.snapshot.content_digest, "training on it is asked for again"
+    assert again(case).ref == taken.ref
+
+
+@pytest.mark.parametrize("kind", ["general", "replay"])
+def test_it_is_not_drawn_again(case: Prepared, kind: str) -> None:
+    gone = named(case, kind)
+    file = next(row for row in drawn(case, kind) if row["id"].startswith("patient-"))
+    erasure.erase(case.store, case.use_case.name, [gone["id"], file["source"]])
+    limits = case.use_case.settings.snapshot
+    less, more = limits.general.model_copy(update={"max_tokens": 1_900}), limits.replay.model_copy(update={"share": 0.21})
+    limits = limits.model_copy(update={"general": less, "replay": more})
+    fresh = replace(case, use_case=replace(case.use_case, settings=case.use_case.settings.model_copy(update={"snapshot": limits})))
+    taken = again(fresh)
+    assert taken.key != case.snapshot.key
+    fresh = replace(fresh, snapshot=taken)
+    rows = drawn(fresh, "general") + drawn(fresh, "replay")
+    assert rows and not {gone["text"], file["text"]} & {row["text"] for row in rows}
+    assert case.store.load(taken.metadata[kind]).metadata["num_unusable"]["erased"] == 2
+
+
+def test_the_name_of_a_file_that_was_one_document_goes_with_it(case: Prepared) -> None:
+    file = next(row for row in drawn(case, "replay") if row["id"].startswith("patient-"))["source"]
+    assert traces(case.store, file)
+    assert erasure.erase(case.store, case.use_case.name, [file]).missing == []
+    assert traces(case.store, file) == []
+    other = next(row for row in drawn(case, "replay") if row["id"].startswith("patient-"))["source"]
+    assert other in case.store.load(case.snapshot.ref).inputs["replay"], "that of another stays"
+
+
+@pytest.mark.parametrize("step", ["_drop_from_snapshots", "_drop_derived", "_record"])
+@pytest.mark.parametrize("kind", ["general", "replay"])
+def test_readers_refuse_until_one_that_was_cut_short_is_finished(
+    case: Prepared, kind: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    read: Callable[..., Any] = {"general": general.load, "replay": loading.load_training}[kind]
+    gone = named(case, kind)
+    file = next(row for row in drawn(case, kind) if row["id"].startswith("patient-"))["source"]
+    with monkeypatch.context() as patched:
+        patched.setattr(erasure, step, power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            erasure.erase(case.store, case.use_case.name, [gone["id"], file])
+    if step == "_drop_from_snapshots":
+        with pytest.raises(StoreError, match=f"the {kind} set was rewritten after this snapshot froze it.*with its list again"):
+            read(case.store, case.store.load(case.snapshot.ref))
+    report = erasure.erase(case.store, case.use_case.name, [gone["id"], file])
+    assert report.missing == [] and traces(case.store, gone["id"], file) == []
+    taken = case.store.load(case.snapshot.ref)
+    assert read(case.store, taken) and taken.metadata["erased_from"] == [kind]
+
+
+def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_too(case: Prepared) -> None:
+    checkpoint = train(case)
+    measured = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
+    assert (measured.trained_on, measured.measured_on) == ([], [checkpoint.ref])
+    report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
+    assert (report.trained_on, report.measured_on) == ([checkpoint.ref], [])
+    assert f"learned from {checkpoint.ref}" in report.lines()
+
+
+@pytest.mark.parametrize(("ewc", "learned"), [(0.0, False), (0.1, True)])
+def test_the_general_set_teaches_where_it_says_which_weights_matter(tmp_path: Path, ewc: float, learned: bool) -> None:
+    write_general(tmp_path / "general", 8)
+    case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
+    checkpoint = train(case, ewc=ewc)
+    report = erasure.erase(case.store, case.use_case.name, [drawn(case, "general")[0]["id"]])
+    assert (report.trained_on, report.measured_on) == (([checkpoint.ref], []) if learned else ([], [checkpoint.ref]))
+
+
+def test_when_all_of_the_general_set_is_erased_one_line_says_so(case: Prepared) -> None:
+    erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "general")])
+    with pytest.raises(DataError, match=r"^snapshot.general: all documents .* were erased; add others, and take the snapshot again$"):
+        general.load(case.store, case.store.load(case.snapshot.ref))
+
+
+def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Prepared) -> None:
+    erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
+    left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
+    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(map(len, left.windows))
