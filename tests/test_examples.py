@@ -477,13 +477,21 @@ class TestTheKnownReason:
 
 
 class TestBatchWithoutAValidRow:
+    @pytest.mark.parametrize(("was_read", "passed"), [(True, True), (False, False)])
+    def test_files_that_were_read_and_hold_no_rows_are_no_failure(self, was_read: bool, passed: bool) -> None:
+        gate = next(
+            check
+            for check in examples.examine(table([]), PLAIN, "b", any_file_was_read=was_read).checks
+            if check.name == "quarantined_share_is_bounded"
+        )
+        assert gate.passed == passed
+        assert passed or gate.description == "batch b: not one of its files was read; mend the source and deliver it again"
+
     @pytest.mark.parametrize(
         ("content", "finding"),
         [
             ('{"text": ""}\n{"text": "a", "kind": "poem"}\n{half\n', "3 of 3 rows quarantined, most often: empty text"),
-            ("", "its files hold no rows"),
         ],
-        ids=["dirt", "empty-file"],
     )
     def test_it_is_kept_with_its_quarantine_its_gate_is_red_and_chunks_refuse(
         self, project: projects.Project, content: str, finding: str

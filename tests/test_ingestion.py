@@ -124,6 +124,27 @@ def test_files_taken_away_after_their_delivery_can_be_ingested_again(data: Data)
     assert valid.metadata["num_valid"] == 400
 
 
+@pytest.mark.parametrize("max_batch_files", [1, 2], ids=["alone", "with another file"])
+def test_a_file_delivered_again_without_a_row_withdraws_its_rows(tmp_path: Path, max_batch_files: int) -> None:
+    data = Data(projects.create(tmp_path, documents={"max_batch_files": max_batch_files}))
+    data.project.deliver("withdrawn.jsonl", projects.licence_rows(27, skip=1_000))
+    made = {name: data.ingest(name) for _, name in data.due()}
+    taken = snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+    assert "withdrawn.jsonl" in taken_sources(data, taken)
+    data.project.deliver("withdrawn.jsonl", [])
+    data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
+    made |= {name: data.ingest(name) for _, name in data.due()}
+    assert len(made) == (4 if max_batch_files == 1 else 2)
+    assert all(valid.check("quarantined_share_is_bounded").passed for valid, _ in made.values())
+    taken = snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+    assert taken.metadata["batches_left_out"] == []
+    assert taken_sources(data, taken) == {"delivery-1.jsonl", "delivery-3.jsonl"}
+
+
+def taken_sources(data: Data, taken: Manifest) -> set[str]:
+    return set(pq.read_table(data.store.folder(taken) / "places.parquet")["source"].to_pylist())
+
+
 class TestArchivedFiles:
     """Files are read, then taken away; later the YAML asks for other things."""
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Examined", "Rule", "count_labels", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
 
-VERSION = "4"
+VERSION = "5"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 SUPERSEDED = "superseded by a newer delivery of its id"
@@ -113,7 +113,10 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     def examine_once() -> Examined:
         if not examined:
             documents = pq.read_table(store.folder(raw) / "documents.parquet")
-            examined.append(examine(documents, settings.examples, raw.metadata["batch"], settings.seed))
+            any_file_was_read = bool(raw.metadata["files"])
+            examined.append(
+                examine(documents, settings.examples, raw.metadata["batch"], settings.seed, any_file_was_read=any_file_was_read)
+            )
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
@@ -164,7 +167,7 @@ def _agreement_metadata(found: Agreement | None) -> dict[str, Any]:
     }
 
 
-def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, seed: int = 0) -> Examined:
+def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, seed: int = 0, *, any_file_was_read: bool = True) -> Examined:
     """Validate a batch of documents.
 
     Args:
@@ -172,6 +175,7 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, se
         settings: the rules' thresholds.
         batch_name: named in the messages of red checks.
         seed: of the split: which of equal texts stays.
+        any_file_was_read: of the batch; where none was, having no rows is a failure.
 
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
@@ -199,7 +203,9 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, se
     if "personal_data_is_absent" in rules and settings.pii == "mask":
         checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
     checks += _batch_outcomes(frame[is_valid], label_counts, agreed, rules, settings)
-    checks += gate_outcomes(len(table), parts["valid"], parts["quarantined"], parts["superseded"], settings, batch_name)
+    checks += gate_outcomes(
+        len(table), parts["valid"], parts["quarantined"], parts["superseded"], settings, batch_name, any_file_was_read=any_file_was_read
+    )
     return Examined(**parts, checks=checks, label_counts=label_counts, num_masked=num_masked, agreement=agreed)
 
 

@@ -152,19 +152,29 @@ def size_outcome(rule: Rule, finding: Finding, settings: ExamplesSettings) -> Ch
 
 
 def gate_outcomes(
-    num_rows: int, valid: pa.Table, quarantined: pa.Table, superseded: pa.Table, settings: ExamplesSettings, batch_name: str
+    num_rows: int,
+    valid: pa.Table,
+    quarantined: pa.Table,
+    superseded: pa.Table,
+    settings: ExamplesSettings,
+    batch_name: str,
+    *,
+    any_file_was_read: bool = True,
 ) -> list[CheckOutcome]:
-    """Return the two gates of every batch; what was superseded is no failure and counts on neither side."""
+    """Return the two gates of every batch; what was superseded is no failure and counts on neither side.
+
+    Files that were read and hold no row are no failure either: delivered again so, they withdraw all rows that they held.
+    """
     judged = len(valid) + len(quarantined)
-    share = len(quarantined) / judged if judged else 1.0
-    bounded = share <= settings.max_quarantined_share and len(valid) > 0
+    share = len(quarantined) / judged if judged else 0.0 if any_file_was_read else 1.0
+    bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not judged)
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
     reason, count = reasons[0] if reasons else ("", 0)
     problem, count = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
     strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
     problem = problem or strange
     why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
-    finding = f"{len(quarantined):,} of {judged:,} rows quarantined{why}" if num_rows else "its files hold no rows"
+    finding = f"{len(quarantined):,} of {judged:,} rows quarantined{why}" if num_rows else "not one of its files was read"
     mend = "add them to examples.labels, or " if strange else ""
     mend += _wrong_field(reason, problem, count == num_rows, settings) + "mend the source and deliver it again"
     mend += ", or raise examples.max_quarantined_share" if len(valid) else ""
