@@ -10,12 +10,14 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,16 +40,16 @@ ORDER = {"test": 0, "validation": 1, "train": 2}
 
 @dataclass(frozen=True)
 class File:
-    """One delivery of a file: its rows are `(id, text, label, group)`."""
+    """One delivery of a file: its rows are `(id, text, label, group)`, and the `annotator` where there is one."""
 
     path: str
     delivered_ns: int
-    rows: tuple[tuple[str, str, str, str | None], ...] = field(repr=False)
+    rows: tuple[tuple[str | None, ...], ...] = field(repr=False)
 
     def documents(self) -> list[dict[str, Any]]:
-        names = ("id", "text", "label", "group")
+        names = ("id", "text", "label", "group", "annotator")
         place = {"source": self.path, "delivered_ns": self.delivered_ns}
-        return [{**dict(zip(names, row, strict=True)), **place, "row": n} for n, row in enumerate(self.rows, start=1)]
+        return [{**dict(zip(names, row, strict=False)), **place, "row": n} for n, row in enumerate(self.rows, start=1)]
 
 
 Batch = tuple[File, ...]
@@ -85,15 +87,16 @@ ROWS = st.integers(0, NUM_FILES * ROWS_A_FILE - 1)
 
 
 @st.composite
-def changed_rows(draw: st.DrawFn) -> tuple[str, str, str, str | None]:
-    """A row that came before, by its own id or another's, with its own text or another's, label and group as they come."""
+def changed_rows(draw: st.DrawFn) -> tuple[str | None, ...]:
+    """A row that came before, by its own id or another's, with its own text or another's, label, group and annotator as they come."""
     known = [row for file in base() for row in file.rows]
     id_, text, label, group = known[draw(ROWS)]
     other = known[draw(ROWS)]
     text = draw(st.sampled_from([text, text, other[1], f"{text} amended", f"wholly rewritten {id_}"]))
     label = draw(st.sampled_from([label, label, label, "notice", "reference", "no known label"]))
     group = draw(st.sampled_from([group, group, other[3], TRAINS, TESTS, None]))
-    return draw(st.sampled_from([id_, id_, f"copy-{id_}", other[0]])), text, label, group
+    annotator = draw(st.sampled_from([None, None, "ann", "bob"]))
+    return draw(st.sampled_from([id_, id_, f"copy-{id_}", other[0]])), text, label, group, annotator
 
 
 @st.composite
@@ -140,9 +143,7 @@ class TestAnyCut:
         found = snapshot_of(cut)
         assert [text_hash(text) for text in texts_of(cut, found)] == found.index["text_hash"].to_pylist()
         assert _NOT_STORED not in alone.metadata["left_out"], "alone, every row keeps its text"
-        if _NOT_STORED in found.metadata["left_out"]:
-            # A row was left out of its batch with its text, and would stand now: delivered again, it does.
-            found = snapshot_of([*cut, *((file,) for file in files)])
+        found = settled(cut)
         assert found.index.equals(alone.index)
         assert (found.labels, found.metadata["label_statistics"]) == (alone.labels, alone.metadata["label_statistics"])
         assert [check.model_dump() for check in found.checks] == [check.model_dump() for check in alone.checks]
@@ -162,6 +163,52 @@ class TestOnceHeldOut:
                     place = ORDER[row["split"]]
                     assert place <= known.setdefault(row[name], place), f"{name} trains and was held out"
                     known[row[name]] = place
+
+
+def settled(batches: list[Batch]) -> Frozen:
+    """Freeze batches; where each of them left out a text that would stand over all, as the snapshot tells, it is delivered again."""
+    found = snapshot_of(batches)
+    if _NOT_STORED in found.metadata["left_out"]:
+        found = snapshot_of([*batches, *((file,) for batch in batches for file in batch)])
+    return found
+
+
+def partitions(files: tuple[File, ...]) -> Iterator[list[Batch]]:
+    """Every way to cut files into batches."""
+    if not files:
+        yield []
+        return
+    first, *rest = files
+    for cut in partitions(tuple(rest)):
+        yield [(first,), *cut]
+        yield from ([(first, *batch) if n == at else batch for n, batch in enumerate(cut)] for at in range(len(cut)))
+
+
+class TestAnnotators:
+    """Several annotators' answers of one id count alike, whichever of them share a batch."""
+
+    TEXT = "these few words are about nothing that any licence says"
+
+    @pytest.mark.parametrize(
+        ("answers", "stands"),
+        [
+            ([("ann", "notice"), ("bob", "notice"), ("cat", "reference")], "notice"),
+            ([("ann", "notice"), ("bob", "reference"), ("cat", "notice"), ("dan", "reference")], None),
+            # Of each annotator the newest answer counts.
+            ([("ann", "reference"), ("bob", "reference"), ("ann", "notice"), ("cat", "notice")], "notice"),
+            # Who has no name corrects all who came before.
+            ([("ann", "notice"), ("bob", "notice"), (None, "reference")], "reference"),
+        ],
+        ids=["majority", "tie", "changed", "settled"],
+    )
+    def test_vote_over_all_batches(self, answers: list[tuple[str | None, str]], stands: str | None) -> None:
+        files = tuple(File(f"{n}.jsonl", 5 + n, (("x", self.TEXT, label, "g", who),)) for n, (who, label) in enumerate(answers))
+        copy = File("copy.jsonl", 5, (("y", self.TEXT, stands or "notice", "z"),))
+        for more in ((), (copy,)):
+            found = [settled([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
+            labels = {row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)}
+            assert labels == ({stands} if stands else set()), "a tie contradicts a copy as well"
+            assert all(each.index.equals(found[0].index) for each in found)
 
 
 class TestLeftOutOfItsOwnBatch:

@@ -61,7 +61,7 @@ SUPERSEDED = "superseded by a newer delivery of its id"
 MERGED = "merged into one row with the other annotations of its id"
 TIED = "annotators disagree without a majority"
 #: What the snapshot needs of a sound row that is not among the valid ones; why it is not, as masks of `identity.Identity`.
-_OF_LEFT_OUT = ["id", "text_hash", "label", "labels", "spans", "group", "source", "row", "delivered_ns"]
+_OF_LEFT_OUT = ["id", "text_hash", "label", "labels", "spans", "group", "annotator", "source", "row", "delivered_ns"]
 _WHY_LEFT_OUT = ("superseded", "merged", "tied", "conflicting", "repeated")
 #: A row that a rule caught by itself: the snapshot lets it supersede nothing, so that an older delivery of it may stand.
 BROKEN = "broken"
@@ -309,10 +309,6 @@ def _left_out(table: pa.Table, found: identity.Identity) -> pa.Table:
     masks = {why: getattr(found, why) for why in _WHY_LEFT_OUT}
     rows = np.concatenate([np.flatnonzero(mask) for mask in masks.values()])
     reasons = [why for why, mask in masks.items() for _ in range(int(mask.sum()))]
-    # Which of an item's annotations stands is a matter of votes: an older one of them must not count by its time.
-    voted = {table["id"][item].as_py() for item, _, _ in found.ratings}
-    ids = table["id"].take(rows).to_pylist()
-    reasons = ["merged" if why == "superseded" and id_ in voted else why for id_, why in zip(ids, reasons, strict=True)]
     return table.select(_OF_LEFT_OUT).take(rows).append_column("why", pa.array(reasons, pa.string()))
 
 

@@ -9,26 +9,33 @@ from datetime import UTC, datetime
 import numpy as np
 
 from fullft_assets.snapshot.rows import BROKEN, BatchRows, Rows, codes, ranks
+from fullft_assets.snapshot.votes import count_votes
 from fullft_assets.store import CheckOutcome
 
 #: So many ids, and such a share of them, that stand for two texts in two files are no longer corrections of documents.
 _REUSED_IDS, _REUSED_SHARE = 10, 0.01
 
 
-def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[CheckOutcome, CheckOutcome]:
+def drop_superseded(
+    rows: Rows, batches: Mapping[str, BatchRows], task: str, multi_label: bool
+) -> tuple[CheckOutcome, CheckOutcome, np.ndarray]:
     """Leave out rows of older deliveries of a file, but for those that are broken in each newer one, and older rows of an id.
 
+    What several annotators said of an id is put to the vote. Rows of a tie are still in: they contradict others with their text.
+
     Returns:
-        Whether what came later counts, which depends on the order of the batches, and whether ids name documents.
+        Whether what came later counts, which depends on the order of the batches; whether ids name documents; and the mask of the ties.
     """
     is_old = _is_old_delivery(rows, batches)
     rows.stands_in = _stands_in(rows, batches, np.flatnonzero(is_old))
     by_file = _late_by_file(rows, batches, is_old & ~rows.stands_in & rows.kept)
     rows.drop(is_old & ~rows.stands_in, "superseded by a newer delivery of their file")
     versions = Versions.of(rows)
-    order, reused = _order_check(rows, by_file, versions), _reused_check(rows, versions)
-    rows.drop(versions.is_old(len(rows.split)), "superseded by a newer delivery of their id")
-    return order, reused
+    votes = count_votes(rows, versions.row, versions.newest, task, multi_label)
+    order, reused = _order_check(rows, by_file, versions, votes.voting), _reused_check(rows, versions)
+    rows.drop(versions.is_old(len(rows.split)) & ~votes.voting, "superseded by a newer delivery of their id")
+    rows.drop(votes.outvoted, "merged with the other annotations of their id")
+    return order, reused, votes.tied
 
 
 def _is_old_delivery(rows: Rows, batches: Mapping[str, BatchRows]) -> np.ndarray:
@@ -167,9 +174,13 @@ def _late_by_file(rows: Rows, batches: Mapping[str, BatchRows], is_old: np.ndarr
     return {row: (source, newest[source][0]) for row in late.tolist() if (source := sources[int(code[row])].as_py())}
 
 
-def _order_check(rows: Rows, by_file: dict[int, tuple[str, int]], versions: Versions) -> CheckOutcome:
-    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t, unzip) does not."""
+def _order_check(rows: Rows, by_file: dict[int, tuple[str, int]], versions: Versions, voting: np.ndarray) -> CheckOutcome:
+    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t, unzip) does not.
+
+    Of rows that vote the time does not matter.
+    """
     beaten = (rows.came_in[versions.row] > rows.came_in[versions.newest]) & (rows.delivered[versions.row] < rows.delivered[versions.newest])
+    beaten &= ~voting[versions.row]
     late, beats = versions.row[beaten], versions.newest[beaten]
     late, beats = late[differs := _differ(rows, late, beats)], beats[differs]
     stands = rows.kept

@@ -21,8 +21,8 @@ SPLITS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
 SplitName = Literal["train", "validation", "test"]
 #: Columns of the examples that the split reads; `label`, `labels` and `spans` where the task has them.
-COLUMNS = ("id", "text_hash", "label", "labels", "spans", "group", "source", "row", "delivered_ns")
-#: Why a sound row is no example of its batch. A merged one is history; the others may yet stand, or stand against other rows.
+COLUMNS = ("id", "text_hash", "label", "labels", "spans", "group", "annotator", "source", "row", "delivered_ns")
+#: Why a sound row is no example of its batch. Over all batches it may yet stand, or stand against other rows.
 LEFT_OUT = ("merged", "superseded", "tied", "conflicting", "repeated")
 WHY = {why: number for number, why in enumerate(LEFT_OUT)}
 #: Stands in place of LEFT_OUT at a row that is not sound: only its id and its place are known.

@@ -33,7 +33,7 @@ from fullft_assets.snapshot.labels import (
 )
 from fullft_assets.snapshot.minhash import concatenate
 from fullft_assets.snapshot.near_duplicates import NearSearch
-from fullft_assets.snapshot.rows import SPLITS, TEST, TRAIN, VALIDATION, WHY, BatchRows, Rows, collect, ranks, targets
+from fullft_assets.snapshot.rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows, collect, ranks, targets
 from fullft_assets.snapshot.shingles import shingle_sets
 from fullft_assets.store import CheckOutcome
 
@@ -72,9 +72,8 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     rows = collect(batches, settings)
     if not (rows.why < 0).any():
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
-    rows.split[rows.why == WHY["merged"]] = -1
-    order, reused = drop_superseded(rows, batches)
-    _drop_conflicts(rows, task, multi_label)
+    order, reused, tied = drop_superseded(rows, batches, task, multi_label)
+    _drop_conflicts(rows, tied, task, multi_label)
     _drop_copies(rows)
     _drop_once_held_out(rows)
     _find_stored(rows, task)
@@ -95,16 +94,19 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     return Frozen(index, places, present, metadata, [*_checks(rows, statistics, settings), reused], order)
 
 
-def _drop_conflicts(rows: Rows, task: str, multi_label: bool) -> None:
+def _drop_conflicts(rows: Rows, tied: np.ndarray, task: str, multi_label: bool) -> None:
     """Leave out equal texts with different targets, all of them; a tie of annotators contradicts every row with its text."""
-    several = np.union1d(rows.several(rows.text), np.flatnonzero(rows.kept & (rows.why == WHY["tied"])))
+    is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
+    is_undecided[rows.text[tied]] = True
+    rows.drop(tied, "annotators of their id disagree without a majority")
+    rows.drop(is_undecided[rows.text], "equal text with another label")
+    several = rows.several(rows.text)
     if not len(several):
         return
     numbers: dict[str, int] = {}
     target = np.array([numbers.setdefault(t, len(numbers)) for t in targets(rows.table.take(several), task, multi_label)])
     pairs = np.unique(np.stack([rows.text[several], target]), axis=1)[0]
     num_targets = np.bincount(pairs, minlength=rows.text.max() + 1)
-    num_targets[rows.text[several[rows.why[several] == WHY["tied"]]]] = 2
     rows.drop(num_targets[rows.text] > 1, "equal text with another label")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "6"
+VERSION = "7"
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")
 
