@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ from transformers.utils import logging
 
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, sharding
-from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, latest_checkpoint, retain, step_of
+from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, ranks, sharding
+from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, retain, step_of, whole_checkpoints
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
@@ -131,7 +130,7 @@ def fine_tune(
         evaluate_at=evaluate_at if evaluate_at is None or callable(evaluate_at) else tuple(evaluate_at),
         resumable=resumable,
         callbacks=callbacks,
-        course=Course(work_folder, is_writer=_is_first_rank()),
+        course=Course(work_folder, is_writer=ranks.is_first()),
     )
     began_at = None
     while True:
@@ -195,7 +194,7 @@ class _Leg:
         self.work, self.course = work, work.course
         changes = {"micro_batch_size": work.course.micro_batch_size, "learning_rate": work.course.learning_rate}
         self.settings = work.settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
-        self.checkpoint = latest_checkpoint(work.folder) if work.resumable else None
+        self.checkpoint = self._latest_checkpoint()
         #: Step of the checkpoint that this leg begins at; 0 = the base model.
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         set_seed(work.seed)
@@ -215,6 +214,14 @@ class _Leg:
         self.evaluate_at = self._evaluations(feed.num_rows / self.settings.batch_size)
         self.watcher = self._watcher()
         self.trainer = self._trainer()
+
+    def _latest_checkpoint(self) -> Path | None:
+        """Return what training would go on from.
+
+        The course in memory says: every rank's is the same, while its file is written by the first one, sooner or later than another looks.
+        """
+        found = whole_checkpoints(self.work.folder, self.course) if self.work.resumable else []
+        return found[-1].path if found else None
 
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
@@ -237,7 +244,9 @@ class _Leg:
 
     def _train(self) -> None:
         trainer, watcher = self.trainer, self.watcher
-        if self.work.resumable and _is_first_rank():
+        # Before the first rank removes any: another may still look which checkpoint it goes on from.
+        ranks.wait()
+        if self.work.resumable and ranks.is_first():
             # Before the first save: what a killed run left, and what is kept no longer, may be the room that it needs.
             shutil.rmtree(self.work.folder / UNFINISHED, ignore_errors=True)
             retain(self.work.folder, self.course, newest=self.settings.keep_checkpoints, best=watcher.best_step())
@@ -356,7 +365,7 @@ class _Leg:
                 f"memory ran out at step {step + 1:,} with a single row a pass; set training.gradient_checkpointing, lower chunks.max_tokens "
                 "or use a machine with more memory"
             )
-        checkpoint = latest_checkpoint(self.work.folder) if self.work.resumable else None
+        checkpoint = self._latest_checkpoint()
         reason = f"memory ran out with {size:,} rows a pass"
         incident = Incident(
             "out_of_memory",
@@ -380,7 +389,7 @@ class _Leg:
         return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
 
     def _watcher(self) -> Watcher:
-        work, is_first = self.work, _is_first_rank()
+        work, is_first = self.work, ranks.is_first()
         log = StepLog(work.folder / STEP_LOG, self.first_step, is_writer=is_first, incidents=self.course.incidents)
         track = self.settings.track if is_first and work.resumable else []
         return Watcher(
@@ -450,10 +459,6 @@ def _give_back() -> None:
 
 def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
     return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
-
-
-def _is_first_rank() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
