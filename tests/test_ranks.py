@@ -29,3 +29,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_course_is_written(played: dict) -> None:
     for found in played["roll_back"]:
         assert found["legs"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+
+
+@pytest.mark.slow
+def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_written(played: dict) -> None:
+    first, second = played["stop_while_scoring"]
+    for found in (first, second):
+        assert found["scored_in"] == found["passes"][1:] == [18, 18], "the first was cut short, and made up for"
+        assert found["said"].startswith("stopped at step 2 of ") and found["left"] == ["checkpoint-2"]
+        assert found["from"] == 2 and found["scored"] == [2, *found["scored"][1:]] and len(found["scored"]) == 2
+    # Both read as many windows until then, the second one in halved batches.
+    assert (first["passes"][0], second["passes"][0]) == (6, 9)

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 
-from fullft_assets.workloads import finetuning
+from fullft_assets.errors import Interrupted
+from fullft_assets.workloads import finetuning, inference
+from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.guards import Course, Incident
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import CAPACITY, LLAMA, SETTINGS, Built, fit, training
 
 #: A scene takes two or three of them.
 SECONDS = 60
@@ -101,7 +103,46 @@ def roll_back(folder: Path, rank: int) -> Any:
     return {"legs": legs, "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents], "steps": done.num_steps}
 
 
-SCENES: dict[str, Callable[[Path, int], Any]] = {"roll_back": roll_back}
+def stop_while_scoring(folder: Path, rank: int) -> Any:
+    """The second rank alone is asked to stop, in a pass of the scoring after step 2, before which it had to halve its batches."""
+    inference.BATCH_TOKENS["cpu"] = 2 * CAPACITY
+    progress, passes, score, load = Progress(silent=True), [], Built.score, Built.load
+    scored_in: list[int] = []
+
+    def score_counted(self: Built, model: Any, listener: Any) -> dict[str, float]:
+        passes.append(0)
+        found = score(self, model, listener)
+        scored_in.append(passes[-1])
+        return found
+
+    def look(module: Any, inputs: Any) -> None:
+        if module.training or not passes:
+            return
+        passes[-1] += 1
+        if rank == 1 and passes == [1]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        progress.stop_requested = progress.stop_requested or (rank == 1 and passes == [6])
+
+    def load_watched(self: Built, chosen: Any) -> Any:
+        model = load(self, chosen)
+        model.register_forward_pre_hook(look)
+        return model
+
+    Built.score, Built.load = score_counted, load_watched
+    told = {"num_processes": 2, "resumable": True, "evaluate_at": (2,)}
+    data = training(60, marked=True)
+    try:
+        fit(LLAMA, data, SETTINGS, folder, progress=progress, **told)
+        said = ""
+    except Interrupted as error:
+        said = str(error)
+    left = sorted(path.name for path in folder.glob("checkpoint-*"))
+    done = fit(LLAMA, data, SETTINGS, folder, **told)
+    scored = [line["step"] for line in done.history if "validation_loss" in line]
+    return {"passes": passes, "scored_in": scored_in, "said": said, "left": left, "from": done.resumed_from_step, "scored": scored}
+
+
+SCENES: dict[str, Callable[[Path, int], Any]] = {scene.__name__: scene for scene in (roll_back, stop_while_scoring)}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:] or list(SCENES))

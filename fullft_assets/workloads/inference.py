@@ -276,15 +276,20 @@ def in_batches(lengths: Sequence[int], look: Callable[[int, int], _Found], model
         lengths: tokens of each window, the longest first.
         look: makes the forward pass of the windows from a first one up to, not including, a last one.
         model: that is scored. Halving is no way for one in parts: its processes wait for each other within a pass.
-        progress: told how many windows are done, and asked between batches whether to stop.
+        progress: told how many windows are done, and asked whether to stop after each batch of those that there are without halving.
 
     Raises:
         OutOfMemory: a single window does not fit.
         Interrupted: a stop was requested.
     """
     done, most_tokens = 0, BATCH_TOKENS[device().type]
+
+    def end_of(start: int, tokens: int) -> int:
+        return min(len(lengths), start + max(1, tokens // lengths[start]))
+
+    asked_at = end_of(0, most_tokens) if lengths else 0
     while done < len(lengths):
-        end = min(len(lengths), done + max(1, most_tokens // lengths[done]))
+        end = end_of(done, most_tokens)
         ran_out = False
         try:
             found = look(done, end)
@@ -304,9 +309,15 @@ def in_batches(lengths: Sequence[int], look: Callable[[int, int], _Found], model
             continue
         yield found
         done = end
-        if progress is not None:
+        if progress is None:
+            continue
+        # Ranks ask together: each as often, whoever halves its batches.
+        while asked_at <= done:
             progress.raise_if_stopped()
-            progress.step(done, len(lengths))
+            if asked_at == len(lengths):
+                break
+            asked_at = end_of(asked_at, BATCH_TOKENS[device().type])
+        progress.step(done, len(lengths))
 
 
 @contextmanager

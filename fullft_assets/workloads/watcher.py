@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.errors import DivergenceError, Interrupted
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.workloads import ranks
 from fullft_assets.workloads.checkpoints import StepLog, last_good
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Finding, Guard, Incident, StepMetrics
-from fullft_assets.workloads.inference import device, scoring
+from fullft_assets.workloads.inference import scoring
 from fullft_assets.workloads.recipe import Listener
 from fullft_assets.workloads.telemetry import Meter, Trackers
 
@@ -83,9 +84,8 @@ class Watcher(TrainerCallback):
         Raises:
             Interrupted: a stop was requested.
         """
-        between = _Between(None if _is_distributed() else self.progress.raise_if_stopped)
         with scoring():
-            line = self.forgetting.score_before(model, self.log, between)
+            line = self.forgetting.score_before(model, self.log, self._between())
         if line is not None:
             self.trackers.log(line)
             self.progress.say("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step"))
@@ -120,7 +120,8 @@ class Watcher(TrainerCallback):
         if step == self.course.end_step:
             control.should_training_stop = True
             control.should_save = self.save_is_planned = self.resumable
-        elif self.stopped or (step < state.max_steps and self._all_ranks_stop()):
+        # Ranks hear of a stop at different steps; one that saved alone would wait for the others for ever.
+        elif self.stopped or (step < state.max_steps and ranks.any_says(self.progress.stop_requested)):
             self.stopped = control.should_training_stop = True
             control.should_save = self.resumable
 
@@ -135,10 +136,9 @@ class Watcher(TrainerCallback):
         """
         try:
             inner = getattr(model, "module", model)
-            between = _Between(None if _is_distributed() else self.progress.raise_if_stopped)
             with scoring():
-                scores = self.score(inner, between)
-                general = self.forgetting.score(inner, self.log, between)
+                scores = self.score(inner, self._between())
+                general = self.forgetting.score(inner, self.log, self._between())
         except Interrupted:
             self.stopped = True
             return False
@@ -229,31 +229,8 @@ class Watcher(TrainerCallback):
         seconds = round(self.seconds, 3)
         return Incident(kind, finding.step, to_step, finding.reason, seconds, rule=finding.rule, **changes)
 
-    def _all_ranks_stop(self) -> bool:
-        if not _is_distributed():
-            return self.progress.stop_requested
-        # Ranks hear of a stop at different steps; one that saved alone would wait for the others for ever.
-        flag = torch.tensor(int(self.progress.stop_requested), device=device())
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-class _Between:
-    """The part of a progress that scoring in the middle of training may speak to: its steps are not the run's."""
-
-    def __init__(self, call: Callable[[], None] | None):
-        self._call = call
-
-    def raise_if_stopped(self) -> None:
-        if self._call is not None:
-            self._call()
-
-    def step(self, done: int, total: int) -> None:
-        pass
+    def _between(self) -> ranks.Between:
+        return ranks.Between(lambda: self.progress.stop_requested)
 
 
 def peak_memory_bytes() -> int:
