@@ -32,6 +32,11 @@ def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_course_is_written(p
 
 
 @pytest.mark.slow
+def test_the_first_ranks_scores_count_on_all(played: dict) -> None:
+    assert played["own_scores"] == [{"best": 1, "scores": [2.0] * 5}] * 2
+
+
+@pytest.mark.slow
 def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_written(played: dict) -> None:
     first, second = played["stop_while_scoring"]
     for found in (first, second):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from fullft_assets.errors import DivergenceError
 from fullft_assets.training import GENERAL_MEASURES, score_before
+from fullft_assets.workloads import ranks
 from fullft_assets.workloads.checkpoints import StepLog
 from fullft_assets.workloads.guards import Finding
 from fullft_assets.workloads.recipe import Listener
@@ -40,7 +41,7 @@ class Forgetting:
         """
         if score_before(log.lines) is not None:
             return None
-        found = self.measure(model, listener)
+        found = ranks.of_first(self.measure(model, listener))
         if not found:
             return None
         (value,) = found.values()

@@ -142,6 +142,8 @@ class Watcher(TrainerCallback):
         except Interrupted:
             self.stopped = True
             return False
+        # Ranks that score in batches of their own may differ in the last bit, and one that judged alone would save alone.
+        scores, general = ranks.of_first((scores, general))
         line = {"step": step, **{f"validation_{name}": value for name, value in scores.items()}, **general}
         self._log(line)
         self.progress.say(f"step {step}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in (scores | general).items()))
