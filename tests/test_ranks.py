@@ -45,3 +45,8 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
         assert found["from"] == 2 and found["scored"] == [2, *found["scored"][1:]] and len(found["scored"]) == 2
     # Both read as many windows until then, the second one in halved batches.
     assert (first["passes"][0], second["passes"][0]) == (6, 9)
+
+
+@pytest.mark.slow
+def test_the_folder_stays_until_every_rank_has_loaded_the_best_checkpoint(played: dict) -> None:
+    assert [found["loaded"] for found in played["keep_best"]] == [["checkpoint-1"]] * 2

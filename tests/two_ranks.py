@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -117,6 +118,31 @@ def own_scores(folder: Path, rank: int) -> Any:
     return {"best": done.step, "scores": [line["validation_loss"] for line in done.history if "validation_loss" in line]}
 
 
+def keep_best(folder: Path, rank: int) -> Any:
+    """The second rank loads the best checkpoint only as the first one waits for it, or is done and has removed the folder."""
+    waits, removed, load, wait = folder.parent / "waits", folder.parent / "removed", finetuning.sharding.load, finetuning.ranks.wait
+    loaded = []
+
+    def load_late(*arguments: Any) -> None:
+        if rank == 1:
+            while not (waits.exists() or removed.exists()):
+                time.sleep(0.01)
+        load(*arguments)
+        loaded.append(arguments[1].name)
+
+    def wait_seen() -> None:
+        if rank == 0 and loaded:
+            waits.touch()
+        wait()
+
+    finetuning.sharding.load, finetuning.ranks.wait = load_late, wait_seen
+    found = own_scores(folder, rank)
+    if rank == 0:
+        shutil.rmtree(folder)
+        removed.touch()
+    return {**found, "loaded": loaded}
+
+
 def stop_while_scoring(folder: Path, rank: int) -> Any:
     """The second rank alone is asked to stop, in a pass of the scoring after step 2, before which it had to halve its batches."""
     inference.BATCH_TOKENS["cpu"] = 2 * CAPACITY
@@ -156,7 +182,7 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
     return {"passes": passes, "scored_in": scored_in, "said": said, "left": left, "from": done.resumed_from_step, "scored": scored}
 
 
-SCENES: dict[str, Callable[[Path, int], Any]] = {scene.__name__: scene for scene in (roll_back, own_scores, stop_while_scoring)}
+SCENES: dict[str, Callable[[Path, int], Any]] = {scene.__name__: scene for scene in (roll_back, own_scores, keep_best, stop_while_scoring)}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:] or list(SCENES))

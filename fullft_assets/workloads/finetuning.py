@@ -275,6 +275,8 @@ class _Leg:
     def _fit(self) -> Fit:
         seconds, num_steps = self.watcher.seconds, max(self.first_step, self.trainer.state.global_step)
         model, step = self._chosen(num_steps)
+        # The first rank removes the folder at the end, while another may still load the best checkpoint.
+        ranks.wait()
         final = _scores_of(self.watcher.log.lines, step)
         if not math.isfinite(final["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
