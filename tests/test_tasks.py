@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertForSequenceClassification, BertForTokenClassification
 
-from fullft_assets.errors import DataError, OutOfMemory
-from fullft_assets.settings import GeneralSettings, ReplaySettings
+from fullft_assets.errors import DataError, OutOfMemory, SettingsError
+from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
 from fullft_assets.workloads import holding
+from fullft_assets.workloads.classification import Classification
 from fullft_assets.workloads.encoder import Encoder
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import fine_tune
+from fullft_assets.workloads.multi_label import MultiLabel
 from fullft_assets.workloads.planning import work
 from fullft_assets.workloads.tasks import open_recipe
+from fullft_assets.workloads.token_labels import TokenLabels
 from tests.prepared import Prepared, prepare, prepare_language_model
 
 
@@ -67,3 +75,53 @@ def test_memory_that_runs_out_in_the_plan_is_one_line(encoder: Prepared, monkeyp
     monkeypatch.setattr(holding, "anchors", no_memory)
     with pytest.raises(OutOfMemory, match=r"^not one training pass of the largest size fits in memory; lower training\.micro_batch_size"):
         work(encoder.job("pilot_run"), encoder.store, Progress(silent=True))
+
+
+class TestHeadOfTheBaseModel:
+    """Fine-tuned models are base models, too; what their head's outputs meant is not what this case's labels are."""
+
+    @staticmethod
+    def loaded(kind: type, folder: Path, **chosen: object) -> torch.nn.Module:
+        recipe = kind(base_model=folder, train=None, validation=None, labels=["a", "b", "c"], **chosen)
+        torch.manual_seed(3)
+        return recipe.load(TrainingSettings())
+
+    @pytest.mark.parametrize(
+        ("kind", "head", "num_outputs"),
+        [
+            (Classification, BertForSequenceClassification, 3),
+            (MultiLabel, BertForSequenceClassification, 3),
+            (partial(TokenLabels, tokenization=None), BertForTokenClassification, 7),
+        ],
+    )
+    @pytest.mark.parametrize("old", ["as many", 5])
+    def test_it_is_drawn_anew(self, encoder: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int) -> None:
+        num_old = num_outputs if old == "as many" else old
+        before = head.from_pretrained(str(encoder.base_model), num_labels=num_old)
+        torch.nn.init.constant_(before.classifier.weight, 7.0)
+        torch.nn.init.constant_(before.classifier.bias, 7.0)
+        before.save_pretrained(tmp_path)
+        found = self.loaded(kind, tmp_path)
+        assert found.left_out_head == f"of {num_old} labels"
+        assert found.classifier.weight.shape[0] == num_outputs
+        assert 0.01 < found.classifier.weight.std() < 0.04, "as transformers draws it"
+        assert found.classifier.bias.eq(0).all()
+        for name, weight in before.bert.encoder.state_dict().items():
+            assert torch.equal(weight, found.bert.encoder.state_dict()[name]), name
+        assert self.loaded(kind, encoder.base_model).left_out_head == ""
+        if old == "as many":
+            assert self.loaded(kind, encoder.base_model, start=tmp_path).classifier.weight.eq(7).all(), "the champion's head goes on"
+
+    def test_a_run_says_so(self, encoder: Prepared, tmp_path: Path) -> None:
+        BertForSequenceClassification.from_pretrained(str(encoder.base_model), num_labels=5).save_pretrained(tmp_path / "model")
+        recipe = replace(encoder.recipe.first(8), base_model=tmp_path / "model")
+        fit = fine_tune(recipe, encoder.use_case.settings.training, 17, tmp_path / "work", Progress(silent=True), resumable=False)
+        assert fit.about["head"] == "drawn anew; base_model's own, of 5 labels, is left out"
+        assert fit.model.config.num_labels == len(encoder.labels) != 5
+
+    def test_weights_that_do_not_go_with_their_configuration_are_refused(self, encoder: Prepared, tmp_path: Path) -> None:
+        shutil.copytree(encoder.base_model, tmp_path / "model")
+        config = json.loads((tmp_path / "model/config.json").read_text()) | {"intermediate_size": 24}
+        (tmp_path / "model/config.json").write_text(json.dumps(config))
+        with pytest.raises(SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ does not have the shape"):
+            self.loaded(Classification, tmp_path / "model")

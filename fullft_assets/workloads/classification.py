@@ -53,13 +53,16 @@ class Classification(Encoder):
     start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = True
 
-    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, dtype=dtype_of_weights(settings))
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        options = {"keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
+        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`."""
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
-        return self._prepared(feed, _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None), settings)
+        return self._prepared(model, feed, _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None), settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, accuracy and macro-F1."""

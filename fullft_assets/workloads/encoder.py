@@ -54,7 +54,7 @@ class Encoder(ABC):
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         if self.start is not None:  # it has its head and its added tokens
-            return self._load(self.start, settings)
+            return self._load(self.start, settings, keeps_head=True)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
@@ -62,8 +62,10 @@ class Encoder(ABC):
         return self._load(self.base_model, settings, self.added_tokens)
 
     @abstractmethod
-    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        """Return the model in a folder with the task's head, on the CPU."""
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        """Return the model in a folder with the task's head, on the CPU; a new one unless it `keeps_head`."""
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
@@ -89,12 +91,13 @@ class Encoder(ABC):
             representation = distillation.pooled(model(**inputs, output_hidden_states=True), inputs["attention_mask"])[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
 
-    def _prepared(self, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
+    def _prepared(self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
         """Return a training on the summed loss of a model's output, held to the base model's representations where that is asked for."""
+        about = {"head": f"drawn anew; base_model's own, {model.left_out_head}, is left out"} if model.left_out_head else {}
         if settings.distillation is None:
-            return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels))
+            return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about)
         teacher = distillation.frozen(self.load_original(settings), device())
-        return Prepared(feed, distillation.held_representations(loss_of_output, teacher, settings.distillation.weight))
+        return Prepared(feed, distillation.held_representations(loss_of_output, teacher, settings.distillation.weight), about)
 
     @cached_property
     def _general_embeddings(self) -> np.ndarray:

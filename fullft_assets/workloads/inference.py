@@ -24,7 +24,7 @@ from transformers import (
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
-from fullft_assets.workloads import loading, precision
+from fullft_assets.workloads import layers, loading, precision
 from fullft_assets.workloads.embeddings import initialise_added
 
 if TYPE_CHECKING:
@@ -100,10 +100,14 @@ def load_for_training(
     added_tokens: Sequence[str] = (),
     *,
     load: Callable[..., PreTrainedModel] = load_classifier,
+    keeps_head: bool = False,
     dtype: torch.dtype = torch.float32,
     **changes: object,
 ) -> PreTrainedModel:
     """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU.
+
+    A head that the folder has is left out, be it of as many labels: which labels its outputs were is not known to be the same. What was left
+    out is the model's `left_out_head`, which is empty where there was none.
 
     Args:
         folder: a transformers folder with safetensors.
@@ -111,8 +115,12 @@ def load_for_training(
         attention_dropout: in place of the model's own.
         added_tokens: that its tokenizer did not have.
         load: what reads the model.
+        keeps_head: the folder's head is the one for these labels.
         dtype: of the weights.
         changes: of its configuration.
+
+    Raises:
+        SettingsError: weights below the head do not have the shapes that its configuration says.
     """
     config = loading.read_config(folder)
     # A base model that was fine-tuned before may name another problem.
@@ -120,16 +128,36 @@ def load_for_training(
     if config.pad_token_id is None:
         # A decoder's classifier looks for the last token that is no padding, and refuses batches without a padding token.
         options["pad_token_id"] = _end_token(config)
-    model = load(
+    model, found = load(
         folder,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
         dtype=dtype,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
         **options,
     )
+    head = () if keeps_head or model.base_model is model else layers.head_prefixes(model)
+    misfits = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(head))
+    if misfits:
+        raise SettingsError(f"base_model: {folder}: {misfits[0]} does not have the shape that its config.json says; copy the model again")
+    brought = {name for name in model.state_dict() if name.startswith(head)} - set(found["missing_keys"])
+    if brought:
+        _draw_anew(model, head)
+    model.left_out_head = f"of {config.num_labels} labels" if brought else ""
     initialise_added(model, folder, added_tokens)
     return model
+
+
+@torch.no_grad()
+def _draw_anew(model: PreTrainedModel, head: tuple[str, ...]) -> None:
+    for prefix in head:
+        for module in model.get_submodule(prefix.removesuffix(".")).modules():
+            for weight in module.parameters(recurse=False):
+                # transformers' mark of what was read, which it does not draw.
+                weight._is_hf_initialized = False
+            model._init_weights(module)
 
 
 def load_causal(

@@ -33,10 +33,11 @@ from fullft_assets.workloads.recipe import Listener, Prepared
 class MultiLabel(Classification):
     """See `Recipe`; labels are bool [rows, labels]."""
 
-    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        return load_for_training(
-            folder, self.labels, settings.attention_dropout, added_tokens, problem_type=MULTI_LABEL, dtype=dtype_of_weights(settings)
-        )
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        options = {"keeps_head": keeps_head, "dtype": dtype_of_weights(settings), "problem_type": MULTI_LABEL}
+        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`.
@@ -51,7 +52,7 @@ class MultiLabel(Classification):
                     f"{model.config.num_labels} labels; take the snapshot again"
                 )
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, _to_tensor)
-        return self._prepared(feed, loss_of_output, settings)
+        return self._prepared(model, feed, loss_of_output, settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, macro-F1, micro-F1 and subset accuracy, at thresholds fixed on these rows."""

@@ -60,10 +60,11 @@ class TokenLabels(Encoder):
     start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = True
 
-    def _load(self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-        return load_for_training(
-            folder, tag_names(self.labels), settings.attention_dropout, added_tokens, load=load_tagger, dtype=dtype_of_weights(settings)
-        )
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
+        return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`.
@@ -73,7 +74,7 @@ class TokenLabels(Encoder):
         """
         windows = [window for document in self.train.windows for window in document]
         tags = [window for document in self._tags(self.train) for window in document]
-        return self._prepared(window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings)
+        return self._prepared(model, window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
