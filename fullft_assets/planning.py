@@ -62,6 +62,11 @@ class Measured(BaseModel):
     host_memory_bytes: int | None = None
     num_processes: int = 1
 
+    @property
+    def trained(self) -> int:
+        """Parameters that are not frozen."""
+        return self.num_parameters if self.num_trained_parameters is None else self.num_trained_parameters
+
 
 class Point(BaseModel):
     """Validation score after training on a number of rows."""
@@ -107,8 +112,7 @@ def state_bytes(optimizer: Optimizer, weights: Literal["fp32", "bf16"] = "fp32")
 def _state(measured: Measured, optimizer: Optimizer, weights: Literal["fp32", "bf16"]) -> int:
     """Return the bytes of all weights, and of the gradients and moments of those that are trained."""
     of_weight = 4 if weights == "fp32" else 2
-    trained = measured.num_parameters if measured.num_trained_parameters is None else measured.num_trained_parameters
-    return of_weight * measured.num_parameters + (state_bytes(optimizer, weights) - of_weight) * trained
+    return of_weight * measured.num_parameters + (state_bytes(optimizer, weights) - of_weight) * measured.trained
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,13 @@ def _held(measured: Measured, training: TrainingSettings) -> int:
     return _state(measured, training.optimizer, training.weights) // measured.num_processes
 
 
+def _buckets(measured: Measured, training: TrainingSettings, processes: int) -> int:
+    """Return the bytes of the buckets in which processes with whole models sum their gradients up (DDP): a second copy of these."""
+    if training.sharding != "none" or processes == 1:
+        return 0
+    return (4 if training.weights == "fp32" else 2) * measured.trained
+
+
 def _foretell(measured: Measured, rest: int, training: TrainingSettings, processes: int) -> _Memory:
     """Return what a training would hold that has, beside its state, what another one was measured to have.
 
@@ -156,13 +167,28 @@ def _foretell(measured: Measured, rest: int, training: TrainingSettings, process
         return _Memory(max(rest, weights), 0, state, f"{told}, which lie in the host's memory")
     if training.sharding != "none":
         return _Memory(rest + state // processes, state // processes, 0, told)
+    buckets = _buckets(measured, training, processes)
+    stepping = rest + state + buckets
+    told = (
+        f" in each of {processes} processes, estimated: measured in one, and {buckets / 2**30:.2f} GiB to sum gradients up"
+        if buckets
+        else ""
+    )
     if training.wise_ft and has_own_memory:
-        return _Memory(rest + state, state, 2 * weights)
+        return _Memory(stepping, state, 2 * weights * processes, told)
     # Gradients and moments are gone by then.
-    interpolating = rest + 3 * weights if training.wise_ft else 0
-    if interpolating <= rest + state:
-        return _Memory(rest + state, state)
+    interpolating = rest + buckets + 3 * weights if training.wise_ft else 0
+    if interpolating <= stepping:
+        return _Memory(stepping, state, 0, told)
     return _Memory(interpolating, state, 0, ", estimated: training.wise_ft holds three copies of the weights, the base model's among them")
+
+
+def _room(measured: Measured, settings: PlanningSettings, processes: int) -> int:
+    """Return the bytes that each process may take. Those on a CPU share the machine's memory; measured together, they did so already."""
+    room = measured.available_memory_bytes
+    if measured.host_memory_bytes is None and measured.num_processes == 1:
+        room //= processes
+    return room if settings.max_memory_gib is None else min(room, int(settings.max_memory_gib * 2**30))
 
 
 def _fits(found: _Memory, measured: Measured, limit: int) -> bool:
@@ -217,7 +243,8 @@ def plan_checks(
         measured: real training steps.
         settings: the limits.
         training: what was measured. Default: that of the defaults.
-        processes: that will train; with `sharding` each holds a part of the state that was measured whole.
+        processes: that will train; with `sharding` each holds a part of the state that was measured whole, without it all of it, and buckets
+            of its gradients. On a CPU they share the machine's memory.
     """
     training = training or TrainingSettings()
     hours = measured.predicted_seconds / 3600
@@ -254,9 +281,7 @@ def plan_checks(
 def _memory_check(
     measured: Measured, settings: PlanningSettings, training: TrainingSettings, processes: int
 ) -> tuple[_Memory, CheckOutcome]:
-    limit = measured.available_memory_bytes
-    if settings.max_memory_gib is not None:
-        limit = min(limit, int(settings.max_memory_gib * 2**30))
+    limit = _room(measured, settings, processes)
     rest = measured.peak_memory_bytes - _held(measured, training)
     memory = _foretell(measured, rest, training, processes)
     told = f"peak {memory.peak / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB{memory.told}"

@@ -316,7 +316,9 @@ class PlanningSettings(Settings):
     max_hours: Float = Field(24.0, gt=0, description="Longest training time in hours; a longer plan blocks training.")
     max_usd: Float | None = Field(None, gt=0, description="Dearest training in US dollars. Default: no limit.")
     hourly_usd: Float = Field(0.0, ge=0, description="Price of the training machine in US dollars an hour.")
-    max_memory_gib: Float | None = Field(None, gt=0, description="Memory that training may take, in GiB. Default: what the device has.")
+    max_memory_gib: Float | None = Field(
+        None, gt=0, description="Memory that a process of training may take, in GiB. Default: what the device has."
+    )
     pilot_share: Float = Field(0.25, gt=0, le=1, description="Share of the planned training time that the pilot may use.")
     min_predicted_gain: Float = Field(
         0.0,

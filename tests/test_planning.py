@@ -22,7 +22,7 @@ from fullft_assets.planning import (
     pilot_rows,
     plan_checks,
 )
-from fullft_assets.settings import PlanningSettings
+from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import baselines
 from tests import project as projects
@@ -71,6 +71,34 @@ class TestPlanChecks:
             _, (fits, _) = plan_checks(short, PlanningSettings(max_memory_gib=limit))
             assert not fits.passed
             assert "lower training.micro_batch_size" in fits.description
+
+    @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+    def test_processes_on_a_cpu_share_its_memory(self, sharding):
+        large = MEASURED.model_copy(update={"peak_memory_bytes": 5 * 2**30})
+        chosen = TrainingSettings(sharding=sharding)
+        found = [plan_checks(large, PlanningSettings(), chosen, processes)[1][0] for processes in (1, 4)]
+        assert [check.passed for check in found] == [True, False]
+        assert [check.metadata["memory_limit_gib"] for check in found] == [8, 2]
+        # Each process has a GPU of its own.
+        on_gpus = large.model_copy(update={"host_memory_bytes": 64 * 2**30})
+        assert plan_checks(on_gpus, PlanningSettings(), chosen, 4)[1][0].metadata["memory_limit_gib"] == 8
+        # Those that were measured together had their part of it then.
+        together = large.model_copy(update={"num_processes": 4})
+        assert plan_checks(together, PlanningSettings(), chosen, 4)[1][0].metadata["memory_limit_gib"] == 8
+
+    @pytest.mark.parametrize(("host", "copies"), [(None, 0), (64 * 2**30, 2)])
+    def test_processes_with_whole_models_hold_buckets_of_gradients(self, host, copies):
+        frozen = MEASURED.model_copy(update={"num_trained_parameters": 20_000_000, "host_memory_bytes": host})
+        headline, (fits, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(), 2)
+        assert headline["peak_memory_gib"] * 2**30 == pytest.approx(3 * 2**30 + 80_000_000)
+        assert "in each of 2 processes, estimated: measured in one, and 0.07 GiB to sum gradients up" in fits.description
+        lean, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(weights="bf16"), 2)
+        assert lean["peak_memory_gib"] * 2**30 == pytest.approx(3 * 2**30 + 40_000_000)
+        _, (mixing, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(wise_ft=[1]), 2)
+        assert mixing.metadata.get("host_memory_gib", 0) * 2**30 == pytest.approx(2 * copies * 88_000_000), "each process keeps its copies"
+        for sharding, processes in (("fsdp2", 2), ("none", 1)):
+            headline, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(sharding=sharding), processes)
+            assert headline["peak_memory_gib"] <= 3
 
     def test_every_breach_is_named_with_its_mend(self):
         _, (_, budget) = plan_checks(MEASURED, PlanningSettings(max_hours=1.0, hourly_usd=1.0, max_usd=1.0))
