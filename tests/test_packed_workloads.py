@@ -101,10 +101,10 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
     ("case", "kills", "changes", "spoiled"),
     [
         ("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, []),
-        pytest.param("language_modeling", 20, {"epochs": 4.0}, [], marks=pytest.mark.slow),
+        pytest.param("language_modeling", 7, {"epochs": 2.0}, [], marks=pytest.mark.slow),
         pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=pytest.mark.slow),
     ],
-    ids=["a few", "twenty", "twenty and rolled back"],
+    ids=["a few", "seven", "twenty and rolled back"],
     indirect=["case"],
 )
 def test_killed_also_inside_saves_it_ends_with_the_same_weights(
