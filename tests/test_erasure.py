@@ -13,7 +13,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import documents, erasure, snapshot
+from fullft_assets import documents, erasure, release, snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
@@ -89,6 +89,31 @@ def test_a_training_document_is_gone_everywhere_and_the_champion_is_named(store:
     assert report.measured_on == []
     assert report.rewritten["raw_documents"] == report.rewritten["training_snapshot"] == 1
     assert not any(id_ in line for line in report.lines())
+
+
+def trained_again(store: Store, checkpoint: Manifest, key: str) -> Manifest:
+    """Write a checkpoint like this one under another key."""
+    with store.create(CASE, checkpoint.stage, key, version=checkpoint.version, seed=checkpoint.seed) as draft:
+        shutil.copytree(store.folder(checkpoint), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        return draft.commit(settings=checkpoint.settings, inputs=checkpoint.inputs, metadata=checkpoint.metadata)
+
+
+def test_champions_of_today_and_of_before_are_told_from_other_checkpoints(store: Store):
+    (first,) = store.artifacts(CASE, "finetuned_checkpoint")
+    second, other = trained_again(store, first, "k2"), trained_again(store, first, "k3")
+    for number, made in enumerate((first, second)):
+        champion = release.Champion(
+            checkpoint=made.ref, snapshot=made.metadata["snapshot"], evaluation="e", score=0.5, promoted_at=float(number), run_id="r"
+        )
+        release.promote(store, CASE, champion)
+    assert release.read_champion(store, CASE).checkpoint == second.ref
+    assert release.read_history(store, CASE)[0].champion.checkpoint == first.ref
+    report = erasure.erase(store, CASE, [index_rows(store, "train")[3]["id"]])
+    assert report.trained_on == [first.ref, second.ref, other.ref]
+    assert report.champions == [first.ref, second.ref]
+    told = [line for line in report.lines() if line.startswith("learned from")]
+    assert told == [f"learned from {first.ref} (champion)", f"learned from {second.ref} (champion)", f"learned from {other.ref}"]
+    assert store.read_pointer(f"{CASE}/erasures/{store.list_pointers(f'{CASE}/erasures')[0]}")["champions"] == report.champions
 
 
 def test_a_test_document_was_only_measured_on(store: Store):
