@@ -394,10 +394,18 @@ class Store:
 
     def work_folder(self, case: str, stage: str, key: str) -> Path:
         """Return the local folder of unfinished work on an artifact (checkpoints); a later attempt finds it."""
-        root = Path(self.url, "work") if self.is_local else _cache_root() / digest(self.url) / "work"
-        folder = root / case / stage / key
+        folder = self._work_root / case / stage / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def work_folders(self, case: str, stage: str) -> list[Path]:
+        """Return the folders of unfinished work on artifacts of a stage that lie on this machine; each is called after the key."""
+        root = self._work_root / case / stage
+        return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+    @property
+    def _work_root(self) -> Path:
+        return Path(self.url, "work") if self.is_local else _cache_root() / digest(self.url) / "work"
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object under `pointers/<name>.json`, or None."""

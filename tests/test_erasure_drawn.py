@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, snapshot
-from fullft_assets.errors import DataError, StoreError
+from fullft_assets.errors import DataError, Interrupted, StoreError
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import training
 from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.finetuning import exclusive
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 
@@ -65,6 +66,24 @@ def traces(store: Store, *values: str) -> list[str]:
         if any(value in told for value in values):
             found.append(str(path.relative_to(store.url)))
     return found
+
+
+class Stopping(Progress):
+    """Asks training to stop, once it has begun."""
+
+    def step(self, done: int, total: int, **numbers: float | None) -> None:
+        self.stop_requested = True
+
+
+def stopped(case: Prepared, key: str, taken: Manifest) -> Path:
+    """Begin to train and stop with a checkpoint; return the folder of this unfinished work."""
+    job = replace(case, snapshot=taken).job("finetuned_checkpoint", key, training={"epochs": 2, "checkpoint_every_steps": 1})
+    job.write(case.store)
+    with pytest.raises(Interrupted):
+        training.work(job, case.store, Stopping(silent=True))
+    folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", key)
+    assert list(folder.rglob("*.safetensors")), "it has learned"
+    return folder
 
 
 def train(case: Prepared, key: str = "k", **sections: Any) -> Manifest:
@@ -166,6 +185,11 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
     assert (report.trained_on, report.measured_on) == ([checkpoint.ref], [])
     assert f"learned from {checkpoint.ref}" in report.lines()
+    # One that goes on from it has learned it as well.
+    job = replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "next")
+    job.model_copy(update={"inputs": {**job.inputs, "champion": checkpoint.ref}}).write(case.store)
+    folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "next")
+    assert erasure.erase(case.store, case.use_case.name, []).num_unfinished == 1 and not folder.exists()
 
 
 @pytest.mark.parametrize(("ewc", "learned"), [(0.0, False), (0.1, True)])
@@ -187,3 +211,21 @@ def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Pre
     erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
     left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
     assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(map(len, left.windows))
+
+
+def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> None:
+    first = stopped(case, "k1", case.snapshot)
+    held = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "k2")
+    shutil.copytree(first, held, dirs_exist_ok=True)
+    case.job("finetuned_checkpoint", "k2").write(case.store)
+    with exclusive(held):
+        report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
+    assert (first.exists(), held.exists()) == (False, True)
+    assert (report.num_unfinished, report.num_in_flight) == (1, 1)
+    assert "deleted      1 unfinished trainings that had learned from them" in report.lines()
+    assert erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).num_unfinished == 1 and not held.exists()
+    # What began after the erasure stays.
+    since = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "k3")
+    replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "k3").write(case.store)
+    report = erasure.erase(case.store, case.use_case.name, [])
+    assert since.exists() and report.num_unfinished == 0

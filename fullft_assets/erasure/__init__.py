@@ -29,6 +29,7 @@ from fullft_assets.erasure import drawn
 from fullft_assets.erasure.learned import name_checkpoints
 from fullft_assets.erasure.scrub import GONE, scrub
 from fullft_assets.erasure.search import DOCUMENTS, read_list, search, tables
+from fullft_assets.erasure.unfinished import drop_unfinished
 from fullft_assets.errors import StoreError
 from fullft_assets.examples import MERGED, SUPERSEDED, count_labels, write_examples
 from fullft_assets.report import shorten
@@ -65,7 +66,8 @@ class Report:
         rewritten: artifacts that were replaced, by stage.
         deleted: artifacts that were deleted and are made again when needed, by stage.
         num_discarded: attempts that a killed process had left, or that were broken, and that were removed.
-        num_in_flight: attempts without a manifest that somebody may be writing: left alone.
+        num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that learned: left alone.
+        num_unfinished: unfinished trainings that had learned from an erased document, and were removed.
         num_left_snapshots: rows of others that left a snapshot, because their text and tokens stood there as an erased one's.
         trained_on: checkpoints that had learned from an erased document.
         measured_on: checkpoints that were validated or tested on one.
@@ -80,6 +82,7 @@ class Report:
     deleted: Counter[str] = field(default_factory=Counter)
     num_discarded: int = 0
     num_in_flight: int = 0
+    num_unfinished: int = 0
     num_left_snapshots: int = 0
     trained_on: list[str] = field(default_factory=list)
     measured_on: list[str] = field(default_factory=list)
@@ -96,6 +99,8 @@ class Report:
         found += [f"deleted      {count:,} {stage} (made again when needed)" for stage, count in sorted(self.deleted.items())]
         if self.num_discarded:
             found.append(f"deleted      {self.num_discarded:,} attempts that killed runs had left")
+        if self.num_unfinished:
+            found.append(f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them")
         if self.num_in_flight:
             found.append(f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase the same list again")
         if self.num_left_snapshots:
@@ -143,6 +148,8 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
     _drop_derived(store, case, report)
     report.num_found = len(erased.found)
     report.trained_on, report.measured_on, report.champions = name_checkpoints(store, case)
+    report.num_unfinished, num_training = drop_unfinished(store, case, report.trained_on)
+    report.num_in_flight += num_training
     _record(store, case, report, reason)
     return report
 
@@ -330,6 +337,8 @@ def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Repor
         told |= drawn.told_of(lost_of_drawn)
         lost_from = {*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn}
         told["erased_from"] = sorted({*manifest.metadata.get("erased_from", []), *lost_from})
+        if lost_from:
+            told["erased_up_to"] = manifest.attempt
         if lost.any():
             before = manifest.metadata.get("left_out", {})
             told["left_out"] = {**before, _LOST: before.get(_LOST, 0) + int(lost.sum())}
@@ -486,6 +495,7 @@ def _record(store: Store, case: str, report: Report, reason: str) -> None:
         "num_missing": len(report.missing),
         "num_before": report.num_before,
         "num_discarded": report.num_discarded,
+        "num_unfinished": report.num_unfinished,
         "num_left_snapshots": report.num_left_snapshots,
         "rewritten": dict(report.rewritten),
         "deleted": dict(report.deleted),
