@@ -242,12 +242,12 @@ class TestFindings:
             (
                 "expect_column_mean_to_be_between",
                 {"column": "label", "min_value": 1},
-                "0: cannot be computed on the profile (own_1_column_mean_to_be_between: Could not convert",
+                "0: expect_column_mean_to_be_between cannot be computed on the profile (TypeError); mend its arguments",
             ),
             (
                 "expect_column_quantile_values_to_be_between",
                 {"column": "num_words", "quantile_ranges": {"quantile": [0.5]}},
-                "0: cannot be computed on the profile (KeyError: 'quantiles'); mend its arguments",
+                "0: expect_column_quantile_values_to_be_between cannot be computed on the profile (KeyError); mend its arguments",
             ),
         ],
         ids=["type", "both-missing", "kind-of-column", "shape"],

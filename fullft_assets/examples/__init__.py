@@ -32,6 +32,7 @@ from fullft_assets.examples.outcomes import (
 from fullft_assets.examples.rules import (
     IDENTITY_RULES,
     Finding,
+    NotComputableError,
     Rule,
     absent,
     balance_profile,
@@ -240,15 +241,13 @@ def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
             try:
                 run_expectations(frame, {name: expectation})
             except Exception as error:
+                kind = error.kind if isinstance(error, NotComputableError) else type(error).__name__
+                # Its words may quote labels or groups, a patient among them, and this reaches the event log; so would a cause.
                 raise SettingsError(
-                    f"examples.expectations.{number}: cannot be computed on the profile ({_first_line(error)}); mend its arguments"
-                ) from error
+                    f"examples.expectations.{number}: {expectation.expectation_type} cannot be computed on the profile ({kind}); mend its "
+                    "arguments"
+                ) from None
         raise
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return lines[0] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _try_identity(frame: pd.DataFrame, found: identity.Identity, rules: Mapping[str, Rule]) -> dict[str, Finding]:

@@ -6,6 +6,8 @@ columns takes Great Expectations several times the time and memory.
 
 from __future__ import annotations
 
+import builtins
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -287,13 +289,21 @@ class Finding:
     observed: float | None = None
 
 
+class NotComputableError(RuntimeError):
+    """An expectation could not be computed; `kind` is the type of what went wrong, whose own words may quote values."""
+
+    def __init__(self, rule: str, kind: str):
+        super().__init__(f"{rule}: {kind}")
+        self.kind = kind
+
+
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return what Great Expectations finds, by name.
 
     Of many rows a first pass only counts; those that break a rule are listed in a second one, for what failed.
 
     Raises:
-        RuntimeError: an expectation could not be computed; names it.
+        NotComputableError: an expectation could not be computed; names it.
     """
     if not suite:
         return {}
@@ -329,9 +339,16 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
         reports = [result.exception_info or {}, *(result.exception_info or {}).values()]
         for report in reports:
             if isinstance(report, dict) and report.get("raised_exception"):
-                raise RuntimeError(f"{rule}: {str(report['exception_message']).splitlines()[0]}")
+                raise NotComputableError(rule, _kind_of(str(report.get("exception_traceback"))))
         found[rule] = result.to_json_dict()
     return found
+
+
+def _kind_of(told: str) -> str:
+    """Return the type of the first exception of a traceback in words; a line of a quoted value is none of Python's own."""
+    names = re.findall(r"^(\w+)(?=:|$)", told, flags=re.MULTILINE)
+    kinds = (name for name in names if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, Exception))
+    return next(kinds, "an error of Great Expectations")
 
 
 @cache
