@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen, freeze
 from fullft_assets.snapshot.split import _NOT_STORED
 from tests import project as projects
+from tests.test_snapshot import similar_pairs
 
 SEED = 1
 SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.25, validation_share=0.25, min_rows_per_label=1, max_heldout_rows_per_group=3)
@@ -83,6 +85,14 @@ def base() -> tuple[File, ...]:
     return tuple(File(f"file-{n}.jsonl", 1, tuple(rows[n * ROWS_A_FILE : (n + 1) * ROWS_A_FILE])) for n in range(NUM_FILES))
 
 
+@cache
+def near_copies() -> File:
+    """Long texts, each once in a group that is held out and, nearly the same, in one that would train."""
+    long = [row for file in base() for row in file.rows if len(row[1]) > 300][:3]
+    groups = (("held out", TESTS), ("would train", TRAINS))
+    return File("near.jsonl", 1, tuple((f"{row[0]} {said}", f"{row[1]} {said}", row[2], group) for row in long for said, group in groups))
+
+
 ROWS = st.integers(0, NUM_FILES * ROWS_A_FILE - 1)
 
 
@@ -114,7 +124,7 @@ def later_files(draw: st.DrawFn, number: int) -> File:
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> list[File]:
-    return [*base(), *(draw(later_files(number)) for number in range(draw(st.integers(1, 4))))]
+    return [*base(), near_copies(), *(draw(later_files(number)) for number in range(draw(st.integers(1, 4))))]
 
 
 @st.composite
@@ -133,8 +143,19 @@ def test_groups_are_where_the_tests_need_them() -> None:
     assert unit_hash(SEED, "split", TESTS) < SETTINGS.test_share < 0.5 < unit_hash(SEED, "split", TRAINS)
 
 
+def assert_nothing_leaks(frozen: Frozen, texts: list[str]) -> None:
+    """Check that no group is in two splits and that no row is near to one of a split that goes before its own, by comparing all pairs."""
+    assert next(check for check in frozen.checks if check.name == "splits_are_disjoint").passed
+    rows = frozen.index.to_pylist()
+    of_split = {split: [n for n, row in enumerate(rows) if row["split"] == split] for split in ORDER}
+    for first, second in combinations(ORDER, 2):
+        assert {rows[n]["group"] for n in of_split[first]}.isdisjoint(rows[n]["group"] for n in of_split[second])
+        held_out, others = ([texts[n] for n in of_split[split]] for split in (first, second))
+        assert similar_pairs(held_out, others, SETTINGS.near_duplicate_similarity) == [], (first, second)
+
+
 class TestAnyCut:
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_gives_the_same_snapshot(self, data: st.DataObject) -> None:
         files = data.draw(deliveries())
@@ -143,6 +164,7 @@ class TestAnyCut:
         found = snapshot_of(cut)
         assert [text_hash(text) for text in texts_of(cut, found)] == found.index["text_hash"].to_pylist()
         assert _NOT_STORED not in alone.metadata["left_out"], "alone, every row keeps its text"
+        assert_nothing_leaks(found, texts_of(cut, found))
         found = settled(cut)
         assert found.index.equals(alone.index)
         assert (found.labels, found.metadata["label_statistics"]) == (alone.labels, alone.metadata["label_statistics"])
@@ -150,7 +172,7 @@ class TestAnyCut:
 
 
 class TestOnceHeldOut:
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
         """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from validation to train."""
