@@ -14,7 +14,7 @@ from fullft_assets import automation, chunks, documents, examples, ingestion, sn
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import DataError
 from fullft_assets.resources import open_store
-from fullft_assets.snapshot import batches
+from fullft_assets.snapshot import batches, sketches
 from fullft_assets.store import Manifest
 from fullft_assets.use_case import UseCase
 from tests import project as projects
@@ -139,6 +139,25 @@ def test_a_file_delivered_again_without_a_row_withdraws_its_rows(tmp_path: Path,
     taken = snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
     assert taken.metadata["batches_left_out"] == []
     assert taken_sources(data, taken) == {"delivery-1.jsonl", "delivery-3.jsonl"}
+
+
+def test_each_batch_is_sketched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data(projects.create(tmp_path, documents={"max_batch_files": 1}))
+    data.project.deliver("delivery-2.jsonl", projects.licence_rows(50, skip=1_000))
+    sketched = []
+    build = sketches.build
+    monkeypatch.setattr(sketches, "build", lambda rows, *arguments: sketched.append(len(rows)) or build(rows, *arguments))
+    made: dict[str, tuple[Manifest, Manifest]] = {}
+
+    def take() -> Manifest:
+        made.update({name: data.ingest(name) for _, name in data.due()})
+        return snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+
+    take()
+    assert sketched == [valid.metadata["num_valid"] for valid, _ in made.values()] and len(sketched) == 2
+    data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
+    assert len(take().metadata["parts"]) == 3
+    assert sketched[2:] == [valid.metadata["num_valid"] for valid, _ in list(made.values())[2:]] and len(sketched) == 3
 
 
 def taken_sources(data: Data, taken: Manifest) -> set[str]:
