@@ -231,6 +231,15 @@ class TestConversations:
         assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_rows_with_control_tokens": 1})
         assert "I was told" not in check.description
 
+    @pytest.mark.parametrize("task", ["classification", "token_classification", "language_modeling"])
+    def test_control_tokens_inside_texts_are_counted_whatever_the_task(self, smol: Path, task: Any) -> None:
+        folder, forged = (smol, "one<|im_end|>two") if task == "language_modeling" else (MINILM, "one [SEP] two")
+        spans = pa.array([[], []], pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])))
+        rows = pa.table({"id": ["0", "1"], "text": [forged, "one end and two"], "spans": spans})
+        found = chunks.chunk(rows, Tokenization.load(folder, ChunksSettings(max_tokens=64), task), task)
+        check = next(c for c in chunks.checks(chunks.Totals(found.metadata, []), task) if c.name == "contents_hold_no_control_tokens")
+        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_rows_with_control_tokens": 1})
+
     def test_a_batch_of_conversations_is_written_in_parts(self, smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = conversations([self.MESSAGES, self.MESSAGES[:1]] * 4)
         pq.write_table(rows.append_column("text_hash", [[str(i) for i in range(8)]]), tmp_path / "examples.parquet")

@@ -287,7 +287,7 @@ class TestSnapshot:
             documents={"max_batch_files": max_batch_files, "settle_seconds": 0},
             snapshot={"screen": ["evaluation.jsonl"], "test_share": 0.2, "validation_share": 0.15},
         )
-        case.give([{"text": text[:700]} for text in general])
+        case.give([{"text": text[:700] + "<|im_end|>" * (number % 2)} for number, text in enumerate(general)])
         return case
 
     @pytest.fixture(scope="class")
@@ -319,6 +319,14 @@ class TestSnapshot:
         # General documents are spread over the rows of training, not kept for the end.
         rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]
         assert 0.4 < rows.mean() / plan.num_rows < 0.6
+
+    def test_control_tokens_in_replayed_texts_are_told(self, taken: tuple[Case, Manifest]) -> None:
+        case, manifest = taken
+        replayed = case.texts(case.store.load(manifest.metadata["replay"]))
+        num_forged = sum("<|im_end|>" in text for text in replayed)
+        check = manifest.check("replay_holds_no_control_tokens")
+        assert 0 < num_forged < len(replayed)
+        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_with_control_tokens": num_forged})
 
     def test_marks_are_those_of_the_answers_and_of_all_that_is_replayed(self, taken: tuple[Case, Manifest]) -> None:
         case, manifest = taken

@@ -8,11 +8,13 @@ from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
 
 #: Checks on every batch's chunks (name, description, blocking), and those that a task adds.
-CHECKS = [("texts_are_kept_whole", "No token is cut off a text.", False)]
+CHECKS = [
+    ("texts_are_kept_whole", "No token is cut off a text.", False),
+    ("contents_hold_no_control_tokens", "No text and nobody's words hold the model's special tokens.", False),
+]
 TASK_CHECKS = {
     "sft": [
         ("rows_have_trained_tokens", "Each conversation has a token that is trained.", True),
-        ("contents_hold_no_control_tokens", "Nobody's words hold the model's special tokens.", False),
     ],
     "token_classification": [("spans_have_tokens", "Each labelled span has a token of its own.", False)],
 }

@@ -13,6 +13,7 @@ from fullft_assets.store import Manifest
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     screened = [("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.", False)]
+    replayed = [("replay_holds_no_control_tokens", "No replayed document holds the model's special tokens.", False)]
 
     @dg.asset(
         key=case.key("training_snapshot"),
@@ -31,6 +32,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.", False),
                 ("archived_files_count", "Files that were taken away since their delivery count as they were read.", False),
                 *(screened if case.settings.snapshot.screen else []),
+                *(replayed if case.settings.snapshot.replay is not None else []),
             ],
         ),
         **case.shared(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ __all__ = [
     "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest", "VERSION",
 ]  # fmt: skip
 
-VERSION = "3"
+VERSION = "4"
 CHUNKS, WORDS = "chunks.parquet", "words.parquet"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
@@ -216,7 +215,6 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
         num_trained = masks.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         counts["num_rows_without_trained_tokens"] = int((num_trained == 0).sum())
-        counts["num_rows_with_control_tokens"] = _count_control_tokens(texts, tokenization)
         unfit = [_place(examples, row) + refused.get(row, "") for row in np.flatnonzero(num_trained == 0)[:_SHOWN].tolist()]
         marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
     elif task == "token_classification":
@@ -228,6 +226,7 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
     else:
         encoded, cuts = tokenization.read(texts)
     counts.update(_counts(encoded, cuts, tokenization))
+    counts["num_rows_with_control_tokens"] = _count_control_tokens(texts, tokenization)
     cut = windows.to_arrow(*windows.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
     columns = [
         pa.array(examples["id"].to_pylist(), pa.string()),
@@ -269,11 +268,7 @@ def _render(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization) -> 
 
 
 def _count_control_tokens(texts: Sequence[str], tokenization: Tokenization) -> int:
-    assert tokenization.chat is not None
-    if not tokenization.chat.ends:
-        return 0
-    control = re.compile("|".join(map(re.escape, tokenization.chat.ends)))
-    return sum(control.search(text) is not None for text in texts)
+    return sum(map(tokenization.holds_control_token, texts))
 
 
 def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
@@ -298,8 +293,9 @@ def checks(found: Totals, task: Task) -> list[CheckOutcome]:
         else "",
         metadata={"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
     )
+    controls = _holds_no_control_tokens(counts, task)
     if task == "sft":
-        return [whole, _has_trained_tokens(found), _holds_no_control_tokens(counts)]
+        return [whole, _has_trained_tokens(found), controls]
     if task == "token_classification":
         lost = counts["num_spans_without_tokens"]
         description = f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they are not learned"
@@ -312,8 +308,9 @@ def checks(found: Totals, task: Task) -> list[CheckOutcome]:
                 description=description if lost else "",
                 metadata={"num_spans_without_tokens": lost},
             ),
+            controls,
         ]
-    return [whole]
+    return [whole, controls]
 
 
 def _has_trained_tokens(found: Totals) -> CheckOutcome:
@@ -330,14 +327,15 @@ def _has_trained_tokens(found: Totals) -> CheckOutcome:
     )
 
 
-def _holds_no_control_tokens(counts: Mapping[str, int]) -> CheckOutcome:
+def _holds_no_control_tokens(counts: Mapping[str, int], task: Task) -> CheckOutcome:
     count = counts["num_rows_with_control_tokens"]
+    reads_as = "turns that nobody took" if task == "sft" else "ends and marks that the text does not have"
     return CheckOutcome(
         name="contents_hold_no_control_tokens",
         passed=not count,
         severity="warn",
         description=f"{count:,} rows hold special tokens of the model (such as its end of a turn) inside what is said; the model reads them as "
-        "turns that nobody took; remove them in the source"
+        f"{reads_as}; remove them in the source"
         if count
         else "",
         metadata={"num_rows_with_control_tokens": count},

@@ -92,6 +92,15 @@ class Tokenization:
         return Room(size, settings.stride, settings.max_windows, settings.boundaries)
 
     @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special and token.content]
+        return re.compile("|".join(map(re.escape, sorted(special)))) if special else None
+
+    def holds_control_token(self, text: str) -> bool:
+        """Return whether a text spells out a special token, which the tokenizer reads as that token."""
+        return self._control is not None and self._control.search(text) is not None
+
+    @cached_property
     def byte_tokens(self) -> np.ndarray:
         """For each id whether its token is only a part of a character: bool [vocabulary]."""
         vocabulary = self.tokenizer.get_vocab()

@@ -53,6 +53,7 @@ class Drawn:
         num_candidates: usable documents that were looked at.
         num_unusable: reason -> rows.
         num_passed_over: documents that a screen kept out, by screen.
+        num_with_control_tokens: documents that spell out a special token of the model.
     """
 
     examples: pa.Table
@@ -61,6 +62,7 @@ class Drawn:
     num_candidates: int
     num_unusable: Counter[str]
     num_passed_over: list[int]
+    num_with_control_tokens: int
 
     def write(self, draft: Draft, made_with: dict[str, Any]) -> dict[str, Any]:
         """Write both tables as an artifact, and return what its metadata tells of them.
@@ -76,7 +78,8 @@ class Drawn:
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = self.examples["text_hash"].to_pylist()
         draft.identity = Identity(files=[], values={"documents": documents, "num_tokens": self.num_tokens, **made_with})
-        return {"num_rows": len(self.examples), "num_tokens": self.num_tokens, "num_unusable": self.num_unusable}
+        counts = {"num_rows": len(self.examples), "num_tokens": self.num_tokens, "num_with_control_tokens": self.num_with_control_tokens}
+        return {**counts, "num_unusable": self.num_unusable}
 
 
 def made_with(use_case: UseCase) -> dict[str, Any]:
@@ -236,7 +239,8 @@ def take_tokens(use_case: UseCase, candidates: Candidates, num_needed: int, scre
         chunks.append(windows)
         missing -= int(_num_tokens(windows).sum())
     drawn = pa.concat_tables(examples).drop_columns(["place"])
-    return Drawn(drawn, pa.concat_tables(chunks), num_needed - missing, len(table), num_unusable, num_passed_over)
+    num_controls = sum(map(tokenizations.holds_control_token, drawn["text"].to_pylist()))
+    return Drawn(drawn, pa.concat_tables(chunks), num_needed - missing, len(table), num_unusable, num_passed_over, num_controls)
 
 
 def _end_of_block(characters: np.ndarray, start: int, missing: int) -> int:
@@ -319,6 +323,10 @@ class Tokenizations:
     @cached_property
     def _conversations(self) -> Tokenization:
         return Tokenization.load(self._model, self._settings.chunks, "sft")
+
+    def holds_control_token(self, text: str) -> bool:
+        """Return whether a document spells out a special token, which the model reads as that token."""
+        return self._plain.holds_control_token(text)
 
     def chunk(self, documents: pa.Table) -> pa.Table:
         """Return the windows of documents, as a batch's `chunks.parquet` has them."""

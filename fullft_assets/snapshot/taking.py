@@ -115,17 +115,19 @@ class _Taking:
         if measured is not None:
             values["general"] = measured.content_digest
             metadata |= {"general": measured.ref, "num_general_tokens": measured.metadata["num_tokens"]}
+        more: list[CheckOutcome] = []
         if settings.examples.task in _PACKED:
             plan, replayed = self._pack(frozen, batches, measured)
             _write_table(plan.to_table(), draft.path / "packing.parquet")
             files.append("packing.parquet")
             values |= {"capacity": plan.capacity, "replay": replayed and replayed.content_digest}
             metadata |= _told_of_packing(plan, replayed, settings)
+            more = [_control_check(replayed)] if replayed is not None else []
         # Who goes on with another artifact of this content must find the same gates open.
         values["gates"] = {check.name: check.passed for check in frozen.checks if check.severity == "error"}
         draft.identity = Identity(files=files, values=values)
         metadata |= self._report_on_data(frozen, metadata, batches, draft.path / "report.md")
-        checks = [*frozen.checks, frozen.order, archive_check(self.examples, self.usable)]
+        checks = [*frozen.checks, frozen.order, archive_check(self.examples, self.usable), *more]
         if self.evaluation is not None:
             metadata["num_evaluation_texts"] = self.evaluation.num_texts
             checks.append(_screen_check(self.evaluation, settings.snapshot))
@@ -196,6 +198,21 @@ def _told_of_packing(plan: Packing, replayed: Manifest | None, settings: UseCase
     if replayed is not None:
         metadata |= {"num_replay_rows": replayed.metadata["num_rows"], "num_replay_tokens": replayed.metadata["num_tokens"]}
     return metadata
+
+
+def _control_check(replayed: Manifest) -> CheckOutcome:
+    """Return whether replayed documents are read as text alone."""
+    count = replayed.metadata["num_with_control_tokens"]
+    return CheckOutcome(
+        name="replay_holds_no_control_tokens",
+        passed=not count,
+        severity="warn",
+        description=f"{count:,} of {replayed.metadata['num_rows']:,} replayed documents hold special tokens of the model, which it learns as "
+        "ends and marks that the text does not have; remove them from snapshot.replay.path"
+        if count
+        else "",
+        metadata={"num_with_control_tokens": count},
+    )
 
 
 def _screen_check(evaluation: screening.EvaluationTexts, settings: SnapshotSettings) -> CheckOutcome:
