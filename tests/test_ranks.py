@@ -50,3 +50,12 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
 @pytest.mark.slow
 def test_the_folder_stays_until_every_rank_has_loaded_the_best_checkpoint(played: dict) -> None:
     assert [found["loaded"] for found in played["keep_best"]] == [["checkpoint-1"]] * 2
+
+
+@pytest.mark.slow
+def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(played: dict) -> None:
+    first, second = played["wise_ft"]
+    # Scored after the last step by both.
+    assert (first["alone"], second["alone"]) == (["score", "load", "score", "score"], ["score"])
+    assert (first["alpha"], first["scores"]) == (second["alpha"], second["scores"])
+    assert first["said"] == second["said"] == "stopped on request; run the same command to start this part again"

@@ -182,7 +182,37 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
     return {"passes": passes, "scored_in": scored_in, "said": said, "left": left, "from": done.resumed_from_step, "scored": scored}
 
 
-SCENES: dict[str, Callable[[Path, int], Any]] = {scene.__name__: scene for scene in (roll_back, own_scores, keep_best, stop_while_scoring)}
+def wise_ft(folder: Path, rank: int) -> Any:
+    """Counts what is scored and loaded after training; then again, where the second rank alone is asked to stop meanwhile."""
+    seen: list[str] = []
+    progress, score, load = Progress(silent=True), Built.score, Built.load_original
+
+    def score_counted(self: Built, model: Any, listener: Any) -> dict[str, float]:
+        seen.append("score")
+        return score(self, model, listener)
+
+    def load_counted(self: Built, chosen: Any) -> Any:
+        seen.append("load")
+        return load(self, chosen)
+
+    def stop(*arguments: Any) -> None:
+        progress.stop_requested = rank == 1
+        free(*arguments)
+
+    Built.score, Built.load_original = score_counted, load_counted
+    settings = SETTINGS.model_copy(update={"wise_ft": [0.5, 1.0]})
+    done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
+    alone, free = list(seen), finetuning._Leg._free
+    finetuning._Leg._free = stop
+    try:
+        fit(LLAMA, training(60, marked=True), settings, folder, progress=progress, num_processes=2, resumable=True)
+    except Interrupted as error:
+        return {"alone": alone, "alpha": done.interpolated.alpha, "scores": done.scores, "said": str(error)}
+
+
+SCENES: dict[str, Callable[[Path, int], Any]] = {
+    scene.__name__: scene for scene in (roll_back, own_scores, keep_best, stop_while_scoring, wise_ft)
+}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:] or list(SCENES))

@@ -31,7 +31,7 @@ from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
 from fullft_assets.workloads.inference import scoring
 from fullft_assets.workloads.interpolation import Interpolated, interpolate
-from fullft_assets.workloads.recipe import Recipe
+from fullft_assets.workloads.recipe import Listener, Recipe
 from fullft_assets.workloads.telemetry import Ending, Meter, Shape, Trackers, peak_flops, require, step_flops
 from fullft_assets.workloads.trainer import UNFINISHED, FineTuner, accumulation_steps, arguments
 from fullft_assets.workloads.watcher import RolledBack, Watcher, peak_memory_bytes
@@ -49,7 +49,7 @@ class Fit:
     """What came out: the trained model and how it went.
 
     Attributes:
-        model: the trained weights.
+        model: the trained weights; of several processes the first one's count.
         step: after which the model had them: the last one, or with `keep_best` the best by validation loss; within the forgetting
             budget, if there is one.
         num_steps: steps taken; fewer than planned if a guard ended training early.
@@ -325,7 +325,7 @@ class _Leg:
         _give_back()
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
-        """Put the best weights between the base model's and the trained ones into the model.
+        """Put the best weights between the base model's and the trained ones into the model: of several processes the first one's alone.
 
         Raises:
             DivergenceError: none are within the forgetting budget.
@@ -334,14 +334,17 @@ class _Leg:
         work, log = self.work, self.watcher.log
         forgetting = Forgetting(work.recipe.score_general, self.settings.max_general_rise)
 
-        def score() -> dict[str, float]:
-            found = work.recipe.score(model, work.progress)
-            return {f"validation_{name}": value for name, value in found.items()} | forgetting.score(model, log, work.progress)
+        def on_first(listener: Listener) -> Interpolated | None:
+            def score() -> dict[str, float]:
+                found = work.recipe.score(model, listener)
+                return {f"validation_{name}": value for name, value in found.items()} | forgetting.score(model, log, listener)
 
-        alphas, has_new_head = self.settings.wise_ft, work.recipe.has_new_head
-        with scoring():
             original = work.recipe.load_original(self.settings)
-            found = interpolate(model, original, alphas, score, has_new_head=has_new_head, is_spent=forgetting.is_spent)
+            alphas, has_new_head = self.settings.wise_ft, work.recipe.has_new_head
+            return interpolate(model, original, alphas, score, has_new_head=has_new_head, is_spent=forgetting.is_spent)
+
+        with scoring():
+            found = ranks.by_first(on_first, work.progress)
         if found is None:
             raise forgetting.nothing_left(step)
         for line in found.scores:

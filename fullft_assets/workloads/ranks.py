@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from fullft_assets.errors import Interrupted
 from fullft_assets.workloads.inference import device
+from fullft_assets.workloads.recipe import Listener
+
+if TYPE_CHECKING:
+    from fullft_assets.workloads.entry import Progress
 
 _Value = TypeVar("_Value")
 
@@ -32,11 +37,15 @@ def wait() -> None:
 
 def any_says(flag: bool) -> bool:
     """Return whether one of the processes says so; all must ask."""
+    return _any_says(flag)[0]
+
+
+def _any_says(*flags: bool) -> list[bool]:
     if not are_joined():
-        return flag
-    found = torch.tensor(int(flag), device=device())
+        return list(flags)
+    found = torch.tensor([int(flag) for flag in flags], device=device())
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found)
+    return [bool(flag) for flag in found.tolist()]
 
 
 def of_first(value: _Value) -> _Value:
@@ -48,15 +57,42 @@ def of_first(value: _Value) -> _Value:
     return values[0]
 
 
+def by_first(work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+    """Return, in all processes, what the first one finds alone; all must ask.
+
+    The others hear from it as often as the work asks whether to stop: waiting for the end at once, they would be given up after a while.
+
+    Args:
+        work: is given a listener; what it finds can be pickled.
+        progress: told how far the work is; asked whether to stop.
+
+    Raises:
+        Interrupted: one process was asked to stop.
+    """
+    found: list[_Value] = []
+    if is_first():
+        found.append(work(_Working(progress)))
+    while not _is_done(progress, is_done=bool(found)):
+        pass
+    return of_first(found[0] if found else None)
+
+
+def _is_done(progress: Progress, *, is_done: bool) -> bool:
+    any_stopped, any_done = _any_says(progress.stop_requested, is_done)
+    if any_stopped:
+        raise Interrupted("stopped on request; run the same command to start this part again")
+    return any_done
+
+
 class Between:
     """The part of a progress that scoring in the middle of training may speak to: its steps are not the run's.
 
     Args:
-        is_stopped: whether this process was asked to stop. All of them end the scoring at the same batch if one was.
+        progress: asked whether to stop. All processes end the scoring at the same batch if one was.
     """
 
-    def __init__(self, is_stopped: Callable[[], bool]):
-        self._is_stopped = is_stopped
+    def __init__(self, progress: Progress):
+        self._progress = progress
 
     def raise_if_stopped(self) -> None:
         """End the scoring if one process was asked to stop.
@@ -64,8 +100,21 @@ class Between:
         Raises:
             Interrupted: one was.
         """
-        if any_says(self._is_stopped()):
+        if any_says(self._progress.stop_requested):
             raise Interrupted("stopped on request while scoring")
 
     def step(self, done: int, total: int) -> None:
         """Say nothing."""
+
+
+@dataclass(frozen=True)
+class _Working:
+    """What the first process speaks to while the others wait for it."""
+
+    progress: Progress
+
+    def raise_if_stopped(self) -> None:
+        _is_done(self.progress, is_done=False)
+
+    def step(self, done: int, total: int) -> None:
+        self.progress.step(done, total)

@@ -85,7 +85,7 @@ class Watcher(TrainerCallback):
             Interrupted: a stop was requested.
         """
         with scoring():
-            line = self.forgetting.score_before(model, self.log, self._between())
+            line = self.forgetting.score_before(model, self.log, ranks.Between(self.progress))
         if line is not None:
             self.trackers.log(line)
             self.progress.say("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step"))
@@ -136,9 +136,10 @@ class Watcher(TrainerCallback):
         """
         try:
             inner = getattr(model, "module", model)
+            between = ranks.Between(self.progress)
             with scoring():
-                scores = self.score(inner, self._between())
-                general = self.forgetting.score(inner, self.log, self._between())
+                scores = self.score(inner, between)
+                general = self.forgetting.score(inner, self.log, between)
         except Interrupted:
             self.stopped = True
             return False
@@ -230,9 +231,6 @@ class Watcher(TrainerCallback):
     def _incident(self, kind: Any, finding: Finding, to_step: int, **changes: float) -> Incident:
         seconds = round(self.seconds, 3)
         return Incident(kind, finding.step, to_step, finding.reason, seconds, rule=finding.rule, **changes)
-
-    def _between(self) -> ranks.Between:
-        return ranks.Between(lambda: self.progress.stop_requested)
 
 
 def peak_memory_bytes() -> int:
