@@ -58,6 +58,9 @@ def seal(folder: Path) -> None:
         json.dump(files, file)
         file.flush()
         os.fsync(file.fileno())
+    # A file's name is its folder's, which has a sync of its own.
+    for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _sync_folder(inner)
 
 
 def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
