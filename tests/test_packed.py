@@ -16,7 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import Gemma2Config, LlamaConfig, MixtralConfig, OPTConfig, PhiConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from fullft_assets.errors import DataError, Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
@@ -428,9 +437,10 @@ from pathlib import Path
 from tests.test_packed import LLAMA, OPT, SETTINGS, fit, training
 
 folder, name, ranks = Path(sys.argv[1]), sys.argv[2], int(os.environ.get("WORLD_SIZE", "1"))
-done = fit(LLAMA if name == "llama" else OPT, training(marked=True), SETTINGS, folder / str(ranks), num_processes=ranks)
+done = fit(LLAMA if name == "llama" else OPT, training(marked=True), SETTINGS, folder / str(ranks), num_processes=ranks, resumable=True)
 assert done.about["is_packed"] is (name == "llama") and done.num_steps > 1
 if os.environ.get("RANK", "0") == "0":
+    done.model.save_pretrained(folder / str(ranks) / "model")
     (folder / f"{ranks}.json").write_text(json.dumps([(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]))
 """
 
@@ -438,7 +448,7 @@ if os.environ.get("RANK", "0") == "0":
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
-    """The gradients' norm tells a factor that Adam would hide in the weights."""
+    """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one process."""
     (tmp_path / "rank.py").write_text(_RANK)
     root = Path(__file__).parent.parent
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
@@ -446,6 +456,10 @@ def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
         subprocess.run([sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path), name], env=env, cwd=root, check=True)
     one, two = (np.array(json.loads((tmp_path / f"{ranks}.json").read_text())) for ranks in (1, 2))
     assert one.shape == two.shape and np.allclose(one, two, rtol=1e-3)
+    loaded, trained = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "2" / name).state_dict() for name in (f"checkpoint-{len(two)}", "model")
+    )
+    assert set(loaded) == set(trained) and all(torch.equal(loaded[name], value) for name, value in trained.items())
 
 
 @pytest.mark.parametrize(
