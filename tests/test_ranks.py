@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fullft_assets.launched import EXIT_MENDABLE
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -59,3 +61,17 @@ def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(played: 
     assert (first["alone"], second["alone"]) == (["score", "load", "score", "score"], ["score"])
     assert (first["alpha"], first["scores"]) == (second["alpha"], second["scores"])
     assert first["said"] == second["said"] == "stopped on request; run the same command to start this part again"
+
+
+@pytest.mark.slow
+def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command_goes_on_with_less(played: dict) -> None:
+    first, second = played["out_of_memory"]
+    # The rank that has room only sees that the other one is gone.
+    assert (first["status"], second["status"]) == (1, EXIT_MENDABLE)
+    told = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to go on with 2"
+    assert (first["failure"]["failure"], first["failure"]["reason"]) == ("out_of_memory", told)
+    for again in played["out_of_memory_again"]:
+        assert again["status"] == 0 and max(again["passes"]) == 2
+    made = played["out_of_memory_again"][0]["metadata"]
+    assert (made["micro_batch_size"], made["resumed_from_step"]) == (2, 4)
+    assert [(found["event"], found["step"], found["went_on_from_step"]) for found in made["incidents"]] == [("out_of_memory", 7, 4)]

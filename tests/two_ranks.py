@@ -21,9 +21,13 @@ from typing import Any
 import torch
 
 from fullft_assets.errors import Interrupted
-from fullft_assets.workloads import finetuning, inference
+from fullft_assets.jobs import read_job
+from fullft_assets.launched import ERROR_FILE
+from fullft_assets.workloads import classification, entry, finetuning, inference
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.guards import Course, Incident
+from fullft_assets.workloads.training import work as train_job
+from tests.prepared import prepare
 from tests.test_packed import CAPACITY, LLAMA, SETTINGS, Built, fit, training
 
 #: A scene takes two or three of them.
@@ -210,8 +214,54 @@ def wise_ft(folder: Path, rank: int) -> Any:
         return {"alone": alone, "alpha": done.interpolated.alpha, "scores": done.scores, "said": str(error)}
 
 
+def out_of_memory(folder: Path, rank: int) -> Any:
+    """The workload on two ranks: from the seventh step on the second one has no room for more than two rows a pass."""
+    root, uri = folder.parent / "case", folder.parent / "uri"
+    if rank == 0:
+        case = prepare(root, tiny=True, training={"micro_batch_size": 4, "checkpoint_every_steps": 4, "track": []})
+        aside = uri.with_suffix(".partial")
+        aside.write_text(case.job("finetuned_checkpoint", launcher={"processes": 2}).write(case.store))
+        aside.replace(uri)
+    _wait_for(uri)
+    return _work_in_little_memory(uri.read_text(), rank, folder.parent / "reason")
+
+
+def out_of_memory_again(folder: Path, rank: int) -> Any:
+    """The same command, after `out_of_memory`."""
+    return _work_in_little_memory((folder.parent.parent / "out_of_memory" / "uri").read_text(), rank, folder.parent / "reason")
+
+
+def _work_in_little_memory(uri: str, rank: int, reason: Path) -> Any:
+    load, passes = classification.load_for_training, []
+
+    def look(module: Any, inputs: Any, named: dict[str, Any]) -> None:
+        if module.training:
+            passes.append(len(named["input_ids"]))
+            if rank == 1 and len(passes) > 6 and passes[-1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def load_limited(*arguments: Any, **options: Any) -> Any:
+        model = load(*arguments, **options)
+        model.register_forward_pre_hook(look, with_kwargs=True)
+        return model
+
+    classification.load_for_training = load_limited
+    os.environ[ERROR_FILE] = str(reason)
+    status = entry._run(train_job, uri, Progress(silent=True))
+    job = read_job(uri)
+    store = job.open_store()
+    made = store.find(job.case, job.stage, job.key)
+    failures = Path(store.url, "failures", job.case, job.stage, f"{job.key}.json")
+    return {
+        "status": status,
+        "passes": passes,
+        "failure": json.loads(failures.read_text()) if rank == 0 and failures.is_file() else None,
+        "metadata": {name: made.metadata[name] for name in ("incidents", "micro_batch_size", "resumed_from_step")} if made else None,
+    }
+
+
 SCENES: dict[str, Callable[[Path, int], Any]] = {
-    scene.__name__: scene for scene in (roll_back, own_scores, keep_best, stop_while_scoring, wise_ft)
+    scene.__name__: scene for scene in (roll_back, own_scores, keep_best, stop_while_scoring, wise_ft, out_of_memory, out_of_memory_again)
 }
 
 if __name__ == "__main__":
