@@ -16,7 +16,7 @@ from fullft_assets import report
 from fullft_assets.errors import DivergenceError
 from fullft_assets.snapshot import general
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import training
+from fullft_assets.workloads import precision, training
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.inference import embed, load_causal, load_classifier, predict_with
 from fullft_assets.workloads.token_scores import score_documents
@@ -61,8 +61,9 @@ class TestScores:
     def test_of_a_language_model_are_its_loss_on_general_text(self, language: Prepared) -> None:
         made = train(language, "scored")
         measured = general.load(language.store, language.snapshot)
-        before = score_documents(load_causal(language.base_model), measured.windows, None).mean_loss()
-        after = score_documents(load_causal(language.store.folder(made) / "model"), measured.windows, None).mean_loss()
+        folders = language.base_model, language.store.folder(made) / "model"
+        models = [precision.score_alike(load_causal(folder), language.use_case.settings.training) for folder in folders]
+        before, after = (score_documents(model, measured.windows, None).mean_loss() for model in models)
         found, lines = made.metadata, log_of(language, made)
         assert found["general_before"] == pytest.approx(before, rel=1e-5) and found["general_loss"] == pytest.approx(after, rel=1e-5)
         assert found["general_rise"] == pytest.approx(after - before, abs=1e-4)
@@ -75,8 +76,9 @@ class TestScores:
     def test_of_an_encoder_are_how_far_its_representations_moved(self, encoder: Prepared) -> None:
         made = train(encoder, "scored")
         measured = general.load(encoder.store, encoder.snapshot)
-        base = embed(encoder.base_model, measured.windows)
-        tuned = predict_with(load_classifier(encoder.store.folder(made) / "model"), measured.windows).embeddings
+        base = embed(encoder.base_model, measured.windows, computed_in="fp32")
+        model = precision.score_alike(load_classifier(encoder.store.folder(made) / "model"), encoder.use_case.settings.training)
+        tuned = predict_with(model, measured.windows).embeddings
         cosine = (base * tuned).sum(1) / np.linalg.norm(base, axis=1) / np.linalg.norm(tuned, axis=1)
         assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
         assert made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-3) and 1 - cosine.mean() > 1e-3

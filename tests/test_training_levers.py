@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import distillation, holding, layers, planning, token_loss, training
+from fullft_assets.workloads import distillation, holding, layers, planning, precision, token_loss, training
 from fullft_assets.workloads.distillation import DistilledTokenLoss
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
@@ -341,6 +341,19 @@ class TestWeightsInBetween:
         ours = dict(tuned.model.named_parameters())
         assert all(torch.allclose(value, (base[name] + ours[name]) / 2, atol=1e-6) for name, value in found.model.named_parameters())
         assert found.interpolated.alpha == 0.5
+
+
+@pytest.mark.parametrize("chosen", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["language", "encoder"])
+def test_scores_are_computed_in_the_precision_of_the_training(name: str, chosen: str, request, tmp_path: Path, monkeypatch) -> None:
+    """Also where the machine is good at another: it would decide on the best checkpoint, the budget and the weights in between."""
+    found = []
+    for has_bf16 in (False, True):
+        monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
+        done = fit(request.getfixturevalue(name), tmp_path, epochs=0.3, wise_ft=[0.5], precision=chosen)
+        scored = [{key: line[key] for key in line if key.startswith(("validation_", "general_"))} for line in done.history]
+        found.append([done.scores, *filter(None, scored)])
+    assert found[0] == found[1] and any("validation_loss" in scores for scores in found[0][1:])
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
-from fullft_assets.workloads import distillation
+from fullft_assets.workloads import distillation, precision
 from fullft_assets.workloads.feed import Feed
 from fullft_assets.workloads.inference import collate, device, embed, embed_with
+from fullft_assets.workloads.precision import Precision
 from fullft_assets.workloads.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
 
 #: (output, labels) -> the summed loss of a pass.
@@ -54,12 +55,12 @@ class Encoder(ABC):
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         if self.start is not None:  # it has its head and its added tokens
-            return self._load(self.start, settings, keeps_head=True)
+            return precision.score_alike(self._load(self.start, settings, keeps_head=True), settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
-        return self._load(self.base_model, settings, self.added_tokens)
+        return precision.score_alike(self._load(self.base_model, settings, self.added_tokens), settings)
 
     @abstractmethod
     def _load(
@@ -75,7 +76,8 @@ class Encoder(ABC):
         """
         if self.general is None:
             return {}
-        return {"general_distance": _distance(embed_with(model, self.general.windows, progress=listener), self._general_embeddings)}
+        original = self._embeddings_of_base(precision.of_scores(model))
+        return {"general_distance": _distance(embed_with(model, self.general.windows, progress=listener), original)}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         """See `Recipe`: of the pooled representation h of each general text, as if it were normally distributed around the base model's.
@@ -99,12 +101,18 @@ class Encoder(ABC):
         teacher = distillation.frozen(self.load_original(settings), device())
         return Prepared(feed, distillation.held_representations(loss_of_output, teacher, settings.distillation.weight), about)
 
-    @cached_property
-    def _general_embeddings(self) -> np.ndarray:
+    def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
         """[texts, hidden] what the base model makes of the general texts."""
-        # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
-        with torch.random.fork_rng():
-            return embed(self.base_model, self.general.windows, added_tokens=self.added_tokens)
+        if computed_in not in self._found_embeddings:
+            # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
+            with torch.random.fork_rng():
+                found = embed(self.base_model, self.general.windows, added_tokens=self.added_tokens, computed_in=computed_in)
+            self._found_embeddings[computed_in] = found
+        return self._found_embeddings[computed_in]
+
+    @cached_property
+    def _found_embeddings(self) -> dict[Precision, np.ndarray]:
+        return {}
 
 
 def _distance(found: np.ndarray, original: np.ndarray) -> float:

@@ -26,6 +26,7 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.workloads import layers, loading, precision
 from fullft_assets.workloads.embeddings import initialise_added
+from fullft_assets.workloads.precision import Precision
 
 if TYPE_CHECKING:
     from fullft_assets.workloads.entry import Progress
@@ -230,10 +231,24 @@ def predict_with(model: PreTrainedModel, windows: list[list[list[int]]], *, prog
 
 
 def embed(
-    model_folder: ModelFolder, windows: list[list[list[int]]], *, added_tokens: Sequence[str] = (), progress: Progress | None = None
+    model_folder: ModelFolder,
+    windows: list[list[list[int]]],
+    *,
+    added_tokens: Sequence[str] = (),
+    computed_in: Precision | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
-    """Return the mean-pooled last hidden state [rows, hidden] of a base model, as it is before any training."""
+    """Return the mean-pooled last hidden state [rows, hidden] of a base model, as it is before any training.
+
+    Args:
+        model_folder: a transformers folder with safetensors.
+        windows: each document's windows of token ids.
+        added_tokens: that its tokenizer did not have.
+        computed_in: of the passes. Default: what `auto` is on this machine.
+        progress: told how many windows are done.
+    """
     model = loading.load(AutoModel, model_folder, dtype=torch.float32)
+    model.scored_in = computed_in
     initialise_added(model, model_folder, added_tokens)
     return embed_with(model, windows, progress=progress)
 
@@ -292,7 +307,7 @@ def forward_batches(
         inputs = {name: value.to(device()) for name, value in collate([windows[i][n] for i, n in items], pad_id).items()}
         return items, inputs, model(**inputs, **options)
 
-    with torch.no_grad(), precision.autocast(precision.resolve("auto")):
+    with torch.no_grad(), precision.autocast(precision.of_scores(model)):
         yield from in_batches([len(windows[row][number]) for row, number in flat], look, model, progress)
     model.train(was_training)
 

@@ -72,13 +72,15 @@ class NextToken:
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         if self.start is not None:  # it has its added tokens
-            return load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
+            model = load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
+            return precision.score_alike(model, settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """See `Recipe`."""
         dtype = dtype_of_weights(settings)
-        return load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
+        model = load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
+        return precision.score_alike(model, settings)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.

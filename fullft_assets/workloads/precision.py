@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils.import_utils import enable_tf32
 
 from fullft_assets.errors import SettingsError
@@ -43,6 +44,17 @@ def of(settings: TrainingSettings) -> Precision:
         SettingsError: fp16 without a GPU, or tf32 without one that has it.
     """
     return "bf16" if settings.weights == "bf16" else resolve(settings.precision)
+
+
+def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
+    """Return a model that from now on is scored in the precision that its training computes in."""
+    model.scored_in = of(settings)
+    return model
+
+
+def of_scores(model: PreTrainedModel) -> Precision:
+    """Return the precision that a model is scored in: that of its training while it lasts, else what `auto` is on this machine."""
+    return getattr(model, "scored_in", None) or resolve("auto")
 
 
 def enable(precision: Precision) -> None:

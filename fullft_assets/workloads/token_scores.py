@@ -101,7 +101,7 @@ def score_documents(
         return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
 
     try:
-        with torch.no_grad(), precision.autocast(precision.resolve("auto")):
+        with torch.no_grad(), precision.autocast(precision.of_scores(model)):
             for documents, losses, is_first in in_batches([len(row.ids) for row in rows], look, model, progress):
                 np.add.at(num_tokens, documents, 1)
                 np.add.at(loss, documents, losses)
