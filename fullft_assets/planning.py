@@ -22,7 +22,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import Optimizer, PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "5"
+VERSION = "6"
 #: Largest exponent of a learning curve: what theory allows and more than was ever measured (Hestness et al. 2017, sections 3 and 4).
 _STEEPEST = 0.5
 #: Rungs of the memory ladder, as (optimizer, weights), from what takes most to what takes least.

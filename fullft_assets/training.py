@@ -8,7 +8,7 @@ from typing import Any
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 
-VERSION = "2"
+VERSION = "3"
 #: What is measured on the general set, lower is better: nats a token; or, of an encoder, which has no loss on general text, the
 #: distance (1 - mean cosine) of its pooled representations from the base model's.
 GENERAL_MEASURES = ("general_loss", "general_distance")
