@@ -33,12 +33,12 @@ _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "tf32": 5e-3, "bf16
 _SHOWN_TOKENS = 64
 
 
-def why_not(model_type: str, settings: TrainingSettings) -> str:
-    """Return why a model does without the kernels; an empty string where it has them.
+class CannotLoad(Exception):
+    """liger-kernel is there and does not go with the rest: training does without it."""
 
-    Raises:
-        SettingsError: liger-kernel is there and does not go with the other packages.
-    """
+
+def why_not(model_type: str, settings: TrainingSettings) -> str:
+    """Return why a model does without the kernels; an empty string where it has them."""
     if settings.liger == "off":
         return "training.liger is off"
     if not torch.cuda.is_available():
@@ -49,20 +49,23 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
         return "training.compile fuses for itself"
     if settings.sharding != "none":
         return "liger-kernel was not tried with training.sharding"
-    return "" if model_type in families() else f"liger-kernel knows no {model_type}"
+    try:
+        return "" if model_type in families() else f"liger-kernel knows no {model_type}"
+    except CannotLoad as error:
+        return str(error)
 
 
 def families() -> Mapping[str, Callable[..., None]]:
     """Return what replaces the layers of a family of models, by the family's `model_type`.
 
     Raises:
-        SettingsError: liger-kernel does not go with the other packages.
+        CannotLoad: liger-kernel does not go with the other packages, or with the GPU's driver.
     """
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"training.liger: liger-kernel cannot be loaded ({reason}); install another version, or set off") from error
+    except Exception as error:  # whatever packages raise that were made for others; what it was is told
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CannotLoad(f"liger-kernel cannot be loaded ({reason}); install another version") from error
     return MODEL_TYPE_TO_APPLY_LIGER_FN
 
 
@@ -84,7 +87,7 @@ def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings
         settings: of the training.
 
     Raises:
-        SettingsError: the outputs are not the same, or liger-kernel does not go with the other packages.
+        SettingsError: the outputs are not the same.
     """
     name = model.config.model_type
     if reason := why_not(name, settings):
