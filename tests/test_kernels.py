@@ -25,7 +25,7 @@ from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
-#: What is tested everywhere: CI installs it with the rest.
+#: CI installs it, and skips nothing.
 needs_liger = pytest.mark.skipif(
     not HAS_LIGER and "CI" not in os.environ, reason="pip install liger-kernel, which Linux alone has Triton for"
 )
