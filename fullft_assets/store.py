@@ -330,12 +330,19 @@ class Store:
         return sorted(self._readable([ref for ref in refs if ref.count("/") == 3]), key=lambda m: (m.created_at, m.attempt))
 
     def delete(self, manifest: Manifest) -> None:
-        """Remove an attempt: its manifest first, so that a removal cut short leaves nothing half-valid; a fetched copy as well."""
+        """Remove an attempt: its manifest before its files, so that a removal cut short leaves nothing half-valid.
+
+        A fetched copy goes first: once the manifest is gone, nobody would look for it.
+        """
         folder = f"{self._root}/{manifest.ref}"
+        copy = _cache_root() / digest(self.url) / manifest.ref
+        if not self.is_local and copy.is_dir():
+            shutil.rmtree(copy)
         self._fs.rm_file(f"{folder}/{MANIFEST}")
-        self._fs.rm(folder, recursive=True)
-        if not self.is_local:
-            shutil.rmtree(_cache_root() / digest(self.url) / manifest.ref, ignore_errors=True)
+        self._fs.invalidate_cache()
+        # On S3 there is no folder without a file.
+        if self.is_local or self._fs.find(folder):
+            self._fs.rm(folder, recursive=True)
 
     def unfinished(self, case: str, stage: str) -> list[str]:
         """Return the refs of the attempts without a manifest: being written, or left by a process that was killed."""

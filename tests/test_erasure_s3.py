@@ -1,0 +1,103 @@
+"""Erasure from a store on S3: afterwards neither the bucket, nor the local copies, nor the temporary folder hold the document."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import erasure, snapshot
+from fullft_assets.erasure.scrub import GONE
+from fullft_assets.store import Store
+from tests.s3_server import S3Server
+from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows
+
+
+def traces(root: Path, *values: str) -> list[str]:
+    """Return the files below a folder in which a value stands, or that are called after it."""
+    found = []
+    for path in (path for path in root.rglob("*") if path.is_file()):
+        told = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+        if any(value in told or value in str(path) for value in values):
+            found.append(str(path.relative_to(root)))
+    return found
+
+
+@pytest.fixture
+def places(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Where an artifact of a store on S3 may lie: the bucket's folder, the local copies, and the temporary folder."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return {
+        "bucket": s3_env.make_bucket(f"erased-{time.time_ns()}"),
+        "copies": Path(os.environ["FULLFT_CACHE"]),
+        "temporary": tmp_path / "temporary",
+    }
+
+
+def test_nothing_of_a_document_is_left_in_the_bucket_or_the_local_copies(places: dict[str, Path], tmp_path: Path) -> None:
+    batches = Batches(tmp_path / "project")
+    batches.store = Store(f"s3://{places['bucket'].name}/some/prefix")
+    delivered = rows(24)
+    batches.deliver("a.jsonl", delivered)
+    (batches.project.documents / "smith_john.txt").write_text("a note about him and what he had")
+    batches.deliver("b.jsonl", rows(8, 24))
+    taken = batches.take()
+    before = batches.texts(taken)
+    assert {"d2", "d9"} <= before.keys()
+    marks = ("'d2'", '"d2"', repr(delivered[2]["text"])[1:60], "smith_john", "a note about him")
+    assert traces(places["bucket"], *marks) and traces(places["copies"], *marks), "it was there, and was fetched"
+    report = erasure.erase(batches.store, CASE, ["d2", "smith_john.txt"])
+    assert (report.num_found, report.missing, report.num_in_flight) == (2, [], 0)
+    assert {name: traces(path, *marks) for name, path in places.items()} == {"bucket": [], "copies": [], "temporary": []}
+    assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != "d2"}
+    assert {name: traces(path, *marks) for name, path in places.items()} == {"bucket": [], "copies": [], "temporary": []}
+    assert "d2" not in snapshot.load_split(batches.store, batches.take(), "train").ids
+
+
+class TestStore:
+    @pytest.fixture
+    def store(self, places: dict[str, Path]) -> Store:
+        return Store(f"s3://{places['bucket'].name}/some/prefix")
+
+    def make(self, store: Store, files: dict[str, str]):
+        with store.create("mail", "raw_documents", "k", version="1", seed=1) as draft:
+            for name, text in files.items():
+                (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (draft.path / name).write_text(text)
+            return draft.commit(settings={}, inputs={}, metadata={"told": "by him"})
+
+    @pytest.mark.parametrize("files", [{"a.txt": "of him", "deep/b.txt": "of him"}, {}], ids=["files", "none"])
+    def test_what_is_deleted_is_gone_with_its_copy(self, store: Store, places: dict[str, Path], files: dict[str, str]) -> None:
+        made = self.make(store, files)
+        store.folder(made)
+        assert traces(places["copies"], "by him")
+        store.delete(made)
+        assert not [path for place in places.values() for path in place.rglob("*") if path.is_file()]
+        assert store.find("mail", "raw_documents", "k") is None
+
+    def test_a_removal_cut_short_leaves_no_copy_that_nobody_knows_of(self, store: Store, places: dict[str, Path]) -> None:
+        made = self.make(store, {"a.txt": "of him"})
+        store.folder(made)
+        with killed_at(store, 2) as steps, pytest.raises(PowerCut):
+            store.delete(made)
+        assert steps == ["rm_file", "rm"]
+        assert traces(places["copies"], "him") == []
+        assert store.unfinished("mail", "raw_documents") == [made.ref], "a sweep finds what is left in the bucket"
+
+    def test_what_is_rewritten_leaves_nothing_of_what_it_was(self, store: Store, places: dict[str, Path]) -> None:
+        made = self.make(store, {"a.txt": "of him", "deep/b.txt": "of others"})
+        store.folder(made)
+
+        def edit(folder: Path) -> dict[str, str]:
+            (folder / "a.txt").write_text(GONE)
+            return {"told": GONE}
+
+        again = store.rewrite(made, edit)
+        assert [path for place in places.values() for path in traces(place, "of him", "by him", made.attempt)] == []
+        assert store.load(made.ref) == again and again.metadata["replaces"] == [made.content_digest]
+        assert {name: (store.folder(again) / name).read_text() for name in again.files} == {"a.txt": GONE, "deep/b.txt": "of others"}
