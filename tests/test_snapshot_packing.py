@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks import packing as benchmark
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.snapshot import packing
+from fullft_assets.snapshot import packing, taking
 from tests import project as projects
 
 lengths_and_capacity = st.integers(1, 60).flatmap(
@@ -157,3 +157,21 @@ def test_lengths_that_cannot_be_are_refused():
 def test_the_plain_loop_of_the_benchmark_packs_as_well():
     lengths = benchmark.lengths(2_000)
     assert benchmark.with_ours(lengths) == benchmark.with_loop(lengths)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "is_full"),
+    [
+        ([50] * 100, True),
+        ([35] * 100, False),  # two a row, where the tokens need 35 rows
+        ([60] * 100, True),  # each in a row of its own, whatever is done
+        ([60, 40] * 100 + [5], True),
+        ([70], True),
+        ([], True),
+    ],
+)
+def test_rows_are_full_unless_few_rows_or_long_texts_prevent_it(lengths: list[int], is_full: bool):
+    plan = packing.plan(np.array(lengths, int), 100, seed=1)
+    check = taking._full_check(plan)
+    assert (check.passed, check.severity) == (is_full, "warn")
+    assert is_full or check.description.startswith("packed rows are 70.0% full: 50 of 100 tokens where 35 would hold them; ")

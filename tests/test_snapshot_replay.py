@@ -316,6 +316,7 @@ class TestSnapshot:
             seen[source][start : start + length] += 1
         assert all((counts == 1).all() for counts in seen)
         assert plan.capacity == 384 and plan.num_rows <= -(-plan.num_tokens // 384) + 1
+        assert manifest.check("rows_are_full").passed
         # General documents are spread over the rows of training, not kept for the end.
         rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]
         assert 0.4 < rows.mean() / plan.num_rows < 0.6

@@ -13,6 +13,9 @@ from fullft_assets.store import Manifest
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     screened = [("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.", False)]
+    packed = [
+        ("rows_are_full", "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.", False)
+    ]
     replayed = [("replay_holds_no_control_tokens", "No replayed document holds the model's special tokens.", False)]
 
     @dg.asset(
@@ -32,6 +35,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.", False),
                 ("archived_files_count", "Files that were taken away since their delivery count as they were read.", False),
                 *(screened if case.settings.snapshot.screen else []),
+                *(packed if case.settings.examples.task in ("sft", "language_modeling") else []),
                 *(replayed if case.settings.snapshot.replay is not None else []),
             ],
         ),

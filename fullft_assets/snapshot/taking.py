@@ -122,7 +122,7 @@ class _Taking:
             files.append("packing.parquet")
             values |= {"capacity": plan.capacity, "replay": replayed and replayed.content_digest}
             metadata |= _told_of_packing(plan, replayed, settings)
-            more = [_control_check(replayed)] if replayed is not None else []
+            more = [_full_check(plan), *([_control_check(replayed)] if replayed is not None else [])]
         # Who goes on with another artifact of this content must find the same gates open.
         values["gates"] = {check.name: check.passed for check in frozen.checks if check.severity == "error"}
         draft.identity = Identity(files=files, values=values)
@@ -198,6 +198,20 @@ def _told_of_packing(plan: Packing, replayed: Manifest | None, settings: UseCase
     if replayed is not None:
         metadata |= {"num_replay_rows": replayed.metadata["num_rows"], "num_replay_tokens": replayed.metadata["num_tokens"]}
     return metadata
+
+
+def _full_check(plan: Packing) -> CheckOutcome:
+    """Return whether training computes little else than tokens."""
+    return CheckOutcome(
+        name="rows_are_full",
+        passed=plan.is_full,
+        severity="warn",
+        description=""
+        if plan.is_full
+        else f"packed rows are {plan.fill:.1%} full: {plan.num_rows:,} of {plan.capacity:,} tokens where {plan.num_rows_needed:,} would hold "
+        "them; the texts' lengths do not add up to chunks.max_tokens: try another, such as a multiple of the commonest length",
+        metadata={"packing_fill": plan.fill, "num_packed_rows": plan.num_rows, "num_rows_needed": plan.num_rows_needed},
+    )
 
 
 def _control_check(replayed: Manifest) -> CheckOutcome:
