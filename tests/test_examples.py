@@ -528,3 +528,16 @@ def test_validated_twice_is_found_and_a_lost_quarantine_is_made_again(project: p
     assert quarantined.content_digest == first[1].content_digest
     assert quarantined.metadata["reasons"] == {"no label": 1}
     assert quarantined.metadata["uri"] == str(project.documents)
+
+
+@pytest.mark.parametrize("task", SETTINGS)
+@pytest.mark.parametrize("rows", [[], [{}, {"label": "text", "labels": ["text"]}]], ids=["empty", "rows"])
+def test_all_tasks_have_one_schema(task: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This one."}]
+    found = examples.examine(
+        table(sound_rows(*({"messages": turns, "spans": [], "group": "g"} | row for row in rows))), SETTINGS[task], "b"
+    )
+    examples.write_examples(found.valid, tmp_path / "examples.parquet")
+    stored = pq.read_schema(tmp_path / "examples.parquet")
+    expected = [field for field in schema() if field.name != "problem"]
+    assert [(field.name, field.type) for field in stored] == [*((field.name, field.type) for field in expected), ("text_hash", pa.string())]
