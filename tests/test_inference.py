@@ -154,9 +154,17 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.Mo
 
 
 class TestPrecision:
-    def test_chosen_precision_is_kept_and_auto_resolved(self):
-        assert precision.resolve("bf16") == "bf16"
-        assert precision.resolve("auto") in ("fp32", "bf16", "fp16")
+    @pytest.mark.parametrize(
+        ("has_gpu", "has_bf16", "expected"),
+        [(True, True, "bf16"), (True, False, "fp16"), (False, True, "bf16"), (False, False, "fp32")],
+    )
+    def test_auto_is_what_the_hardware_is_good_at(self, has_gpu: bool, has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch):
+        """What it is good at is injected; emulated bf16, which older GPUs have as well, does not count."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bf16 and not has_gpu})
+        assert precision.resolve("auto") == expected
+        assert precision.resolve("bf16") == "bf16" and precision.resolve("fp32") == "fp32"
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has fp16")
     def test_fp16_without_a_gpu_is_refused(self):
