@@ -10,15 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fullft_assets.assets.training import _curves
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import entry, telemetry
+from fullft_assets.workloads import entry, finetuning, telemetry
+from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.forgetting import Forgetting
+from fullft_assets.workloads.guards import Course
 from fullft_assets.workloads.telemetry import Meter, Shape, Trackers, peak_flops, scalars, step_flops
 from fullft_assets.workloads.training import work
+from fullft_assets.workloads.watcher import RolledBack, Watcher
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
 
@@ -51,6 +56,26 @@ def event_values(folder: Path) -> dict[str, dict[int, float]]:
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
+def _watcher(folder: Path) -> Watcher:
+    """The eyes of a run of nine steps, without the run."""
+    meter = Meter(np.full(9, 8), np.full(9, 8.0), None)
+    quiet = Progress(silent=True)
+    trackers = Trackers([], folder, 0, {}, quiet)
+    return Watcher(
+        TrainingSettings(),
+        quiet,
+        StepLog(folder / STEP_LOG, 0),
+        Course(folder),
+        trackers,
+        meter,
+        lambda model, listener: {},
+        Forgetting(lambda model, listener: {}, None),
+        set(),
+        num_steps=9,
+        resumable=False,
+    )
+
+
 class TestStepLog:
     def test_each_step_has_its_numbers(self, tiny, tmp_path):
         fit = train(tiny, tmp_path, track=[])
@@ -65,6 +90,39 @@ class TestStepLog:
             assert "mfu" not in line, "of a CPU no peak is known"
         assert [line["seconds"] for line in steps] == sorted(line["seconds"] for line in steps)
         assert {"validation_loss", "validation_accuracy", "validation_macro_f1"} <= set(lines[-1])
+
+    def test_where_the_cards_peak_is_known_each_step_has_its_share_of_it(self, tiny, tmp_path, monkeypatch):
+        """That this machine has such a card is injected, and so is what it would wait for."""
+        peak = 1e5
+        monkeypatch.setattr(finetuning, "peak_flops", lambda device, precision: peak)
+        fit = train(tiny, tmp_path, epochs=0.5, track=[])
+        steps = [line for line in fit.history if "loss" in line]
+        assert len(steps) == fit.num_steps > 1
+        for line in steps:
+            # 6 FLOP a trained weight and token, and those of attention.
+            assert line["mfu"] * peak / line["tokens_per_second"] > 5.9 * Shape.of(fit.model).num_trained
+
+    def test_on_a_card_each_step_says_how_long_it_waited_for_data(self, tmp_path, monkeypatch):
+        watcher = _watcher(tmp_path)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
+        watcher.meter.go()
+        watcher.meter.waited(1e6)
+        watcher._step_done(1, 2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3}, is_fp16=False)
+        (line,) = watcher.log.lines
+        assert line["data_wait_share"] > 0.9 and line["memory_gib"] == 1
+
+    @pytest.mark.parametrize("is_fp16", [True, False])
+    def test_an_infinite_norm_is_no_divergence_in_fp16_alone(self, tmp_path, is_fp16):
+        """There the loss scaler tries a scale, and skips the step that overflows."""
+        watcher = _watcher(tmp_path)
+        logs = {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}
+        if is_fp16:
+            watcher._step_done(3, 9, logs, is_fp16=True)
+            assert [(line["step"], line["grad_norm"]) for line in watcher.log.lines] == [(3, None)]
+        else:
+            with pytest.raises(RolledBack):
+                watcher._step_done(3, 9, logs, is_fp16=False)
 
     def test_track_changes_neither_weights_nor_log(self, tiny, tmp_path):
         one, other = train(tiny, tmp_path / "a", track=[]), train(tiny, tmp_path / "b", track=["tensorboard"])
