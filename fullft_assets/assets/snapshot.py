@@ -34,6 +34,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ("ids_name_one_document", "Hardly an id stands for different texts in two files.", False),
                 ("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.", False),
                 ("archived_files_count", "Files that were taken away since their delivery count as they were read.", False),
+                ("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede.", False),
                 *(screened if case.settings.snapshot.screen else []),
                 *(packed if case.settings.examples.task in ("sft", "language_modeling") else []),
                 *(replayed if case.settings.snapshot.replay is not None else []),

@@ -91,7 +91,8 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         pq.write_table(table, draft.path / "documents.parquet")
         metadata = {
             "batch": name,
-            "uri": source.uri,
+            # What was carried over came from where it was cut, wherever the documents lie today.
+            "uri": batch.uri or source.uri,
             "num_files": len(batch.files),
             "num_bytes": batch.num_bytes,
             "num_rows": len(table),

@@ -34,12 +34,14 @@ _COLUMNS = "mtime_ns bytes etag path"
 class Batch:
     """A bounded set of files that goes through the data stages together.
 
-    `erased` holds what stands for files whose documents were all erased, in place of their names (see `forget`).
+    `erased` holds what stands for files whose documents were all erased, in place of their names (see `forget`); `uri` is the source that
+    they were cut from, empty where that was not recorded.
     """
 
     name: str
     files: list[SourceFile]
     erased: frozenset[str] = frozenset()
+    uri: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -85,7 +87,7 @@ def cut_batches(
         now: seconds since the epoch: a file written to within `settle_seconds` of it waits. Default: none waits.
     """
     source = Folder(where) if isinstance(where, Path) else where
-    return record(store, case, settled(source, settings, now)[0], settings, kind)
+    return record(store, case, settled(source, settings, now)[0], settings, kind, uri=source.uri)
 
 
 def settled(source: Source, settings: DocumentsSettings, now: float | None) -> tuple[list[SourceFile], list[SourceFile]]:
@@ -108,8 +110,10 @@ def num_new(store: Store, case: str, files: Sequence[SourceFile], kind: Kind = "
     return sum(file not in known for file in files)
 
 
-def record(store: Store, case: str, files: Iterable[SourceFile], settings: DocumentsSettings, kind: Kind = "batch") -> list[Batch]:
-    """Record those files that are in no batch yet, in batches bounded by bytes and count; return these batches."""
+def record(
+    store: Store, case: str, files: Iterable[SourceFile], settings: DocumentsSettings, kind: Kind = "batch", *, uri: str
+) -> list[Batch]:
+    """Record those files of the source at `uri` that are in no batch yet, in batches bounded by bytes and count; return these batches."""
     with _one_at_a_time(store, case, kind):
         batches = list_batches(store, case, kind)
         known = _Known(case, batches)
@@ -120,7 +124,7 @@ def record(store: Store, case: str, files: Iterable[SourceFile], settings: Docum
             # The number keeps the order of delivery, the digest tells batches of different stores apart.
             lines = [_line(file) for file in group]
             content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-            batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", group)
+            batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", group, uri=uri)
             store.write_pointer(f"{case}/{kind}/{batch.name}", _recorded(batch, lines))
             cut.append(batch)
     return cut
@@ -151,7 +155,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
             gone = [file for file in batch.files if file.path in paths]
             if gone:
                 left = [file for file in batch.files if file.path not in paths]
-                found = Batch(batch.name, left, batch.erased | {_digest(case, file) for file in gone})
+                found = Batch(batch.name, left, batch.erased | {_digest(case, file) for file in gone}, batch.uri)
                 before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
                 recorded = _recorded(found, [_line(file) for file in left])
                 store.write_pointer(f"{case}/{kind}/{batch.name}", {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])})
@@ -176,6 +180,7 @@ def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
         "cut_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "num_files": len(batch.files),
         "num_bytes": batch.num_bytes,
+        "uri": batch.uri,
         "columns": _COLUMNS,
         "files": lines,
         **({"erased": sorted(batch.erased)} if batch.erased else {}),
@@ -193,7 +198,7 @@ def _parse(data: dict[str, Any]) -> Batch:
     for line in data["files"]:
         mtime_ns, size, etag, path = line.split(" ", 3)
         files.append(SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag))
-    return Batch(data["name"], files, frozenset(data.get("erased", ())))
+    return Batch(data["name"], files, frozenset(data.get("erased", ())), data.get("uri", ""))
 
 
 class _Memory(dict[tuple[str, str, str, str], Batch]):

@@ -78,8 +78,8 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
         cut, notes = _list_on(store, use_case.name, source, bounds, kind, now)
         return Look(cut, 0, [*notes, *left_in_place(source.others)], source.others)
     settled, unsettled = batches.settled(source, bounds, now)
-    cut = batches.record(store, use_case.name, settled, bounds, kind)
-    while whole and (more := batches.record(store, use_case.name, settled, bounds, kind)):
+    cut = batches.record(store, use_case.name, settled, bounds, kind, uri=source.uri)
+    while whole and (more := batches.record(store, use_case.name, settled, bounds, kind, uri=source.uri)):
         cut += more
     waiting = batches.num_new(store, use_case.name, unsettled, kind)
     note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
@@ -113,7 +113,7 @@ def _list_on(
     if not stands["after"] and stands["ended_at"] is not None and now - stands["ended_at"] < every:
         return [], []
     files, after = source.listed(stands["after"], PAGES_A_LOOK)
-    cut = batches.record(store, case, files, bounds, kind)
+    cut = batches.record(store, case, files, bounds, kind, uri=source.uri)
     new = {"place": place, "after": after, "ended_at": (stands["ended_at"] if after else now) if every else None}
     # Of more than one look may record the rest is listed again.
     if new != stands and len(cut) < batches.MAX_CUTS:
@@ -126,7 +126,7 @@ def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: Documents
     # What arrives behind the listing has an event, which this look receives or a later one.
     cut, listed = _list_on(store, case, source, bounds, "batch", now, every=LISTING_SECONDS)
     received = queue.receive()
-    while recorded := batches.record(store, case, received.files, bounds):
+    while recorded := batches.record(store, case, received.files, bounds, uri=source.uri):
         cut += recorded
     # Only what is in the ledger is forgotten by the queue; what dies in between comes again and is known.
     queue.delete(received)

@@ -82,6 +82,30 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     )
 
 
+def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
+    """Return whether each file was delivered from one source: a file is known by its path below it, and a namesake supersedes its rows."""
+    sources: dict[str, set[str]] = {}
+    for manifest in usable.values():
+        for path in manifest.metadata["files"]:
+            sources.setdefault(path, set()).add(manifest.metadata["uri"])
+    namesakes = {path: sorted(uris) for path, uris in sources.items() if len(uris) > 1}
+    description = ""
+    if namesakes:
+        path, uris = min(namesakes.items())
+        description = (
+            f"{len(namesakes):,} files were delivered from several sources, such as {path} from {' and '.join(uris)}; only the newest delivery "
+            "of a path counts: if these are different files, rename those of one source and deliver them again; if documents.path has "
+            "moved, nothing is amiss"
+        )
+    return CheckOutcome(
+        name="files_have_one_source",
+        passed=not namesakes,
+        severity="warn",
+        description=description,
+        metadata={"num_files_of_several_sources": len(namesakes)},
+    )
+
+
 def _is_held_back(manifest: Manifest) -> bool:
     return any(not check.passed and check.severity == "error" for check in manifest.checks)
 

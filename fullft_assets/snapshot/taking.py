@@ -14,7 +14,7 @@ from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import general, packing, replay, screening, sketches
-from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches, with_places
+from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches, with_places
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.parts import pin
 from fullft_assets.snapshot.places import Lists, Places, places_of
@@ -127,7 +127,7 @@ class _Taking:
         values["gates"] = {check.name: check.passed for check in frozen.checks if check.severity == "error"}
         draft.identity = Identity(files=files, values=values)
         metadata |= self._report_on_data(frozen, metadata, batches, draft.path / "report.md")
-        checks = [*frozen.checks, frozen.order, archive_check(self.examples, self.usable), *more]
+        checks = [*frozen.checks, frozen.order, archive_check(self.examples, self.usable), source_check(self.usable), *more]
         if self.evaluation is not None:
             metadata["num_evaluation_texts"] = self.evaluation.num_texts
             checks.append(_screen_check(self.evaluation, settings.snapshot))
