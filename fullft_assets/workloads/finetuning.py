@@ -22,10 +22,10 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, is_out_of_memory
+from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, StoreError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, ranks, sharding
-from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, retain, step_of, whole_checkpoints
+from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, first_damaged, give_up, retain, step_of, whole_checkpoints
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
@@ -112,6 +112,7 @@ def fine_tune(
         DivergenceError: a guard stopped the run, its weights are not finite, or none are within the forgetting budget.
         OutOfMemory: a single row does not fit, be it trained on or scored.
         DiskError: there is no room for a checkpoint; the last one is intact.
+        StoreError: the best checkpoint is damaged; one that would be gone on from is passed over.
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     accumulation_steps(settings, num_processes)
@@ -141,6 +142,8 @@ def fine_tune(
                 progress.say(f"{name}: {value}")
         try:
             return replace(leg.run(), resumed_from_step=began_at)
+        except _Damaged:
+            began_at = None
         except RolledBack:
             pass
         except Exception as error:
@@ -169,6 +172,10 @@ def _begin(work: _Work) -> _Leg:
             f"memory ran out before the first step: the model itself does not fit; {without}set a lower training.optimizer and "
             "training.weights of the memory ladder, or use a machine with more memory"
         ) from error
+
+
+class _Damaged(RolledBack):
+    """The checkpoint that the leg would have begun at is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +253,8 @@ class _Leg:
         trainer, watcher = self.trainer, self.watcher
         # Before the first rank removes any: another may still look which checkpoint it goes on from.
         ranks.wait()
+        if self.checkpoint and ranks.by_first(self._gives_up_damaged, self.work.progress):
+            raise _Damaged
         if self.work.resumable and ranks.is_first():
             # Before the first save: what a killed run left, and what is kept no longer, may be the room that it needs.
             shutil.rmtree(self.work.folder / UNFINISHED, ignore_errors=True)
@@ -260,6 +269,14 @@ class _Leg:
             where = f"stopped at step {max(self.first_step, trainer.state.global_step)} of {self.num_steps}"
             again = "resume there" if self.work.resumable else "start this part again"
             raise Interrupted(f"{where}; run the same command to {again}")
+
+    def _gives_up_damaged(self, listener: Listener) -> bool:
+        """Look whether the checkpoint is what was written, and otherwise have it never be gone on from."""
+        damaged = first_damaged(self.checkpoint, listener)
+        if damaged is not None:
+            self.work.progress.say(f"{self.checkpoint / damaged} is damaged; going on from the checkpoint before, if there is one")
+            give_up(self.checkpoint)
+        return damaged is not None
 
     def _is_at_end(self) -> bool:
         return self.first_step >= (self.course.end_step or self.num_steps)
@@ -306,6 +323,7 @@ class _Leg:
 
         Raises:
             DivergenceError: none is within the forgetting budget.
+            StoreError: the best checkpoint is damaged.
         """
         best, forgetting = self.watcher.best_step(), self.watcher.forgetting
         is_over = forgetting.max_rise is not None and forgetting.is_spent(_scores_of(self.watcher.log.lines, last_step))
@@ -314,7 +332,10 @@ class _Leg:
         model = sharding.whole(self.trainer, lambda: self.work.recipe.load(self.settings))
         if not (self.settings.keep_best or is_over) or not self.work.resumable or best in (None, last_step):
             return model, last_step
-        sharding.load(self.trainer, self.work.folder / f"checkpoint-{best}", model)
+        chosen = self.work.folder / f"checkpoint-{best}"
+        if damaged := ranks.by_first(lambda listener: first_damaged(chosen, listener), self.work.progress):
+            raise StoreError(f"{chosen / damaged}, of the best step, is damaged; delete {self.work.folder} to train again")
+        sharding.load(self.trainer, chosen, model)
         return model, best
 
     def _free(self) -> None:
