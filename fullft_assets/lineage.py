@@ -28,9 +28,11 @@ def snapshots_learned_from(checkpoint: Manifest) -> list[str]:
 
 
 def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Return (name, value) rows of a card or a report: what it was trained from, and each training before."""
+    """Return (name, value) rows of a card or a report: what it was trained from, on which rows, and each training before."""
     made = checkpoint.metadata
     found = [("Trained from", str(made.get("trained_from", "the base model")))]
+    if "isolation" in made:
+        found.append(("Rows", f"{'several documents' if made['is_packed'] else 'one document'} each: {made['isolation']}"))
     return [*found, *((f"Training {number}", _training(each)) for number, each in enumerate(made.get("lineage", []), start=1))]
 
 

@@ -73,6 +73,8 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
     card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
     assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
+    isolation = "several documents each: documents that share a row of llama do not move one another ("
+    assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()
     figures = report.metadata
     for pattern in (
         rf"test perplexity +{figures['perplexity']:.3f} \[.+\] fine-tuned; {figures['base_model_perplexity']:.3f} base_model",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets import erasure, lineage, release, snapshot, starting_point
+from fullft_assets import chunks, documents, erasure, examples, lineage, release, snapshot, starting_point
 from fullft_assets.errors import GateError
 from fullft_assets.release import Champion
 from fullft_assets.store import Manifest, Store
@@ -159,6 +159,20 @@ class TestWhatItLearned:
             judged = evaluation.unseen(encoder.job("evaluation_report"), encoder.store, inputs, test)
             assert set(judged.texts) & seen == expected
 
+    def test_a_training_that_goes_on_learns_from_the_old_rows_again(self, tmp_path: Path) -> None:
+        case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
+        first = train(case, "first")
+        case.project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
+        parts = case.snapshot.metadata["parts"]
+        labeled, tokenized = ({name: case.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+        for batch in documents.cut_batches(case.store, case.use_case.name, case.project.documents, case.use_case.settings.documents):
+            labeled[batch.name], _ = examples.validate(case.store, case.use_case, documents.keep(case.store, case.use_case, batch.name))
+            tokenized[batch.name] = chunks.tokenize(case.store, case.use_case, labeled[batch.name])
+        second = train(case, "second", first, on=snapshot.take(case.store, case.use_case, labeled, tokenized))
+        before, now = (snapshot.load_split(case.store, case.store.load(made.metadata["snapshot"]), "train") for made in (first, second))
+        assert set(before.ids) < set(now.ids) and set(before.texts) < set(now.texts)
+        assert second.metadata["trained_from"] == first.ref and second.metadata["num_tokens"] > first.metadata["num_tokens"]
+
     def test_erased_documents_of_an_earlier_training_are_named_and_not_gone_on_from(self, tmp_path: Path) -> None:
         case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
         first = train(case, "first")
@@ -196,3 +210,10 @@ def test_through_the_graph_each_model_goes_on_from_the_champion_and_the_card_say
     [card] = [m for m in store.artifacts(project.name, "champion_model") if m.metadata["checkpoint"] == second.ref]
     text = (store.folder(card) / "model_card.md").read_text()
     assert f"| Trained from | {first.ref} |" in text and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
+
+
+@pytest.mark.parametrize(("is_packed", "told"), [(True, "several documents each: they do not move"), (False, "one document each: they do")])
+def test_card_and_report_say_whether_documents_shared_rows(is_packed: bool, told: str) -> None:
+    made = Manifest.model_construct(metadata={"is_packed": is_packed, "isolation": told.split(": ")[1]})
+    assert ("Rows", told) in lineage.rows(made)
+    assert "Rows" not in dict(lineage.rows(Manifest.model_construct(metadata={})))
