@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import training_args
+from transformers import TrainerCallback, training_args
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.training import key_settings
-from fullft_assets.workloads import planning, precision
+from fullft_assets.workloads import planning, precision, trainer
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import fine_tune
 from fullft_assets.workloads.trainer import arguments
 from tests.prepared import prepare
 from tests.test_isolation import build
-from tests.test_packed import LLAMA
+from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 TF32 = TrainingSettings(precision="tf32")
 
@@ -66,6 +66,38 @@ def test_trainer_is_told_of_tf32_alone(chosen: str, tmp_path: Path, monkeypatch:
     args = arguments(TrainingSettings(precision=chosen), build(LLAMA), tmp_path, **sizes)
     assert switched == ([True] if chosen == "tf32" else [])
     assert (args.tf32, args.bf16, args.fp16) == (True if chosen == "tf32" else None, chosen == "bf16", False)
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_batches_are_copied_from_pinned_memory_to_a_card_alone(has_card: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, object] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
+    monkeypatch.setattr(trainer, "TrainingArguments", lambda **given: told.update(given))
+    sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
+    arguments(TrainingSettings(precision="fp32", gradient_checkpointing=True), build(LLAMA), tmp_path, **sizes)
+    assert told["dataloader_pin_memory"] is told["accelerator_config"]["non_blocking"] is has_card is not told["use_cpu"]
+    assert told["activation_checkpointing"] is True
+
+
+def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass(tmp_path: Path) -> None:
+    """And the optimizer steps in one kernel."""
+    counts: list[int] = []
+
+    class Counting(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            assert optimizer.optimizer.defaults["fused"] is True
+
+            def count(module: torch.nn.Module, inputs: object) -> None:
+                counts[-1] += module.training
+
+            model.model.layers[0].mlp.register_forward_pre_hook(count)
+
+    for is_on in (False, True):
+        counts.append(0)
+        fit(
+            LLAMA, training(8), SETTINGS.model_copy(update={"gradient_checkpointing": is_on}), tmp_path / str(is_on), callbacks=[Counting()]
+        )
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_the_plan_times_its_passes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
