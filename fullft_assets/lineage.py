@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fullft_assets.errors import StoreError
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.store import Manifest
+from fullft_assets.store import Manifest, Store
 
 
 def record(start: Manifest | None, settings: UseCaseSettings) -> dict[str, Any]:
@@ -50,3 +51,22 @@ def trainings(checkpoint: Manifest) -> list[dict[str, Any]]:
     own = {"checkpoint": checkpoint.ref, "snapshot": made["snapshot"], "snapshot_digest": checkpoint.inputs["training_snapshot"]}
     own |= {name: made[name] for name in ("general_before", "general_loss", "general_distance") if name in made}
     return [*made.get("lineage", []), own]
+
+
+def erased_since(snapshot: Manifest, training: Mapping[str, Any]) -> list[str]:
+    """Return what lost documents to an erasure since a training (see `trainings`) read its snapshot: splits, `replay`, `general`."""
+    return [] if snapshot.content_digest == training["snapshot_digest"] else list(snapshot.metadata.get("erased_from", []))
+
+
+def learned_what_was_erased(store: Store, snapshot: Manifest, training: Mapping[str, Any]) -> bool:
+    """Return whether a training (see `trainings`) learned from a document that was erased from its snapshot since."""
+    lost = erased_since(snapshot, training)
+    if "train" in lost or "replay" in lost:
+        return True
+    if "general" not in lost or snapshot.metadata.get("replay") is not None:
+        return False
+    # The general set is only measured on, but where it alone says which weights matter.
+    try:
+        return bool(store.load(training["checkpoint"]).settings.get("training", {}).get("ewc"))
+    except StoreError:  # nobody knows with which settings
+        return True

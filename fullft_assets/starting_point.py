@@ -7,7 +7,7 @@ from typing import Any
 
 from fullft_assets import release
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.lineage import trainings
+from fullft_assets.lineage import learned_what_was_erased, trainings
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store
@@ -63,7 +63,7 @@ def _held_erased(store: Store, training: Mapping[str, Any]) -> bool:
         snapshot = store.load(training["snapshot"])
     except StoreError:  # deleted by its owner: nothing is known to be erased
         return False
-    return "train" in snapshot.metadata.get("erased_from", []) and snapshot.content_digest != training["snapshot_digest"]
+    return learned_what_was_erased(store, snapshot, training)
 
 
 def _tokenizer(store: Store, snapshot: Manifest) -> str:

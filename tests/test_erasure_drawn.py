@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import erasure, snapshot
-from fullft_assets.errors import DataError, Interrupted, StoreError
+from fullft_assets import erasure, release, snapshot, starting_point
+from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import training
@@ -182,14 +182,32 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     checkpoint = train(case)
     measured = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
     assert (measured.trained_on, measured.measured_on) == ([], [checkpoint.ref])
+    assert go_on_from(case, checkpoint) == checkpoint
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
     assert (report.trained_on, report.measured_on) == ([checkpoint.ref], [])
-    assert f"learned from {checkpoint.ref}" in report.lines()
+    assert f"learned from {checkpoint.ref} (champion)" in report.lines()
+    with pytest.raises(GateError, match="learned from documents that were erased since"):
+        go_on_from(case, checkpoint)
     # One that goes on from it has learned it as well.
     job = replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "next")
     job.model_copy(update={"inputs": {**job.inputs, "champion": checkpoint.ref}}).write(case.store)
     folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "next")
     assert erasure.erase(case.store, case.use_case.name, []).num_unfinished == 1 and not folder.exists()
+    # One that is trained on what is left has not.
+    train(replace(case, snapshot=case.store.load(case.snapshot.ref)), "since")
+    assert erasure.erase(case.store, case.use_case.name, []).trained_on == [checkpoint.ref]
+
+
+def go_on_from(case: Prepared, checkpoint: Manifest) -> Manifest | None:
+    """Return what a training on the snapshot of today begins with if this checkpoint is champion."""
+    champion = release.Champion(
+        checkpoint=checkpoint.ref, snapshot=case.snapshot.ref, evaluation="e", score=0.5, promoted_at=0.0, run_id="r"
+    )
+    release.promote(case.store, case.use_case.name, champion)
+    sections = case.use_case.settings.training.model_copy(update={"retrain_from": "champion"})
+    settings = case.use_case.settings.model_copy(update={"training": sections})
+    revision, taken = checkpoint.metadata["base_model_revision"], case.store.load(case.snapshot.ref)
+    return starting_point.find(case.store, case.use_case.name, settings, taken, revision=revision, decision=taken.content_digest)
 
 
 @pytest.mark.parametrize(("ewc", "learned"), [(0.0, False), (0.1, True)])
