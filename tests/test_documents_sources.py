@@ -394,7 +394,7 @@ class TestEvents:
         queue.show_again_at_once()
         for place, name in ((delivery.batches, "record"), (events.EventQueue, "delete")):
             with monkeypatch.context() as dying:
-                dying.setattr(place, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                dying.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
                 with pytest.raises(KeyboardInterrupt):
                     told.look()
             assert queue.num_messages == 1
