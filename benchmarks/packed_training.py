@@ -64,7 +64,7 @@ class Scale:
     median_tokens: int = 120
 
 
-SCALES = {"cpu": Scale(512, 4, 2_030), "gpu": Scale(2_048, 8, 16_300, 400)}
+SCALES = {"cpu": Scale(512, 4, 2_030), "gpu": Scale(2_048, 8, 16_260, 400)}
 
 
 @dataclass(frozen=True)
