@@ -242,16 +242,13 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
 
 
 def own_code(folder: Path) -> list[Path]:
-    """Return the Python files in a model's folder, sorted: what may run where its code is trusted.
+    """Return the Python files in a model's folder, sorted: what may run where its code is trusted; none if transformers has its architecture.
 
     Raises:
-        SettingsError: there is none, or `config.json` names classes that are not in them, as those of another repository, which no
-            commit pins.
+        SettingsError: `config.json` names classes that are not in them, as those of another repository, which no commit pins.
     """
-    files = sorted(folder.rglob("*.py"))
-    if not files:
-        raise SettingsError(f"{folder} has no Python code that could run; remove trust_remote_code")
     named = _read_config(folder).get("auto_map") or {}
+    files = sorted(folder.rglob("*.py")) if named else []
     for kind, reference in named.items():
         # Tokenizers are read from tokenizer.json, and never run.
         if kind != "AutoConfig" and not kind.startswith("AutoModel"):

@@ -170,7 +170,7 @@ def memory_bytes(settings: UseCaseSettings, model: BaseModelHeader, bytes_per_va
     s*b*h*(34 + 5*a*s/h) bytes at 2 bytes a value; with checkpointing its input alone and one layer whole.
     """
     state = state_bytes(settings.training.optimizer, settings.training.weights) * model.num_parameters
-    if settings.training.sharding == "fsdp2":
+    if settings.training.sharding != "none":
         state /= settings.launcher.processes
     if not (model.hidden_size and model.num_layers and model.num_heads):
         return state, None
@@ -467,14 +467,15 @@ def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:
 
 def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device) -> str:
     training = settings.training
-    width = 4 if training.weights == "fp32" and (training.precision == "fp32" or not device.is_gpu) else 2
+    width = 4 if training.weights == "fp32" and (training.precision in ("fp32", "tf32") or not device.is_gpu) else 2
     state, activations = memory_bytes(settings, model, width)
     name = "AdamW" if training.optimizer == "adamw" else training.optimizer
     a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"
     processes = settings.launcher.processes
     each = f", in each of {processes} processes" if processes > 1 else ""
-    if training.sharding == "fsdp2":
-        a_parameter += f", of which each process holds a part in {processes}"
+    if training.sharding != "none":
+        where = ", in the host's memory" if training.sharding == "fsdp2_offload" else ""
+        a_parameter += f", of which each process holds a part in {processes}{where}"
     parts = f"{_size(state)} weights, gradients and {name} state ({a_parameter})"
     if activations is None:
         return f"rough: {parts} + unknown activations{each}"

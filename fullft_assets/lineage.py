@@ -55,7 +55,13 @@ def trainings(checkpoint: Manifest) -> list[dict[str, Any]]:
 
 def erased_since(snapshot: Manifest, training: Mapping[str, Any]) -> list[str]:
     """Return what lost documents to an erasure since a training (see `trainings`) read its snapshot: splits, `replay`, `general`."""
-    return [] if snapshot.content_digest == training["snapshot_digest"] else list(snapshot.metadata.get("erased_from", []))
+    if snapshot.content_digest == training["snapshot_digest"]:
+        return []
+    losses = snapshot.metadata.get("erasures", [])
+    read = next((n for n, each in enumerate(losses) if each["snapshot_digest"] == training["snapshot_digest"]), None)
+    if read is None:  # a snapshot that was first rewritten before each erasure was told
+        return list(snapshot.metadata.get("erased_from", []))
+    return sorted({part for each in losses[read:] for part in each["lost_from"]})
 
 
 def learned_what_was_erased(store: Store, snapshot: Manifest, training: Mapping[str, Any]) -> bool:

@@ -175,7 +175,8 @@ def _foretell(measured: Measured, rest: int, training: TrainingSettings, process
         else ""
     )
     if training.wise_ft and has_own_memory:
-        return _Memory(stepping, state, 2 * weights * processes, told)
+        # The first process alone interpolates.
+        return _Memory(stepping, state, 2 * weights, told)
     # Gradients and moments are gone by then.
     interpolating = rest + buckets + 3 * weights if training.wise_ft else 0
     if interpolating <= stepping:

@@ -194,8 +194,11 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "next")
     assert erasure.erase(case.store, case.use_case.name, []).num_unfinished == 1 and not folder.exists()
     # One that is trained on what is left has not.
-    train(replace(case, snapshot=case.store.load(case.snapshot.ref)), "since")
+    since = train(replace(case, snapshot=case.store.load(case.snapshot.ref)), "since")
     assert erasure.erase(case.store, case.use_case.name, []).trained_on == [checkpoint.ref]
+    # Nor where something else is erased later, which it was only measured on.
+    later = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
+    assert (later.trained_on, later.measured_on) == ([checkpoint.ref], [since.ref])
 
 
 def go_on_from(case: Prepared, checkpoint: Manifest) -> Manifest | None:

@@ -14,6 +14,7 @@ import pytest
 from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.errors import Interrupted
+from fullft_assets.launchers import local
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import LauncherSettings
@@ -252,6 +253,13 @@ def test_planning_has_ranks_where_they_share_the_model(workload: str, shares_mod
     launcher = LocalLauncher(LauncherSettings(processes=processes))
     command = launcher._command(workload, "uri", [1], shares_model=shares_model)
     assert ("torch.distributed.run" in command) is ranks and command[-3:] == [f"fullft_assets.workloads.{workload}", "--job", "uri"]
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [([], True), (["a", "a"], True), (["a"], False)])
+def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(gpus: list[str], ranks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "hardware", lambda: {"cpus": 8, "gpus": gpus})
+    command = LocalLauncher(LauncherSettings(processes=2))._command("planning", "uri", [1], shares_model=True)
+    assert ("torch.distributed.run" in command) is ranks
 
 
 class TestByHand:

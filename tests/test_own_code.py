@@ -25,7 +25,7 @@ from fullft_assets.workloads.span_baselines import load_backbone
 from fullft_assets.workloads.tasks import open_recipe
 from tests import own_code
 from tests import project as projects
-from tests.prepared import Prepared, command, prepare
+from tests.prepared import Prepared, command, prepare, write_tiny_model
 
 QUIET = Progress(silent=True)
 TRAINING = {"epochs": 1, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
@@ -133,10 +133,15 @@ class TestRefusals:
     def test_nothing_is_wrong_with_a_whole_one(self, case: Prepared, copy: Path) -> None:
         assert self.problems(case, copy) == []
 
-    def test_a_key_that_allows_nothing(self, case: Prepared, copy: Path) -> None:
+    def test_models_without_code_go_with_those_that_have_it(self, case: Prepared, copy: Path, tmp_path: Path) -> None:
+        """Of base model and champion one may have code, and the other none."""
+        write_tiny_model(plain := tmp_path / "plain")
+        assert self.problems(case, plain) == []
+        assert load_classifier(TrustedFolder(plain)).config.model_type == load_classifier(plain).config.model_type
         for file in copy.glob("*.py"):
             file.unlink()
-        assert self.problems(case, copy) == [f"trust_remote_code: {copy} has no Python code that could run; remove trust_remote_code"]
+        (problem,) = self.problems(case, copy)
+        assert problem.endswith("is not in the folder; fetch the model's Python files too (*.py)")
 
     @pytest.mark.parametrize(
         ("reference", "message"),

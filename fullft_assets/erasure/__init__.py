@@ -337,6 +337,9 @@ def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Repor
         told |= drawn.told_of(lost_of_drawn)
         lost_from = {*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn}
         told["erased_from"] = sorted({*manifest.metadata.get("erased_from", []), *lost_from})
+        # Which of them a training had read tells the digest that it read.
+        loss = {"snapshot_digest": manifest.content_digest, "lost_from": sorted(lost_from)}
+        told["erasures"] = [*manifest.metadata.get("erasures", []), loss]
         if lost_from:
             told["erased_up_to"] = manifest.attempt
         if lost.any():

@@ -34,6 +34,8 @@ def drop_rows(store: Store, manifest: Manifest, erased: Callable[[pa.Table], np.
     documents, windows = documents.filter(pa.array(~hit)), windows.filter(pa.array(~hit))
     before, num_tokens = manifest.metadata, int(Lists.of(windows["windows"]).lengths.sum())
     told = {"num_rows": len(documents), "num_tokens": num_tokens, "num_erased": before.get("num_erased", 0) + int(hit.sum())}
+    if "num_with_control_tokens" in before:  # which of them were is known no longer
+        told["num_with_control_tokens"] = min(before["num_with_control_tokens"], len(documents))
     if "share" in before:
         told["share"] = num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
     values = {**(manifest.identity.values if manifest.identity else {}), "num_tokens": num_tokens}

@@ -20,6 +20,7 @@ from fullft_assets.jobs import Job
 from fullft_assets.launched import ERROR_FILE, LAUNCH_ID, RUN_ID, Reason
 from fullft_assets.launchers import Launcher
 from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
+from fullft_assets.planning import hardware
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 
@@ -78,9 +79,14 @@ class LocalLauncher(Launcher):
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]
         supervisor += ["--watch", ",".join(map(str, watched)), "--grace", str(self.settings.grace_seconds), "--"]
         torchrun = []
-        if self.settings.processes > 1 and (workload in DISTRIBUTED or (workload == "planning" and shares_model)):
+        if self.settings.processes > 1 and (workload in DISTRIBUTED or (workload == "planning" and shares_model and self._has_room())):
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.settings.processes)]
         return [*supervisor, sys.executable, *torchrun, "-m", f"{self.package}.{workload}", "--job", job_uri]
+
+    def _has_room(self) -> bool:
+        """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the training is one of several hosts."""
+        gpus = hardware()["gpus"]
+        return not gpus or len(gpus) >= self.settings.processes
 
     def _supervise(self, command: list[str], environment: Mapping[str, str], launch_id: str) -> int:
         # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly way.

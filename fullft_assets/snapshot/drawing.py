@@ -326,7 +326,8 @@ class Tokenizations:
 
     def holds_control_token(self, text: str) -> bool:
         """Return whether a document spells out a special token, which the model reads as that token."""
-        return self._plain.holds_control_token(text)
+        tokenization = self._conversations if self._settings.examples.task == "sft" else self._plain
+        return tokenization.holds_control_token(text)
 
     def chunk(self, documents: pa.Table) -> pa.Table:
         """Return the windows of documents, as a batch's `chunks.parquet` has them."""

@@ -403,7 +403,8 @@ class _Leg:
         )
         self.course.add(incident, alone=processes > 1)
         if processes > 1:
-            raise OutOfMemory(f"{reason} in one of {processes} processes; run the same command to go on with {smaller:,}")
+            mend = f"run the same command to go on with {smaller:,}" if self.work.resumable else f"set training.micro_batch_size: {smaller}"
+            raise OutOfMemory(f"{reason} in one of {processes} processes; {mend}")
         self.work.progress.say(f"step {step + 1:,}: {reason}; going on from step {incident.to_step:,} with {smaller:,}, the same batch")
 
     def _evaluations(self, num_steps: float) -> set[int]:

@@ -90,7 +90,9 @@ def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings
         SettingsError: the outputs are not the same.
     """
     name = model.config.model_type
-    if reason := why_not(name, settings):
+    # Own code may call itself by a family's name and have other layers.
+    reason = "the model computes by its own code" if model.is_remote_code() else why_not(name, settings)
+    if reason:
         return replace(prepared, about=prepared.about | {"kernels": f"torch ({reason})"})
     told = switches(name)
     title = f"liger-kernel {importlib.metadata.version('liger-kernel')}"

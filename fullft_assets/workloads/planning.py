@@ -265,8 +265,8 @@ def _now() -> float:
 def _available_memory_bytes(processes: int) -> int:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    # Processes that were measured together share the machine.
-    return psutil.virtual_memory().total // processes
+    # Processes that were measured together share the machine, unless they are those of several hosts.
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
