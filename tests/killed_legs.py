@@ -28,7 +28,7 @@ from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
-TOUCHES = (12, 60)
+TOUCHES = (20, 100)
 
 
 def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0, processes: int = 1) -> None:

@@ -122,6 +122,7 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     moments = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) == kills and sum(moment["saving"] for moment in moments) >= kills // 7
+    assert any(moment["checkpoints"] for moment in moments), "no leg went on from what another had saved"
     assert_same_as(straight, killed)
     rolled = [[(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]] for run in (straight, killed)]
     assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])

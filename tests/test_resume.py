@@ -190,7 +190,7 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     moments = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) == kills
-    assert sum(moment["saving"] for moment in moments) >= kills // 7
+    assert sum(moment["saving"] for moment in moments) >= kills // 7 and any(moment["checkpoints"] for moment in moments)
     assert_same_as(straight, killed)
     rolled = [
         [(row["event"], row["step"], row["went_on_from_step"]) for row in run.manifest().metadata["incidents"]]
