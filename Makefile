@@ -3,7 +3,7 @@ USE_CASE ?= licences
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LONGEST := tests/test_readme.py
+DEMO := tests/test_readme.py
 # Runs, logs and artifacts. Not taken from the shell's DAGSTER_HOME: the demo must not write into somebody's own.
 FULLFT_HOME ?= $(CURDIR)/.home
 export DAGSTER_HOME := $(FULLFT_HOME)
@@ -48,8 +48,9 @@ test: lint ## Everything but the slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: test ## The slow tests as well
-	@# The longest first, on one worker; the other takes the rest meanwhile, file by file.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
+	@# The demo takes every core, and longest: it goes first and alone.
+	@$(BIN)/python -m pytest -m slow $(DEMO)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(filter-out $(DEMO),$(wildcard tests/test_*.py))
 
 bench: home ## Side by side with what you would use instead: make bench [ONLY=name] [SLOW=1, with the memory of a million documents]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(SLOW),--slow)
