@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import json
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,9 +89,13 @@ def _spans() -> bytes:
 
 
 def _short_label_studio(value: Callable[[int], Any], field: str = "kind") -> list[dict[str, Any]]:
-    """Label Studio's JSON-MIN: a record an annotation."""
-    about = {"annotator": 1, "created_at": "2025-03-01T10:00:00Z", "lead_time": 3.1}
-    return [{"id": i, "text": row["text"], field: value(i), "annotation_id": i, **about} for i, row in enumerate(ROWS)]
+    """Label Studio's JSON-MIN: a record an annotation, two of each task."""
+    about = {"created_at": "2025-03-01T10:00:00Z", "lead_time": 3.1}
+    tasks = [(task, row["text"], annotator) for task, row in enumerate(ROWS[:6]) for annotator in (1, 2)]
+    return [
+        {"id": task, "text": text, field: value(i), "annotation_id": i, "annotator": annotator, **about}
+        for i, (task, text, annotator) in enumerate(tasks)
+    ]
 
 
 def _regions(_: int) -> list[dict[str, Any]]:
@@ -266,6 +273,7 @@ def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> N
     source, whole = OneFile(tmp_path, seed.name), seed.make()
     intact = source.read(whole, seed)
     assert intact.unreadable == {} and len(intact.table) > 1, "the undamaged file is read"
+    assert_nothing_is_lost(seed, whole, rows_of(intact, seed), intact.encodings.get(seed.name, "utf-8-sig"))
     outcomes = {"read": 0, "unreadable": 0}
     for number in range(seed.times):
         data = damaged(whole, random.Random(f"{kind} {number}"))
@@ -273,7 +281,7 @@ def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> N
         assert batch.table.schema == schema()
         batch.table.validate(full=True)
         assert batch.table["source"].to_pylist()[-1] == "good.jsonl", "the rest goes on"
-        rows = [row for row in batch.table.to_pylist() if row["source"] == seed.name]
+        rows = rows_of(batch, seed)
         if seed.name in batch.unreadable:
             why = batch.unreadable[seed.name]
             assert rows == [] and why and "\n" not in why and len(why) < 200
@@ -284,15 +292,66 @@ def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> N
     assert sum(outcomes.values()) == seed.times and outcomes["read"] + (kind.startswith("arrow")) > 0
 
 
-def _num_in_array(data: bytes, encoding: str) -> int | None:
-    """Return how many records an array holds; None where it is none, or where records of one task make one row."""
+def rows_of(batch: ReadBatch, seed: Seed) -> list[dict[str, Any]]:
+    return [row for row in batch.table.to_pylist() if row["source"] == seed.name]
+
+
+def _unpacked(name: str, data: bytes) -> bytes:
+    match compression_of(name):
+        case "gzip":
+            return gzip.decompress(data)
+        case "zstd":
+            return pa.input_stream(pa.BufferReader(data), compression="zstd").read()
+    return data
+
+
+def _numbers_of_lines(text: str) -> list[int]:
+    lines = io.StringIO(text, newline=None)
+    return [number for number, line in enumerate(lines, start=1) if not line.isspace()]
+
+
+def _first_of_tasks(ids: Iterable[Any]) -> list[int]:
+    """Return the numbers of the records that begin a task, given each record's id; one without is a task of its own."""
+    runs = groupby(enumerate(ids, start=1), lambda item: item[1] if isinstance(item[1], int | str) else (item[0],))
+    return [next(run)[0] for _, run in runs]
+
+
+def _numbers_in_json(text: str) -> list[int]:
+    """Return the numbers of the records that make a row: of an array, of one record, or lines."""
+    first = next((line for line in io.StringIO(text, newline=None) if not line.isspace()), "")
+    if not first.lstrip().startswith("["):
+        return [1] if _is_record(text) and not _is_record(first) else _numbers_of_lines(text)
+    records = json.loads(text.strip())
+    one = next((record for record in records if isinstance(record, dict)), {})
+    if isinstance(one.get("data"), dict) or not {"annotation_id", "annotator"} <= one.keys():
+        return list(range(1, len(records) + 1))
+    # JSON-MIN: the annotations of one task, which stand one after the other, make one row.
+    return _first_of_tasks(record.get("id") if isinstance(record, dict) and _is_unicode(record) else None for record in records)
+
+
+def _is_unicode(record: dict[str, Any]) -> bool:
     try:
-        found = json.loads(data.decode(encoding))
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_record(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
     except ValueError:
-        return None
-    if not isinstance(found, list) or any(isinstance(record, dict) and "annotation_id" in record for record in found):
-        return None
-    return len(found)
+        return False
+
+
+def _num_in_csv(text: str, seed: Seed) -> int:
+    header = next((line for line in io.StringIO(text, newline="") if not line.isspace()), "")
+    delimiter = "\t" if ending_of(seed.name) == ".tsv" else next((mark for mark in ",;\t|" if mark in header), ",")
+    names, *records = [fields for fields in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if fields] or [[]]
+    if seed.documents.get("format") != "label_studio":
+        return len(records)
+    ids = (dict(zip(names, fields, strict=True)).get("id") if len(fields) == len(names) else None for fields in records)
+    return len(_first_of_tasks(ids))
 
 
 def _num_in_tables(data: bytes) -> int:
@@ -305,12 +364,12 @@ def _num_in_tables(data: bytes) -> int:
 def assert_nothing_is_lost(seed: Seed, data: bytes, rows: list[dict[str, Any]], encoding: str) -> None:
     """Check that a file that was read has a row for each record that it holds."""
     form = ENDINGS[ending_of(seed.name)]
-    if form in ("jsonl", "ground_truth") and compression_of(seed.name) is None:
-        lines = io.TextIOWrapper(io.BytesIO(data), encoding=encoding).readlines()
-        assert [row["row"] for row in rows] == [number for number, line in enumerate(lines, start=1) if not line.isspace()]
+    if form in ("jsonl", "ground_truth"):
+        assert [row["row"] for row in rows] == _numbers_of_lines(_unpacked(seed.name, data).decode(encoding))
     elif form == "json":
-        if (num_records := _num_in_array(data, encoding)) is not None:
-            assert len(rows) == num_records
+        assert [row["row"] for row in rows] == _numbers_in_json(_unpacked(seed.name, data).decode(encoding))
+    elif form == "csv":
+        assert len(rows) == _num_in_csv(_unpacked(seed.name, data).decode(encoding), seed)
     elif form == "arrow":
         assert len(rows) == _num_in_tables(data)
     elif form == "parquet":
