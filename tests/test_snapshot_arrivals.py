@@ -336,8 +336,8 @@ class TestBrokenInARedelivery:
 
 
 class TestKilled:
-    def stages(self, project: projects.Project, store: Path, seed: int, kills: int) -> dict[str, Any]:
-        command = [sys.executable, "-m", "tests.killed_stages", str(project.yaml_path), str(store), str(seed), str(kills)]
+    def stages(self, project: projects.Project, folder: Path, *seeds: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tests.killed_stages", str(project.yaml_path), str(folder), *map(str, seeds)]
         environment = {**project.env(), "PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
@@ -347,10 +347,10 @@ class TestKilled:
         project = projects.create(tmp_path / "project", rows=0, documents={"max_batch_files": 2})
         for number in range(4):
             project.deliver(f"delivery-{number}.jsonl", projects.licence_rows(80, skip=80 * number))
-        whole = self.stages(project, tmp_path / "whole", seed=0, kills=0)
-        assert whole["killed"] == [] and len(whole["digests"]["training_snapshot"]) == 1
-        places = ["pointers", *whole["digests"]]
-        killed = self.stages(project, tmp_path / "killed", seed=1, kills=len(places))
-        assert killed["killed"] == places
-        for stage, found in whole["digests"].items():
-            assert sorted(killed["digests"][stage]) == sorted(found), stage
+        found = self.stages(project, tmp_path, 1, 2, 3)
+        assert len(found["whole"]["training_snapshot"]) == 1 and len(found["killed"]) == 3
+        for killed in found["killed"]:
+            assert killed["moments"].keys() == {"pointers", *found["whole"]}
+            assert killed["digests"] == found["whole"]
+        parts = [number / total for killed in found["killed"] for number, total in killed["moments"].values()]
+        assert min(parts) < 0.25 and max(parts) > 0.75, "early and late in a stage"
