@@ -20,7 +20,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, deliveries, freeze, labels, sketches, split
-from fullft_assets.snapshot.rows import BatchRows
+from fullft_assets.snapshot.rows import BatchRows, collect
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from tests import prepared
@@ -202,6 +202,19 @@ class TestCaps:
         assert (checks["training_rows_suffice"].passed, checks["training_rows_suffice"].severity) == (False, "error")
         assert checks["training_rows_suffice"].description == "99 training rows, fewer than snapshot.min_train_rows (100); deliver more"
         assert (checks["training_rows_are_plenty"].passed, checks["training_rows_are_plenty"].severity) == (False, "warn")
+
+    @pytest.mark.parametrize(("num_rows", "is_plenty"), [(9_999, False), (10_000, True)])
+    def test_fewer_training_rows_than_full_fine_tuning_wants_are_told(self, num_rows: int, is_plenty: bool) -> None:
+        names = [str(number) for number in range(num_rows)]
+        rows = pa.table({"id": names, "text_hash": names, "source": names, "row": range(num_rows), "delivered_ns": range(num_rows)})
+        rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
+        batch = BatchRows(rows, {}, np.ones(num_rows), sketches=lambda: None, texts=lambda _: None)
+        settings = SnapshotSettings()
+        assert settings.recommended_train_rows == 10_000
+        check = next(c for c in split._checks(collect({"00001-x": batch}, settings), [], settings) if c.name == "training_rows_are_plenty")
+        assert (check.passed, check.severity, check.metadata) == (is_plenty, "warn", {"num_train_rows": num_rows})
+        said = "" if is_plenty else "9,999 training rows; full fine-tuning wants 10,000 and more, or it overfits"
+        assert check.description == said
 
 
 class TestBatches:

@@ -15,9 +15,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening
 from fullft_assets.snapshot.screening import Reference, Screen, overlapping, read_evaluation_texts
+from fullft_assets.store import Manifest
+from tests import prepared
 from tests import project as projects
 
 WORD = re.compile(r"\w+")
@@ -111,6 +114,46 @@ def test_texts_shorter_than_a_run_are_counted():
     texts = ["one two three", "one two three four five", "", "five words and no more"]
     assert screening.num_too_short(texts, 5) == Screen(texts, 5, 0.8).num_too_short == 2
     assert screening.num_too_short([], 5) == 0
+
+
+class TestSnapshot:
+    NUM_WORDS = 8
+
+    @pytest.fixture(scope="class")
+    def case(self, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
+        return prepared.prepare(tmp_path_factory.mktemp("screened"), rows=400)
+
+    @pytest.fixture(scope="class")
+    def passage(self, case: prepared.Prepared) -> str:
+        """A few words from the middle of a text that trains."""
+        words = next(found for text in case.split("train").texts if 30 < len(found := WORD.findall(text)) < 60)
+        return " ".join(words[10 : 10 + self.NUM_WORDS])
+
+    def take(self, case: prepared.Prepared, passage: str, **changes: int) -> Manifest:
+        other = " ".join(f"word{number}" for number in range(20))
+        projects.write_rows(case.project.root / "evaluation.jsonl", [{"text": passage}, {"text": other}])
+        case.project.configure(snapshot={"screen": ["evaluation.jsonl"], **changes})
+        (labeled,), (tokenized,) = (case.store.artifacts(case.use_case.name, stage) for stage in ("labeled_examples", "tokenized_chunks"))
+        batch = labeled.metadata["batch"]
+        return snapshot.take(case.store, case.project.use_case(), {batch: labeled}, {batch: tokenized})
+
+    def test_evaluation_texts_shorter_than_a_run_are_told_and_not_found(self, case: prepared.Prepared, passage: str):
+        taken = self.take(case, passage)
+        assert snapshot.load_split(case.store, taken, "train").ids == case.split("train").ids
+        check = taken.check("evaluation_texts_can_be_found")
+        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_evaluation_texts": 2, "num_too_short": 1})
+        assert check.description.startswith("1 of 2 evaluation texts have fewer than snapshot.screen_words (13) words: ")
+
+    def test_a_shorter_run_finds_them(self, case: prepared.Prepared, passage: str):
+        taken = self.take(case, passage, screen_words=self.NUM_WORDS)
+        before = case.split("train")
+        overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
+        assert 0 < sum(overlaps) < 20
+        left = [id_ for id_, overlap in zip(before.ids, overlaps, strict=True) if not overlap]
+        assert snapshot.load_split(case.store, taken, "train").ids == left
+        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(overlaps)
+        check = taken.check("evaluation_texts_can_be_found")
+        assert (check.passed, check.description, check.metadata["num_too_short"]) == (True, "", 0)
 
 
 class TestEvaluationSets:
