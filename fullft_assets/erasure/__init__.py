@@ -27,13 +27,13 @@ from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By, erased_digest, is_erased, read_tombstones, write_tombstones
 from fullft_assets.erasure import drawn
 from fullft_assets.erasure.learned import name_checkpoints
+from fullft_assets.erasure.recount import batch_of, recounted
 from fullft_assets.erasure.scrub import GONE, scrub
 from fullft_assets.erasure.search import DOCUMENTS, read_list, search, tables
 from fullft_assets.erasure.unfinished import drop_unfinished
 from fullft_assets.errors import StoreError
-from fullft_assets.examples import MERGED, SUPERSEDED, count_labels, write_examples
+from fullft_assets.examples import write_examples
 from fullft_assets.report import shorten
-from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import pack_again
 from fullft_assets.snapshot.parts import locate
 from fullft_assets.store import CheckOutcome, Manifest, Store
@@ -183,6 +183,7 @@ class _Erased:
         found: their ids.
         texts: as reports may show them.
         paths: names of files all of whose documents were erased.
+        set_aside: why those in quarantine stand there, by `batch_of`.
     """
 
     case: str
@@ -190,6 +191,7 @@ class _Erased:
     found: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
     paths: set[str] = field(default_factory=set)
+    set_aside: dict[str, list[str]] = field(default_factory=dict)
 
     def rows(self, table: pa.Table) -> np.ndarray:
         """Return which rows [n] of a table have a tombstone."""
@@ -212,6 +214,8 @@ def _gather(store: Store, case: str, erased: _Erased, reason: str) -> None:
     for manifest, path in tables(store, case):
         table = pq.read_table(path)
         hit = erased.rows(table)
+        if manifest.stage == "quarantined_examples":
+            erased.set_aside[batch_of(manifest)] = table["reasons"].filter(hit).to_pylist()
         if manifest.stage in drawn.STAGES:
             # Their files lie elsewhere, though under the same names, and not all that these hold was drawn.
             general.append(table.filter(hit))
@@ -263,7 +267,7 @@ def _drop_rows(
         if left_out is not None:
             pq.write_table(left_out.filter(pa.array(~left_out_hit)), path / "left_out.parquet")
         told = scrub({name: value for name, value in manifest.metadata.items() if name != "replaces"}, paths)
-        return {**told, **_recounted(manifest, kept, table.filter(pa.array(hit)))}
+        return {**told, **recounted(manifest, kept, table.filter(pa.array(hit)), erased.set_aside.get(batch_of(manifest), []))}
 
     checks = [CheckOutcome.model_validate(scrub(check.model_dump(), paths)) for check in manifest.checks]
     store.rewrite(manifest, edit, inputs, checks)
@@ -295,22 +299,6 @@ def _paths_to_scrub(
         return set(manifest.metadata["files"]) - set(made_from.metadata["files"])
     ids = (table["id"][int(row)].as_py() for row in np.flatnonzero(hit))
     return {path for path, _, row in (id_.rpartition(":") for id_ in ids) if path and row.isdecimal()} - set(made_from.metadata["files"])
-
-
-def _recounted(manifest: Manifest, kept: pa.Table, gone: pa.Table) -> dict[str, Any]:
-    """Return the metadata that counts rows, without the erased ones."""
-    before = manifest.metadata
-    counts: dict[str, Any] = {"num_erased": before.get("num_erased", 0) + len(gone)}
-    if manifest.stage == "labeled_examples":
-        counts |= {"num_rows": before["num_rows"] - len(gone), "num_valid": len(kept)}
-        counts["label_counts"] = count_labels(kept, ExamplesSettings.model_validate(manifest.settings))
-    elif manifest.stage == "quarantined_examples":
-        num_superseded = sum(reasons in (SUPERSEDED, MERGED) for reasons in gone["reasons"].to_pylist())
-        counts["num_superseded"] = before["num_superseded"] - num_superseded
-        counts["num_quarantined"] = before["num_quarantined"] - (len(gone) - num_superseded)
-    else:
-        counts["num_rows"] = len(kept)
-    return counts
 
 
 def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Report) -> None:

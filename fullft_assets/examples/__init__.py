@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-__all__ = ["Examined", "Rule", "count_labels", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
+__all__ = ["Examined", "Rule", "count_labels", "count_reasons", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
 
 VERSION = "5"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
@@ -134,8 +134,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         rows = pa.concat_tables([found.quarantined, found.superseded]).sort_by([("source", "ascending"), ("row", "ascending")])
         pq.write_table(rows, draft.path / "quarantined.parquet")
         counts = {name: count for name, count in _counts(found).items() if name in ("num_quarantined", "num_superseded")}
-        reasons = Counter(r for text in rows["reasons"].to_pylist() for r in text.split("; "))
-        return {**about, **counts, "reasons": dict(reasons.most_common()), "problems": problem_counts(rows)}, []
+        return {**about, **counts, **count_reasons(rows)}, []
 
     shared = {
         "version": VERSION,
@@ -357,3 +356,9 @@ def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
         return {}
     counts = {found["values"]: found["counts"] for found in pc.value_counts(labels).to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def count_reasons(quarantined: pa.Table) -> dict[str, dict[str, int]]:
+    """Return what is told of a quarantine: how many rows each reason has, and the commonest `problems`."""
+    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; "))
+    return {"reasons": dict(reasons.most_common()), "problems": problem_counts(quarantined)}

@@ -1,0 +1,95 @@
+"""Erasure of somebody whom every stage has seen: in a production window, in quarantine, in what the tokenizer's audit and drift keep."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets import chunks, documents, erasure
+from fullft_assets.store import Manifest
+from fullft_assets.workloads import monitoring, training
+from fullft_assets.workloads.entry import Progress
+from tests import project as projects
+from tests.prepared import Prepared, prepare
+from tests.test_erasure_drawn import traces
+
+QUIET = Progress(silent=True)
+#: A word of each of these persons that stands in all of their documents and nowhere else.
+WORDS = {"patient-0": "zorblaxine", "patient-1": "quentavimab", "patient-2": "drubasterol", "patient-3": "hexopramil"}
+NUM_VALID, NUM_ROWS = 4, 400
+
+
+def of_persons() -> list[dict[str, str]]:
+    """Return five documents of each person; the fifth has a label that is not known."""
+    given = projects.licence_rows(5 * len(WORDS), skip=NUM_ROWS)
+    found = []
+    for number, row in enumerate(given):
+        person = list(WORDS)[number // 5]
+        kind = row["kind"] if number % 5 < NUM_VALID else "no kind"
+        text = f"{row['text']} {WORDS[person]} number {number}"
+        found.append({"id": f"{person}-{number}", "text": text, "kind": kind, "expression": person})
+    return found
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Everything from the delivery to a drift report, by a tiny model."""
+    root = tmp_path_factory.mktemp("seen")
+    rows = [*projects.licence_rows(NUM_ROWS), *of_persons()]
+    case = prepare(root, tiny=True, delivered=rows, monitoring={"path": "data/letters/production"})
+    store, name = case.store, case.use_case.name
+    batch = only(case, "tokenized_chunks").metadata["batch"]
+    chunks.audit_tokenizer(store, case.use_case, {batch: only(case, "tokenized_chunks")})
+    training.work(case.job("finetuned_checkpoint"), store, QUIET)
+    seen = [{"id": f"{person}-seen", "text": f"a note about {word}", "expression": person} for person, word in WORDS.items()]
+    projects.write_rows(case.project.production / "window.jsonl", [*projects.licence_rows(150, skip=500), *seen])
+    [window] = documents.cut_batches(store, name, case.project.production, case.use_case.settings.documents, "window")
+    job = case.job("drift_report", monitoring={"min_window_rows": 20, "permutations": 100})
+    produced = documents.keep(store, case.use_case, window.name, "window")
+    more = {"production_documents": produced.ref, "finetuned_checkpoint": only(case, "finetuned_checkpoint").ref}
+    monitoring.work(job.model_copy(update={"inputs": {**job.inputs, **more}}), store, QUIET)
+    return case
+
+
+def only(case: Prepared, stage: str) -> Manifest:
+    (made,) = case.store.artifacts(case.use_case.name, stage)
+    return made
+
+
+def rows(case: Prepared, stage: str, file: str) -> int:
+    return len(pq.read_table(case.store.folder(only(case, stage)) / file))
+
+
+def test_nothing_of_them_is_left(case: Prepared) -> None:
+    groups = {*case.split("train").groups}
+    person = next(person for person in WORDS if person in groups)
+    stages = ("raw_documents", "production_documents", "labeled_examples", "quarantined_examples", "tokenizer_audit", "drift_report")
+    before = {stage: only(case, stage).metadata for stage in stages}
+    seen_by = {path.split("/")[1] for path in traces(case.store, WORDS[person])}
+    # The drift report has the features of their document.
+    assert {*stages, "tokenized_chunks", "drift_reference"} - seen_by == {"drift_report"}
+    assert "features.npz" in only(case, "drift_report").files
+    report = erasure.erase(case.store, case.use_case.name, [person], by="group")
+    assert traces(case.store, WORDS[person], person) == []
+    assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
+    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1)
+    assert report.deleted == {"near_duplicate_index": 1, "drift_reference": 1}
+
+    after = {stage: only(case, stage).metadata for stage in stages}
+    raw, valid, quarantined = (after[stage] for stage in ("raw_documents", "labeled_examples", "quarantined_examples"))
+    assert raw["num_rows"] == before["raw_documents"]["num_rows"] - NUM_VALID - 1
+    assert valid["num_valid"] == rows(case, "labeled_examples", "examples.parquet") == before["labeled_examples"]["num_valid"] - NUM_VALID
+    assert quarantined["num_quarantined"] == before["quarantined_examples"]["num_quarantined"] - 1
+    assert quarantined["num_quarantined"] + quarantined["num_superseded"] == rows(case, "quarantined_examples", "quarantined.parquet")
+    (reason,) = (why for why, count in before["quarantined_examples"]["reasons"].items() if count == len(WORDS))
+    assert quarantined["reasons"] == {**before["quarantined_examples"]["reasons"], reason: len(WORDS) - 1}
+    assert valid["num_rows"] == raw["num_rows"] == sum(valid[f"num_{part}"] for part in ("valid", "quarantined", "superseded"))
+    assert all(valid[count] == quarantined[count] for count in ("num_quarantined", "num_superseded"))
+    assert after["production_documents"]["num_rows"] == rows(case, "production_documents", "documents.parquet") == 153
+
+    audit, folder = only(case, "tokenizer_audit"), case.store.folder(only(case, "tokenizer_audit"))
+    assert audit.metadata["withdrawn"] and (folder / "terms.json").read_text() == "[]"
+    assert (folder / "proposal.yaml").read_text() == "# Withdrawn: documents that it was mined from were erased.\n"
+    assert sorted(only(case, "drift_report").files) == ["report.md", "verdict.json"]
+    again = erasure.erase(case.store, case.use_case.name, [person], by="group")
+    assert (again.rewritten, again.deleted, again.num_before) == ({}, {}, 1)
