@@ -37,7 +37,7 @@ class StoreError(FullftError):
 
 
 class GateError(FullftError):
-    """A gate upstream is red: the work was refused, nothing was written."""
+    """A gate upstream is red, or an input was never made: the work was refused, nothing was written."""
 
     failure = "gate"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets.errors import FullftError, WorkloadError
+from fullft_assets.errors import FullftError, GateError, WorkloadError
 from fullft_assets.store import Manifest, Store
 from fullft_assets.use_case import UseCase
 
@@ -70,10 +70,10 @@ class ManifestIOManager(dg.IOManager):
 
     def _load(self, key: dg.AssetKey, partition: str) -> Manifest:
         pointer = self.store.read_pointer(self._pointer(key, partition))
-        if pointer is None:
-            where = "" if partition == "all" else f" for {partition}"
-            raise dg.Failure(f"{key.to_user_string()} was never materialised{where}; materialise it first", allow_retries=False)
         with one_line_errors():
+            if pointer is None:
+                where = "" if partition == "all" else f" for {partition}"
+                raise GateError(f"{key.to_user_string()} was never materialised{where}; materialise it first")
             return self.store.load(pointer["ref"])
 
     @staticmethod

@@ -17,11 +17,14 @@ from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, 
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._utils.concurrency import ConcurrencyKeyInfo, PendingStepInfo
 
+from fullft_assets.errors import FailureClass
 from fullft_assets.launched import RUN_ID
 from fullft_assets.launchers.supervisor import is_alive, launched_processes
 
 #: Tag with the name of the machine that a run was launched on.
 HOST_TAG = "worker/host"
+#: What a run that is gone is put down to.
+_FAILURE: FailureClass = "infrastructure"
 #: Where a code server listens for this machine alone.
 _HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 #: A process that began this long after a line with its pid was logged is another one; clocks are set meanwhile, but by less.
@@ -46,7 +49,7 @@ class LocalRunLauncher(DefaultRunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Return `NOT_FOUND` of a run that is gone; one of which nothing is known counts as running."""
         if is_gone(self._instance, run):
-            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, _epitaph(self._instance, run.run_id))
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, f"{_epitaph(self._instance, run.run_id)} [{_FAILURE}]")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
@@ -129,9 +132,12 @@ def _is_over(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
 
 def _mark(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     was_canceled = run.status == dg.DagsterRunStatus.CANCELING
-    report = instance.report_run_canceled if was_canceled else instance.report_run_failed
-    report(run, f"The run is gone: {_epitaph(instance, run.run_id)}. Found when another run looked.")
-    return f"marked as {'canceled' if was_canceled else 'failed'}"
+    said = f"The run is gone: {_epitaph(instance, run.run_id)}. Found when another run looked."
+    if was_canceled:  # which is no failure
+        instance.report_run_canceled(run, said)
+        return "marked as canceled"
+    instance.report_run_failed(run, f"{said} [{_FAILURE}]")
+    return "marked as failed"
 
 
 def _epitaph(instance: dg.DagsterInstance, run_id: str) -> str:

@@ -51,12 +51,14 @@ class Graph:
         plans.approve(self.store, self.project.use_case())
 
     def refusal(self, *assets: str, batch: str | None = None) -> str:
-        """Materialise, and return the line that the failed step shows first; nothing may have been written."""
+        """Materialise, and return the line that the failed step shows first; it is put down to a gate, and nothing may have been written."""
         before = attempts(self.project)
         result = self.materialize(*assets, batch=batch)
         (failed,) = [event for event in result.all_events if event.is_step_failure]
         assert attempts(self.project) == before
-        line = failed.event_specific_data.user_failure_data.description
+        told = failed.event_specific_data.user_failure_data
+        assert told.metadata["failure"].value == "gate"
+        line = told.description
         assert "\n" not in line
         return line
 

@@ -77,9 +77,13 @@ class TestUnderDagster:
         monkeypatch.setenv("PROBE_STAGE", stage)
         return defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, raise_on_error=False)
 
-    def _failure(self, result: dg.ExecuteInProcessResult) -> str:
+    def _failure(self, result: dg.ExecuteInProcessResult, put_down_to: str) -> str:
         assert not result.success
-        return result.get_step_failure_events()[0].step_failure_data.error.cause.message.strip()
+        (event,) = result.get_step_failure_events()
+        told = event.step_failure_data.user_failure_data
+        assert told.metadata["failure"].value == put_down_to
+        assert told.description.endswith(f"[{put_down_to}]") is (put_down_to != "unknown")
+        return event.step_failure_data.error.cause.message.strip()
 
     def test_result_is_the_manifest_and_progress_is_in_the_log(self, instance, monkeypatch, folder):
         result = self._materialize(instance, monkeypatch, "writes")
@@ -92,20 +96,20 @@ class TestUnderDagster:
         assert [m for m in messages if m.startswith("step ")] == ["step 1/1,000 (0%), loss 0.25"]
 
     def test_mendable_error_surfaces_as_its_one_line(self, instance, monkeypatch):
-        message = self._failure(self._materialize(instance, monkeypatch, "refuses"))
+        message = self._failure(self._materialize(instance, monkeypatch, "refuses"), "data")
         assert message == ("fullft_assets.errors.WorkloadError: documents/a.csv:3: no field `label`; name it in examples.label")
 
     def test_crash_surfaces_as_type_and_first_line(self, instance, monkeypatch):
-        message = self._failure(self._materialize(instance, monkeypatch, "crashes"))
+        message = self._failure(self._materialize(instance, monkeypatch, "crashes"), "unknown")
         assert "WorkloadError: probe failed: RuntimeError: the roof is on fire; the traceback is in" in message
         assert len(message.splitlines()) == 1
 
     def test_missing_manifest_is_a_failure(self, instance, monkeypatch):
-        message = self._failure(self._materialize(instance, monkeypatch, "forgets"))
+        message = self._failure(self._materialize(instance, monkeypatch, "forgets"), "unknown")
         assert "workload probe ended with exit code 0 but without its manifest: no artifact probe/forgets/k1" in message
 
     def test_killed_workload_names_the_signal(self, instance, monkeypatch):
-        message = self._failure(self._materialize(instance, monkeypatch, "is_killed"))
+        message = self._failure(self._materialize(instance, monkeypatch, "is_killed"), "infrastructure")
         assert message.endswith("workload probe was killed by SIGKILL (out of memory?); see the step's stderr")
 
 
@@ -172,7 +176,8 @@ class TestRunThatEnds:
         processes[1].kill()
         assert run.wait(SECONDS) != 0
         _all_gone(processes)
-        assert "workload probe lost its supervisor to SIGKILL" in (folder / "output").read_text()
+        output = (folder / "output").read_text()
+        assert "workload probe lost its supervisor to SIGKILL (out of memory?); see the step's stderr [infrastructure]" in output
 
     def test_ranks_under_torchrun_die_with_a_killed_run(self, start, monkeypatch, folder):
         monkeypatch.setenv("PROBE_PROCESSES", "2")

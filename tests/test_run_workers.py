@@ -100,6 +100,10 @@ def num_queued(instance: dg.DagsterInstance) -> int:
     return len(instance.event_log_storage.get_concurrency_info("gpu").pending_steps)
 
 
+def last_words(instance: dg.DagsterInstance, run: dg.DagsterRun, event: dg.DagsterEventType) -> list[str]:
+    return [entry.message for entry in instance.all_logs(run.run_id, of_type=event)]
+
+
 def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(folder, instance, monkeypatch):
     kill_when_at_work(folder, start(folder, "first"), spare=False)
     (record,) = instance.get_run_records()
@@ -107,8 +111,8 @@ def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(fol
     monitor_started_run(instance, None, record, logging.getLogger("daemon"))
     failed = instance.get_run_by_id(record.dagster_run.run_id)
     assert failed.status == FAILURE
-    said = [entry.message for entry in instance.all_logs(failed.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)]
-    assert re.search(r"its process \d+ ended without a word \(killed, out of memory, or the machine went down\)", said[0])
+    (said,) = last_words(instance, failed, dg.DagsterEventType.RUN_FAILURE)
+    assert re.search(r"its process \d+ ended without a word \(killed, out of memory, or the machine went down\) \[infrastructure\]", said)
     monkeypatch.setenv("PROBE_STAGE", "writes")
     screen = io.StringIO()
     assert drive(screen), screen.getvalue()
@@ -138,6 +142,8 @@ def test_who_waits_for_a_living_run_says_so_and_goes_on_when_that_dies(folder, i
     assert gone.endswith("; marked as failed; freed its slot for held of the pool `gpu`")
     assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
     assert {run.run_id: run.status for run in instance.get_runs()}[holder.run_id] == FAILURE
+    (said,) = last_words(instance, holder, dg.DagsterEventType.RUN_FAILURE)
+    assert said.endswith(". Found when another run looked. [infrastructure]")
     assert num_queued(instance) == 0
 
 
@@ -167,6 +173,8 @@ class TestRecords:
         (line,) = run_workers.settle(instance)
         assert line.endswith("; marked as canceled; freed its slot for letters/finetuned_checkpoint of the pool `gpu`")
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+        (said,) = last_words(instance, run, dg.DagsterEventType.RUN_CANCELED)
+        assert "The run is gone: " in said and "infrastructure" not in said
         assert instance.get_run_by_id(waiting.run_id).status == STARTED
         assert run_workers.settle(instance) == []
 

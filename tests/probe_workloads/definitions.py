@@ -7,6 +7,7 @@ import dagster as dg
 
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.store import Store
 
@@ -25,7 +26,8 @@ def probed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     settings = {"processes": int(os.environ["PROBE_PROCESSES"]), "grace_seconds": float(os.environ["PROBE_GRACE"])}
     launcher = LocalLauncher(LauncherSettings(**settings), package="probe_workloads")
     workload = "training" if settings["processes"] > 1 else "probe"
-    manifest = launcher.run(context, workload, *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
+    with one_line_errors():
+        manifest = launcher.run(context, workload, *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
     return dg.MaterializeResult(metadata={"ref": manifest.ref}, data_version=dg.DataVersion(manifest.content_digest))
 
 
