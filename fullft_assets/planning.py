@@ -36,6 +36,9 @@ RUNGS: tuple[tuple[Optimizer, Literal["fp32", "bf16"]], ...] = (
     ("adafactor_in_backward", "bf16"),
 )
 
+#: At which a disk is supposed to take a checkpoint: what a gp3 volume of EC2 has without paying for more.
+_SAVED_BYTES_A_SECOND = 125 * 2**20
+
 
 class Measured(BaseModel):
     """What the planning workload measured with real training steps.
@@ -113,6 +116,24 @@ def _state(measured: Measured, optimizer: Optimizer, weights: Literal["fp32", "b
     """Return the bytes of all weights, and of the gradients and moments of those that are trained."""
     of_weight = 4 if weights == "fp32" else 2
     return of_weight * measured.num_parameters + (state_bytes(optimizer, weights) - of_weight) * measured.trained
+
+
+def stop_seconds(measured: Measured, training: TrainingSettings) -> float:
+    """Return how long a request to stop may take to its checkpoint: the step under way, as measured, and weights and moments on a slow disk."""
+    width = 4 if training.weights == "fp32" else 2
+    moments = state_bytes(training.optimizer, training.weights) - width * (1 if training.steps_in_backward else 2)
+    saved = width * measured.num_parameters + moments * measured.trained
+    return measured.predicted_seconds / max(1, measured.num_steps) + saved / _SAVED_BYTES_A_SECOND
+
+
+def stop_note(seconds: float, grace_seconds: float) -> str:
+    """Return what a plan says of a request to stop that may take longer than it may, or an empty string."""
+    if seconds <= grace_seconds:
+        return ""
+    return (
+        f"a request to stop may take {seconds:,.0f} s to its checkpoint (the step under way, and its save), and launcher.grace_seconds kills "
+        f"after {grace_seconds:g}; set {math.ceil(2 * seconds):,}, or lower training.batch_size"
+    )
 
 
 @dataclass(frozen=True)
@@ -274,6 +295,7 @@ def plan_checks(
         "planned_usd": usd,
         "peak_memory_gib": memory.peak / 2**30,
         "state_memory_gib": memory.state / 2**30,
+        "stop_seconds": stop_seconds(measured, training),
         "padding_share": 1 - measured.num_tokens / measured.num_padded_tokens,
     }
     return headline, checks

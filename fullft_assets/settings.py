@@ -612,7 +612,12 @@ class LauncherSettings(Settings):
 
     kind: Literal["local"] = Field("local", description="`local`: supervised processes on this machine.")
     processes: int = Field(1, ge=1, le=64, description="Training processes (one a GPU), started by torchrun when more than one.")
-    grace_seconds: Float = Field(30.0, ge=0, description="Time a cancelled workload has to write its checkpoint before it is killed.")
+    grace_seconds: Float = Field(
+        30.0,
+        ge=0,
+        description="Time a cancelled workload has to end its optimizer step and write its checkpoint before it is killed; the plan says where "
+        "that is too short.",
+    )
     spot_notice: Literal["none", "aws"] = Field(
         "none",
         description="Where training looks for the notice that a spot instance is taken away, and writes a checkpoint on it: `aws` = EC2's instance "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fullft_assets.planning import (
     pilot_check,
     pilot_rows,
     plan_checks,
+    stop_note,
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
@@ -101,6 +103,20 @@ class TestPlanChecks:
         for sharding, processes in (("fsdp2", 2), ("none", 1)):
             headline, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(sharding=sharding), processes)
             assert headline["peak_memory_gib"] <= 3
+
+    @pytest.mark.parametrize(
+        ("optimizer", "weights", "bytes_a_weight"),
+        [("adamw", "fp32", 12), ("adamw_8bit", "fp32", 6), ("adamw_in_backward", "bf16", 6), ("lomo", "bf16", 2)],
+    )
+    def test_a_stop_takes_a_step_and_the_save_of_weights_and_moments(self, optimizer, weights, bytes_a_weight):
+        slow = MEASURED.model_copy(update={"predicted_seconds": 40.0 * MEASURED.num_steps})
+        headline, _ = plan_checks(slow, PlanningSettings(), TrainingSettings(optimizer=optimizer, weights=weights))
+        seconds = headline["stop_seconds"]
+        assert seconds == pytest.approx(40 + bytes_a_weight * 22_000_000 / (125 * 2**20))
+        assert stop_note(seconds, 45) == ""
+        assert re.fullmatch(
+            r"a request to stop may take 4\d s to its checkpoint .* kills after 30; set [89]\d, or lower .*", stop_note(seconds, 30)
+        )
 
     def test_every_breach_is_named_with_its_mend(self):
         _, (_, budget) = plan_checks(MEASURED, PlanningSettings(max_hours=1.0, hourly_usd=1.0, max_usd=1.0))
@@ -201,8 +217,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def planned(prepared: Prepared) -> dict[str, Manifest]:
     # Tiny prices show that the figures are multiplied; the whole training is the pilot's budget.
-    done, found = launch(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
+    done, found = launch(
+        prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0}, launcher={"grace_seconds": 0.1}
+    )
     assert done.returncode == 0, done.stderr
+    assert "and launcher.grace_seconds kills after 0.1; set " in done.stdout
     assert None not in found.values()
     return found
 
@@ -218,6 +237,7 @@ class TestRealWorkload:
         assert plan["num_parameters"] > 22_000_000
         assert plan["peak_memory_gib"] > plan["state_memory_gib"] == plan["num_parameters"] * 16 / 2**30
         assert 0 < plan["predicted_seconds"] < 600
+        assert plan["stop_seconds"] > plan["predicted_seconds"] / plan["num_steps"]
         assert plan["planned_usd"] == pytest.approx(plan["predicted_seconds"] / 1_000)
         assert all(check.passed for check in planned["feasibility_plan"].checks)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from fullft_assets.launched import EXIT_MENDABLE
 from fullft_assets.store import Manifest
-from fullft_assets.workloads.checkpoints import STEP_LOG, latest_checkpoint
+from fullft_assets.workloads.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from tests import metadata_server
 from tests.prepared import Prepared, command, prepare
 
@@ -41,6 +41,7 @@ class Run:
     def __init__(self, prepared: Prepared, key: str, processes: int = 1, **sections: object):
         job = prepared.job(STAGE, key, **sections)
         self.prepared, self.key = prepared, key
+        self.grace_seconds = job.settings.launcher.grace_seconds
         self.command = command("training", job.write(prepared.store), processes)
         self.folder = prepared.store.work_folder(job.case, STAGE, key)
 
@@ -217,12 +218,16 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_go_on(prepared: P
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
         process = run.start()
         wait_for(lambda: run.step() >= 1)
+        asked_at = time.time()
         process.terminate() if by == "sigterm" else metadata.announce()
         said, errors = process.communicate(timeout=SECONDS)
     assert ('spot notice: {"action": "terminate"' in said) == (by == "spot_notice")
     assert process.returncode == EXIT_MENDABLE
     last = errors.strip().splitlines()[-1]
-    step = int(latest_checkpoint(run.folder).name.split("-")[1])
+    checkpoint = latest_checkpoint(run.folder)
+    # Written last. What runs longer than that is killed.
+    assert (checkpoint / SEAL).stat().st_mtime - asked_at < run.grace_seconds
+    step = int(checkpoint.name.split("-")[1])
     assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
     assert "Traceback" not in errors
     record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, f"{by}.json")

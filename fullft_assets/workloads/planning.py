@@ -145,6 +145,8 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     (draft.path / "plan.json").write_text(json.dumps(headline, indent=1))
     for check in checks:
         shared.progress.say(f"{check.name}: {check.description}")
+    if note := planning.stop_note(headline["stop_seconds"], settings.launcher.grace_seconds):
+        shared.progress.say(note)
     return shared.commit(draft, headline, checks)
 
 
