@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -125,6 +127,13 @@ def test_one_command_materialises_every_asset_with_metadata_and_data_version(fin
             assert len(event.metadata) > 3, asset
             assert Path(event.metadata["path"].value, "manifest.json").is_file()
             assert event.tags["dagster/data_version"], asset
+        (trained,) = events(instance, "finetuned_checkpoint")
+        loss = trained.metadata["validation_loss"]
+        assert isinstance(loss, dg.FloatMetadataValue) and math.isfinite(loss.value)
+        curve = trained.metadata["loss_curve"]
+        assert isinstance(curve, dg.MarkdownMetadataValue) and curve.value.startswith("training loss: ")
+        picture = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^)]+)\)", curve.value)[1]).decode()
+        assert len(re.search(r'points="([^"]+)"', picture)[1].split()) > 2
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
         assert {run.job_name for run in instance.get_runs()} == {"letters_ingest", "letters_model"}
     assert not without_manifest(finished)
