@@ -202,6 +202,25 @@ def test_all_documents_of_a_group(store: Store):
     assert labeled.metadata["num_valid"] == len(left)
 
 
+def weak_groups(store: Store) -> tuple[list[str], list[str]]:
+    """Return the weakest groups that the evaluation's figures name, and those that its page does."""
+    (made,) = store.artifacts(CASE, "evaluation_report")
+    folder = store.folder(made)
+    named = [row["group"] for row in json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["weakest_groups"]]
+    return named, re.findall(r'<tr data-group="(.*?)"><td', (folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_name_of_a_group_without_a_row_left_is_told_nowhere(project: Project, store: Store):
+    (gone, *others), shown = weak_groups(store)
+    assert shown == [gone, *others] and others
+    told = [f"| {gone} |", f"`{gone}`", f'"{gone}"']
+    assert not [mark for mark in told if mark in project.logged()], "nor was it ever told to Dagster"
+    erasure.erase(store, CASE, [gone], by="group")
+    assert weak_groups(store) == (others, others)
+    pages = [path for path in Path(store.url).rglob("*") if path.suffix in (".html", ".md") or path.name == "evaluation.json"]
+    assert not [path for path in pages for mark in (*told, f">{gone}<") if mark in path.read_text(encoding="utf-8")]
+
+
 def test_the_command(project: Project, tmp_path: Path):
     listed = tmp_path / "list.txt"
     listed.write_text("nobody-knows-this-id\n")

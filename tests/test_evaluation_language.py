@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -144,6 +145,14 @@ def test_every_document_is_in_one_part(lengths: list[int]) -> None:
     assert sum(part.num_rows for part in parts) == len(lengths) and sum(part.num_tokens for part in parts) == sum(lengths)
     assert len(parts) <= 4
     assert all(one.high < other.low for one, other in zip(parts, parts[1:], strict=False))
+
+
+def test_limits_that_go_into_the_card_name_no_group() -> None:
+    systems, groups = drawn()
+    found = assessed(systems, groups)
+    weakest = found.weakest_groups[0]
+    assert f"weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of" in found.limits[0]
+    assert not {*re.findall(r"\w+", " ".join(found.limits))} & {*groups}
 
 
 def test_another_tokenizer_that_is_as_sure_of_the_text_scores_the_same() -> None:

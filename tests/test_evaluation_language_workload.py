@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +20,7 @@ from fullft_assets import erasure, release
 from fullft_assets.chunks import Tokenization, save_tokenizer
 from fullft_assets.evaluation import BASE_MODEL, LanguageEvaluation, read_evaluation
 from fullft_assets.snapshot import load_messages
-from fullft_assets.store import Manifest
+from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import judging_tokens
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.evaluation import work
@@ -208,10 +209,17 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
     page = (lab.store.folder(made) / "report.html").read_text()
     gone = re.findall(r'<tr data-document="([^"]+)"><td style="width', page)[0]
     written = re.search(rf'<tr data-document="{re.escape(gone)}">(.*?)</tr>', page)[1]
+    its_group = lab.test.groups[lab.test.ids.index(gone)]
+    weakest, *others = [row.group for row in lab.figures(made).weakest_groups if row.group != its_group]
+    assert f'<tr data-group="{weakest}">' in page and f"| {weakest} |" not in (lab.store.folder(made) / "report.md").read_text()
     before = {manifest.ref for manifest in lab.store.artifacts("letters", "evaluation_report")}
     report = erasure.Report(num_listed=1)
+
+    def judged_erased(store: Store, made: Manifest, table: pa.Table, *_: object) -> np.ndarray:
+        return np.array([row["id"] == gone or row["group"] == weakest for row in table.to_pylist()])
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(erasure, "_judged_erased", lambda store, made, table, *_: np.array([id_ == gone for id_ in table["id"].to_pylist()]))
+        patch.setattr(erasure, "_judged_erased", judged_erased)
         erasure._drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] >= 1 and set(after) != before
@@ -220,6 +228,11 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
         assert f'data-document="{gone}"' not in (folder / "report.html").read_text()
         assert written not in (folder / "report.html").read_text()
         assert f'"id": "{gone}"' not in (folder / "evaluation.json").read_text()
+        # With the last of its rows the name of a group goes too.
+        assert f'data-group="{weakest}"' not in (folder / "report.html").read_text()
+        assert f'"group": "{weakest}"' not in (folder / "evaluation.json").read_text()
+        if manifest.key == made.key:
+            assert {*others} <= {row.group for row in lab.figures(manifest).weakest_groups}
         assert read_evaluation((folder / "evaluation.json").read_bytes()).num_test_rows == len(lab.test)
 
 

@@ -131,6 +131,9 @@ def test_markdown_has_the_figures_the_pictures_and_no_text_of_a_row(tmp_path):
     pictures = report.write(tmp_path, full_report(found))
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Licensed" not in markdown
+    # Dagster's event log keeps it: groups may be persons, and are named in the HTML alone.
+    assert "| weakest groups (of at least 3 test rows; report.html names them) |" in markdown and not re.search(r"group \d", markdown)
+    assert all(f'<tr data-group="{row.group}">' in (tmp_path / "report.html").read_text() for row in found.weakest_groups)
     assert re.findall(r"\((pictures/.*?)\)", markdown) == [f"pictures/{name}.png" for name in pictures]
     assert f"| fully fine-tuned model | {found.score.estimate:.3f} ({found.score.low:.3f} to {found.score.high:.3f}) |" in markdown
     # Every table is whole: its rows have as many cells as its head, whatever the labels contain.

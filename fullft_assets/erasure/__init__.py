@@ -408,7 +408,7 @@ def _mentions(value: Any, content: str) -> bool:
 
 
 def _drop_from_reports(store: Store, case: str, erased: _Erased, report: Report) -> None:
-    """Take erased documents out of the evaluation reports that show answers side by side, or how texts go on."""
+    """Take erased documents out of the evaluation reports that show answers side by side, or how texts go on, and the names of groups."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -420,15 +420,17 @@ def _drop_from_reports(store: Store, case: str, erased: _Erased, report: Report)
         predictions = pq.read_table(store.folder(manifest) / "predictions.parquet")
         hit = _judged_erased(store, manifest, predictions, erased, snapshots)
         kept = predictions.filter(pa.array(~hit))
-        # What a model wrote after the beginning of a document goes with it.
+        # What a model wrote after the beginning of a document goes with it, and the name of a group with the last of its rows.
         shown = [f'<tr data-document="{_html(id_)}">' for id_ in predictions.filter(pa.array(hit))["id"].to_pylist()]
+        groups_gone = {*predictions["group"].to_pylist()} - {*kept["group"].to_pylist()}
+        shown += [f'<tr data-group="{_html(group)}">' for group in sorted(groups_gone)]
         shows_text = any(excerpt in page.read_text(encoding="utf-8") for page in pages for excerpt in excerpts)
         if len(kept) == len(predictions) and not shows_text:
             continue
 
         def edit(folder: Path, pages: list[Path] = pages, kept: pa.Table = kept, shown: list[str] = shown) -> Mapping[str, Any]:
             pq.write_table(kept, folder / "predictions.parquet")
-            _drop_from_figures(folder / "evaluation.json", set(kept["id"].to_pylist()))
+            _drop_from_figures(folder / "evaluation.json", kept)
             for page in pages:
                 text = page.read_text(encoding="utf-8")
                 for excerpt in excerpts:
@@ -462,13 +464,14 @@ def _judged_erased(
     return pc.is_in(predictions["id"], gone).to_numpy().astype(bool) | (by_id & ~is_known)
 
 
-def _drop_from_figures(path: Path, kept: set[str]) -> None:
-    """Take the ids of erased documents out of a language model's figures; a classifier's name none."""
+def _drop_from_figures(path: Path, kept: pa.Table) -> None:
+    """Take the names of groups without a row left out of the figures, and of a language model's the ids of erased documents."""
     figures = json.loads(path.read_text(encoding="utf-8"))
-    if "changes" not in figures:
-        return
-    changes = figures["changes"]
-    changes["largest_regressions"] = [change for change in changes["largest_regressions"] if change["id"] in kept]
+    ids, groups = ({*kept[name].to_pylist()} for name in ("id", "group"))
+    figures["weakest_groups"] = [row for row in figures["weakest_groups"] if row["group"] in groups]
+    if "changes" in figures:
+        changes = figures["changes"]
+        changes["largest_regressions"] = [change for change in changes["largest_regressions"] if change["id"] in ids]
     path.write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 

@@ -150,8 +150,9 @@ class LanguageEvaluation(Evaluation):
         if self.weakest_groups:
             weakest = self.weakest_groups[0]
             found.append(
-                f"It is weakest on `{weakest.group}` (perplexity {weakest.perplexity:.2f} on {weakest.num_tokens:,} tokens of "
-                f"{weakest.num_rows:,} test rows)."
+                # Unnamed: a card goes where the model goes, and a group may be a person.
+                f"Of its groups it is weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of "
+                f"{weakest.num_rows:,} test rows); the evaluation's report.html names it."
             )
         found.append(f"It predicts {self.changes.num_worse:,} of {self.num_test_rows:,} test rows worse than the base model does.")
         found.append("What it predicts well need not be true: facts in what it writes were not checked.")

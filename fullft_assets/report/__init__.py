@@ -1,6 +1,6 @@
 """The evaluation report: figures and pictures as one self-contained HTML file, and as Markdown beside its pictures.
 
-Texts of test rows only appear in the HTML.
+Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event log, which nothing is erased from.
 """
 
 from __future__ import annotations
