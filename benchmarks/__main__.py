@@ -15,7 +15,7 @@ from benchmarks import table
 from benchmarks.check import measure_check
 from benchmarks.demo import LICENCES, REPOSITORY, Demo, measure_demo, measure_second_run
 from benchmarks.forgetting import measure_forgetting
-from benchmarks.low_memory import measure_low_memory
+from benchmarks.low_memory import measure_activations, measure_low_memory, measure_sharing
 from benchmarks.near_duplicates import measure_near_duplicates
 from benchmarks.packed_training import measure_packed_training
 from benchmarks.packing import measure_packing
@@ -62,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             "preparation_memory": preparation.measure_memory,
             "packing": lambda: measure_packing(demo.logs),
             "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
-            "low_memory": lambda: measure_low_memory(Path(scratch) / "low_memory"),
+            "low_memory": lambda: [
+                measure_low_memory(Path(scratch) / "low_memory"),
+                measure_activations(Path(scratch) / "activations"),
+                measure_sharing(Path(scratch) / "sharing"),
+            ],
             "forgetting": lambda: measure_forgetting(demo.logs),
             "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
         }

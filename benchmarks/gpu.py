@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +152,7 @@ def _train(model: str, folder: str, kill_after: str) -> None:
         epochs=1, batch_size=4, micro_batch_size=4, learning_rate=1e-3, checkpoint_every_steps=_CHECKPOINT_EVERY, keep_best=False, track=[]
     )  # fmt: skip
     fit = fine_tune(
-        low_memory.recipe(Path(model), low_memory.NUM_STEPS),
+        low_memory.recipe(Path(model)),
         settings,
         1,
         Path(folder),
@@ -222,7 +223,8 @@ def main(arguments: Sequence[str]) -> int:
     build = REPOSITORY / "build"
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as scratch:
         model = Path(scratch) / "model"
-        low_memory.write_model(model, **({"layers": 2, "hidden": 64} if chosen.small else {"layers": 16, "hidden": 2_048}))
+        size = {"layers": 2, "hidden": 64} if chosen.small else {"layers": 16, "hidden": 2_048}
+        low_memory.write_model(model, replace(low_memory.STATE, **size))
         rungs = (low_memory.RUNGS[0], low_memory.LOWEST) if chosen.small else low_memory.RUNGS
         rows: list[Row] = [measure_resume(model, Path(scratch)), low_memory.measure_low_memory(Path(scratch), rungs, model=model)]
         if not chosen.small:

@@ -1,10 +1,11 @@
-"""Peak memory of each rung of the memory ladder, relative to AdamW in fp32.
+"""Peak memory of each rung of the memory ladder, relative to AdamW in fp32; of the losses, where activations weigh; and of shared models.
 
 Each rung is a process of its own, which trains a Llama of 34 million weights for a few steps with the platform's engine: few
 tokens, so that weights, gradients and moments are nearly all that there is. Its peak is that of its resident set beyond what
 it was after a training of a model of a few kilobytes, when all libraries were loaded; on a GPU, that of the allocator.
 
-One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing]`.
+One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing] [activations] [whole_logits] [fsdp2]`;
+under torchrun in several processes. `activations` wants the model that `write_model(folder, ACTIVATIONS)` writes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks.table import Goal, Row
 
 if TYPE_CHECKING:
-    from fullft_assets.workloads.recipe import Recipe
+    from fullft_assets.workloads.recipe import Prepared, Recipe
 
 REPOSITORY = Path(__file__).parent.parent
 #: (optimizer, weights): the first is what the others are compared with.
@@ -45,9 +46,43 @@ LOWEST = ("adafactor_in_backward", "bf16")
 #: Most that it may take of fp32 AdamW's peak.
 GOAL = 0.30
 NUM_STEPS = 6
-_ROWS, _CAPACITY, _VOCABULARY = 4, 32, 4_096
+#: Rows of a batch.
+_ROWS = 4
+#: Ways to a loss and its gradients where activations weigh most, from what takes most to what takes least.
+WAYS = {
+    "transformers' own loss, of all logits": ("activations", "whole_logits"),
+    "the loss by chunks": ("activations",),
+    "the loss by chunks, gradient_checkpointing": ("activations", "checkpointing"),
+}
+#: Most that the last one may take of the first one's peak.
+GOAL_OF_WAYS = 0.50
+#: Most that a process may take that shares the model, of what one takes that holds all of it.
+GOAL_OF_SHARING = 0.90
 #: Rates that each kind of optimizer learns at.
 RATES = {"lomo": 0.3}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is trained: a Llama of some size, on batches of some size.
+
+    Attributes:
+        capacity: tokens of a row.
+    """
+
+    layers: int
+    hidden: int
+    vocabulary: int
+    capacity: int
+    num_steps: int
+
+
+#: 34 million weights and few tokens: weights, gradients and moments are nearly all that there is.
+STATE = Scale(layers=10, hidden=512, vocabulary=4_096, capacity=32, num_steps=NUM_STEPS)
+#: 19 million weights, 2,048 tokens a pass and SmolLM2's vocabulary: logits and layers' outputs weigh more than those.
+ACTIVATIONS = Scale(layers=8, hidden=256, vocabulary=49_152, capacity=512, num_steps=2)
+#: Loads what a training needs, and weighs nothing.
+_NOTHING = Scale(layers=1, hidden=8, vocabulary=4_096, capacity=32, num_steps=2)
 
 
 @dataclass(frozen=True)
@@ -86,55 +121,122 @@ def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *
     return MemoryRow("low_memory", ours, "AdamW, fp32", first, Goal("ratio", GOAL), notes=notes, details=details)
 
 
-def measure(model: Path, optimizer: str, weights: str, *more: str) -> dict[str, Any]:
-    """Return `bytes` of one rung's peak beyond its baseline, and the `losses` of its steps."""
-    command = [sys.executable, "-m", "benchmarks.low_memory", optimizer, weights, str(model), *more]
+def measure_activations(folder: Path) -> MemoryRow:
+    """Measure all ways to a loss, one after the other, with AdamW in fp32.
+
+    Args:
+        folder: where the model is written.
+    """
+    write_model(folder / "model", ACTIVATIONS)
+    found = {way: measure(folder / "model", "adamw", "fp32", *more) for way, more in WAYS.items()}
+    first, *_, last = found.values()
+    notes = [
+        f"{way}: {one['bytes'] / 2**20:.0f} MiB, {one['bytes'] / first['bytes']:.2f}; loss "
+        + ", ".join(f"{loss:.4f}" for loss in one["losses"])
+        for way, one in found.items()
+    ]
+    goal = Goal("ratio", GOAL_OF_WAYS)
+    return MemoryRow("activations", last["bytes"], next(iter(WAYS)), first["bytes"], goal, notes=notes, details={"ways": found})
+
+
+def measure_sharing(folder: Path) -> MemoryRow:
+    """Measure two processes that share a model (FSDP2), and two that each hold all of it (DDP); of both the one that takes more.
+
+    Args:
+        folder: where the model is written.
+    """
+    write_model(folder / "model")
+    parts, whole = (measure(folder / "model", "adamw", "fp32", *more, processes=2) for more in (("fsdp2",), ()))
+    notes = [
+        f"{name}: {one['bytes'] / 2**20:.0f} MiB at its peak, {one['bytes_in_steps'] / 2**20:.0f} MiB by the last step"
+        for name, one in (("FSDP2", parts), ("DDP", whole))
+    ]
+    details = {"fsdp2": parts, "ddp": whole}
+    return MemoryRow("sharing", parts["bytes"], "DDP", whole["bytes"], Goal("ratio", GOAL_OF_SHARING), notes=notes, details=details)
+
+
+def measure(model: Path, optimizer: str, weights: str, *more: str, processes: int = 1) -> dict[str, Any]:
+    """Return `bytes` of one rung's peak beyond its baseline, those `bytes_in_steps` alone, and the `losses` of its steps.
+
+    Of several processes the one that takes most counts.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *torchrun, "-m", "benchmarks.low_memory", optimizer, weights, str(model), *more]
     # One thread: what more of them allocate for themselves is no part of a rung.
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2_000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"bytes')]
+    assert len(found) == processes, done.stdout
+    return max(found, key=lambda one: one["bytes"])
 
 
-def write_model(folder: Path, *, layers: int = 10, hidden: int = 512) -> None:
+def write_model(folder: Path, scale: Scale = STATE) -> None:
     """Write a Llama with random weights, in bf16 as models are published."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=_VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers, num_attention_heads=8,
-        max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        vocab_size=scale.vocabulary, hidden_size=scale.hidden, intermediate_size=scale.hidden * 11 // 4, num_hidden_layers=scale.layers,
+        num_attention_heads=8, max_position_embeddings=2 * scale.capacity, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def recipe(model: Path, num_steps: int) -> Recipe:
-    """Return rows of a text that repeats itself, so that there is something to learn."""
+def recipe(model: Path, scale: Scale = STATE, *, whole_logits: bool = False) -> Recipe:
+    """Return rows of a text that repeats itself, so that there is something to learn.
+
+    Args:
+        model: folder.
+        scale: of the rows.
+        whole_logits: learn from transformers' own loss, for which the logits of all tokens exist at a time.
+    """
     from fullft_assets.snapshot import Split, Training, packing
     from fullft_assets.workloads.packed import NextToken
 
+    class WholeLogits(NextToken):
+        def prepare(self, *arguments: Any) -> Prepared:
+            def total(model: Any, inputs: Any, labels: Any) -> Any:
+                return model(**inputs, labels=labels, use_cache=False, num_items_in_batch=1).loss
+
+            return replace(super().prepare(*arguments), total_loss=total)
+
     generator = np.random.default_rng(0)
-    words = generator.integers(3, _VOCABULARY, (16, 8)).tolist()
-    windows = [sum((words[i] for i in generator.integers(0, 16, _CAPACITY // 8)), []) for _ in range(_ROWS * num_steps)]
-    plan = packing.plan(np.array([len(window) for window in windows]), _CAPACITY, 0)
-    return NextToken(model, Training(windows, None, plan), Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]]))
+    words = generator.integers(3, scale.vocabulary, (16, 8)).tolist()
+    windows = [sum((words[i] for i in generator.integers(0, 16, scale.capacity // 8)), []) for _ in range(_ROWS * scale.num_steps)]
+    plan = packing.plan(np.array([len(window) for window in windows]), scale.capacity, 0)
+    kind = WholeLogits if whole_logits else NextToken
+    return kind(model, Training(windows, None, plan), Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]]))
 
 
-def train(model: Path, optimizer: str, weights: str, num_steps: int = NUM_STEPS, **more: Any) -> list[float]:
-    """Train as the workload does, without checkpoints; return the loss of each step."""
+def train(
+    model: Path, optimizer: str, weights: str, scale: Scale = STATE, *, whole_logits: bool = False, processes: int = 1, **more: Any
+) -> tuple[list[float], int]:
+    """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this process by the last one."""
+    from transformers import TrainerCallback
+
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.workloads.entry import Progress
     from fullft_assets.workloads.finetuning import fine_tune
 
+    peaks = []
+
+    class Peaks(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            peaks.append(_peak_bytes())
+
     settings = TrainingSettings(
-        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS, learning_rate=RATES.get(optimizer, 1e-3), optimizer=optimizer, weights=weights,
+        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS // processes, learning_rate=RATES.get(optimizer, 1e-3), optimizer=optimizer, weights=weights,
         precision="auto" if weights == "bf16" else "fp32", scheduler="constant_with_warmup", track=[], **more,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
-        fit = fine_tune(recipe(model, num_steps), settings, 1, Path(folder), Progress(silent=True), evaluate_at=(), resumable=False)
-    return [line["loss"] for line in fit.history if "loss" in line]
+        fit = fine_tune(
+            recipe(model, scale, whole_logits=whole_logits), settings, 1, Path(folder), Progress(silent=True), num_processes=processes,
+            evaluate_at=(), resumable=False, callbacks=[Peaks()],
+        )  # fmt: skip
+    return [line["loss"] for line in fit.history if "loss" in line], peaks[-1]
 
 
 def _peak_bytes() -> int:
@@ -151,13 +253,18 @@ def _peak_bytes() -> int:
 
 
 def _main(optimizer: str, weights: str, model: str, *more: str) -> None:
-    options = {"gradient_checkpointing": "checkpointing" in more}
+    options = {
+        "gradient_checkpointing": "checkpointing" in more,
+        "whole_logits": "whole_logits" in more,
+        "sharding": "fsdp2" if "fsdp2" in more else "none",
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
-        write_model(Path(folder), layers=1, hidden=8)
-        train(Path(folder), optimizer, weights, 2, **options)
+        write_model(Path(folder), _NOTHING)
+        train(Path(folder), optimizer, weights, _NOTHING, **options)
     before = _peak_bytes()
-    losses = train(Path(model), optimizer, weights, **options)
-    print(json.dumps({"bytes": _peak_bytes() - before, "losses": losses}))
+    losses, in_steps = train(Path(model), optimizer, weights, ACTIVATIONS if "activations" in more else STATE, **options)
+    print(json.dumps({"bytes": _peak_bytes() - before, "bytes_in_steps": in_steps - before, "losses": losses}), flush=True)
 
 
 if __name__ == "__main__":

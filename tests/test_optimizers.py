@@ -167,6 +167,7 @@ RUNGS = [
     ("adamw", "bf16"),
     ("adamw_in_backward", "fp32"),
     ("adamw_in_backward", "bf16"),
+    ("adafactor_in_backward", "fp32"),
     ("adafactor_in_backward", "bf16"),
     ("lomo", "fp32"),
     ("lomo", "bf16"),
@@ -422,11 +423,32 @@ def test_plan_foretells_the_peak_of_a_rung(tmp_path: Path, name: str, weights: s
 
 
 @pytest.mark.slow
+def test_chunks_of_logits_and_checkpointing_each_take_less_memory_for_the_same_losses(tmp_path: Path) -> None:
+    row = low_memory.measure_activations(tmp_path)
+    assert row.met, row.notes
+    whole, chunked, checkpointed = row.details["ways"].values()
+    for one in (chunked, checkpointed):
+        assert one["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    assert checkpointed["bytes"] < 0.8 * chunked["bytes"] and chunked["bytes"] < 0.8 * whole["bytes"], row.notes
+
+
+@pytest.mark.slow
 def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> None:
-    rungs = (low_memory.RUNGS[0], ("adamw_in_backward", "fp32"), ("adafactor", "fp32"), ("adamw", "bf16"), low_memory.LOWEST)
-    row = low_memory.measure_low_memory(tmp_path, rungs)
+    # Of AdamW's peak in fp32; eight bits are left to the benchmark.
+    most = {
+        ("adamw", "fp32"): 1.0,
+        ("adamw_in_backward", "fp32"): 0.9,
+        ("adafactor", "fp32"): 0.7,
+        ("adamw", "bf16"): 0.65,
+        ("adamw_in_backward", "bf16"): 0.6,
+        ("adafactor_in_backward", "fp32"): 0.45,
+        ("lomo", "fp32"): 0.45,
+        ("lomo", "bf16"): 0.35,
+        low_memory.LOWEST: low_memory.GOAL,
+    }
+    assert {*low_memory.RUNGS} == {*most, ("adamw_8bit", "fp32")}
+    row = low_memory.measure_low_memory(tmp_path, list(most))
     assert row.met, row.notes
     of_rungs = row.details["rungs"]
-    assert all(one["losses"][-1] < one["losses"][0] - 0.5 for one in of_rungs.values())
-    shares = [one["bytes"] / row.theirs for one in of_rungs.values()]
-    assert shares[1] < 0.9 and shares[2] < 0.7 and shares[3] < 0.65
+    assert all(one["losses"][-1] < one["losses"][0] - 0.4 for one in of_rungs.values()), row.notes
+    assert all(of_rungs[" ".join(rung)]["bytes"] <= share * row.theirs for rung, share in most.items()), row.notes
