@@ -114,8 +114,10 @@ def test_a_release_that_does_not_go_with_the_rest_is_told_and_training_goes_on(f
     reason = kernels.why_not(family, TrainingSettings())
     assert reason.startswith("liger-kernel cannot be loaded (ModuleNotFoundError: ") and reason.endswith("; install another version")
     prepared = Prepared(feed=None, total_loss=None, about={"is_packed": True})
-    done = kernels.apply(SimpleNamespace(config=SimpleNamespace(model_type=family)), prepared, TrainingSettings())
-    assert done.about == {"is_packed": True, "kernels": f"torch ({reason})"}
+    model = SimpleNamespace(config=SimpleNamespace(model_type=family), is_remote_code=lambda: False)
+    assert kernels.apply(model, prepared, TrainingSettings()).about == {"is_packed": True, "kernels": f"torch ({reason})"}
+    own = SimpleNamespace(config=model.config, is_remote_code=lambda: True)
+    assert kernels.apply(own, prepared, TrainingSettings()).about["kernels"] == "torch (the model computes by its own code)"
 
 
 @pytest.fixture
