@@ -12,6 +12,7 @@ import pytest
 
 from fullft_assets import examples
 from fullft_assets.errors import SettingsError
+from fullft_assets.examples import rules
 from fullft_assets.examples.expectation_names import EXPECTATIONS
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome
@@ -135,6 +136,12 @@ class TestProblems:
                 "`quarantine` needs an expectation on each row's value; expect_column_mean_to_be_between judges more at once: "
                 "use warn or error",
             ),
+            (
+                {"name": "expect_column_values_to_be_unique", "severity": "quarantine", "column": "num_words"},
+                "severity",
+                "`quarantine` would set a row aside for the rows that share its batch; expect_column_values_to_be_unique compares them: "
+                "use warn or error",
+            ),
         ],
     )
     def test_one_line_names_the_key_and_the_mend(self, arguments: dict[str, Any], key: str, message: str) -> None:
@@ -215,10 +222,16 @@ class TestFindings:
         assert (len(examined.valid), check.passed, check.severity, check.metadata["num_failed"]) == (num_valid, False, severity, 1)
         assert check.description.startswith("1 of 2 rows found (breaks expectation 1 (column_values_to_not_be_null on group)): a.csv:2; ")
 
-    def test_enough_is_enough_with_mostly(self) -> None:
+    @pytest.mark.parametrize("at_once", [0, 10], ids=["many-rows", "few-rows"])
+    def test_mostly_judges_the_batch_not_the_row(self, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which rows share a batch must not decide which of them are set aside."""
+        monkeypatch.setattr(rules, "_LISTED_AT_ONCE", at_once)
         settings = with_own("expect_column_values_to_not_be_null", "quarantine", column="group", mostly=0.5)
-        examined = examples.examine(table(sound_rows({}, {"group": "g"})), settings, "b")
-        assert own_check(examined).passed and len(examined.valid) == 2
+        for groups, passed in ((("g",), True), ((None, "g"), True), ((None,), False), ((None, None, "g"), False)):
+            examined = examples.examine(table(sound_rows(*({"group": group} for group in groups))), settings, "b")
+            check = own_check(examined)
+            assert examined.valid["group"].to_pylist() == [group for group in groups if group], groups
+            assert (check.passed, check.metadata["num_failed"]) == (passed, groups.count(None)), groups
 
     @pytest.mark.parametrize("rows", [[], [{}, {}]], ids=["no-row", "rows"])
     def test_an_expectation_on_the_whole_table_says_what_it_saw(self, rows: list[dict[str, Any]]) -> None:

@@ -27,7 +27,6 @@ from fullft_assets.examples import Examined
 from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen, freeze
-from fullft_assets.snapshot.split import _NOT_STORED
 from tests import project as projects
 from tests.test_snapshot import similar_pairs
 
@@ -68,13 +67,13 @@ def snapshot_of(batches: list[Batch]) -> Frozen:
     found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
     files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
     left_out = {name: batch.left_out for name, batch in found.items()}
-    return freeze({name: batch.valid for name, batch in found.items()}, files, SETTINGS, SEED, left_out=left_out)
+    return freeze({name: batch.stored for name, batch in found.items()}, files, SETTINGS, SEED, left_out=left_out)
 
 
 def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
     """Return the text that each row of the index is read with."""
-    valid = {f"{n:05}": examined(batch).valid["text"] for n, batch in enumerate(batches)}
-    return [valid[place["batch"]][place["position"]].as_py() for place in frozen.places.to_pylist()]
+    stored = {f"{n:05}": examined(batch).stored["text"] for n, batch in enumerate(batches)}
+    return [stored[place["batch"]][place["position"]].as_py() for place in frozen.places.to_pylist()]
 
 
 @cache
@@ -163,9 +162,7 @@ class TestAnyCut:
         cut = data.draw(cuts(files))
         found = snapshot_of(cut)
         assert [text_hash(text) for text in texts_of(cut, found)] == found.index["text_hash"].to_pylist()
-        assert _NOT_STORED not in alone.metadata["left_out"], "alone, every row keeps its text"
         assert_nothing_leaks(found, texts_of(cut, found))
-        found = settled(cut)
         assert found.index.equals(alone.index)
         assert (found.labels, found.metadata["label_statistics"]) == (alone.labels, alone.metadata["label_statistics"])
         assert [check.model_dump() for check in found.checks] == [check.model_dump() for check in alone.checks]
@@ -185,14 +182,6 @@ class TestOnceHeldOut:
                     place = ORDER[row["split"]]
                     assert place <= known.setdefault(row[name], place), f"{name} trains and was held out"
                     known[row[name]] = place
-
-
-def settled(batches: list[Batch]) -> Frozen:
-    """Freeze batches; where each of them left out a text that would stand over all, as the snapshot tells, it is delivered again."""
-    found = snapshot_of(batches)
-    if _NOT_STORED in found.metadata["left_out"]:
-        found = snapshot_of([*batches, *((file,) for batch in batches for file in batch)])
-    return found
 
 
 def partitions(files: tuple[File, ...]) -> Iterator[list[Batch]]:
@@ -227,7 +216,7 @@ class TestAnnotators:
         files = tuple(File(f"{n}.jsonl", 5 + n, (("x", self.TEXT, label, "g", who),)) for n, (who, label) in enumerate(answers))
         copy = File("copy.jsonl", 5, (("y", self.TEXT, stands or "notice", "z"),))
         for more in ((), (copy,)):
-            found = [settled([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
+            found = [snapshot_of([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
             labels = {row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)}
             assert labels == ({stands} if stands else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
@@ -249,18 +238,18 @@ class TestLeftOutOfItsOwnBatch:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
         assert not {"x", "y"} & self.rows(both)[0].keys()
         corrected = (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),)
-        found, left_out = self.rows(both, corrected)
+        found, _ = self.rows(both, corrected)
         # Of the two that agree now the first stands, with the text that came with the correction.
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
-        assert "y" not in found and _NOT_STORED not in left_out
+        assert "y" not in found
 
     def test_a_copy_stands_when_its_original_is_rewritten(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
         assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
         rewritten = (File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),)
-        found, left_out = self.rows(both, rewritten)
+        found, _ = self.rows(both, rewritten)
         assert found["y"]["text"] == self.TEXT
-        assert found["x"]["text"] != self.TEXT and _NOT_STORED not in left_out
+        assert found["x"]["text"] != self.TEXT
 
     def test_an_older_version_that_was_held_out_keeps_the_newer_one_from_training(self) -> None:
         one = File("a.jsonl", 5, (("x", self.TEXT, "notice", TESTS),))
@@ -271,13 +260,20 @@ class TestLeftOutOfItsOwnBatch:
             assert left_out["held out before: an older delivery of their id or text was"] == 1
         assert self.rows((two,))[0]["x"]["split"] == "train"
 
-    def test_what_would_stand_but_has_no_text_is_counted_until_it_is_delivered_again(self) -> None:
+    def test_a_contradiction_whose_other_side_is_rewritten_stands(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
         rewritten = (File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),)
-        found, left_out = self.rows(both, rewritten)
-        assert "x" not in found and left_out[_NOT_STORED] == 1
-        found, left_out = self.rows(both, rewritten, (File("c.jsonl", 7, (("x", self.TEXT, "notice", "g"),)),))
-        assert found["x"]["text"] == self.TEXT and _NOT_STORED not in left_out
+        found, _ = self.rows(both, rewritten)
+        assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
+
+    def test_an_older_version_of_another_file_stands_when_the_newer_one_is_withdrawn(self) -> None:
+        versions = (
+            File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
+            File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
+        )
+        withdrawn = (File("b.jsonl", 7, ()),)
+        found, _ = self.rows(versions, withdrawn)
+        assert found["x"]["text"] == self.TEXT
 
 
 class TestBrokenInARedelivery:

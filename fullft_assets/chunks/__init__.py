@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit", "ChatTemplate", "Chunked", "Expected", "Tokenization", "audit_tokenizer", "chunk", "former_pieces", "key_settings",
-    "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest", "VERSION",
+    "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest", "UNFIT_SPARE", "VERSION",
 ]  # fmt: skip
 
 VERSION = "4"
 CHUNKS, WORDS = "chunks.parquet", "words.parquet"
+#: Metadata: positions of spare rows without a trained token, which must not stand.
+UNFIT_SPARE = "spare_rows_without_trained_tokens"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
 #: Places named in a red check.
@@ -130,8 +132,8 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: Task) -> T
     file = pq.ParquetFile(path)
     sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"])
     words = WordCounts(folds_case(tokenization.tokenizer))
-    columns = ["id", "text", "source", "row", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
-    counts, unfit, done = Counter[str](), [], 0
+    columns = ["id", "text", "source", "row", "spare", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
+    counts, unfit, unfit_spare, done = Counter[str](), [], [], 0
     # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more than it saves.
     with pq.ParquetWriter(draft.path / CHUNKS, schema(), compression="zstd", use_dictionary=["id"]) as writer:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
@@ -141,9 +143,11 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: Task) -> T
             counts.update({name: count for name, count in found.metadata.items() if name != "longest_text_tokens"})
             counts["longest_text_tokens"] = max(counts["longest_text_tokens"], found.metadata["longest_text_tokens"])
             unfit += found.unfit[: _SHOWN - len(unfit)]
+            unfit_spare += (found.unfit_spare + done).tolist()
             done += len(batch)
     pq.write_table(words.table(), draft.path / WORDS)
-    return Totals({name: counts[name] for name in COUNTS} | words.metadata(), unfit)
+    metadata: dict[str, Any] = {name: counts[name] for name in COUNTS} | words.metadata()
+    return Totals(metadata | ({UNFIT_SPARE: unfit_spare} if unfit_spare else {}), unfit)
 
 
 def _count_words(
@@ -180,17 +184,22 @@ COUNTS = (
 class Totals:
     """What was counted of a batch, and the first places (file:row) of rows without a trained token."""
 
-    metadata: dict[str, int]
+    metadata: dict[str, Any]
     unfit: list[str]
 
 
 @dataclass(frozen=True)
 class Chunked:
-    """Examples' windows (see `schema`), what was counted on the way, and the places of rows without a trained token."""
+    """Examples' windows (see `schema`), what was counted on the way, and the rows without a trained token.
+
+    `unfit` are the places (file:row) of the first ones, `unfit_spare` the positions of those that are spare (`examples.Examined`),
+    which fail no batch.
+    """
 
     table: pa.Table
     metadata: dict[str, int]
     unfit: list[str]
+    unfit_spare: np.ndarray
 
 
 def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: Task = "classification") -> Chunked:
@@ -208,14 +217,17 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
     marks = None
     counts = Counter[str]()
     unfit: list[str] = []
+    unfit_spare = np.zeros(0, np.int64)
     if task == "sft":
         rendered, refused = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
         trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
         num_trained = masks.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
-        counts["num_rows_without_trained_tokens"] = int((num_trained == 0).sum())
-        unfit = [_place(examples, row) + refused.get(row, "") for row in np.flatnonzero(num_trained == 0)[:_SHOWN].tolist()]
+        untrained, spare = np.flatnonzero(num_trained == 0), _spare(examples)
+        unfit_spare, untrained = untrained[spare[untrained]], untrained[~spare[untrained]]
+        counts["num_rows_without_trained_tokens"] = len(untrained)
+        unfit = [_place(examples, row) + refused.get(row, "") for row in untrained[:_SHOWN].tolist()]
         marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
     elif task == "token_classification":
         encoded, cuts = tokenization.read(texts, spans=True)
@@ -234,7 +246,7 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
         cut,
         pa.nulls(len(texts), cut.type) if marks is None else marks,
     ]
-    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit)
+    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit, unfit_spare)
 
 
 def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[str, int]:
@@ -273,6 +285,11 @@ def _count_control_tokens(texts: Sequence[str], tokenization: Tokenization) -> i
 
 def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
     return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
+
+
+def _spare(examples: pa.Table | pa.RecordBatch) -> np.ndarray:
+    names = examples.schema.names
+    return examples["spare"].to_numpy(zero_copy_only=False) if "spare" in names else np.zeros(len(examples), bool)
 
 
 def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullft_assets.chunks import WORDS
+from fullft_assets.chunks import UNFIT_SPARE, WORDS
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By, erased_digest, is_erased, read_tombstones, write_tombstones
 from fullft_assets.erasure import drawn
@@ -267,6 +267,8 @@ def _drop_rows(
         if left_out is not None:
             pq.write_table(left_out.filter(pa.array(~left_out_hit)), path / "left_out.parquet")
         told = scrub({name: value for name, value in manifest.metadata.items() if name != "replaces"}, paths)
+        if UNFIT_SPARE in told:
+            told[UNFIT_SPARE] = np.flatnonzero(np.isin(np.flatnonzero(~hit), told[UNFIT_SPARE])).tolist()
         return {**told, **recounted(manifest, kept, table.filter(pa.array(hit)), erased.set_aside.get(batch_of(manifest), []))}
 
     checks = [CheckOutcome.model_validate(scrub(check.model_dump(), paths)) for check in manifest.checks]
@@ -283,7 +285,7 @@ def _rows_to_drop(
     examples = upstream.get("labeled_examples")
     if manifest.stage != "tokenized_chunks" or examples is None:
         return erased.rows(table)
-    # Chunks only have the id, which may be made up: they follow their examples, which are rewritten by now.
+    # Chunks only have the id, which may be made up: they follow their examples, which are rewritten by now. All rows of an id go.
     left = pq.read_table(store.folder(examples) / "examples.parquet", columns=["id"])["id"]
     return ~pc.is_in(table["id"], left.combine_chunks()).to_numpy().astype(bool)
 

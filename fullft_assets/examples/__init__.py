@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Examined", "Rule", "count_labels", "count_reasons", "examine", "key_settings", "problems", "rules_for", "text_hash", "validate"]
 
-VERSION = "5"
+VERSION = "6"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 SUPERSEDED = "superseded by a newer delivery of its id"
@@ -75,9 +75,12 @@ class Examined:
     `left_out` holds the sound rows that are not among the valid ones all the same, without their texts, and `why`. The snapshot
     reckons with them: such a row may be the newest of its id, contradict another batch's, or have been held out once.
     With them stand the ids and places of the rows that are not sound (`why` is BROKEN), and nothing else of those.
+
+    `spare` are those of them whose text no valid row has: kept for it and its tokens, should an equal row stand over all batches.
     """
 
     valid: pa.Table
+    spare: pa.Table
     quarantined: pa.Table
     superseded: pa.Table
     left_out: pa.Table
@@ -85,6 +88,14 @@ class Examined:
     label_counts: dict[str, int]
     num_masked: int = 0
     agreement: Agreement | None = None
+
+    @property
+    def stored(self) -> pa.Table:
+        """The rows of `examples.parquet`: the valid ones, then the spare ones, told apart by the column `spare`."""
+        import pyarrow as pa
+
+        parts = ((self.valid, False), (self.spare, True))
+        return pa.concat_tables([part.append_column("spare", pa.array([is_spare] * len(part), pa.bool_())) for part, is_spare in parts])
 
 
 def write_examples(rows: pa.Table, path: Path) -> None:
@@ -122,7 +133,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     def write_valid(draft: Draft) -> Outcome:
         found = examine_once()
-        write_examples(found.valid, draft.path / "examples.parquet")
+        write_examples(found.stored, draft.path / "examples.parquet")
         pq.write_table(found.left_out, draft.path / "left_out.parquet")
         metadata = {**about, "files": raw.metadata["files"], **taken_away, **_counts(found), "label_counts": found.label_counts}
         return {**metadata, **_agreement_metadata(found.agreement)}, found.checks
@@ -196,7 +207,7 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, se
     reasons |= {row: [TIED] for row in np.flatnonzero(found.tied)}
     is_valid = ~(found.superseded | found.merged)
     is_valid[list(reasons)] = False
-    parts = _partition(table, reasons, found, is_valid, np.flatnonzero(~sound))
+    parts = _partition(table, reasons, found, is_valid, np.flatnonzero(~sound), settings)
     agreed = agreement.of_batch(table, found, settings) if "annotators_agree" in rules else None
     label_counts = count_labels(parts["valid"], settings)
     checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
@@ -287,18 +298,48 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
 
 
 def _partition(
-    table: pa.Table, reasons: Mapping[int, list[str]], found: identity.Identity, is_valid: np.ndarray, broken: np.ndarray
+    table: pa.Table,
+    reasons: Mapping[int, list[str]],
+    found: identity.Identity,
+    is_valid: np.ndarray,
+    broken: np.ndarray,
+    settings: ExamplesSettings,
 ) -> dict[str, pa.Table]:
     import pyarrow as pa
 
     quarantined = np.array(sorted(reasons), np.int64)
     old = np.flatnonzero(found.superseded | found.merged)
+    examples = _with_annotations(table, found.ratings).drop_columns(["problem"])
     return {
-        "valid": _with_annotations(table, found.ratings).filter(is_valid).drop_columns(["problem"]),
+        "valid": examples.filter(is_valid),
+        "spare": examples.take(_spare(table, found, is_valid, settings)),
         "quarantined": _with_reasons(table, quarantined, ["; ".join(reasons[row]) for row in quarantined]),
         "superseded": _with_reasons(table, old, [MERGED if merged else SUPERSEDED for merged in found.merged[old]]),
         "left_out": pa.concat_tables([_left_out(table, found), _named(table, broken)]),
     }
+
+
+def _spare(table: pa.Table, found: identity.Identity, is_valid: np.ndarray, settings: ExamplesSettings) -> np.ndarray:
+    """Return, of the contents that no valid row has, one sound row each.
+
+    Not of versions that the same file supersedes: whatever else arrives, those come in one batch.
+    """
+    import pyarrow.compute as pc
+
+    rows = np.flatnonzero(found.tied | found.conflicting | (found.superseded & ~found.superseded_in_file))
+    if not len(rows):
+        return rows
+    valid = np.flatnonzero(is_valid)
+    same = pc.is_in(table["text_hash"].take(valid), table["text_hash"].take(rows).combine_chunks())
+    known = set(_contents(table, valid[same.to_numpy().astype(bool)], settings))
+    found_by = dict(zip(reversed(_contents(table, rows, settings)), rows[::-1].tolist(), strict=True))
+    return np.array(sorted(row for content, row in found_by.items() if content not in known), np.int64)
+
+
+def _contents(table: pa.Table, rows: np.ndarray, settings: ExamplesSettings) -> list[tuple[str, str]]:
+    """Return what makes the text and the tokens of each row: marks of tokens depend on the spans as well."""
+    spans = identity.targets(table, rows, settings) if settings.task == "token_classification" else [""] * len(rows)
+    return list(zip(table["text_hash"].take(rows).to_pylist(), spans, strict=True))
 
 
 def _left_out(table: pa.Table, found: identity.Identity) -> pa.Table:

@@ -16,6 +16,13 @@ from fullft_assets.settings import RULES, ExamplesSettings, Expectation
 Problem = tuple[tuple[str | int, ...], str]
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
 _COLUMNS_ARGUMENTS = ("column_list", "column_set")
+#: They judge a value by those of other rows, which are others in another batch.
+_OF_OTHER_ROWS = (
+    "expect_column_value_z_scores_to_be_less_than",
+    "expect_column_values_to_be_decreasing",
+    "expect_column_values_to_be_increasing",
+    "expect_column_values_to_be_unique",
+)
 
 
 def problems(settings: ExamplesSettings) -> list[Problem]:
@@ -74,6 +81,11 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
         yield (
             ("severity",),
             f"`quarantine` needs an expectation on each row's value; {expectation.name} judges more at once: use warn or error",
+        )
+    elif expectation.severity == "quarantine" and expectation.name in _OF_OTHER_ROWS:
+        yield (
+            ("severity",),
+            f"`quarantine` would set a row aside for the rows that share its batch; {expectation.name} compares them: use warn or error",
         )
     for argument in known.required.split():
         if argument not in expectation.arguments:

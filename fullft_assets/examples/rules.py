@@ -300,7 +300,8 @@ class NotComputableError(RuntimeError):
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return what Great Expectations finds, by name.
 
-    Of many rows a first pass only counts; those that break a rule are listed in a second one, for what failed.
+    Of many rows a first pass only counts; those that break a rule are listed in a second one, where there are any. The user's
+    `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows beside them.
 
     Raises:
         NotComputableError: an expectation could not be computed; names it.
@@ -309,17 +310,20 @@ def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str,
         return {}
     is_small = len(frame) <= _LISTED_AT_ONCE
     results = _validate(frame, suite, "COMPLETE" if is_small else "BASIC")
-    failed = {name: suite[name] for name, result in results.items() if not is_small and not result["success"]}
-    complete = _validate(frame, failed, "COMPLETE") if failed else {}
+    broken = {name: suite[name] for name, result in results.items() if not is_small and _breaks(result)}
+    complete = _validate(frame, broken, "COMPLETE") if broken else {}
     found = {}
     for name, result in {**results, **complete}.items():
         details = result["result"]
-        # What the user's `mostly` lets pass breaks no rule.
-        rows = details.get("unexpected_index_list") if not result["success"] else [] if "unexpected_count" in details else None
+        rows = details.get("unexpected_index_list", [] if "unexpected_count" in details and not _breaks(result) else None)
         observed = details.get("observed_value")
         number = float(observed) if isinstance(observed, int | float) and not isinstance(observed, bool) else None
         found[name] = Finding(result["success"], None if rows is None else sorted(rows), number)
     return found
+
+
+def _breaks(result: Mapping[str, Any]) -> bool:
+    return not result["success"] or bool(result["result"].get("unexpected_count"))
 
 
 def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fullft_assets.chunks import UNFIT_SPARE, Expected
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Expected
 from fullft_assets.errors import DataError
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
@@ -111,7 +111,11 @@ def _is_held_back(manifest: Manifest) -> bool:
 
 
 def read_batches(
-    store: Store, use_case: UseCase, usable: Mapping[str, Manifest], evaluation: screening.EvaluationTexts | None
+    store: Store,
+    use_case: UseCase,
+    usable: Mapping[str, Manifest],
+    chunks: Mapping[str, Manifest],
+    evaluation: screening.EvaluationTexts | None,
 ) -> dict[str, BatchRows]:
     """Return what the split needs of each usable batch; its sketches are made where they are not there yet."""
     settings = use_case.settings.snapshot
@@ -124,6 +128,7 @@ def read_batches(
     for name, manifest in usable.items():
         made = sketches.ensure(store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed)
         batch = _read_batch(store.folder(manifest), manifest.metadata["files"], store.folder(made), use_case.settings.seed)
+        batch = replace(batch, unfit=chunks[name].metadata.get(UNFIT_SPARE, ()))
         if evaluation is not None:
             screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
             batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
@@ -137,7 +142,7 @@ def _read_batch(folder: Path, files: Mapping[str, int], index: Path, seed: int) 
     path = folder / "examples.parquet"
     known = set(pq.read_schema(path).names)
     return BatchRows(
-        rows=pq.read_table(path, columns=[name for name in COLUMNS if name in known]),
+        rows=pq.read_table(path, columns=[name for name in (*COLUMNS, "spare") if name in known]),
         files=files,
         places=sketches.read_places(index),
         sketches=lambda: sketches.read_sketches(index),

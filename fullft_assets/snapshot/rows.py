@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +34,7 @@ class BatchRows:
     """What the split needs of one batch.
 
     Attributes:
-        rows: examples with COLUMNS, without their texts.
+        rows: examples with COLUMNS, without their texts, and the rows behind them that are `spare` (see `examples.Examined`).
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones,
             but for those that are broken in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
@@ -43,6 +43,7 @@ class BatchRows:
         left_out: sound rows that are not in `rows`, with COLUMNS, their `place` and `why`, one of LEFT_OUT; and the ids and places
             of the rows that are not sound, whose `why` is BROKEN.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
+        unfit: positions of spare rows whose text and tokens are of no use to anyone.
     """
 
     rows: pa.Table
@@ -52,18 +53,20 @@ class BatchRows:
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     left_out: pa.Table | None = None
     overlaps: np.ndarray | None = None
+    unfit: Sequence[int] = ()
 
 
 @dataclass
 class Rows:
-    """All rows of all batches as codes: the examples of each batch, then what batches left out.
+    """All rows of all batches as codes: what each batch stored, then what batches left out.
 
     Attributes:
-        stored: number of the example that has the row's text and tokens: its own; -1 for a row that is no example.
+        stored: number of the stored row that has the row's text and tokens: its own; -1 for a row that was left out. A spare one is
+            there for that alone, and never in: it is among those left out as well.
         batch, position: where an example lies.
         came_in: number of the batch that a row came in, also of one that is no example.
         split: SPLITS' number, or -1 for what is left out.
-        why: LEFT_OUT's number, or -1 for an example.
+        why: LEFT_OUT's number, or -1 for a stored row.
         stands_in: rows of older deliveries of a file that stand because they are broken in each newer one.
     """
 
@@ -115,15 +118,21 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     )
     if len(table.column_names) == 1:
         table = none
+    spare = np.zeros(len(table), bool)
+    if "spare" in table.column_names:
+        spare = table["spare"].fill_null(False).to_numpy()
+        table = table.drop_columns(["spare"])
     sizes = [len(b.rows) for b in ordered]
-    examples, others = sum(sizes), len(table) - sum(sizes)
+    stored, others = np.arange(sum(sizes)), len(table) - sum(sizes)
+    for batch, begin in zip(ordered, np.cumsum([0, *sizes]), strict=False):
+        stored[begin + np.asarray(batch.unfit, np.int64)] = -1
     place = np.concatenate([np.zeros(0), *(b.places for b in ordered), *(part["place"].to_numpy() for part in left_out)])
     tier = np.where(place < settings.test_share, TEST, np.where(place < settings.test_share + settings.validation_share, VALIDATION, TRAIN))
     absent = np.full(others, -1)
     sizes_left_out = [0 if b.left_out is None else len(_sound(b.left_out)) for b in ordered]
     return Rows(
         table=table,
-        stored=np.concatenate([np.arange(examples), absent]),
+        stored=np.concatenate([stored, absent]),
         batch=np.concatenate([np.repeat(np.arange(len(ordered)), sizes), absent]),
         position=np.concatenate([np.zeros(0, np.int64), *(np.arange(size) for size in sizes), absent]),
         came_in=np.concatenate([np.repeat(np.arange(len(ordered)), each) for each in (sizes, sizes_left_out)]),
@@ -134,8 +143,8 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
         delivered=table["delivered_ns"].to_numpy(),
         place=place,
         tier=tier,
-        split=tier.copy(),
-        why=np.concatenate([np.full(examples, -1), *([WHY[why] for why in part["why"].to_pylist()] for part in left_out)]),
+        split=np.where(spare, -1, tier),
+        why=np.concatenate([np.full(len(stored), -1), *([WHY[why] for why in part["why"].to_pylist()] for part in left_out)]),
         stands_in=np.zeros(len(table), bool),
         dropped=Counter(),
     )

@@ -7,7 +7,7 @@ older delivery of its id, or a copy of its text, was held out.
 
 It is decided over all sound rows ever delivered (`rows`). Those that their own batch left out (an older version of an id, a copy, one
 of two that contradict each other) take part without their texts, so that it does not matter which rows shared a batch: where such a
-row is to stand after all, it does with the text and the tokens of an equal row.
+row is to stand after all, it does with the text and the tokens of an equal row, which a batch keeps as a spare one if need be.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fullft_assets.store import CheckOutcome
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NOT_STORED = "contradicted or superseded in their own batch, and would stand now; deliver them again"
+_NOT_STORED = "superseded in their own file, or without a trained token, and would stand now; deliver them again"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
         DataError: there are no rows, fewer than two labels, or a label is too rare to be split.
     """
     rows = collect(batches, settings)
-    if not (rows.why < 0).any():
+    if not rows.kept.any():
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
     order, reused, tied = drop_superseded(rows, batches, task, multi_label)
     _drop_conflicts(rows, tied, task, multi_label)
@@ -152,10 +152,10 @@ def _find_stored(rows: Rows, task: str) -> None:
         for row, target in zip(same.tolist(), targets(rows.table.take(same), task, False), strict=True):
             alike[row] = numbers.setdefault((int(rows.text[row]), target), len(numbers))
     of = np.full(alike.max() + 1, -1)
-    examples = np.flatnonzero((rows.why < 0) & (alike >= 0))
-    of[alike[examples]] = examples
+    stored = np.flatnonzero((rows.stored >= 0) & (alike >= 0))
+    of[alike[stored]] = stored
     rows.stored[wanting] = of[alike[wanting]]
-    # Counted here, for no batch has an example with that text.
+    # Counted here, for no batch stored that text.
     missing = np.zeros(len(rows.split), bool)
     missing[wanting[rows.stored[wanting] < 0]] = True
     rows.drop(missing, _NOT_STORED)

@@ -101,7 +101,7 @@ class _Taking:
     def write(self, draft: Draft) -> Outcome:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
-        batches = read_batches(self.store, self.use_case, self.usable, self.evaluation)
+        batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
         frozen = freeze_batches(
             batches, settings.snapshot, settings.seed, task=settings.examples.task, multi_label=settings.examples.multi_label
         )
@@ -257,7 +257,7 @@ def freeze(
     """Deduplicate and split the valid examples of all batches.
 
     Args:
-        batches: examples table of each batch, by batch name; the names mean nothing.
+        batches: examples table of each batch (`examples.Examined.stored`), by batch name; the names mean nothing.
         deliveries: source files of each batch with their times of delivery: a file delivered again supersedes its older rows.
         settings: shares, caps and floors.
         seed: key of every hash.
@@ -271,7 +271,7 @@ def freeze(
     found = {}
     for name, table in batches.items():
         index = sketches.build(table, settings.near_duplicate_similarity, seed)
-        rows = table.select([column for column in COLUMNS if column in table.column_names])
+        rows = table.select([column for column in (*COLUMNS, "spare") if column in table.column_names])
         others = with_places(left_out[name], seed) if left_out else None
         found[name] = BatchRows(rows, deliveries.get(name, {}), index.places, lambda made=index.sketches: made, table["text"].take, others)
     return freeze_batches(found, settings, seed, task=task, multi_label=multi_label)
