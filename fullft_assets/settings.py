@@ -250,6 +250,13 @@ class ChunksSettings(Settings):
         default_factory=list, description="Domain terms added to the tokenizer as tokens of their own; the audit proposes some."
     )
     terms: list[str] = Field(default_factory=list, description="Domain terms whose splitting is audited. Default: mined from the corpus.")
+    general_words: str | None = Field(
+        None,
+        min_length=1,
+        description="General language that mined terms are markedly rarer in: a language that has a list (`en`, `de`; ISO 639-1), the path of "
+        "a list of your own (UTF-8; a word a line, or a word, a tab and its count), or `vocabulary`: the tokenizer's alone. Default: the lists "
+        "of examples.languages, else of the language that the commonest words are in; where there is none, the vocabulary.",
+    )
     max_term_pieces: Float = Field(3.0, ge=1, description="Mean number of pieces a domain term may be split into before the audit warns.")
     max_unknown_share: Float = Field(0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
     max_byte_fallback_share: Float = Field(0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns.")

@@ -171,6 +171,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_documents,
         _check_monitoring,
         _check_examples,
+        _check_general_words,
         _check_task,
         _check_optimizer,
         _check_launcher,
@@ -332,6 +333,19 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             f"{examples.min_characters} is more than examples.max_characters ({examples.max_characters})",
         )
     yield from (Problem(key, message) for key, message in problems(examples))
+
+
+def _check_general_words(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    chosen, key = settings.chunks.general_words, ("chunks", "general_words")
+    if chosen is None:
+        return
+    # Definitions load often, and hardly any names a list.
+    from fullft_assets.chunks import general_words
+
+    if settings.chunks.terms:
+        yield Problem(key, "is for terms that are mined, and chunks.terms lists them; remove one of the two")
+    elif (problem := general_words.problem(chosen, root)) is not None:
+        yield Problem(key, problem)
 
 
 def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

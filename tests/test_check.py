@@ -20,7 +20,7 @@ attributes:
   documents: {path: data}
   examples: {label: kind}
 """
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "pandas", "pyarrow")
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "pandas", "pyarrow", "spellchecker")
 
 
 @pytest.fixture

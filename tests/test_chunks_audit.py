@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -16,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from spellchecker import SpellChecker
 
 from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, audit
 from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
-from fullft_assets.errors import DataError
+from fullft_assets.chunks.general_words import GeneralWords
+from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
 from tests import project as projects
@@ -41,7 +44,9 @@ def texts() -> list[str]:
     return [row["text"] for row in projects.licence_rows(600)]
 
 
-def audited(batches: list[list[str]], model: Path = MINILM, most: int = 2_000, **changes: Any) -> chunks.Audit:
+def audited(
+    batches: list[list[str]], model: Path = MINILM, most: int = 2_000, general: GeneralWords | None = None, **changes: Any
+) -> chunks.Audit:
     """Audit texts that came in these batches."""
     tokenization = Tokenization.load(model, ChunksSettings(**changes))
     counts, words = [], []
@@ -53,7 +58,7 @@ def audited(batches: list[list[str]], model: Path = MINILM, most: int = 2_000, *
         counted.count([batch[row] for row in np.flatnonzero(sampled)], int(found.table["num_tokens"].to_numpy()[sampled].sum()))
         counts.append(found.metadata | counted.metadata())
         words.append(counted.table())
-    return judge(counts, words, tokenization)
+    return judge(counts, words, tokenization, general)
 
 
 def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +86,14 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
     assert found.metadata["mean_term_pieces"] == pytest.approx(np.average([term["num_pieces"] for term in found.terms], weights=weights))
     saved = [term["num_tokens_saved"] for term in found.terms]
     assert saved == sorted(saved, reverse=True)
+    english = SpellChecker(language="en")
+    folded = Counter(word.lower() for text in texts for word in WORD.findall(text))
+
+    def keyness(word: str) -> float:
+        """Return how many times commoner a word is here than in general English, by hand."""
+        return (1e6 * folded[word.lower()] / folded.total() + 0.3) / (1e6 * english[word] / english.word_frequency.total_words + 0.3)
+
+    assert [term["keyness"] for term in found.terms] == [pytest.approx(keyness(term["term"]), abs=0.05) for term in found.terms]
     # No word that costs more was left out, but general ones.
     least = min(term["num_documents"] * (term["num_pieces"] - 1) for term in found.terms)
     kept = {term["term"] for term in found.terms}
@@ -89,7 +102,7 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
             forms = [
                 len(tokenizer.encode(form, add_special_tokens=False).ids) for form in (word, f" {word}", word.lower(), f" {word.lower()}")
             ]
-            assert min(forms[2:]) == 1 or count * (min(forms[:2]) - 1) <= least, word
+            assert min(forms[2:]) == 1 or keyness(word) < 20 or count * (min(forms[:2]) - 1) <= least, word
 
 
 def test_a_sample_of_each_batch_estimates_all_of_it(texts: list[str]) -> None:
@@ -205,6 +218,115 @@ def test_equal_data_gives_equal_words_in_every_process() -> None:
     assert len(outputs) == 1
 
 
+def mined(found: chunks.Audit) -> set[str]:
+    return {term["term"] for term in found.terms}
+
+
+def german_licences() -> list[str]:
+    """Return the paragraphs of the licences that were written in German."""
+    spec = importlib.util.find_spec("licensedcode")
+    texts = [
+        path.read_text(encoding="utf-8") for path in sorted(Path(spec.submodule_search_locations[0], "data", "licenses").glob("*.LICENSE"))
+    ]
+    bodies = [text.partition("\n---\n")[2] for text in texts if "\nlanguage: de\n" in text.partition("\n---\n")[0]]
+    return list(dict.fromkeys(part.strip() for body in bodies for part in re.split(r"\n\s*\n", body) if len(part) > 40))
+
+
+class TestGeneralWords:
+    def test_what_the_tokenizer_splits_is_no_term_where_general_english_has_it_too(self) -> None:
+        texts = [row["text"] for row in projects.licence_rows(1_500)]
+        alone, english = audited([texts], general=GeneralWords("vocabulary")), audited([texts])
+        assert mined(alone) - mined(english) == {"authorize", "contradict", "notify", "advertise", "safest", "assurances"}
+        real = {"sublicense", "merchantability", "licensor", "redistribute", "noninfringement", "warranty", "copyleft", "affero"}
+        assert real <= mined(english) & mined(alone)
+        # The places that they leave go to terms that cost less.
+        assert len(mined(english)) == len(mined(alone)) == 200
+        assert mined(audited([texts], general=GeneralWords("en"))) == mined(english)
+        assert [term for term in alone.terms if "keyness" in term] == []
+
+    def test_the_audit_says_what_it_mined_against(self, texts: list[str]) -> None:
+        expected = {
+            GeneralWords(): "the general words of en (identified)",
+            GeneralWords("fr"): "the general words of fr",
+            GeneralWords(languages=("en", "de")): "the general words of en, de",
+            GeneralWords(languages=("pl", "en")): "the general words of en; no list for pl",
+            GeneralWords(languages=("pl",)): "the vocabulary alone: no list for pl",
+            GeneralWords("vocabulary"): "the vocabulary alone",
+        }
+        for general, against in expected.items():
+            found = audited([texts[:60]], general=general)
+            assert found.metadata["general_words"] == against
+            assert f"(warns above 3.0); mined against {against}; terms.json" in found.checks[0].description
+        keys = [general.key() for general in expected]
+        assert all(keys.count(key) == 1 for key in keys)
+        polish = "Licencjodawca udziela prawa do rozpowszechniania utworu na warunkach określonych w niniejszej licencji i umowie."
+        assert audited([[polish]]).metadata["general_words"] == "the vocabulary alone: no list for pl (identified)"
+        assert audited([["12 34"]]).metadata["general_words"] == "the vocabulary alone: the language was not identified"
+        assert "general_words" not in audited([texts[:60]], terms=["license"]).metadata
+
+    def test_german_is_compared_with_german(self) -> None:
+        texts = german_licences()
+        assert len(texts) > 200
+        # To an English vocabulary every German word is in pieces.
+        function_words = {"nicht", "dieser", "durch", "werden", "können", "zwischen"}
+        terms = {"lizenzgeber", "schutzgegenstand", "vervielfältigen", "haftungsausschluss"}
+        german = audited([texts])
+        assert german.metadata["general_words"] == "the general words of de (identified)"
+        assert terms <= mined(german) and not function_words & mined(german)
+        for general in (GeneralWords("vocabulary"), GeneralWords("en")):
+            assert terms | function_words <= mined(audited([texts], general=general))
+        # Of several languages the one that knows a word best says how common it is.
+        both = [audited([texts], general=GeneralWords(languages=languages)) for languages in (("de", "en"), ("en", "de"))]
+        assert mined(both[0]) == mined(both[1]) and not function_words & mined(both[0])
+
+    def test_a_list_of_the_users_own(self, texts: list[str], tmp_path: Path) -> None:
+        path = tmp_path / "words.txt"
+        counts = Counter(word for text in texts for word in WORD.findall(text.lower()))
+        here = {word: 1e6 * count / counts.total() for word, count in counts.items()}
+        # As common there as here; a hundredth of that; without a count; and the rest of a million.
+        listed = {"Warranty": round(here["warranty"]), "licensor": round(here["licensor"] / 100)}
+        listed["the"] = 1_000_000 - sum(listed.values())
+        path.write_text("\ufeffMERCHANTABILITY\n\n" + "".join(f"{word}\t{count}\n" for word, count in listed.items()))
+        found = audited([texts], general=GeneralWords("words.txt", file=path))
+        keyness = {term["term"]: term["keyness"] for term in found.terms}
+        assert found.metadata["general_words"] == "the general words of words.txt"
+        assert {"warranty", "merchantability"} & set(keyness) == set()
+        assert keyness["licensor"] == pytest.approx((here["licensor"] + 0.3) / (listed["licensor"] + 0.3), abs=0.05)
+        assert keyness["sublicense"] == pytest.approx((here["sublicense"] + 0.3) / 0.3, abs=0.05)
+        path.write_text("word\n" * 2_000 + "no word 7\n")
+        with pytest.raises(SettingsError, match=r"words\.txt:2001: is neither a word nor a word, a tab and its count"):
+            audited([texts], general=GeneralWords("words.txt", file=path))
+
+    def test_a_list_that_cannot_be_used_is_one_line_of_the_check(self, project: projects.Project) -> None:
+        path = project.root / "words.txt"
+        known = "no language that has a list (ar, de, en, es, eu, fa, fr, it, lv, nl, pt, ru); give one of these, a file of words or `vocabulary`"
+        line = f"{path}:2: is neither a word nor a word, a tab and its count (1 or more); mend the line"
+        for chosen, content, problem in (
+            ("xx", "word", f"xx is no file, and {known}"),
+            ("word.txt", "word", f"word.txt is no file, and {known}; did you mean `words.txt`?"),
+            ("data", "word", f"data is a folder, and {known}"),
+            ("words.txt", "one\ntwo 2\n", line),
+            ("words.txt", "one\ntwo\t0\n", line),
+            ("words.txt", "\n", f"{path}: holds no word; give one a line"),
+            ("words.txt", "Größe", f"{path}: is not UTF-8; save it as such"),
+        ):
+            path.write_bytes(content.encode("cp1252"))
+            project.configure(chunks={"general_words": chosen})
+            number = 1 + project.yaml_path.read_text().splitlines().index(f"    general_words: {chosen}")
+            with pytest.raises(SettingsError) as caught:
+                project.use_case()
+            assert str(caught.value) == f"{project.yaml_path}:{number}: chunks.general_words: {problem}"
+        for chosen in ("de", "vocabulary", str(path)):
+            path.write_text("word\t12\nother\n")
+            project.configure(chunks={"general_words": chosen})
+            assert project.use_case().settings.chunks.general_words == chosen
+
+    def test_listed_terms_need_no_list(self, project: projects.Project) -> None:
+        project.configure(chunks={"general_words": "en", "terms": ["stent"]})
+        with pytest.raises(SettingsError, match="general_words: is for terms that are mined, and chunks.terms lists them; remove one"):
+            project.use_case()
+
+
 class TestArtifact:
     def test_without_a_batch_it_says_what_to_run(self, project: projects.Project) -> None:
         with pytest.raises(DataError, match="letters: no batch is tokenised yet; run letters_ingest first"):
@@ -231,6 +353,24 @@ class TestArtifact:
         assert take().ref == first.ref
         project.configure(chunks={"max_unknown_share": 0.5})
         assert take().ref != first.ref
+        project.configure(chunks={"general_words": "vocabulary"})
+        alone = take()
+        assert (first.metadata["general_words"], alone.metadata["general_words"]) == (
+            "the general words of en (identified)", "the vocabulary alone",
+        )  # fmt: skip
+        words = project.root / "words.txt"
+        words.write_text("\n".join(proposed))
+        project.configure(chunks={"general_words": "words.txt"})
+        own = take()
+        assert own.metadata["general_words"] == "the general words of words.txt"
+        assert not set(proposed) & {term["term"] for term in json.loads((store.folder(own) / "terms.json").read_text())}
+        assert take().ref == own.ref
+        words.write_text("\n".join(proposed[1:]))
+        other = take()
+        assert proposed[0] in {term["term"] for term in json.loads((store.folder(other) / "terms.json").read_text())}
+        project.configure(examples={"languages": ["en", "de"]})
+        assert take().metadata["general_words"] == "the general words of en, de"
+        project.configure()
         project.configure(chunks={"added_tokens": proposed[:3]})
         extended = take()
         assert extended.ref != first.ref

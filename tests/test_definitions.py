@@ -22,7 +22,7 @@ from fullft_assets.use_case import DEFS, load_use_case
 from tests import project as projects
 
 SNAPSHOT = Path(__file__).parent / "graph_licences.txt"
-HEAVY = ("torch", "transformers", "datasets", "great_expectations", "evaluate", "sklearn", "scipy", "pandas", "matplotlib")
+HEAVY = ("torch", "transformers", "datasets", "great_expectations", "evaluate", "sklearn", "scipy", "pandas", "matplotlib", "spellchecker")
 
 
 def describe(definitions: dg.Definitions) -> str:

@@ -21,7 +21,7 @@ TASK_CHECKS = {
 
 
 def code_version(case: Case) -> str:
-    """Return the code version of this stage."""
+    """Return the code version of this stage's batches."""
     return case.code_version(chunks.VERSION, "chunks")
 
 
@@ -49,7 +49,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         key=case.key("tokenizer_audit"),
         ins={"tokenized_chunks": dg.AssetIn(case.key("tokenized_chunks"), input_manager_key=case.io_key)},
         description="Whether the tokenizer shreds the domain's terms: fertility, unknown and byte tokens, pieces a term; and tokens to add.",
-        code_version=code_version(case),
+        code_version=case.code_version(chunks.AUDIT_VERSION, "chunks"),
         kinds={"huggingface"},
         check_specs=case.checks(
             "tokenizer_audit",

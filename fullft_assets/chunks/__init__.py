@@ -15,8 +15,10 @@ import numpy as np
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import masks, windows
 from fullft_assets.chunks.added_tokens import former_pieces, read_tokenizer, save_tokenizer
+from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
 from fullft_assets.chunks.audit import Audit, WordCounts, draw_sample, folds_case, judge
 from fullft_assets.chunks.chat import ChatTemplate, Rendered
+from fullft_assets.chunks.general_words import GeneralWords
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.errors import DataError
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit", "ChatTemplate", "Chunked", "Expected", "Tokenization", "audit_tokenizer", "chunk", "former_pieces", "key_settings",
-    "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest", "UNFIT_SPARE", "VERSION",
+    "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest",
+    "AUDIT_VERSION", "UNFIT_SPARE", "VERSION",
 ]  # fmt: skip
 
 VERSION = "4"
@@ -364,16 +367,19 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
 
     Raises:
         DataError: no batch was tokenised yet.
+        SettingsError: the list of general words that the YAML names cannot be read.
     """
     import pyarrow.parquet as pq
 
     if not batches:
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
     settings = use_case.settings
+    general = GeneralWords.of(use_case)
+    thresholds = settings.chunks.model_dump(include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"})
 
     def write(draft: Draft) -> Outcome:
         words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
-        found = judge([batch.metadata for batch in batches.values()], words, load_tokenization(use_case))
+        found = judge([batch.metadata for batch in batches.values()], words, load_tokenization(use_case), general)
         (draft.path / "terms.json").write_text(json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8")
         (draft.path / "proposal.yaml").write_text(found.proposal_yaml(), encoding="utf-8")
         listed = {"worst_terms": found.terms[:10]} if settings.chunks.terms else {}
@@ -383,8 +389,8 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
         use_case.name,
         "tokenizer_audit",
         write,
-        version=VERSION,
-        settings=settings.chunks.model_dump(include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"}),
+        version=AUDIT_VERSION,
+        settings=thresholds if settings.chunks.terms else thresholds | general.key(),
         inputs={"tokenizer": _digest(use_case), "chunks": sorted(batch.content_digest for batch in batches.values())},
         seed=settings.seed,
     )

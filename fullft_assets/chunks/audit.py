@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.chunks.added_tokens import add, pieces
+from fullft_assets.chunks.general_words import GeneralWords
 from fullft_assets.store import CheckOutcome
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from fullft_assets.chunks.tokenization import Tokenization
 
+#: Of `tokenizer_audit`; chunks have one of their own.
+VERSION = "5"
 #: Texts of a batch whose words are counted; drawn by the texts' hashes.
 SAMPLED_TEXTS = 2_000
 #: Words kept of each batch, the commonest.
@@ -28,6 +31,11 @@ KEPT_WORDS = 10_000
 MIN_TERM_LETTERS = 5
 MIN_TERM_DOCUMENTS = 3
 MIN_TERM_SHARE = 0.001
+#: A mined term is so many times commoner here than in general language, both with so many added to the occurrences in a million words.
+MIN_KEYNESS = 20.0
+SMOOTHING_PER_MILLION = 0.3
+#: Words of the corpus, the commonest, that tell its language.
+COMMONEST_WORDS = 50
 #: Mined terms that are judged, and tokens that are proposed at most.
 MINED_TERMS = 200
 PROPOSED_TOKENS = 100
@@ -102,23 +110,29 @@ class Audit:
         return f"chunks:\n  added_tokens: {json.dumps(self.proposal, ensure_ascii=False)}\n"
 
 
-def judge(counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table], tokenization: Tokenization) -> Audit:
+def judge(
+    counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table], tokenization: Tokenization, general: GeneralWords | None = None
+) -> Audit:
     """Audit the tokenizer on all batches.
 
     Args:
         counts: `Chunked.metadata` of each batch.
         words: `WordCounts.table` of each batch, in the same order.
         tokenization: the tokenizer and the thresholds.
+        general: language that mined terms are rarer in. Default: of the language that the words are in.
 
     Returns:
         The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most first;
         fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and a proposal.
+
+    Raises:
+        SettingsError: the user's list of general words cannot be read.
     """
     settings = tokenization.settings
     totals, found = _add_up(counts, words)
     mined = not settings.terms
     if mined:
-        terms = _mine(found, totals["num_texts"], tokenization.tokenizer)
+        terms, against = _mine(found, totals, tokenization.tokenizer, general or GeneralWords())
     else:
         terms = _listed(found, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer)
     _estimate_savings(terms, tokenization, totals["num_word_tokens"])
@@ -137,8 +151,10 @@ def judge(counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table], tokeni
         "proposal_saves_share": saved,
     }
     # Mined words are the documents' own: they stay in the artifact, out of metadata and descriptions.
-    worst = "; terms.json has the terms"
-    if not mined:
+    if mined:
+        metadata["general_words"] = against
+        worst = f"; mined against {against}; terms.json has the terms"
+    else:
         worst = "; worst: " + ", ".join(f"{term['term']} ({term['pieces']})" for term in terms[:3])
     return Audit(terms, metadata, _checks(metadata, tokenization, worst), proposal)
 
@@ -167,15 +183,36 @@ def _listed(found: Mapping[str, tuple[float, float]], terms: Sequence[str], toke
     return [_row(term, count, ids, tokenizer) for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)]
 
 
-def _mine(found: Mapping[str, tuple[float, float]], num_texts: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    floor = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * num_texts)
+def _mine(
+    found: Mapping[str, tuple[float, float]], totals: Mapping[str, float], tokenizer: Tokenizer, general: GeneralWords
+) -> tuple[list[dict[str, Any]], str]:
+    """Return the words that the tokenizer splits and that are markedly commoner here than in general language; and what that is.
+
+    Keyness is the ratio of the frequencies in a million words, smoothed by a constant added to both: Kilgarriff, "Simple
+    maths for keywords", Corpus Linguistics 2009.
+    """
+    floor = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * totals["num_texts"])
     # Compounds with a hyphen are split at it by most tokenizers; their parts are judged where they stand alone.
     words = [word for word, (documents, _) in found.items() if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()]
-    # What the vocabulary holds as a word of its own is general language, also where it is shouted.
+    # What the vocabulary holds as a word of its own costs nothing, also where it is shouted.
     plain = pieces(tokenizer, [word.lower() for word in words])
-    shredded = [(word, ids) for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True) if min(len(ids), len(low)) > 1]
-    shredded.sort(key=lambda item: (-found[item[0]][0] * (len(item[1]) - 1), item[0]))
-    return [_row(word, found[word], ids, tokenizer) for word, ids in shredded[:MINED_TERMS]]
+    shredded = {word: ids for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True) if min(len(ids), len(low)) > 1}
+    # Lists of general words know no case.
+    here: Counter[str] = Counter()
+    for word, (_, occurrences) in found.items():
+        here[word.lower()] += occurrences
+    commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
+    against, frequencies = general.per_million([word.lower() for word in shredded], commonest)
+    keyness: dict[str, dict[str, float]] = {word: {} for word in shredded}
+    if frequencies is not None:
+        smooth = SMOOTHING_PER_MILLION
+        for word, frequency in zip(shredded, frequencies, strict=True):
+            times = (1e6 * here[word.lower()] / totals["num_words"] + smooth) / (frequency + smooth)
+            keyness[word]["keyness"] = round(times, 1)
+            if times < MIN_KEYNESS:
+                del keyness[word]
+    terms = sorted(keyness, key=lambda word: (-found[word][0] * (len(shredded[word]) - 1), word))[:MINED_TERMS]
+    return [_row(word, found[word], shredded[word], tokenizer) | keyness[word] for word in terms], against
 
 
 def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
