@@ -107,6 +107,27 @@ def test_document_must_be_what_it_is_alone() -> None:
     assert not found.is_isolated and max(found.logit_change, found.gradient_change) == 0 < found.difference_from_alone
 
 
+class _LeakingBackward(torch.autograd.Function):
+    """Hands on what it gets; its gradient hears of the whole row, as a kernel's backward pass of its own might."""
+
+    @staticmethod
+    def forward(context, hidden):
+        context.save_for_backward(hidden)
+        return hidden.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        (hidden,) = context.saved_tensors
+        return gradient * (1 + hidden.mean(1, keepdim=True))
+
+
+def test_gradients_are_probed_beside_logits() -> None:
+    model = build(APART["llama"])
+    model.model.layers[0].register_forward_hook(lambda module, given, output: _LeakingBackward.apply(output))
+    found = probe(model, 64)
+    assert not found.is_isolated and found.logit_change == 0 and found.gradient_change > 1e-3
+
+
 class TestEncoder:
     """BERT sees both ways: decision 12 has why its rows are not packed."""
 

@@ -156,6 +156,17 @@ class TestRunThatEnds:
         assert (folder / "checkpoint0").read_text() == "whole"
         assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
 
+    def test_cancelled_run_stops_every_rank_and_each_writes_its_part(self, start, instance, monkeypatch, folder):
+        monkeypatch.setenv("PROBE_PROCESSES", "2")
+        run, processes = start("in_process")
+        processes += [_process(folder, "workload1"), _process(folder, "helper1")]
+        instance.report_run_canceling(instance.get_runs()[0])
+        run.send_signal(signal.SIGINT)
+        run.wait(SECONDS)
+        _all_gone(processes)
+        assert {path.name for path in folder.glob("checkpoint*")} == {"checkpoint0", "checkpoint1"}
+        assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
+
     def test_killed_step_process_leaves_no_workload(self, start, folder):
         _, processes = start("multiprocess")
         processes[0].kill()
