@@ -387,9 +387,10 @@ class NoProgressGuard(Settings):
 class OverfittingGuard(Settings):
     """A validation loss that stays above its best."""
 
-    action: Annotated[Literal["off", "warn", "stop"], _YamlOff()] = Field(
+    action: GuardAction = Field(
         "warn",
-        description="What follows: `off`, `warn`, or `stop`: training ends here, in good order, with the model that keep_best names.",
+        description="What follows: `off`, `warn`, `roll_back` (to the last good checkpoint, with a lower rate; after the last roll-back it is "
+        "`stop`), or `stop`: training ends here, in good order, with the model that keep_best names.",
     )
     factor: Float = Field(1.1, gt=1, description="Times the best validation loss that count as overfitted.")
     looks: int = Field(2, ge=1, description="Validations in a row that must exceed it.")
@@ -398,7 +399,9 @@ class OverfittingGuard(Settings):
 class IdleGuard(Settings):
     """An accelerator that waits for data; never on a CPU."""
 
-    action: Annotated[Literal["off", "warn"], _YamlOff()] = Field("warn", description="What follows: `off` or `warn`.")
+    action: Annotated[Literal["off", "warn", "stop"], _YamlOff()] = Field(
+        "warn", description="What follows: `off`, `warn` or `stop` (the run fails). No lower rate would bring the rows sooner."
+    )
     share: Float = Field(0.3, gt=0, lt=1, description="Share of the time spent waiting for data that counts as idle.")
     steps: int = Field(50, ge=1, description="Steps in a row that must be idle.")
 

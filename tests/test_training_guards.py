@@ -15,15 +15,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from fullft_assets.errors import DivergenceError
+from fullft_assets.errors import DivergenceError, IdleError, classify
 from fullft_assets.settings import GuardsSettings, TrainingSettings
 from fullft_assets.workloads import classification
-from fullft_assets.workloads.checkpoints import all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
+from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
 from fullft_assets.workloads.classification import score
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
+from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Guard, Incident, StepMetrics
+from fullft_assets.workloads.telemetry import Meter, Trackers
+from fullft_assets.workloads.watcher import RolledBack, Watcher
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -139,6 +143,59 @@ class TestRules:
         for line in lines[at:]:
             metrics = StepMetrics.of_line(line)
             assert repr(straight.observe(metrics)) == repr(resumed.observe(metrics))
+
+
+#: Of each rule: thresholds, and lines of a step log of which the last one makes it fire.
+FIRING: dict[str, tuple[dict[str, object], list[dict[str, float]]]] = {
+    "non_finite": ({}, [{"loss": 1.0}, {"loss": math.nan}]),
+    "loss_spike": ({"window": 10, "steps": 1}, [*[{"loss": 1.0}] * 30, {"loss": 99.0}]),
+    "exploding_gradient": ({"window": 10, "steps": 1}, [*[{"loss": 1.0, "grad_norm": 1.0}] * 30, {"loss": 1.0, "grad_norm": 1e4}]),
+    "dead_gradient": ({"steps": 3}, [{"loss": 1.0, "grad_norm": 1e-9}] * 3),
+    "no_progress": ({"min_steps": 8, "share": 0.08}, [{"loss": 1.0}] * 8),
+    "overfitting": ({"looks": 1}, [{"validation_loss": 1.0}, {"validation_loss": 2.0}]),
+    "idle": ({"steps": 3}, [{"data_wait_share": 0.9}] * 3),
+}
+
+
+@pytest.mark.parametrize("rule", FIRING)
+@pytest.mark.parametrize("action", ["off", "warn", "roll_back", "stop"])
+def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(rule: str, action: str, tmp_path: Path) -> None:
+    thresholds, lines = FIRING[rule]
+    if (rule, action) == ("idle", "roll_back"):
+        with pytest.raises(ValidationError, match="'off', 'warn' or 'stop'"):
+            GuardsSettings.model_validate({rule: {"action": action}})
+        return
+    chosen = TrainingSettings.model_validate({"guards": {rule: {**thresholds, "action": action}}, "learning_rate": 1e-3, "track": []})
+    course, meter = Course(tmp_path), Meter(np.full(100, 8), np.full(100, 8.0), None)
+    watching = Watcher(
+        chosen, QUIET, StepLog(tmp_path / STEP_LOG, 0), course, Trackers([], tmp_path, 0, {}, QUIET), meter, lambda model, listener: {},
+        Forgetting(lambda model, listener: {}, None), set(), num_steps=100, resumable=False,
+    )  # fmt: skip
+    last = len(lines)
+    for step, line in enumerate(lines[:-1], start=1):
+        watching._judge({"step": step, **line})
+    assert watching.log.lines == [] and course.incidents == []
+    error = (
+        IdleError if rule == "idle" else {"roll_back": RolledBack, "stop": None if rule == "overfitting" else DivergenceError}.get(action)
+    )
+    if action in ("roll_back", "stop") and error is not None:
+        with pytest.raises(error) as raised:
+            watching._judge({"step": last, **lines[-1]})
+    else:
+        watching._judge({"step": last, **lines[-1]})
+    logged = [(line["event"], line["step"]) for line in watching.log.lines]
+    if action == "off":
+        assert (logged, course.incidents) == ([], [])
+    elif action == "warn":
+        assert (logged, course.incidents) == ([(rule, last)], [])
+    elif action == "roll_back":
+        [incident] = course.incidents
+        assert (incident.kind, incident.rule, incident.step, incident.learning_rate) == ("roll_back", rule, last, 5e-4)
+    elif rule == "overfitting":
+        assert logged == [("early_stop", last)] and course.end_step == last
+    else:
+        assert logged == [(rule, last)] and f"training stopped at step {last} by its guard {rule}: " in str(raised.value)
+        assert classify(raised.value) == ("infrastructure" if rule == "idle" else "divergence")
 
 
 class TestCourse:
@@ -314,6 +371,15 @@ class TestOverfitting:
         resumed = self.fit(few, tmp_path, "stop", keep_best=True)
         assert (resumed.resumed_from_step, resumed.num_steps, resumed.step) == (fit.num_steps, fit.num_steps, best)
         assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in fit.model.state_dict().items())
+
+    def test_roll_back_goes_on_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(self, few, tmp_path):
+        fit = self.fit(few, tmp_path, "roll_back")
+        kinds = [(i.kind, i.rule) for i in fit.incidents]
+        assert kinds == [("roll_back", "overfitting")] * 2 + [("early_stop", "overfitting")]
+        for incident, rate in zip(fit.incidents[:2], (1e-2, 5e-3), strict=True):
+            assert incident.learning_rate == rate and 0 < incident.to_step < incident.step
+        assert [line["step"] for line in fit.history if "loss" in line] == list(range(1, fit.num_steps + 1))
+        assert fit.num_steps == fit.incidents[-1].to_step
 
 
 class TestRetention:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from fullft_assets.errors import DivergenceError, Interrupted
+from fullft_assets.errors import DivergenceError, IdleError, Interrupted
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import ranks
 from fullft_assets.workloads.checkpoints import StepLog, last_good
@@ -107,7 +107,7 @@ class Watcher(TrainerCallback):
         """Log a step, judge it, score after it where that is planned, and end the leg where that is due.
 
         Raises:
-            DivergenceError, RolledBack: a guard says so.
+            DivergenceError, IdleError, RolledBack: a guard says so.
             OutOfMemory: scoring does not fit.
         """
         if "loss" not in logs:
@@ -196,14 +196,14 @@ class Watcher(TrainerCallback):
             self._act(verdict.gravest)
 
     def _act(self, finding: Finding) -> None:
-        if finding.rule == "overfitting":
-            self._end_early(finding)
-        elif finding.action == "roll_back" and self._may_roll_back(finding):
+        if finding.action == "roll_back" and self._may_roll_back(finding):
             self._roll_back(finding)
+        elif finding.rule == "overfitting":
+            self._end_early(finding)
         else:
             self._log(finding.line())
             helped_not = f"; {self.course.num_roll_backs} roll-backs did not help" if self.course.num_roll_backs else ""
-            raise DivergenceError(
+            raise (IdleError if finding.rule == "idle" else DivergenceError)(
                 f"training stopped at step {finding.step:,} by its guard {finding.rule}: {finding.reason}{helped_not}; {finding.mend}"
             )
 
