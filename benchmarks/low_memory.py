@@ -4,7 +4,7 @@ Each rung is a process of its own, which trains a Llama of 34 million weights fo
 tokens, so that weights, gradients and moments are nearly all that there is. Its peak is that of its resident set beyond what
 it was after a training of a model of a few kilobytes, when all libraries were loaded; on a GPU, that of the allocator.
 
-One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing] [activations] [whole_logits] [fsdp2]`;
+One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing] [activations] [whole_logits] [SHARDING]`;
 under torchrun in several processes. `activations` wants the model that `write_model(folder, ACTIVATIONS)` writes.
 """
 
@@ -142,16 +142,19 @@ def measure_activations(folder: Path) -> MemoryRow:
 def measure_sharing(folder: Path) -> MemoryRow:
     """Measure two processes that share a model (FSDP2), and two that each hold all of it (DDP); of both the one that takes more.
 
+    And the last rung of the ladder (FSDP2 with offload), which takes as much where the host's memory is the only one there is.
+
     Args:
         folder: where the model is written.
     """
     write_model(folder / "model")
-    parts, whole = (measure(folder / "model", "adamw", "fp32", *more, processes=2) for more in (("fsdp2",), ()))
+    kinds = (("fsdp2",), ("fsdp2_offload",), ())
+    parts, offloaded, whole = (measure(folder / "model", "adamw", "fp32", *more, processes=2) for more in kinds)
     notes = [
         f"{name}: {one['bytes'] / 2**20:.0f} MiB at its peak, {one['bytes_in_steps'] / 2**20:.0f} MiB by the last step"
-        for name, one in (("FSDP2", parts), ("DDP", whole))
+        for name, one in (("FSDP2", parts), ("FSDP2 with offload", offloaded), ("DDP", whole))
     ]
-    details = {"fsdp2": parts, "ddp": whole}
+    details = {"fsdp2": parts, "fsdp2_offload": offloaded, "ddp": whole}
     return MemoryRow("sharing", parts["bytes"], "DDP", whole["bytes"], Goal("ratio", GOAL_OF_SHARING), notes=notes, details=details)
 
 
@@ -256,7 +259,7 @@ def _main(optimizer: str, weights: str, model: str, *more: str) -> None:
     options = {
         "gradient_checkpointing": "checkpointing" in more,
         "whole_logits": "whole_logits" in more,
-        "sharding": "fsdp2" if "fsdp2" in more else "none",
+        "sharding": next((kind for kind in more if kind.startswith("fsdp2")), "none"),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
@@ -264,7 +267,9 @@ def _main(optimizer: str, weights: str, model: str, *more: str) -> None:
         train(Path(folder), optimizer, weights, _NOTHING, **options)
     before = _peak_bytes()
     losses, in_steps = train(Path(model), optimizer, weights, ACTIVATIONS if "activations" in more else STATE, **options)
-    print(json.dumps({"bytes": _peak_bytes() - before, "bytes_in_steps": in_steps - before, "losses": losses}), flush=True)
+    line = json.dumps({"bytes": _peak_bytes() - before, "bytes_in_steps": in_steps - before, "losses": losses})
+    # One write: torchrun's processes do not buffer, and print writes the end of a line by itself, in the midst of another's.
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ TWO = ["--standalone", "--nproc_per_node", "2"]
 
 #: FOLDER SHARDING: trains a Llama without dropout.
 _RANK = """
-import json, os, sys
+import functools, json, os, sys
 from pathlib import Path
+from torch.distributed import fsdp
 from transformers import TrainerCallback
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
@@ -43,6 +44,14 @@ class Passes(TrainerCallback):
         # Of the passes that a step adds up; a model in parts would else hold all of them whole until the last.
         reduced.append(all(weight.grad is not None for weight in model.parameters()))
 
+shard, offloads = fsdp.fully_shard, set()
+
+@functools.wraps(shard)
+def fully_shard(*modules, **options):
+    offloads.add(type(options["offload_policy"]).__name__)
+    return shard(*modules, **options)
+
+fsdp.fully_shard = fully_shard  # accelerate looks there when it shards
 folder, sharding = Path(sys.argv[1]), sys.argv[2]
 reduced = []
 chosen = SETTINGS.model_copy(update={"sharding": sharding, "micro_batch_size": 1, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True})
@@ -51,7 +60,8 @@ done = fit(LLAMA, training(marked=True), chosen, folder, num_processes=ranks, re
 if os.environ.get("RANK", "0") == "0":
     log = [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
     done.model.save_pretrained(folder / "model")
-    (folder / "done.json").write_text(json.dumps({"log": log, "last": done.num_steps, "from": done.resumed_from_step, "reduced": reduced}))
+    told = {"log": log, "last": done.num_steps, "from": done.resumed_from_step, "reduced": reduced, "offloads": sorted(offloads)}
+    (folder / "done.json").write_text(json.dumps(told))
 """
 
 
@@ -84,6 +94,7 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_
     assert_close(made, alone)
     # On CPUs the host's memory is the one that there is.
     offloaded = launch(tmp_path / "offloaded", "fsdp2_offload", torchrun=TWO)
+    assert offloaded["offloads"] == ["CPUOffloadPolicy"] != made["offloads"]
     assert offloaded["log"] == made["log"] and (tmp_path / "offloaded" / f"checkpoint-{made['last']}" / "pytorch_model_fsdp.bin").is_file()
     last = folder / f"checkpoint-{made['last']}"
     # Only sharded training writes it: a silent fall-back to whole models would train the same.

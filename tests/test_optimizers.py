@@ -434,9 +434,11 @@ def test_chunks_of_logits_and_checkpointing_each_take_less_memory_for_the_same_l
 
 @pytest.mark.slow
 def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> None:
-    # Of AdamW's peak in fp32; eight bits are left to the benchmark.
+    machine.require_package("bitsandbytes")
+    # Of AdamW's peak in fp32.
     most = {
         ("adamw", "fp32"): 1.0,
+        ("adamw_8bit", "fp32"): 0.8,
         ("adamw_in_backward", "fp32"): 0.9,
         ("adafactor", "fp32"): 0.7,
         ("adamw", "bf16"): 0.65,
@@ -446,9 +448,21 @@ def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> N
         ("lomo", "bf16"): 0.35,
         low_memory.LOWEST: low_memory.GOAL,
     }
-    assert {*low_memory.RUNGS} == {*most, ("adamw_8bit", "fp32")}
+    assert {*low_memory.RUNGS} == {*most}
     row = low_memory.measure_low_memory(tmp_path, list(most))
     assert row.met, row.notes
     of_rungs = row.details["rungs"]
     assert all(one["losses"][-1] < one["losses"][0] - 0.4 for one in of_rungs.values()), row.notes
     assert all(of_rungs[" ".join(rung)]["bytes"] <= share * row.theirs for rung, share in most.items()), row.notes
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_model_take_less_memory_each(tmp_path: Path) -> None:
+    """The last rung, with offload, too: what two processes hold of a model is a half in each, wherever that lies."""
+    row = low_memory.measure_sharing(tmp_path)
+    parts, offloaded, whole = (row.details[kind] for kind in ("fsdp2", "fsdp2_offload", "ddp"))
+    assert row.met, row.notes
+    assert offloaded["bytes"] <= low_memory.GOAL_OF_SHARING * whole["bytes"], row.notes
+    assert parts["losses"] == offloaded["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+    for shared in (parts, offloaded):
+        assert shared["bytes_in_steps"] < 0.8 * whole["bytes_in_steps"], row.notes
