@@ -112,6 +112,18 @@ class TestStepLog:
         (line,) = watcher.log.lines
         assert line["data_wait_share"] > 0.9 and line["memory_gib"] == 1
 
+    def test_the_time_until_rows_are_there_is_counted_in_each_step(self, tiny, tmp_path, monkeypatch):
+        shares, step_done = [], Meter.step_done
+
+        def seen(meter: Meter, step: int) -> telemetry.Rates:
+            rates = step_done(meter, step)
+            shares.append(rates.data_wait_share)
+            return rates
+
+        monkeypatch.setattr(Meter, "step_done", seen)
+        fit = train(tiny, tmp_path, epochs=0.3, track=[])
+        assert len(shares) == fit.num_steps and all(0 < share < 1 for share in shares)
+
     @pytest.mark.parametrize("is_fp16", [True, False])
     def test_an_infinite_norm_is_no_divergence_in_fp16_alone(self, tmp_path, is_fp16):
         """There the loss scaler tries a scale, and skips the step that overflows."""
@@ -249,10 +261,8 @@ class TestMeter:
         assert peak_flops(card, precision) == peak
 
     def test_events_and_times_are_no_scalars(self):
-        assert scalars({"step": 3, "seconds": 2.0, "loss": 1, "note": "x", "validation_loss": 2.0}) == {
-            "train/loss": 1.0,
-            "validation/loss": 2.0,
-        }
+        line = {"step": 3, "seconds": 2.0, "loss": 1, "mfu": 0.4, "note": "x", "validation_loss": 2.0, "general_loss": 3.0}
+        assert scalars(line) == {"train/loss": 1.0, "train/mfu": 0.4, "validation/loss": 2.0, "general/loss": 3.0}
         assert math.isnan(scalars({"step": 1, "loss": math.nan})["train/loss"])
 
 
