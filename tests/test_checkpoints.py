@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.workloads.checkpoints import SEAL, STEP_LOG, all_checkpoints
+from fullft_assets.workloads.checkpoints import SEAL, STEP_LOG, all_checkpoints, claim, latest_checkpoint, publish, retain, seal
 from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.guards import Course, Incident
 from tests.optimizer_steps import Stopping
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
@@ -41,6 +46,80 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_pat
     assert {("sync", f"{aside}/{file}") for file in files} | {("sync", STEP_LOG)} <= set(before[:sealed])
     assert ("sync", aside) in before[sealed:]
     assert events[published + 1] == ("sync", ".")
+
+
+def test_a_kill_at_any_moment_of_a_replacement_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Children kill themselves at their first, second, ... touch of the folder, until one comes to its end."""
+    seen, folder, touches = [], tmp_path / "work", 0
+    while "end" not in seen:
+        touches += 1
+        shutil.rmtree(folder, ignore_errors=True)
+        for kind, place in (("before", "checkpoint-3"), ("old", "checkpoint-4"), ("new", "unfinished/checkpoint-4")):
+            (folder / place / "inner").mkdir(parents=True)
+            (folder / place / "inner" / "weights").write_text(kind)
+            if kind != "new":
+                seal(folder / place)
+        child = os.fork()
+        if child == 0:
+            kill_at_touch(touches, folder)
+            publish(folder / "unfinished" / "checkpoint-4", folder / "checkpoint-4", num_incidents=0, is_planned=True)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        whole = latest_checkpoint(folder)
+        seen += [(whole.name, (whole / "inner" / "weights").read_text()), *(["end"] if status == 0 else [])]
+        retain(folder, Course(folder), newest=1, best=None)
+        assert all_checkpoints(folder) == [latest_checkpoint(folder)] == [whole]
+    assert set(seen) == {("checkpoint-4", "old"), ("replaced-checkpoint-4", "old"), ("checkpoint-4", "new"), "end"}
+
+
+def kill_at_touch(number: int, folder: Path) -> None:
+    left = number
+
+    def touch(event: str, arguments: tuple) -> None:
+        nonlocal left
+        # Within a removal its paths are relative to the folder that is removed.
+        if event in ("os.remove", "os.rmdir") or (event in ("open", "os.rename") and str(arguments[0]).startswith(str(folder))):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(touch)
+
+
+def test_training_goes_on_from_the_checkpoint_that_was_being_replaced(tmp_path: Path) -> None:
+    """Also where it is the best one, and so what comes out."""
+    settings = SETTINGS.model_copy(update={"epochs": 6, "learning_rate": 0.3, "keep_best": True, "scheduler": "constant_with_warmup"})
+    told = {"resumable": True, "evaluate_at": None}
+    whole = fit(LLAMA, training(), settings, tmp_path / "whole", **told)
+    assert 0 < whole.step < whole.num_steps
+    with pytest.raises(Interrupted):
+        fit(LLAMA, training(), settings, tmp_path / "work", progress=Stopping(whole.step), **told)
+    name = f"checkpoint-{whole.step}"
+    (tmp_path / "work" / name).rename(tmp_path / "work" / f"replaced-{name}")
+    done = fit(LLAMA, training(), settings, tmp_path / "work", **told)
+    assert done.resumed_from_step == done.step == whole.step
+    assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+
+
+def test_what_is_written_beside_the_checkpoints_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        sync(descriptor)
+        # A folder's sync keeps the names that it has by then.
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append({inner.name: inner.read_text() for inner in path.iterdir()} if path.is_dir() else path.read_text())
+
+    monkeypatch.setattr(os, "fsync", watched)
+    claim(tmp_path, {"base_model": "a"})
+    begun_with = json.dumps({"base_model": "a"})
+    assert synced == [begun_with, {"begun_with.json": begun_with}]
+    synced.clear()
+    Course(tmp_path).add(Incident("out_of_memory", 3, 2, "too large", 1.0, micro_batch_size=2))
+    course = (tmp_path / "course.json").read_text()
+    assert synced == [course, {"begun_with.json": begun_with, "course.json": course}]
+    assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [2]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh3_128
 
 from fullft_assets.errors import DiskError, SettingsError, is_disk_full
+from fullft_assets.workloads.disk import replace_synced, sync_folder
 from fullft_assets.workloads.guards import Course, Incident
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ STEP_LOG = "metrics.jsonl"
 _ORIGIN = "origin.json"
 #: Inside a checkpoint: the digest of each other file.
 _DIGESTS = "digests.json"
+#: Before the name of a checkpoint whose place another of the same step takes.
+_REPLACED = "replaced-"
 _CHUNK_BYTES = 2**24
 #: Beside the checkpoints: what the work was begun with.
 _BEGUN_WITH = "begun_with.json"
@@ -51,9 +54,7 @@ def claim(folder: Path, inputs: Mapping[str, str]) -> None:
                 )
         return
     with room_needed(folder, "a new training"):
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(dict(inputs)))
-        aside.replace(path)
+        replace_synced(path, json.dumps(dict(inputs)))
 
 
 def seal(folder: Path) -> None:
@@ -66,13 +67,14 @@ def seal(folder: Path) -> None:
         json.dump(files, file)
         file.flush()
         os.fsync(file.fileno())
-    # A file's name is its folder's, which has a sync of its own.
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _sync_folder(inner)
+        sync_folder(inner)
 
 
 def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
     """Seal a checkpoint that was written aside and put it in its place.
+
+    A whole one that is there stays, under another name, until the new one has its own: no rename is needed that replaces a folder.
 
     Args:
         aside: the written folder.
@@ -84,9 +86,18 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
     seal(aside)
-    shutil.rmtree(target, ignore_errors=True)
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    if _is_whole(target):
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        target.rename(replaced)
+        sync_folder(target.parent)
+    elif target.exists():
+        shutil.rmtree(target)
     aside.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def first_damaged(checkpoint: Path, listener: Listener) -> str | None:
@@ -121,14 +132,6 @@ def _digest(path: Path, listener: Listener | None = None) -> str:
     return found.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint on a run's present course."""
@@ -146,15 +149,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def whole_checkpoints(folder: Path, course: Course) -> list[Checkpoint]:
     """Return the checkpoints that are whole and that no roll-back left behind, by step."""
-    found = []
+    found: dict[int, Checkpoint] = {}
     for path in all_checkpoints(folder):
         if not _is_whole(path):
             continue
         origin_file = path / _ORIGIN
         origin = json.loads(origin_file.read_text()) if origin_file.is_file() else {"num_incidents": 0, "is_planned": True}
         if course.is_on(step_of(path), origin["num_incidents"]):
-            found.append(Checkpoint(path, step_of(path), origin["is_planned"]))
-    return found
+            found[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
+    return list(found.values())
 
 
 def last_good(folder: Path, course: Course, trouble_since: int) -> int:
@@ -179,13 +182,20 @@ def retain(folder: Path, course: Course, *, newest: int, best: int | None) -> No
     whole = whole_checkpoints(folder, course)
     kept = {found.step for found in [found for found in whole if found.is_planned][-newest:] + whole[-1:]}
     for path in all_checkpoints(folder):
-        if step_of(path) not in {*kept, best}:
+        if step_of(path) not in {*kept, best} or path != checkpoint_of(folder, step_of(path)):
             shutil.rmtree(path)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Return all checkpoint folders, whole or not, by step."""
-    return sorted(folder.glob("checkpoint-*"), key=step_of)
+    """Return all checkpoint folders, whole or not, by step; of two of a step the one that is or was being replaced comes first."""
+    return sorted([*folder.glob(f"{_REPLACED}checkpoint-*"), *folder.glob("checkpoint-*")], key=step_of)
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint of a step: the one that was being replaced, where a kill left only that whole."""
+    target = folder / f"checkpoint-{step}"
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    return replaced if _is_whole(replaced) and not _is_whole(target) else target
 
 
 def step_of(checkpoint: Path) -> int:
@@ -249,9 +259,7 @@ class StepLog:
         if is_writer:
             with room_needed(path.parent, "the step log"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                aside = path.with_suffix(".partial")
-                aside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-                aside.replace(path)
+                replace_synced(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def append(self, line: dict[str, Any]) -> None:
         """Append one line and hand it to the operating system."""

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, SettingsError, StoreError, is_out_of_memory
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, ranks, sharding
-from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, first_damaged, give_up, retain, step_of, whole_checkpoints
+from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, checkpoint_of, first_damaged, give_up, retain, step_of, whole_checkpoints
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
 from fullft_assets.workloads.guards import Course, Incident
@@ -332,7 +332,7 @@ class _Leg:
         model = sharding.whole(self.trainer, lambda: self.work.recipe.load(self.settings))
         if not (self.settings.keep_best or is_over) or not self.work.resumable or best in (None, last_step):
             return model, last_step
-        chosen = self.work.folder / f"checkpoint-{best}"
+        chosen = checkpoint_of(self.work.folder, best)
         if damaged := ranks.by_first(lambda listener: first_damaged(chosen, listener), self.work.progress):
             raise StoreError(f"{chosen / damaged}, of the best step, is damaged; delete {self.work.folder} to train again")
         sharding.load(self.trainer, chosen, model)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,7 @@ from fullft_assets.settings import (
     NoProgressGuard,
     OverfittingGuard,
 )
+from fullft_assets.workloads.disk import replace_synced
 
 #: Healthy steps before a running median says anything.
 _LEAST_HISTORY = 20
@@ -382,7 +382,7 @@ class Course:
             self.incidents = []
 
     def add(self, incident: Incident, *, alone: bool = False) -> None:
-        """Remember an incident; the file is synced before anything acts on it.
+        """Remember an incident; it is on the disk before anything acts on it.
 
         Args:
             incident: what happened.
@@ -391,12 +391,7 @@ class Course:
         self.incidents.append(incident)
         if not (self._is_writer or alone):
             return
-        aside = self._path.with_suffix(f".{os.getpid()}.partial")
-        with aside.open("w") as file:
-            json.dump([asdict(known) for known in self.incidents], file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._path)
+        replace_synced(self._path, json.dumps([asdict(known) for known in self.incidents], indent=1))
 
     @property
     def num_roll_backs(self) -> int:

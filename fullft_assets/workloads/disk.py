@@ -1,0 +1,32 @@
+"""Files that a power cut leaves as they were or as they are now, never in between and never forgotten."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_synced(path: Path, text: str) -> None:
+    """Write a file that is there in full or not at all, and on the disk when this returns.
+
+    Args:
+        path: the file; one that is there is replaced.
+        text: its content.
+    """
+    # Two ranks may write the same one.
+    aside = path.with_suffix(f".{os.getpid()}.partial")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: a file's own sync leaves out its name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
