@@ -229,9 +229,13 @@ def room_needed(folder: Path, what: str) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free / 2**30
         reason = " ".join(str(error).split())[:120]
+        whole = latest_checkpoint(folder)
+        left = (
+            f"{whole.name} is whole and the same command resumes there" if whole else "no checkpoint is whole; the same command begins anew"
+        )
         raise DiskError(
             f"{folder}: no room for {what} ({free:.2f} GiB free; {reason}); free space, raise the quota or lower "
-            "training.keep_checkpoints; the last whole checkpoint is intact and the same command resumes there"
+            f"training.keep_checkpoints; {left}"
         ) from error
 
 

@@ -111,7 +111,7 @@ def fine_tune(
         SettingsError: the batch cannot be divided as asked, the hardware lacks the precision, or more layers are frozen than there are.
         DivergenceError: a guard stopped the run, its weights are not finite, or none are within the forgetting budget.
         OutOfMemory: a single row does not fit, be it trained on or scored.
-        DiskError: there is no room for a checkpoint; the last one is intact.
+        DiskError: there is no room for a checkpoint; one before it is intact.
         StoreError: the best checkpoint is damaged; one that would be gone on from is passed over.
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
