@@ -432,6 +432,11 @@ class Store:
         self._write(name, json.dumps(value, indent=1, sort_keys=True).encode())
         return f"{self.url}/{name}"
 
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file that `write_json` wrote, or None."""
+        found = self._read(name)
+        return None if found is None else json.loads(found)
+
     def _list(self, folder: str) -> list[str]:
         # A listing cache would hide what another process wrote meanwhile.
         self._fs.invalidate_cache()

@@ -66,7 +66,7 @@ def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(played: 
 @pytest.mark.slow
 def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command_goes_on_with_less(played: dict) -> None:
     first, second = played["out_of_memory"]
-    # The rank that has room only sees that the other one is gone.
+    # The rank that has room only sees that the other one is gone, and fails later.
     assert (first["status"], second["status"]) == (1, EXIT_MENDABLE)
     told = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to go on with 2"
     assert (first["failure"]["failure"], first["failure"]["reason"]) == ("out_of_memory", told)

@@ -7,6 +7,7 @@ import gc
 import json
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -346,12 +347,32 @@ class TestRecord:
         assert record["reason"].endswith("failed: ConnectionResetError: gone; the traceback is in the step's stderr")
         assert "Traceback" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("several", "seconds_before", "counts"), [(True, -5.0, "out_of_memory"), (True, 5.0, "unknown"), (False, -5.0, "unknown")]
+    )
+    def test_of_ranks_without_a_launcher_the_first_reason_of_this_attempt_counts(self, tiny, monkeypatch, several, seconds_before, counts):
+        """A record of before this process began is of an earlier attempt."""
+        monkeypatch.setenv("WORLD_SIZE", "2" if several else "1")
+        name = f"failures/{tiny.use_case.name}/{STAGE}/ranks.json"
+        tiny.store.write_json(name, {"failure": "out_of_memory", "reason": "no room", "at": time.time() - seconds_before})
+        job = tiny.job(STAGE, "ranks")
+        assert entry._run(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
+        assert tiny.store.read_json(name)["failure"] == counts
+
+    def test_of_ranks_of_a_launcher_the_first_reason_counts(self, tiny, monkeypatch, tmp_path, capsys):
+        monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
+        uri = tiny.job(STAGE, "launched").write(tiny.store)
+        for exception in (torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError("gone")):
+            entry._run(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
+        assert Reason.read(tmp_path / "reason").failure == "out_of_memory"
+        assert tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"] == "out_of_memory"
+
     def test_a_store_that_fails_does_not_stand_in_place_of_the_reason(self, tiny, monkeypatch, capsys):
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Store, "write_json", refuse)
-        entry._tell(Reason("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"))
+        entry._tell(Reason("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time())
         first, second = capsys.readouterr().err.splitlines()
         assert first == "loss nan"
         assert second.startswith(f"the failure could not be recorded in {tiny.store.url}: OSError: ")

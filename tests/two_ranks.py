@@ -223,15 +223,15 @@ def out_of_memory(folder: Path, rank: int) -> Any:
         aside.write_text(case.job("finetuned_checkpoint", launcher={"processes": 2}).write(case.store))
         aside.replace(uri)
     _wait_for(uri)
-    return _work_in_little_memory(uri.read_text(), rank, folder.parent / "reason")
+    return _work_in_little_memory(uri.read_text(), rank)
 
 
 def out_of_memory_again(folder: Path, rank: int) -> Any:
     """The same command, after `out_of_memory`."""
-    return _work_in_little_memory((folder.parent.parent / "out_of_memory" / "uri").read_text(), rank, folder.parent / "reason")
+    return _work_in_little_memory((folder.parent.parent / "out_of_memory" / "uri").read_text(), rank)
 
 
-def _work_in_little_memory(uri: str, rank: int, reason: Path) -> Any:
+def _work_in_little_memory(uri: str, rank: int) -> Any:
     load, passes = classification.load_for_training, []
 
     def look(module: Any, inputs: Any, named: dict[str, Any]) -> None:
@@ -246,7 +246,7 @@ def _work_in_little_memory(uri: str, rank: int, reason: Path) -> Any:
         return model
 
     classification.load_for_training = load_limited
-    os.environ[ERROR_FILE] = str(reason)
+    os.environ.pop(ERROR_FILE, None)  # as when started by hand: the ranks share the store alone
     status = entry._run(train_job, uri, Progress(silent=True))
     job = read_job(uri)
     store = job.open_store()

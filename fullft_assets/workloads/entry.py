@@ -112,19 +112,19 @@ def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
 
 def _run(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress) -> int:
     _listen_for_stop(progress)
-    job = None
+    job, began_at = None, time.time()
     try:
         job = read_job(uri)
         work(job, job.open_store(), progress)
     except FullftError as error:
-        _tell(Reason(" ".join(str(error).split()), error.failure), job)
+        _tell(Reason(" ".join(str(error).split()), error.failure), job, began_at)
         return EXIT_MENDABLE
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         line = f"{Path(sys.argv[0]).stem} failed: {reason[:_LONGEST_REASON]}; the traceback is in the step's stderr"
-        _tell(Reason(line, classify(error)), job)
+        _tell(Reason(line, classify(error)), job, began_at)
         return 1
     return 0
 
@@ -141,17 +141,25 @@ def _listen_for_stop(progress: Progress) -> None:
     signal.signal(signal.SIGINT, request_stop)
 
 
-def _tell(reason: Reason, job: Job | None) -> None:
-    """Leave the reason of the failure for the launcher, in the store and on stderr; of several ranks, the first one's."""
+def _tell(reason: Reason, job: Job | None, began_at: float) -> None:
+    """Leave the reason of the failure for the launcher, in the store and on stderr; of several ranks, the first one's.
+
+    A rank that lost another one to its failure fails, too, but later, and knows nothing of the cause.
+    """
     path = os.environ.get(ERROR_FILE)
     if path is not None and not reason.leave(Path(path)):
         return
     print(reason.line, file=sys.stderr, flush=True)
     if job is None:
         return
-    found = {"failure": reason.failure, "reason": reason.line, "at": time.time()}
+    name, found = f"failures/{job.case}/{job.stage}/{job.key}.json", {"failure": reason.failure, "reason": reason.line, "at": time.time()}
     try:
-        job.open_store().write_json(f"failures/{job.case}/{job.stage}/{job.key}.json", found)
+        store = job.open_store()
+        # Ranks that were started by hand, or on several hosts, share no file of a launcher's. All begin together: what has failed since then
+        # is this attempt, be it on another host.
+        told = store.read_json(name) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        if told is None or told["at"] < began_at:
+            store.write_json(name, found)
     except Exception as error:  # the store itself may be what failed; its own error must not stand in place of the reason
         print(f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
