@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.evaluation import accuracy, macro_f1
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import baselines
 from fullft_assets.workloads.encoder import Encoder
 from fullft_assets.workloads.feed import Feed
@@ -30,28 +28,8 @@ from fullft_assets.workloads.recipe import Listener, Prepared
 _POOL_BATCHES = 50
 
 
-@dataclass(frozen=True)
 class Classification(Encoder):
-    """See `Recipe`.
-
-    Attributes:
-        base_model: a transformers folder with safetensors.
-        train: rows to learn from; each window is one training row.
-        validation: rows scored on the way.
-        labels: label order of the model's outputs.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which is measured what is forgotten, or None.
-        start: folder of the fine-tuned model that training begins with; None: the base model.
-    """
-
-    base_model: ModelFolder
-    train: Split
-    validation: Split
-    labels: list[str]
-    added_tokens: Sequence[str] = ()
-    general: General | None = None
-    start: ModelFolder | None = None
-    has_new_head: ClassVar[bool] = True
+    """See `Recipe`."""
 
     def _load(
         self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
@@ -67,10 +45,6 @@ class Classification(Encoder):
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, accuracy and macro-F1."""
         return score(model, self.validation, listener)
-
-    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        """See `Recipe`: nothing."""
-        return {}
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: those of `baselines.KINDS`."""

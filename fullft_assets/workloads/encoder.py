@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,22 +26,28 @@ from fullft_assets.workloads.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepa
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
 class Encoder(ABC):
     """The part of a recipe that is the same whatever the head.
 
     Attributes:
         base_model: a transformers folder with safetensors.
-        added_tokens: that its tokenizer did not have.
+        train: rows to learn from; each window is one training row.
+        validation: rows scored on the way.
+        labels: in the order of the model's outputs; those of spans in the order of their tags.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
         general: text on which is measured what is forgotten, or None.
-        train: rows to learn from.
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
     base_model: ModelFolder
-    added_tokens: Sequence[str]
-    general: General | None
     train: Split
-    start: ModelFolder | None
+    validation: Split
+    labels: list[str]
+    added_tokens: Sequence[str] = ()
+    general: General | None = None
+    start: ModelFolder | None = None
+    has_new_head: ClassVar[bool] = True
 
     @property
     def num_rows(self) -> int:
@@ -92,6 +98,10 @@ class Encoder(ABC):
             inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
             representation = distillation.pooled(model(**inputs, output_hidden_states=True), inputs["attention_mask"])[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
+
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """See `Recipe`: nothing."""
+        return {}
 
     def _prepared(self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
         """Return a training on the summed loss of a model's output, held to the base model's representations where that is asked for."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from fullft_assets.workloads.optimizers import dtype_of_weights
 from fullft_assets.workloads.recipe import Listener, Prepared
 
 
-@dataclass(frozen=True)
 class MultiLabel(Classification):
     """See `Recipe`; labels are bool [rows, labels]."""
 

@@ -43,7 +43,7 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     if not job.settings.examples.has_one_label:
         if job.settings.examples.task == "token_classification":
             tokenization = Tokenization.load(base_model, job.settings.chunks, job.settings.examples.task)
-            return TokenLabels(base_model, train, validation, labels, tokenization, added_tokens, measured, begin)
+            return TokenLabels(base_model, train, validation, labels, added_tokens, measured, begin, tokenization=tokenization)
         return MultiLabel(base_model, train, validation, labels, added_tokens, measured, begin)
     return Classification(base_model, train, validation, labels, added_tokens, measured, begin)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -23,7 +23,6 @@ from fullft_assets.errors import DataError
 from fullft_assets.evaluation import spans
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.snapshot.general import General
 from fullft_assets.workloads import span_baselines
 from fullft_assets.workloads.classification import window_feed
 from fullft_assets.workloads.encoder import Encoder
@@ -40,25 +39,10 @@ class TokenLabels(Encoder):
     """See `Recipe`.
 
     Attributes:
-        base_model: a transformers folder with safetensors.
-        train: rows to learn from; each window is one training row.
-        validation: rows scored on the way.
-        labels: of the spans, in the order of the tags.
         tokenization: that made the windows.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which is measured what is forgotten, or None.
-        start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
-    base_model: ModelFolder
-    train: Split
-    validation: Split
-    labels: list[str]
-    tokenization: Tokenization
-    added_tokens: Sequence[str] = ()
-    general: General | None = None
-    start: ModelFolder | None = None
-    has_new_head: ClassVar[bool] = True
+    tokenization: Tokenization = field(kw_only=True)
 
     def _load(
         self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
@@ -83,10 +67,6 @@ class TokenLabels(Encoder):
         if not math.isfinite(found.loss):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
         return {"loss": found.loss / max(1, found.num_tokens), **self._scores(reading.spans(found.tags))}
-
-    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        """See `Recipe`: nothing."""
-        return {}
 
     def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
         """See `Recipe`: those of `span_baselines.NAMES`."""
