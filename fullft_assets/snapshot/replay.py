@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ReplaySettings
-from fullft_assets.snapshot.drawing import Drawn, draw_tokens, made_with, pin_files
+from fullft_assets.snapshot.drawing import Drawn, KeepsOut, draw_tokens, made_with, pin_files
 from fullft_assets.snapshot.screening import Reference, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
@@ -59,41 +60,49 @@ def draw(
         DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is too little of it; the message
             says how many tokens are missing.
     """
-    settings, replay = use_case.settings, use_case.settings.snapshot.replay
+    replay, apart = use_case.settings.snapshot.replay, _Apart(held_out, screened, measured or {})
     assert replay is not None, "there is nothing to draw from"
-    num_needed, measured = num_replay_tokens(num_task_tokens, replay.share), measured or {}
+    num_needed = num_replay_tokens(num_task_tokens, replay.share)
     files, making = pin(use_case), made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
-        screens = [_Screen(held_out, use_case), _Screen(screened, use_case), _Near(list(measured.values()), use_case)]
         tombstones = read_tombstones(store, use_case.name)
-        drawn = draw_tokens(use_case, replay.path, num_needed, _SETTING, measured, screens, tombstones)
+        drawn = draw_tokens(use_case, replay.path, num_needed, _SETTING, apart.measured, apart.screens(use_case), tombstones)
         if drawn.num_tokens < num_needed:
             raise _too_little(replay, num_needed, drawn)
         share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0
         passed_over = dict(zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True))
         return {**drawn.write(draft, making), "share": share, "num_files": len(files), **passed_over}, []
 
+    read = {"files": digest(files), "tokenizer": making["tokenizer"], "num_tokens": num_needed, "num_task_tokens": num_task_tokens}
+    screening = use_case.settings.snapshot.model_dump(include={"screen_words", "near_duplicate_similarity"})
     return store.ensure(
         use_case.name,
         STAGE,
         write,
         version=f"{VERSION}-{CHUNKS_VERSION}",
-        settings={
-            "chunks": making["chunks"],
-            **settings.snapshot.model_dump(include={"screen_words", "near_duplicate_similarity"}),
-        },
-        inputs={
-            "files": digest(files),
-            "tokenizer": making["tokenizer"],
-            "num_tokens": num_needed,
-            "num_task_tokens": num_task_tokens,
-            "held_out": digest(sorted(held_out)),
-            "screened": digest(sorted(screened)),
-            **({"measured": digest(sorted(measured))} if measured else {}),
-        },
-        seed=settings.seed,
+        settings={"chunks": making["chunks"], **screening},
+        inputs={**read, **apart.digests()},
+        seed=use_case.settings.seed,
     )
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """The texts that no general document may be near to, by kind; see `draw`."""
+
+    held_out: Sequence[str]
+    screened: Sequence[str]
+    measured: Mapping[str, str]
+
+    def screens(self, use_case: UseCase) -> list[KeepsOut]:
+        """Return what finds the documents that are passed over for each kind."""
+        return [_Screen(self.held_out, use_case), _Screen(self.screened, use_case), _Near(list(self.measured.values()), use_case)]
+
+    def digests(self) -> dict[str, str]:
+        """Return what tells the draw from one beside other texts."""
+        found = {"held_out": digest(sorted(self.held_out)), "screened": digest(sorted(self.screened))}
+        return {**found, **({"measured": digest(sorted(self.measured))} if self.measured else {})}
 
 
 def num_replay_tokens(num_task_tokens: int, share: float) -> int:
