@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from fullft_assets.jobs import read_job
-from fullft_assets.workloads import finetuning
 from fullft_assets.workloads.entry import Progress
+from fullft_assets.workloads.leg import Leg
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
@@ -114,7 +114,7 @@ def _train(uri: str) -> None:
 
 
 def _spoil(step: int) -> None:
-    build = finetuning._Leg.__init__
+    build = Leg.__init__
 
     def build_spoiled(leg: Any, shared: Any) -> None:
         build(leg, shared)
@@ -125,7 +125,7 @@ def _spoil(step: int) -> None:
         if model.training and leg.trainer.state.global_step == step - 1:
             output.logits = output.logits * float("nan")
 
-    finetuning._Leg.__init__ = build_spoiled
+    Leg.__init__ = build_spoiled
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ import torch
 from fullft_assets.errors import Interrupted
 from fullft_assets.jobs import read_job
 from fullft_assets.launched import ERROR_FILE
-from fullft_assets.workloads import classification, entry, finetuning, inference
+from fullft_assets.workloads import classification, entry, inference, layers, ranks, sharding
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.guards import Course, Incident
+from fullft_assets.workloads.leg import Leg
 from fullft_assets.workloads.training import work as train_job
 from tests.prepared import prepare
 from tests.test_packed import CAPACITY, LLAMA, SETTINGS, Built, fit, training
@@ -79,7 +80,7 @@ def _wait_for(path: Path) -> None:
 def roll_back(folder: Path, rank: int) -> Any:
     """Step 5 is spoiled once; the first rank writes the course only as the second one has chosen where to go on."""
     chosen, legs, passes = folder.parent / "chosen", [], []
-    add, build, freeze = Course.add, finetuning._Leg.__init__, finetuning.layers.freeze
+    add, build, freeze = Course.add, Leg.__init__, layers.freeze
 
     def add_late(course: Course, incident: Incident, **options: Any) -> None:
         if rank == 0:
@@ -102,7 +103,7 @@ def roll_back(folder: Path, rank: int) -> Any:
         legs.append(leg.first_step)
         leg.model.register_forward_hook(spoil)
 
-    Course.add, finetuning.layers.freeze, finetuning._Leg.__init__ = add_late, freeze_chosen, build_spoiled
+    Course.add, layers.freeze, Leg.__init__ = add_late, freeze_chosen, build_spoiled
     settings = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
     return {"legs": legs, "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents], "steps": done.num_steps}
@@ -124,7 +125,7 @@ def own_scores(folder: Path, rank: int) -> Any:
 
 def keep_best(folder: Path, rank: int) -> Any:
     """The second rank loads the best checkpoint only as the first one waits for it, or is done and has removed the folder."""
-    waits, removed, load, wait = folder.parent / "waits", folder.parent / "removed", finetuning.sharding.load, finetuning.ranks.wait
+    waits, removed, load, wait = folder.parent / "waits", folder.parent / "removed", sharding.load, ranks.wait
     loaded = []
 
     def load_late(*arguments: Any) -> None:
@@ -139,7 +140,7 @@ def keep_best(folder: Path, rank: int) -> Any:
             waits.touch()
         wait()
 
-    finetuning.sharding.load, finetuning.ranks.wait = load_late, wait_seen
+    sharding.load, ranks.wait = load_late, wait_seen
     found = own_scores(folder, rank)
     if rank == 0:
         shutil.rmtree(folder)
@@ -206,8 +207,8 @@ def wise_ft(folder: Path, rank: int) -> Any:
     Built.score, Built.load_original = score_counted, load_counted
     settings = SETTINGS.model_copy(update={"wise_ft": [0.5, 1.0]})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    alone, free = list(seen), finetuning._Leg._free
-    finetuning._Leg._free = stop
+    alone, free = list(seen), Leg._free
+    Leg._free = stop
     try:
         fit(LLAMA, training(60, marked=True), settings, folder, progress=progress, num_processes=2, resumable=True)
     except Interrupted as error:

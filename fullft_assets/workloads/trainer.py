@@ -60,42 +60,63 @@ def arguments(
     Raises:
         SettingsError: the batch cannot be divided as asked, or the hardware lacks the precision.
     """
-    chosen = precision.of(settings)
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=num_steps,
-        per_device_train_batch_size=items_a_pass,
-        gradient_accumulation_steps=accumulation_steps(settings, num_processes),
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=round(settings.warmup_share * num_steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=chosen == "bf16",
-        fp16=chosen == "fp16",
-        # None leaves the matrix multiplications of fp32 as torch has them: in fp32.
-        tf32=True if chosen == "tf32" else None,
-        activation_checkpointing=settings.gradient_checkpointing,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        **sharding.arguments(settings, model),
-        logging_strategy="steps",
-        logging_steps=1,
-        # The default hides NaN losses behind the running mean.
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if resumable else "no",
-        save_steps=settings.checkpoint_every_steps,
-        save_total_limit=None,
-        eval_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        # The next batch goes to the card while this one is computed.
-        dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available(), **sharding.accumulation(settings)},
-        use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
+        per_device_train_batch_size=items_a_pass,
+        gradient_accumulation_steps=accumulation_steps(settings, num_processes),
+        **_steps(settings, num_steps),
+        **_computing(settings),
+        **sharding.arguments(settings, model),
+        **_written(settings, resumable=resumable),
     )
+
+
+def _steps(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
+    """Return what Trainer is told of the order and of each step's rate."""
+    return {
+        "max_steps": num_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": round(settings.warmup_share * num_steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+    }
+
+
+def _computing(settings: TrainingSettings) -> dict[str, Any]:
+    """Return what Trainer is told of the machine, and of what is computed how on it."""
+    chosen, has_gpu = precision.of(settings), torch.cuda.is_available()
+    return {
+        "bf16": chosen == "bf16",
+        "fp16": chosen == "fp16",
+        # None leaves the matrix multiplications of fp32 as torch has them: in fp32.
+        "tf32": True if chosen == "tf32" else None,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        # The next batch goes to the card while this one is computed.
+        "dataloader_pin_memory": has_gpu,
+        "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation(settings)},
+        "use_cpu": not has_gpu,
+    }
+
+
+def _written(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
+    """Return what Trainer is told of logs and checkpoints: most of it the watcher, the step log and `publish` do."""
+    return {
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        # The default hides NaN losses behind the running mean.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if resumable else "no",
+        "save_steps": settings.checkpoint_every_steps,
+        "save_total_limit": None,
+        "eval_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 class FineTuner(Trainer):
