@@ -1,4 +1,6 @@
-"""Print the table of all benchmarks and write build/bench.json: `python -m benchmarks [--only NAME] [--repeats N] [--slow]`.
+"""Print the table of all benchmarks and write build/bench.json.
+
+`python -m benchmarks [--only NAME] [--repeats N] [--slow] [--llamafactory FOLDER]`.
 
 Everything measured runs in processes of its own, one at a time; leave the machine alone meanwhile.
 """
@@ -15,6 +17,7 @@ from benchmarks import table
 from benchmarks.check import measure_check
 from benchmarks.demo import LICENCES, REPOSITORY, Demo, measure_demo, measure_second_run
 from benchmarks.forgetting import measure_forgetting
+from benchmarks.llama_factory import find_python, measure_llama_factory
 from benchmarks.low_memory import measure_activations, measure_low_memory, measure_sharing
 from benchmarks.near_duplicates import measure_near_duplicates
 from benchmarks.packed_training import measure_packed_training
@@ -33,12 +36,18 @@ NAMES = (
     "preparation_with_pii_and_language",
     "packing",
     "packed_training",
+    "packed_training_llamafactory",
     "low_memory",
     "forgetting",
     "tick",
 )
 #: Minutes and gigabytes: run only when asked for.
 SLOW_NAMES = ("preparation_memory",)
+#: Needs an environment of its own.
+OPTIONAL_NAME = "packed_training_llamafactory"
+_MISSING = (
+    f"{OPTIONAL_NAME} needs a virtual environment with LLaMA-Factory, LLAMAFACTORY=folder; benchmarks/llama_factory.py has how to make one"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=[*NAMES, *SLOW_NAMES], metavar="NAME", help=f"run one of: {', '.join([*NAMES, *SLOW_NAMES])}")
     parser.add_argument("--slow", action="store_true", help=f"run {', '.join(SLOW_NAMES)} as well")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side of `demo`; the median counts")
+    parser.add_argument("--llamafactory", type=Path, metavar="FOLDER", help=f"virtual environment of LLaMA-Factory, for {OPTIONAL_NAME}")
     parsed = parser.parse_args(arguments)
+    try:
+        names = chosen(parsed.only, slow=parsed.slow, llamafactory=parsed.llamafactory)
+        llamafactory = None if parsed.llamafactory is None else find_python(parsed.llamafactory)
+    except ValueError as error:
+        parser.error(str(error))
     build = REPOSITORY / "build"
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as scratch:
         demo = Demo(LICENCES, Path(scratch), build / "bench-logs")
@@ -62,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             "preparation_memory": preparation.measure_memory,
             "packing": lambda: measure_packing(demo.logs),
             "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
+            "packed_training_llamafactory": lambda: measure_llama_factory(llamafactory, build / "smollm2-135m-instruct", demo.logs),
             "low_memory": lambda: [
                 measure_low_memory(Path(scratch) / "low_memory"),
                 measure_activations(Path(scratch) / "activations"),
@@ -71,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
         }
         rows = []
-        for name in [parsed.only] if parsed.only else (*NAMES, *(SLOW_NAMES if parsed.slow else ())):
+        for name in names:
             print(f"{name} ...", file=sys.stderr, flush=True)
             made = measure[name]()
             rows += made if isinstance(made, list) else [made]
@@ -79,6 +95,23 @@ def main(arguments: list[str] | None = None) -> int:
             table.write(rows, build / "bench.json")
     print(table.render(rows))
     return 0
+
+
+def chosen(only: str | None, *, slow: bool, llamafactory: Path | None) -> list[str]:
+    """Return the names of what to run; say what is left out.
+
+    Raises:
+        ValueError: only the one was asked for that needs LLaMA-Factory's environment, and none is given.
+    """
+    if llamafactory is None and only == OPTIONAL_NAME:
+        raise ValueError(_MISSING)
+    if only:
+        return [only]
+    names = [*NAMES, *(SLOW_NAMES if slow else ())]
+    if llamafactory is None:
+        print(f"left out: {_MISSING}", file=sys.stderr, flush=True)
+        names.remove(OPTIONAL_NAME)
+    return names
 
 
 if __name__ == "__main__":

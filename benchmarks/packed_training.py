@@ -88,22 +88,28 @@ class Process:
         log: file for what it prints.
         threads: that it computes with.
         scale: name of how much it trains on.
+        command: that starts it. Default: this module's, in this environment.
     """
 
-    def __init__(self, name: str, model: Path, log: Path, threads: int, scale: str = "cpu"):
+    def __init__(self, name: str, model: Path, log: Path, threads: int, scale: str = "cpu", command: Sequence[str] | None = None):
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         # Passive: threads that wait must not take the cores from the side whose turn it is.
-        env = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        env = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "passive",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.packed_training", name, str(model), scale],
+                command or [sys.executable, "-m", "benchmarks.packed_training", name, str(model), scale],
                 cwd=REPOSITORY, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
             )  # fmt: skip
         self.about: dict[str, Any] = self._read()
 
     def step(self) -> dict[str, float]:
-        """Train one step; return its `seconds` and its `cpu` seconds."""
+        """Train one step; return its `seconds`, its `cpu` seconds and what else the side counts."""
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return self._read()
@@ -135,7 +141,7 @@ def measure_packed_training(model: Path, logs: Path, rounds: int = ROUNDS, threa
     smollm.write(model)
     threads = threads or os.cpu_count() or 1
     found = {name: take_turns(name, model, logs, rounds, threads) for name in SIDES if name != "ours"}
-    rows = [_row(name, found[name]) for name in _OTHERS]
+    rows = [paired_row(name, found[name], _OTHERS[name], _GOALS[name]) for name in _OTHERS]
     for row, side, what in (
         (rows[1], "trl_row_by_row", f"against TRL with one row a pass and {SCALES['cpu'].num_rows} passes a step"),
         (rows[2], "bare_same_loss", "against the same loop with our loss"),
@@ -161,14 +167,17 @@ class Rounds:
         return [mine[kind] / other[kind] for mine, other in zip(ours, theirs, strict=True)]
 
 
-def take_turns(other: str, model: Path, logs: Path, rounds: int, threads: int, scale: str = "cpu") -> Rounds:
-    """Run steps of ours and of another side by turns; see `measure_packed_training`."""
+def take_turns(
+    other: str, model: Path, logs: Path, rounds: int, threads: int, scale: str = "cpu", command: Sequence[str] | None = None
+) -> Rounds:
+    """Run steps of ours and of another side, which `command` starts, by turns; see `measure_packed_training`."""
     names = ["ours", other]
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     processes: dict[str, Process] = {}
     try:
         for name in names:
-            processes[name] = Process(name, model, logs / f"packed-training-{name}.log", threads, scale)
+            log = logs / f"packed-training-{name}.log"
+            processes[name] = Process(name, model, log, threads, scale, command if name == other else None)
         load = os.getloadavg()[0]
         for turn in range(rounds):
             for name in names[:: 1 if turn % 2 == 0 else -1]:
@@ -180,7 +189,15 @@ def take_turns(other: str, model: Path, logs: Path, rounds: int, threads: int, s
     return Rounds(steps, {name: process.about for name, process in processes.items()}, load)
 
 
-def _row(name: str, rounds: Rounds) -> PairedRow:
+def paired_row(name: str, rounds: Rounds, other: str, goal: float) -> PairedRow:
+    """Return the row of a side.
+
+    Args:
+        name: of the side.
+        rounds: its and ours.
+        other: what it is called in the table.
+        goal: least times as fast as it.
+    """
     seconds, cpu = ({side: median(step[kind] for step in steps) for side, steps in rounds.steps.items()} for kind in ("seconds", "cpu"))
     pairs, about = rounds.pairs("seconds"), rounds.about
     speeds = {side: about[side]["num_tokens"] / seconds[side] for side in ("ours", name)}
@@ -191,9 +208,9 @@ def _row(name: str, rounds: Rounds) -> PairedRow:
     return PairedRow(
         name="packed_training" if name == "padded" else f"packed_training_{name}",
         ours=seconds["ours"],
-        other=_OTHERS[name],
+        other=other,
         theirs=seconds[name],
-        goal=Goal("ratio", 1 / _GOALS[name]),
+        goal=Goal("ratio", 1 / goal),
         ours_cpu=cpu["ours"],
         theirs_cpu=cpu[name],
         notes=notes,
@@ -255,8 +272,8 @@ class Turns:
         os.dup2(2, 1)
         self._began: tuple[float, float] | None = None
 
-    def step_done(self, about: dict[str, Any]) -> None:
-        """Report the step and wait; ends the process when the parent wants no more."""
+    def step_done(self, about: dict[str, Any], **counts: int) -> None:
+        """Report the step, `counts` with its times, and wait; ends the process when the parent wants no more."""
         import torch
 
         line: dict[str, Any] = dict(about)
@@ -264,7 +281,7 @@ class Turns:
         if has_card:
             torch.cuda.synchronize()  # what was only asked for is not done yet
         if self._began is not None:
-            line = {"seconds": time.perf_counter() - self._began[0], "cpu": time.process_time() - self._began[1]}
+            line = {"seconds": time.perf_counter() - self._began[0], "cpu": time.process_time() - self._began[1], **counts}
         if has_card:
             line["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(line), file=self._out, flush=True)
