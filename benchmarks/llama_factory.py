@@ -78,12 +78,14 @@ def measure_llama_factory(python: Path, model: Path, logs: Path, rounds: int = R
             found[name] = take_turns(name, model, logs, rounds, threads, command=command)
     shares = {name: padding(rounds_of, name) for name, rounds_of in found.items()}
     row = paired_row("llamafactory", found["llamafactory"], "LLaMA-Factory's defaults", _GOAL)
-    row.notes += [
-        f"{shares['llamafactory']:.0%} of what it feeds is padding; "
-        f"against it without checkpointing: {times_as_fast(found['llamafactory_no_checkpointing'].pairs('seconds'))}",
-        versions(found["llamafactory"].about["llamafactory"]["versions"]),
-        f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})",
-    ]
+    row.notes.extend(
+        [
+            f"{shares['llamafactory']:.0%} of what it feeds is padding; "
+            f"against it without checkpointing: {times_as_fast(found['llamafactory_no_checkpointing'].pairs('seconds'))}",
+            versions(found["llamafactory"].about["llamafactory"]["versions"]),
+            f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})",
+        ]
+    )
     return row
 
 
