@@ -4,8 +4,9 @@
 
 Each process is a fork of this one, so none pays for the imports. It ends by SIGKILL as it is about to touch its work folder for the
 n-th time (a line of the step log, a file of a checkpoint, a sync, a rename, a removal), n drawn from the seed. Prints where each one
-was; runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once. Of several PROCESSES that train
-together the first one kills itself, and the others are killed at once.
+was. Two more end so while they write the trained model into the store, and one as it is about to remove its checkpoints: there must be
+nothing of the artifact, or all. Runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once. Of
+several PROCESSES that train together the first one kills itself, and the others are killed at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,10 @@ from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
 TOUCHES = (20, 100)
+#: Touches of the artifact before the kill: its folder is there by then, and its manifest is not.
+WRITTEN = range(5, 20)
+#: What may count as a touch.
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "sync")
 
 
 def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0, processes: int = 1) -> None:
@@ -43,13 +49,27 @@ def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0, proce
     folder = store.work_folder(job.case, job.stage, job.key)
     rng = random.Random(seed)
     for _ in range(kills):
-        status = _fork(lambda touches=rng.randint(*TOUCHES): _train_until(uri, folder, touches), processes)
+        status = _fork(lambda touches=rng.randint(*TOUCHES): _train_until(uri, touches, _within(folder)), processes)
         if status == 0:
             break
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
         saving = any((folder / "unfinished").glob("checkpoint-*/*"))
         print(json.dumps({"checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")), "saving": saving}), flush=True)
+    if store.find(job.case, job.stage, job.key) is None:
+        artifact = Path(store.url, job.case, job.stage, job.key)
+        for touches in sorted(rng.sample(WRITTEN, 2)):
+            status = _fork(lambda touches=touches: _train_until(uri, touches, _within(artifact)), processes)
+            assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL and any(artifact.iterdir()), (status, touches)
+            assert store.find(job.case, job.stage, job.key) is None, touches
+        status = _fork(lambda: _train_until(uri, 1, lambda event, path: (event, path) == ("shutil.rmtree", str(folder))), processes)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        assert store.find(job.case, job.stage, job.key) is not None and any(folder.iterdir())
     assert _fork(lambda: _train(uri), processes) == 0
+    assert folder not in store.work_folders(job.case, job.stage), "checkpoints of what is whole"
+
+
+def _within(folder: Path) -> Callable[[str, str], bool]:
+    return lambda event, path: path.startswith(str(folder))
 
 
 def _fork(run: Any, processes: int) -> int:
@@ -79,32 +99,28 @@ def _fork(run: Any, processes: int) -> int:
     return next((status for _, status in sorted(ended.items()) if status), 0)
 
 
-def _train_until(uri: str, folder: Path, touches: int) -> None:
+def _train_until(uri: str, touches: int, counts: Callable[[str, str], bool]) -> None:
+    """Train until the n-th touch that counts, told by its name (as Python tells its audit hooks; `sync`) and its path."""
     if os.environ.get("RANK", "0") != "0":
         _train(uri)
         return
     left = touches
 
-    def touch() -> None:
+    def touch(event: str, path: str) -> None:
         nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def audit(event: str, arguments: tuple) -> None:
-        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") and str(arguments[0]).startswith(
-            str(folder)
-        ):
-            touch()
+        if event in EVENTS and counts(event, path):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sync = os.fsync
 
     def counted_sync(descriptor: int) -> None:
-        touch()
+        touch("sync", os.readlink(f"/proc/self/fd/{descriptor}"))
         sync(descriptor)
 
     os.fsync = counted_sync
-    sys.addaudithook(audit)
+    sys.addaudithook(lambda event, arguments: touch(event, str(arguments[0])) if event in EVENTS else None)
     _train(uri)
 
 

@@ -29,6 +29,9 @@ from fullft_assets.workloads.telemetry import EVENT_FILES
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Train, or resume training, and write the checkpoint artifact; one that exists is left as it is."""
+    is_first_rank = int(os.environ.get("RANK", "0")) == 0
+    if is_first_rank:
+        _remove_left(job, store)
     found = store.find(job.case, job.stage, job.key)
     if found is not None:
         progress.say(f"{found.ref} exists already")
@@ -41,7 +44,6 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     record = lineage.record(start, job.settings)
     progress.say(f"training begins with {record['trained_from']}")
     folder = store.work_folder(job.case, job.stage, job.key)
-    is_first_rank = int(os.environ.get("RANK", "0")) == 0
     with exclusive(folder) if is_first_rank else nullcontext(), spot.heeded(job.settings.launcher, progress):
         if is_first_rank:
             revision = read_header(find_base_model(job.settings, Path(job.project_root))).revision
@@ -59,6 +61,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             with room_needed(folder, "the trained model"):
                 _write(job, store, inputs, folder, fit, {**record, **fixed})
             shutil.rmtree(folder)
+
+
+def _remove_left(job: Job, store: Store) -> None:
+    """Remove the checkpoints of trainings whose model is whole: a process that is killed then has not done so itself."""
+    for folder in store.work_folders(job.case, job.stage):
+        if store.find(job.case, job.stage, folder.name) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit, record: dict[str, Any]) -> Manifest:
