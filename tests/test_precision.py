@@ -74,7 +74,9 @@ def test_batches_are_copied_from_pinned_memory_to_a_card_alone(has_card: bool, t
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
     monkeypatch.setattr(trainer, "TrainingArguments", lambda **given: told.update(given))
     sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
-    arguments(TrainingSettings(precision="fp32", gradient_checkpointing=True), build(LLAMA), tmp_path, **sizes)
+    # fp16 is a card's alone.
+    arguments(TrainingSettings(precision="fp16" if has_card else "fp32", gradient_checkpointing=True), build(LLAMA), tmp_path, **sizes)
+    assert told["fp16"] is has_card and told["bf16"] is False
     assert told["dataloader_pin_memory"] is told["accelerator_config"]["non_blocking"] is has_card is not told["use_cpu"]
     assert told["activation_checkpointing"] is True
 
