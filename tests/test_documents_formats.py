@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -726,10 +728,53 @@ class TestGroundTruth:
             folder.mkdir()
             for number, row in enumerate(licences[:5]):
                 (bucket / f"{number}.txt").write_text(row["text"])
-            self.write(folder, *({"source-ref": f"s3://texts/{number}.txt", "kind": "x"} for number in range(6)))
+            wrong = ["s3://texts/5.txt", "s3://texts", "s3://", "s3:///0.txt", "s3://Two words/0.txt", "s3://no-such-bucket/0.txt"]
+            references = [*(f"s3://texts/{number}.txt" for number in range(5)), *wrong]
+            self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in references))
             rows = read(folder)
-        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), None]
-        assert rows[5]["problem"].startswith("source-ref cannot be read (")
+        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), *[None] * 6]
+        no_object = "source-ref cannot be read (an s3:// address without a bucket or a key)"
+        assert [row["problem"] for row in rows[5:]] == [
+            "source-ref cannot be read (no such object)",
+            *[no_object] * 3,
+            "source-ref cannot be read (not an address that S3 knows)",
+            "source-ref cannot be read (no such object)",
+        ]
+
+    @pytest.mark.parametrize(("code", "status"), [("SlowDown", 503), ("InternalError", 500), ("RequestTimeout", 400)])
+    def test_a_reference_to_a_server_that_is_overloaded_fails_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int
+    ) -> None:
+        """Its rows would stay without a text once the server is well again."""
+        import s3fs
+
+        class Overloaded(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+        with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
+            threading.Thread(target=server.serve_forever).start()
+            settings = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "MAX_ATTEMPTS": "1", "DEFAULT_REGION": "us-east-1"}
+            for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+                monkeypatch.setenv(f"AWS_{name}", value)
+            s3fs.S3FileSystem.clear_instance_cache()
+            self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
+            try:
+                with pytest.raises(DataError, match=r"^source-ref: S3 cannot be reached \(.+\); mend the credentials or the network$"):
+                    read(tmp_path)
+            finally:
+                server.shutdown()
+                s3fs.S3FileSystem.clear_instance_cache()
 
     def test_a_manifest_under_the_ending_json_is_told_by_its_content(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(as_lines([{"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice"}}]))

@@ -6,6 +6,7 @@ A file counts whole or not at all: one that cannot be read to its end is named w
 from __future__ import annotations
 
 import codecs
+import errno
 import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,8 @@ _PENDING_ROWS = 8192
 _PENDING_CHARACTERS = 2**25
 #: Objects that are fetched at a time.
 _FETCHERS = 16
+#: What S3 answers with (as s3fs tells it) while it is overloaded or broken.
+_PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
@@ -235,14 +238,29 @@ class _Reader:
 def _object_bytes(reference: str) -> bytes:
     if not reference.startswith("s3://"):
         raise OSError("neither a path nor an s3:// address")
+    bucket, _, key = reference.removeprefix("s3://").partition("/")
+    if not (bucket and key):
+        raise OSError("an s3:// address without a bucket or a key")
     import fsspec
-    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import BotoCoreError, ParamValidationError
 
     try:
-        with fsspec.open(reference, "rb") as file:
-            return file.read()
+        return fsspec.filesystem("s3").cat_file(f"{bucket}/{key}")
+    except ParamValidationError as error:
+        raise OSError("not an address that S3 knows") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such object") from error
     except BotoCoreError as error:
-        raise DataError(f"source-ref: S3 cannot be reached ({type(error).__name__}); mend the credentials or the network") from error
+        raise _not_reached(type(error).__name__) from error
+    except OSError as error:
+        # A row would stay without its text once S3 answers again: the run fails instead, and a later one is whole.
+        if error.errno in _PASSING or isinstance(error, TimeoutError):
+            raise _not_reached(error.strerror or type(error).__name__) from error
+        raise
+
+
+def _not_reached(why: str) -> DataError:
+    return DataError(f"source-ref: S3 cannot be reached ({why}); mend the credentials or the network")
 
 
 def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile) -> list[pa.RecordBatch]:

@@ -98,7 +98,8 @@ def _flat(record: dict[str, Any], question: str) -> list[Answer]:
     values = record[f"{question}.responses"]
     if values is None:
         return []
-    users, states = (record.get(f"{question}.responses.{name}") or [None] * len(values) for name in ("users", "status"))
+    unknown = [None] * len(values) if isinstance(values, list) else None
+    users, states = (record.get(f"{question}.responses.{name}") or unknown for name in ("users", "status"))
     if not all(isinstance(each, list) for each in (values, users, states)) or not len(values) == len(users) == len(states):
         raise Malformed(f"the responses to `{question}`, their users and their status are not lists of one length")
     together = zip(values, users, states, strict=True)
