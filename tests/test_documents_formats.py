@@ -741,20 +741,18 @@ class TestGroundTruth:
             "source-ref cannot be read (no such object)",
         ]
 
-    @pytest.mark.parametrize(("code", "status"), [("SlowDown", 503), ("InternalError", 500), ("RequestTimeout", 400)])
+    @pytest.mark.parametrize("status", [500, 503])
     def test_a_reference_to_a_server_that_is_overloaded_fails_the_run(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
         """Its rows would stay without a text once the server is well again."""
         import s3fs
 
         class Overloaded(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", "0")
                 self.end_headers()
-                self.wfile.write(body)
 
             do_HEAD = do_GET
 
