@@ -83,6 +83,7 @@ HEAD = (
 )
 
 BETWEEN = "expect_column_values_to_be_between"
+OUTLIERS = "expect_column_values_to_not_be_outliers"
 
 
 def with_own(name: str, severity: str = "warn", **arguments: Any) -> ExamplesSettings:
@@ -141,6 +142,11 @@ class TestProblems:
                 "severity",
                 "`quarantine` would set a row aside for the rows that share its batch; expect_column_values_to_be_unique compares them: "
                 "use warn or error",
+            ),
+            (
+                {"name": OUTLIERS, "severity": "quarantine", "column": "num_words", "method": "iqr", "multiplier": 1.5},
+                "severity",
+                f"`quarantine` would set a row aside for the rows that share its batch; {OUTLIERS} compares them: use warn or error",
             ),
         ],
     )

@@ -22,6 +22,7 @@ _OF_OTHER_ROWS = (
     "expect_column_values_to_be_decreasing",
     "expect_column_values_to_be_increasing",
     "expect_column_values_to_be_unique",
+    "expect_column_values_to_not_be_outliers",
 )
 
 
