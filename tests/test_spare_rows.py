@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure
 from fullft_assets.chunks import UNFIT_SPARE
+from fullft_assets.examples import write_examples
 from fullft_assets.store import Manifest
 from tests import project as projects
 from tests import smollm2
@@ -58,6 +61,23 @@ class TestSpareRows:
         assert disputed.texts(disputed.take()) == disputed.texts(settled)
         if listed == "p-old":
             assert disputed.traces("or rather otherwise") == []
+
+    def test_what_an_earlier_version_wrote_is_erased(self, disputed: Batches):
+        """Its examples have no column that tells spare rows."""
+        disputed.take()
+        for made in disputed.store.artifacts(CASE, "labeled_examples"):
+            num_valid = made.metadata["num_valid"]
+
+            def edit(folder: Path) -> dict[str, Any]:
+                found = pq.read_table(folder / "examples.parquet")
+                write_examples(found.filter(pc.invert(found["spare"])).drop_columns(["spare"]), folder / "examples.parquet")
+                return {}
+
+            disputed.store.rewrite(made, edit)
+        erasure.erase(disputed.store, CASE, ["d7"])
+        assert "d7" not in disputed.ids("labeled_examples", "examples.parquet") | disputed.ids("tokenized_chunks", "chunks.parquet")
+        (left,) = disputed.store.artifacts(CASE, "labeled_examples")
+        assert left.metadata["num_valid"] == num_valid - 1
 
 
 class TestWithoutATrainedToken:
