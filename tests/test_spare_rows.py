@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import erasure
+from fullft_assets import erasure, snapshot
 from fullft_assets.chunks import UNFIT_SPARE
 from fullft_assets.examples import write_examples
 from fullft_assets.store import Manifest
 from tests import project as projects
 from tests import smollm2
 from tests.test_chunks_retokenize import said
-from tests.test_erasure_batches import CASE, PLAIN, Batches, rows
+from tests.test_erasure_batches import CASE, PLAIN, SPLITS, Batches, rows
 
 
 class TestSpareRows:
@@ -61,6 +61,22 @@ class TestSpareRows:
         assert disputed.texts(disputed.take()) == disputed.texts(settled)
         if listed == "p-old":
             assert disputed.traces("or rather otherwise") == []
+
+    def test_an_outvoted_answer_keeps_its_own_marks(self, tmp_path: Path):
+        """Spans shape what a row is tokenised to: where those who outvoted it take theirs back, no other row has its tokens."""
+        batches = Batches(tmp_path, examples={**PLAIN["examples"], "task": "token_classification", "label": "spans"})
+        delivered = [{"id": row["id"], "text": row["text"], "spans": [{"start": 0, "end": 5, "label": "a"}]} for row in rows(60)]
+        for who, (start, end) in {"ann": (0, 6), "bob": (0, 6), "cat": (7, 11)}.items():
+            answer = {"id": "x", "text": self.SAID, "spans": [{"start": start, "end": end, "label": "a"}], "annotator": who}
+            projects.write_rows(batches.project.documents / f"{who}.jsonl", [answer])
+            os.utime(batches.project.documents / f"{who}.jsonl", (batches.time, batches.time))
+        batches.deliver("a.jsonl", delivered)
+        for who in ("ann", "bob"):
+            batches.deliver(f"{who}.jsonl", [{**delivered[0], "id": f"of {who}", "text": f"something else that {who} has read"}])
+        taken = batches.take()
+        splits = [snapshot.load_split(batches.store, taken, name) for name in SPLITS]
+        ((marks,),) = (marks for split in splits for id_, marks in zip(split.ids, split.marks, strict=True) if id_ == "x")
+        assert marks[:4] == [0, 0, 1, 0], "of [CLS], nobody, else and has"
 
     def test_what_an_earlier_version_wrote_is_erased(self, disputed: Batches):
         """Its examples have no column that tells spare rows."""

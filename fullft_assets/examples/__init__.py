@@ -326,7 +326,7 @@ def _spare(table: pa.Table, found: identity.Identity, is_valid: np.ndarray, sett
     """
     import pyarrow.compute as pc
 
-    rows = np.flatnonzero(found.tied | found.conflicting | (found.superseded & ~found.superseded_in_file))
+    rows = np.flatnonzero(found.tied | found.merged | found.conflicting | (found.superseded & ~found.superseded_in_file))
     if not len(rows):
         return rows
     valid = np.flatnonzero(is_valid)
