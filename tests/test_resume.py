@@ -218,8 +218,11 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_go_on(prepared: P
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
         process = run.start()
         wait_for(lambda: run.step() >= 1)
-        asked_at = time.time()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        at_step, asked_at = run.step(), time.time()
         process.terminate() if by == "sigterm" else metadata.announce()
+        process.send_signal(signal.SIGCONT)
         said, errors = process.communicate(timeout=SECONDS)
     assert ('spot notice: {"action": "terminate"' in said) == (by == "spot_notice")
     assert process.returncode == EXIT_MENDABLE
@@ -228,6 +231,8 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_go_on(prepared: P
     # Written last. What runs longer than that is killed.
     assert (checkpoint / SEAL).stat().st_mtime - asked_at < run.grace_seconds
     step = int(checkpoint.name.split("-")[1])
+    # After the step under way; a notice is looked for now and then.
+    assert step <= at_step + (1 if by == "sigterm" else 10)
     assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
     assert "Traceback" not in errors
     record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, f"{by}.json")
