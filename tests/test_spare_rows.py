@@ -62,6 +62,21 @@ class TestSpareRows:
         if listed == "p-old":
             assert disputed.traces("or rather otherwise") == []
 
+    def test_tokenisation_counts_none(self, tmp_path: Path):
+        """What is told of a batch's tokens, its checks and words is that of its valid rows, also once some were erased."""
+        batches = Batches(tmp_path, chunks={"max_tokens": 256, "max_windows": 1})
+        delivered = rows(60)
+        projects.write_rows(batches.project.documents / "old.jsonl", [{**row, "text": f"{self.SAID} " * 40} for row in delivered[:9]])
+        os.utime(batches.project.documents / "old.jsonl", (batches.time, batches.time))
+        _, valid, _, made = batches.deliver("a.jsonl", delivered)
+        assert made.check("texts_are_kept_whole").passed
+        assert made.metadata["num_rows"] == made.metadata["num_sampled_texts"] == valid.metadata["num_valid"] == 60
+        assert pq.read_metadata(batches.store.folder(made) / "chunks.parquet").num_rows == 61
+        assert "nobody" not in pq.read_table(batches.store.folder(made) / "words.parquet")["word"].to_pylist()
+        erasure.erase(batches.store, CASE, ["d0", "d20"])
+        left = batches.store.load(made.ref)
+        assert (left.metadata["num_rows"], left.metadata["num_erased"]) == (58, 2)
+
     def test_an_outvoted_answer_keeps_its_own_marks(self, tmp_path: Path):
         """Spans shape what a row is tokenised to: where those who outvoted it take theirs back, no other row has its tokens."""
         batches = Batches(tmp_path, examples={**PLAIN["examples"], "task": "token_classification", "label": "spans"})

@@ -129,24 +129,27 @@ class Expected:
 
 
 def _write(path: Any, draft: Draft, tokenization: Tokenization, task: Task) -> Totals:
-    """Tokenise the examples of a file, some rows at a time, into the draft."""
+    """Tokenise the examples of a file, some rows at a time, into the draft; of the spare rows behind them nothing is counted."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
-    sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"])
+    num_valid = file.metadata.num_rows - sum(int(_is_spare(batch).sum()) for batch in file.iter_batches(columns=["spare"]))
+    sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"][:num_valid])
     words = WordCounts(folds_case(tokenization.tokenizer))
-    columns = ["id", "text", "source", "row", "spare", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
+    columns = ["id", "text", "source", "row", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
     counts, unfit, unfit_spare, done = Counter[str](), [], [], 0
     # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more than it saves.
     with pq.ParquetWriter(draft.path / CHUNKS, schema(), compression="zstd", use_dictionary=["id"]) as writer:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
-            found = chunk(batch, tokenization, task)
-            writer.write_table(found.table)
-            _count_words(words, batch, found, sampled[done : done + len(batch)], tokenization, task)
+            valid, spare = batch.slice(0, max(0, num_valid - done)), batch.slice(max(0, num_valid - done))
+            found, behind = chunk(valid, tokenization, task), chunk(spare, tokenization, task)
+            writer.write_table(pa.concat_tables([found.table, behind.table]))
+            _count_words(words, valid, found, sampled[done : done + len(valid)], tokenization, task)
             counts.update({name: count for name, count in found.metadata.items() if name != "longest_text_tokens"})
             counts["longest_text_tokens"] = max(counts["longest_text_tokens"], found.metadata["longest_text_tokens"])
             unfit += found.unfit[: _SHOWN - len(unfit)]
-            unfit_spare += (found.unfit_spare + done).tolist()
+            unfit_spare += (behind.untrained + done + len(valid)).tolist()
             done += len(batch)
     pq.write_table(words.table(), draft.path / WORDS)
     metadata: dict[str, Any] = {name: counts[name] for name in COUNTS} | words.metadata()
@@ -165,7 +168,7 @@ def _count_words(
     words.count(texts, int(num_tokens))
 
 
-#: What is counted of a batch.
+#: What is counted of a batch's valid rows; its spare ones, behind them, are in no count.
 COUNTS = (
     "num_rows",
     "num_tokens",
@@ -195,14 +198,13 @@ class Totals:
 class Chunked:
     """Examples' windows (see `schema`), what was counted on the way, and the rows without a trained token.
 
-    `unfit` are the places (file:row) of the first ones, `unfit_spare` the positions of those that are spare (`examples.Examined`),
-    which fail no batch.
+    `untrained` are their positions, `unfit` the places (file:row) of the first ones.
     """
 
     table: pa.Table
     metadata: dict[str, int]
     unfit: list[str]
-    unfit_spare: np.ndarray
+    untrained: np.ndarray
 
 
 def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: Task = "classification") -> Chunked:
@@ -220,15 +222,14 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
     marks = None
     counts = Counter[str]()
     unfit: list[str] = []
-    unfit_spare = np.zeros(0, np.int64)
+    untrained = np.zeros(0, np.int64)
     if task == "sft":
         rendered, refused = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
         trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
         num_trained = masks.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
-        untrained, spare = np.flatnonzero(num_trained == 0), _spare(examples)
-        unfit_spare, untrained = untrained[spare[untrained]], untrained[~spare[untrained]]
+        untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
         unfit = [_place(examples, row) + refused.get(row, "") for row in untrained[:_SHOWN].tolist()]
         marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
@@ -249,7 +250,7 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
         cut,
         pa.nulls(len(texts), cut.type) if marks is None else marks,
     ]
-    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit, unfit_spare)
+    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit, untrained)
 
 
 def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[str, int]:
@@ -290,9 +291,9 @@ def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
     return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
 
 
-def _spare(examples: pa.Table | pa.RecordBatch) -> np.ndarray:
-    names = examples.schema.names
-    return examples["spare"].to_numpy(zero_copy_only=False) if "spare" in names else np.zeros(len(examples), bool)
+def _is_spare(examples: pa.RecordBatch) -> np.ndarray:
+    # What an earlier version wrote has no such column.
+    return examples["spare"].to_numpy(zero_copy_only=False) if "spare" in examples.schema.names else np.zeros(len(examples), bool)
 
 
 def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:

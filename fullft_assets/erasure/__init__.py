@@ -269,11 +269,21 @@ def _drop_rows(
         told = scrub({name: value for name, value in manifest.metadata.items() if name != "replaces"}, paths)
         if UNFIT_SPARE in told:
             told[UNFIT_SPARE] = np.flatnonzero(np.isin(np.flatnonzero(~hit), told[UNFIT_SPARE])).tolist()
-        return {**told, **recounted(manifest, kept, table.filter(pa.array(hit)), erased.set_aside.get(batch_of(manifest), []))}
+        valid = ~_is_spare(manifest, table)
+        counted, gone = table.filter(pa.array(valid & ~hit)), table.filter(pa.array(valid & hit))
+        return {**told, **recounted(manifest, counted, gone, erased.set_aside.get(batch_of(manifest), []))}
 
     checks = [CheckOutcome.model_validate(scrub(check.model_dump(), paths)) for check in manifest.checks]
     store.rewrite(manifest, edit, inputs, checks)
     report.rewritten[manifest.stage] += 1
+
+
+def _is_spare(manifest: Manifest, table: pa.Table) -> np.ndarray:
+    """Return which rows [n] of a batch's table are in none of its counts; what an earlier version wrote has no such rows."""
+    if "spare" in table.column_names:
+        return table["spare"].to_numpy()
+    # In chunks they lie behind those that are counted.
+    return np.arange(len(table)) >= (manifest.metadata["num_rows"] if manifest.stage == "tokenized_chunks" else len(table))
 
 
 def _rows_to_drop(

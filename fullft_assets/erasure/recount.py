@@ -23,13 +23,10 @@ def recounted(manifest: Manifest, kept: pa.Table, gone: pa.Table, set_aside: Seq
 
     Args:
         manifest: as it was.
-        kept, gone: its rows that stay, and the erased ones.
+        kept, gone: its rows that stay, and the erased ones; without spare rows, which are among those set aside.
         set_aside: of examples, why erased rows of the same batch stand in its quarantine.
     """
     before = manifest.metadata
-    if manifest.stage == "labeled_examples":
-        # Spare rows are among those set aside.
-        kept, gone = _valid(kept), _valid(gone)
     counts: dict[str, Any] = {"num_erased": before.get("num_erased", 0) + len(gone)}
     if manifest.stage == "labeled_examples":
         counts |= {"num_rows": before["num_rows"] - len(gone) - len(set_aside), "num_valid": len(kept)} | _of_quarantine(before, set_aside)
@@ -39,13 +36,6 @@ def recounted(manifest: Manifest, kept: pa.Table, gone: pa.Table, set_aside: Seq
     else:
         counts["num_rows"] = len(kept)
     return counts
-
-
-def _valid(examples: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc
-
-    # What an earlier version wrote has no spare rows, and is erased like the rest.
-    return examples.filter(pc.invert(examples["spare"])) if "spare" in examples.column_names else examples
 
 
 def _of_quarantine(before: dict[str, Any], gone: Sequence[str]) -> dict[str, int]:
