@@ -40,7 +40,7 @@ from fullft_assets.store import CheckOutcome
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NOT_STORED = "superseded in their own file, or without a trained token, and would stand now; deliver them again"
+_NOT_STORED = "no batch has their text and tokens: superseded in their own file, without a trained token, or erased with an equal row; deliver them again"
 
 
 @dataclass(frozen=True)
