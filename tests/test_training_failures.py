@@ -25,7 +25,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
 from fullft_assets.workloads import classification, entry
 from fullft_assets.workloads import training as training_workload
-from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, room_needed
+from fullft_assets.workloads.checkpoints import StepLog, claim, latest_checkpoint, room_needed
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
 from fullft_assets.workloads.guards import Course
@@ -198,6 +198,11 @@ class TestFullDisk:
         log = StepLog(tmp_path / "metrics.jsonl", 0)
         with limited_files(5), pytest.raises(DiskError, match="no room for the step log"):
             log.append({"step": 1})
+
+    def test_no_room_to_begin_leaves_nothing(self, tmp_path):
+        with limited_files(5), pytest.raises(DiskError, match="no room for a new training"):
+            claim(tmp_path, {"snapshot": "0123456789"})
+        assert list(tmp_path.iterdir()) == []
 
     def test_other_errors_pass_through(self, tmp_path):
         with pytest.raises(PermissionError), room_needed(tmp_path, "x"):

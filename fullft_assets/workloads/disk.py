@@ -15,11 +15,16 @@ def replace_synced(path: Path, text: str) -> None:
     """
     # Two ranks may write the same one.
     aside = path.with_suffix(f".{os.getpid()}.partial")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        # On a full disk it would keep the room that it found.
+        aside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
