@@ -15,7 +15,7 @@ import torch
 from fullft_assets.assets.training import _curves
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import entry, finetuning, telemetry
+from fullft_assets.workloads import entry, leg, telemetry
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.finetuning import Fit, fine_tune
@@ -94,7 +94,7 @@ class TestStepLog:
     def test_where_the_cards_peak_is_known_each_step_has_its_share_of_it(self, tiny, tmp_path, monkeypatch):
         """That this machine has such a card is injected, and so is what it would wait for."""
         peak = 1e5
-        monkeypatch.setattr(finetuning, "peak_flops", lambda device, precision: peak)
+        monkeypatch.setattr(leg, "peak_flops", lambda device, precision: peak)
         fit = train(tiny, tmp_path, epochs=0.5, track=[])
         steps = [line for line in fit.history if "loss" in line]
         assert len(steps) == fit.num_steps > 1
