@@ -21,12 +21,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from fullft_assets import documents, examples
 from fullft_assets.examples import Examined
 from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen, freeze
+from tests import prepared
 from tests import project as projects
 from tests.test_snapshot import similar_pairs
 
@@ -143,12 +145,13 @@ def test_groups_are_where_the_tests_need_them() -> None:
 
 
 def assert_nothing_leaks(frozen: Frozen, texts: list[str]) -> None:
-    """Check that no group is in two splits and that no row is near to one of a split that goes before its own, by comparing all pairs."""
+    """Check that no id, text or group is in two splits and that no row is near to one of a split that goes before its own, by comparing all pairs."""
     assert next(check for check in frozen.checks if check.name == "splits_are_disjoint").passed
     rows = frozen.index.to_pylist()
     of_split = {split: [n for n, row in enumerate(rows) if row["split"] == split] for split in ORDER}
     for first, second in combinations(ORDER, 2):
-        assert {rows[n]["group"] for n in of_split[first]}.isdisjoint(rows[n]["group"] for n in of_split[second])
+        for name in ("id", "text_hash", "group"):
+            assert {rows[n][name] for n in of_split[first]}.isdisjoint(rows[n][name] for n in of_split[second]), name
         held_out, others = ([texts[n] for n in of_split[split]] for split in (first, second))
         assert similar_pairs(held_out, others, SETTINGS.near_duplicate_similarity) == [], (first, second)
 
@@ -166,6 +169,7 @@ class TestAnyCut:
         assert found.index.equals(alone.index)
         assert (found.labels, found.metadata["label_statistics"]) == (alone.labels, alone.metadata["label_statistics"])
         assert [check.model_dump() for check in found.checks] == [check.model_dump() for check in alone.checks]
+        assert found.agreement == alone.agreement
 
 
 class TestOnceHeldOut:
@@ -220,6 +224,34 @@ class TestAnnotators:
             labels = {row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)}
             assert labels == ({stands} if stands else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
+
+    def test_their_agreement_is_that_of_all_batches_however_they_are_cut(self) -> None:
+        said = {"u": ("notice", "notice"), "v": ("notice", "reference"), "w": ("reference", "reference"), "x": ("reference", "reference")}
+        files = tuple(
+            File(f"{who}.jsonl", 5, tuple((id_, f"{id_} {self.TEXT}", labels[n], "g", who) for id_, labels in said.items()))
+            for n, who in enumerate(("ann", "bob"))
+        )
+        apart, together = (snapshot_of([base(), *cut]).agreement for cut in (((files[1],), (files[0],)), (files,)))
+        assert apart == together
+        assert (apart.method, apart.num_items, apart.num_annotators) == ("cohen", 4, 2)
+        assert apart.kappa == pytest.approx(cohen_kappa_score(*zip(*said.values(), strict=True)))
+        assert apart.label_kappas == pytest.approx(dict.fromkeys(("notice", "reference"), apart.kappa))
+        assert snapshot_of([base()]).agreement is None
+
+    def test_it_stands_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
+        prepared.write_tiny_model(tmp_path / "model")
+        project = projects.create(tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1})
+        for n, who in enumerate(("ann", "bob")):
+            labels = [("notice", "reference"), ("reference", "notice"), ("text", "text")]
+            rows = [{"id": f"x{i}", "text": f"{self.TEXT} {i}", "kind": said[n], "annotator": who} for i, said in enumerate(labels)]
+            project.deliver(f"{who}.jsonl", rows)
+        taken = prepared.take(project).snapshot
+        assert len(taken.metadata["parts"]) == 3
+        assert taken.metadata["kappa"] == pytest.approx(0.0, abs=1e-9)
+        assert taken.metadata["kappa_per_label"] == pytest.approx({"notice": -0.5, "reference": -0.5, "text": 1.0})
+        check = taken.check("annotators_agree")
+        assert (check.passed, check.severity, check.metadata["num_items"]) == (False, "warn", 3)
+        assert "Cohen's kappa 0.00 of 2 annotators on 3 texts is below examples.min_agreement (0.6)" in check.description
 
 
 class TestLeftOutOfItsOwnBatch:

@@ -17,6 +17,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         ("rows_are_full", "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.", False)
     ]
     replayed = [("replay_holds_no_control_tokens", "No replayed document holds the model's special tokens.", False)]
+    voted = [("annotators_agree", "Annotators whose answers are rows of one id agree beyond chance, over all batches.", False)]
+    settings = case.settings.examples
+    is_voted = settings.task == "classification" and settings.severities.get("annotators_agree") != "off"
 
     @dg.asset(
         key=case.key("training_snapshot"),
@@ -35,6 +38,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.", False),
                 ("archived_files_count", "Files that were taken away since their delivery count as they were read.", False),
                 ("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede.", False),
+                *(voted if is_voted else []),
                 *(screened if case.settings.snapshot.screen else []),
                 *(packed if case.settings.examples.task in ("sft", "language_modeling") else []),
                 *(replayed if case.settings.snapshot.replay is not None else []),

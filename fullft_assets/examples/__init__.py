@@ -136,7 +136,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         write_examples(found.stored, draft.path / "examples.parquet")
         pq.write_table(found.left_out, draft.path / "left_out.parquet")
         metadata = {**about, "files": raw.metadata["files"], **taken_away, **_counts(found), "label_counts": found.label_counts}
-        return {**metadata, **_agreement_metadata(found.agreement)}, found.checks
+        return {**metadata, **agreement.metadata_of(found.agreement)}, found.checks
 
     def write_quarantined(draft: Draft) -> Outcome:
         import pyarrow as pa
@@ -165,17 +165,6 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
 def _counts(found: Examined) -> dict[str, int]:
     parts = {"num_valid": len(found.valid), "num_quarantined": len(found.quarantined), "num_superseded": len(found.superseded)}
     return {"num_rows": sum(parts.values()), **parts, "num_masked": found.num_masked}
-
-
-def _agreement_metadata(found: Agreement | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    return {
-        "kappa": found.kappa,
-        "kappa_method": found.method,
-        "kappa_per_label": {label: kappa for label, kappa in found.label_kappas.items() if kappa is not None},
-        "num_items_annotated_twice": found.num_items,
-    }
 
 
 def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, seed: int = 0, *, any_file_was_read: bool = True) -> Examined:

@@ -43,6 +43,18 @@ class Agreement:
     num_annotators: int
 
 
+def metadata_of(found: Agreement | None) -> dict[str, Any]:
+    """Return what the metadata of an artifact tells of it; nothing where nobody labelled the same text."""
+    if found is None:
+        return {}
+    return {
+        "kappa": found.kappa,
+        "kappa_method": found.method,
+        "kappa_per_label": {label: kappa for label, kappa in found.label_kappas.items() if kappa is not None},
+        "num_items_annotated_twice": found.num_items,
+    }
+
+
 def of_batch(table: pa.Table, found: Identity, settings: ExamplesSettings) -> Agreement | None:
     """Measure the agreement of a batch: of rows with `annotations`, and of rows merged into one; superseded rows do not count.
 

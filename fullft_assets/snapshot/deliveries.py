@@ -9,22 +9,20 @@ from datetime import UTC, datetime
 import numpy as np
 
 from fullft_assets.snapshot.rows import BROKEN, BatchRows, Rows, codes, ranks
-from fullft_assets.snapshot.votes import count_votes
+from fullft_assets.snapshot.votes import Votes, count_votes
 from fullft_assets.store import CheckOutcome
 
 #: So many ids, and such a share of them, that stand for two texts in two files are no longer corrections of documents.
 _REUSED_IDS, _REUSED_SHARE = 10, 0.01
 
 
-def drop_superseded(
-    rows: Rows, batches: Mapping[str, BatchRows], task: str, multi_label: bool
-) -> tuple[CheckOutcome, CheckOutcome, np.ndarray]:
+def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], task: str, multi_label: bool) -> tuple[CheckOutcome, CheckOutcome, Votes]:
     """Leave out rows of older deliveries of a file, but for those that are broken in each newer one, and older rows of an id.
 
     What several annotators said of an id is put to the vote. Rows of a tie are still in: they contradict others with their text.
 
     Returns:
-        Whether what came later counts, which depends on the order of the batches; whether ids name documents; and the mask of the ties.
+        Whether what came later counts, which depends on the order of the batches; whether ids name documents; and the votes.
     """
     is_old = _is_old_delivery(rows, batches)
     rows.stands_in = _stands_in(rows, batches, np.flatnonzero(is_old))
@@ -35,7 +33,7 @@ def drop_superseded(
     order, reused = _order_check(rows, by_file, versions, votes.voting), _reused_check(rows, versions)
     rows.drop(versions.is_old(len(rows.split)) & ~votes.voting, "superseded by a newer delivery of their id")
     rows.drop(votes.outvoted, "merged with the other annotations of their id")
-    return order, reused, votes.tied
+    return order, reused, votes
 
 
 def _is_old_delivery(rows: Rows, batches: Mapping[str, BatchRows]) -> np.ndarray:

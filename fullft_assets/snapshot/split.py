@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.errors import DataError
+from fullft_assets.examples.agreement import Agreement
 from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.deliveries import drop_superseded
@@ -53,6 +54,7 @@ class Frozen:
         labels: the label order.
         metadata, checks: what is told of it.
         order: what is told of the order of its batches; it alone depends on their names.
+        agreement: how far annotators agree whose answers came as rows of one id, over all batches; None where there are none.
     """
 
     index: pa.Table
@@ -61,6 +63,7 @@ class Frozen:
     metadata: dict[str, Any]
     checks: list[CheckOutcome]
     order: CheckOutcome
+    agreement: Agreement | None = None
 
 
 def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings, seed: int, *, task: str, multi_label: bool) -> Frozen:
@@ -72,8 +75,8 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     rows = collect(batches, settings)
     if not rows.kept.any():
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
-    order, reused, tied = drop_superseded(rows, batches, task, multi_label)
-    _drop_conflicts(rows, tied, task, multi_label)
+    order, reused, votes = drop_superseded(rows, batches, task, multi_label)
+    _drop_conflicts(rows, votes.tied, task, multi_label)
     _drop_copies(rows)
     _drop_once_held_out(rows)
     _find_stored(rows, task)
@@ -91,7 +94,7 @@ def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings,
     index, places = _index(rows, sorted(batches), task, multi_label)
     statistics = label_statistics(kept, rows.split, rows.group)
     metadata = _metadata(rows, present, statistics, len(batches))
-    return Frozen(index, places, present, metadata, [*_checks(rows, statistics, settings), reused], order)
+    return Frozen(index, places, present, metadata, [*_checks(rows, statistics, settings), reused], order, votes.agreement)
 
 
 def _drop_conflicts(rows: Rows, tied: np.ndarray, task: str, multi_label: bool) -> None:

@@ -12,6 +12,9 @@ import numpy as np
 from fullft_assets import data_report
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
+from fullft_assets.examples.agreement import metadata_of
+from fullft_assets.examples.outcomes import agreement_outcome
+from fullft_assets.examples.rules import Rule, rules_for
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import general, packing, replay, screening, sketches
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches, with_places
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.use_case import UseCase
 
-VERSION = "7"
+VERSION = "8"
 #: Tasks whose training rows are packed windows without a label.
 _PACKED = ("sft", "language_modeling")
 
@@ -56,7 +59,10 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         taking.write,
         version=VERSION,
         # It came later: snapshots without it are found under the keys that they have.
-        settings=settings.snapshot.model_dump(exclude=None if settings.snapshot.general is not None else {"general"}),
+        settings={
+            **settings.snapshot.model_dump(exclude=None if settings.snapshot.general is not None else {"general"}),
+            **({"min_agreement": settings.examples.min_agreement} if "annotators_agree" in taking.rules else {}),
+        },
         inputs=taking.inputs(),
         seed=settings.seed,
     )
@@ -84,6 +90,14 @@ class _Taking:
     expected: Expected
     evaluation: screening.EvaluationTexts | None
 
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The rules of examples that are judged over all batches as well."""
+        settings = self.use_case.settings.examples
+        return {
+            name: rule for name, rule in rules_for(settings).items() if name == "annotators_agree" and settings.task == "classification"
+        }
+
     def inputs(self) -> dict[str, Any]:
         """Return what the snapshot is made of, by content."""
         chosen = self.use_case.settings.snapshot
@@ -110,7 +124,12 @@ class _Taking:
         files = ["index.parquet"]
         values = {"labels": frozen.labels, "chunks": [CHUNKS_VERSION, self.expected.settings], "tokenizer": self.expected.tokenizer}
         parts = {name: pin(self.usable[name], self.chunks[name]) for name in sorted(self.usable)}
-        metadata = {**frozen.metadata, "batches_left_out": sorted(set(self.examples) - set(self.usable)), "parts": parts}
+        metadata = {
+            **frozen.metadata,
+            **metadata_of(frozen.agreement),
+            "batches_left_out": sorted(set(self.examples) - set(self.usable)),
+            "parts": parts,
+        }
         measured = self._draw_general(frozen)
         if measured is not None:
             values["general"] = measured.content_digest
@@ -128,6 +147,10 @@ class _Taking:
         draft.identity = Identity(files=files, values=values)
         metadata |= self._report_on_data(frozen, metadata, batches, draft.path / "report.md")
         checks = [*frozen.checks, frozen.order, archive_check(self.examples, self.usable), source_check(self.usable), *more]
+        for rule in self.rules.values():
+            # Which rows of a batch an error holds back is that batch's; here it is told.
+            found = agreement_outcome(rule, frozen.agreement, settings.examples)
+            checks.append(found.model_copy(update={"severity": "warn"}))
         if self.evaluation is not None:
             metadata["num_evaluation_texts"] = self.evaluation.num_texts
             checks.append(_screen_check(self.evaluation, settings.snapshot))

@@ -6,20 +6,26 @@ annotators' rows came together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fullft_assets.examples.agreement import Agreement, measure, measure_sets
 from fullft_assets.snapshot.rows import Rows, codes, targets
 
 
 @dataclass(frozen=True)
 class Votes:
-    """Rows that vote on their id, as masks over all rows: of an id's votes one row stands, the others are outvoted, or all are tied."""
+    """Rows that vote on their id, as masks over all rows: of an id's votes one row stands, the others are outvoted, or all are tied.
+
+    `agreement`: how far those who vote agree, in a classification; None where nobody votes.
+    """
 
     voting: np.ndarray
     outvoted: np.ndarray
     tied: np.ndarray
+    agreement: Agreement | None = None
 
 
 def count_votes(rows: Rows, row: np.ndarray, newest: np.ndarray, task: str, multi_label: bool) -> Votes:
@@ -39,7 +45,8 @@ def count_votes(rows: Rows, row: np.ndarray, newest: np.ndarray, task: str, mult
     votes.voting[voters] = True
     _, id_ = np.unique(rows.id[voters], return_inverse=True)
     numbers: dict[str, int] = {}
-    target = np.array([numbers.setdefault(t, len(numbers)) for t in targets(rows.table.take(voters), task, multi_label)])
+    said = targets(rows.table.take(voters), task, multi_label)
+    target = np.array([numbers.setdefault(t, len(numbers)) for t in said])
     answers, answer, counts = np.unique(id_ * len(numbers) + target, return_inverse=True, return_counts=True)
     most = np.zeros(id_.max() + 1, np.int64)
     np.maximum.at(most, answers // len(numbers), counts)
@@ -51,7 +58,16 @@ def count_votes(rows: Rows, row: np.ndarray, newest: np.ndarray, task: str, mult
     of_majority = np.flatnonzero(leads[answer])
     elected[id_[of_majority]] = of_majority
     votes.outvoted[voters[~is_tied & (np.arange(len(voters)) != elected[id_])]] = True
-    return votes
+    return replace(votes, agreement=_agreement(rows, voters, said, multi_label)) if task == "classification" else votes
+
+
+def _agreement(rows: Rows, voters: np.ndarray, said: list[str], multi_label: bool) -> Agreement | None:
+    # Sorted: sums of floats must not depend on the order in which batches arrived.
+    who = (rows.table[name].take(voters).to_pylist() for name in ("id", "annotator"))
+    items, annotators, labels = (list(column) for column in zip(*sorted(zip(*who, said, strict=True)), strict=True))
+    if multi_label:
+        return measure_sets(items, annotators, [json.loads(each) for each in labels])
+    return measure(items, annotators, labels)
 
 
 def _voters(rows: Rows, row: np.ndarray, newest: np.ndarray) -> np.ndarray:
