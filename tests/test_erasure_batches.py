@@ -214,6 +214,33 @@ class TestRowsThatStandWithAnothersText:
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
 
 
+def test_rows_that_are_no_examples_are_gone_as_well(tmp_path: Path):
+    """Quarantined ones, those that contradict each other (one is kept as a spare row), older versions, in and over batches, and ties."""
+    batches = Batches(tmp_path)
+    said = {name: f"what the {name} one says is found in no licence at all" for name in ("bare", "first", "older", "elder", "tied")}
+    none = [
+        {"id": "bare", "text": said["bare"], "kind": None},
+        {"id": "one", "text": said["first"], "kind": "a"},
+        {"id": "two", "text": said["first"], "kind": "b"},
+        {"id": "three", "text": said["older"], "kind": "a"},
+        {"id": "three", "text": f"{said['older']}, once more", "kind": "a"},
+        *({"id": "four", "text": said["tied"], "kind": kind, "annotator": who} for who, kind in (("ann", "a"), ("bob", "b"))),
+        {"id": "five", "text": said["elder"], "kind": "a"},
+    ]
+    batches.deliver("a.jsonl", [*rows(60), *none])
+    batches.deliver("b.jsonl", [{"id": "five", "text": f"{said['elder']}, at last", "kind": "b"}, *rows(5, 60)])
+    taken = batches.take()
+    before = batches.texts(taken)
+    listed = ["bare", "one", "two", "three", "four", "five"]
+    words = {text[:30] for text in said.values()}
+    assert all(batches.traces(each) for each in words), "they were there"
+    report = erasure.erase(batches.store, CASE, listed)
+    assert report.missing == []
+    assert batches.traces(*words, *(f"'{id_}'" for id_ in listed), *(f'"{id_}"' for id_ in listed)) == []
+    assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in listed}
+    assert len(batches.texts(batches.take())) > 30
+
+
 class TestCutShort:
     def test_readers_refuse_a_half_done_erasure(self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch):
         batches, *_ = copied
