@@ -289,6 +289,14 @@ class TestColumnar:
         datasets.Dataset.from_list([{"text": "a", "kind": -1}, {"text": "b", "kind": 1}], features=features).save_to_disk(tmp_path / "d")
         assert [row["label"] for row in read(tmp_path)] == [None, "y"]
 
+    @pytest.mark.parametrize(
+        "said", ["{", "5", "[]", '{"info": {"features": 5}}', '{"info": {"features": {"kind": [[{"_type": 5}]]}}}', "[" * 99_999]
+    )
+    def test_what_datasets_says_of_the_columns_may_be_anything(self, tmp_path: Path, said: str) -> None:
+        table = pa.table({"text": ["a"], "kind": ["x"]}).replace_schema_metadata({"huggingface": said})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "x")]
+
     def test_arrow_in_its_file_format(self, tmp_path: Path, licences: Rows) -> None:
         table = self.table(licences)
         with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:

@@ -63,7 +63,7 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Return the class names by column that `datasets` writes into the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     found = {}
     for name, feature in features.items() if isinstance(features, dict) else ():
