@@ -410,15 +410,15 @@ class TestEvents:
         for name in ("state.json", "dataset_info.json"):
             put(told.folder, f"saved/{name}")
         queue.tell("mailbox/a.jsonl", "mail/a.docx", "mail/.hidden/a.jsonl", "mail/saved/state.json")
-        queue.send("not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1])
+        queue.send("not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1], "[" * 99_999)
         queue.show_again_at_once()
         found = told.look()
         assert found.cut == []
         assert found.notes == [
             "4 object(s) named by events lie outside of it or have another ending",
-            "4 message(s) of the queue are no S3 events and stay there",
+            "5 message(s) of the queue are no S3 events and stay there",
         ]
-        assert queue.num_messages == 4
+        assert queue.num_messages == 5
 
     def test_a_look_takes_so_many_messages_and_the_next_goes_on(self, told: Bucket, queue: Queue) -> None:
         for number in range(25):

@@ -109,7 +109,7 @@ def _objects(body: str) -> Iterator[str | None]:
         for record in event["Records"]:
             if record["eventName"].removeprefix("s3:").startswith("ObjectCreated:"):
                 yield f"s3://{record['s3']['bucket']['name']}/{unquote_plus(record['s3']['object']['key'])}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield None
 
 
