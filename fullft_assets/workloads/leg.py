@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, StoreError
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads import holding, kernels, layers, precision, ranks, sharding
+from fullft_assets.workloads.ahead import Ahead, as_it_is
 from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, checkpoint_of, first_damaged, give_up, retain, step_of, whole_checkpoints
 from fullft_assets.workloads.feed import sums_between
 from fullft_assets.workloads.forgetting import Forgetting
@@ -350,8 +351,8 @@ class Leg:
         trainer = FineTuner(
             model=self.model,
             args=args,
-            train_dataset=feed.dataset,
-            data_collator=feed.collate,
+            train_dataset=Ahead(feed, accumulation_steps(self.settings, work.num_processes)),
+            data_collator=as_it_is,
             callbacks=[self.watcher, *work.callbacks],
             prepared=self.prepared,
             settings=self.settings,

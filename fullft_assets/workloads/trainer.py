@@ -96,7 +96,7 @@ def _computing(settings: TrainingSettings) -> dict[str, Any]:
         # None leaves the matrix multiplications of fp32 as torch has them: in fp32.
         "tf32": True if chosen == "tf32" else None,
         "activation_checkpointing": settings.gradient_checkpointing,
-        # The next batch goes to the card while this one is computed.
+        # A copy from pinned memory does not hold up what follows it.
         "dataloader_pin_memory": has_gpu,
         "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation(settings)},
         "use_cpu": not has_gpu,
