@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.yaml_source import locate
 
 if TYPE_CHECKING:
     from fullft_assets.settings import UseCaseSettings
@@ -133,7 +134,7 @@ def resolve_base_model(reference: str, project_root: Path) -> Path:
     """
     if reference.startswith("package:"):
         return _resolve_in_package(reference)
-    folder = project_root / Path(reference).expanduser()
+    folder = locate(reference, project_root)
     if folder.is_dir():
         return folder
     named = _HUB_ID.fullmatch(reference)
@@ -186,7 +187,7 @@ def _resolve_in_package(reference: str) -> Path:
 
 def suggest_path(path: str, root: Path) -> str:
     """Return `; did you mean ...?` for a path that does not exist, or an empty string where nothing is near."""
-    given = root / Path(path).expanduser()
+    given = locate(path, root)
     found = Path(given.anchor)
     for part in given.parts[1:]:
         if not (found / part).exists():

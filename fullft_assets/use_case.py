@@ -29,7 +29,7 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import problems
 from fullft_assets.explaining import did_you_mean, explain, field_of, given_value, keys_named
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.yaml_source import Key, YamlSource, read_source
+from fullft_assets.yaml_source import Key, YamlSource, locate, read_source
 
 COMPONENT = "fullft_assets.FullFineTune"
 COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
@@ -58,7 +58,7 @@ class UseCase:
 
     def resolve(self, path: str) -> Path:
         """Return a path of the YAML as an absolute one; relative ones start at the project root. Documents: `open_source`."""
-        return self.project_root / Path(path).expanduser()
+        return locate(path, self.project_root)
 
 
 def load_use_case(yaml_path: Path) -> UseCase:
@@ -237,7 +237,7 @@ def _is_bucket(path: str) -> bool:
 
 def _place_problem(path: str, root: Path) -> str | None:
     """Return what is wrong with a path that documents may come from, or None."""
-    folder = root / Path(path).expanduser()
+    folder = locate(path, root)
     if _is_bucket(path):
         return None
     if path.startswith("s3:"):
@@ -253,7 +253,7 @@ def _place_problem(path: str, root: Path) -> str | None:
 
 
 def _contents_problem(path: str, root: Path) -> str | None:
-    folder = root / Path(path).expanduser()
+    folder = locate(path, root)
     try:
         # Stops at the first one: a folder may hold 100,000 files, and definitions load often.
         if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder).walk()):
@@ -267,7 +267,7 @@ def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem
     path, key = settings.monitoring.path, ("monitoring", "path")
     if path is None:
         return
-    folder = (root / Path(path).expanduser()).resolve()
+    folder = locate(path, root).resolve()
     if "://" in path or path.startswith("s3:") or folder.is_file():
         if (problem := _place_problem(path, root)) is not None:
             yield Problem(key, problem)
@@ -287,7 +287,7 @@ def _overlap(path: str, other: str, root: Path) -> bool:
     if _is_bucket(path):
         one, two = (f"{url.rstrip('/')}/" for url in (path, other))
         return one.startswith(two) or two.startswith(one)
-    folder, training = ((root / Path(name).expanduser()).resolve() for name in (path, other))
+    folder, training = (locate(name, root).resolve() for name in (path, other))
     return folder.is_relative_to(training) or training.is_relative_to(folder)
 
 
@@ -304,7 +304,7 @@ def _check_snapshot(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 def _external_problem(path: str, root: Path) -> str | None:
     """Return what is wrong with a file or folder of documents that are no delivery, or None; a bucket is asked when it is read."""
-    place = root / Path(path).expanduser()
+    place = locate(path, root)
     if place.is_file():
         return None if is_readable(place.name) else f"{path} has an ending that is not read; known endings: {', '.join(ENDINGS)}"
     if "://" not in path and not path.startswith("s3:") and not place.exists():

@@ -132,3 +132,14 @@ def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -
     if isinstance(node, yaml.ScalarNode):
         source.raw[key] = node.value
     return loader.construct_object(node)
+
+
+def locate(path: str, root: Path) -> Path:
+    """Return where a path of a YAML lies: below the project's root unless it is absolute or begins at somebody's home.
+
+    The home of nobody (`~data/x`) is a name like any other, and not found as such.
+    """
+    try:
+        return root / Path(path).expanduser()
+    except RuntimeError:
+        return root / path

@@ -303,6 +303,14 @@ class TestRollBack:
             run(tiny, tmp_path, guards={"max_roll_backs": 1, "rate_factor": 0.1})
         assert [incident.learning_rate for incident in Course(tmp_path).incidents] == [pytest.approx(1e-4)]
 
+    def test_a_rule_that_stops_at_once_says_nothing_of_others_roll_backs(self, tiny, tmp_path, monkeypatch):
+        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
+        stopping = {"no_progress": {"action": "stop", "share": 0.5, "min_fall": 0.99}}
+        with pytest.raises(DivergenceError) as error:
+            run(tiny, tmp_path, guards=stopping)
+        assert len(Course(tmp_path).incidents) == 1
+        assert "guard no_progress" in str(error.value) and "roll-backs" not in str(error.value)
+
     def test_non_finite_weights_never_become_a_model_whatever_the_action(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
         with pytest.raises(DivergenceError, match="the weights after step .* are not finite"):

@@ -237,6 +237,10 @@ ONE_MISTAKE = {
         GOOD.replace("data/licences", "data/licenses"),
         "5: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
     ),
+    "home of nobody": (
+        GOOD.replace("data/licences", "~nobody-here/data"),
+        "5: documents.path: folder not found: ~nobody-here/data; relative paths start at the folder with pyproject.toml",
+    ),
     "no folder": (
         GOOD.replace("data/licences", "elsewhere"),
         "5: documents.path: folder not found: elsewhere; relative paths start at the folder with pyproject.toml",

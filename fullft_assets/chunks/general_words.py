@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fullft_assets.base_model import suggest_path
 from fullft_assets.errors import SettingsError
+from fullft_assets.yaml_source import locate
 
 if TYPE_CHECKING:
     from fullft_assets.use_case import UseCase
@@ -99,7 +100,7 @@ def problem(chosen: str, root: Path) -> str | None:
     """Return what is wrong with `chunks.general_words`, or None; of a long list only the beginning is read."""
     if chosen == VOCABULARY or chosen in _languages():
         return None
-    path = root / Path(chosen).expanduser()
+    path = locate(chosen, root)
     if not path.is_file():
         known = ", ".join(sorted(_languages()))
         what, near = ("is a folder", "") if path.is_dir() else ("is no file", suggest_path(chosen, root))

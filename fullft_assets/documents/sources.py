@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.errors import DataError
+from fullft_assets.yaml_source import locate
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they tell such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
@@ -77,7 +78,7 @@ def open_source(path: str, project_root: Path) -> Source:
     An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading needs no
     options: what is encrypted with a KMS key comes decrypted to a role that may use the key.
     """
-    return S3Prefix(path) if path.startswith("s3://") else Folder(project_root / Path(path).expanduser())
+    return S3Prefix(path) if path.startswith("s3://") else Folder(locate(path, project_root))
 
 
 def scan(folder: Path) -> list[SourceFile]:

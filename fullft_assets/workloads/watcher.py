@@ -202,7 +202,8 @@ class Watcher(TrainerCallback):
             self._end_early(finding)
         else:
             self._log(finding.line())
-            helped_not = f"; {self.course.num_roll_backs} roll-backs did not help" if self.course.num_roll_backs else ""
+            tried = self.course.num_roll_backs if finding.action == "roll_back" else 0
+            helped_not = f"; {tried} roll-backs did not help" if tried else ""
             raise (IdleError if finding.rule == "idle" else DivergenceError)(
                 f"training stopped at step {finding.step:,} by its guard {finding.rule}: {finding.reason}{helped_not}; {finding.mend}"
             )
