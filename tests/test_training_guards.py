@@ -305,11 +305,11 @@ class TestRollBack:
 
     def test_a_rule_that_stops_at_once_says_nothing_of_others_roll_backs(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
-        stopping = {"no_progress": {"action": "stop", "share": 0.5, "min_fall": 0.99}}
+        stopping = {"dead_gradient": {"action": "stop", "below": 1e9, "steps": 8}}
         with pytest.raises(DivergenceError) as error:
             run(tiny, tmp_path, guards=stopping)
         assert len(Course(tmp_path).incidents) == 1
-        assert "guard no_progress" in str(error.value) and "roll-backs" not in str(error.value)
+        assert "guard dead_gradient" in str(error.value) and "roll-backs" not in str(error.value)
 
     def test_non_finite_weights_never_become_a_model_whatever_the_action(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
