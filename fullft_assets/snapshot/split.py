@@ -12,7 +12,9 @@ row is to stand after all, it does with the text and the tokens of an equal row,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -179,10 +181,14 @@ def _drop_near_duplicates(rows: Rows, batches: Mapping[str, BatchRows], settings
     row_of = np.full(len(sketches), -1)
     row_of[rows.stored[rows.kept]] = np.flatnonzero(rows.kept)
 
-    searches = {}
-    for guarded, others in ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,))):
+    def search_for(guarded: int, others: tuple[int, ...]) -> NearSearch:
         reference, candidates = rows.stored[rows.split == guarded], rows.stored[np.isin(rows.split, others)]
-        searches[guarded, others] = NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
+        return NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
+
+    sides = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
+    # Sorting goes on without the interpreter's lock.
+    with ThreadPoolExecutor(len(sides)) as pool:
+        searches = dict(zip(sides, pool.map(search_for, *zip(*sides, strict=True)), strict=True))
     # Read at once: what of a batch holds a text is decoded as a whole.
     needed = np.concatenate([search.rows for search in searches.values()])
     sets = shingle_sets(_read_texts(rows, batches, needed), seed)
@@ -198,15 +204,18 @@ def _drop_near_duplicates(rows: Rows, batches: Mapping[str, BatchRows], settings
 
 
 def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray) -> pa.ChunkedArray:
-    """Return the texts of examples, in their order; each batch is read once."""
+    """Return the texts of stored rows, in their order; each batch is read once, several at a time."""
     import pyarrow as pa
 
-    order = np.argsort(rows.batch[chosen], kind="stable")
-    parts, names = [], sorted(batches)
-    for number in np.unique(rows.batch[chosen]).tolist():
-        mine = chosen[rows.batch[chosen] == number]
-        texts = batches[names[number]].texts(rows.position[mine])
-        parts += texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    order, names = np.argsort(rows.batch[chosen], kind="stable"), sorted(batches)
+
+    def read(number: int) -> list[pa.Array]:
+        texts = batches[names[number]].texts(rows.position[chosen[rows.batch[chosen] == number]])
+        return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+
+    # Decoding goes on without the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = [part for found in pool.map(read, np.unique(rows.batch[chosen]).tolist()) for part in found]
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     return pa.chunked_array(parts, pa.string()).take(pa.array(back))
