@@ -301,7 +301,8 @@ def _partition(
     examples = _with_annotations(table, found.ratings).drop_columns(["problem"])
     return {
         "valid": examples.filter(is_valid),
-        "spare": examples.take(_spare(table, found, is_valid, settings)),
+        # Filtered, for what is taken by position is copied whole first.
+        "spare": examples.filter(_spare(table, found, is_valid, settings)),
         "quarantined": _with_reasons(table, quarantined, ["; ".join(reasons[row]) for row in quarantined]),
         "superseded": _with_reasons(table, old, [MERGED if merged else SUPERSEDED for merged in found.merged[old]]),
         "left_out": pa.concat_tables([_left_out(table, found), _named(table, broken)]),
@@ -309,20 +310,22 @@ def _partition(
 
 
 def _spare(table: pa.Table, found: identity.Identity, is_valid: np.ndarray, settings: ExamplesSettings) -> np.ndarray:
-    """Return, of the contents that no valid row has, one sound row each.
+    """Return a mask over the rows: of the contents that no valid row has, one sound row each.
 
     Not of versions that the same file supersedes: whatever else arrives, those come in one batch.
     """
     import pyarrow.compute as pc
 
     rows = np.flatnonzero(found.tied | found.merged | found.conflicting | (found.superseded & ~found.superseded_in_file))
+    spare = np.zeros(len(table), bool)
     if not len(rows):
-        return rows
+        return spare
     valid = np.flatnonzero(is_valid)
     same = pc.is_in(table["text_hash"].take(valid), table["text_hash"].take(rows).combine_chunks())
     known = set(_contents(table, valid[same.to_numpy().astype(bool)], settings))
     found_by = dict(zip(reversed(_contents(table, rows, settings)), rows[::-1].tolist(), strict=True))
-    return np.array(sorted(row for content, row in found_by.items() if content not in known), np.int64)
+    spare[[row for content, row in found_by.items() if content not in known]] = True
+    return spare
 
 
 def _contents(table: pa.Table, rows: np.ndarray, settings: ExamplesSettings) -> list[tuple[str, str]]:

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 _NOT_STORED = "no batch has their text and tokens: superseded in their own file, without a trained token, or erased with an equal row; deliver them again"
 
+#: Texts up to which both splits' pairs are looked for at a time.
+_SIDE_BY_SIDE = 1 << 18
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -186,8 +189,8 @@ def _drop_near_duplicates(rows: Rows, batches: Mapping[str, BatchRows], settings
         return NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
 
     sides = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
-    # Sorting goes on without the interpreter's lock.
-    with ThreadPoolExecutor(len(sides)) as pool:
+    # Sorting goes on without the interpreter's lock; side by side it takes memory for both.
+    with ThreadPoolExecutor(len(sides) if len(sketches) <= _SIDE_BY_SIDE else 1) as pool:
         searches = dict(zip(sides, pool.map(search_for, *zip(*sides, strict=True)), strict=True))
     # Read at once: what of a batch holds a text is decoded as a whole.
     needed = np.concatenate([search.rows for search in searches.values()])
