@@ -13,7 +13,7 @@ row is to stand after all, it does with the text and the tokens of an equal row,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _NOT_STORED = "no batch has their text and tokens: superseded in their own file, without a trained token, or erased with an equal row; deliver them again"
 
-#: Texts up to which both splits' pairs are looked for at a time.
+#: Texts up to which several things are done at a time: that takes the memory of each.
 _SIDE_BY_SIDE = 1 << 18
 
 
@@ -189,9 +189,7 @@ def _drop_near_duplicates(rows: Rows, batches: Mapping[str, BatchRows], settings
         return NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
 
     sides = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
-    # Sorting goes on without the interpreter's lock; side by side it takes memory for both.
-    with ThreadPoolExecutor(len(sides) if len(sketches) <= _SIDE_BY_SIDE else 1) as pool:
-        searches = dict(zip(sides, pool.map(search_for, *zip(*sides, strict=True)), strict=True))
+    searches = dict(zip(sides, _each(lambda side: search_for(*side), sides, len(sketches)), strict=True))
     # Read at once: what of a batch holds a text is decoded as a whole.
     needed = np.concatenate([search.rows for search in searches.values()])
     sets = shingle_sets(_read_texts(rows, batches, needed), seed)
@@ -216,12 +214,18 @@ def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray
         texts = batches[names[number]].texts(rows.position[chosen[rows.batch[chosen] == number]])
         return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
 
-    # Decoding goes on without the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = [part for found in pool.map(read, np.unique(rows.batch[chosen]).tolist()) for part in found]
+    parts = [part for found in _each(read, np.unique(rows.batch[chosen]).tolist(), len(rows.split)) for part in found]
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     return pa.chunked_array(parts, pa.string()).take(pa.array(back))
+
+
+def _each(do: Callable[[Any], Any], items: Sequence[Any], num_texts: int) -> list[Any]:
+    """Return what is made of each item; of few texts side by side, since sorting and decoding go on without the interpreter's lock."""
+    if num_texts > _SIDE_BY_SIDE:
+        return list(map(do, items))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(do, items))
 
 
 def _cap_heldout(rows: Rows, settings: SnapshotSettings, seed: int) -> None:
