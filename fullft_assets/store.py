@@ -504,7 +504,7 @@ class Draft:
         files = {}
         for name in names:
             files[name] = FileEntry(bytes=(self.path / name).stat().st_size, sha256=_sha256(self.path / name))
-            _fsync(self.path / name)
+            sync(self.path / name)
         manifest = Manifest(
             **self._identity,
             created_at=time.time(),
@@ -561,7 +561,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh3_128
 
 from fullft_assets.errors import DiskError, SettingsError, is_disk_full
-from fullft_assets.workloads.disk import replace_synced, sync_folder
+from fullft_assets.store import sync
+from fullft_assets.workloads.disk import replace_synced
 from fullft_assets.workloads.guards import Course, Incident
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def seal(folder: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync_folder(inner)
+        sync(inner)
 
 
 def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
@@ -91,11 +92,11 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
         if replaced.exists():
             shutil.rmtree(replaced)
         target.rename(replaced)
-        sync_folder(target.parent)
+        sync(target.parent)
     elif target.exists():
         shutil.rmtree(target)
     aside.rename(target)
-    sync_folder(target.parent)
+    sync(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fullft_assets.store import sync
+
 
 def replace_synced(path: Path, text: str) -> None:
     """Write a file that is there in full or not at all, and on the disk when this returns.
@@ -25,13 +27,5 @@ def replace_synced(path: Path, text: str) -> None:
         # On a full disk it would keep the room that it found.
         aside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk: a file's own sync leaves out its name."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    # A file's own sync leaves out its name.
+    sync(path.parent)
