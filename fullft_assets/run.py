@@ -207,11 +207,13 @@ class Driver:
         }
         launched = self._execute(_LAUNCH, {"params": params}, "launchRun")
         run_id = launched["run"]["runId"]
-        # With `make ui` beside, its daemon takes the run from the queue; without, nobody would.
-        run = self.instance.get_run_by_id(run_id)
-        if run.status == dg.DagsterRunStatus.QUEUED and not self._daemon_is_alive():
-            self.instance.launch_run(run_id, self.workspace.create_request_context())
+        self._take_from_queue(run_id)
         return Followed(run_id, job, title)
+
+    def _take_from_queue(self, run_id: str) -> None:
+        """Launch a run that is in the queue where nobody else would; with `make ui` beside, its daemon does."""
+        if self.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.QUEUED and not self._daemon_is_alive():
+            self.instance.launch_run(run_id, self.workspace.create_request_context())
 
     def _daemon_is_alive(self) -> bool:
         heartbeat = self.instance.get_daemon_heartbeats().get("QUEUED_RUN_COORDINATOR")
@@ -222,6 +224,8 @@ class Driver:
         while open_runs:
             time.sleep(_POLL_SECONDS)
             for run in list(open_runs):
+                # A daemon that has just ended still counts as alive for a while.
+                self._take_from_queue(run.run_id)
                 status = self.instance.get_run_by_id(run.run_id).status
                 self._show_events(run)
                 self._look_at_slots(run)

@@ -1,13 +1,19 @@
-"""`fullft run` before its first run: all that was delivered is in the ledger, and a file that was just written to is waited for."""
+"""`fullft run`: all that was delivered is in the ledger, a file that was just written to is waited for, and no run stays in the queue."""
 
 from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution.api import execute_run
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._daemon.types import DaemonHeartbeat
 
 from fullft_assets import documents, run
 from fullft_assets.resources import open_store
@@ -47,6 +53,43 @@ def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance
     files, said = cut_all(project, instance)
     assert files == []
     assert said.endswith(f"{project.documents}: 1 file(s) are still being written to; run again for them\n")
+
+
+@dg.op
+def nothing() -> None: ...
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def quick() -> None:
+    nothing()
+
+
+class Workspace:
+    def create_request_context(self) -> None: ...
+
+
+def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
+    project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = time.time() - 58
+    instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp=ended, daemon_type="QUEUED_RUN_COORDINATOR", daemon_id=None, errors=[]))
+    origin = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin(host="localhost", port=1), "repository").get_job_origin("quick")
+    queued = instance.create_run_for_job(quick, status=dg.DagsterRunStatus.QUEUED, remote_job_origin=origin)
+    launched = []
+
+    def launch(run_id: str, _: None) -> None:
+        launched.append(run_id)
+        instance.report_dagster_event(DagsterEvent(DagsterEventType.PIPELINE_STARTING.value, "quick"), run_id)
+        execute_run(InMemoryJob(quick), instance.get_run_by_id(run_id), instance)
+
+    monkeypatch.setattr(instance, "launch_run", launch)
+    driver = Driver.__new__(Driver)
+    driver.use_case, driver.instance, driver.screen, driver.seconds = project.use_case(), instance, Screen(io.StringIO()), {}
+    driver.workspace = Workspace()
+    driver._take_from_queue(queued.run_id)
+    assert launched == [], "the daemon may yet take it"
+    assert driver._follow([run.Followed(queued.run_id, "quick", "quick")])
+    assert launched == [queued.run_id]
 
 
 def test_all_of_many_files_are_cut(project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
