@@ -17,7 +17,7 @@ from fullft_assets.workloads.checkpoints import SEAL, STEP_LOG, all_checkpoints,
 from fullft_assets.workloads.entry import Progress
 from fullft_assets.workloads.guards import Course, Incident
 from tests.optimizer_steps import Stopping
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import KEEP_BEST, LLAMA, OVERFITTING, SETTINGS, fit, training
 
 
 def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,15 +89,14 @@ def kill_at_touch(number: int, folder: Path) -> None:
 
 def test_training_goes_on_from_the_checkpoint_that_was_being_replaced(tmp_path: Path) -> None:
     """Also where it is the best one, and so what comes out."""
-    settings = SETTINGS.model_copy(update={"epochs": 6, "learning_rate": 0.3, "keep_best": True, "scheduler": "constant_with_warmup"})
-    told = {"resumable": True, "evaluate_at": None}
-    whole = fit(LLAMA, training(), settings, tmp_path / "whole", **told)
+    options = {**OVERFITTING, "chosen": KEEP_BEST, "resumable": True, "evaluate_at": None}
+    whole = fit(LLAMA, folder=tmp_path / "whole", **options)
     assert 0 < whole.step < whole.num_steps
     with pytest.raises(Interrupted):
-        fit(LLAMA, training(), settings, tmp_path / "work", progress=Stopping(whole.step), **told)
+        fit(LLAMA, folder=tmp_path / "work", progress=Stopping(whole.step), **options)
     name = f"checkpoint-{whole.step}"
     (tmp_path / "work" / name).rename(tmp_path / "work" / f"replaced-{name}")
-    done = fit(LLAMA, training(), settings, tmp_path / "work", **told)
+    done = fit(LLAMA, folder=tmp_path / "work", **options)
     assert done.resumed_from_step == done.step == whole.step
     assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
 
@@ -143,9 +142,8 @@ def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path
                 for checkpoint in all_checkpoints(tmp_path):
                     damage(checkpoint / "model.safetensors")
 
-    chosen = SETTINGS.model_copy(update={"epochs": 6, "learning_rate": 0.3, "keep_best": True, "scheduler": "constant_with_warmup"})
     with pytest.raises(StoreError, match=r"checkpoint-\d+/model.safetensors, of the best step, is damaged; delete .* to train again"):
-        fit(LLAMA, training(), chosen, tmp_path, resumable=True, evaluate_at=None, progress=Damaging(silent=True))
+        fit(LLAMA, **OVERFITTING, chosen=KEEP_BEST, folder=tmp_path, resumable=True, evaluate_at=None, progress=Damaging(silent=True))
 
 
 def damage(path: Path) -> None:
