@@ -134,8 +134,8 @@ class Demo:
         # Imported only now: nothing is being measured.
         import dagster as dg
 
+        from fullft_assets.config.validation import load_use_case
         from fullft_assets.resources import latest, open_store
-        from fullft_assets.use_case import load_use_case
 
         with dg.DagsterInstance.from_config(str(home)) as instance:
             steps = [step for run in instance.get_runs() for step in instance.get_run_step_stats(run.run_id)]

@@ -213,7 +213,7 @@ class _Bench:
         from fullft_assets.snapshot import Split, Training, packing
         from fullft_assets.snapshot.general import General
         from fullft_assets.snapshot.replay import num_replay_tokens
-        from fullft_assets.workloads.packed import NextToken
+        from fullft_assets.tasks.language.recipe import NextToken
 
         windows = [window for document in self.documents(task) for window in document]
         num_task, missing = len(windows), num_replay_tokens(sum(map(len, windows)), share) if share else 0
@@ -259,8 +259,8 @@ def pretrain(folder: Path) -> dict[str, float]:
 
 def fine_tune_by_each(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Return what each way forgot and learned, in nats a token."""
-    from fullft_assets.workloads.inference import load_causal
-    from fullft_assets.workloads.token_scores import score_documents
+    from fullft_assets.models.inference import load_causal
+    from fullft_assets.models.token_scores import score_documents
 
     bench, texts = _Bench(folder), json.loads((folder / "old.json").read_text())
     held_out, replayed = texts[:_NUM_OLD_HELD_OUT], texts[_NUM_OLD_HELD_OUT:]
@@ -286,9 +286,9 @@ def _with_replayed_for_importance(recipe: Any, documents: list[list[list[int]]])
 
 
 def _fit(recipe: Any, settings: dict[str, Any], seed: int) -> Any:
+    from fullft_assets.engine.finetuning import fine_tune
+    from fullft_assets.jobs.process import Progress
     from fullft_assets.settings import TrainingSettings
-    from fullft_assets.workloads.entry import Progress
-    from fullft_assets.workloads.finetuning import fine_tune
 
     with tempfile.TemporaryDirectory() as work:
         chosen = TrainingSettings(**settings)

@@ -73,8 +73,8 @@ def _rates(model: Path, found: Rounds, side: str, seconds: float, scale: str) ->
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fullft_assets.workloads import precision
-    from fullft_assets.workloads.telemetry import Shape, peak_flops, step_flops
+    from fullft_assets.engine.telemetry import Shape, peak_flops, step_flops
+    from fullft_assets.models import precision
 
     with torch.device("meta"):
         shape = Shape.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
@@ -139,9 +139,9 @@ def _train(model: str, folder: str, kill_after: str) -> None:
     """Train a few steps with checkpoints; kill this process after a step, or write the weights to `final`."""
     from transformers import TrainerCallback
 
+    from fullft_assets.engine.finetuning import fine_tune
+    from fullft_assets.jobs.process import Progress
     from fullft_assets.settings import TrainingSettings
-    from fullft_assets.workloads.entry import Progress
-    from fullft_assets.workloads.finetuning import fine_tune
 
     class Kill(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -64,8 +64,8 @@ def measure_llama_factory(python: Path, model: Path, logs: Path, rounds: int = R
         rounds: turns of each side.
         threads: of each side. Default: one a core.
     """
+    from fullft_assets.models import precision
     from fullft_assets.samples import smollm
-    from fullft_assets.workloads import precision
 
     smollm.write(model)
     threads = threads or os.cpu_count() or 1

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.table import Goal, Row
 
 if TYPE_CHECKING:
-    from fullft_assets.workloads.recipe import Prepared, Recipe
+    from fullft_assets.engine.recipe import Prepared, Recipe
 
 REPOSITORY = Path(__file__).parent.parent
 #: (optimizer, weights): the first is what the others are compared with.
@@ -197,7 +197,7 @@ def recipe(model: Path, scale: Scale = STATE, *, whole_logits: bool = False) -> 
         whole_logits: learn from transformers' own loss, for which the logits of all tokens exist at a time.
     """
     from fullft_assets.snapshot import Split, Training, packing
-    from fullft_assets.workloads.packed import NextToken
+    from fullft_assets.tasks.language.recipe import NextToken
 
     class WholeLogits(NextToken):
         def prepare(self, *arguments: Any) -> Prepared:
@@ -220,9 +220,9 @@ def train(
     """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this process by the last one."""
     from transformers import TrainerCallback
 
+    from fullft_assets.engine.finetuning import fine_tune
+    from fullft_assets.jobs.process import Progress
     from fullft_assets.settings import TrainingSettings
-    from fullft_assets.workloads.entry import Progress
-    from fullft_assets.workloads.finetuning import fine_tune
 
     peaks = []
 

@@ -320,7 +320,7 @@ def _load(model: Path) -> Any:
 def _arguments(folder: str, **more: Any) -> dict[str, Any]:
     import torch
 
-    from fullft_assets.workloads import precision
+    from fullft_assets.models import precision
 
     return {
         "output_dir": folder,
@@ -341,11 +341,11 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
 
 def with_ours(model: Path, folder: str, turns: Turns, scale: Scale) -> None:
     """Train as the workload does."""
+    from fullft_assets.engine.finetuning import fine_tune
+    from fullft_assets.jobs.process import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.snapshot import Split
-    from fullft_assets.workloads.entry import Progress
-    from fullft_assets.workloads.finetuning import fine_tune
-    from fullft_assets.workloads.packed import NextToken
+    from fullft_assets.tasks.language.recipe import NextToken
 
     windows = documents(model, scale)
     nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]])
@@ -415,8 +415,9 @@ def with_bare_loop(model: Path, folder: str, turns: Turns, scale: Scale, *, same
     """Train with the least code."""
     import torch
 
-    from fullft_assets.workloads import packed_rows, precision
-    from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
+    from fullft_assets.engine import packed_rows
+    from fullft_assets.models import precision
+    from fullft_assets.models.token_loss import IGNORED, TokenLoss
 
     network = _load(model)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01, fused=True)

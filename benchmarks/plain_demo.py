@@ -38,8 +38,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from transformers.utils import logging
 
 from fullft_assets.base_model import resolve_base_model
+from fullft_assets.config.validation import DEFS, load_use_case
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.use_case import DEFS, load_use_case
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

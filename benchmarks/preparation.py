@@ -306,7 +306,7 @@ def use_case(folder: Path, *, checked: bool = False, max_batch_bytes: int | None
     """Return the use case that the documents are prepared for."""
     from fullft_assets.samples import licences
     from fullft_assets.settings import UseCaseSettings
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
     attributes: dict[str, Any] = {
         "base_model": BASE_MODEL,

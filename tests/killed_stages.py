@@ -25,8 +25,8 @@ import pyarrow.dataset
 import tokenizers
 
 from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.store import Store
-from fullft_assets.use_case import load_use_case
 
 STAGES = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "near_duplicate_index", "training_snapshot")
 PLACES = ("pointers", *STAGES)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import fine_tune
+from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.jobs.process import Progress
 from tests.prepared import Prepared
 
 

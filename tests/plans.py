@@ -5,8 +5,8 @@ from __future__ import annotations
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import planning_key
 from fullft_assets.resources import latest
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
-from fullft_assets.use_case import UseCase
 
 
 def approve(store: Store, use_case: UseCase) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.jobs import Job
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
-from fullft_assets.use_case import UseCase
 from tests import project as projects
 from tests import smollm2
 
@@ -43,7 +43,7 @@ class Prepared:
     @property
     def recipe(self) -> Any:
         """What training, planning and the pilot would train."""
-        from fullft_assets.workloads.tasks import open_recipe
+        from fullft_assets.tasks.opening import open_recipe
 
         return open_recipe(self.job("finetuned_checkpoint"), self.store, self.snapshot)
 

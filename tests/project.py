@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.samples import licences
-from fullft_assets.use_case import UseCase, load_use_case
+from fullft_assets.settings.use_case import UseCase
 
 #: Small enough that planning, training and evaluation together take well under a minute on two cores.
 QUICK: dict[str, Any] = {

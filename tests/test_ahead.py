@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fullft_assets.workloads.ahead import Ahead, as_it_is
-from fullft_assets.workloads.feed import Batch, Feed
+from fullft_assets.engine.feed import Batch, Feed
+from fullft_assets.engine.prefetch import Ahead, as_it_is
 
 ITEMS_A_PASS = 3
 UNTOUCHED = np.zeros(0, np.int64)

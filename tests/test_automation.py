@@ -17,8 +17,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets import automation, chunks, documents, examples, ingestion, retraining, snapshot
+from fullft_assets import automation, chunks, documents, examples, retraining, snapshot
 from fullft_assets.assets.case import Case
+from fullft_assets.automation import schedules
+from fullft_assets.chunks import ingestion
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.prepared import Prepared, prepare, write_tiny_model
@@ -161,7 +163,7 @@ class TestDeliverySensor:
 
     def test_what_a_dead_tick_has_cut_is_asked_for_by_the_next_and_by_another_instance(self, bench, monkeypatch):
         with monkeypatch.context() as dying:
-            dying.setattr(automation, "_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            dying.setattr(schedules, "_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             bench.prepared.project.deliver("more.jsonl", projects.licence_rows(3, skip=500))
             with pytest.raises(KeyboardInterrupt):
                 bench.tick("new_documents")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import Split
-from fullft_assets.workloads import baselines
-from fullft_assets.workloads.baselines import FrozenProbe, Majority, Tfidf
-from fullft_assets.workloads.inference import embed
+from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
 from tests.prepared import Prepared, prepare
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets import check
-from fullft_assets.use_case import load_use_case
+from fullft_assets.config import check
+from fullft_assets.config.validation import load_use_case
 
 YAML = """\
 type: fullft_assets.FullFineTune
@@ -40,7 +40,7 @@ def write(project: Path, more: str = "", name: str = "x") -> Path:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fullft_assets.check", *arguments, "--defs", "defs"]
+    command = [sys.executable, "-m", "fullft_assets.config.check", *arguments, "--defs", "defs"]
     environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[1])}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
@@ -84,7 +84,7 @@ def test_prints_what_would_be_trained_on_what(project):
 def test_imports_nothing_heavy(project):
     write(project)
     code = (
-        "import sys; from fullft_assets.check import main; status = main(['x', '--defs', 'defs']);"
+        "import sys; from fullft_assets.config.check import main; status = main(['x', '--defs', 'defs']);"
         f"print('LOADED', status, [name for name in {HEAVY} if name in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[1])}

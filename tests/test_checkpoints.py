@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, all_checkpoints, claim, latest_checkpoint, publish, retain, seal
+from fullft_assets.engine.guards import Course, Incident
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.workloads.checkpoints import SEAL, STEP_LOG, all_checkpoints, claim, latest_checkpoint, publish, retain, seal
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.guards import Course, Incident
+from fullft_assets.jobs.process import Progress
 from tests.optimizer_steps import Stopping
 from tests.test_packed import KEEP_BEST, LLAMA, OVERFITTING, SETTINGS, fit, training
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import Tokenization, windows
+from fullft_assets.chunks import Tokenization, tokenizing, windows
 from fullft_assets.chunks.windows import Ends, Room
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
@@ -331,9 +331,9 @@ class TestChunk:
         rows = rows.append_column("text_hash", [[f"{i * 7919 % 1009:04}" for i in range(len(rows))]])
         tokenization = load(max_tokens=32, stride=4)
         pq.write_table(rows, tmp_path / "examples.parquet")
-        monkeypatch.setattr(chunks, "ROWS_AT_A_TIME", 50)
+        monkeypatch.setattr(tokenizing, "ROWS_AT_A_TIME", 50)
         with store.create("c", "s", "k", version="1", seed=1) as draft:
-            totals = chunks._write(tmp_path / "examples.parquet", draft, tokenization, "classification")
+            totals = tokenizing._write(tmp_path / "examples.parquet", draft, tokenization, "classification")
             written = pq.read_table(draft.path / chunks.CHUNKS)
         whole = chunks.chunk(rows, tokenization)
         assert written.equals(whole.table)
@@ -345,7 +345,7 @@ class TestChunk:
         )
         pq.write_table(empty, tmp_path / "examples.parquet")
         with Store(str(tmp_path / "store")).create("c", "s", "k", version="1", seed=1) as draft:
-            totals = chunks._write(tmp_path / "examples.parquet", draft, load(), "classification")
+            totals = tokenizing._write(tmp_path / "examples.parquet", draft, load(), "classification")
             assert pq.read_table(draft.path / chunks.CHUNKS).schema == chunks.schema()
             assert len(pq.read_table(draft.path / chunks.WORDS)) == 0
         assert set(totals.metadata.values()) == {0}

@@ -15,13 +15,15 @@ from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.embeddings import initialise_added
+from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import baselines, evaluation, judging_labels, planning, training
-from fullft_assets.workloads.embeddings import initialise_added
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import load_classifier, predict
-from fullft_assets.workloads.judging import Docket
+from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.classification import judge as judging_labels
+from fullft_assets.tasks.judging import Docket
+from fullft_assets.workloads import evaluation, planning, training
 from tests import prepared, smollm2
 from tests import project as projects
 

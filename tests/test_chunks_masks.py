@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import ChatTemplate, Tokenization
+from fullft_assets.chunks import ChatTemplate, Tokenization, tokenizing
 from fullft_assets.chunks.chat import CHATML
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
@@ -243,10 +243,10 @@ class TestConversations:
     def test_a_batch_of_conversations_is_written_in_parts(self, smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = conversations([self.MESSAGES, self.MESSAGES[:1]] * 4)
         pq.write_table(rows.append_column("text_hash", [[str(i) for i in range(8)]]), tmp_path / "examples.parquet")
-        monkeypatch.setattr(chunks, "ROWS_AT_A_TIME", 3)
+        monkeypatch.setattr(tokenizing, "ROWS_AT_A_TIME", 3)
         tokenization = load(smol)
         with Store(str(tmp_path / "store")).create("c", "s", "k", version="1", seed=1) as draft:
-            totals = chunks._write(tmp_path / "examples.parquet", draft, tokenization, "sft")
+            totals = tokenizing._write(tmp_path / "examples.parquet", draft, tokenization, "sft")
             assert pq.read_table(draft.path / chunks.CHUNKS).equals(chunks.chunk(rows, tokenization, "sft").table)
         assert totals.unfit == [f"chats.jsonl:{row}" for row in (2, 4, 6, 8)]
         # The template's own tokens are no words of the domain.

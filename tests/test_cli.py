@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.cli import main
-from fullft_assets.use_case import DEFS, find_defs, read_dg_project
+from fullft_assets.config.validation import DEFS, find_defs, read_dg_project
 from tests.project import Project
 
 ROOT = Path(__file__).parents[1]

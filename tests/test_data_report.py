@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fullft_assets.data_report import Example, length_metadata, render, target_of
+from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of
 
 
 def metadata(**changes: Any) -> dict[str, Any]:

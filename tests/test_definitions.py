@@ -16,9 +16,9 @@ import pytest
 
 from fullft_assets import component, samples
 from fullft_assets.component import FullFineTune
+from fullft_assets.config.validation import DEFS, load_use_case
 from fullft_assets.definitions import defs
 from fullft_assets.samples import prepare
-from fullft_assets.use_case import DEFS, load_use_case
 from tests import project as projects
 
 SNAPSHOT = Path(__file__).parent / "graph_licences.txt"

@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from fullft_assets import use_case
+from fullft_assets.config import validation
+from fullft_assets.engine import sharding
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import precision
+from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.workloads import planning, precision, sharding
-from fullft_assets.workloads.classification import score
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import load_classifier
+from fullft_assets.tasks.classification.recipe import score
+from fullft_assets.workloads import planning
 from tests import machine
 from tests.prepared import command, prepare, write_general, write_tiny_model
 from tests.test_isolation import build
@@ -186,7 +188,7 @@ def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
 def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: int, message: str | None) -> None:
     data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": {"sharding": "fsdp2", **more}}
     settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
-    assert [message in problem.message for problem in use_case._check_optimizer(settings, Path())] == ([True] if message else [])
+    assert [message in problem.message for problem in validation._check_optimizer(settings, Path())] == ([True] if message else [])
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
         sharding.require(settings.training, processes)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import documents
 from fullft_assets.documents import Batch, SourceFile, batches
+from fullft_assets.documents import raw as raw_documents
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Manifest, Store
@@ -488,13 +489,13 @@ class TestChangedFiles:
             letters.project.deliver("other.jsonl", projects.licence_rows(7, skip=500))
             return found
 
-        monkeypatch.setattr(documents, "read_documents", rewritten_meanwhile)
+        monkeypatch.setattr(raw_documents, "read_documents", rewritten_meanwhile)
         raw = letters.keep(batch)
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
         description = raw.check("files_are_readable").description
         assert "other.jsonl: changed while it was read; its newer state comes in a batch of its own" in description
-        monkeypatch.setattr(documents, "read_documents", read)
+        monkeypatch.setattr(raw_documents, "read_documents", read)
         [newer] = letters.cut()
         assert [row["row"] for row in letters.rows(letters.keep(newer))] == list(range(1, 8))
 
@@ -509,7 +510,7 @@ class TestChangedFiles:
             path.write_text('text,kind\n"a')
             return read(*arguments)
 
-        monkeypatch.setattr(documents, "read_documents", cut_off)
+        monkeypatch.setattr(raw_documents, "read_documents", cut_off)
         raw = letters.keep(batch)
         assert raw.metadata["num_rows"] == 0
         assert "changed while it was read" in raw.check("files_are_readable").description

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
-from fullft_assets import store as stores
+from fullft_assets.cli import commands
+from fullft_assets.erasure import rewriting
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.samples import licences
 from fullft_assets.snapshot import loading
 from fullft_assets.store import MANIFEST, Manifest, Store
+from fullft_assets.store import artifacts as stores
 from tests import project as projects
 from tests.project import Project
 
@@ -246,7 +248,7 @@ class TestCutShort:
         batches, *_ = copied
         taken = batches.take()
         with monkeypatch.context() as patched:
-            patched.setattr(erasure, "_drop_from_snapshots", power_cut)
+            patched.setattr(rewriting, "_drop_from_snapshots", power_cut)
             with pytest.raises(PowerCut):
                 erasure.erase(batches.store, CASE, ["d2"])
         with pytest.raises(StoreError, match=f"was rewritten after this snapshot froze it.*run `fullft erase {CASE}` with its list again"):
@@ -295,11 +297,11 @@ class TestCutShort:
             assert report.missing == [], step
             assert batches.texts(taken) == expected, step
             assert batches.traces(text, '"d2"', "'d2'") == [], step
-            assert not [ref for stage in erasure._HOLDING for ref in batches.store.unfinished(CASE, stage)], step
+            assert not [ref for stage in rewriting._HOLDING for ref in batches.store.unfinished(CASE, stage)], step
             if step % 8 == 0:
-                done = {m.ref for stage in erasure._HOLDING for m in batches.store.artifacts(CASE, stage)}
+                done = {m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)}
                 assert not erasure.erase(batches.store, CASE, listed).rewritten, f"{step}: nothing is left to do"
-                assert done == {m.ref for stage in erasure._HOLDING for m in batches.store.artifacts(CASE, stage)}, step
+                assert done == {m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)}, step
             shutil.rmtree(batches.project.root)
 
 
@@ -408,7 +410,7 @@ class TestTheList:
 
     def test_lines_that_match_nothing_are_named_and_fail(self, copied: tuple[Batches, str, str], tmp_path: Path, capsys, monkeypatch):
         batches, *_ = copied
-        monkeypatch.setattr(cli, "_store", lambda _: batches.store)
+        monkeypatch.setattr(commands, "_store", lambda _: batches.store)
         (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 1
         said = capsys.readouterr()

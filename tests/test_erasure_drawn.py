@@ -11,13 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import erasure, release, snapshot, starting_point
+from fullft_assets import erasure, release, snapshot
+from fullft_assets.engine.finetuning import exclusive
+from fullft_assets.erasure import rewriting
 from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import training
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import exclusive
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 
@@ -166,7 +168,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
     gone = named(case, kind)
     file = next(row for row in drawn(case, kind) if row["id"].startswith("patient-"))["source"]
     with monkeypatch.context() as patched:
-        patched.setattr(erasure, step, power_cut)
+        patched.setattr(rewriting, step, power_cut)
         with pytest.raises(KeyboardInterrupt):
             erasure.erase(case.store, case.use_case.name, [gone["id"], file])
     if step == "_drop_from_snapshots":

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, erasure
+from fullft_assets.jobs.process import Progress
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import monitoring, training
-from fullft_assets.workloads.entry import Progress
 from tests import project as projects
 from tests.prepared import Prepared, prepare
 from tests.test_erasure_drawn import traces

@@ -18,16 +18,17 @@ from transformers import AutoModelForCausalLM
 
 from fullft_assets import erasure, release
 from fullft_assets.chunks import Tokenization, save_tokenizer
+from fullft_assets.erasure import rewriting
 from fullft_assets.evaluation import BASE_MODEL, LanguageEvaluation, read_evaluation
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.inference import load_causal
 from fullft_assets.snapshot import load_messages
 from fullft_assets.store import Manifest, Store
-from fullft_assets.workloads import judging_tokens
-from fullft_assets.workloads.entry import Progress
+from fullft_assets.tasks.judging import Docket
+from fullft_assets.tasks.language import judge as judging_tokens
+from fullft_assets.tasks.language.generation import Writer
+from fullft_assets.tasks.language.judge import judge
 from fullft_assets.workloads.evaluation import work
-from fullft_assets.workloads.generation import Writer
-from fullft_assets.workloads.inference import load_causal
-from fullft_assets.workloads.judging import Docket
-from fullft_assets.workloads.judging_tokens import judge
 from tests import prepared as preparations
 
 TASKS = ("language_modeling", "sft")
@@ -219,8 +220,8 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
         return np.array([row["id"] == gone or row["group"] == weakest for row in table.to_pylist()])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(erasure, "_judged_erased", judged_erased)
-        erasure._drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
+        patch.setattr(rewriting, "_judged_erased", judged_erased)
+        rewriting._drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] >= 1 and set(after) != before
     for manifest in after.values():

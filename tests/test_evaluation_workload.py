@@ -20,14 +20,14 @@ from fullft_assets import chunks, documents, evaluation, examples, release, snap
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.jobs import Job
+from fullft_assets.jobs.process import Progress
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import load_split
 from fullft_assets.store import Manifest, Store
-from fullft_assets.use_case import UseCase
-from fullft_assets.workloads import baselines
-from fullft_assets.workloads.entry import Progress
+from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.classification.judge import map_labels
 from fullft_assets.workloads.evaluation import work
-from fullft_assets.workloads.judging_labels import map_labels
 
 WORDS = {
     "invoice": ["amount", "due", "payment", "bank", "total", "tax"],

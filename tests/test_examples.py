@@ -20,9 +20,9 @@ from fullft_assets import chunks, documents, examples
 from fullft_assets.documents import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples.rules import GATES, REASONS, ROLES
-from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome, Store
+from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import project as projects
 from tests.licence_delivery import EXAMPLES, Delivery
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from fullft_assets import examples
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples import rules
 from fullft_assets.examples.expectation_names import EXPECTATIONS
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome
-from fullft_assets.use_case import load_use_case
 from tests import project as projects
 from tests.test_examples import places, sound_rows, table
 
@@ -195,7 +195,7 @@ class TestProblems:
             load_use_case(project.yaml_path)
         assert f"defs.yaml:{line}: examples.expectations.0.arguments.column: the profile has no column `num_word`" in str(refused.value)
         code = (
-            "import sys; from pathlib import Path; from fullft_assets.use_case import load_use_case\n"
+            "import sys; from pathlib import Path; from fullft_assets.config.validation import load_use_case\n"
             "try: load_use_case(Path(sys.argv[1]))\n"
             "except Exception: print([name for name in ('great_expectations', 'pandas', 'pyarrow') if name in sys.modules])"
         )

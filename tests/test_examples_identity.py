@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import unit_hash
 from tests import project as projects
 from tests.test_examples import PLAIN, TIED, check_against_plain_python, places, sound_rows, table
 

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from fullft_assets import training
+from fullft_assets.engine import checkpoints
+from fullft_assets.engine.checkpoints import StepLog, latest_checkpoint, seal
+from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.engine.trainer import accumulation_steps
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.inference import load_for_training, predict, predict_with
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import checkpoints, classification
-from fullft_assets.workloads.checkpoints import StepLog, latest_checkpoint, seal
-from fullft_assets.workloads.classification import Classification, planned_order, score
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.workloads.inference import load_for_training, predict, predict_with
-from fullft_assets.workloads.trainer import accumulation_steps
+from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.tasks.classification.recipe import Classification, planned_order, score
 from tests.optimizer_steps import without_dropout
 from tests.prepared import Prepared, prepare
 

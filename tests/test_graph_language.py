@@ -12,9 +12,9 @@ import pytest
 
 from fullft_assets import release
 from fullft_assets.component import FullFineTune
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
-from fullft_assets.use_case import load_use_case
 from tests import prepared, smollm2
 from tests import project as projects
 from tests.test_graph import ASSETS, CASE, Graph, attempts, champion, events, without_manifest

@@ -11,11 +11,11 @@ import torch
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import inference, precision
+from fullft_assets.models.inference import collate, embed, load_classifier, load_for_training, predict, predict_with
 from fullft_assets.samples import licences
 from fullft_assets.settings import ChunksSettings
-from fullft_assets.workloads import inference, precision
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import collate, embed, load_classifier, load_for_training, predict, predict_with
 from tests.prepared import MINILM
 
 LABELS = ["notice", "reference", "tag", "text"]

@@ -10,13 +10,14 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import automation, chunks, documents, examples, ingestion, snapshot
+from fullft_assets import automation, chunks, documents, examples, snapshot
 from fullft_assets.assets.case import Case
+from fullft_assets.chunks import ingestion
 from fullft_assets.errors import DataError
 from fullft_assets.resources import open_store
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import batches, sketches
 from fullft_assets.store import CheckOutcome, Manifest
-from fullft_assets.use_case import UseCase
 from tests import project as projects
 
 

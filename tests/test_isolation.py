@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from fullft_assets.workloads.isolation import probe
+from fullft_assets.models.isolation import probe
 
 SMALL = {
     "vocab_size": 96,

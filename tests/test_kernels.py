@@ -16,11 +16,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.engine import kernels
+from fullft_assets.engine.recipe import Prepared
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.training import key_settings
-from fullft_assets.workloads import kernels
-from fullft_assets.workloads.recipe import Prepared
 from tests import machine
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training

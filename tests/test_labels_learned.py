@@ -16,8 +16,8 @@ KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "t
 
 def learned(prepared: Prepared, folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Scores on the validation rows: of the model after training, and of each cheaper way."""
-    from fullft_assets.workloads.entry import Progress
-    from fullft_assets.workloads.finetuning import fine_tune
+    from fullft_assets.engine.finetuning import fine_tune
+    from fullft_assets.jobs.process import Progress
 
     recipe, quiet = prepared.recipe, Progress(silent=True)
     cheaper = dict(recipe.cheaper_ways(folder, quiet))

@@ -14,11 +14,11 @@ import pytest
 from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.errors import Interrupted
+from fullft_assets.jobs.process import Progress
 from fullft_assets.launchers import local
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import LauncherSettings
-from fullft_assets.workloads.entry import Progress
 
 TESTS = Path(__file__).parent
 SECONDS = 30.0
@@ -319,7 +319,7 @@ class TestByHand:
 
 class TestProgress:
     def test_steps_are_rate_limited_and_end_with_an_eta(self, capsys, monkeypatch):
-        monkeypatch.setattr("fullft_assets.workloads.entry.STEP_SECONDS", 0.2)
+        monkeypatch.setattr("fullft_assets.jobs.process.STEP_SECONDS", 0.2)
         progress = Progress()
         began = time.monotonic()
         for done in range(100, 160):
@@ -332,7 +332,7 @@ class TestProgress:
         assert lines[-1].rsplit("ETA ", 1)[1] in ("0 s", "1 s", "2 s")
 
     def test_time_left_counts_from_the_step_that_was_resumed(self, capsys, monkeypatch):
-        monkeypatch.setattr("fullft_assets.workloads.entry.STEP_SECONDS", 0.0)
+        monkeypatch.setattr("fullft_assets.jobs.process.STEP_SECONDS", 0.0)
         progress = Progress()
         progress.step(900, 1000)
         time.sleep(0.5)

@@ -109,7 +109,7 @@ def test_the_demo_stays_out_of_the_users_project(library):
 
 
 def test_before_the_demos_documents_are_written_its_error_says_how(library):
-    code = "from fullft_assets.use_case import DEFS, load_use_case; load_use_case(DEFS / 'licences' / 'defs.yaml')"
+    code = "from fullft_assets.config.validation import DEFS, load_use_case; load_use_case(DEFS / 'licences' / 'defs.yaml')"
     done = library.run("python", "-c", code)
     last = done.stderr.strip().splitlines()[-1]
     assert "documents.path: folder not found: data/licences/documents" in done.stderr

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from fullft_assets import samples
+from fullft_assets.cli.run import _broken_use_cases
 from fullft_assets.component import FullFineTune
+from fullft_assets.config.validation import DEFS, load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import latest
-from fullft_assets.run import _broken_use_cases
 from fullft_assets.samples import licence_texts, licences, smollm
 from fullft_assets.store import Store
-from fullft_assets.use_case import DEFS, load_use_case
 from tests import machine
 from tests import project as projects
 
@@ -59,7 +59,7 @@ def test_a_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypa
         machine.require_smollm2()
         find = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
-    monkeypatch.setattr("fullft_assets.use_case.find_project_root", lambda path: tmp_path)
+    monkeypatch.setattr("fullft_assets.config.validation.find_project_root", lambda path: tmp_path)
     with pytest.raises(SettingsError, match=re.escape(mend)) as raised:
         samples.prepare(YAML)
     assert "\n" not in str(raised.value)
@@ -67,7 +67,7 @@ def test_a_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypa
 
 
 def test_until_it_is_prepared_it_has_no_part_in_dagster_and_breaks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fullft_assets.use_case.find_project_root", lambda path: tmp_path)
+    monkeypatch.setattr("fullft_assets.config.validation.find_project_root", lambda path: tmp_path)
     assert samples.is_dormant(YAML) and samples.brings_model(YAML)
     assert not samples.is_dormant(DEFS / "licences" / "defs.yaml"), "its missing data is an error that says what to do"
     assert not samples.is_dormant(tmp_path / "licence_texts" / "defs.yaml"), "somebody else's of that name"
@@ -79,7 +79,7 @@ def test_until_it_is_prepared_it_has_no_part_in_dagster_and_breaks_nothing(tmp_p
 
 
 def test_its_yaml_says_what_is_missing_and_the_command_that_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fullft_assets.use_case.find_project_root", lambda path: tmp_path)
+    monkeypatch.setattr("fullft_assets.config.validation.find_project_root", lambda path: tmp_path)
     with pytest.raises(SettingsError) as raised:
         load_use_case(YAML)
     lines = str(raised.value).splitlines()

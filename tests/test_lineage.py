@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets import chunks, documents, erasure, examples, lineage, release, snapshot, starting_point
+from fullft_assets import chunks, documents, erasure, examples, release, snapshot
 from fullft_assets.errors import GateError
-from fullft_assets.release import Champion
+from fullft_assets.jobs.process import Progress
+from fullft_assets.release import Champion, starting_point
 from fullft_assets.store import Manifest, Store
+from fullft_assets.training import lineage
 from fullft_assets.workloads import evaluation, training
-from fullft_assets.workloads.entry import Progress
 from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from fullft_assets.evaluation.classification import expected_calibration_error
-from fullft_assets.workloads.metrics import Accuracy, CalibrationError, MacroF1, headline
+from fullft_assets.evaluation.metrics import Accuracy, CalibrationError, MacroF1, headline
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fullft_assets import monitoring, two_samples
+from fullft_assets import monitoring
 from fullft_assets.errors import StoreError
-from fullft_assets.monitoring import Features
+from fullft_assets.monitoring import Features, drift, two_samples
 from fullft_assets.settings import MonitoringSettings
 
 SETTINGS = MonitoringSettings()
@@ -272,7 +272,7 @@ def test_rare_labels_are_pooled_before_chi_squared() -> None:
     """Three windows with one stray prediction each are no drift: expected counts of 0.2 would make them one."""
     reference, window = _predicting(600, 399, 1, 0, 0, 0), _predicting(180, 117, 0, 1, 1, 1)
     assert monitoring.compare_predictions(reference, window).p_value > 0.05
-    table = monitoring._pool_rare(np.array([[600, 399, 1, 0, 0, 0], [180, 117, 0, 1, 1, 1]]))
+    table = drift._pool_rare(np.array([[600, 399, 1, 0, 0, 0], [180, 117, 0, 1, 1, 1]]))
     assert table.sum() == 1_300
     assert (table.sum(axis=0) * 300 / 1_300 >= monitoring.MIN_EXPECTED_COUNT).all()
 

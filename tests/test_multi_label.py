@@ -16,12 +16,12 @@ from transformers import AutoModelForSequenceClassification
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import FINETUNED, Terms, counts, multi_label, read_evaluation
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.inference import predict_with
 from fullft_assets.settings import EvaluationSettings
-from fullft_assets.workloads import multi_label_baselines
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import predict_with
-from fullft_assets.workloads.judging_multi_label import Given, read_thresholds
-from fullft_assets.workloads.tasks import open_recipe
+from fullft_assets.tasks.multi_label import baselines as multi_label_baselines
+from fullft_assets.tasks.multi_label.judge import Given, read_thresholds
+from fullft_assets.tasks.opening import open_recipe
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import Prepared, prepare

@@ -14,14 +14,15 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
-from fullft_assets import planning, use_case
-from fullft_assets.contradictions import contradictions
+from fullft_assets import planning
+from fullft_assets.config import validation
+from fullft_assets.engine import optimizers, trainer
+from fullft_assets.engine.finetuning import Fit, fine_tune
+from fullft_assets.engine.optimizers import Lean
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
+from fullft_assets.jobs.process import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
-from fullft_assets.workloads import optimizers, trainer
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.optimizers import Lean
+from fullft_assets.settings.contradictions import contradictions
 from tests import machine
 from tests.prepared import Prepared, command, prepare, prepare_language_model
 from tests.test_planning import MEASURED
@@ -404,7 +405,7 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
     settings = UseCaseSettings.model_validate(
         {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": training}
     )
-    (problem,) = use_case._check_optimizer(settings, Path())
+    (problem,) = validation._check_optimizer(settings, Path())
     assert problem.key == ("training", key) and message in problem.message
 
 

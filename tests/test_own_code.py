@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 
 from fullft_assets import documents
 from fullft_assets.base_model import ModelFolder, TrustedFolder, read_header
+from fullft_assets.config.validation import validate
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import loading
+from fullft_assets.models.inference import embed, load_causal, load_classifier, load_tagger, predict
 from fullft_assets.store import Manifest
-from fullft_assets.use_case import validate
-from fullft_assets.workloads import loading, monitoring, tagging
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import embed, load_causal, load_classifier, load_tagger, predict
-from fullft_assets.workloads.judging_labels import model_labels
-from fullft_assets.workloads.span_baselines import load_backbone
-from fullft_assets.workloads.tasks import open_recipe
+from fullft_assets.tasks.classification.judge import model_labels
+from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.token_classification import tagging
+from fullft_assets.tasks.token_classification.baselines import load_backbone
+from fullft_assets.workloads import monitoring
 from tests import own_code
 from tests import project as projects
 from tests.prepared import Prepared, command, prepare, write_tiny_model

@@ -27,16 +27,16 @@ from transformers import (
     PreTrainedModel,
 )
 
+from fullft_assets.engine import packed_rows
+from fullft_assets.engine.feed import Feed, sums_between
+from fullft_assets.engine.finetuning import Fit, fine_tune
+from fullft_assets.engine.packed_rows import Pieces, planned_batches, planned_rows
 from fullft_assets.errors import DataError, Interrupted, SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.token_loss import IGNORED, TokenLoss, plain
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
-from fullft_assets.workloads import packed_rows
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.feed import Feed, sums_between
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.packed import NextToken
-from fullft_assets.workloads.packed_rows import Pieces, planned_batches, planned_rows
-from fullft_assets.workloads.token_loss import IGNORED, TokenLoss, plain
+from fullft_assets.tasks.language.recipe import NextToken
 from tests.optimizer_steps import Seen, Stopping, gradients
 from tests.test_isolation import LEAKING, SMALL, build
 
@@ -303,7 +303,7 @@ def test_step_of_prompts_alone_is_no_number_problem(tmp_path: Path) -> None:
     ids=["llama", "phi_with_bias", "tied", "mixtral", "gemma2"],
 )
 def test_fused_loss_is_the_models_own(config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fullft_assets.workloads.token_loss._CHUNK_ELEMENTS", 7 * 96)  # several chunks, the last one short
+    monkeypatch.setattr("fullft_assets.models.token_loss._CHUNK_ELEMENTS", 7 * 96)  # several chunks, the last one short
     model = build(config)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)

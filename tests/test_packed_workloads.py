@@ -16,14 +16,16 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullft_assets.errors import DataError
-from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.jobs import process
+from fullft_assets.jobs.launch import EXIT_MENDABLE
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import precision
+from fullft_assets.models.inference import load_causal
+from fullft_assets.models.token_scores import score_documents
 from fullft_assets.samples import smollm
 from fullft_assets.snapshot import load_training
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import entry, planning, precision, training
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import load_causal
-from fullft_assets.workloads.token_scores import score_documents
+from fullft_assets.workloads import planning, training
 from tests import machine, smollm2
 from tests.prepared import Prepared, prepare_language_model
 from tests.test_resume import Run, assert_same_as
@@ -138,7 +140,7 @@ def write_model(folder: Path, **config: int) -> None:
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def _leave_signals_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(entry, "_listen_for_stop", lambda progress: None)
+        monkeypatch.setattr(process, "_listen_for_stop", lambda progress: None)
 
     @pytest.mark.parametrize(
         ("config", "chunks", "line"),
@@ -160,7 +162,7 @@ class TestRefusals:
             job = case.job(stage, f"refused-{tmp_path.name}", chunks=chunks)
             job = job.model_copy(update={"settings": job.settings.model_copy(update={"base_model": str(tmp_path)})})
             capsys.readouterr()
-            assert entry._run(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
+            assert process._run(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
             [said] = capsys.readouterr().err.strip().splitlines()[-1:]
             assert line in said
             assert case.store.find(job.case, "feasibility_plan", job.key) is None
@@ -173,7 +175,7 @@ class TestRefusals:
 
     def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
         job = case.job("pilot_run", "refused", training={"batch_size": 1_000})
-        assert entry._run(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
+        assert process._run(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
         assert "training rows are fewer than two batches of 1,000" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fullft_assets.errors import GateError, SettingsError
 from fullft_assets.evaluation import macro_f1
-from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.jobs.launch import EXIT_MENDABLE
 from fullft_assets.planning import (
     Measured,
     Point,
@@ -26,7 +26,7 @@ from fullft_assets.planning import (
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import baselines
+from fullft_assets.tasks.classification import baselines
 from tests import project as projects
 from tests.prepared import Prepared, command, prepare
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import TrainerCallback, training_args
 
+from fullft_assets.engine import trainer
+from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.engine.trainer import arguments
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import precision
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.training import key_settings
-from fullft_assets.workloads import planning, precision, trainer
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import fine_tune
-from fullft_assets.workloads.trainer import arguments
+from fullft_assets.workloads import planning
 from tests.prepared import prepare
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training

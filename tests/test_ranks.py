@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.jobs.launch import EXIT_MENDABLE
 
 ROOT = Path(__file__).parent.parent
 

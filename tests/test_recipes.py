@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.use_case import load_use_case
-from fullft_assets.workloads import optimizers, sharding
-from fullft_assets.workloads.trainer import accumulation_steps
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.engine import optimizers, sharding
+from fullft_assets.engine.trainer import accumulation_steps
 from tests import project as projects
 from tests.test_base_model import MINILM, write_model
 

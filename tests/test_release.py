@@ -16,10 +16,10 @@ from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluati
 from fullft_assets.evaluation.classification import ReliabilityBin
 from fullft_assets.evaluation.counts import LabelScore
 from fullft_assets.evaluation.rows import Agreement
-from fullft_assets.release import Champion
+from fullft_assets.release import Champion, promotion
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
-from fullft_assets.use_case import UseCase
 
 
 def interval(estimate: float, low: float | None = None, high: float | None = None) -> Interval:
@@ -332,7 +332,7 @@ def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):
     checkpoint = lab.checkpoint("a")
     report = lab.report(checkpoint, figures(), "ra")
     with monkeypatch.context() as patch:
-        patch.setattr(release, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(promotion, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             lab.publish(report, checkpoint)
     assert release.read_champion(lab.store, "demo") is None

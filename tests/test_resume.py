@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.launched import EXIT_MENDABLE
+from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, latest_checkpoint
+from fullft_assets.jobs.launch import EXIT_MENDABLE
 from fullft_assets.store import Manifest
-from fullft_assets.workloads.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from tests import metadata_server
 from tests.prepared import Prepared, command, prepare
 

@@ -15,9 +15,10 @@ from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._daemon.types import DaemonHeartbeat
 
-from fullft_assets import documents, run
+from fullft_assets import documents
+from fullft_assets.cli import run
+from fullft_assets.cli.run import Driver, Screen
 from fullft_assets.resources import open_store
-from fullft_assets.run import Driver, Screen
 from tests import project as projects
 
 

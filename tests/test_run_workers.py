@@ -26,9 +26,9 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from fullft_assets import run_workers
+from fullft_assets.cli.run import Driver, Screen
+from fullft_assets.launchers import run_workers
 from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.run import Driver, Screen
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from dagster.components import ScaffoldRequest
 
-from fullft_assets.check import check_use_case
+from fullft_assets.config.check import check_use_case
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder, render_defs_yaml
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.use_case import load_use_case
 
 
 def scaffold(project: Path, name: str, **changes: object) -> Path:

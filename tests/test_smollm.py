@@ -11,13 +11,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fullft_assets.base_model import read_header
+from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
 from fullft_assets.samples import smollm
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Training, packing
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import fine_tune
-from fullft_assets.workloads.packed import NextToken
+from fullft_assets.tasks.language.recipe import NextToken
 from tests import machine
 from tests.optimizer_steps import Seen
 from tests.test_packed import alone, documents

@@ -17,12 +17,12 @@ from scipy.sparse import csr_array
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, deliveries, freeze, labels, sketches, split
 from fullft_assets.snapshot.rows import BatchRows, collect
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
 

@@ -25,9 +25,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from fullft_assets import documents, examples
 from fullft_assets.examples import Examined
-from fullft_assets.hashing import text_hash, unit_hash
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen, freeze
+from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
 from tests.test_snapshot import similar_pairs

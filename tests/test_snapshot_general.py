@@ -13,13 +13,13 @@ import pytest
 from fullft_assets import snapshot
 from fullft_assets.chunks import Tokenization, chunk
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.hashing import text_hash
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import general, replay
 from fullft_assets.snapshot.screening import Reference
 from fullft_assets.store import Manifest
+from fullft_assets.store.hashing import text_hash
 from fullft_assets.workloads import training
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import embed
 from tests import licence_labels
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general

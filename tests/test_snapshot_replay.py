@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError, SettingsError, StoreError
-from fullft_assets.hashing import text_hash
 from fullft_assets.snapshot import drawing
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import text_hash
 from tests import project as projects
 from tests import smollm2
 

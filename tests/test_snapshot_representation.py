@@ -16,11 +16,10 @@ import pytest
 
 from fullft_assets import documents
 from fullft_assets.component import FullFineTune
-from fullft_assets.monitoring import Features
+from fullft_assets.monitoring import Features, representation
+from fullft_assets.monitoring.representation import Composition, compare, difference, of_tables
 from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.samples import licences
-from fullft_assets.snapshot import representation
-from fullft_assets.snapshot.representation import Composition, compare, difference, of_tables
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 

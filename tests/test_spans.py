@@ -17,16 +17,29 @@ from fullft_assets import chunks
 from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.evaluation import FINETUNED, Terms, read_evaluation, spans
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models.inference import load_tagger
+from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.workloads import span_baselines, tagging
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import load_tagger
-from fullft_assets.workloads.judging_spans import count_right_tokens, in_order
-from fullft_assets.workloads.span_baselines import Dictionary, TokenProbe, load_backbone
-from fullft_assets.workloads.tagging import Frame, Reading, Span, decode, find_spans, labels_of_tags, normal, owned, tag, tag_names, tags_of
-from fullft_assets.workloads.tasks import open_recipe
-from fullft_assets.workloads.token_loss import IGNORED
+from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.token_classification import baselines as span_baselines
+from fullft_assets.tasks.token_classification import tagging
+from fullft_assets.tasks.token_classification.baselines import Dictionary, TokenProbe, load_backbone
+from fullft_assets.tasks.token_classification.judge import count_right_tokens, in_order
+from fullft_assets.tasks.token_classification.tagging import (
+    Frame,
+    Reading,
+    Span,
+    decode,
+    find_spans,
+    labels_of_tags,
+    normal,
+    owned,
+    tag,
+    tag_names,
+    tags_of,
+)
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import MINILM, Prepared, prepare

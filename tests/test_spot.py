@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fullft_assets.engine.spot import ENDPOINT, AwsNotices, heeded
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
 from fullft_assets.settings import LauncherSettings
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.spot import ENDPOINT, AwsNotices, heeded
 from tests import metadata_server
 
 AWS = LauncherSettings(spot_notice="aws", spot_poll_seconds=0.02)

@@ -12,17 +12,17 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
+from fullft_assets.engine import regularization
+from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.errors import DataError, OutOfMemory, SettingsError
+from fullft_assets.jobs.process import Progress
 from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
-from fullft_assets.workloads import holding
-from fullft_assets.workloads.classification import Classification
-from fullft_assets.workloads.encoder import Encoder
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import fine_tune
-from fullft_assets.workloads.multi_label import MultiLabel
+from fullft_assets.tasks.classification.recipe import Classification
+from fullft_assets.tasks.encoder import Encoder
+from fullft_assets.tasks.multi_label.recipe import MultiLabel
+from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.token_classification.recipe import TokenLabels
 from fullft_assets.workloads.planning import work
-from fullft_assets.workloads.tasks import open_recipe
-from fullft_assets.workloads.token_labels import TokenLabels
 from tests.prepared import Prepared, prepare, prepare_language_model
 
 
@@ -65,14 +65,14 @@ def no_memory(*_: object, **__: object) -> None:
 
 
 def test_memory_that_runs_out_while_the_model_is_loaded_is_one_line(encoder: Prepared, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(holding, "anchors", no_memory)
+    monkeypatch.setattr(regularization, "anchors", no_memory)
     chosen = encoder.use_case.settings.training.model_copy(update={"l2_sp": 0.1})
     with pytest.raises(OutOfMemory, match=r"^memory ran out before the first step: .* leave out training\.l2_sp, which holds a copy"):
         fine_tune(encoder.recipe, chosen, 17, tmp_path, Progress(silent=True))
 
 
 def test_memory_that_runs_out_in_the_plan_is_one_line(encoder: Prepared, monkeypatch) -> None:
-    monkeypatch.setattr(holding, "anchors", no_memory)
+    monkeypatch.setattr(regularization, "anchors", no_memory)
     with pytest.raises(OutOfMemory, match=r"^not one training pass of the largest size fits in memory; lower training\.micro_batch_size"):
         work(encoder.job("pilot_run"), encoder.store, Progress(silent=True))
 

@@ -11,10 +11,10 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, Gemma2Config, LlamaConfig, PreTrainedModel
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
-from fullft_assets.workloads import inference, precision, token_loss
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import load_causal
-from fullft_assets.workloads.token_scores import TokenScores, score_documents
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import inference, precision, token_loss
+from fullft_assets.models.inference import load_causal
+from fullft_assets.models.token_scores import TokenScores, score_documents
 from tests.test_isolation import APART, LEAKING, SMALL, build
 
 

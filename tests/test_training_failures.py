@@ -18,17 +18,18 @@ import pytest
 import torch
 
 from fullft_assets import errors, snapshot
+from fullft_assets.engine.checkpoints import StepLog, claim, latest_checkpoint, room_needed
+from fullft_assets.engine.finetuning import Fit, fine_tune
+from fullft_assets.engine.guards import Course
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
-from fullft_assets.launched import ERROR_FILE, EXIT_MENDABLE, Reason
+from fullft_assets.jobs import process
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_MENDABLE, Reason
+from fullft_assets.jobs.process import Progress
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
-from fullft_assets.workloads import classification, entry
+from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.workloads import training as training_workload
-from fullft_assets.workloads.checkpoints import StepLog, claim, latest_checkpoint, room_needed
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.guards import Course
 from tests import machine
 from tests.prepared import Prepared, prepare
 
@@ -302,12 +303,12 @@ class TestRecord:
 
     @pytest.fixture(autouse=True)
     def _leave_signals_alone(self, monkeypatch):
-        monkeypatch.setattr(entry, "_listen_for_stop", lambda progress: None)
+        monkeypatch.setattr(process, "_listen_for_stop", lambda progress: None)
         monkeypatch.delenv(ERROR_FILE, raising=False)
 
     def run(self, case: Prepared, key: str, **training: object) -> tuple[int, dict]:
         job = case.job(STAGE, key, training=dict(quick(**training)))
-        code = entry._run(training_workload.work, job.write(case.store), QUIET)
+        code = process._run(training_workload.work, job.write(case.store), QUIET)
         record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
         return code, json.loads(record.read_text())
 
@@ -322,7 +323,7 @@ class TestRecord:
         job = tiny.job(STAGE, "claimed", training=dict(quick()))
         stopping = Progress(silent=True)
         stopping.stop_requested = True
-        assert entry._run(training_workload.work, job.write(tiny.store), stopping) == EXIT_MENDABLE
+        assert process._run(training_workload.work, job.write(tiny.store), stopping) == EXIT_MENDABLE
         folder = tiny.store.work_folder(job.case, STAGE, job.key)
         files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert latest_checkpoint(folder).name == "checkpoint-1"
@@ -332,13 +333,13 @@ class TestRecord:
         other = snapshot.take(tiny.store, reseeded, labeled, tokenized)
         capsys.readouterr()
         moved = job.model_copy(update={"inputs": {"training_snapshot": other.ref}})
-        assert entry._run(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_MENDABLE
+        assert process._run(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_MENDABLE
         assert capsys.readouterr().err == (
             f"{folder}: the checkpoints there are of a training with another training_snapshot; give this job a key of its own, or delete "
             "that folder\n"
         )
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
-        assert entry._run(training_workload.work, job.write(tiny.store), QUIET) == 0
+        assert process._run(training_workload.work, job.write(tiny.store), QUIET) == 0
         assert tiny.store.find(job.case, STAGE, job.key).metadata["resumed_from_step"] == 1
 
     def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):
@@ -361,14 +362,14 @@ class TestRecord:
         name = f"failures/{tiny.use_case.name}/{STAGE}/ranks.json"
         tiny.store.write_json(name, {"failure": "out_of_memory", "reason": "no room", "at": time.time() - seconds_before})
         job = tiny.job(STAGE, "ranks")
-        assert entry._run(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
+        assert process._run(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
         assert tiny.store.read_json(name)["failure"] == counts
 
     def test_of_ranks_of_a_launcher_the_first_reason_counts(self, tiny, monkeypatch, tmp_path, capsys):
         monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
         uri = tiny.job(STAGE, "launched").write(tiny.store)
         for exception in (torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError("gone")):
-            entry._run(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
+            process._run(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
         assert Reason.read(tmp_path / "reason").failure == "out_of_memory"
         assert tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"] == "out_of_memory"
 
@@ -377,7 +378,7 @@ class TestRecord:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Store, "write_json", refuse)
-        entry._tell(Reason("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time())
+        process._tell(Reason("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time())
         first, second = capsys.readouterr().err.splitlines()
         assert first == "loss nan"
         assert second.startswith(f"the failure could not be recorded in {tiny.store.url}: OSError: ")

@@ -14,12 +14,13 @@ import pytest
 
 from fullft_assets import report
 from fullft_assets.errors import DivergenceError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import precision
+from fullft_assets.models.inference import embed, load_causal, load_classifier, predict_with
+from fullft_assets.models.token_scores import score_documents
 from fullft_assets.snapshot import general
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import precision, training
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.inference import embed, load_causal, load_classifier, predict_with
-from fullft_assets.workloads.token_scores import score_documents
+from fullft_assets.workloads import training
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows

@@ -17,17 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
+from fullft_assets.engine.finetuning import Fit, fine_tune
+from fullft_assets.engine.forgetting import Forgetting
+from fullft_assets.engine.guards import Course, Guard, Incident, StepMetrics
+from fullft_assets.engine.telemetry import Meter, Trackers
+from fullft_assets.engine.watcher import RolledBack, Watcher
 from fullft_assets.errors import DivergenceError, IdleError, classify
+from fullft_assets.jobs.process import Progress
 from fullft_assets.settings import GuardsSettings, TrainingSettings
-from fullft_assets.workloads import classification
-from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog, all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
-from fullft_assets.workloads.classification import score
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.forgetting import Forgetting
-from fullft_assets.workloads.guards import Course, Guard, Incident, StepMetrics
-from fullft_assets.workloads.telemetry import Meter, Trackers
-from fullft_assets.workloads.watcher import RolledBack, Watcher
+from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.tasks.classification.recipe import score
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fullft_assets.engine.finetuning import Fit, fine_tune
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import layers
+from fullft_assets.models.inference import load_for_training
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import layers
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.inference import load_for_training
 from tests.prepared import Prepared, prepare
 
 

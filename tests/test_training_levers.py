@@ -15,15 +15,17 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from fullft_assets.engine import distillation, regularization
+from fullft_assets.engine.distillation import DistilledTokenLoss
+from fullft_assets.engine.finetuning import Fit, fine_tune
 from fullft_assets.errors import DivergenceError, SettingsError
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import layers, precision, token_loss
+from fullft_assets.models.inference import load_causal
+from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import distillation, holding, layers, planning, precision, token_loss, training
-from fullft_assets.workloads.distillation import DistilledTokenLoss
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.inference import load_causal
-from fullft_assets.workloads.token_loss import IGNORED, TokenLoss
+from fullft_assets.workloads import planning, training
 from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
@@ -172,7 +174,7 @@ class TestEwc:
     def test_importance_is_the_mean_of_the_squared_gradients_of_each_text(self, language: Prepared) -> None:
         recipe, settings = language.recipe, language.use_case.settings.training
         model = recipe.load_original(settings)
-        found = holding.fisher(recipe, model, 17)
+        found = regularization.fisher(recipe, model, 17)
         assert sum(float(v.sum()) for v in found.values()) == pytest.approx(sum(v.numel() for v in found.values()), rel=1e-3)
         name, expected = "model.layers.1.mlp.up_proj.weight", 0
         replayed = recipe.training.windows[recipe.training.num_task_windows :]
@@ -184,14 +186,14 @@ class TestEwc:
         assert torch.allclose(found[name] / found[name].sum(), expected / expected.sum(), rtol=1e-3, atol=1e-9)
 
     def test_of_an_encoder_comes_from_its_representations(self, encoder: Prepared) -> None:
-        found = holding.fisher(encoder.recipe, encoder.recipe.load_original(encoder.use_case.settings.training), 17)
+        found = regularization.fisher(encoder.recipe, encoder.recipe.load_original(encoder.use_case.settings.training), 17)
         # The new head and the pooler, which reads no mean, have no part in it.
         assert not found["classifier.weight"].any() and not found["bert.pooler.dense.weight"].any()
         assert found["bert.encoder.layer.1.output.dense.weight"].any()
 
     def test_holds_what_matters_more_than_the_rest(self, language: Prepared, tmp_path: Path) -> None:
         recipe, settings = language.recipe, language.use_case.settings.training
-        importance = holding.fisher(recipe, recipe.load_original(settings), 17)
+        importance = regularization.fisher(recipe, recipe.load_original(settings), 17)
         start = dict(recipe.load_original(settings).named_parameters())
         plain, held = fit(language, tmp_path), fit(language, tmp_path, ewc=10.0)
 

@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from fullft_assets.assets.training import _curves
+from fullft_assets.engine import segment, telemetry
+from fullft_assets.engine.checkpoints import STEP_LOG, StepLog
+from fullft_assets.engine.finetuning import Fit, fine_tune
+from fullft_assets.engine.forgetting import Forgetting
+from fullft_assets.engine.guards import Course
+from fullft_assets.engine.telemetry import Meter, Shape, Trackers, peak_flops, scalars, step_flops
+from fullft_assets.engine.watcher import RolledBack, Watcher
 from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.jobs import process
+from fullft_assets.jobs.process import Progress
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.workloads import entry, leg, telemetry
-from fullft_assets.workloads.checkpoints import STEP_LOG, StepLog
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.finetuning import Fit, fine_tune
-from fullft_assets.workloads.forgetting import Forgetting
-from fullft_assets.workloads.guards import Course
-from fullft_assets.workloads.telemetry import Meter, Shape, Trackers, peak_flops, scalars, step_flops
 from fullft_assets.workloads.training import work
-from fullft_assets.workloads.watcher import RolledBack, Watcher
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
 
@@ -94,7 +95,7 @@ class TestStepLog:
     def test_where_the_cards_peak_is_known_each_step_has_its_share_of_it(self, tiny, tmp_path, monkeypatch):
         """That this machine has such a card is injected, and so is what it would wait for."""
         peak = 1e5
-        monkeypatch.setattr(leg, "peak_flops", lambda device, precision: peak)
+        monkeypatch.setattr(segment, "peak_flops", lambda device, precision: peak)
         fit = train(tiny, tmp_path, epochs=0.5, track=[])
         steps = [line for line in fit.history if "loss" in line]
         assert len(steps) == fit.num_steps > 1
@@ -209,7 +210,7 @@ class TestMLflow:
 class TestProgress:
     def test_dagster_hears_of_the_steps_sparsely_with_the_time_left(self, tiny, tmp_path, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr(entry.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
         heard: list[str] = []
         progress = Progress(heard.append, silent=False)
         for step in range(1, 2_001):

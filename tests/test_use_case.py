@@ -9,17 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets.cron import cron_problem
+from fullft_assets.config.cron import cron_problem
+from fullft_assets.config.validation import check_settings, find_project_root, find_use_case, find_use_cases, load_use_case
 from fullft_assets.documents.formats import ENDINGS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.use_case import (
-    check_settings,
-    find_project_root,
-    find_use_case,
-    find_use_cases,
-    load_use_case,
-)
 
 GOOD = """\
 type: fullft_assets.FullFineTune

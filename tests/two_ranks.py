@@ -20,13 +20,15 @@ from typing import Any
 
 import torch
 
+from fullft_assets.engine import ranks, sharding
+from fullft_assets.engine.guards import Course, Incident
+from fullft_assets.engine.segment import Leg
 from fullft_assets.errors import Interrupted
-from fullft_assets.jobs import read_job
-from fullft_assets.launched import ERROR_FILE
-from fullft_assets.workloads import classification, entry, inference, layers, ranks, sharding
-from fullft_assets.workloads.entry import Progress
-from fullft_assets.workloads.guards import Course, Incident
-from fullft_assets.workloads.leg import Leg
+from fullft_assets.jobs import process, read_job
+from fullft_assets.jobs.launch import ERROR_FILE
+from fullft_assets.jobs.process import Progress
+from fullft_assets.models import inference, layers
+from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.workloads.training import work as train_job
 from tests.prepared import prepare
 from tests.test_packed import CAPACITY, LLAMA, SETTINGS, Built, fit, training
@@ -248,7 +250,7 @@ def _work_in_little_memory(uri: str, rank: int) -> Any:
 
     classification.load_for_training = load_limited
     os.environ.pop(ERROR_FILE, None)  # as when started by hand: the ranks share the store alone
-    status = entry._run(train_job, uri, Progress(silent=True))
+    status = process._run(train_job, uri, Progress(silent=True))
     job = read_job(uri)
     store = job.open_store()
     made = store.find(job.case, job.stage, job.key)

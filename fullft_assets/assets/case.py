@@ -12,8 +12,8 @@ from fullft_assets.jobs import Job
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.resources import open_store
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store, digest
-from fullft_assets.use_case import UseCase
 
 #: Dagster shows Markdown and JSON inline below this many characters, else as a link.
 _INLINE_CHARACTERS = 1_000

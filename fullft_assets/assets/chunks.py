@@ -2,8 +2,9 @@
 
 import dagster as dg
 
-from fullft_assets import chunks, ingestion
+from fullft_assets import chunks
 from fullft_assets.assets.case import Case
+from fullft_assets.chunks import ingestion
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fullft_assets import examples, ingestion
+from fullft_assets import examples
 from fullft_assets.assets.case import Case, plain_metadata
+from fullft_assets.chunks import ingestion
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
 

@@ -5,8 +5,8 @@ import dagster as dg
 from fullft_assets import release
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import StoreError
+from fullft_assets.monitoring import representation
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
-from fullft_assets.snapshot import representation
 
 
 def check_key(case: Case) -> dg.AssetCheckKey:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fullft_assets import chunks, ingestion
+from fullft_assets import chunks
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.chunks import code_version
+from fullft_assets.chunks import ingestion
 from fullft_assets.resources import latest_by_partition, one_line_errors, set_latest
 from fullft_assets.store import Manifest, Store
 

@@ -4,12 +4,13 @@ import json
 
 import dagster as dg
 
-from fullft_assets import starting_point, training
+from fullft_assets import training
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import planning_key
 from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.errors import GateError
+from fullft_assets.release import starting_point
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
 

@@ -1,397 +1,47 @@
 """chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the tokenizer treats the domain."""
 
-from __future__ import annotations
-
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import masks, windows
-from fullft_assets.chunks.added_tokens import former_pieces, read_tokenizer, save_tokenizer
+from fullft_assets.chunks.added_tokens import former_pieces, save_tokenizer
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
-from fullft_assets.chunks.audit import Audit, WordCounts, draw_sample, folds_case, judge
-from fullft_assets.chunks.chat import ChatTemplate, Rendered
-from fullft_assets.chunks.general_words import GeneralWords
+from fullft_assets.chunks.audit import Audit
+from fullft_assets.chunks.chat import ChatTemplate
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
-from fullft_assets.chunks.windows import Cuts, Encoded
-from fullft_assets.errors import DataError
-from fullft_assets.settings import ChunksSettings, Task, UseCaseSettings
-from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.use_case import UseCase
-
-__all__ = [
-    "Audit", "ChatTemplate", "Chunked", "Expected", "Tokenization", "audit_tokenizer", "chunk", "former_pieces", "key_settings",
-    "load_tokenization", "read_tokenizer", "save_tokenizer", "schema", "tokenize", "tokenizer_digest",
-    "AUDIT_VERSION", "UNFIT_SPARE", "VERSION",
-]  # fmt: skip
-
-VERSION = "4"
-CHUNKS, WORDS = "chunks.parquet", "words.parquet"
-#: Metadata: positions of spare rows without a trained token, which must not stand.
-UNFIT_SPARE = "spare_rows_without_trained_tokens"
-#: Rows that are tokenised and written at a time (a row group of the file).
-ROWS_AT_A_TIME = 4_096
-#: Places named in a red check.
-_SHOWN = 5
-
-
-def schema() -> pa.Schema:
-    """Return the columns of `chunks.parquet`.
-
-    `windows` are token ids with special tokens. `marks` are aligned with them: task sft: 1 = trained, 0 = not (tokens
-    repeated from the window before are trained there); token_classification: 0 = outside, k + 1 = first token of the row's
-    span k, -(k + 1) = later token of it; else null.
-    """
-    import pyarrow as pa
-
-    lists = pa.list_(pa.list_(pa.int32()))
-    return pa.schema([("id", pa.string()), ("num_tokens", pa.int32()), ("windows", lists), ("marks", lists)])
-
-
-def load_tokenization(use_case: UseCase) -> Tokenization:
-    """Return the base model's tokenizer with the use case's settings; a process that needs it again and again reads it once."""
-    settings = use_case.settings
-    folder = resolve_base_model(settings.base_model, use_case.project_root)
-    return _load(folder, settings.chunks.model_dump_json(), settings.examples.task, _digest(use_case))
-
-
-@lru_cache(maxsize=4)
-def _load(folder: Path, chunks: str, task: Task, made_of: str) -> Tokenization:
-    # The digest is there to tell a tokenizer whose files have changed.
-    return Tokenization.load(folder, ChunksSettings.model_validate_json(chunks), task)
-
-
-def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
-    """Tokenise a batch once and write its windows.
-
-    Raises:
-        GateError: a check on the batch's examples is red.
-    """
-    examples.require_green("tokenized_chunks")
-    settings = use_case.settings
-
-    def write(draft: Draft) -> Outcome:
-        found = _write(store.folder(examples) / "examples.parquet", draft, load_tokenization(use_case), settings.examples.task)
-        return {"batch": examples.metadata["batch"], **found.metadata}, checks(found, settings.examples.task)
-
-    return store.ensure(
-        use_case.name,
-        "tokenized_chunks",
-        write,
-        version=VERSION,
-        settings=key_settings(settings),
-        inputs={"labeled_examples": examples.content_digest, "tokenizer": _digest(use_case)},
-        seed=settings.seed,
-    )
-
-
-def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
-    shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
-    if settings.examples.task == "sft":
-        shaping["train_on"] = settings.chunks.train_on
-    return {**shaping, "task": settings.examples.task}
-
-
-def _digest(use_case: UseCase) -> str:
-    settings = use_case.settings
-    return tokenizer_digest(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, settings.examples.task)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What chunks made today would be made with; read once for many batches, since it reads the tokenizer's file."""
-
-    settings: dict[str, Any]
-    tokenizer: str
-
-    @classmethod
-    def of(cls, use_case: UseCase) -> Expected:
-        """Read today's settings and tokenizer."""
-        return cls(key_settings(use_case.settings), _digest(use_case))
-
-    def matches(self, made: Manifest | None, examples: Manifest) -> bool:
-        """Return whether a batch's chunks are what `tokenize` would make of its examples today."""
-        if made is None or (made.version, made.settings) != (VERSION, self.settings):
-            return False
-        return made.inputs == {"labeled_examples": examples.content_digest, "tokenizer": self.tokenizer}
-
-
-def _write(path: Any, draft: Draft, tokenization: Tokenization, task: Task) -> Totals:
-    """Tokenise the examples of a file, some rows at a time, into the draft; of the spare rows behind them nothing is counted."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    num_valid = file.metadata.num_rows - sum(int(_is_spare(batch).sum()) for batch in file.iter_batches(columns=["spare"]))
-    sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"][:num_valid])
-    words = WordCounts(folds_case(tokenization.tokenizer))
-    columns = ["id", "text", "source", "row", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
-    counts, unfit, unfit_spare, done = Counter[str](), [], [], 0
-    # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more than it saves.
-    with pq.ParquetWriter(draft.path / CHUNKS, schema(), compression="zstd", use_dictionary=["id"]) as writer:
-        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
-            valid, spare = batch.slice(0, max(0, num_valid - done)), batch.slice(max(0, num_valid - done))
-            found, behind = chunk(valid, tokenization, task), chunk(spare, tokenization, task)
-            writer.write_table(pa.concat_tables([found.table, behind.table]))
-            _count_words(words, valid, found, sampled[done : done + len(valid)], tokenization, task)
-            counts.update({name: count for name, count in found.metadata.items() if name != "longest_text_tokens"})
-            counts["longest_text_tokens"] = max(counts["longest_text_tokens"], found.metadata["longest_text_tokens"])
-            unfit += found.unfit[: _SHOWN - len(unfit)]
-            unfit_spare += (behind.untrained + done + len(valid)).tolist()
-            done += len(batch)
-    pq.write_table(words.table(), draft.path / WORDS)
-    metadata: dict[str, Any] = {name: counts[name] for name in COUNTS} | words.metadata()
-    return Totals(metadata | ({UNFIT_SPARE: unfit_spare} if unfit_spare else {}), unfit)
-
-
-def _count_words(
-    words: WordCounts, examples: pa.RecordBatch, found: Chunked, sampled: np.ndarray, tokenization: Tokenization, task: Task
-) -> None:
-    texts = examples["text"].filter(sampled).to_pylist()
-    if task == "sft":
-        # A conversation's tokens hold the template's, which are no words.
-        num_tokens = windows.encode(tokenization.tokenizer, texts).bounds[-1]
-    else:
-        num_tokens = found.table["num_tokens"].to_numpy()[sampled].sum()
-    words.count(texts, int(num_tokens))
-
-
-#: What is counted of a batch's valid rows; its spare ones, behind them, are in no count.
-COUNTS = (
-    "num_rows",
-    "num_tokens",
-    "num_windows",
-    "num_unknown_tokens",
-    "num_byte_tokens",
-    "num_rows_of_several_windows",
-    "num_rows_cut",
-    "num_tokens_cut_off",
-    "num_trained_tokens",
-    "num_rows_without_trained_tokens",
-    "num_rows_with_control_tokens",
-    "num_spans_without_tokens",
-    "longest_text_tokens",
+from fullft_assets.chunks.tokenizing import (
+    CHUNKS,
+    COUNTS,
+    UNFIT_SPARE,
+    VERSION,
+    WORDS,
+    Expected,
+    Totals,
+    audit_tokenizer,
+    checks,
+    chunk,
+    key_settings,
+    load_tokenization,
+    schema,
+    tokenize,
 )
 
-
-@dataclass(frozen=True)
-class Totals:
-    """What was counted of a batch, and the first places (file:row) of rows without a trained token."""
-
-    metadata: dict[str, Any]
-    unfit: list[str]
-
-
-@dataclass(frozen=True)
-class Chunked:
-    """Examples' windows (see `schema`), what was counted on the way, and the rows without a trained token.
-
-    `untrained` are their positions, `unfit` the places (file:row) of the first ones.
-    """
-
-    table: pa.Table
-    metadata: dict[str, int]
-    unfit: list[str]
-    untrained: np.ndarray
-
-
-def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: Task = "classification") -> Chunked:
-    """Tokenise examples.
-
-    Args:
-        examples: with `id` and `text`; for sft also `messages`, for token_classification `spans`; `source` and `row` to name
-            rows by.
-        tokenization: the tokenizer and window settings, loaded for this task.
-        task: what the model learns.
-    """
-    import pyarrow as pa
-
-    texts = examples["text"].to_pylist()
-    marks = None
-    counts = Counter[str]()
-    unfit: list[str] = []
-    untrained = np.zeros(0, np.int64)
-    if task == "sft":
-        rendered, refused = _render(examples, tokenization)
-        encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
-        trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
-        num_trained = masks.count_trained(trained, encoded, cuts)
-        counts["num_trained_tokens"] = int(num_trained.sum())
-        untrained = np.flatnonzero(num_trained == 0)
-        counts["num_rows_without_trained_tokens"] = len(untrained)
-        unfit = [_place(examples, row) + refused.get(row, "") for row in untrained[:_SHOWN].tolist()]
-        marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
-    elif task == "token_classification":
-        encoded, cuts = tokenization.read(texts, spans=True)
-        located = masks.locate_spans(encoded, texts, _spans(examples))
-        counts["num_spans_without_tokens"] = located.num_without_tokens
-        zeros = [0] * len(tokenization.prefix), [0] * len(tokenization.suffix)
-        marks = windows.to_arrow(*windows.gather(located.marks, cuts, *zeros), cuts)
-    else:
-        encoded, cuts = tokenization.read(texts)
-    counts.update(_counts(encoded, cuts, tokenization))
-    counts["num_rows_with_control_tokens"] = _count_control_tokens(texts, tokenization)
-    cut = windows.to_arrow(*windows.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
-    columns = [
-        pa.array(examples["id"].to_pylist(), pa.string()),
-        pa.array(encoded.lengths(), pa.int32()),
-        cut,
-        pa.nulls(len(texts), cut.type) if marks is None else marks,
-    ]
-    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit, untrained)
-
-
-def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[str, int]:
-    lengths = encoded.lengths()
-    cut_off = encoded.bounds[1:] - cuts.covered()
-    unknown = tokenization.unknown_id
-    return {
-        "num_rows": len(lengths),
-        "num_tokens": int(lengths.sum()),
-        "num_windows": len(cuts.first),
-        "num_unknown_tokens": 0 if unknown is None else int((encoded.ids == unknown).sum()),
-        "num_byte_tokens": int(tokenization.byte_tokens[encoded.ids].sum()),
-        "num_rows_of_several_windows": int((np.diff(cuts.bounds) > 1).sum()),
-        "num_rows_cut": int((cut_off > 0).sum()),
-        "num_tokens_cut_off": int(cut_off.sum()),
-        "longest_text_tokens": int(lengths.max(initial=0)),
-    }
-
-
-def _render(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization) -> tuple[list[Rendered], dict[int, str]]:
-    """Render every conversation; of those that the template refuses nothing is left, and why is told by row."""
-    assert tokenization.chat is not None
-    rendered, refused = [], {}
-    for row, messages in enumerate(examples["messages"].to_pylist()):
-        try:
-            rendered.append(tokenization.chat.render_trained(messages, tokenization.settings.train_on))
-        except DataError as error:
-            rendered.append(Rendered("", []))
-            refused[row] = f" ({error})"
-    return rendered, refused
-
-
-def _count_control_tokens(texts: Sequence[str], tokenization: Tokenization) -> int:
-    return sum(map(tokenization.holds_control_token, texts))
-
-
-def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
-    return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
-
-
-def _is_spare(examples: pa.RecordBatch) -> np.ndarray:
-    # What an earlier version wrote has no such column.
-    return examples["spare"].to_numpy(zero_copy_only=False) if "spare" in examples.schema.names else np.zeros(len(examples), bool)
-
-
-def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
-    return f"{examples['source'][row].as_py()}:{examples['row'][row].as_py()}"
-
-
-def checks(found: Totals, task: Task) -> list[CheckOutcome]:
-    """Return the outcomes of the checks on a batch's chunks."""
-    counts = found.metadata
-    cut = counts["num_rows_cut"]
-    whole = CheckOutcome(
-        name="texts_are_kept_whole",
-        passed=not cut,
-        severity="warn",
-        description=f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
-        "raise chunks.max_windows or chunks.max_tokens"
-        if cut
-        else "",
-        metadata={"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
-    )
-    controls = _holds_no_control_tokens(counts, task)
-    if task == "sft":
-        return [whole, _has_trained_tokens(found), controls]
-    if task == "token_classification":
-        lost = counts["num_spans_without_tokens"]
-        description = f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they are not learned"
-        return [
-            whole,
-            CheckOutcome(
-                name="spans_have_tokens",
-                passed=not lost,
-                severity="warn",
-                description=description if lost else "",
-                metadata={"num_spans_without_tokens": lost},
-            ),
-            controls,
-        ]
-    return [whole, controls]
-
-
-def _has_trained_tokens(found: Totals) -> CheckOutcome:
-    count = found.metadata["num_rows_without_trained_tokens"]
-    more = f" and {count - len(found.unfit):,} more" if count > len(found.unfit) else ""
-    return CheckOutcome(
-        name="rows_have_trained_tokens",
-        passed=not count,
-        description=f"{count:,} of {found.metadata['num_rows']:,} rows have no trained token: {', '.join(found.unfit)}{more}; give them an "
-        "answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
-        if count
-        else "",
-        metadata={"num_rows_without_trained_tokens": count, "num_trained_tokens": found.metadata["num_trained_tokens"]},
-    )
-
-
-def _holds_no_control_tokens(counts: Mapping[str, int], task: Task) -> CheckOutcome:
-    count = counts["num_rows_with_control_tokens"]
-    reads_as = "turns that nobody took" if task == "sft" else "ends and marks that the text does not have"
-    return CheckOutcome(
-        name="contents_hold_no_control_tokens",
-        passed=not count,
-        severity="warn",
-        description=f"{count:,} rows hold special tokens of the model (such as its end of a turn) inside what is said; the model reads them as "
-        f"{reads_as}; remove them in the source"
-        if count
-        else "",
-        metadata={"num_rows_with_control_tokens": count},
-    )
-
-
-def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:
-    """Audit the tokenizer over all batches and write the terms, costliest first, and a proposal of tokens to add.
-
-    Raises:
-        DataError: no batch was tokenised yet.
-        SettingsError: the list of general words that the YAML names cannot be read.
-    """
-    import pyarrow.parquet as pq
-
-    if not batches:
-        raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
-    settings = use_case.settings
-    general = GeneralWords.of(use_case)
-    thresholds = settings.chunks.model_dump(include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"})
-
-    def write(draft: Draft) -> Outcome:
-        words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
-        found = judge([batch.metadata for batch in batches.values()], words, load_tokenization(use_case), general)
-        (draft.path / "terms.json").write_text(json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8")
-        (draft.path / "proposal.yaml").write_text(found.proposal_yaml(), encoding="utf-8")
-        listed = {"worst_terms": found.terms[:10]} if settings.chunks.terms else {}
-        return {**found.metadata, **listed}, found.checks
-
-    return store.ensure(
-        use_case.name,
-        "tokenizer_audit",
-        write,
-        version=AUDIT_VERSION,
-        settings=thresholds if settings.chunks.terms else thresholds | general.key(),
-        inputs={"tokenizer": _digest(use_case), "chunks": sorted(batch.content_digest for batch in batches.values())},
-        seed=settings.seed,
-    )
+__all__ = [
+    "AUDIT_VERSION",
+    "Audit",
+    "CHUNKS",
+    "COUNTS",
+    "ChatTemplate",
+    "Expected",
+    "Tokenization",
+    "Totals",
+    "UNFIT_SPARE",
+    "VERSION",
+    "WORDS",
+    "audit_tokenizer",
+    "checks",
+    "chunk",
+    "former_pieces",
+    "key_settings",
+    "load_tokenization",
+    "save_tokenizer",
+    "schema",
+    "tokenize",
+    "tokenizer_digest",
+]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from fullft_assets.base_model import suggest_path
 from fullft_assets.errors import SettingsError
-from fullft_assets.yaml_source import locate
+from fullft_assets.settings.use_case import locate
 
 if TYPE_CHECKING:
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 #: `chunks.general_words`: nothing but the tokenizer's own vocabulary.
 VOCABULARY = "vocabulary"

@@ -1,43 +1,21 @@
-"""documents: delivered files -> batches -> raw documents, unchanged and traceable to file and row.
-
-A *batch* is a bounded set of files, cut once and recorded in the store; what is in no batch is new,
-whatever its name or time. The same ledger cuts production documents into *windows*.
-"""
-
-from __future__ import annotations
-
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+"""documents: delivered files -> batches -> raw documents, unchanged and traceable to file and row."""
 
 from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, read_batch
 from fullft_assets.documents.delivery import Look, left_in_place, look, source_of
-from fullft_assets.documents.erasure import erased_digest, without_erased
-from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.documents.erasure import erased_digest
+from fullft_assets.documents.raw import VERSION, keep, kept, key_settings
 from fullft_assets.documents.reading import read_documents
-from fullft_assets.documents.schema import COLUMNS, schema
-from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source, scan
-from fullft_assets.errors import DataError
-from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.use_case import UseCase
+from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile, scan
 
 __all__ = [
-    "COLUMNS",
-    "FORMATS",
-    "MAX_CUTS",
-    "VERSION",
     "Batch",
     "Folder",
     "Kind",
     "Look",
+    "MAX_CUTS",
     "S3Prefix",
-    "Source",
     "SourceFile",
+    "VERSION",
     "cut_batches",
     "erased_digest",
     "is_delivered",
@@ -47,237 +25,8 @@ __all__ = [
     "left_in_place",
     "list_batches",
     "look",
-    "open_source",
     "read_batch",
     "read_documents",
     "scan",
-    "schema",
     "source_of",
 ]
-
-VERSION = "4"
-#: Format by ending of a file's name.
-FORMATS = ENDINGS
-_CHANGED = "its newer state comes in a batch of its own"
-_OF_EXAMPLES = ("task", "multi_label", "label", "group", "domain")
-#: Settings without which rows that were read before stay what they are: their column is emptied where it is no longer wanted.
-_DROPPABLE = ("group", "domain")
-#: Settings that say how a file is read, and nothing of what its rows mean.
-_HOW_READ = ("format", "encoding")
-#: Raw documents of other settings that are looked through for a file which was taken away.
-_MOST_REMEMBERED = 20
-
-
-def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
-    """Write a batch's raw documents (a window's production documents) as an artifact.
-
-    A file counts as it was cut. Of one that was since taken away or rewritten, what was read at its delivery counts where
-    its rows hold what the settings of today ask for; else it is left out and named. So a batch that was once read is
-    never in the way of the others: at worst it is empty.
-
-    Raises:
-        DataError: no such batch was cut; or not one of its files can be read, and none ever was.
-    """
-    settings, batch = use_case.settings, read_batch(store, use_case.name, name, kind)
-    source = source_of(use_case, kind)
-    pinned = {"version": VERSION, "settings": key_settings(use_case), "seed": settings.seed}
-    plan = _Plan(source, batch, lambda: [_Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)])
-
-    def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
-
-        table, encodings, unreadable = plan.read(store, use_case)
-        table, num_erased = without_erased(table, store, use_case.name)
-        pq.write_table(table, draft.path / "documents.parquet")
-        metadata = {
-            "batch": name,
-            # What was carried over came from where it was cut, wherever the documents lie today.
-            "uri": batch.uri or source.uri,
-            "num_files": len(batch.files),
-            "num_bytes": batch.num_bytes,
-            "num_rows": len(table),
-            "num_malformed": len(table) - table["problem"].null_count,
-            "num_erased": num_erased,
-            "files": {file.path: file.mtime_ns for file in batch.files if _shown(file.path) not in unreadable},
-            "encodings": encodings,
-            **({"taken_away": plan.taken_away} if plan.taken_away else {}),
-        }
-        return metadata, [_readable_check(source, batch, unreadable)]
-
-    made = store.ensure(use_case.name, _stage(kind), write, inputs={"batch": name, "files": plan.digests()}, **pinned)
-    _remember(store, made, name)
-    return made
-
-
-def _stage(kind: Kind) -> str:
-    return "raw_documents" if kind == "batch" else "production_documents"
-
-
-def _remember(store: Store, made: Manifest, name: str) -> None:
-    """Record that these are raw documents of a batch. Those of other settings are not forgotten: the settings may be changed back."""
-    pointer = f"{made.case}/read/{made.stage}/{name}"
-    keys = (store.read_pointer(pointer) or {"keys": []})["keys"]
-    if made.metadata["files"] and made.key not in keys[:1]:
-        store.write_pointer(pointer, {"keys": [made.key, *(key for key in keys if key != made.key)][:_MOST_REMEMBERED]})
-
-
-def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:
-    """Return the batch's raw documents as they were read before, the last ones first."""
-    last = kept(store, case, name, kind)  # earlier versions remembered no others
-    keys = (store.read_pointer(f"{case}/read/{_stage(kind)}/{name}") or {"keys": []})["keys"]
-    found = [store.find(case, _stage(kind), key) for key in keys if last is None or key != last.key]
-    return [made for made in (last, *found) if made is not None]
-
-
-@dataclass(frozen=True)
-class _Before:
-    """Raw documents that were read before, and the settings of today."""
-
-    made: Manifest
-    settings: Mapping[str, Any]
-
-    @property
-    def wanting(self) -> list[str]:
-        """The settings that ask for what these rows do not hold."""
-        was = self.made.settings
-        changed = [name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ]
-        return [name for name in changed if name not in _DROPPABLE or self.settings[name] is not None]
-
-    def pin(self, path: str) -> str:
-        """Return what pins the rows of a file: the digest of the file, and what it was read with where that is not today's."""
-        found: str = self.made.inputs["files"][path]
-        if (self.made.version, self.made.settings) == (VERSION, self.settings):
-            return found
-        return f"{found}, read with {digest([self.made.version, self.made.settings])[:12]}"
-
-    def rows(self, store: Store, paths: list[str]) -> pa.Table:
-        """Return the rows of some files, without what is no longer wanted."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=schema())
-        for name in _DROPPABLE:
-            if self.settings[name] is None:
-                table = table.set_column(table.column_names.index(name), schema().field(name), pa.nulls(len(table), pa.string()))
-        return table
-
-
-class _Plan:
-    """Which files of a batch are read now, and which are taken from what was read before.
-
-    Args:
-        source: where the files lie.
-        batch: the files.
-        read_before: returns the batch's raw documents as they were read before, the last ones first.
-    """
-
-    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
-        self.source = source
-        #: What is left out unseen, and why.
-        self.unreadable = {_shown(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
-        files = [file for file in batch.files if _is_unicode(file.path)]
-        stands = source.statuses(file.path for file in files)
-        self.as_cut = [file for file in files if stands[file.path] == file]
-        others = [file for file in files if stands[file.path] != file]
-        before = read_before() if others else []
-        holding = {file.path: [each for each in before if file.path in each.made.metadata["files"]] for file in others}
-        #: Of what is not there as it was cut, where its rows are taken from.
-        self.carried = {path: fits[0] for path, found in holding.items() if (fits := [each for each in found if not each.wanting])}
-        others = [file for file in others if file.path not in self.carried]
-        self.unreadable |= {file.path: f"changed since it was cut; {_CHANGED}" for file in others if stands[file.path] is not None}
-        gone = [file for file in others if stands[file.path] is None]
-        #: What was read once, but not with what is asked for today, and is no longer there.
-        self.taken_away = [file.path for file in gone if holding[file.path]]
-        self.unreadable |= {path: _taken_away(holding[path][0]) for path in self.taken_away}
-        self.missing = [file for file in gone if not holding[file.path]]
-
-    def digests(self) -> dict[str, str]:
-        """Return what pins the content of each file: an input of the artifact's key."""
-        found = {file.path: self.source.digest(file) for file in self.as_cut}
-        found |= {path: before.pin(path) for path, before in self.carried.items()}
-        return found | {file.path: "missing" for file in self.missing} | self.unreadable
-
-    def read(self, store: Store, use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
-        """Return the batch's rows, the encodings that are not UTF-8 by path, and why a file was left out by path.
-
-        Raises:
-            DataError: not one of the files can be read.
-        """
-        import pyarrow as pa
-
-        parts = [schema().empty_table()]
-        encodings: dict[str, str] = {}
-        unreadable = dict(self.unreadable)
-        files = self.as_cut + self.missing
-        if files:
-            with self.source.fetched(files):
-                table, encodings, found = self._read_files(files, use_case)
-            unreadable |= found
-            parts.append(table)
-        for ref in dict.fromkeys(before.made.ref for before in self.carried.values()):
-            paths = [path for path, before in self.carried.items() if before.made.ref == ref]
-            parts.append(self.carried[paths[0]].rows(store, paths))
-        return pa.concat_tables(parts), encodings, unreadable
-
-    def _read_files(self, files: list[SourceFile], use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
-        import pyarrow as pa
-
-        settings = use_case.settings
-        try:
-            found = read_documents(
-                self.source, Batch("", files), settings.documents, settings.examples, bool(self.carried or self.taken_away)
-            )
-        except DataError:
-            # Half a file that was being rewritten may look like anything; what it has become is read by itself.
-            changed = self._changed()
-            if len(changed) < len(files):
-                raise
-            return schema().empty_table(), {}, changed
-        changed = self._changed()
-        unreadable = found.unreadable | changed
-        table = found.table
-        if changed:
-            table = table.filter(pa.compute.invert(pa.compute.is_in(table["source"], pa.array(list(changed), pa.string()))))
-        return table, {path: name for path, name in found.encodings.items() if path not in unreadable}, unreadable
-
-    def _changed(self) -> dict[str, str]:
-        stands = self.source.statuses(file.path for file in self.as_cut)
-        return {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if stands[file.path] != file}
-
-
-def _taken_away(before: _Before) -> str:
-    keys = ", ".join(f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}" for name in before.wanting)
-    return f"taken away since it was read with another {keys}; deliver it again"
-
-
-def key_settings(use_case: UseCase) -> dict[str, Any]:
-    """Return the settings that shape the raw documents."""
-    settings = use_case.settings
-    chosen = settings.documents.model_dump(include={"format", "text", "id", "annotator", "time", "encoding"})
-    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES})}
-
-
-def kept(store: Store, case: str, name: str, kind: Kind = "batch") -> Manifest | None:
-    """Return the raw documents of a batch as they were materialised last, or None."""
-    pointer = store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}")
-    return None if pointer is None else store.load(pointer["ref"])
-
-
-def _readable_check(source: Source, batch: Batch, unreadable: dict[str, str]) -> CheckOutcome:
-    places = "; ".join(f"{source.uri}/{path}: {why}" for path, why in list(unreadable.items())[:5])
-    more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
-    return CheckOutcome(
-        name="files_are_readable",
-        passed=not unreadable,
-        severity="warn",
-        description=f"{places}{more}; mend and deliver again" if unreadable else "",
-        metadata={"num_files": len(batch.files), "num_unreadable": len(unreadable)},
-    )
-
-
-def _is_unicode(path: str) -> bool:
-    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)
-
-
-def _shown(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -22,7 +22,7 @@ from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store, digest
 
 if TYPE_CHECKING:
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 #: With a queue the prefix is still listed at first and this often: for what was there before, and events that were lost.
 LISTING_SECONDS = 24 * 3600

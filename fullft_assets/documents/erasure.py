@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fullft_assets.hashing import messages_hash, text_hash
 from fullft_assets.store import Store
+from fullft_assets.store.hashing import messages_hash, text_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.errors import DataError
-from fullft_assets.yaml_source import locate
+from fullft_assets.settings.use_case import locate
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they tell such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}

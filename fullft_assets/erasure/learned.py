@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fullft_assets import release
-from fullft_assets.lineage import erased_since, learned_what_was_erased, trainings
 from fullft_assets.store import Store
+from fullft_assets.training.lineage import erased_since, learned_what_was_erased, trainings
 
 
 class Learned(NamedTuple):

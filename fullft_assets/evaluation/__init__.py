@@ -1,16 +1,5 @@
-"""evaluation: how good, how sure, where weak, and was full fine-tuning worth it.
+"""evaluation: how good, how sure, where weak, and was full fine-tuning worth it."""
 
-`figures` has what all tasks share (intervals, resampling over groups, the justification), `counts` and `rows` what those with labels
-share, `classification`, `multi_label`, `spans` and `language` the metrics of their tasks. An evaluation is kept as JSON and read again by `read_evaluation`.
-"""
-
-from __future__ import annotations
-
-import json
-from collections.abc import Mapping
-from typing import Any
-
-from fullft_assets.evaluation import classification, language, multi_label, spans
 from fullft_assets.evaluation.classification import ClassificationEvaluation, accuracy, macro_f1
 from fullft_assets.evaluation.figures import (
     BASE_MODEL,
@@ -25,34 +14,27 @@ from fullft_assets.evaluation.figures import (
 )
 from fullft_assets.evaluation.language import LanguageEvaluation
 from fullft_assets.evaluation.multi_label import MultiLabelEvaluation
+from fullft_assets.evaluation.reading import VERSION, read_evaluation, shown_metrics, systems
 from fullft_assets.evaluation.spans import SpanEvaluation
 
 __all__ = [
-    "BASE_MODEL", "CHAMPION", "FINETUNED", "MAX_HALF_WIDTH", "VERSION", "ClassificationEvaluation", "Evaluation", "Interval",
-    "Justification", "LanguageEvaluation", "MultiLabelEvaluation", "SpanEvaluation", "Terms", "accuracy", "macro_f1", "read_evaluation", "shown_metrics", "systems", "title",
-]  # fmt: skip
-
-VERSION = "2"
-
-
-def read_evaluation(text: str | bytes) -> Evaluation:
-    """Return an evaluation that was kept as JSON, as the kind that it is."""
-    found = json.loads(text)
-    kinds = {"num_test_tokens": LanguageEvaluation, "labels_a_row": MultiLabelEvaluation, "num_spans": SpanEvaluation}
-    kind = next((kind for field, kind in kinds.items() if field in found), ClassificationEvaluation)
-    return kind.model_validate(found)
-
-
-def shown_metrics(figures: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the metrics that an `evaluation_report`'s metadata has side by side with the one that decides."""
-    if figures["primary_metric"] in language.METRICS:
-        return language.SHOWN
-    if "num_test_spans" in figures:
-        return spans.SHOWN
-    return multi_label.METRICS if "labels_a_row" in figures else classification.METRICS
-
-
-def systems(figures: Mapping[str, Any]) -> list[str]:
-    """Return the systems that an `evaluation_report`'s metadata has figures of, the fine-tuned model first."""
-    ending = f"_{figures['primary_metric']}"
-    return [FINETUNED, *(name.removesuffix(ending) for name in figures if name.endswith(ending))]
+    "BASE_MODEL",
+    "CHAMPION",
+    "ClassificationEvaluation",
+    "Evaluation",
+    "FINETUNED",
+    "Interval",
+    "Justification",
+    "LanguageEvaluation",
+    "MAX_HALF_WIDTH",
+    "MultiLabelEvaluation",
+    "SpanEvaluation",
+    "Terms",
+    "VERSION",
+    "accuracy",
+    "macro_f1",
+    "read_evaluation",
+    "shown_metrics",
+    "systems",
+    "title",
+]

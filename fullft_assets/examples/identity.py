@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import ExamplesSettings
+from fullft_assets.store.hashing import unit_hash
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ import psutil
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.launched import ERROR_FILE, LAUNCH_ID, RUN_ID, Reason
+from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, RUN_ID, Reason
 from fullft_assets.launchers import Launcher
 from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
 from fullft_assets.planning import hardware

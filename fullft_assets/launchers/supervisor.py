@@ -23,7 +23,7 @@ from contextlib import suppress
 
 import psutil
 
-from fullft_assets.launched import LAUNCH_ID, adopt_orphans, die_with_parent
+from fullft_assets.jobs.launch import LAUNCH_ID, adopt_orphans, die_with_parent
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
 POLL_SECONDS = 0.5

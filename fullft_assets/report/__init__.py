@@ -1,193 +1,29 @@
-"""The evaluation report: figures and pictures as one self-contained HTML file, and as Markdown beside its pictures.
+"""The evaluation report: figures and pictures as one self-contained HTML file, and as Markdown beside its pictures."""
 
-Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event log, which nothing is erased from.
-"""
+from fullft_assets.report.rendering import (
+    Answer,
+    Continuation,
+    Report,
+    cost_rows,
+    data_rows,
+    draw,
+    forgetting_rows,
+    lineage_rows,
+    render,
+    shorten,
+    write,
+)
 
-from __future__ import annotations
-
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from fullft_assets import lineage
-from fullft_assets.evaluation import FINETUNED, Evaluation, Interval, title
-from fullft_assets.evaluation.language import MIN_GROUP_TOKENS
-from fullft_assets.report import pictures
-
-if TYPE_CHECKING:
-    from fullft_assets.release import Verdict
-    from fullft_assets.settings import UseCaseSettings
-    from fullft_assets.store import Manifest
-
-_TEMPLATES = Path(__file__).parents[1] / "templates"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One test row with the answers of the best cheaper baseline and of the fine-tuned model; `id` where these quote its text."""
-
-    text: str
-    label: str
-    baseline: str
-    finetuned: str
-    id: str = ""
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """How a test document goes on after its beginning: really, by the base model, and by the fine-tuned one."""
-
-    id: str
-    prompt: str
-    real: str
-    base: str
-    finetuned: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a report shows beside the evaluation's figures; tables are (name, value) rows.
-
-    `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
-    """
-
-    case: str
-    evaluation: Evaluation
-    verdict: Verdict
-    base_model: str
-    answers: Sequence[Answer | Continuation] = ()
-    training_log: Sequence[Mapping[str, Any]] = ()
-    learning_curve: Sequence[Mapping[str, Any]] = ()
-    data: Sequence[tuple[str, str]] = ()
-    lineage: Sequence[tuple[str, str]] = ()
-    cost: Sequence[tuple[str, str]] = ()
-    forgetting: Sequence[tuple[str, str]] = ()
-
-
-def write(folder: Path, report: Report) -> list[str]:
-    """Write `report.html`, `report.md` and `pictures/*.png`; return the pictures' names."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    drawn = draw(folder / "pictures", report)
-    embedded = {name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn}
-    (folder / "report.html").write_text(render("report.html.j2", report=report, pictures=embedded), encoding="utf-8")
-    (folder / "report.md").write_text(render("report.md.j2", report=report, pictures=drawn), encoding="utf-8")
-    return drawn
-
-
-def draw(folder: Path, report: Report) -> list[str]:
-    """Write the pictures that there are figures for, as PNG; return their names in reading order."""
-    return pictures.draw(folder, report.evaluation, report.training_log, report.learning_curve)
-
-
-def render(template: str, **context: Any) -> str:
-    """Fill a template of this package; HTML is escaped, a missing value is an error."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(interval=_interval, signed=_signed, cell=_cell, title_of=title)
-    return environment.get_template(template).render(title=title, FINETUNED=FINETUNED, MIN_GROUP_TOKENS=MIN_GROUP_TOKENS, **context)
-
-
-def shorten(text: str, most: int = 240) -> str:
-    """Return the beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
-
-
-def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
-    """Summarise a training snapshot as (name, value) rows."""
-    found = snapshot.metadata
-    names = {
-        "num_train_rows": "training rows",
-        "num_validation_rows": "validation rows",
-        "num_test_rows": "test rows",
-        "num_test_groups": "test groups",
-        "num_batches": "batches",
-        "num_packed_rows": "packed training rows",
-        "num_replay_tokens": "replayed general tokens",
-    }
-    rows = [(name, f"{found[key]:,}") for key, name in names.items() if key in found]
-    for split, counts in found.get("label_counts", {}).items():
-        if not counts:  # a task without labels
-            continue
-        rows.append((f"labels, {split}", _listed(counts)))
-    if found.get("left_out"):
-        rows.append(("left out", _listed(found["left_out"])))
-    return rows
-
-
-def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str) -> list[tuple[str, str]]:
-    """Say what made a model and its evaluation, as (name, value) rows."""
-    checkpoint = inputs["finetuned_checkpoint"]
-    rows = [(name.replace("_", " "), manifest.ref) for name, manifest in inputs.items()]
-    rows.append(("evaluation key", key))
-    rows.append(("base model", settings.base_model))
-    if "base_model_revision" in checkpoint.metadata:
-        rows.append(("base model revision", str(checkpoint.metadata["base_model_revision"])))
-    rows += [(name.lower(), value) for name, value in lineage.rows(checkpoint)]
-    rows.append(("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))))
-    rows.append(("training code version", checkpoint.version))
-    rows.append(("seed", str(checkpoint.seed)))
-    return rows
-
-
-def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Say what a training took, as (name, value) rows; what the checkpoint does not say is left out."""
-    shown = {
-        "training_seconds": ("training time", lambda v: f"{int(v // 3600)} h {int(v % 3600 // 60)} min {v % 60:.0f} s"),
-        "training_usd": ("cost", lambda v: f"{v:,.2f} USD"),
-        "num_parameters": ("parameters", lambda v: f"{v:,}"),
-        "num_trained_parameters": ("trained parameters", lambda v: f"{v:,}"),
-        "num_steps": ("optimizer steps", lambda v: f"{v:,}"),
-        "num_tokens": ("useful tokens", lambda v: f"{v:,}"),
-        "tokens_per_second": ("useful tokens a second", lambda v: f"{v:,.0f}"),
-        "peak_memory_gib": ("peak memory", lambda v: f"{v:.2f} GiB"),
-        "precision": ("precision", str),
-    }
-    found = checkpoint.metadata
-    return [(name, text(found[key])) for key, (name, text) in shown.items() if found.get(key) is not None]
-
-
-def forgetting_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Say what a training made the model forget of general text, as (name, value) rows; none where it was not measured."""
-    found = checkpoint.metadata
-    names = {
-        "general_loss": "loss on general text, nats a token",
-        "general_distance": "distance of general texts' representations from the base model's (1 - mean cosine), not a loss",
-    }
-    rows = [(text, f"{found['general_before']:.4f} before training, {found[key]:.4f} after") for key, text in names.items() if key in found]
-    budget = checkpoint.settings.get("training", {}).get("max_general_rise")
-    if rows:
-        rows.append(
-            ("rise", f"{found['general_rise']:+.4f}" + (f" of at most {budget:g}" if budget is not None else "; no budget was set"))
-        )
-    return rows
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    shown = {name: f"{v:,}" if type(v) is int else v for name, v in values.items()}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-
-
-def _interval(value: Interval) -> str:
-    return f"{value.low:.3f} to {value.high:.3f}"
-
-
-def _signed(value: Interval | float, digits: int = 3) -> str:
-    if isinstance(value, Interval):
-        return f"{value.low:+.{digits}f} to {value.high:+.{digits}f}"
-    return f"{value:+.{digits}f}"
-
-
-def _cell(value: object) -> str:
-    """Make a value safe in a cell of a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("`", "'")
+__all__ = [
+    "Answer",
+    "Continuation",
+    "Report",
+    "cost_rows",
+    "data_rows",
+    "draw",
+    "forgetting_rows",
+    "lineage_rows",
+    "render",
+    "shorten",
+    "write",
+]

@@ -7,13 +7,13 @@ keeps of each batch. `screening` keeps evaluation texts out, `replay` and the `g
 hold what it froze.
 """
 
-from fullft_assets.hashing import unit_hash
 from fullft_assets.snapshot.loading import Split, Training, label_names, load_messages, load_split, load_training
 from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.places import read_index
 from fullft_assets.snapshot.rows import SplitName
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.snapshot.taking import VERSION, freeze, pack_again, take
+from fullft_assets.store.hashing import unit_hash
 
 __all__ = [
     "VERSION", "Frozen", "Split", "SplitName", "Training", "freeze", "label_names", "load_messages", "load_split", "load_training",

@@ -23,7 +23,7 @@ from fullft_assets.store import CheckOutcome, Manifest, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 
 def usable_batches(

@@ -19,15 +19,15 @@ from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
 from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.chunks import schema as chunk_schema
 from fullft_assets.documents.erasure import is_erased
-from fullft_assets.hashing import messages_hash, text_hash, unit_hash
 from fullft_assets.settings import DocumentsSettings, Task
 from fullft_assets.snapshot.screening import Way, locate, read_external
 from fullft_assets.store import Draft, Identity
+from fullft_assets.store.hashing import messages_hash, text_hash, unit_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 #: Characters of candidates kept for each token that is wanted: twice what usual texts have. Where they do not suffice, more are read.
 _CHARACTERS_A_TOKEN = 8

@@ -18,7 +18,7 @@ from fullft_assets.snapshot.parts import drawn_folder, steady
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
 if TYPE_CHECKING:
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "1"
 STAGE = "general_documents"

@@ -25,7 +25,7 @@ from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "2"
 STAGE = "replay_documents"

@@ -29,7 +29,7 @@ from fullft_assets.store import digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "1"
 _WORD = re.compile(r"\w+")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.minhash import Sketches, band_rows, sketch
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
+from fullft_assets.store.hashing import unit_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa

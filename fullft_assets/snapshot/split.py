@@ -23,7 +23,6 @@ import numpy as np
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.agreement import Agreement
-from fullft_assets.hashing import unit_hash
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.deliveries import drop_superseded
 from fullft_assets.snapshot.labels import (
@@ -39,6 +38,7 @@ from fullft_assets.snapshot.near_duplicates import NearSearch
 from fullft_assets.snapshot.rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows, collect, ranks, targets
 from fullft_assets.snapshot.shingles import shingle_sets
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.hashing import unit_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa

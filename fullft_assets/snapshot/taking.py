@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullft_assets import data_report
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import Rule, rules_for
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.snapshot import general, packing, replay, screening, sketches
+from fullft_assets.snapshot import data_report, general, packing, replay, screening, sketches
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches, with_places
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.parts import pin
@@ -28,7 +27,7 @@ from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.use_case import UseCase
+    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "8"
 #: Tasks whose training rows are packed windows without a label.

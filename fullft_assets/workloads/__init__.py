@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 
-from fullft_assets.launched import LAUNCH_ID, die_with_parent
+from fullft_assets.jobs.launch import LAUNCH_ID, die_with_parent
 
 # torchrun's ranks run in sessions of their own and outlive a killed torchrun. Here, before the seconds that the
 # import of torch takes; not in data-loading workers, whose parent is a thread that may end before they do.

@@ -16,14 +16,17 @@ from fullft_assets import evaluation, release, report
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import FINETUNED, Evaluation
 from fullft_assets.jobs import Job
-from fullft_assets.lineage import snapshots_learned_from
+from fullft_assets.jobs.process import Progress, run_workload
 from fullft_assets.release import Verdict
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import CheckOutcome, Manifest, Store
-from fullft_assets.workloads import judging_labels, judging_multi_label, judging_spans, judging_tokens
-from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.judging import Docket, Judged
+from fullft_assets.tasks.classification import judge as judging_labels
+from fullft_assets.tasks.judging import Docket, Judged
+from fullft_assets.tasks.language import judge as judging_tokens
+from fullft_assets.tasks.multi_label import judge as judging_multi_label
+from fullft_assets.tasks.token_classification import judge as judging_spans
+from fullft_assets.training.lineage import snapshots_learned_from
 
 #: The step log within a checkpoint artifact.
 STEP_LOG = "logs/metrics.jsonl"

@@ -16,11 +16,11 @@ from fullft_assets import monitoring
 from fullft_assets.base_model import ModelFolder, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.jobs import Job
+from fullft_assets.jobs.process import Progress, run_workload
+from fullft_assets.models.inference import predict
 from fullft_assets.monitoring import DriftVerdict, Features
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Draft, Manifest, Store, artifact_key
-from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.inference import predict
 
 if TYPE_CHECKING:
     import pyarrow as pa

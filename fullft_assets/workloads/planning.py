@@ -21,20 +21,21 @@ import psutil
 import torch
 
 from fullft_assets import planning
+from fullft_assets.engine import kernels, optimizers, regularization, sharding, telemetry
+from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.engine.recipe import Prepared, Recipe
+from fullft_assets.engine.trainer import accumulation_steps, arguments
+from fullft_assets.engine.watcher import peak_memory_bytes
 from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
+from fullft_assets.jobs.process import Progress, run_workload
+from fullft_assets.models import layers, precision
+from fullft_assets.models.inference import claim_device, device
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Draft, Manifest, Store
+from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.training import plan_settings
-from fullft_assets.workloads import holding, kernels, layers, optimizers, precision, sharding, telemetry
-from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.finetuning import fine_tune
-from fullft_assets.workloads.inference import claim_device, device
-from fullft_assets.workloads.recipe import Prepared, Recipe
-from fullft_assets.workloads.tasks import open_recipe
-from fullft_assets.workloads.trainer import accumulation_steps, arguments
-from fullft_assets.workloads.watcher import peak_memory_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,7 +174,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     # Held for their memory alone: copies of the pretrained weights.
-    anchors = holding.anchors(recipe, settings, shared.job.settings.seed)
+    anchors = regularization.anchors(recipe, settings, shared.job.settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, shared.job.settings.seed)
     if shared.processes > 1:

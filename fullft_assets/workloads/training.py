@@ -12,19 +12,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fullft_assets import lineage, training
+from fullft_assets import training
 from fullft_assets.base_model import copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.chunks import save_tokenizer
+from fullft_assets.engine import spot
+from fullft_assets.engine.checkpoints import STEP_LOG, claim, room_needed
+from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.engine.telemetry import EVENT_FILES
 from fullft_assets.jobs import Job
+from fullft_assets.jobs.process import Progress, run_workload
+from fullft_assets.models import precision
+from fullft_assets.models.inference import claim_device
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, digest
-from fullft_assets.workloads import precision, spot
-from fullft_assets.workloads.checkpoints import STEP_LOG, claim, room_needed
-from fullft_assets.workloads.entry import Progress, run_workload
-from fullft_assets.workloads.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.workloads.inference import claim_device
-from fullft_assets.workloads.tasks import open_recipe
-from fullft_assets.workloads.telemetry import EVENT_FILES
+from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.training import lineage
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:

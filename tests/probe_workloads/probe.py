@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fullft_assets.errors import DataError, Interrupted
 from fullft_assets.jobs import Job
+from fullft_assets.jobs.process import Progress, run_workload
 from fullft_assets.store import Store
-from fullft_assets.workloads.entry import Progress, run_workload
 
 
 def leave_pid(folder: Path, name: str, pid: int) -> None:

@@ -1,0 +1,69 @@
+"""Which batches went through documents, examples and chunks with the settings of today.
+
+A batch is done when it is tokenised, or held back by a red gate of its examples. The mark carries a digest of
+everything that shapes the three stages, so an edit of the YAML, another tokenizer or a new version of the code
+makes every batch due again; what did not change is found in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fullft_assets import chunks, documents, examples
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Manifest, Store, digest
+
+
+def version(use_case: UseCase) -> str:
+    """Return the digest of what shapes a batch's artifacts, apart from its files."""
+    settings = use_case.settings
+    model = resolve_base_model(settings.base_model, use_case.project_root)
+    return digest(
+        {
+            "code": [documents.VERSION, examples.VERSION, chunks.VERSION],
+            "documents": documents.key_settings(use_case),
+            "examples": examples.key_settings(settings),
+            "chunks": chunks.key_settings(settings),
+            "tokenizer": chunks.tokenizer_digest(model, settings.chunks, settings.examples.task),
+            "seed": settings.seed,
+        }
+    )[:12]
+
+
+def mark_done(store: Store, use_case: UseCase, batch: str) -> None:
+    """Record that a batch is tokenised or held back."""
+    store.write_pointer(f"{use_case.name}/ingested/{version(use_case)}/{batch}", {})
+
+
+def done(store: Store, use_case: UseCase) -> set[str]:
+    """Return the batches that need no run."""
+    return set(store.list_pointers(f"{use_case.name}/ingested/{version(use_case)}"))
+
+
+def needing_tokens(
+    use_case: UseCase, raw: Mapping[str, Manifest], labeled: Mapping[str, Manifest], tokenized: Mapping[str, Manifest]
+) -> list[str]:
+    """Return the batches that only need to be tokenised again: read and validated with the settings of today, not held back.
+
+    Args:
+        use_case: the settings.
+        raw: newest `raw_documents` by batch name.
+        labeled: newest `labeled_examples` by batch name.
+        tokenized: newest `tokenized_chunks` by batch name.
+    """
+    made_by = examples.VERSION, examples.key_settings(use_case.settings)
+    expected = chunks.Expected.of(use_case)
+    found = []
+    for batch, valid in sorted(labeled.items()):
+        held_back = any(not check.passed and check.severity == "error" for check in valid.checks)
+        current = (valid.version, valid.settings) == made_by and _is_read(use_case, raw.get(batch), valid)
+        if current and not held_back and not expected.matches(tokenized.get(batch), valid):
+            found.append(batch)
+    return found
+
+
+def _is_read(use_case: UseCase, raw: Manifest | None, valid: Manifest) -> bool:
+    if raw is None or (raw.version, raw.settings) != (documents.VERSION, documents.key_settings(use_case)):
+        return False
+    return valid.inputs.get("raw_documents") == raw.content_digest

@@ -1,0 +1,5 @@
+"""`fullft`: run, check, prepare, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
+
+from fullft_assets.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,309 @@
+"""What steps the weights: one rung of the memory ladder each, from AdamW in fp32 down to LOMO on bf16 weights.
+
+An optimizer *in the backward pass* updates each weight as soon as its gradient is there, and frees it: the gradients of a
+whole model never exist. LOMO (Lv et al. 2023, arXiv 2306.09782) does so with plain gradient descent, which keeps no state;
+here AdamW and Adafactor do so as well. It follows that gradients cannot be accumulated over passes, and that their norm is
+known only afterwards: clipping by norm takes a pass of its own before (section 3.2.2 of the paper), clipping by value none.
+
+Weights in bf16 are rounded stochastically as they are written. To the nearest value, an update of less than 1/512 of its
+weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.models import precision
+from fullft_assets.settings import IN_BACKWARD, TrainingSettings
+
+#: Elements updated at a time: what stays in a CPU's cache, what fills a GPU.
+_CHUNK = {"cpu": 2**17, "cuda": 2**24}
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+#: Adafactor (Shazeer & Stern 2018, arXiv 1804.04235): the second moment decays by 1 - t^-0.8, an update's RMS is at most 1.
+_DECAY, _TINY, _LARGEST_UPDATE = 0.8, 1e-30, 1.0
+
+
+def dtype_of_weights(settings: TrainingSettings) -> torch.dtype:
+    """Return what the weights are kept in."""
+    return torch.bfloat16 if settings.weights == "bf16" else torch.float32
+
+
+def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings ask for.
+
+    Args:
+        groups: parameter groups, each with `lr` and `weight_decay`.
+        settings: of the training.
+        seed: of the rounding.
+
+    Raises:
+        SettingsError: adamw_8bit without its package.
+    """
+    if settings.optimizer == "adamw_8bit":
+        return _eight_bit(groups)
+    if settings.optimizer == "adamw" and settings.weights == "fp32":
+        return torch.optim.AdamW(groups, betas=_BETAS, eps=_EPSILON, fused=True)
+    return Lean(
+        groups,
+        settings.optimizer.removesuffix(IN_BACKWARD),
+        seed=seed,
+        in_backward=settings.steps_in_backward,
+        max_norm=settings.max_grad_norm if settings.clips_in_two_passes else None,
+        max_value=settings.max_grad_value,
+    )
+
+
+def require(settings: TrainingSettings, num_processes: int = 1) -> None:
+    """Find out before any work whether the optimizer can be had.
+
+    Raises:
+        SettingsError: adamw_8bit without its package, or a step in the backward pass with what it cannot do.
+    """
+    name = settings.optimizer
+    if settings.steps_in_backward and settings.batch_size != settings.micro_batch_size:
+        raise SettingsError(
+            f"training.micro_batch_size: {name} steps in the backward pass and cannot accumulate: "
+            f"give all {settings.batch_size} rows of batch_size, or lower both"
+        )
+    if settings.steps_in_backward and num_processes > 1:
+        raise SettingsError(
+            f"launcher.processes: {name} steps in the backward pass, before {num_processes} processes share gradients; give 1"
+        )
+    if settings.steps_in_backward and precision.of(settings) == "fp16":
+        raise SettingsError(f"training.precision: {name} steps in the backward pass, before fp16's scaling is undone; give fp32 or bf16")
+    if settings.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError("training.optimizer: adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor")
+
+
+def _eight_bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, betas=_BETAS, eps=_EPSILON)
+
+
+class Lean(torch.optim.Optimizer):
+    """Updates one weight after the other with few temporaries, in the backward pass or after it; bf16 weights by stochastic rounding.
+
+    The same seed and steps give the same bits: the noise of each rounding is drawn from the seed, the step and the weight's number.
+
+    Args:
+        groups: parameter groups, each with `lr` and `weight_decay` (decoupled).
+        rule: adamw, adafactor (without first moment and relative step) or lomo (gradient descent).
+        seed: of the rounding.
+        in_backward: update in the backward pass; wrap each pass in `pass_of`, then.
+        max_norm: clip the gradients of a step to this norm; in the backward pass alone, measured by an earlier pass.
+        max_value: clip each element of a gradient to this.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        rule: str,
+        *,
+        seed: int = 0,
+        in_backward: bool = False,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+    ):
+        super().__init__(groups, {"num_steps": 0})
+        self._rule: Callable[..., None] = {"adamw": self._adamw, "adafactor": self._adafactor, "lomo": self._descend}[rule]
+        self._seed, self.in_backward, self._max_norm, self._max_value = seed, in_backward, max_norm, max_value
+        #: By weight: its group's number and its own. A loaded state replaces the groups themselves.
+        self._places = {}
+        for number, group in enumerate(self.param_groups):
+            for weight in group["params"]:
+                self._places[weight] = (number, len(self._places))
+        self._takes: Callable[[torch.Tensor], None] | None = None
+        self._squares: list[torch.Tensor] = []
+        self._factor: torch.Tensor | None = None
+        if in_backward:
+            for weight in self._places:
+                weight.register_post_accumulate_grad_hook(self._arrived)
+
+    @property
+    def measures_first(self) -> bool:
+        """Whether each step needs a pass of its own for the gradients' norm."""
+        return self.in_backward and self._max_norm is not None
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """The norm of the last pass's gradients, before clipping."""
+        return torch.stack(self._squares).sum().sqrt() if self._squares else torch.zeros(())
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Hold around a backward pass that changes nothing: only the gradients' norm is kept."""
+        with self._taking(self._measure):
+            yield
+        assert self._max_norm is not None
+        # As torch's clip_grad_norm_ has it.
+        self._factor = (self._max_norm / (self.norm + 1e-6)).clamp(max=1.0)
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Hold around the backward pass that updates the weights."""
+        for group in self.param_groups:
+            group["num_steps"] += 1
+        with self._taking(self._measure_and_update):
+            yield
+        self._factor = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Update all weights that have a gradient; nothing is left to do where the backward pass did."""
+        assert closure is None
+        if self.in_backward:
+            return
+        for group in self.param_groups:
+            group["num_steps"] += 1
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as it was saved. (torch would cast it to the weights' format.)"""
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for number, state in state_dict["state"].items():
+            weight = weights[number]
+            self.state[weight] = {name: value.detach().clone().to(weight.device) for name, value in state.items()}
+
+    @contextmanager
+    def _taking(self, take: Callable[[torch.Tensor], None]) -> Iterator[None]:
+        self._squares, self._takes, self._seen = [], take, set()
+        try:
+            yield
+        finally:
+            self._takes = None
+
+    def _arrived(self, weight: torch.Tensor) -> None:
+        assert self._takes is not None, "a backward pass that is not a step's"
+        assert weight not in self._seen, "its gradient came in two parts"
+        self._seen.add(weight)
+        with torch.no_grad():
+            self._takes(weight)
+        weight.grad = None
+
+    def _measure(self, weight: torch.Tensor) -> None:
+        self._squares.append(torch.linalg.vector_norm(weight.grad, dtype=torch.float32).square())
+
+    def _measure_and_update(self, weight: torch.Tensor) -> None:
+        self._measure(weight)
+        if self._factor is not None:
+            weight.grad.mul_(self._factor.to(weight.grad.dtype))
+        if self._max_value is not None:
+            weight.grad.clamp_(-self._max_value, self._max_value)
+        self._update(weight)
+
+    def _update(self, weight: torch.Tensor) -> None:
+        group_number, number = self._places[weight]
+        group = self.param_groups[group_number]
+        rounding = None
+        if weight.dtype == torch.bfloat16:
+            rounding = torch.Generator(weight.device).manual_seed((self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number)
+        self._rule(weight, group, self.state[weight], rounding)
+
+    def _descend(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
+        for part, slope in _chunks(weight, weight.grad):
+            value = part.float().mul_(1 - group["lr"] * group["weight_decay"])
+            _write(part, value.add_(slope.float(), alpha=-group["lr"]), _bits(value, rounding))
+
+    def _adamw(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
+        if not state:
+            state.update(exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
+        first, second = _BETAS
+        rate, steps = group["lr"], group["num_steps"]
+        for part, slope, mean, square in _chunks(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]):
+            slope = slope.float()
+            bits = _bits(slope, rounding)
+            m = mean.float().lerp_(slope, 1 - first)
+            v = square.float().mul_(second).addcmul_(slope, slope, value=1 - second)
+            value = part.float().mul_(1 - rate * group["weight_decay"])
+            root = v.sqrt().div_((1 - second**steps) ** 0.5).add_(_EPSILON)
+            value.addcdiv_(m, root, value=-rate / (1 - first**steps))
+            _write(part, value, bits)
+            # The first moment moves by a tenth each step, which the nearest value shows; the second by a thousandth.
+            mean.copy_(m)
+            _write(square, v, None if bits is None else bits >> 16)
+
+    def _adafactor(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
+        kept = 1 - group["num_steps"] ** -_DECAY
+        if weight.dim() < 2:
+            self._adafactor_whole(weight, group, state, rounding, kept)
+            return
+        slopes = weight.grad.reshape(-1, weight.shape[-1])
+        if not state:
+            state.update(
+                row=slopes.new_zeros(len(slopes), dtype=torch.float32), column=slopes.new_zeros(slopes.shape[1], dtype=torch.float32)
+            )
+        row, column = state["row"], state["column"]
+        rows_a_chunk = max(1, _CHUNK[weight.device.type] // slopes.shape[1])
+        of_rows, of_columns = [], torch.zeros_like(column)
+        for slope in slopes.split(rows_a_chunk):
+            square = slope.float().square().add_(_TINY)
+            of_rows.append(square.mean(1))
+            of_columns += square.sum(0)
+        row.lerp_(torch.cat(of_rows), 1 - kept)
+        column.lerp_(of_columns / len(slopes), 1 - kept)
+        by_row, by_column = (row / row.mean()).rsqrt(), column.rsqrt()
+        pairs = list(zip(slopes.split(rows_a_chunk), by_row.split(rows_a_chunk), strict=True))
+        squares = sum(((slope * scale[:, None]).mul_(by_column)).square_().sum() for slope, scale in pairs)
+        too_large = ((squares / slopes.numel()).sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
+        rate = group["lr"]
+        for part, (slope, scale) in zip(weight.detach().view(slopes.shape).split(rows_a_chunk), pairs, strict=True):
+            value = part.float().mul_(1 - rate * group["weight_decay"])
+            value.sub_((slope * scale[:, None]).mul_(by_column).mul_(rate / too_large))
+            _write(part, value, _bits(value, rounding))
+
+    def _adafactor_whole(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None, kept: float) -> None:
+        slope = weight.grad.float()
+        if not state:
+            state.update(square=torch.zeros_like(slope))
+        state["square"].lerp_(slope.square().add_(_TINY), 1 - kept)
+        update = slope * state["square"].rsqrt()
+        update /= (update.square().mean().sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
+        value = weight.float().mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.mul_(group["lr"]))
+        _write(weight, value, _bits(value, rounding))
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield aligned parts of tensors of one shape."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        yield tuple(tensor.detach() for tensor in tensors)
+        return
+    size = _CHUNK[tensors[0].device.type]
+    yield from zip(*(tensor.detach().view(-1).split(size) for tensor in tensors), strict=True)
+
+
+def _bits(like: torch.Tensor, rounding: torch.Generator | None) -> torch.Tensor | None:
+    """Return 32 random bits an element, or None."""
+    if rounding is None:
+        return None
+    return torch.empty(like.shape, dtype=torch.int32, device=like.device).random_(-(2**31), 2**31, generator=rounding)
+
+
+def _write(target: torch.Tensor, value: torch.Tensor, bits: torch.Tensor | None) -> None:
+    """Write fp32 values, rounded up or down at random by the lower 16 of these bits where the target is bf16."""
+    if bits is None:
+        target.copy_(value)
+        return
+    # bf16 is the upper half of fp32: what a sum of the lower half with noise carries over rounds up, as often as it is near.
+    target.copy_(value.view(torch.int32).add_(bits & 0xFFFF).bitwise_and_(-0x10000).view(torch.float32))
+
+
+def random_state() -> Mapping[str, Any]:
+    """Return the state of torch's generators, for a pass that is made twice."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore(state: Mapping[str, Any]) -> None:
+    """Set torch's generators back to a `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

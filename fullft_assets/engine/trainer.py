@@ -1,0 +1,257 @@
+"""transformers' Trainer as the training engine uses it: what it is told, and what it does in another way."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from fullft_assets.engine import optimizers, sharding
+from fullft_assets.engine.checkpoints import publish, retain, room_needed
+from fullft_assets.engine.recipe import Prepared
+from fullft_assets.engine.watcher import Watcher
+from fullft_assets.errors import SettingsError
+from fullft_assets.models import layers, precision
+from fullft_assets.settings import TrainingSettings
+
+#: Folder inside the work folder in which a checkpoint is written.
+UNFINISHED = "unfinished"
+
+
+def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
+    """Return the forward passes of each process in one optimizer step.
+
+    Raises:
+        SettingsError: the batch cannot be divided so.
+    """
+    rows_a_pass = settings.micro_batch_size * num_processes
+    if settings.batch_size % rows_a_pass:
+        raise SettingsError(f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})")
+    return settings.batch_size // rows_a_pass
+
+
+def arguments(
+    settings: TrainingSettings,
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    seed: int,
+    num_processes: int,
+    items_a_pass: int,
+    num_steps: int,
+    resumable: bool,
+) -> TrainingArguments:
+    """Return what Trainer must be told.
+
+    Args:
+        settings: hyperparameters.
+        model: to train.
+        folder: of the unfinished work; checkpoints are written there.
+        seed: of dropout.
+        num_processes: processes that share the batch.
+        items_a_pass: items of the feed's dataset in a forward pass.
+        num_steps: planned optimizer steps.
+        resumable: write checkpoints.
+
+    Raises:
+        SettingsError: the batch cannot be divided as asked, or the hardware lacks the precision.
+    """
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        per_device_train_batch_size=items_a_pass,
+        gradient_accumulation_steps=accumulation_steps(settings, num_processes),
+        **_steps(settings, num_steps),
+        **_computing(settings),
+        **sharding.arguments(settings, model),
+        **_written(settings, resumable=resumable),
+    )
+
+
+def _steps(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
+    """Return what Trainer is told of the order and of each step's rate."""
+    return {
+        "max_steps": num_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": round(settings.warmup_share * num_steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+    }
+
+
+def _computing(settings: TrainingSettings) -> dict[str, Any]:
+    """Return what Trainer is told of the machine, and of what is computed how on it."""
+    chosen, has_gpu = precision.of(settings), torch.cuda.is_available()
+    return {
+        "bf16": chosen == "bf16",
+        "fp16": chosen == "fp16",
+        # None leaves the matrix multiplications of fp32 as torch has them: in fp32.
+        "tf32": True if chosen == "tf32" else None,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        # A copy from pinned memory does not hold up what follows it.
+        "dataloader_pin_memory": has_gpu,
+        "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation(settings)},
+        "use_cpu": not has_gpu,
+    }
+
+
+def _written(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
+    """Return what Trainer is told of logs and checkpoints: most of it the watcher, the step log and `publish` do."""
+    return {
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        # The default hides NaN losses behind the running mean.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if resumable else "no",
+        "save_steps": settings.checkpoint_every_steps,
+        "save_total_limit": None,
+        "eval_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+class FineTuner(Trainer):
+    """Trainer whose checkpoints exist whole or not at all, with a rate for each depth of the model.
+
+    Args:
+        prepared: what is learned from.
+        settings: of this leg of the run.
+        seed: of the rounding of bf16 weights.
+        watcher: sees each step; its log and course go with each checkpoint.
+        unfreezing: what drops the gradients of weights that are not trained yet; None where nothing has to.
+        options: of Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        prepared: Prepared,
+        settings: TrainingSettings,
+        seed: int,
+        watcher: Watcher,
+        unfreezing: layers.Unfreezing | None,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self._prepared, self._settings, self._seed = prepared, settings, seed
+        self._watcher, self._unfreezing = watcher, unfreezing
+        self._rates: list[float] = []
+        self._in_backward: optimizers.Lean | None = None
+        # Has Trainer count the labels of all passes and processes of a step, and not divide the loss again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let accelerate shard on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        sharding.enable_on_cpu(self)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Return the recipe's summed loss over the labels of the whole step."""
+        assert not return_outputs and num_items_in_batch is not None, "it only trains"
+        labels = inputs.pop("labels")
+        total = self._prepared.total_loss(model, inputs, labels)
+        # A step may hold nothing to learn from, such as prompts alone.
+        loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        # Gradients are averaged over the processes, and the labels are counted over all of them.
+        return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer of the settings, with a rate for each depth."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            groups = layers.groups(trained, self.get_decay_parameter_names(trained), self._settings)
+            self._rates = [group["lr"] for group in groups]
+            self.optimizer = optimizers.build(groups, self._settings, self._seed)
+            if self._settings.steps_in_backward:
+                self._in_backward = self.optimizer
+        return self.optimizer
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        """Make one pass, which an optimizer in the backward pass may need twice."""
+        stepping = self._in_backward
+        if stepping is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if stepping.measures_first:
+            # The same pass twice: dropout draws the same numbers.
+            drawn = optimizers.random_state()
+            with stepping.measuring():
+                super().training_step(model, inputs, num_items_in_batch)
+            optimizers.restore(drawn)
+        with stepping.updating():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self._in_backward is not None:
+            return self._in_backward.norm
+        if self._unfreezing is not None:
+            self._unfreezing.drop(model, self.state.global_step)
+        limit = self._settings.max_grad_value
+        if limit is None:
+            return super()._clip_grad_norm(model)
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
+        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        # The checkpoint's rates may be those of before a roll-back.
+        scheduler = self.lr_scheduler
+        scheduler.base_lrs = list(self._rates)
+        scheduler._last_lr = [rate * shape(scheduler.last_epoch) for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)]
+        for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the next batches, and count the time that they were waited for."""
+        began = time.perf_counter()
+        found = super().get_batch_samples(*args, **kwargs)
+        self._watcher.meter.waited(time.perf_counter() - began)
+        return found
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: Trainer's own count walks over all parameters in every pass, and takes padding for work."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Tell the callbacks alone: Trainer would write every line into every checkpoint; the step log has them."""
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Trainer writes into the final folder, and a run killed meanwhile would resume from the torn one.
+        folder = Path(self.args.output_dir)
+        aside = folder / UNFINISHED
+        self.args.output_dir = str(aside)
+        try:
+            with room_needed(folder, f"the checkpoint of step {self.state.global_step:,}"):
+                super()._save_checkpoint(model, trial)
+                # Every rank writes a file of its own (its random state); the seal must find them all.
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._publish(aside / f"checkpoint-{self.state.global_step}", folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # what found no room gives back what it took
+            raise
+        finally:
+            self.args.output_dir = str(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, written: Path, folder: Path) -> None:
+        watcher = self._watcher
+        watcher.log.sync()
+        publish(written, folder / written.name, num_incidents=len(watcher.course.incidents), is_planned=watcher.save_is_planned)
+        retain(folder, watcher.course, newest=self._settings.keep_checkpoints, best=watcher.best_step())

@@ -1,0 +1,137 @@
+"""How well a language model predicts the trained tokens of held-out documents: one definition for all who score one.
+
+Used on the validation rows while training, by the pilot and the cheaper ways, and on the test rows by the evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.models import precision
+from fullft_assets.models.inference import collate, device, in_batches, place
+from fullft_assets.models.token_loss import IGNORED, TokenLoss
+
+if TYPE_CHECKING:
+    from fullft_assets.jobs.process import Progress
+
+#: Fills rows up behind their last token, where nothing sees it.
+_PADDING = 0
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Documents' trained tokens and how they were predicted; the methods pool all tokens of all documents.
+
+    Attributes:
+        num_tokens: [documents] int64, trained tokens that were predicted.
+        loss: [documents] float64, their summed cross-entropy in nats; nan where the model's outputs are not finite.
+        num_right: [documents] int64, how many of them the model ranked first.
+    """
+
+    num_tokens: np.ndarray
+    loss: np.ndarray
+    num_right: np.ndarray
+
+    def mean_loss(self) -> float:
+        """Return the mean cross-entropy of a token in nats; nan without a token, or if an output was not finite."""
+        count = self.num_tokens.sum()
+        return float(self.loss.sum() / count) if count else math.nan
+
+    def perplexity(self) -> float:
+        """Return exp(mean loss); infinite where that is too large for a number."""
+        loss = self.mean_loss()
+        return math.exp(loss) if not loss > 700 else math.inf
+
+    def token_probability(self) -> float:
+        """Return the geometric mean of the tokens' probabilities, 1 / perplexity: in [0, 1], higher is better."""
+        return math.exp(-self.mean_loss())
+
+    def token_accuracy(self) -> float:
+        """Return the share of tokens that were ranked first; nan like the loss."""
+        loss = self.mean_loss()
+        return float(self.num_right.sum() / self.num_tokens.sum()) if math.isfinite(loss) else math.nan
+
+
+def score_documents(
+    model: PreTrainedModel,
+    windows: Sequence[Sequence[Sequence[int]]],
+    marks: Sequence[Sequence[Sequence[int]]] | None,
+    *,
+    progress: Progress | None = None,
+) -> TokenScores:
+    """Score a causal language model on documents; the model's mode is restored.
+
+    A token is predicted from those before it in its window, so the first of a window never is. Each window stands on a
+    row of its own, longest first, so what a model does with packed rows has no part in it.
+
+    Args:
+        model: not wrapped; it is moved to the accelerator, if there is one.
+        windows: token ids of each document's windows.
+        marks: aligned with the windows, 1 where a token is trained; None: all are.
+        progress: told how many windows are done, and asked between batches whether to stop.
+
+    Raises:
+        Interrupted: a stop was requested.
+        OutOfMemory: a single window does not fit.
+    """
+    num_tokens, loss, num_right = (np.zeros(len(windows), kind) for kind in (np.int64, np.float64, np.int64))
+    rows = _rows(windows, marks)
+    was_training = model.training
+    model.eval()
+    place(model)
+    token_loss: TokenLoss | None = None
+
+    def look(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return of each trained token its document, its loss and whether it was ranked first."""
+        nonlocal token_loss
+        batch = rows[start:end]
+        inputs = {name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()}
+        labels = _labels(batch, inputs["input_ids"])
+        if token_loss is None:
+            token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
+        losses, is_first = token_loss.of_tokens(model, inputs, labels)
+        documents = np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy())
+        return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
+
+    try:
+        with torch.no_grad(), precision.autocast(precision.of_scores(model)):
+            for documents, losses, is_first in in_batches([len(row.ids) for row in rows], look, model, progress):
+                np.add.at(num_tokens, documents, 1)
+                np.add.at(loss, documents, losses)
+                np.add.at(num_right, documents, is_first)
+    finally:
+        model.train(was_training)
+    return TokenScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)
+
+
+@dataclass(frozen=True)
+class _Row:
+    document: int
+    ids: Sequence[int]
+    marks: Sequence[int] | None
+
+
+def _rows(windows: Sequence[Sequence[Sequence[int]]], marks: Sequence[Sequence[Sequence[int]]] | None) -> list[_Row]:
+    """Return the windows that have a token to predict, longest first: a batch that does not fit fails at once."""
+    found = [
+        _Row(number, window, None if marks is None else marks[number][place])
+        for number, document in enumerate(windows)
+        for place, window in enumerate(document)
+    ]
+    found = [row for row in found if len(row.ids) > 1 and (row.marks is None or 1 in row.marks[1:])]
+    return sorted(found, key=lambda row: -len(row.ids))
+
+
+def _labels(batch: Sequence[_Row], ids: torch.Tensor) -> torch.Tensor:
+    """Return [rows, tokens]: the token's id where it is trained, else IGNORED."""
+    trained = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, row in enumerate(batch):
+        trained[number, : len(row.ids)] = True if row.marks is None else torch.tensor(row.marks) == 1
+    return torch.where(trained.to(ids.device), ids, IGNORED)

@@ -1,0 +1,41 @@
+"""monitoring: is what production sees today what the model learned on?"""
+
+from fullft_assets.monitoring.drift import (
+    MIN_EXPECTED_COUNT,
+    VERSION,
+    DriftVerdict,
+    Features,
+    Status,
+    build_features,
+    check,
+    compare,
+    compare_embeddings,
+    compare_lengths,
+    compare_predictions,
+    insufficient,
+    key_settings,
+    one_per_group,
+    render_report,
+    render_table,
+    vocabulary_of,
+)
+
+__all__ = [
+    "DriftVerdict",
+    "Features",
+    "MIN_EXPECTED_COUNT",
+    "Status",
+    "VERSION",
+    "build_features",
+    "check",
+    "compare",
+    "compare_embeddings",
+    "compare_lengths",
+    "compare_predictions",
+    "insufficient",
+    "key_settings",
+    "one_per_group",
+    "render_report",
+    "render_table",
+    "vocabulary_of",
+]

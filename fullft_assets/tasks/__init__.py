@@ -1,0 +1,1 @@
+"""What differs between tasks: target, model, feed, loss, baselines and judge. One folder a task."""

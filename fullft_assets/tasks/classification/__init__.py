@@ -1,0 +1,1 @@
+"""Classification with one label a row."""

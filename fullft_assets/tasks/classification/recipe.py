@@ -1,0 +1,178 @@
+"""The task classification, one label a row: a new head on the base model, each window a training row, padded to similar ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from transformers import PreTrainedModel
+
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.engine.feed import Feed
+from fullft_assets.engine.optimizers import dtype_of_weights
+from fullft_assets.engine.recipe import Listener, Prepared
+from fullft_assets.evaluation import accuracy, macro_f1
+from fullft_assets.models.inference import collate, device, embed, load_for_training, predict_with
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.encoder import Encoder
+
+#: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
+_POOL_BATCHES = 50
+
+
+class Classification(Encoder):
+    """See `Recipe`."""
+
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        options = {"keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
+        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """See `Recipe`."""
+        feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
+        return self._prepared(model, feed, _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None), settings)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: loss, accuracy and macro-F1."""
+        return score(model, self.validation, listener)
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`: those of `baselines.KINDS`."""
+        validation = self.validation
+        for name, fitted in self._fitted(baselines.KINDS, folder, listener):
+            predicted = fitted.predict(validation).argmax(1)
+            yield name, {"macro_f1": macro_f1(validation.labels, predicted), "accuracy": accuracy(validation.labels, predicted)}
+
+    def _fitted(self, kinds: Mapping[str, Any], folder: Path, listener: Listener) -> Iterator[tuple[str, baselines.Baseline]]:
+        """Fit each kind of cheaper way to the training rows, and save it."""
+        for name, kind in kinds.items():
+            if issubclass(kind, baselines.FrozenProbe):
+                embeddings = embed(self.base_model, self.train.windows, added_tokens=self.added_tokens, progress=listener)
+                fitted = kind.fit(self.base_model, embeddings, self.train.labels, len(self.labels), self.added_tokens)
+            else:
+                fitted = kind.fit(self.train, len(self.labels))
+            fitted.save(folder)
+            yield name, fitted
+
+
+def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:
+    """Return each window of the rows, and its row's label, or labels, beside it."""
+    windows = [window for document in train.windows for window in document]
+    labels = [label for label, document in zip(train.labels.tolist(), train.windows, strict=True) for _ in document]
+    return windows, labels
+
+
+def window_feed(
+    windows: Sequence[Sequence[int]],
+    labels: Sequence[Any],
+    model: PreTrainedModel,
+    settings: TrainingSettings,
+    seed: int,
+    to_tensor: Callable[[list[Any]], torch.Tensor],
+) -> Feed:
+    """Return a feed of windows, each a training row, padded to similar ones.
+
+    Args:
+        windows: token ids of each.
+        labels: of each window.
+        model: loaded; it says what pads.
+        settings: batch sizes and epochs.
+        seed: of the order.
+        to_tensor: the labels of a pass -> its tensor of labels.
+    """
+    lengths = np.array([len(window) for window in windows])
+    order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, seed)
+    bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
+    pad_id = model.config.pad_token_id or 0
+
+    def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {**collate([row["input_ids"] for row in rows], pad_id), "labels": to_tensor([row["labels"] for row in rows])}
+
+    return Feed(
+        dataset=Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order),
+        collate=collated,
+        items_a_pass=settings.micro_batch_size,
+        num_rows=len(order),
+        lengths=lengths[order],
+        num_predicted=np.zeros(len(order), np.int64),
+        bounds=bounds,
+        sizes=np.maximum.reduceat(lengths[order], bounds[:-1]) * np.diff(bounds),
+    )
+
+
+def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int) -> np.ndarray:
+    """Return the positions to train on, in order, for all epochs together.
+
+    Each epoch visits every position once, a last part of an epoch a random draw of them, in batches of
+    similar length in random order. What does not fill a batch moves to the next epoch's pool, so batches
+    stay aligned with lengths.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.asarray(lengths)
+    total = max(1, round(epochs * len(lengths)))
+    carried = np.empty(0, np.int64)
+    planned: list[np.ndarray] = []
+    count = 0
+    while (missing := total - count - len(carried)) > 0:
+        pool = np.concatenate([carried, rng.permutation(len(lengths))[:missing]])
+        batches = []
+        for start in range(0, len(pool), batch_size * _POOL_BATCHES):
+            part = pool[start : start + batch_size * _POOL_BATCHES]
+            part = part[np.argsort(-sizes[part], kind="stable")]
+            batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+        full = [batch for batch in batches if len(batch) == batch_size]
+        carried = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
+        planned += [full[i] for i in rng.permutation(len(full))]
+        count = sum(map(len, planned))
+    return np.concatenate([*planned, carried])
+
+
+def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Return (output, labels) -> the summed cross-entropy of a pass.
+
+    A model's own loss is the mean over the micro-batch, and Trainer takes it for its part of the whole batch's mean: with accumulation
+    the gradients, and the logged loss, would come out as many times too large as there are micro-batches.
+
+    Args:
+        train: the rows; each window counts, as each is a training row.
+        balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
+    """
+    weights = None
+    if balanced_labels is not None:
+        counts = np.bincount(np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels)
+        weights = torch.tensor(counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device())
+
+    def loss_of(output: Any, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output.logits.float(), labels, weight=weights, reduction="sum")
+
+    return loss_of
+
+
+def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:
+    """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite.
+
+    Args:
+        model: a classifier.
+        split: the rows.
+        listener: told how far it is; what it raises ends the scoring.
+    """
+    found = predict_with(model, split.windows, progress=listener).probabilities
+    if not np.isfinite(found).all():
+        return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
+    predicted = found.argmax(1)
+    clipped = np.clip(found.astype(np.float64), 1e-7, None)
+    return {
+        "loss": float(log_loss(split.labels, clipped / clipped.sum(1, keepdims=True), labels=list(range(found.shape[1])))),
+        "accuracy": float(accuracy_score(split.labels, predicted)),
+        "macro_f1": float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+    }

@@ -1,0 +1,133 @@
+"""What the recipes of encoders share, whatever the head: loading, and what is measured and held by what a model makes of text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.engine import distillation
+from fullft_assets.engine.feed import Feed
+from fullft_assets.engine.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
+from fullft_assets.models import precision
+from fullft_assets.models.inference import collate, device, embed, embed_with
+from fullft_assets.models.precision import Precision
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
+from fullft_assets.snapshot.general import General
+
+#: (output, labels) -> the summed loss of a pass.
+LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Encoder(ABC):
+    """The part of a recipe that is the same whatever the head.
+
+    Attributes:
+        base_model: a transformers folder with safetensors.
+        train: rows to learn from; each window is one training row.
+        validation: rows scored on the way.
+        labels: in the order of the model's outputs; those of spans in the order of their tags.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        general: text on which is measured what is forgotten, or None.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
+    """
+
+    base_model: ModelFolder
+    train: Split
+    validation: Split
+    labels: list[str]
+    added_tokens: Sequence[str] = ()
+    general: General | None = None
+    start: ModelFolder | None = None
+    has_new_head: ClassVar[bool] = True
+
+    @property
+    def num_rows(self) -> int:
+        """See `Recipe`: they stand in the order of their hash."""
+        return len(self.train)
+
+    def first(self, num_rows: int) -> Self:
+        """See `Recipe`."""
+        return replace(self, train=self.train.select(range(num_rows)))
+
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        if self.start is not None:  # it has its head and its added tokens
+            return precision.score_alike(self._load(self.start, settings, keeps_head=True), settings)
+        return self.load_original(settings)
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        return precision.score_alike(self._load(self.base_model, settings, self.added_tokens), settings)
+
+    @abstractmethod
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        """Return the model in a folder with the task's head, on the CPU; a new one unless it `keeps_head`."""
+
+    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
+
+        An encoder's weights have no head that predicts general text, so how well it still does cannot be said; only how far what
+        it makes of such text has moved.
+        """
+        if self.general is None:
+            return {}
+        original = self._embeddings_of_base(precision.of_scores(model))
+        return {"general_distance": _distance(embed_with(model, self.general.windows, progress=listener), original)}
+
+    def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
+        """See `Recipe`: of the pooled representation h of each general text, as if it were normally distributed around the base model's.
+
+        The Fisher information of such a model is the sum over k of (dh_k/dw)². The squared gradient of v h, v drawn from a standard
+        normal, has it for its mean: one backward pass a text.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        pad_id = model.config.pad_token_id or 0
+        windows = [window for document in (self.general.windows if self.general else []) for window in document]
+        for window in windows[:MOST_IMPORTANT_TEXTS]:
+            inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
+            representation = distillation.pooled(model(**inputs, output_hidden_states=True), inputs["attention_mask"])[0]
+            yield representation @ torch.randn(len(representation), generator=generator).to(representation)
+
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """See `Recipe`: nothing."""
+        return {}
+
+    def _prepared(self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
+        """Return a training on the summed loss of a model's output, held to the base model's representations where that is asked for."""
+        about = {"head": f"drawn anew; base_model's own, {model.left_out_head}, is left out"} if model.left_out_head else {}
+        if settings.distillation is None:
+            return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about)
+        teacher = distillation.frozen(self.load_original(settings), device())
+        return Prepared(feed, distillation.held_representations(loss_of_output, teacher, settings.distillation.weight), about)
+
+    def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
+        """[texts, hidden] what the base model makes of the general texts."""
+        if computed_in not in self._found_embeddings:
+            # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
+            with torch.random.fork_rng():
+                found = embed(self.base_model, self.general.windows, added_tokens=self.added_tokens, computed_in=computed_in)
+            self._found_embeddings[computed_in] = found
+        return self._found_embeddings[computed_in]
+
+    @cached_property
+    def _found_embeddings(self) -> dict[Precision, np.ndarray]:
+        return {}
+
+
+def _distance(found: np.ndarray, original: np.ndarray) -> float:
+    """Return 1 - the mean cosine of rows [n, hidden]; nan where one is not finite."""
+    found, original = found.astype(np.float64), original.astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(original, axis=1)
+    return float(1 - ((found * original).sum(1) / np.maximum(lengths, 1e-12)).mean())

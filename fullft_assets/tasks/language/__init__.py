@@ -1,0 +1,1 @@
+"""Language models: conversations (sft) and plain text (language_modeling)."""

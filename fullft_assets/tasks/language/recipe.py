@@ -1,0 +1,194 @@
+"""The tasks sft and language_modeling: the next token, on packed rows.
+
+A row holds several documents; position ids that restart tell the model where each begins, without an attention mask and
+without a cache. The loss of an optimizer step is the mean over its trained tokens, however many rows, passes and
+processes they lie in. A model that does not keep documents apart (`isolation`) gets each on a row of its own instead,
+beside others of its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.engine import distillation, packed_rows
+from fullft_assets.engine.distillation import DistilledTokenLoss
+from fullft_assets.engine.feed import Batch, Feed
+from fullft_assets.engine.optimizers import dtype_of_weights
+from fullft_assets.engine.packed_rows import IS_REPLAYED, Pieces
+from fullft_assets.engine.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.models import isolation, precision
+from fullft_assets.models.inference import device, load_causal
+from fullft_assets.models.isolation import Isolation
+from fullft_assets.models.token_loss import TokenLoss, plain
+from fullft_assets.models.token_scores import score_documents
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split, Training
+from fullft_assets.snapshot.general import General
+
+#: A row has room for three documents of two tokens, or nothing can be tried on it.
+_LEAST_CAPACITY = 6
+#: Enough to see what a model does to its logits.
+_SHOWN_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones.
+
+    Attributes:
+        base_model: a transformers folder with the safetensors of a causal language model.
+        training: packed, of the snapshot.
+        validation: documents scored on the way.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        general: text on which is measured what is forgotten, or None.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
+    """
+
+    base_model: ModelFolder
+    training: Training
+    validation: Split
+    added_tokens: Sequence[str] = ()
+    general: General | None = None
+    start: ModelFolder | None = None
+    has_new_head: ClassVar[bool] = False
+
+    @property
+    def num_rows(self) -> int:
+        """See `Recipe`: the plan deals its rows out at random."""
+        return self.training.packing.num_rows
+
+    def first(self, num_rows: int) -> NextToken:
+        """See `Recipe`."""
+        return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
+
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        if self.start is not None:  # it has its added tokens
+            model = load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
+            return precision.score_alike(model, settings)
+        return self.load_original(settings)
+
+    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
+        """See `Recipe`."""
+        dtype = dtype_of_weights(settings)
+        model = load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
+        return precision.score_alike(model, settings)
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
+
+        A padded pass takes at most as many tokens, padding included, as a packed one has room for.
+
+        Raises:
+            DataError: there is no row or no trained token, or a token is not in the model's vocabulary.
+            SettingsError: the rows are longer than the model takes.
+        """
+        self._check(model)
+        model.to(device())
+        found = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
+        tokens = self._taught_tokens(settings)
+        feed = _feed(model, self._pieces, found, settings, seed, num_processes, tells_replayed=tokens in ("replay", "task"))
+        about = {"isolation": found.reason, "is_packed": found.is_isolated}
+        loss = _token_loss(model, feed.batch(0), settings)
+        if settings.distillation is None:
+            return Prepared(feed, loss.total, about)
+        teacher = distillation.frozen(self.load_original(settings), device())
+        return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation, tokens).total, about)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: loss, token accuracy and token probability."""
+        found = score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
+        return {"loss": found.mean_loss(), "token_accuracy": found.token_accuracy(), "token_probability": found.token_probability()}
+
+    def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: `general_loss`, in nats a token."""
+        if self.general is None:
+            return {}
+        return {"general_loss": score_documents(model, self.general.windows, self.general.marks, progress=listener).mean_loss()}
+
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """See `Recipe`: nothing."""
+        return {}
+
+    def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
+        """See `Recipe`: of each replayed window; of the general set's only without any: what forgetting is measured on should not steer it."""
+        replayed = self.training.windows[self.training.num_task_windows :] if self.training.num_task_windows is not None else []
+        windows = replayed or [window for document in (self.general.windows if self.general else []) for window in document]
+        for window in [window for window in windows if len(window) > 1][:MOST_IMPORTANT_TEXTS]:
+            ids = torch.tensor([window], device=device())
+            yield -plain(model, {"input_ids": ids}, ids)
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`: the base model as it is."""
+        yield "base_model", self.score(load_causal(self.base_model, self.added_tokens), listener)
+
+    def _taught_tokens(self, settings: TrainingSettings) -> str | None:
+        """Return which trained tokens the base model teaches; None without distillation."""
+        if settings.distillation is None:
+            return None
+        num_task = self.training.num_task_windows
+        has_replay = num_task is not None and num_task < len(self.training.windows)
+        return settings.distillation.tokens or ("replay" if has_replay else "all")
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.training)
+
+    def _check(self, model: PreTrainedModel) -> None:
+        pieces, validation = self._pieces, self.validation
+        if not len(pieces):
+            raise DataError("the snapshot has no training row; deliver documents, or lower snapshot.test_share and validation_share")
+        marks = [mark for document in validation.marks or [] for window in document for mark in window[1:]]
+        for name, has_tokens in (
+            ("training", pieces.num_predicted.any()),
+            ("validation", any(len(window) > 1 for document in validation.windows for window in document)),
+            ("validation", validation.marks is None or 1 in marks),
+        ):
+            if not has_tokens:
+                raise DataError(f"the snapshot's {name} rows have no trained token; look at chunks.train_on and at the assistant turns")
+        known = model.get_input_embeddings().num_embeddings
+        largest = max(pieces.largest_id, max(max(window, default=0) for document in validation.windows for window in document))
+        if largest >= known:
+            raise DataError(
+                f"the snapshot holds token {largest:,}, the model knows {known:,}: its tokenizer is not base_model's; take the snapshot again"
+            )
+        longest, positions = int(pieces.plan.length.max()), getattr(model.config, "max_position_embeddings", None)
+        if isinstance(positions, int) and longest > positions:
+            raise SettingsError(f"chunks.max_tokens: {longest:,} is more than the {positions:,} positions of base_model")
+        if pieces.plan.capacity < _LEAST_CAPACITY:
+            raise SettingsError(f"chunks.max_tokens: rows of {pieces.plan.capacity} tokens are too short to hold several documents")
+
+
+def _feed(
+    model: PreTrainedModel,
+    pieces: Pieces,
+    found: Isolation,
+    settings: TrainingSettings,
+    seed: int,
+    num_processes: int,
+    *,
+    tells_replayed: bool,
+) -> Feed:
+    told = {"num_processes": num_processes, "tells_replayed": tells_replayed}
+    rows_a_pass, epochs = settings.micro_batch_size, settings.epochs
+    known = model.get_input_embeddings().num_embeddings
+    pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known)
+    if not found.is_isolated:
+        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **told)
+    is_flat = isolation.needs_flat_rows(model)
+    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **told, is_flat=is_flat)
+
+
+def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
+    shown = {name: value[:1, :_SHOWN_TOKENS].to(model.device) for name, value in batch.items() if name not in ("labels", IS_REPLAYED)}
+    with precision.autocast(precision.of(settings)), torch.no_grad():
+        return TokenLoss(model, shown)

@@ -1,0 +1,95 @@
+"""The task classification with several labels a row: each label is a yes or no of its own, decided at a threshold of its own.
+
+The loss is the binary cross-entropy of every label of every row, summed; that of an optimizer step is the mean over all of them,
+however many passes and processes they lie in. Thresholds are fixed on the validation rows, for the final weights, and saved in
+the model's configuration as `label_thresholds`. Scores on the validation rows, in training and of the cheaper ways alike, are at
+thresholds fixed on the same rows, and so somewhat too good: the test rows, which fix nothing, tell how good the model is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.engine.optimizers import dtype_of_weights
+from fullft_assets.engine.recipe import Listener, Prepared
+from fullft_assets.errors import DataError
+from fullft_assets.evaluation import multi_label
+from fullft_assets.models.inference import MULTI_LABEL, load_for_training, predict_with
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.tasks.classification.recipe import Classification, labelled_windows, window_feed
+from fullft_assets.tasks.multi_label import baselines as multi_label_baselines
+
+
+class MultiLabel(Classification):
+    """See `Recipe`; labels are bool [rows, labels]."""
+
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        options = {"keeps_head": keeps_head, "dtype": dtype_of_weights(settings), "problem_type": MULTI_LABEL}
+        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """See `Recipe`.
+
+        Raises:
+            DataError: the rows' labels are not those of the head.
+        """
+        for name, split in (("training", self.train), ("validation", self.validation)):
+            if split.labels.shape != (len(split), model.config.num_labels):
+                raise DataError(
+                    f"the snapshot's {name} rows have labels of shape {split.labels.shape}, wanted are {len(split)} rows of "
+                    f"{model.config.num_labels} labels; take the snapshot again"
+                )
+        feed = window_feed(*labelled_windows(self.train), model, settings, seed, _to_tensor)
+        return self._prepared(model, feed, loss_of_output, settings)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: loss, macro-F1, micro-F1 and subset accuracy, at thresholds fixed on these rows."""
+        probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
+        if not np.isfinite(probabilities).all():
+            return dict.fromkeys(("loss", *multi_label.METRICS), math.nan)
+        return {"loss": mean_loss(self.validation.labels, probabilities), **scores_at_best(self.validation.labels, probabilities)}
+
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        """See `Recipe`: the labels' thresholds."""
+        probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
+        thresholds = multi_label.fit_thresholds(self.validation.labels, probabilities)
+        model.config.label_thresholds = thresholds.tolist()
+        return {"label_thresholds": dict(zip(self.labels, thresholds.round(4).tolist(), strict=True))}
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`: those of `multi_label_baselines.KINDS`, each with thresholds of its own."""
+        validation = self.validation
+        for name, fitted in self._fitted(multi_label_baselines.KINDS, folder, listener):
+            probabilities = fitted.predict(validation)
+            np.savez(folder / f"{name}_thresholds.npz", thresholds=multi_label.fit_thresholds(validation.labels, probabilities))
+            yield name, scores_at_best(validation.labels, probabilities)
+
+
+def _to_tensor(labels: list[list[bool]]) -> torch.Tensor:
+    return torch.tensor(labels, dtype=torch.float32)
+
+
+def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return the summed binary cross-entropy of a pass; labels are floats [rows, labels]."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(output.logits.float(), labels, reduction="sum")
+
+
+def mean_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean binary cross-entropy of probabilities [rows, labels]."""
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.log(np.where(labels, clipped, 1 - clipped)).mean())
+
+
+def scores_at_best(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return the metrics at thresholds that are fixed on the same rows."""
+    return multi_label.scores(labels, probabilities >= multi_label.fit_thresholds(labels, probabilities))

@@ -1,0 +1,113 @@
+"""The task token_classification: a new head on every token, which learns the tags of labelled spans (`tagging`).
+
+The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and processes they lie in:
+special tokens, padding, and tokens that belong to another window count for nothing. Scores on the validation rows are those of
+exact spans, in characters, as the evaluation counts them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.chunks import Tokenization
+from fullft_assets.engine.optimizers import dtype_of_weights
+from fullft_assets.engine.recipe import Listener, Prepared
+from fullft_assets.errors import DataError
+from fullft_assets.evaluation import spans
+from fullft_assets.models.inference import load_for_training, load_tagger
+from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.classification.recipe import window_feed
+from fullft_assets.tasks.encoder import Encoder
+from fullft_assets.tasks.token_classification import baselines as span_baselines
+from fullft_assets.tasks.token_classification.baselines import Dictionary, TokenProbe
+from fullft_assets.tasks.token_classification.tagging import Frame, Reading, Span, find_spans, normal, tag, tag_names
+
+
+@dataclass(frozen=True)
+class TokenLabels(Encoder):
+    """See `Recipe`.
+
+    Attributes:
+        tokenization: that made the windows.
+    """
+
+    tokenization: Tokenization = field(kw_only=True)
+
+    def _load(
+        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+    ) -> PreTrainedModel:
+        options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
+        return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options)
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+        """See `Recipe`.
+
+        Raises:
+            DataError: marks and spans of a row do not belong together.
+        """
+        windows = [window for document in self.train.windows for window in document]
+        tags = [window for document in self._tags(self.train) for window in document]
+        return self._prepared(model, window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
+        reading = self._reading
+        found = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
+        if not math.isfinite(found.loss):
+            return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
+        return {"loss": found.loss / max(1, found.num_tokens), **self._scores(reading.spans(found.tags))}
+
+    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`: those of `span_baselines.NAMES`."""
+        yield "no_spans", self._scores([[] for _ in self.validation.ids])
+        dictionary = Dictionary.fit(self.train.texts, normal(self.train.texts, self.train.spans))
+        dictionary.save(folder)
+        yield "dictionary", self._scores(dictionary.find(self.validation.texts))
+        backbone = span_baselines.load_backbone(self.base_model, self.added_tokens)
+        tags = self._tags(self.train)
+        probe = TokenProbe.fit(backbone, self.train.windows, tags, len(tag_names(self.labels)), progress=listener)
+        probe.save(folder)
+        yield "frozen_probe", self._scores(find_spans(backbone, self._reading, scores=probe.scores, progress=listener))
+
+    @cached_property
+    def _reading(self) -> Reading:
+        reading = Reading.of(self.tokenization, self.validation.texts)
+        if reading.windows != self.validation.windows:
+            raise DataError("the snapshot's windows are not those that base_model's tokenizer makes of its texts; take the snapshot again")
+        return reading
+
+    @cached_property
+    def _validation_tags(self) -> list[list[list[int]]]:
+        return self._tags(self.validation)
+
+    @cached_property
+    def _truth(self) -> list[list[Span]]:
+        return normal(self.validation.texts, self.validation.spans)
+
+    def _tags(self, split: Split) -> list[list[list[int]]]:
+        frame = Frame.of(self.tokenization)
+        return [frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)]
+
+    def _scores(self, found: Sequence[Sequence[Span]]) -> dict[str, float]:
+        return spans.scores(self._truth, found, len(self.labels))
+
+
+def _padded(tags: list[list[int]]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED)
+
+
+def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return the summed cross-entropy of a pass; labels are tags [windows, tokens], -100 where nothing is learned."""
+    logits = output.logits.float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
