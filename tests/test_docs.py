@@ -1,0 +1,153 @@
+"""The documentation holds what it promises: its links lead somewhere, its YAML is accepted, its settings and commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from fullft_assets.config.explanations import field_of
+from fullft_assets.settings import GuardsSettings, Settings, UseCaseSettings
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+#: Decision records tell what was true when they were written; their links are checked, their settings are not.
+TODAY = [page for page in PAGES if page.parent.name != "decisions"]
+#: What every use case needs, so that an example of one section can be validated alone.
+LEAST: dict[str, Any] = {"base_model": "a/model", "documents": {"path": "data"}, "examples": {}}
+#: First words of names with a dot that are no settings.
+SECTIONS = set(UseCaseSettings.model_fields)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page: its headings as MkDocs names them, and those that it sets itself."""
+    text = without_code(page.read_text())
+    titles = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", line.lstrip("#").strip()) for line in re.findall(r"^#{1,6} .*$", text, re.MULTILINE)]
+    slugs = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+    return slugs | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the relative links of a page that lead to no file, or to no anchor of a page."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def yaml_blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield the title and the text of each YAML example."""
+    for indent, title, text in re.findall(r'^( *)```yaml(?: title="([^"]+)")?\n(.*?)^ *```', page.read_text(), re.MULTILINE | re.DOTALL):
+        yield title, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
+
+
+def validate(example: dict[str, Any]) -> UseCaseSettings:
+    """Validate a use case, or some of its sections.
+
+    Raises:
+        ValidationError: a key or a value is not accepted.
+    """
+    given = example.get("attributes", example)
+    return UseCaseSettings.model_validate(LEAST | given | {"documents": {"path": "data"} | given.get("documents", {})})
+
+
+def settings_named(text: str) -> set[tuple[str, ...]]:
+    """Return the settings that a text names in full, such as `training.optimizer`."""
+    names = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`", text)
+    return {key for name in names if (key := tuple(name.split(".")))[0] in SECTIONS}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text("# One\n\n[a](b.md) [b](a.md#two) [c](#one) [d](https://example.org)\n\n```text\n[e](c.md)\n```\n")
+    assert broken_links(page) == ["b.md", "a.md#two"]
+
+
+@pytest.mark.parametrize("page", TODAY, ids=name_of)
+def test_yaml_examples_are_accepted(page: Path) -> None:
+    for title, text in yaml_blocks(page):
+        example = yaml.safe_load(text)
+        if title == "dagster.yaml":
+            assert set(example) <= set(yaml.safe_load((ROOT / "dagster.yaml").read_text())) | {"storage"}
+        else:
+            validate(example)
+
+
+def test_yaml_examples_are_found() -> None:
+    titles = [title for page in TODAY for title, _ in yaml_blocks(page)]
+    assert len(titles) > 25 and titles.count("dagster.yaml") == 3
+
+
+@pytest.mark.parametrize("text", ["training: {optimiser: adamw}", "documents: {path: 3}", "trainings: {epochs: 1}"])
+def test_a_wrong_example_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"did you mean|valid string|known keys"):
+        validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("page", TODAY, ids=name_of)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    assert [".".join(key) for key in sorted(settings_named(page.read_text())) if field_of(key) is None] == []
+
+
+def test_a_setting_that_does_not_exist_is_found() -> None:
+    named = settings_named("`training.optimizer`, `training.optimiser: lomo`, `metrics.jsonl`, `documents.path`")
+    assert {key for key in named if field_of(key) is None} == {("training", "optimiser")}
+
+
+def test_every_guard_has_a_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \|$", (DOCS / "training" / "guards.md").read_text(), re.MULTILINE)
+    guards = {name: field.default for name, field in GuardsSettings.model_fields.items() if isinstance(field.default, Settings)}
+    assert dict(rows) == {name: guard.action for name, guard in guards.items()}
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    command = [sys.executable, str(DOCS / "generate_settings.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_settings_has_every_key() -> None:
+    text = (DOCS / "reference" / "settings.md").read_text()
+    rows, headings = set(re.findall(r'<a id="([^"]+)"', text)), set(re.findall(r"^#+ `([\w.]+)`$", text, re.MULTILINE))
+
+    def check(model: type[BaseModel], path: tuple[str, ...]) -> None:
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                assert ".".join((*path, name)) in headings
+                check(inner, (*path, name))
+            else:
+                assert "-".join((*path, name)) in rows
+
+    check(UseCaseSettings, ())
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert sorted(re.findall(r"(\S+\.md)$", text, re.MULTILINE)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
