@@ -1,19 +1,19 @@
-"""What goes wrong for a reason that a user can mend. Each message is one line: the place, then the mend."""
+"""Errors that a user can fix. Each message is one line: the place, then the fix."""
 
 from __future__ import annotations
 
 import errno
 from typing import Literal
 
-#: What a failure is put down to: it decides who looks at it, and whether the same command may succeed as it is.
+#: Cause of a failure: it decides who looks at it, and whether the same command may succeed unchanged.
 FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"]
 
-#: Errors of the operating system that say: no room for this file (disk full, quota, size limit).
+#: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class FullftError(Exception):
-    """Base of every error that is the user's to mend; shown without a traceback."""
+    """Base of every error that the user can fix; shown without a traceback."""
 
     failure: FailureClass = "unknown"
 
@@ -31,13 +31,13 @@ class DataError(FullftError):
 
 
 class StoreError(FullftError):
-    """An artifact is missing, torn or does not match its digest."""
+    """An artifact is missing, incomplete or does not match its digest."""
 
     failure = "infrastructure"
 
 
 class GateError(FullftError):
-    """A gate upstream is red, or an input was never made: the work was refused, nothing was written."""
+    """A gate upstream is red, or an input does not exist: the work was refused, nothing was written."""
 
     failure = "gate"
 
@@ -46,8 +46,8 @@ class WorkloadError(FullftError):
     """A launched workload ended without its manifest.
 
     Args:
-        message: its own one line.
-        failure: what the workload put it down to.
+        message: the workload's own message, in one line.
+        failure: the cause that the workload found.
     """
 
     def __init__(self, message: str, failure: FailureClass = "unknown"):
@@ -56,7 +56,7 @@ class WorkloadError(FullftError):
 
 
 class DivergenceError(FullftError):
-    """Training went wrong in a way that more steps do not mend."""
+    """Training went wrong in a way that more steps do not fix."""
 
     failure = "divergence"
 
@@ -74,19 +74,19 @@ class OutOfMemory(FullftError):
 
 
 class DiskError(FullftError):
-    """A disk has no room for a file; what was whole before still is."""
+    """A disk has no room for a file; files that were complete before are unchanged."""
 
     failure = "infrastructure"
 
 
 class Interrupted(FullftError):
-    """The workload was asked to stop; what it had is checkpointed."""
+    """The workload was asked to stop; its state is in a checkpoint."""
 
     failure = "preemption"
 
 
 def classify(error: BaseException) -> FailureClass:
-    """Return what a failure is put down to; an error that nobody foresaw is `unknown`, as are errors of the code."""
+    """Return the cause of a failure; an error that nobody foresaw, such as one in the code, is `unknown`."""
     if isinstance(error, FullftError):
         return error.failure
     if is_out_of_memory(error):
@@ -97,7 +97,7 @@ def classify(error: BaseException) -> FailureClass:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, of an accelerator or of the host; torch tells its CPU's by the text alone."""
+    """Return whether an accelerator or the host ran out of memory; for the host, torch shows it only in the message."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     signs = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -105,8 +105,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether a file found no room; the writers of weights and of optimizer states tell it by their text alone."""
-    if isinstance(error, FullftError):  # which has said so
+    """Return whether a disk had no room for a file; writers of weights and optimizer states show it only in the message."""
+    if isinstance(error, FullftError):  # its class shows its cause
         return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in NO_ROOM

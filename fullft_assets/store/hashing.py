@@ -1,10 +1,37 @@
-"""Keyed and content hashes: the identity of a text across batches, and every draw that looks random."""
+"""Digests: the identity of content, the key of an artifact, and every draw that looks random."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """Return the first 20 hex digits of the sha256 of a JSON-serialisable value, keys sorted."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def artifact_key(stage: str, version: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> str:
+    """Return the key of an artifact.
+
+    Args:
+        stage: the asset's name.
+        version: the stage's code version.
+        settings: the settings that determine the content (JSON-serialisable).
+        inputs: content digest (or any JSON value that pins the content) of each input, by name.
+        seed: the use case's seed.
+    """
+    return digest({"stage": stage, "version": version, "settings": settings, "inputs": dict(inputs), "seed": seed})
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unit_hash(seed: int, purpose: str, value: str) -> float:

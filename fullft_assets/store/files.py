@@ -1,0 +1,85 @@
+"""Files of a store: a local folder or a bucket, reached in one way."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fullft_assets.store.disk import replace_synced
+from fullft_assets.store.hashing import digest
+
+
+class Files:
+    """Files by name below a local folder or `s3://bucket/prefix`.
+
+    Args:
+        url: the folder or prefix.
+        options: fsspec options of a remote store (endpoint, encryption); never secrets, those come
+            from the environment.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+        import fsspec.core
+
+        self.url = url.rstrip("/")
+        self.options = dict(options or {})
+        self.is_local = "://" not in url
+        if self.is_local:
+            self.url = str(Path(url).absolute())
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder on this machine for copies of a remote store's files, and for unfinished work on them."""
+        root = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
+        return root / digest(self.url)
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Return a file's content, or None if there is no such file."""
+        try:
+            return self._fs.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write or replace a file in one atomic step."""
+        if not self.is_local:
+            self._fs.pipe_file(f"{self._root}/{name}", data)
+            return
+        path = Path(self.url, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_synced(path, data)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return the JSON object in a file, or None if there is no such file."""
+        data = self.read_bytes(name)
+        return None if data is None else json.loads(data)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> str:
+        """Write or replace a JSON file and return its URI."""
+        self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True).encode())
+        return f"{self.url}/{name}"
+
+    def upload(self, folder: Path, ref: str, names: list[str]) -> None:
+        """Copy files of a local folder below `ref`."""
+        for name in names:
+            self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
+
+    def _names(self, folder: str) -> list[str]:
+        """Return the names of what is directly in a folder."""
+        # A listing cache would hide what another process wrote meanwhile.
+        self._fs.invalidate_cache()
+        try:
+            paths = self._fs.ls(f"{self._root}/{folder}", detail=False)
+        except FileNotFoundError:
+            return []
+        return [PurePosixPath(path).name for path in paths]
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of each file below a folder, by its name within the store."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(f"{self._root}/{folder}", detail=True)
+        return {path.removeprefix(f"{self._root}/"): info["size"] for path, info in found.items()}

@@ -1,0 +1,117 @@
+"""The manifest of an artifact: what it is, what made it, and which checks it passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.errors import GateError, StoreError
+from fullft_assets.store.hashing import digest
+
+MANIFEST = "manifest.json"
+#: Files below this folder of an artifact are kept and checked, but are not part of its content digest.
+VOLATILE = "logs/"
+
+
+class CheckOutcome(BaseModel):
+    """The outcome of one check, kept with the artifact that it judged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    passed: bool
+    severity: Literal["error", "warn"] = "error"
+    description: str = ""
+    metadata: dict[str, Any] = {}
+
+
+#: What a stage returns about the files that it wrote: metadata and check outcomes.
+Outcome = tuple[Mapping[str, Any], list[CheckOutcome]]
+
+
+class FileEntry(BaseModel):
+    """Size in bytes and sha256 of one file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class Identity(BaseModel):
+    """What determines the content of an artifact, where that is less than its key and all its files.
+
+    Attributes:
+        files: names of the files that count, with their full content.
+        values: what else counts (JSON-serialisable).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    files: list[str]
+    values: dict[str, Any] = {}
+
+
+class Manifest(BaseModel):
+    """What an artifact is, what made it, and what was found about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    case: str
+    stage: str
+    key: str
+    attempt: str
+    version: str
+    seed: int
+    created_at: float
+    seconds: float
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    files: dict[str, FileEntry]
+    metadata: dict[str, Any]
+    checks: list[CheckOutcome]
+    #: None: the key and all files determine the content.
+    identity: Identity | None = None
+
+    @property
+    def ref(self) -> str:
+        """The artifact's path within its store."""
+        return f"{self.case}/{self.stage}/{self.key}/{self.attempt}"
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of the content: the data version in Dagster, the input of downstream keys.
+
+        Two artifacts with one `identity` have one digest, however they came about: consumers may take either.
+        """
+        if self.identity is not None:
+            files = {name: self.files[name].sha256 for name in self.identity.files}
+            return digest({"stage": self.stage, "version": self.version, "files": files, "values": self.identity.values})
+        content = {name: entry.sha256 for name, entry in self.files.items() if not name.startswith(VOLATILE)}
+        return digest({"key": self.key, "files": content})
+
+    def check(self, name: str) -> CheckOutcome:
+        """Return the outcome of the named check.
+
+        Raises:
+            StoreError: the artifact has no such check.
+        """
+        for outcome in self.checks:
+            if outcome.name == name:
+                return outcome
+        raise StoreError(f"{self.ref}: no check `{name}` in its manifest")
+
+    def require_green(self, consumer: str) -> None:
+        """Refuse to build on this artifact while one of its error checks is red.
+
+        Dagster's blocking checks only stop the run they fail in; a consumer materialised alone
+        re-reads the verdict here.
+
+        Raises:
+            GateError: names the check, its description and the consumer.
+        """
+        for outcome in self.checks:
+            if not outcome.passed and outcome.severity == "error":
+                raise GateError(f"{consumer} refused: {self.stage}.{outcome.name} is red: {outcome.description}")

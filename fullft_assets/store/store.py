@@ -1,0 +1,113 @@
+"""The store: artifacts are made in it, and every other part of it is reached through it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.errors import DiskError, is_disk_full
+from fullft_assets.store.artifacts import Artifacts
+from fullft_assets.store.disk import locked
+from fullft_assets.store.draft import Draft
+from fullft_assets.store.hashing import artifact_key
+from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
+from fullft_assets.store.pointers import Pointers
+from fullft_assets.store.work_folders import WorkFolders
+
+
+class Store(Artifacts, Pointers, WorkFolders):
+    """A local folder or `s3://bucket/prefix` with artifacts, pointers and folders of unfinished work."""
+
+    @contextmanager
+    def create(self, case: str, stage: str, key: str, *, version: str, seed: int) -> Iterator[Draft]:
+        """Open a new attempt at an artifact; whatever is not committed is removed.
+
+        Raises:
+            DiskError: there was no room for its files.
+        """
+        attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        ref = f"{case}/{stage}/{key}/{attempt}"
+        path = Path(self.url, ref) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
+        path.mkdir(parents=True, exist_ok=True)
+        draft = Draft(self, path, case=case, stage=stage, key=key, attempt=attempt, version=version, seed=seed)
+        with locked(path):
+            try:
+                yield draft
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+                reason = " ".join(str(error).split())[:120]
+                raise DiskError(
+                    f"{self.url}: no room for {case}/{stage} ({reason}); free space or raise the quota, then run the same command again: "
+                    "nothing half-written is left, and finished work is kept"
+                ) from error
+            finally:
+                if draft.manifest is None or not self.is_local:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def ensure(
+        self,
+        case: str,
+        stage: str,
+        write: Callable[[Draft], Outcome],
+        *,
+        version: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        seed: int,
+    ) -> Manifest:
+        """Return the artifact that these arguments determine: found if it exists, else written now.
+
+        Args:
+            case: the use case.
+            stage: the asset's name.
+            write: fills a draft's folder and returns the metadata and check outcomes.
+            version, settings, inputs, seed: see `artifact_key`.
+        """
+        key = artifact_key(stage, version, settings, inputs, seed)
+        found = self.find(case, stage, key)
+        if found is not None:
+            return found
+        with self.create(case, stage, key, version=version, seed=seed) as draft:
+            metadata, checks = write(draft)
+            made = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
+        # Another process may have committed meanwhile: all go on with the same attempt.
+        return self.find(case, stage, key) or made
+
+    def rewrite(
+        self,
+        manifest: Manifest,
+        edit: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, Any] | None = None,
+        checks: list[CheckOutcome] | None = None,
+        identity: Identity | None = None,
+    ) -> Manifest:
+        """Replace an artifact by an edited copy under the same key; a reference to the old attempt finds the new one.
+
+        Args:
+            manifest: the artifact.
+            edit: changes the copied files below a folder and returns the metadata that changed with them.
+            inputs: replaces the recorded inputs. Default: as they were.
+            checks: replaces the recorded outcomes. Default: as they were.
+            identity: replaces what determines the content. Default: as it was.
+        """
+        with self.create(manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed) as draft:
+            shutil.copytree(self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            draft.identity = identity or manifest.identity
+            # Content digests of the artifacts that this replaces, so that a digest that was recorded as an input can still be matched.
+            replaces = [*manifest.metadata.get("replaces", []), manifest.content_digest]
+            metadata = {**manifest.metadata, **edit(draft.path), "replaces": replaces}
+            made = draft.commit(
+                settings=manifest.settings,
+                inputs=manifest.inputs if inputs is None else inputs,
+                metadata=metadata,
+                checks=manifest.checks if checks is None else checks,
+            )
+        self.delete(manifest)
+        return made

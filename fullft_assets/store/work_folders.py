@@ -1,0 +1,26 @@
+"""Work folders: unfinished work on artifacts (checkpoints), kept on this machine until the artifact exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fullft_assets.store.files import Files
+
+
+class WorkFolders(Files):
+    """Folders of unfinished work, by the key of the artifact."""
+
+    def work_folder(self, case: str, stage: str, key: str) -> Path:
+        """Return the local folder of unfinished work on an artifact; a later attempt finds it."""
+        folder = self._work_root / case / stage / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def work_folders(self, case: str, stage: str) -> list[Path]:
+        """Return the folders of unfinished work on artifacts of a stage on this machine; the name of each is the artifact's key."""
+        root = self._work_root / case / stage
+        return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+    @property
+    def _work_root(self) -> Path:
+        return Path(self.url, "work") if self.is_local else self.cache_folder / "work"
