@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fullft_assets.evaluation.figures import Figures
+from fullft_assets.evaluation.intervals import Record
 
 
-class GroupScore(Figures):
-    """How one group of related test rows fared."""
+class GroupScore(Record):
+    """Errors on the test rows of one group."""
 
     group: str
     num_rows: int
     num_errors: int
 
 
-class Agreement(Figures):
-    """Test rows by who was right: the fine-tuned model, the best cheaper baseline, both or neither."""
+class Agreement(Record):
+    """Test rows by who was right: the fine-tuned model, the best baseline, both or neither."""
 
     both_right: int
     only_finetuned_right: int

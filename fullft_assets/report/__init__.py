@@ -1,4 +1,4 @@
-"""The evaluation report: figures and pictures as one self-contained HTML file, and as Markdown beside its pictures."""
+"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside its pictures."""
 
 from fullft_assets.report.rendering import (
     Answer,

@@ -1,4 +1,4 @@
-"""The evaluation report: figures and pictures as one self-contained HTML file, and as Markdown beside its pictures.
+"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside its pictures.
 
 Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event log, which nothing is erased from.
 """
@@ -6,27 +6,30 @@ Texts of test rows and names of their groups only appear in the HTML: the Markdo
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.evaluation import FINETUNED, Evaluation, Interval, title
-from fullft_assets.evaluation.language import MIN_GROUP_TOKENS
 from fullft_assets.report import pictures
+from fullft_assets.report.markdown import about_row, escape, to_html
+from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
+from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
-    from fullft_assets.evaluation.verdict import Verdict
+    from fullft_assets.evaluation.verdict import ReleaseVerdict
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.store import Manifest
 
-_TEMPLATES = Path(__file__).parents[1] / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One test row with the answers of the best cheaper baseline and of the fine-tuned model; `id` where these quote its text."""
+    """One test row with the answers of the best baseline and of the fine-tuned model; `id` where these quote its text."""
 
     text: str
     label: str
@@ -48,14 +51,14 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows beside the evaluation's figures; tables are (name, value) rows.
+    """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
     `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
     """
 
     case: str
     evaluation: Evaluation
-    verdict: Verdict
+    verdict: ReleaseVerdict
     base_model: str
     answers: Sequence[Answer | Continuation] = ()
     training_log: Sequence[Mapping[str, Any]] = ()
@@ -71,30 +74,34 @@ def write(folder: Path, report: Report) -> list[str]:
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     drawn = draw(folder / "pictures", report)
     embedded = {name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn}
-    (folder / "report.html").write_text(render("report.html.j2", report=report, pictures=embedded), encoding="utf-8")
-    (folder / "report.md").write_text(render("report.md.j2", report=report, pictures=drawn), encoding="utf-8")
+    context = {"report": report, "pictures": drawn}
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
+    tiles = [part for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n") if part]
+    page = render("page.html.j2", report.evaluation, report=report, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
     return drawn
 
 
 def draw(folder: Path, report: Report) -> list[str]:
-    """Write the pictures that there are figures for, as PNG; return their names in reading order."""
+    """Write the pictures that there are measurements for, as PNG; return their names in reading order."""
     return pictures.draw(folder, report.evaluation, report.training_log, report.learning_curve)
 
 
-def render(template: str, **context: Any) -> str:
-    """Fill a template of this package; HTML is escaped, a missing value is an error."""
+def render(template: str, evaluation: Evaluation, **context: Any) -> str:
+    """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing value is an error."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader([_TEMPLATES, TASKS.get(evaluation.task).templates]),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(interval=_interval, signed=_signed, cell=_cell, title_of=title)
-    return environment.get_template(template).render(title=title, FINETUNED=FINETUNED, MIN_GROUP_TOKENS=MIN_GROUP_TOKENS, **context)
+    environment.filters.update(interval=_interval, signed=_signed, cell=escape, title_of=title)
+    return environment.get_template(template).render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
 
 
 def shorten(text: str, most: int = 240) -> str:
@@ -126,13 +133,12 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
 
 
 def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str) -> list[tuple[str, str]]:
-    """Say what made a model and its evaluation, as (name, value) rows."""
+    """Return what made a model and its evaluation, as (name, value) rows."""
     checkpoint = inputs["finetuned_checkpoint"]
     rows = [(name.replace("_", " "), manifest.ref) for name, manifest in inputs.items()]
     rows.append(("evaluation key", key))
     rows.append(("base model", settings.base_model))
-    if "base_model_revision" in checkpoint.metadata:
-        rows.append(("base model revision", str(checkpoint.metadata["base_model_revision"])))
+    rows.append(("base model revision", CheckpointMetadata.of(checkpoint).base_model_revision))
     rows += [(name.lower(), value) for name, value in lineage.rows(checkpoint)]
     rows.append(("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))))
     rows.append(("training code version", checkpoint.version))
@@ -141,35 +147,33 @@ def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key:
 
 
 def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Say what a training took, as (name, value) rows; what the checkpoint does not say is left out."""
-    shown = {
-        "training_seconds": ("training time", lambda v: f"{int(v // 3600)} h {int(v % 3600 // 60)} min {v % 60:.0f} s"),
-        "training_usd": ("cost", lambda v: f"{v:,.2f} USD"),
-        "num_parameters": ("parameters", lambda v: f"{v:,}"),
-        "num_trained_parameters": ("trained parameters", lambda v: f"{v:,}"),
-        "num_steps": ("optimizer steps", lambda v: f"{v:,}"),
-        "num_tokens": ("useful tokens", lambda v: f"{v:,}"),
-        "tokens_per_second": ("useful tokens a second", lambda v: f"{v:,.0f}"),
-        "peak_memory_gib": ("peak memory", lambda v: f"{v:.2f} GiB"),
-        "precision": ("precision", str),
-    }
-    found = checkpoint.metadata
-    return [(name, text(found[key])) for key, (name, text) in shown.items() if found.get(key) is not None]
+    """Return what a training took, as (name, value) rows."""
+    made = CheckpointMetadata.of(checkpoint)
+    seconds = made.training_seconds
+    return [
+        ("training time", f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min {seconds % 60:.0f} s"),
+        ("cost", f"{made.training_usd:,.2f} USD"),
+        ("parameters", f"{made.num_parameters:,}"),
+        ("trained parameters", f"{made.num_trained_parameters:,}"),
+        ("optimizer steps", f"{made.num_steps:,}"),
+        ("useful tokens", f"{made.num_tokens:,}"),
+        ("useful tokens a second", f"{made.tokens_per_second:,.0f}"),
+        ("peak memory", f"{made.peak_memory_gib:.2f} GiB"),
+        ("precision", made.precision),
+    ]
 
 
 def forgetting_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Say what a training made the model forget of general text, as (name, value) rows; none where it was not measured."""
-    found = checkpoint.metadata
-    names = {
-        "general_loss": "loss on general text, nats a token",
-        "general_distance": "distance of general texts' representations from the base model's (1 - mean cosine), not a loss",
-    }
-    rows = [(text, f"{found['general_before']:.4f} before training, {found[key]:.4f} after") for key, text in names.items() if key in found]
+    """Return what a training made the model forget of general text, as (name, value) rows; none where it was not measured."""
+    made = CheckpointMetadata.of(checkpoint)
+    measures = (
+        ("loss on general text, nats a token", made.general_loss),
+        ("distance of general texts' representations from the base model's (1 - mean cosine), not a loss", made.general_distance),
+    )
+    rows = [(name, f"{made.general_before:.4f} before training, {after:.4f} after") for name, after in measures if after is not None]
     budget = checkpoint.settings.get("training", {}).get("max_general_rise")
     if rows:
-        rows.append(
-            ("rise", f"{found['general_rise']:+.4f}" + (f" of at most {budget:g}" if budget is not None else "; no budget was set"))
-        )
+        rows.append(("rise", f"{made.general_rise:+.4f}" + (f" of at most {budget:g}" if budget is not None else "; no budget was set")))
     return rows
 
 
@@ -186,8 +190,3 @@ def _signed(value: Interval | float, digits: int = 3) -> str:
     if isinstance(value, Interval):
         return f"{value.low:+.{digits}f} to {value.high:+.{digits}f}"
     return f"{value:+.{digits}f}"
-
-
-def _cell(value: object) -> str:
-    """Make a value safe in a cell of a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("`", "'")

@@ -1,1 +1,1 @@
-"""What differs between tasks: target, model, feed, loss, baselines and judge. One folder a task."""
+"""The tasks, one folder each: its object (`task`), recipe, metrics' input and evaluation (`assessment`, `scoring`), baselines, report parts."""

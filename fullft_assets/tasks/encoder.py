@@ -1,4 +1,4 @@
-"""What the recipes of encoders share, whatever the head: loading, and what is measured and held by what a model makes of text."""
+"""What the recipes of encoders share, whatever the head: loading, baselines, and what is measured on general text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,13 +16,15 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.engine import distillation
 from fullft_assets.engine.feed import Feed
-from fullft_assets.engine.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
+from fullft_assets.engine.recipe import MAX_IMPORTANCE_TEXTS, Prepared
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
 from fullft_assets.models.inference import collate, device, embed, embed_with
 from fullft_assets.models.precision import Precision
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
+from fullft_assets.tasks.baseline import BaselineContext, fit_all
 
 #: (output, labels) -> the summed loss of a pass.
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -37,7 +40,7 @@ class Encoder(ABC):
         validation: rows scored on the way.
         labels: in the order of the model's outputs; those of spans in the order of their tags.
         added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which is measured what is forgotten, or None.
+        general: text on which forgetting is measured, or None.
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
@@ -52,7 +55,7 @@ class Encoder(ABC):
 
     @property
     def num_rows(self) -> int:
-        """See `Recipe`: they stand in the order of their hash."""
+        """See `Recipe`: they are in the order of their hash."""
         return len(self.train)
 
     def first(self, num_rows: int) -> Self:
@@ -78,8 +81,8 @@ class Encoder(ABC):
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
 
-        An encoder's weights have no head that predicts general text, so how well it still does cannot be said; only how far what
-        it makes of such text has moved.
+        An encoder's weights have no head that predicts general text, so its loss on such text cannot be measured; only how far its
+        representations of such text have moved.
         """
         if self.general is None:
             return {}
@@ -95,7 +98,7 @@ class Encoder(ABC):
         generator = torch.Generator().manual_seed(seed)
         pad_id = model.config.pad_token_id or 0
         windows = [window for document in (self.general.windows if self.general else []) for window in document]
-        for window in windows[:MOST_IMPORTANT_TEXTS]:
+        for window in windows[:MAX_IMPORTANCE_TEXTS]:
             inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
             representation = distillation.pooled(model(**inputs, output_hidden_states=True), inputs["attention_mask"])[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
@@ -104,18 +107,31 @@ class Encoder(ABC):
         """See `Recipe`: nothing."""
         return {}
 
+    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`."""
+        for name, fitted in fit_all(names, self.train, self._baseline_context(listener), folder):
+            yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
+
+    def _baseline_context(self, listener: Listener) -> BaselineContext:
+        return BaselineContext(self.base_model, self.labels, listener, self.added_tokens)
+
+    @abstractmethod
+    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+        """Return the task's metrics of what a baseline predicts of the validation rows; what else it needs is saved in the folder."""
+
     def _prepared(self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
-        """Return a training on the summed loss of a model's output, held to the base model's representations where that is asked for."""
+        """Return a training on the summed loss of a model's output, with distillation of the base model's representations where the settings ask for it."""
         about = {"head": f"drawn anew; base_model's own, {model.left_out_head}, is left out"} if model.left_out_head else {}
         if settings.distillation is None:
             return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about)
         teacher = distillation.frozen(self.load_original(settings), device())
-        return Prepared(feed, distillation.held_representations(loss_of_output, teacher, settings.distillation.weight), about)
+        return Prepared(feed, distillation.distil_representations(loss_of_output, teacher, settings.distillation.weight), about)
 
     def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
-        """[texts, hidden] what the base model makes of the general texts."""
+        """Return the base model's embeddings of the general texts [texts, hidden]."""
+        assert self.general is not None
         if computed_in not in self._found_embeddings:
-            # Loading draws weights that are not used (a pooler's); the course of training must not depend on when this is done.
+            # Loading draws weights that are not used (a pooler's); training must not depend on when this is done.
             with torch.random.fork_rng():
                 found = embed(self.base_model, self.general.windows, added_tokens=self.added_tokens, computed_in=computed_in)
             self._found_embeddings[computed_in] = found

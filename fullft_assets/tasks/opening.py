@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
@@ -9,12 +11,63 @@ from fullft_assets.chunks import Tokenization, tokenizer_digest
 from fullft_assets.engine.recipe import Recipe
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
-from fullft_assets.snapshot import general, label_names, load_split, load_training
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import Split, Training, general, label_names, load_split, load_training
+from fullft_assets.snapshot.general import General
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.classification.recipe import Classification
-from fullft_assets.tasks.language.recipe import NextToken
-from fullft_assets.tasks.multi_label.recipe import MultiLabel
-from fullft_assets.tasks.token_classification.recipe import TokenLabels
+from fullft_assets.task import task_of
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a task's recipe is made of.
+
+    Attributes:
+        base_model: a transformers folder.
+        validation: rows scored on the way.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        general: text on which forgetting is measured, or None.
+        start: folder of the fine-tuned model that training begins with; None: the base model.
+        store: where the snapshot's parts are.
+        snapshot: the `training_snapshot`.
+        settings: of the use case.
+    """
+
+    base_model: ModelFolder
+    validation: Split
+    added_tokens: Sequence[str]
+    general: General | None
+    start: ModelFolder | None
+    store: Store
+    snapshot: Manifest
+    settings: UseCaseSettings
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the model's outputs.
+
+        Raises:
+            DataError: there are none.
+        """
+        labels = label_names(self.snapshot)
+        if not labels:
+            raise DataError("the snapshot's rows have no label at all; look at the field that examples.label names")
+        return labels
+
+    @property
+    def train(self) -> Split:
+        """Rows to learn from."""
+        return load_split(self.store, self.snapshot, "train")
+
+    @property
+    def packed(self) -> Training:
+        """Documents to learn from with their packing plan."""
+        return load_training(self.store, self.snapshot)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """The base model's, as it made the windows."""
+        return Tokenization.load(self.base_model, self.settings.chunks, self.settings.examples.task)
 
 
 def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
@@ -22,7 +75,7 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
 
     Args:
         job: with the settings of the use case.
-        store: where the snapshot's parts live.
+        store: where the snapshot's parts are stored.
         snapshot: the `training_snapshot`.
         start: the checkpoint whose weights training begins with. Default: the base model's.
 
@@ -32,20 +85,11 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     base_model = find_base_model(job.settings, Path(job.project_root))
     _require_its_tokenizer(store, snapshot, base_model, job)
     _require_general_text(snapshot, job)
-    validation, added_tokens = load_split(store, snapshot, "validation"), job.settings.chunks.added_tokens
-    begin = None if start is None else with_rights(store.folder(start) / "model", job.settings)
-    measured = general.load(store, snapshot)
-    if job.settings.examples.task in ("sft", "language_modeling"):
-        return NextToken(base_model, load_training(store, snapshot), validation, added_tokens, measured, begin)
-    labels, train = label_names(snapshot), load_split(store, snapshot, "train")
-    if not labels:
-        raise DataError("the snapshot's rows have no label at all; look at the field that examples.label names")
-    if not job.settings.examples.has_one_label:
-        if job.settings.examples.task == "token_classification":
-            tokenization = Tokenization.load(base_model, job.settings.chunks, job.settings.examples.task)
-            return TokenLabels(base_model, train, validation, labels, added_tokens, measured, begin, tokenization=tokenization)
-        return MultiLabel(base_model, train, validation, labels, added_tokens, measured, begin)
-    return Classification(base_model, train, validation, labels, added_tokens, measured, begin)
+    settings = job.settings
+    begin = None if start is None else with_rights(store.folder(start) / "model", settings)
+    validation, measured = load_split(store, snapshot, "validation"), general.load(store, snapshot)
+    data = TrainingData(base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings)
+    return task_of(settings.examples).open_recipe(data)
 
 
 def _require_general_text(snapshot: Manifest, job: Job) -> None:

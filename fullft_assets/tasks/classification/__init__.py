@@ -1,1 +1,5 @@
 """Classification with one label a row."""
+
+from fullft_assets.tasks.classification.task import TASK
+
+__all__ = ["TASK"]

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import log_loss
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.engine.feed import Feed
 from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import Listener, Prepared
-from fullft_assets.evaluation import accuracy, macro_f1
-from fullft_assets.models.inference import collate, device, embed, load_for_training, predict_with
+from fullft_assets.engine.recipe import Prepared
+from fullft_assets.evaluation.metrics import compute
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.models.inference import collate, device, load_for_training, predict_with
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.classification.assessment import accuracy, macro_f1, predictions_of
 from fullft_assets.tasks.encoder import Encoder
 
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
 _POOL_BATCHES = 50
 
 
-class Classification(Encoder):
+class ClassificationRecipe(Encoder):
     """See `Recipe`."""
 
     def _load(
@@ -46,23 +47,8 @@ class Classification(Encoder):
         """See `Recipe`: loss, accuracy and macro-F1."""
         return score(model, self.validation, listener)
 
-    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        """See `Recipe`: those of `baselines.KINDS`."""
-        validation = self.validation
-        for name, fitted in self._fitted(baselines.KINDS, folder, listener):
-            predicted = fitted.predict(validation).argmax(1)
-            yield name, {"macro_f1": macro_f1(validation.labels, predicted), "accuracy": accuracy(validation.labels, predicted)}
-
-    def _fitted(self, kinds: Mapping[str, Any], folder: Path, listener: Listener) -> Iterator[tuple[str, baselines.Baseline]]:
-        """Fit each kind of cheaper way to the training rows, and save it."""
-        for name, kind in kinds.items():
-            if issubclass(kind, baselines.FrozenProbe):
-                embeddings = embed(self.base_model, self.train.windows, added_tokens=self.added_tokens, progress=listener)
-                fitted = kind.fit(self.base_model, embeddings, self.train.labels, len(self.labels), self.added_tokens)
-            else:
-                fitted = kind.fit(self.train, len(self.labels))
-            fitted.save(folder)
-            yield name, fitted
+    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+        return compute(("macro_f1", "accuracy"), predictions_of(self.validation.labels, predicted, self.labels, name))
 
 
 def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:
@@ -85,7 +71,7 @@ def window_feed(
     Args:
         windows: token ids of each.
         labels: of each window.
-        model: loaded; it says what pads.
+        model: loaded; its configuration has the padding token.
         settings: batch sizes and epochs.
         seed: of the order.
         to_tensor: the labels of a pass -> its tensor of labels.
@@ -140,8 +126,8 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
 def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     """Return (output, labels) -> the summed cross-entropy of a pass.
 
-    A model's own loss is the mean over the micro-batch, and Trainer takes it for its part of the whole batch's mean: with accumulation
-    the gradients, and the logged loss, would come out as many times too large as there are micro-batches.
+    A model's own loss is the mean over the micro-batch, and Trainer takes it as its part of the full batch's mean: with accumulation
+    the gradients and the logged loss would be as many times too large as there are micro-batches.
 
     Args:
         train: the rows; each window counts, as each is a training row.
@@ -164,7 +150,7 @@ def score(model: PreTrainedModel, split: Split, listener: Listener | None = None
     Args:
         model: a classifier.
         split: the rows.
-        listener: told how far it is; what it raises ends the scoring.
+        listener: is informed of how far it is; what it raises ends the scoring.
     """
     found = predict_with(model, split.windows, progress=listener).probabilities
     if not np.isfinite(found).all():
@@ -173,6 +159,6 @@ def score(model: PreTrainedModel, split: Split, listener: Listener | None = None
     clipped = np.clip(found.astype(np.float64), 1e-7, None)
     return {
         "loss": float(log_loss(split.labels, clipped / clipped.sum(1, keepdims=True), labels=list(range(found.shape[1])))),
-        "accuracy": float(accuracy_score(split.labels, predicted)),
-        "macro_f1": float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+        "accuracy": accuracy(split.labels, predicted),
+        "macro_f1": macro_f1(split.labels, predicted),
     }

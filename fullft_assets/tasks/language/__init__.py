@@ -1,1 +1,5 @@
-"""Language models: conversations (sft) and plain text (language_modeling)."""
+"""The next token: conversations (sft) and plain text (language_modeling)."""
+
+from fullft_assets.tasks.language.task import LANGUAGE_MODELING, SFT
+
+__all__ = ["LANGUAGE_MODELING", "SFT"]

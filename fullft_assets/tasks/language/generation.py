@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -10,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.errors import DataError
-from fullft_assets.models.inference import device
+from fullft_assets.models.inference import device, move
 
 
 class Writer:
@@ -47,11 +48,13 @@ class Writer:
             pad_token_id=self._end_ids[0],
         )
         was_training = self._model.training
-        self._model.eval().to(device())
+        self._model.eval()
+        move(self._model)
         try:
             # In the weights' own fp32: one token at a time, casting them costs more than it saves.
             with torch.inference_mode():
-                found = self._model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+                generate: Any = self._model.generate
+                found = generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
         finally:
             self._model.train(was_training)
         return self._tokenization.tokenizer.decode(found[0, len(ids) :].tolist(), skip_special_tokens=True)

@@ -1,8 +1,8 @@
-"""The tasks sft and language_modeling: the next token, on packed rows.
+"""The recipe of the tasks sft and language_modeling: the next token, on packed rows.
 
-A row holds several documents; position ids that restart tell the model where each begins, without an attention mask and
+A row has several documents; position ids that restart show the model where each begins, without an attention mask and
 without a cache. The loss of an optimizer step is the mean over its trained tokens, however many rows, passes and
-processes they lie in. A model that does not keep documents apart (`isolation`) gets each on a row of its own instead,
+processes they are in. A model that does not keep documents apart (`isolation`) gets each on a row of its own instead,
 beside others of its length.
 """
 
@@ -23,16 +23,19 @@ from fullft_assets.engine.distillation import DistilledTokenLoss
 from fullft_assets.engine.feed import Batch, Feed
 from fullft_assets.engine.optimizers import dtype_of_weights
 from fullft_assets.engine.packed_rows import IS_REPLAYED, Pieces
-from fullft_assets.engine.recipe import MOST_IMPORTANT_TEXTS, Listener, Prepared
+from fullft_assets.engine.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import isolation, precision
-from fullft_assets.models.inference import device, load_causal
+from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.isolation import Isolation
 from fullft_assets.models.token_loss import TokenLoss, plain
-from fullft_assets.models.token_scores import score_documents
+from fullft_assets.models.token_scores import TokenScores, score_documents
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General
+from fullft_assets.tasks.baseline import BaselineContext, fit_all
+from fullft_assets.tasks.language.assessment import DocumentScores
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -41,7 +44,7 @@ _SHOWN_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextTokenRecipe:
     """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones.
 
     Attributes:
@@ -49,7 +52,7 @@ class NextToken:
         training: packed, of the snapshot.
         validation: documents scored on the way.
         added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which is measured what is forgotten, or None.
+        general: text on which forgetting is measured, or None.
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
@@ -66,7 +69,7 @@ class NextToken:
         """See `Recipe`: the plan deals its rows out at random."""
         return self.training.packing.num_rows
 
-    def first(self, num_rows: int) -> NextToken:
+    def first(self, num_rows: int) -> NextTokenRecipe:
         """See `Recipe`."""
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
@@ -93,21 +96,20 @@ class NextToken:
             SettingsError: the rows are longer than the model takes.
         """
         self._check(model)
-        model.to(device())
+        move(model)
         found = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
         tokens = self._taught_tokens(settings)
         feed = _feed(model, self._pieces, found, settings, seed, num_processes, tells_replayed=tokens in ("replay", "task"))
         about = {"isolation": found.reason, "is_packed": found.is_isolated}
         loss = _token_loss(model, feed.batch(0), settings)
-        if settings.distillation is None:
+        if settings.distillation is None or tokens is None:
             return Prepared(feed, loss.total, about)
         teacher = distillation.frozen(self.load_original(settings), device())
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation, tokens).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, token accuracy and token probability."""
-        found = score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
-        return {"loss": found.mean_loss(), "token_accuracy": found.token_accuracy(), "token_probability": found.token_probability()}
+        return _metrics(score_documents(model, self.validation.windows, self.validation.marks, progress=listener))
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: `general_loss`, in nats a token."""
@@ -123,13 +125,17 @@ class NextToken:
         """See `Recipe`: of each replayed window; of the general set's only without any: what forgetting is measured on should not steer it."""
         replayed = self.training.windows[self.training.num_task_windows :] if self.training.num_task_windows is not None else []
         windows = replayed or [window for document in (self.general.windows if self.general else []) for window in document]
-        for window in [window for window in windows if len(window) > 1][:MOST_IMPORTANT_TEXTS]:
+        for window in [window for window in windows if len(window) > 1][:MAX_IMPORTANCE_TEXTS]:
             ids = torch.tensor([window], device=device())
             yield -plain(model, {"input_ids": ids}, ids)
 
-    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        """See `Recipe`: the base model as it is."""
-        yield "base_model", self.score(load_causal(self.base_model, self.added_tokens), listener)
+    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+        """See `Recipe`."""
+        for name, fitted in fit_all(names, self.training, BaselineContext(self.base_model, [], listener, self.added_tokens), folder):
+            found: DocumentScores = fitted.predict(self.validation)
+            if found.num_right is None:
+                raise DataError(f"baseline {name}: num_right is missing; it has to score the tokens of the validation rows' windows")
+            yield name, _metrics(TokenScores(found.num_tokens, found.loss, found.num_right))
 
     def _taught_tokens(self, settings: TrainingSettings) -> str | None:
         """Return which trained tokens the base model teaches; None without distillation."""
@@ -155,17 +161,22 @@ class NextToken:
         ):
             if not has_tokens:
                 raise DataError(f"the snapshot's {name} rows have no trained token; look at chunks.train_on and at the assistant turns")
-        known = model.get_input_embeddings().num_embeddings
+        embeddings: Any = model.get_input_embeddings()
+        known = embeddings.num_embeddings
         largest = max(pieces.largest_id, max(max(window, default=0) for document in validation.windows for window in document))
         if largest >= known:
             raise DataError(
-                f"the snapshot holds token {largest:,}, the model knows {known:,}: its tokenizer is not base_model's; take the snapshot again"
+                f"the snapshot has token {largest:,}, the model knows {known:,}: its tokenizer is not base_model's; take the snapshot again"
             )
         longest, positions = int(pieces.plan.length.max()), getattr(model.config, "max_position_embeddings", None)
         if isinstance(positions, int) and longest > positions:
             raise SettingsError(f"chunks.max_tokens: {longest:,} is more than the {positions:,} positions of base_model")
         if pieces.plan.capacity < _LEAST_CAPACITY:
             raise SettingsError(f"chunks.max_tokens: rows of {pieces.plan.capacity} tokens are too short to hold several documents")
+
+
+def _metrics(found: TokenScores) -> dict[str, float]:
+    return {"loss": found.mean_loss(), "token_accuracy": found.token_accuracy(), "token_probability": found.token_probability()}
 
 
 def _feed(
@@ -178,14 +189,15 @@ def _feed(
     *,
     tells_replayed: bool,
 ) -> Feed:
-    told = {"num_processes": num_processes, "tells_replayed": tells_replayed}
+    options = {"num_processes": num_processes, "with_replayed": tells_replayed}
     rows_a_pass, epochs = settings.micro_batch_size, settings.epochs
-    known = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    known = embeddings.num_embeddings
     pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known)
     if not found.is_isolated:
-        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **told)
+        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
     is_flat = isolation.needs_flat_rows(model)
-    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **told, is_flat=is_flat)
+    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options, is_flat=is_flat)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:

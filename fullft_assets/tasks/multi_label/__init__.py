@@ -1,1 +1,5 @@
 """Classification with several labels a row."""
+
+from fullft_assets.tasks.multi_label.task import TASK
+
+__all__ = ["TASK"]

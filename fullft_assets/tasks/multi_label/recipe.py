@@ -1,15 +1,15 @@
-"""The task classification with several labels a row: each label is a yes or no of its own, decided at a threshold of its own.
+"""The recipe of the task multi_label, several labels a row: each label is a yes or no of its own, decided at a threshold of its own.
 
 The loss is the binary cross-entropy of every label of every row, summed; that of an optimizer step is the mean over all of them,
-however many passes and processes they lie in. Thresholds are fixed on the validation rows, for the final weights, and saved in
-the model's configuration as `label_thresholds`. Scores on the validation rows, in training and of the cheaper ways alike, are at
-thresholds fixed on the same rows, and so somewhat too good: the test rows, which fix nothing, tell how good the model is.
+however many passes and processes they are in. Thresholds are chosen on the validation rows, for the final weights, and saved in
+the model's configuration as `label_thresholds`. Scores on the validation rows, in training and of the baselines alike, are at
+thresholds chosen on the same rows, so they are somewhat too good; those on the test rows are not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import Listener, Prepared
+from fullft_assets.engine.recipe import Prepared
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import multi_label
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import MULTI_LABEL, load_for_training, predict_with
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.tasks.classification.recipe import Classification, labelled_windows, window_feed
-from fullft_assets.tasks.multi_label import baselines as multi_label_baselines
+from fullft_assets.tasks.classification.recipe import ClassificationRecipe, labelled_windows, window_feed
+from fullft_assets.tasks.multi_label import assessment
 
 
-class MultiLabel(Classification):
+class MultiLabelRecipe(ClassificationRecipe):
     """See `Recipe`; labels are bool [rows, labels]."""
 
     def _load(
@@ -53,26 +53,28 @@ class MultiLabel(Classification):
         return self._prepared(model, feed, loss_of_output, settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: loss, macro-F1, micro-F1 and subset accuracy, at thresholds fixed on these rows."""
+        """See `Recipe`: loss, macro-F1, micro-F1 and subset accuracy, at thresholds chosen on these rows."""
         probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
         if not np.isfinite(probabilities).all():
-            return dict.fromkeys(("loss", *multi_label.METRICS), math.nan)
+            return dict.fromkeys(("loss", *assessment.METRICS), math.nan)
         return {"loss": mean_loss(self.validation.labels, probabilities), **scores_at_best(self.validation.labels, probabilities)}
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         """See `Recipe`: the labels' thresholds."""
         probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
-        thresholds = multi_label.fit_thresholds(self.validation.labels, probabilities)
+        thresholds = assessment.fit_thresholds(self.validation.labels, probabilities)
         model.config.label_thresholds = thresholds.tolist()
         return {"label_thresholds": dict(zip(self.labels, thresholds.round(4).tolist(), strict=True))}
 
-    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        """See `Recipe`: those of `multi_label_baselines.KINDS`, each with thresholds of its own."""
-        validation = self.validation
-        for name, fitted in self._fitted(multi_label_baselines.KINDS, folder, listener):
-            probabilities = fitted.predict(validation)
-            np.savez(folder / f"{name}_thresholds.npz", thresholds=multi_label.fit_thresholds(validation.labels, probabilities))
-            yield name, scores_at_best(validation.labels, probabilities)
+    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+        truth = self.validation.labels
+        np.savez(folder / thresholds_file(name), thresholds=assessment.fit_thresholds(truth, predicted))
+        return scores_at_best(truth, predicted)
+
+
+def thresholds_file(baseline: str) -> str:
+    """Return the name of the file with a baseline's thresholds, in a `cheaper_baselines` artifact."""
+    return f"{baseline}_thresholds.npz"
 
 
 def _to_tensor(labels: list[list[bool]]) -> torch.Tensor:
@@ -91,5 +93,5 @@ def mean_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def scores_at_best(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return the metrics at thresholds that are fixed on the same rows."""
-    return multi_label.scores(labels, probabilities >= multi_label.fit_thresholds(labels, probabilities))
+    """Return the metrics at thresholds that are chosen on the same rows."""
+    return assessment.scores(labels, probabilities >= assessment.fit_thresholds(labels, probabilities))

@@ -1,1 +1,5 @@
-"""Labelled spans of a text."""
+"""Labelled spans: a token classifier."""
+
+from fullft_assets.tasks.token_classification.task import TASK
+
+__all__ = ["TASK"]

@@ -1,4 +1,4 @@
-"""The cheaper ways to labelled spans: none at all, a dictionary of the training spans, a probe on the frozen backbone's tokens.
+"""Baselines of labelled spans: none at all, a dictionary of the training spans, a probe on the frozen base model's tokens.
 
 Saved as JSON and npz, never pickled.
 """
@@ -11,47 +11,74 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from sklearn.linear_model import LogisticRegression
-from transformers import AutoModel, PreTrainedModel
 
-from fullft_assets.base_model import ModelFolder
-from fullft_assets.engine.recipe import Listener
-from fullft_assets.models import loading
-from fullft_assets.models.embeddings import initialise_added
-from fullft_assets.models.inference import forward_batches
-from fullft_assets.models.token_loss import IGNORED
-from fullft_assets.tasks.token_classification.tagging import Reading, Scores, Span, find_spans
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.token_classification.assessment import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from fullft_assets.tasks.token_classification.token_head import TokenHead
 
 #: A phrase is in the dictionary if at least this share of its places in the training texts is a span.
 _LEAST_PRECISION = 0.5
-#: Tokens that the probe is fitted on, drawn at random from the training rows.
-_MOST_TOKENS = 30_000
 _WORD = re.compile(r"\w+|[^\w\s]")
-#: Score of a tag that no drawn token has.
-_NEVER = -1e4
 
 
-class Dictionary:
+class NoSpans(Baseline):
+    """Never finds a span."""
+
+    name, title, tasks = "no_spans", "no spans at all", ("token_classification",)
+
+    @classmethod
+    def fit(cls, train: Split, context: BaselineContext) -> NoSpans:
+        """Learn nothing."""
+        return cls()
+
+    def predict(self, rows: Split) -> list[list[Span]]:
+        """Return no span for each row."""
+        return [[] for _ in rows.texts]
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""
+
+    @classmethod
+    def load(cls, folder: Path, context: BaselineContext) -> NoSpans:
+        """Read nothing."""
+        return cls()
+
+
+class Dictionary(Baseline):
     """Looks the phrases of training spans up, the longest first; case and the space between words do not count.
 
     A phrase has the label that it has most often, and is left out where it is more often no span than one. Phrases are kept by
-    their digests: an erasure cannot rewrite what was learned, and so no text of a document may stand in it.
+    their digests: an erasure cannot rewrite what was learned, so no text of a document may be in it.
 
     Args:
         phrases: digest of a phrase -> its label.
         lengths: digest of a first word -> the lengths in words of the phrases that begin with it, the longest first.
     """
 
+    name, title, tasks = "dictionary", "dictionary of training spans", ("token_classification",)
+
     def __init__(self, phrases: dict[str, int], lengths: dict[str, list[int]]):
         self.phrases, self.lengths = phrases, lengths
 
     @classmethod
-    def fit(cls, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Dictionary:
-        """Collect the phrases of training spans, and count where else these stand."""
+    def fit(cls, train: Split, context: BaselineContext) -> Dictionary:
+        """Collect the phrases of the training spans."""
+        from fullft_assets.tasks.token_classification.tagging import normal
+
+        assert train.spans is not None
+        return cls.of_spans(train.texts, normal(train.texts, train.spans))
+
+    @classmethod
+    def of_spans(cls, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Dictionary:
+        """Collect the phrases of spans, and count where else these occur."""
         votes: dict[tuple[str, ...], Counter[int]] = {}
         for text, row in zip(texts, spans, strict=True):
             for start, end, label in row:
@@ -77,6 +104,10 @@ class Dictionary:
         longest_first = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         return cls({_digest(phrase): label for phrase, label in labels.items()}, longest_first)
 
+    def predict(self, rows: Split) -> list[list[Span]]:
+        """Return the spans of each row."""
+        return self.find(rows.texts)
+
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Return the spans of each text."""
         return [[span for _, span in self._places(text)] for text in texts]
@@ -99,7 +130,7 @@ class Dictionary:
         (folder / "dictionary.json").write_text(json.dumps({"phrases": self.phrases, "lengths": self.lengths}), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Dictionary:
+    def load(cls, folder: Path, context: BaselineContext) -> Dictionary:
         """Read what `save` wrote."""
         return cls(**json.loads((folder / "dictionary.json").read_text(encoding="utf-8")))
 
@@ -112,104 +143,48 @@ def _words(text: str) -> list[tuple[str, int, int]]:
     return [(match[0].casefold(), *match.span()) for match in _WORD.finditer(text)]
 
 
-class TokenProbe:
-    """Logistic regression on the base model's last hidden states of tokens: the backbone stays as it was."""
+class TokenProbe(Baseline):
+    """Logistic regression on the base model's last hidden states of tokens: its weights stay as they were."""
 
-    def __init__(self, mean: np.ndarray, scale: np.ndarray, coefficients: np.ndarray, intercept: np.ndarray):
-        self.mean, self.scale, self.coefficients, self.intercept = mean, scale, coefficients, intercept
+    name, title, tasks = "token_probe", "frozen base model + trained head", ("token_classification",)
+
+    def __init__(self, head: TokenHead, context: BaselineContext):
+        self.head, self.context = head, context
 
     @classmethod
-    def fit(
-        cls,
-        backbone: PreTrainedModel,
-        windows: Sequence[Sequence[Sequence[int]]],
-        tags: Sequence[Sequence[Sequence[int]]],
-        num_tags: int,
-        *,
-        seed: int = 0,
-        progress: Listener | None = None,
-    ) -> TokenProbe:
-        """Fit on tokens of the training rows, drawn at random.
+    def fit(cls, train: Split, context: BaselineContext) -> TokenProbe:
+        """Fit on tokens of the training rows."""
+        from fullft_assets.tasks.token_classification.tagging import Frame, tag_names
+        from fullft_assets.tasks.token_classification.token_head import TokenHead
 
-        Args:
-            backbone: the base model.
-            windows: each document's windows of token ids.
-            tags: aligned with the windows, -100 where a token is not trained.
-            num_tags: outputs.
-            seed: of the draw.
-            progress: told how many windows are done.
-        """
-        total = sum(tag != IGNORED for document in tags for window in document for tag in window)
-        rng = np.random.default_rng(seed)
-        states, targets = [], []
-        for items, _, output in forward_batches(backbone, windows, progress):
-            hidden = output.last_hidden_state.float().cpu().numpy()
-            for at, (row, number) in enumerate(items):
-                target = np.array(tags[row][number])
-                chosen = (target != IGNORED) & (rng.random(len(target)) < _MOST_TOKENS / max(1, total))
-                states.append(hidden[at, : len(target)][chosen])
-                targets.append(target[chosen])
-        features, target = np.concatenate(states), np.concatenate(targets)
-        mean, scale = features.mean(0), features.std(0) + 1e-6
-        coefficients, intercept = np.zeros((num_tags, features.shape[1])), np.full(num_tags, _NEVER)
-        present = np.unique(target)
-        if len(present) == 1:
-            intercept[present] = 0.0
-            return cls(mean, scale, coefficients, intercept)
-        model = LogisticRegression(C=0.1, max_iter=200).fit((features - mean) / scale, target)
-        if len(model.classes_) == 2:  # one row stands for both classes
-            coefficients[model.classes_[1]], intercept[model.classes_] = model.coef_[0], (0.0, model.intercept_[0])
-        else:
-            coefficients[model.classes_], intercept[model.classes_] = model.coef_, model.intercept_
-        return cls(mean, scale, coefficients, intercept)
+        assert context.tokenization is not None
+        tags = Frame.of(context.tokenization).tags_of_rows(train)
+        num_tags = len(tag_names(context.labels))
+        return cls(TokenHead.fit(_backbone(context), train.windows, tags, num_tags, progress=context.progress), context)
 
-    def scores(self, output: Any) -> torch.Tensor:
-        """Return the scores [windows, tokens, tags] of the backbone's output."""
-        hidden = output.last_hidden_state.float()
-        mean, scale, coefficients, intercept = (
-            torch.tensor(values, dtype=torch.float32, device=hidden.device)
-            for values in (self.mean, self.scale, self.coefficients, self.intercept)
-        )
-        return (hidden - mean) / scale @ coefficients.T + intercept
+    def predict(self, rows: Split) -> list[list[Span]]:
+        """Return the spans of each row."""
+        from fullft_assets.tasks.token_classification.tagging import Reading, find_spans
+
+        assert self.context.tokenization is not None
+        reading = Reading.of(self.context.tokenization, rows.texts)
+        return find_spans(_backbone(self.context), reading, scores=self.head.scores, progress=self.context.progress)
 
     def save(self, folder: Path) -> None:
         """Write `token_probe.npz`."""
-        np.savez(folder / "token_probe.npz", mean=self.mean, scale=self.scale, coefficients=self.coefficients, intercept=self.intercept)
+        head = self.head
+        np.savez(folder / "token_probe.npz", mean=head.mean, scale=head.scale, coefficients=head.coefficients, intercept=head.intercept)
 
     @classmethod
-    def load(cls, folder: Path) -> TokenProbe:
+    def load(cls, folder: Path, context: BaselineContext) -> TokenProbe:
         """Read what `save` wrote."""
+        from fullft_assets.tasks.token_classification.token_head import TokenHead
+
         arrays = np.load(folder / "token_probe.npz")
-        return cls(arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"])
+        return cls(TokenHead(arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"]), context)
 
 
-def load_backbone(base_model: ModelFolder, added_tokens: Sequence[str] = ()) -> PreTrainedModel:
-    """Load the base model as it is before any training, with embeddings for added tokens."""
-    model = loading.load(AutoModel, base_model, dtype=torch.float32)
-    initialise_added(model, base_model, added_tokens)
-    return model
+def _backbone(context: BaselineContext) -> PreTrainedModel:
+    from fullft_assets.tasks.token_classification.token_head import load_backbone
 
-
-#: Cheapest first.
-NAMES = ("no_spans", "dictionary", "frozen_probe")
-
-
-def find(
-    name: str, folder: Path, base_model: ModelFolder, added_tokens: Sequence[str], reading: Reading, progress: Listener
-) -> list[list[Span]]:
-    """Return the spans that a cheaper way of a `cheaper_baselines` artifact finds.
-
-    Args:
-        name: one of NAMES.
-        folder: of the artifact.
-        base_model: a transformers folder.
-        added_tokens: of the windows.
-        reading: the texts, as the base model's tokenizer with the added tokens reads them.
-        progress: told how far it is.
-    """
-    if name == "no_spans":
-        return [[] for _ in reading.texts]
-    if name == "dictionary":
-        return Dictionary.load(folder).find(reading.texts)
-    scores: Scores = TokenProbe.load(folder).scores
-    return find_spans(load_backbone(base_model, added_tokens), reading, scores=scores, progress=progress)
+    return load_backbone(context.base_model, context.added_tokens)

@@ -1,6 +1,6 @@
-"""The task token_classification: a new head on every token, which learns the tags of labelled spans (`tagging`).
+"""The recipe of the task token_classification: a new head on every token, which learns the tags of labelled spans (`tagging`).
 
-The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and processes they lie in:
+The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and processes they are in:
 special tokens, padding, and tokens that belong to another window count for nothing. Scores on the validation rows are those of
 exact spans, in characters, as the evaluation counts them.
 """
@@ -8,8 +8,8 @@ exact spans, in characters, as the evaluation counts them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,23 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import Listener, Prepared
+from fullft_assets.engine.recipe import Prepared
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import spans
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import load_for_training, load_tagger
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
+from fullft_assets.tasks.baseline import BaselineContext
 from fullft_assets.tasks.classification.recipe import window_feed
 from fullft_assets.tasks.encoder import Encoder
-from fullft_assets.tasks.token_classification import baselines as span_baselines
-from fullft_assets.tasks.token_classification.baselines import Dictionary, TokenProbe
-from fullft_assets.tasks.token_classification.tagging import Frame, Reading, Span, find_spans, normal, tag, tag_names
+from fullft_assets.tasks.token_classification import assessment
+from fullft_assets.tasks.token_classification.assessment import Span
+from fullft_assets.tasks.token_classification.tagging import Frame, Reading, normal, tag, tag_names
 
 
 @dataclass(frozen=True)
-class TokenLabels(Encoder):
+class TokenClassificationRecipe(Encoder):
     """See `Recipe`.
 
     Attributes:
@@ -68,17 +69,11 @@ class TokenLabels(Encoder):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
         return {"loss": found.loss / max(1, found.num_tokens), **self._scores(reading.spans(found.tags))}
 
-    def cheaper_ways(self, folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        """See `Recipe`: those of `span_baselines.NAMES`."""
-        yield "no_spans", self._scores([[] for _ in self.validation.ids])
-        dictionary = Dictionary.fit(self.train.texts, normal(self.train.texts, self.train.spans))
-        dictionary.save(folder)
-        yield "dictionary", self._scores(dictionary.find(self.validation.texts))
-        backbone = span_baselines.load_backbone(self.base_model, self.added_tokens)
-        tags = self._tags(self.train)
-        probe = TokenProbe.fit(backbone, self.train.windows, tags, len(tag_names(self.labels)), progress=listener)
-        probe.save(folder)
-        yield "frozen_probe", self._scores(find_spans(backbone, self._reading, scores=probe.scores, progress=listener))
+    def _baseline_context(self, listener: Listener) -> BaselineContext:
+        return replace(super()._baseline_context(listener), tokenization=self.tokenization)
+
+    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+        return self._scores(predicted)
 
     @cached_property
     def _reading(self) -> Reading:
@@ -93,14 +88,14 @@ class TokenLabels(Encoder):
 
     @cached_property
     def _truth(self) -> list[list[Span]]:
+        assert self.validation.spans is not None
         return normal(self.validation.texts, self.validation.spans)
 
     def _tags(self, split: Split) -> list[list[list[int]]]:
-        frame = Frame.of(self.tokenization)
-        return [frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)]
+        return Frame.of(self.tokenization).tags_of_rows(split)
 
     def _scores(self, found: Sequence[Sequence[Span]]) -> dict[str, float]:
-        return spans.scores(self._truth, found, len(self.labels))
+        return assessment.scores(self._truth, found, len(self.labels))
 
 
 def _padded(tags: list[list[int]]) -> torch.Tensor:

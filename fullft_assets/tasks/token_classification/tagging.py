@@ -1,10 +1,10 @@
 """Labelled spans as tags of tokens, and back: what a token classifier learns, and what it finds in a text.
 
-Each label has two tags, B- for the first token of a span and I- for a later one, and O stands outside of all spans (BIO; Ramshaw
-and Marcus 1995, arXiv cmp-lg/9505040). A span has the tokens of which a character lies in it; where spans overlap, the one that
+Each label has two tags, B- for the first token of a span and I- for a later one, and O is for tokens outside of all spans (BIO; Ramshaw
+and Marcus 1995, arXiv cmp-lg/9505040). A span has the tokens of which a character is in it; where spans overlap, the one that
 starts first, then the longer, has the token, and one that is left without any is not learned (see `chunks.masks`).
 
-Windows of a long text share tokens. Each token belongs to one of them, the one in which it stands farthest from an edge that
+Windows of a long text share tokens. Each token belongs to one of them, the one in which it is farthest from an edge that
 another window goes beyond: there it is trained, and there it is predicted, once each.
 """
 
@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.chunks.windows import gather, to_lists
-from fullft_assets.engine.recipe import Listener
 from fullft_assets.errors import DataError, StoreError
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import forward_batches, load_tagger
 from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.token_classification.assessment import Span
 
-#: (start, end exclusive, position of the label), in characters.
-Span = tuple[int, int, int]
 OUTSIDE = 0
 
 
@@ -65,13 +65,13 @@ def tags_of(marks: np.ndarray | Sequence[int], span_labels: Sequence[int]) -> np
 
 
 def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
-    """Return the spans that tags say, as characters; white space around them is left out.
+    """Return the spans of tags, as characters; white space around them is left out.
 
     An I- behind no token of its label begins a span, as in CoNLL's and seqeval's count.
 
     Args:
         tags: int [tokens].
-        characters: int [tokens, 2], what each token stands for.
+        characters: int [tokens, 2], the characters of each token.
         text: of the document.
     """
     tags = np.asarray(tags, np.int64)
@@ -120,7 +120,7 @@ def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around a window's own tokens, in tokens, and how many two windows share."""
+    """Numbers of tokens before and behind a window's own ones, and of tokens that two windows share."""
 
     prefix: int
     suffix: int
@@ -142,8 +142,13 @@ class Frame:
             np.where(mine, tags_of(window, span_labels), IGNORED).tolist() for window, mine in zip(marks, self.owned(marks), strict=True)
         ]
 
+    def tags_of_rows(self, rows: Split) -> list[list[list[int]]]:
+        """Return the tags of each row's windows."""
+        assert rows.marks is not None and rows.span_labels is not None
+        return [self.tags(marks, labels) for marks, labels in zip(rows.marks, rows.span_labels, strict=True)]
 
-#: What a model's output says of each token: [windows, tokens, tags].
+
+#: Scores of each token's tags in a model's output: [windows, tokens, tags].
 Scores = Callable[[Any], torch.Tensor]
 
 
@@ -179,7 +184,7 @@ def tag(
         frame: of the windows.
         truth: aligned with the windows, -100 where nothing is to be predicted; for the loss.
         scores: an output -> the tags' scores.
-        progress: told how many windows are done.
+        progress: is informed of how many windows are done.
     """
     mine = [frame.owned(document) for document in windows]
     found = [[np.zeros(0, np.int16)] * len(document) for document in windows]
@@ -206,7 +211,7 @@ class Reading:
     Attributes:
         texts: the documents.
         windows: each document's windows of token ids.
-        characters: int [tokens, 2] of each document, what its tokens stand for.
+        characters: int [tokens, 2] of each document, the characters of its tokens.
         frame: of the windows.
     """
 
@@ -225,7 +230,7 @@ class Reading:
         return cls(texts, windows, characters, Frame.of(tokenization))
 
     def spans(self, tags: Sequence[np.ndarray]) -> list[list[Span]]:
-        """Return the spans that tags of the documents' tokens say; tokens that no window has are outside of all."""
+        """Return the spans of the documents' tags; tokens that no window has are outside of all."""
         return [
             decode(found, characters[: len(found)], text) for found, characters, text in zip(tags, self.characters, self.texts, strict=True)
         ]
@@ -245,5 +250,5 @@ def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
         StoreError: its outputs are no tags of spans.
     """
     model = load_tagger(model_folder)
-    names = model.config.id2label
+    names: dict[Any, str] = dict(model.config.id2label or {})
     return model, labels_of_tags([names[i] for i in range(len(names))])

@@ -1,0 +1,66 @@
+"""Metadata of the evaluation report."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from fullft_assets.store import Manifest
+from fullft_assets.store.metadata import Metadata
+
+
+class EvaluationMetadata(Metadata):
+    """Metadata of `evaluation_report`.
+
+    A manifest keeps `measured` flat beside the other keys, so that the UI plots each number: METRIC, METRIC_low and METRIC_high of the
+    fine-tuned model, SYSTEM_METRIC of the others, and what the task adds.
+
+    Attributes:
+        verdict: whether the candidate is promoted, in words.
+        justification: whether full fine-tuning was worth it, in words.
+        metrics: names of the metrics that the table of the systems shows, in order.
+        num_test_rows_left_out: test rows that a compared model had learned from.
+        checkpoint: reference of the candidate.
+        incumbent: reference of the champion that it was compared with. None: there was none.
+        measured: numbers by name, and lists of labels.
+    """
+
+    verdict: str
+    justification: str
+    promote: bool
+    justified: bool
+    primary_metric: str
+    metrics: list[str]
+    num_test_rows: int
+    num_test_groups: int
+    num_test_rows_left_out: int
+    best_baseline: str
+    gain_over_best_baseline: float
+    gain_over_best_baseline_low: float
+    gain_over_best_baseline_high: float
+    gain_over_champion: float | None = None
+    checkpoint: str
+    incumbent: str | None = None
+    measured: dict[str, Any]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Return the metadata of an evaluation report."""
+        known = set(cls.model_fields) - {"measured"}
+        measured = {name: value for name, value in manifest.metadata.items() if name not in known}
+        return cls.model_validate({**{name: manifest.metadata[name] for name in known & set(manifest.metadata)}, "measured": measured})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a manifest keeps."""
+        found = super().as_dict()
+        measured = found.pop("measured")
+        return {**found, **measured}
+
+    @property
+    def systems(self) -> list[str]:
+        """The systems that there are scores of beside the fine-tuned model."""
+        ending = f"_{self.primary_metric}"
+        return [name.removesuffix(ending) for name in self.measured if name.endswith(ending)]
+
+    def score(self, system: str | None, metric: str) -> float | None:
+        """Return a system's score, or None where it has none; system None: the fine-tuned model."""
+        return self.measured.get(metric if system is None else f"{system}_{metric}")

@@ -1,0 +1,114 @@
+"""The protocol of a metric: what it takes, what it returns, and how its interval is found."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fullft_assets.task import METRICS
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one system predicted of n rows, beside the truth. What a task does not have is None.
+
+    Attributes:
+        labels: names in label order.
+        truth: in the task's own form: label int [n] (classification), labels bool [n, labels] (multi_label), spans of each row
+            (token_classification); None where each next token is the truth.
+        predicted: probabilities [n, labels] (classification), labels bool [n, labels] (multi_label), spans of each row
+            (token_classification), `DocumentScores` (sft, language_modeling).
+        found: true positives of each row and label [n, labels].
+        true: how often each row has each label [n, labels].
+        given: how often the system gave each row each label [n, labels].
+        is_right: whether all of a row is predicted right: bool [n].
+        num_tokens: tokens of each row that were predicted: int [n].
+        num_right_tokens: how many of them the system predicted right: int [n].
+        loss: summed cross-entropy of each row's tokens in nats: float [n].
+    """
+
+    labels: Sequence[str] = ()
+    truth: Any = None
+    predicted: Any = None
+    found: np.ndarray | None = None
+    true: np.ndarray | None = None
+    given: np.ndarray | None = None
+    is_right: np.ndarray | None = None
+    num_tokens: np.ndarray | None = None
+    num_right_tokens: np.ndarray | None = None
+    loss: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Return those of some rows, by position; a position may be given more than once."""
+        taken = {field.name: _take(getattr(self, field.name), rows) for field in fields(self) if field.name != "labels"}
+        return replace(self, **taken)
+
+
+class Metric(ABC):
+    """A score of predictions. Subclass it, or `SummedMetric` where the score is a function of sums over rows.
+
+    Attributes:
+        name: as a YAML and the manifests give it.
+        title: as people call it.
+        tasks: names of the tasks that it applies to.
+        higher_is_better: False for losses and the like.
+        bounds: smallest and largest value; None: there is no bound.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    higher_is_better: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
+
+    def measures(self, predictions: Predictions) -> bool:
+        """Return whether these predictions have what the metric needs."""
+        return True
+
+    @abstractmethod
+    def compute(self, predictions: Predictions) -> float:
+        """Return the score. Its interval is found by computing it anew on every resample of the rows' groups."""
+
+    def require_in_bounds(self, value: float) -> float:
+        """Return the value.
+
+        Raises:
+            ValueError: it is out of the metric's bounds.
+        """
+        low, high = self.bounds
+        if (low is not None and value < low - 1e-9) or (high is not None and value > high + 1e-9):
+            raise ValueError(f"metric {self.name}: computed {value:g}, out of its bounds {low} to {high}")
+        return value
+
+
+class SummedMetric(Metric):
+    """A metric that is a function of sums over rows, such as a ratio of counts. A resample then costs one product of matrices."""
+
+    @abstractmethod
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return tables [n] or [n, k], one row each row of the predictions."""
+
+    @abstractmethod
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or [resamples, k] each."""
+
+    def compute(self, predictions: Predictions) -> float:
+        """See `Metric`."""
+        return float(self.score(*(np.asarray(table, np.float64).sum(0, keepdims=True) for table in self.count(predictions)))[0])
+
+
+def compute(names: Iterable[str], predictions: Predictions) -> dict[str, float]:
+    """Return the scores of registered metrics by name."""
+    return {name: METRICS.get(name).compute(predictions) for name in names}
+
+
+def _take(values: Any, rows: np.ndarray) -> Any:
+    if values is None:
+        return None
+    if hasattr(values, "select"):
+        return values.select(rows)
+    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows.tolist()]

@@ -1,0 +1,73 @@
+"""Metrics of tokens: how probable they were to a language model, and how many were predicted right."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fullft_assets.evaluation import counts
+from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
+
+_GENERATIVE = ("sft", "language_modeling")
+#: Larger mean losses are as bad, and their exponential would not be a number.
+_MAX_LOSS = 700.0
+
+
+class _OfLoss(SummedMetric):
+    def measures(self, predictions: Predictions) -> bool:
+        """See `Metric`."""
+        return predictions.loss is not None
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return summed losses and numbers of tokens [n]."""
+        assert predictions.loss is not None and predictions.num_tokens is not None
+        return predictions.loss, predictions.num_tokens
+
+
+class TokenProbability(_OfLoss):
+    """Geometric mean of the probabilities that the model gave the tokens: exp(-mean loss)."""
+
+    name, title, tasks = "token_probability", "token probability", _GENERATIVE
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        """See `SummedMetric`."""
+        loss, tokens = sums
+        return np.exp(-loss / tokens)
+
+
+class Perplexity(_OfLoss):
+    """Inverse of the token probability: exp(mean loss)."""
+
+    name, title, tasks = "perplexity", "perplexity", _GENERATIVE
+    higher_is_better = False
+    bounds = (1.0, None)
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        """See `SummedMetric`."""
+        return perplexity(*sums)
+
+
+class TokenAccuracy(SummedMetric):
+    """Share of tokens that were predicted right; a model with another tokenizer than the test set's has none."""
+
+    name, title, tasks = "token_accuracy", "token accuracy", ("token_classification", *_GENERATIVE)
+
+    def measures(self, predictions: Predictions) -> bool:
+        """See `Metric`."""
+        return predictions.num_right_tokens is not None
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return numbers of right and of all tokens [n]."""
+        assert predictions.num_right_tokens is not None and predictions.num_tokens is not None
+        return predictions.num_right_tokens, predictions.num_tokens
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        """See `SummedMetric`."""
+        return counts.ratio(*sums)
+
+
+def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return exp(loss / tokens), bounded so that it is finite."""
+    return np.exp(np.minimum(loss / tokens, _MAX_LOSS))
+
+
+TOKEN_PROBABILITY, PERPLEXITY, TOKEN_ACCURACY = TokenProbability(), Perplexity(), TokenAccuracy()

@@ -1,0 +1,74 @@
+"""Markdown of a report: escaping what users wrote, and rendering to HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+_SPECIAL = re.compile(r"[\\`*\[\]|!~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+#: Encloses what a table row is about, in front of its first cell: see `about_row`.
+_MARK = "\ue000"
+_ROW_MARK = re.compile(rf"^{_MARK}(document|group|system)={_MARK}([^{_MARK}]*){_MARK}")
+_BETWEEN_CELLS = re.compile(r"\n(?=<t[dhr]|</t[rhdb]|<tbody|</table)")
+
+
+def escape(value: object) -> str:
+    """Return a value so that Markdown shows it as it is, also in a cell of a table."""
+    text = str(value).replace(_MARK, " ").replace("\n", " ")
+    return _SPECIAL.sub(lambda match: f"\\{match[0]}", text).replace("<", "&lt;")
+
+
+def about_row(kind: str, value: str) -> str:
+    """Return a mark in front of a table row's first cell, from which HTML gets `<tr data-KIND="VALUE">`.
+
+    An erasure finds the rows of a document or of a group by it.
+    """
+    return f"{_MARK}{kind}={_MARK}{quote(value, safe='')}{_MARK}"
+
+
+def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
+    """Render Markdown to HTML; HTML within it is text.
+
+    Args:
+        markdown: with tables, and with pictures as paragraphs of their own.
+        pictures: PNG as base64, by the name in `pictures/NAME.png`.
+    """
+    from markdown_it import MarkdownIt
+    from markupsafe import escape as escape_html
+
+    def image(tokens: Any, index: int, options: Any, env: Any) -> str:
+        name = tokens[index].attrs["src"].removeprefix("pictures/").removesuffix(".png")
+        caption = escape_html(tokens[index].content)
+        return f'<figure><img src="data:image/png;base64,{pictures[name]}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+    def open_row(tokens: Any, index: int, options: Any, env: Any) -> str:
+        about = tokens[index].meta.get("about")
+        return "<tr>" if about is None else f'<tr data-{about[0]}="{escape_html(unquote(about[1]))}">'
+
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    renderer.core.ruler.before("inline", "report", _read_marks)
+    rules: dict[str, Any] = renderer.renderer.rules  # pyright: ignore[reportAttributeAccessIssue]  # the protocol of renderers has no rules
+    # Escaped as Jinja escapes, which an erasure looks for.
+    rules["text"] = lambda tokens, index, options, env: str(escape_html(tokens[index].content))
+    rules["image"], rules["tr_open"] = image, open_row
+    return _BETWEEN_CELLS.sub("", renderer.render(markdown))
+
+
+def _read_marks(state: Any) -> None:
+    """Tell table rows what they are about, cells whether they are right, and let pictures be no paragraphs."""
+    row = None
+    for before, token, after in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        if before.type == "tr_open":
+            row = before
+        if token.type != "inline":
+            continue
+        if before.type == "paragraph_open" and re.fullmatch(r"!\[[^\n]*\]\(pictures/[^)\n]+\)", token.content):
+            before.hidden = after.hidden = True
+        if before.type == "td_open":
+            if row is not None and (match := _ROW_MARK.match(token.content)):
+                row.meta["about"], token.content = (match[1], match[2]), token.content[match.end() :]
+            kind = {"✓": "yes", "✗": "no"}.get(token.content[:1])
+            if kind is not None:
+                before.attrSet("class", kind)

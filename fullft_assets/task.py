@@ -1,0 +1,154 @@
+"""What a model learns to do: one object for each task, with everything in which tasks differ.
+
+Nothing outside a task's folder asks for its name: code asks the object for what it needs to know, such as the column of the target.
+Another package adds a task, a metric or a baseline through an entry point (see `registry`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from fullft_assets.registry import Registry
+
+#: Columns of the examples that may hold what a row teaches: one name, a sorted list of names, or spans of characters with names.
+Target = Literal["label", "labels", "spans"]
+
+
+class Task(ABC):
+    """One task. A subclass is imported with the definitions, so its methods import heavy libraries, not its module.
+
+    Attributes:
+        name: as `examples.task` gives it.
+        target: column with what a row teaches; None: its text, or its assistant turns, teach the next token.
+        min_labels: labels that the examples must have at least.
+        has_messages: rows are conversations, with the column `messages`.
+        is_generative: the model predicts the next token. Training packs documents into rows, replay is possible, general text has a loss.
+        ends_texts: an end-of-text token follows each text, and windows share no tokens, so that each token is trained once.
+        plain_task: name of the task whose tokenization reads plain general text.
+        chunk_defaults: defaults of the section `chunks` that differ for this task.
+        metrics: names of the metrics that may decide, the default first. They lie between 0 and 1, and higher is better.
+        shown_metrics: names of the metrics in the table of the systems, in order.
+        baselines: names of the baselines by default, the cheapest first.
+        required_baseline: the one that the report compares the model with in detail, so it cannot be left out.
+        detects_drift: production documents are compared with the held-out rows.
+        measures_calibration: the evaluation has a calibration error.
+        no_label_weights: why `training.balance_labels` does not apply; None: it does.
+        templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have (see `report/templates`).
+    """
+
+    name: ClassVar[str]
+    target: ClassVar[Target | None] = None
+    min_labels: ClassVar[int] = 1
+    has_messages: ClassVar[bool] = False
+    is_generative: ClassVar[bool] = False
+    ends_texts: ClassVar[bool] = False
+    plain_task: ClassVar[str] = "classification"
+    chunk_defaults: ClassVar[Mapping[str, Any]] = {}
+    metrics: ClassVar[tuple[str, ...]]
+    shown_metrics: ClassVar[tuple[str, ...]]
+    baselines: ClassVar[tuple[str, ...]]
+    required_baseline: ClassVar[str | None] = None
+    detects_drift: ClassVar[bool] = False
+    measures_calibration: ClassVar[bool] = False
+    no_label_weights: ClassVar[str | None] = None
+    templates: ClassVar[Path]
+
+    @property
+    def has_labels(self) -> bool:
+        """The rows have labels: one, several, or those of spans."""
+        return self.target is not None
+
+    @property
+    def compares_rows_of_an_id(self) -> bool:
+        """Annotators' answers that are rows of one id are compared over all batches; spans are compared within a batch alone."""
+        return self.target in ("label", "labels")
+
+    # What follows runs in processes that were launched. Its types lie in layers above this one, and are named in words.
+
+    @abstractmethod
+    def open_recipe(self, data: Any) -> Any:
+        """Return the `engine.recipe.Recipe` of a `tasks.opening.TrainingData`."""
+
+    @abstractmethod
+    def evaluate(self, context: Any, test: Any) -> Any:
+        """Return the `tasks.context.EvaluationResult` of a `tasks.context.EvaluationContext` on the test rows, a `snapshot.Split`."""
+
+    @abstractmethod
+    def evaluation_type(self) -> Any:
+        """Return the subclass of `evaluation.Evaluation` that this task's evaluations are stored as."""
+
+    @abstractmethod
+    def draw(self, evaluation: Any) -> Mapping[str, Any]:
+        """Return the matplotlib figures, by name, that only this task's report has; a figure may be None."""
+
+    @abstractmethod
+    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+        """Yield the lines that `fullft predict` prints for a text.
+
+        Args:
+            model: a `base_model.ModelFolder` with a fine-tuned model.
+            settings: `settings.UseCaseSettings`.
+            labels: in the order of the model's outputs.
+            text: to be read.
+            max_new_tokens: most tokens that are written, if the model writes.
+        """
+
+
+TASKS: Registry[Task] = Registry(
+    "task",
+    "fullft_assets.tasks",
+    {
+        "classification": "fullft_assets.tasks.classification:TASK",
+        "multi_label": "fullft_assets.tasks.multi_label:TASK",
+        "token_classification": "fullft_assets.tasks.token_classification:TASK",
+        "sft": "fullft_assets.tasks.language:SFT",
+        "language_modeling": "fullft_assets.tasks.language:LANGUAGE_MODELING",
+    },
+)
+#: Implementations of `evaluation.metrics.Metric`.
+METRICS: Registry[Any] = Registry(
+    "metric",
+    "fullft_assets.metrics",
+    {
+        "macro_f1": "fullft_assets.evaluation.metrics.labels:MACRO_F1",
+        "micro_f1": "fullft_assets.evaluation.metrics.labels:MICRO_F1",
+        "accuracy": "fullft_assets.evaluation.metrics.labels:ACCURACY",
+        "subset_accuracy": "fullft_assets.evaluation.metrics.labels:SUBSET_ACCURACY",
+        "token_probability": "fullft_assets.evaluation.metrics.tokens:TOKEN_PROBABILITY",
+        "token_accuracy": "fullft_assets.evaluation.metrics.tokens:TOKEN_ACCURACY",
+        "perplexity": "fullft_assets.evaluation.metrics.tokens:PERPLEXITY",
+        "matthews_corrcoef": "fullft_assets.evaluation.metrics.matthews_corrcoef:METRIC",
+    },
+)
+#: Subclasses of `tasks.baseline.Baseline`.
+BASELINES: Registry[Any] = Registry(
+    "baseline",
+    "fullft_assets.baselines",
+    {
+        "majority": "fullft_assets.tasks.classification.baselines:Majority",
+        "label_shares": "fullft_assets.tasks.multi_label.baselines:LabelShares",
+        "tfidf": "fullft_assets.tasks.classification.baselines:Tfidf",
+        "frozen_probe": "fullft_assets.tasks.classification.baselines:FrozenProbe",
+        "no_spans": "fullft_assets.tasks.token_classification.baselines:NoSpans",
+        "dictionary": "fullft_assets.tasks.token_classification.baselines:Dictionary",
+        "token_probe": "fullft_assets.tasks.token_classification.baselines:TokenProbe",
+        "base_model": "fullft_assets.tasks.language.baselines:BaseModel",
+    },
+)
+
+
+class NamesTask(Protocol):
+    """Settings that name a task: the section `examples`."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        ...
+
+
+def task_of(examples: NamesTask) -> Task:
+    """Return the task that the section `examples` names."""
+    return TASKS.get(examples.task)

@@ -1,0 +1,90 @@
+"""The protocol of a baseline: a cheaper system that a fine-tuned model must beat."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.snapshot import Split
+from fullft_assets.task import BASELINES
+
+if TYPE_CHECKING:
+    from fullft_assets.chunks import Tokenization
+    from fullft_assets.jobs.progress import Listener
+
+
+@dataclass(frozen=True)
+class BaselineContext:
+    """What a baseline may use beside rows.
+
+    Attributes:
+        base_model: a transformers folder: the pretrained model, not fine-tuned.
+        labels: names in label order; none for tasks without labels.
+        progress: is informed of how far long work is, and may stop it.
+        added_tokens: tokens of the windows that the base model's tokenizer did not have.
+        tokenization: that made the windows; None where the task's baselines read texts or windows alone.
+    """
+
+    base_model: ModelFolder
+    labels: Sequence[str]
+    progress: Listener
+    added_tokens: Sequence[str] = ()
+    tokenization: Tokenization | None = None
+
+
+class Baseline(ABC):
+    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import heavy libraries.
+
+    Attributes:
+        name: as a YAML and the manifests give it.
+        title: as people call it.
+        tasks: names of the tasks that it applies to.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, train: Any, context: BaselineContext) -> Self:
+        """Learn from the training rows: a `snapshot.Split`, for tasks that pack rows a `snapshot.Training`."""
+
+    @abstractmethod
+    def predict(self, rows: Split) -> Any:
+        """Return what it predicts of rows.
+
+        Returns:
+            classification: label probabilities [rows, labels]; multi_label: each label's own probability [rows, labels];
+            token_classification: a list of spans (start, end, label number) for each row; sft and language_modeling: the rows'
+            `DocumentScores`.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what was learned as JSON or npz, named after the baseline, never pickled.
+
+        No text of a row may be in it: an erasure removes rows, and cannot remove them from what was learned.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        """Read what `save` wrote."""
+
+
+def fit_all(names: Iterable[str], train: Any, context: BaselineContext, folder: Path) -> Iterator[tuple[str, Baseline]]:
+    """Fit registered baselines one after the other, save each, and yield it with its name."""
+    for name in names:
+        fitted = BASELINES.get(name).fit(train, context)
+        fitted.save(folder)
+        yield name, fitted
+
+
+def load_all(names: Iterable[str], folder: Path, context: BaselineContext) -> dict[str, Baseline]:
+    """Return the baselines of a `cheaper_baselines` artifact by name."""
+    return {name: BASELINES.get(name).load(folder, context) for name in names}

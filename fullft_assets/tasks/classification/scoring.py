@@ -1,0 +1,96 @@
+"""Scores classifiers on the test rows: label probabilities of the candidate, each baseline and the champion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fullft_assets import report
+from fullft_assets.base_model import ModelFolder
+from fullft_assets.chunks import Tokenization
+from fullft_assets.evaluation import FINETUNED
+from fullft_assets.models import loading
+from fullft_assets.models.inference import predict
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.baseline import Baseline
+from fullft_assets.tasks.classification import assessment, evaluate_metrics
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, pick_rows, shared_labels
+
+
+def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
+    """Score every system on the test rows."""
+    settings, labels = context.job.settings, context.labels
+    probabilities = predict_all(context, test, labels)
+    found = assessment.assess(test.labels, probabilities, test.groups, labels, context.comparison(test))
+    tuned = probabilities[FINETUNED]
+    headline = {**found.headline, **evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins)}
+    return EvaluationResult(found, headline, _rows(test, tuned, labels), _pick_answers(test, probabilities, found, settings.seed))
+
+
+def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
+    """Return the label probabilities [rows, labels] of the candidate, each baseline and the champion."""
+
+    def by_checkpoint(name: str) -> np.ndarray:
+        folder = context.model_folder(name)
+        found = predict(folder, windows_for(context, name, test), progress=context.progress).probabilities
+        return map_labels(found, model_labels(folder), labels)
+
+    def by_baseline(name: str, baseline: Baseline) -> np.ndarray:
+        return map_labels(baseline.predict(test), context.baseline_labels, labels)
+
+    return context.predict_with_all(test, by_checkpoint, by_baseline)
+
+
+def model_labels(model_folder: ModelFolder) -> list[str]:
+    """Return a classifier's label names in the order of its outputs."""
+    names: dict[Any, str] = dict(loading.read_config(model_folder).id2label or {})
+    return [names[i] for i in range(len(names))]
+
+
+def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) -> np.ndarray:
+    """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both know.
+
+    A label that the model does not know has probability 0.
+
+    Raises:
+        StoreError: the two label lists have nothing in common.
+    """
+    if theirs == ours:
+        return probabilities
+    shared = shared_labels(theirs, ours)
+    mapped = np.zeros((len(probabilities), len(ours)))
+    mapped[:, [ours.index(label) for label in shared]] = probabilities[:, [theirs.index(label) for label in shared]]
+    # A model that is sure of a label that left the list has next to nothing left to share: no information.
+    known = mapped.sum(axis=1, keepdims=True)
+    uniform = np.isin(ours, shared) / len(shared)
+    return np.where(known > 0, mapped / np.where(known > 0, known, 1), uniform)
+
+
+def _pick_answers(test: Split, probabilities: Mapping[str, np.ndarray], found: ClassificationEvaluation, seed: int) -> list[report.Answer]:
+    tuned, baseline = (probabilities[name].argmax(1) for name in (FINETUNED, found.justification.best_baseline))
+    return [
+        report.Answer(report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned)))
+        for i in pick_rows(tuned == baseline, seed)
+    ]
+
+
+def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list[list[int]]]:
+    """Return the test rows' windows for a checkpoint among the inputs: made anew where it has another tokenizer."""
+    if context.has_tokenizer_of_snapshot(name):
+        return test.windows
+    return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(test.texts)
+
+
+def _rows(test: Split, probabilities: np.ndarray, labels: list[str]) -> pa.Table:
+    columns = {
+        "id": test.ids,
+        "label": [labels[i] for i in test.labels],
+        "predicted": [labels[i] for i in probabilities.argmax(axis=1)],
+        "probability": probabilities.max(axis=1).astype(np.float32),
+        "group": test.groups,
+    }
+    return pa.table(columns)

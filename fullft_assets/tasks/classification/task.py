@@ -1,0 +1,59 @@
+"""The task classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.task import Task
+
+
+class Classification(Task):
+    """One label a row."""
+
+    name = "classification"
+    target = "label"
+    min_labels = 2
+    metrics = ("macro_f1", "accuracy")
+    shown_metrics = metrics
+    baselines = ("majority", "tfidf", "frozen_probe")
+    detects_drift = True
+    measures_calibration = True
+    templates = Path(__file__).parent / "templates"
+
+    def open_recipe(self, data: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.classification.recipe import ClassificationRecipe
+
+        return ClassificationRecipe(data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
+
+    def evaluate(self, context: Any, test: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.classification import scoring
+
+        return scoring.evaluate(context, test)
+
+    def evaluation_type(self) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+
+        return ClassificationEvaluation
+
+    def draw(self, evaluation: Any) -> Mapping[str, Any]:
+        """See `Task`."""
+        from fullft_assets.tasks.classification import pictures
+
+        return {"confusion": pictures.confusion(evaluation), "reliability": pictures.reliability(evaluation)}
+
+    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+        """See `Task`: each label with its probability, the likeliest first."""
+        from fullft_assets.chunks import Tokenization
+        from fullft_assets.models.inference import predict
+
+        found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
+        for label, probability in sorted(zip(labels, found, strict=True), key=lambda pair: -pair[1]):
+            yield f"{probability:6.1%}  {label}"
+
+
+TASK = Classification()

@@ -1,0 +1,153 @@
+"""What the evaluation's process gives to a task, and what it takes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
+from fullft_assets.chunks import Tokenization
+from fullft_assets.errors import StoreError
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison, Evaluation, title
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.report import Answer, Continuation
+from fullft_assets.snapshot import Split, label_names
+from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.training.metadata import CheckpointMetadata
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Test rows that the report shows.
+NUM_ANSWERS = 5
+Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a task's evaluation returns.
+
+    Attributes:
+        evaluation: everything measured.
+        headline: of the fine-tuned model, for the manifest's metadata; no text of a row.
+        rows: one a test row, with `id` and `group`; no text either.
+        examples: some test rows with what the systems predicted of them, for the HTML report alone.
+    """
+
+    evaluation: Evaluation
+    headline: Mapping[str, Any]
+    rows: pa.Table
+    examples: Sequence[Answer | Continuation]
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What is evaluated.
+
+    Attributes:
+        job: with the settings.
+        store: where the artifacts are.
+        inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one.
+        progress: is informed of what goes on.
+    """
+
+    job: Job
+    store: Store
+    inputs: Mapping[str, Manifest]
+    progress: Progress
+
+    @property
+    def base_model(self) -> ModelFolder:
+        """Folder of the base model."""
+        return find_base_model(self.job.settings, Path(self.job.project_root))
+
+    @property
+    def labels(self) -> list[str]:
+        """The snapshot's label order; a checkpoint may know other labels, as the snapshot may be newer (periodic evaluation)."""
+        return label_names(self.inputs["training_snapshot"])
+
+    @property
+    def baseline_labels(self) -> list[str]:
+        """The label order of the baselines."""
+        return self.inputs["cheaper_baselines"].metadata["labels"]
+
+    def predict_with_all(
+        self,
+        test: Split,
+        by_checkpoint: Callable[[str], Output],
+        by_baseline: Callable[[str, Baseline], Output],
+        tokenization: Tokenization | None = None,
+    ) -> dict[str, Output]:
+        """Return what each system predicts of the test rows: the candidate, the baselines and, if there is one, the champion.
+
+        Args:
+            test: the rows.
+            by_checkpoint: takes the name of a checkpoint among the inputs.
+            by_baseline: takes a baseline's name, and the baseline.
+            tokenization: for the baselines that need it.
+        """
+        found = {}
+        systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
+        for name, baseline in self._load_baselines(tokenization).items():
+            systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
+        if CHAMPION in self.inputs:
+            systems[CHAMPION] = lambda: by_checkpoint(CHAMPION)
+        for name, predict in systems.items():
+            self.progress.raise_if_stopped()
+            self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
+            found[name] = predict()
+        return found
+
+    def comparison(self, test: Split) -> Comparison:
+        """Return how the systems are compared, and report that they are now."""
+        settings = self.job.settings
+        self.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
+        return Comparison.of(settings)
+
+    def model_folder(self, name: str) -> ModelFolder:
+        """Return the folder of the model of a checkpoint among the inputs."""
+        return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
+
+    def has_tokenizer_of_snapshot(self, name: str) -> bool:
+        """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's windows were made with.
+
+        Token ids only mean something to the tokenizer that made them.
+        """
+        trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
+        return self._tokenizer_of(trained_on) == self._tokenizer_of(self.inputs["training_snapshot"])
+
+    def _load_baselines(self, tokenization: Tokenization | None) -> dict[str, Baseline]:
+        artifact, added_tokens = self.inputs["cheaper_baselines"], self.job.settings.chunks.added_tokens
+        context = BaselineContext(self.base_model, self.baseline_labels, self.progress, added_tokens, tokenization)
+        return load_all(artifact.metadata["scores"], self.store.folder(artifact), context)
+
+    def _tokenizer_of(self, snapshot: Manifest) -> str:
+        """Return the digest of the tokenizer that made all windows of a snapshot."""
+        part = next(iter(snapshot.metadata["parts"].values()))
+        return self.store.load(part["chunks"]).inputs["tokenizer"]
+
+
+def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Return which of our labels a system knows, in our order.
+
+    Raises:
+        StoreError: none.
+    """
+    shared = [label for label in ours if label in theirs]
+    if not shared:
+        raise StoreError(
+            f"the model knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
+        )
+    return shared
+
+
+def pick_rows(agrees: np.ndarray, seed: int) -> list[int]:
+    """Draw test rows to show at random, first among those on which the fine-tuned model and the best baseline disagree; bool [n]."""
+    order = np.random.default_rng(seed).permutation(len(agrees))
+    return order[np.argsort(agrees[order], kind="stable")][:NUM_ANSWERS].tolist()

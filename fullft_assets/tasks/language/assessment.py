@@ -1,0 +1,312 @@
+"""The evaluation of language models on the trained tokens of held-out documents: sft and language_modeling.
+
+The mean loss of a set of documents is the ratio of their summed losses to their tokens (nats a token); token probability is
+exp(-mean loss), the geometric mean of the probabilities that the model gave the tokens, and perplexity its inverse. Intervals
+resample whole groups, and a resample's metric is the ratio of the resampled sums: a mean of documents' own means would weigh a
+short document like a long one.
+
+Models with different tokenizers read the same text as different tokens, and their means cannot be compared. What such a model
+lost on a document is therefore spread over the tokens that the test set's tokenizer cuts of it (`in_tokens_of`): equal nats on
+an equal text count equally, as in bits per byte. Which token it ranked first has no counterpart, so it has no token accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.evaluation.base import Evaluation
+from fullft_assets.evaluation.comparison import Comparison, Justification
+from fullft_assets.evaluation.intervals import Interval, Record
+from fullft_assets.evaluation.metrics.base import Predictions
+from fullft_assets.evaluation.metrics.tokens import perplexity as perplexity_of
+from fullft_assets.evaluation.titles import BASE_MODEL, FINETUNED, title
+
+#: Perplexity over fewer tokens says little about a group.
+MIN_GROUP_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """How a model predicted the trained tokens of n documents.
+
+    Attributes:
+        num_tokens: int [n], tokens that were predicted.
+        loss: float [n], their summed cross-entropy in nats.
+        num_right: int [n], how many of them the model ranked first; None: of another tokenizer's tokens.
+    """
+
+    num_tokens: np.ndarray
+    loss: np.ndarray
+    num_right: np.ndarray | None
+
+    def select(self, rows: np.ndarray) -> DocumentScores:
+        """Return those at positions or of a mask."""
+        return DocumentScores(self.num_tokens[rows], self.loss[rows], None if self.num_right is None else self.num_right[rows])
+
+
+class GroupPerplexity(Record):
+    """How one group of related test documents fared."""
+
+    group: str
+    num_rows: int
+    num_tokens: int
+    perplexity: float
+    base_perplexity: float
+
+
+class LengthPerplexity(Record):
+    """How the documents with `low` to `high` trained tokens fared."""
+
+    low: int
+    high: int
+    num_rows: int
+    num_tokens: int
+    perplexity: float
+    base_perplexity: float
+
+
+class Change(Record):
+    """One test document; losses in nats a token."""
+
+    id: str
+    group: str
+    num_tokens: int
+    loss: float
+    base_loss: float
+
+
+class ChangeBin(Record):
+    """Test documents whose mean loss changed by `low` to `high` nats a token, fine-tuned minus base; the outer bins hold all beyond."""
+
+    low: float
+    high: float
+    num_rows: int
+
+
+class Changes(Record):
+    """Test documents by whether fine-tuning lowered their mean loss, and those that it raised most, worst first."""
+
+    num_better: int
+    num_worse: int
+    num_equal: int
+    bins: list[ChangeBin]
+    largest_regressions: list[Change]
+
+    @property
+    def share_better(self) -> float:
+        """Share of documents whose loss fell."""
+        return self.num_better / (self.num_better + self.num_worse + self.num_equal)
+
+
+class LanguageEvaluation(Evaluation):
+    """Everything measured of a language model.
+
+    Attributes:
+        num_test_tokens: trained tokens of the test documents that were predicted.
+        num_rows_without_tokens: test documents that have none, left out.
+        rescaled: systems with another tokenizer than the test set's.
+        per_length: quarters of the documents by length.
+    """
+
+    num_test_tokens: int
+    num_rows_without_tokens: int
+    rescaled: list[str]
+    changes: Changes
+    weakest_groups: list[GroupPerplexity]
+    per_length: list[LengthPerplexity]
+
+    @property
+    def perplexity(self) -> dict[str, Interval]:
+        """System -> interval; lower is better."""
+        return self.scores["perplexity"]
+
+    @property
+    def min_group_tokens(self) -> int:
+        """Tokens that a group needs to be among the weakest."""
+        return MIN_GROUP_TOKENS
+
+    @property
+    def limits(self) -> list[str]:
+        """The weakest group, and how many documents the model predicts worse than before."""
+        found = []
+        if self.weakest_groups:
+            weakest = self.weakest_groups[0]
+            found.append(
+                # Unnamed: a card goes where the model goes, and a group may be a person.
+                f"Of its groups it is weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of "
+                f"{weakest.num_rows:,} test rows); the evaluation's report.html names it."
+            )
+        found.append(f"It predicts {self.changes.num_worse:,} of {self.num_test_rows:,} test rows worse than the base model does.")
+        found.append("What it predicts well need not be true: facts in what it writes were not checked.")
+        return found
+
+
+def in_tokens_of(theirs: DocumentScores, their_lengths: np.ndarray, ours: DocumentScores, our_lengths: np.ndarray) -> DocumentScores:
+    """Spread what a model lost on each document over the tokens that another tokenizer cuts of the same text.
+
+    Each document's mean loss a token, times the tokens it would have read in all of it, is what the text cost; that is shared
+    out over our tokens.
+
+    Args:
+        theirs: of the model with its own tokenizer.
+        their_lengths: int [n], tokens of the full documents in its tokenizer.
+        ours: of the test set's tokenizer; only its `num_tokens` count.
+        our_lengths: likewise.
+    """
+    known = (theirs.num_tokens > 0) & (our_lengths > 0)
+    mean = np.divide(theirs.loss, theirs.num_tokens, out=np.zeros(len(known)), where=known)
+    cost = np.divide(mean * their_lengths, our_lengths, out=np.zeros(len(known)), where=known)
+    return DocumentScores(np.where(known, ours.num_tokens, 0), cost * ours.num_tokens, None)
+
+
+def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Sequence[str], comparison: Comparison) -> LanguageEvaluation:
+    """Measure everything of an evaluation.
+
+    Args:
+        scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the same n documents.
+        ids: of the documents [n].
+        groups: of the documents [n].
+        comparison: how the systems are compared.
+
+    Raises:
+        DataError: no document has a token to predict.
+        SettingsError: token accuracy is to decide between models with different tokenizers.
+        ValueError: scores are misaligned or not finite; the message names whose.
+    """
+    scored = _scored_by_all(scores, len(ids))
+    if not scored.any():
+        raise DataError("evaluation: no test row has a trained token to predict; look at chunks.train_on and at the assistant turns")
+    found = {name: each.select(scored) for name, each in scores.items()}
+    ids, groups = _pick(ids, scored), _pick(groups, scored)
+    rescaled = [name for name, each in found.items() if each.num_right is None]
+    if comparison.metric == "token_accuracy" and rescaled:
+        raise SettingsError(
+            f"evaluation.primary_metric: token_accuracy counts tokens, and the tokenizer of the {title(rescaled[0])} cuts others than the "
+            "test set's; give token_probability, which compares equal text"
+        )
+    tuned, base = found[FINETUNED], found[BASE_MODEL]
+    shared = comparison.run({name: predictions_of(each) for name, each in found.items()}, groups, len(ids))
+    shared["justification"] = _with_perplexity(shared["justification"], shared["scores"]["perplexity"])
+    return LanguageEvaluation(
+        **shared,
+        num_test_tokens=int(tuned.num_tokens.sum()),
+        num_rows_without_tokens=int((~scored).sum()),
+        rescaled=rescaled,
+        changes=changes(tuned, base, ids, groups),
+        weakest_groups=weakest_groups(tuned, base, groups),
+        per_length=per_length(tuned, base),
+    )
+
+
+def _with_perplexity(justified: Justification, perplexity: Mapping[str, Interval]) -> Justification:
+    ours, theirs = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
+    return justified.model_copy(update={"sentence": f"{justified.sentence} Perplexity is {ours:.2f} against {theirs:.2f}."})
+
+
+def changes(tuned: DocumentScores, base: DocumentScores, ids: Sequence[str], groups: Sequence[str], *, most: int = 5) -> Changes:
+    """Compare the mean loss of each document [n] before and after, and name those that got worse by most."""
+    change = (tuned.loss - base.loss) / tuned.num_tokens
+    worst = sorted(np.flatnonzero(change > 0).tolist(), key=lambda row: (-change[row], ids[row]))[:most]
+    return Changes(
+        num_better=int((change < 0).sum()),
+        num_worse=int((change > 0).sum()),
+        num_equal=int((change == 0).sum()),
+        bins=_change_bins(change),
+        largest_regressions=[
+            Change(
+                id=ids[row],
+                group=groups[row],
+                num_tokens=int(tuned.num_tokens[row]),
+                loss=float(tuned.loss[row] / tuned.num_tokens[row]),
+                base_loss=float(base.loss[row] / base.num_tokens[row]),
+            )
+            for row in worst
+        ],
+    )
+
+
+def weakest_groups(
+    tuned: DocumentScores, base: DocumentScores, groups: Sequence[str], *, most: int = 5, min_tokens: int = MIN_GROUP_TOKENS
+) -> list[GroupPerplexity]:
+    """The groups of at least `min_tokens` tokens with the highest perplexity of the fine-tuned model, worst first."""
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    tokens, loss, base_loss, rows = (
+        np.bincount(index, weights=values, minlength=len(names))
+        for values in (tuned.num_tokens, tuned.loss, base.loss, np.ones(len(index)))
+    )
+    order = sorted(np.flatnonzero(tokens >= min_tokens).tolist(), key=lambda n: (-loss[n] / tokens[n], names[n]))
+    return [
+        GroupPerplexity(
+            group=str(names[n]),
+            num_rows=int(rows[n]),
+            num_tokens=int(tokens[n]),
+            perplexity=_perplexity_of(loss[n], tokens[n]),
+            base_perplexity=_perplexity_of(base_loss[n], tokens[n]),
+        )
+        for n in order[:most]
+    ]
+
+
+def per_length(tuned: DocumentScores, base: DocumentScores) -> list[LengthPerplexity]:
+    """Perplexity of the quarters of the documents by number of trained tokens; fewer where many are equally long."""
+    edges = np.unique(np.quantile(tuned.num_tokens, [0, 0.25, 0.5, 0.75, 1], method="inverted_cdf"))
+    # Each part ends at an edge, the shortest documents belong to the first.
+    part = np.searchsorted(edges[1:], tuned.num_tokens) if len(edges) > 1 else np.zeros(len(tuned.num_tokens), int)
+    found = []
+    for number in np.unique(part).tolist():
+        mine = part == number
+        tokens = int(tuned.num_tokens[mine].sum())
+        found.append(
+            LengthPerplexity(
+                low=int(tuned.num_tokens[mine].min()),
+                high=int(tuned.num_tokens[mine].max()),
+                num_rows=int(mine.sum()),
+                num_tokens=tokens,
+                perplexity=_perplexity_of(tuned.loss[mine].sum(), tokens),
+                base_perplexity=_perplexity_of(base.loss[mine].sum(), tokens),
+            )
+        )
+    return found
+
+
+def predictions_of(scores: DocumentScores) -> Predictions:
+    """Return what metrics take of a model's scores on documents."""
+    return Predictions(predicted=scores, num_tokens=scores.num_tokens, num_right_tokens=scores.num_right, loss=scores.loss)
+
+
+def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.ndarray:
+    """Return which documents every system predicted a token of, bool [n]."""
+    for name, found in scores.items():
+        for what in ("num_tokens", "loss", "num_right"):
+            values = getattr(found, what)
+            if values is not None and values.shape != (num_rows,):
+                raise ValueError(f"{name}: {what} has shape {values.shape} for {num_rows} rows")
+        wrong = ~np.isfinite(found.loss)
+        if wrong.any():
+            raise ValueError(f"{name}: the loss of row {int(wrong.argmax())} is not finite ({int(wrong.sum())} such rows)")
+    scored = np.logical_and.reduce([found.num_tokens > 0 for found in scores.values()])
+    first, *others = scores
+    for name in others:
+        if (scores[name].num_tokens != scores[first].num_tokens)[scored].any():
+            raise ValueError(f"{name}: other numbers of tokens than {first}'s; score both on the same windows")
+    return scored
+
+
+def _pick(values: Sequence[str], mask: np.ndarray) -> list[str]:
+    return [values[row] for row in np.flatnonzero(mask).tolist()]
+
+
+def _change_bins(change: np.ndarray, num_bins: int = 24) -> list[ChangeBin]:
+    # Between the outermost percentiles: one odd document would leave all others in one bin.
+    low, high = np.quantile(change, [0.01, 0.99])
+    edges = np.linspace(min(low, -1e-3), max(high, 1e-3), num_bins + 1)
+    counts = np.histogram(np.clip(change, edges[0], edges[-1]), edges)[0]
+    return [ChangeBin(low=edges[n], high=edges[n + 1], num_rows=int(count)) for n, count in enumerate(counts)]
+
+
+def _perplexity_of(loss: float, tokens: float) -> float:
+    return float(perplexity_of(np.asarray(loss), np.asarray(tokens)))

@@ -1,0 +1,193 @@
+"""Scores language models on the test documents: the loss of the candidate, each baseline and the champion on the trained tokens."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedModel
+
+from fullft_assets import chunks, report
+from fullft_assets.chunks import Tokenization
+from fullft_assets.chunks.chat import Message
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED
+from fullft_assets.models.inference import load_causal
+from fullft_assets.models.token_scores import score_documents
+from fullft_assets.snapshot import Split, load_messages
+from fullft_assets.task import task_of
+from fullft_assets.tasks.baseline import Baseline
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
+from fullft_assets.tasks.language import assessment
+from fullft_assets.tasks.language.assessment import DocumentScores, LanguageEvaluation
+from fullft_assets.tasks.language.generation import Writer
+
+#: Test documents whose beginnings are continued for the report, and by how much.
+NUM_CONTINUATIONS = 4
+MAX_NEW_TOKENS = 40
+#: Characters of a document that are given; what follows is the model's.
+_PROMPT_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a test document, or of its conversation, and what really follows."""
+
+    id: str
+    given: str | Sequence[Message]
+    shown: str
+    real: str
+
+
+@dataclass(frozen=True)
+class SystemOutput:
+    """What a system scored on the test documents, and how it continued the prompts."""
+
+    scores: DocumentScores
+    written: list[str]
+
+
+def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
+    """Score every system on the test documents' trained tokens.
+
+    Raises:
+        DataError: no document has such a token.
+        SettingsError: token accuracy is to decide between models with different tokenizers.
+    """
+    scorer = _Scorer(context, test)
+    outputs = context.predict_with_all(test, scorer.score_checkpoint, scorer.score_baseline)
+    scores = {name: output.scores for name, output in outputs.items()}
+    found = assessment.assess(scores, test.ids, test.groups, context.comparison(test))
+    continuations = [
+        report.Continuation(prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned)))
+        for prompt, base, tuned in zip(scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True)
+    ]
+    return EvaluationResult(found, _headline(found), _rows(test, scores), continuations)
+
+
+class _Scorer:
+    """Loads the model of each system once, scores the documents, has it continue the prompts, and frees it."""
+
+    def __init__(self, context: EvaluationContext, test: Split):
+        self._context, self._test = context, test
+        self._settings = context.job.settings
+        self._task = self._settings.examples.task
+        self._messages = self._load_messages()
+        self.prompts = pick_prompts(test, self._messages, self._settings.seed)
+
+    def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
+        """Score a baseline; the base model continues the prompts as well."""
+        if name != BASE_MODEL:
+            return SystemOutput(baseline.predict(self._test), [])
+        folder, added_tokens = self._context.base_model, self._settings.chunks.added_tokens
+        return self._score(lambda: load_causal(folder, added_tokens), self._base_tokenization(), self._test, self.prompts)
+
+    def score_checkpoint(self, name: str) -> SystemOutput:
+        """Score a fine-tuned model; one with another tokenizer reads the documents with its own."""
+        folder = self._context.model_folder(name)
+        tokenization = Tokenization.load_saved(folder, self._settings.chunks, self._task)
+        # The champion is only compared by its scores.
+        prompts = self.prompts if name != CHAMPION else []
+        if self._context.has_tokenizer_of_snapshot(name):
+            return self._score(lambda: load_causal(folder), tokenization, self._test, prompts)
+        ours, theirs = self._read(self._base_tokenization()), self._read(tokenization)
+        output = self._score(lambda: load_causal(folder), tokenization, theirs.split, prompts)
+        counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
+        return SystemOutput(assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths), output.written)
+
+    def _score(
+        self, load: Callable[[], PreTrainedModel], tokenization: Tokenization, documents: Split, prompts: Sequence[Prompt]
+    ) -> SystemOutput:
+        progress, model = self._context.progress, load()
+        found = score_documents(model, documents.windows, documents.marks, progress=progress)
+        writer, written = Writer(model, tokenization, MAX_NEW_TOKENS), []
+        for prompt in prompts:
+            progress.raise_if_stopped()
+            written.append(writer.write(prompt.given))
+        del model, writer
+        # Two large models at a time may not fit.
+        gc.collect()
+        return SystemOutput(DocumentScores(found.num_tokens, found.loss, found.num_right), written)
+
+    def _base_tokenization(self) -> Tokenization:
+        return Tokenization.load(self._context.base_model, self._settings.chunks, self._task)
+
+    def _read(self, tokenization: Tokenization) -> _Reading:
+        """Cut the test documents into a tokenizer's windows."""
+        test, count = self._test, len(self._test)
+        columns: dict[str, Sequence[object]] = {"id": test.ids, "text": test.texts, "source": test.ids, "row": list(range(count))}
+        if self._messages is not None:
+            columns["messages"] = self._messages
+        table = chunks.chunk(pa.table(columns), tokenization, self._task).table
+        # Of a conversation only the answers cost anything; the template around them may be another.
+        marks = table["marks"].to_pylist() if self._messages is not None else None
+        split = Split(test.ids, test.texts, test.labels, test.groups, table["windows"].to_pylist(), marks)
+        return _Reading(split, _num_scored(split) if marks is not None else table["num_tokens"].to_numpy())
+
+    def _load_messages(self) -> list[list[Message]] | None:
+        if not task_of(self._settings.examples).has_messages:
+            return None
+        by_id = load_messages(self._context.store, self._context.inputs["training_snapshot"], "test")
+        return [cast("list[Message]", by_id[id_]) for id_ in self._test.ids]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The test documents in a tokenizer's windows, and the tokens of each in all [n]."""
+
+    split: Split
+    lengths: np.ndarray
+
+
+def pick_prompts(test: Split, messages: Sequence[Sequence[Message]] | None, seed: int) -> list[Prompt]:
+    """Draw test documents at random that are long enough to be continued, or whose conversation ends with an answer."""
+    prompts: list[Prompt] = []
+    for row in np.random.default_rng(seed).permutation(len(test)).tolist():
+        if len(prompts) == NUM_CONTINUATIONS:
+            break
+        prompt = _answered(test.ids[row], messages[row]) if messages is not None else _begun(test.ids[row], test.texts[row])
+        if prompt is not None:
+            prompts.append(prompt)
+    return prompts
+
+
+def _begun(id_: str, text: str) -> Prompt | None:
+    if len(text) < 2 * _PROMPT_CHARACTERS:
+        return None
+    # A tokenizer joins a space to the word behind it.
+    given = text[:_PROMPT_CHARACTERS].rsplit(maxsplit=1)[0]
+    return Prompt(id_, given, report.shorten(given), text[len(given) :]) if given.strip() else None
+
+
+def _answered(id_: str, messages: Sequence[Message]) -> Prompt | None:
+    last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    if not last:
+        return None
+    return Prompt(id_, messages[:last], report.shorten(messages[last - 1]["content"]), messages[last]["content"])
+
+
+def _num_scored(documents: Split) -> np.ndarray:
+    """Return how many tokens of each document can be predicted: the trained ones, but the first of a window."""
+    if documents.marks is None:
+        return np.array([sum(len(window) - 1 for window in windows) for windows in documents.windows], np.int64)
+    return np.array([sum(sum(mark == 1 for mark in marks[1:]) for marks in windows) for windows in documents.marks], np.int64)
+
+
+def _headline(found: LanguageEvaluation) -> dict[str, object]:
+    return {
+        **found.headline,
+        "num_test_tokens": found.num_test_tokens,
+        "num_rows_without_tokens": found.num_rows_without_tokens,
+        "num_rows_better_than_base": found.changes.num_better,
+        "num_rows_worse_than_base": found.changes.num_worse,
+        "share_better_than_base": found.changes.share_better,
+    }
+
+
+def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
+    columns = {"id": test.ids, "group": test.groups, "num_tokens": scores[BASE_MODEL].num_tokens}
+    columns |= {f"loss_{name}": found.loss for name, found in scores.items()}
+    return pa.table(columns)

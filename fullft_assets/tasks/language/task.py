@@ -1,0 +1,83 @@
+"""The tasks sft and language_modeling."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.task import Task
+
+
+class NextToken(Task):
+    """What both tasks share: a causal language model learns the next token."""
+
+    is_generative = True
+    plain_task = "language_modeling"
+    metrics = ("token_probability", "token_accuracy")
+    shown_metrics = ("token_probability", "perplexity", "token_accuracy")
+    baselines = ("base_model",)
+    required_baseline = "base_model"
+    no_label_weights = "its rows have no labels"
+    templates = Path(__file__).parent / "templates"
+
+    def open_recipe(self, data: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.language.recipe import NextTokenRecipe
+
+        return NextTokenRecipe(data.base_model, data.packed, data.validation, data.added_tokens, data.general, data.start)
+
+    def evaluate(self, context: Any, test: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.language import scoring
+
+        return scoring.evaluate(context, test)
+
+    def evaluation_type(self) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.language.assessment import LanguageEvaluation
+
+        return LanguageEvaluation
+
+    def draw(self, evaluation: Any) -> Mapping[str, Any]:
+        """See `Task`."""
+        from fullft_assets.tasks.language import pictures
+
+        return {"per_length": pictures.per_length(evaluation), "changes": pictures.changes(evaluation)}
+
+    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+        """See `Task`: what the model writes."""
+        from fullft_assets.chunks import Tokenization
+        from fullft_assets.models.inference import load_causal
+        from fullft_assets.tasks.language.generation import Writer
+
+        yield self._write(Writer(load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens), text)
+
+    @abstractmethod
+    def _write(self, writer: Any, text: str) -> str:
+        """Return what a `generation.Writer` writes for a text."""
+
+
+class Sft(NextToken):
+    """Conversations: the assistant's turns are learned."""
+
+    name = "sft"
+    has_messages = True
+
+    def _write(self, writer: Any, text: str) -> str:
+        return writer.write([{"role": "user", "content": text}])
+
+
+class LanguageModeling(NextToken):
+    """Plain text: every token is learned."""
+
+    name = "language_modeling"
+    ends_texts = True
+    chunk_defaults = {"stride": 0, "boundaries": "any"}
+
+    def _write(self, writer: Any, text: str) -> str:
+        return text + writer.write(text)
+
+
+SFT, LANGUAGE_MODELING = Sft(), LanguageModeling()

@@ -1,0 +1,59 @@
+"""The task multi_label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.task import Task
+
+
+class MultiLabel(Task):
+    """Several labels a row, or none: each is a decision of its own."""
+
+    name = "multi_label"
+    target = "labels"
+    metrics = ("macro_f1", "micro_f1", "subset_accuracy")
+    shown_metrics = metrics
+    baselines = ("label_shares", "tfidf", "frozen_probe")
+    no_label_weights = "the thresholds of several labels are chosen on the validation rows"
+    templates = Path(__file__).parent / "templates"
+
+    def open_recipe(self, data: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.multi_label.recipe import MultiLabelRecipe
+
+        return MultiLabelRecipe(data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
+
+    def evaluate(self, context: Any, test: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.multi_label import scoring
+
+        return scoring.evaluate(context, test)
+
+    def evaluation_type(self) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
+
+        return MultiLabelEvaluation
+
+    def draw(self, evaluation: Any) -> Mapping[str, Any]:
+        """See `Task`."""
+        from fullft_assets.report import pictures
+
+        return {"label_scores": pictures.label_scores(evaluation.per_label)}
+
+    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+        """See `Task`: each label with its probability and its threshold, those that the text gets first."""
+        from fullft_assets.chunks import Tokenization
+        from fullft_assets.models.inference import predict
+        from fullft_assets.tasks.multi_label.scoring import read_thresholds
+
+        found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
+        rows = sorted(zip(labels, found, read_thresholds(model), strict=True), key=lambda row: (row[1] < row[2], -row[1]))
+        for label, probability, threshold in rows:
+            yield f"{'yes' if probability >= threshold else 'no':<3} {probability:6.1%}  {label} (from {threshold:.1%} on)"
+
+
+TASK = MultiLabel()

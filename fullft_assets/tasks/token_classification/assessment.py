@@ -1,0 +1,190 @@
+"""The evaluation of labelled spans: F1 of exact spans, accuracy of tokens, and what kind of errors there are.
+
+A predicted span is right where a true one has the same first and last character and the same label, as the entity-level scores of
+CoNLL-2003 (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050) and seqeval count, there in words. Spans are compared without the
+white space at their ends. Micro-F1 counts all labels' spans together, macro-F1 is the mean over the labels that the test rows have.
+A true span that no window holds, or that shares all its tokens with another, still counts: it was not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+
+from fullft_assets.evaluation.base import Evaluation
+from fullft_assets.evaluation.comparison import Comparison
+from fullft_assets.evaluation.intervals import Record
+from fullft_assets.evaluation.label_scores import LabelScore, label_scores, weakest_label
+from fullft_assets.evaluation.metrics.base import Predictions, compute
+from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
+from fullft_assets.evaluation.titles import FINETUNED
+
+#: (start, end exclusive, position of the label), in characters.
+Span = tuple[int, int, int]
+METRICS = ("micro_f1", "macro_f1")
+
+
+class SpanErrors(Record):
+    """What is wrong with the fine-tuned model's spans.
+
+    Attributes:
+        num_right: predicted spans that are exactly true ones.
+        num_wrong_label: predicted at the place of a true one, with another label.
+        num_wrong_edges: predicted over a part of a true one, or over more.
+        num_invented: predicted where no true one is.
+        num_missed: true ones that no predicted one overlaps.
+    """
+
+    num_right: int
+    num_wrong_label: int
+    num_wrong_edges: int
+    num_invented: int
+    num_missed: int
+
+
+class SpanEvaluation(Evaluation):
+    """Everything measured of a model that finds spans.
+
+    Attributes:
+        num_spans: true spans of the test rows.
+        num_rows_without_spans: test rows that have none.
+        num_tokens: tokens of the test rows.
+        per_label: support counts spans.
+        unmeasured: labels that no test row has.
+        agreement: a row is right where all its spans are, and there are no others.
+    """
+
+    right: ClassVar[str] = "find exactly the true spans"
+
+    labels: list[str]
+    num_spans: int
+    num_rows_without_spans: int
+    num_tokens: int
+    per_label: list[LabelScore]
+    unmeasured: list[str]
+    errors: SpanErrors
+    weakest_groups: list[GroupScore]
+    agreement: Agreement
+
+    @property
+    def limits(self) -> list[str]:
+        """The weakest label, labels without a test span, and the commonest kind of error."""
+        found = weakest_label(self.per_label, "test spans")
+        errors = self.errors
+        found.append(
+            f"Of {self.num_spans:,} true spans it finds {errors.num_right:,} exactly and misses {errors.num_missed:,} altogether; "
+            f"{errors.num_wrong_edges:,} of its spans have wrong edges, {errors.num_wrong_label:,} a wrong label, and "
+            f"{errors.num_invented:,} are where there is none."
+        )
+        return found
+
+
+def count_spans(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> tuple[np.ndarray, ...]:
+    """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span twice counts once.
+
+    Raises:
+        ValueError: there are not as many predicted rows, or a label is out of range.
+    """
+    if len(truth) != len(predicted):
+        raise ValueError(f"predictions: {len(predicted)} rows, the truth has {len(truth)}")
+    tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
+    for row, (true, found) in enumerate(zip(truth, predicted, strict=True)):
+        true, found = set(true), set(found)
+        for table, spans in zip(tables, (true & found, true, found), strict=True):
+            for _, _, label in spans:
+                if not 0 <= label < num_labels:
+                    raise ValueError(f"predictions: row {row} has a span with label {label}, allowed are 0 to {num_labels - 1}")
+                table[row, label] += 1
+    return tables
+
+
+def scores(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> dict[str, float]:
+    """Return micro-F1 and macro-F1 of exact spans."""
+    return compute(METRICS, predictions_of(truth, predicted, num_labels))
+
+
+def predictions_of(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> Predictions:
+    """Return what metrics take of the spans that a system found in rows with true spans.
+
+    Raises:
+        ValueError: there are not as many predicted rows, or a label is out of range.
+    """
+    found, true, given = count_spans(truth, predicted, num_labels)
+    is_right = np.array([set(row) == set(mine) for row, mine in zip(truth, predicted, strict=True)], bool)
+    return Predictions(truth=truth, predicted=predicted, found=found, true=true, given=given, is_right=is_right)
+
+
+def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> SpanErrors:
+    """Sort predicted spans by what is wrong with them."""
+    right = label = edges = invented = missed = 0
+    for true, found in zip(truth, predicted, strict=True):
+        places = {(start, end) for start, end, _ in true}
+        for span in set(found):
+            if span in set(true):
+                right += 1
+            elif span[:2] in places:
+                label += 1
+            elif any(_overlap(span, other) for other in true):
+                edges += 1
+            else:
+                invented += 1
+        missed += sum(not any(_overlap(span, other) for other in found) for span in set(true))
+    return SpanErrors(num_right=right, num_wrong_label=label, num_wrong_edges=edges, num_invented=invented, num_missed=missed)
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def assess(
+    truth: Sequence[Sequence[Span]],
+    predicted: Mapping[str, Sequence[Sequence[Span]]],
+    right_tokens: Mapping[str, np.ndarray],
+    num_tokens: np.ndarray,
+    groups: Sequence[str],
+    label_names: Sequence[str],
+    comparison: Comparison,
+) -> SpanEvaluation:
+    """Measure everything of an evaluation.
+
+    Args:
+        truth: the true spans of each row.
+        predicted: those of `finetuned`, each baseline and, if there is one, `champion`.
+        right_tokens: of each of them, how many tokens of each row [n] have the true tag.
+        num_tokens: tokens of each row [n].
+        groups: the group of each row [n].
+        label_names: names in label order.
+        comparison: how the systems are compared.
+
+    Raises:
+        ValueError: input is empty or misaligned; the message names what.
+    """
+    predictions = {
+        name: replace(
+            predictions_of(truth, found, len(label_names)),
+            labels=label_names,
+            num_tokens=num_tokens,
+            num_right_tokens=right_tokens[name],
+        )
+        for name, found in predicted.items()
+    }
+    shared = comparison.run(predictions, groups, len(truth))
+    found, true, given = count_spans(truth, predicted[FINETUNED], len(label_names))
+    is_right = {name: np.asarray(predictions[name].is_right) for name in (FINETUNED, shared["justification"].best_baseline)}
+    num_true = true.sum(1)
+    per_label = label_scores(found.sum(0), true.sum(0), given.sum(0), label_names)
+    return SpanEvaluation(
+        **shared,
+        labels=list(label_names),
+        num_spans=int(num_true.sum()),
+        num_rows_without_spans=int((num_true == 0).sum()),
+        num_tokens=int(num_tokens.sum()),
+        per_label=per_label,
+        unmeasured=[score.label for score in per_label if not score.support],
+        errors=errors(truth, predicted[FINETUNED]),
+        weakest_groups=weakest_groups(is_right[FINETUNED], groups),
+        agreement=agreement(is_right[FINETUNED], is_right[shared["justification"].best_baseline]),
+    )

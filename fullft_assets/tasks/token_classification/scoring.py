@@ -1,0 +1,123 @@
+"""Scores models that find spans on the test rows: spans of the candidate, each baseline and the champion."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from fullft_assets import report
+from fullft_assets.chunks import Tokenization, masks
+from fullft_assets.evaluation import FINETUNED
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.baseline import Baseline
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, pick_rows, shared_labels
+from fullft_assets.tasks.token_classification import assessment
+from fullft_assets.tasks.token_classification.assessment import Span, SpanEvaluation
+from fullft_assets.tasks.token_classification.tagging import Reading, find_spans, load_finder, normal, tags_of
+
+#: Characters of a test row that the report shows.
+_SHOWN_CHARACTERS = 400
+_SHOWN_SPANS = 8
+
+
+def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
+    """Score every system on the test rows."""
+    settings, names = context.job.settings, context.labels
+    assert test.spans is not None
+    tokenization = Tokenization.load(context.base_model, settings.chunks, settings.examples.task)
+    found = _find_all(context, test, names, tokenization)
+    truth, comparison = normal(test.texts, test.spans), context.comparison(test)
+    right, num_tokens = count_right_tokens(tokenization, test.texts, truth, found)
+    evaluation = assessment.assess(truth, found, right, num_tokens, test.groups, names, comparison)
+    headline = {
+        **evaluation.headline,
+        "num_test_spans": evaluation.num_spans,
+        "num_test_rows_without_spans": evaluation.num_rows_without_spans,
+        "labels_without_test_spans": evaluation.unmeasured,
+        **evaluation.errors.model_dump(),
+    }
+    examples = _pick_answers(test, truth, found, evaluation, settings.seed)
+    return EvaluationResult(evaluation, headline, _rows(test, truth, found[FINETUNED]), examples)
+
+
+def _find_all(context: EvaluationContext, test: Split, names: list[str], tokenization: Tokenization) -> dict[str, list[list[Span]]]:
+    def by_baseline(name: str, baseline: Baseline) -> list[list[Span]]:
+        return in_order(baseline.predict(test), context.baseline_labels, names)
+
+    return context.predict_with_all(test, lambda name: _find(context, name, test, names), by_baseline, tokenization)
+
+
+def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[str]) -> list[list[Span]]:
+    """Return the spans that a checkpoint finds; each reads the texts with its own tokenizer, and spans are characters to all."""
+    folder, settings = context.model_folder(checkpoint), context.job.settings
+    reading = Reading.of(Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts)
+    model, labels = load_finder(folder)
+    found = find_spans(model, reading, progress=context.progress)
+    del model
+    # Two large models at a time may not fit.
+    gc.collect()
+    return in_order(found, labels, names)
+
+
+def in_order(found: Sequence[Sequence[Span]], theirs: Sequence[str], ours: Sequence[str]) -> list[list[Span]]:
+    """Bring spans from a system's label order into ours; those of a label that we do not know are left out.
+
+    Raises:
+        StoreError: the two label lists have nothing in common.
+    """
+    known = shared_labels(theirs, ours)
+    place = {number: ours.index(label) for number, label in enumerate(theirs) if label in known}
+    return [[(start, end, place[label]) for start, end, label in row if label in place] for row in found]
+
+
+def count_right_tokens(
+    tokenization: Tokenization, texts: Sequence[str], truth: Sequence[Sequence[Span]], found: Mapping[str, Sequence[Sequence[Span]]]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return how many tokens of each text have the true tag under each system's spans, and how many there are: int [n] each."""
+    encoded, _ = tokenization.read(texts, spans=True)
+    rows = np.repeat(np.arange(len(texts)), encoded.lengths())
+
+    def tags(spans_of: Sequence[Sequence[Span]]) -> np.ndarray:
+        marks = masks.locate_spans(encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]).marks
+        edges = zip(encoded.bounds, encoded.bounds[1:], strict=False)
+        each = [tags_of(marks[begin:end], [label for *_, label in row]) for (begin, end), row in zip(edges, spans_of, strict=True)]
+        return np.concatenate(each)
+
+    true = tags(truth)
+    right = {name: np.bincount(rows[tags(spans_of) == true], minlength=len(texts)) for name, spans_of in found.items()}
+    return right, encoded.lengths()
+
+
+def _pick_answers(
+    test: Split, truth: Sequence[Sequence[Span]], found: Mapping[str, Sequence[Sequence[Span]]], evaluation: SpanEvaluation, seed: int
+) -> list[report.Answer]:
+    tuned, baseline = found[FINETUNED], found[evaluation.justification.best_baseline]
+    agrees = np.array([set(ours) == set(theirs) for ours, theirs in zip(tuned, baseline, strict=True)])
+    return [
+        report.Answer(
+            report.shorten(test.texts[i], _SHOWN_CHARACTERS),
+            *(_listed(test.texts[i], each[i], evaluation.labels) for each in (truth, baseline, tuned)),
+            id=test.ids[i],
+        )
+        for i in pick_rows(agrees, seed)
+    ]
+
+
+def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
+    shown = [f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))]
+    more = f"; and {len(shown) - _SHOWN_SPANS} more" if len(shown) > _SHOWN_SPANS else ""
+    return "; ".join(shown[:_SHOWN_SPANS]) + more if shown else "none"
+
+
+def _rows(test: Split, truth: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]]) -> pa.Table:
+    columns = {
+        "id": test.ids,
+        "num_spans": [len(set(row)) for row in truth],
+        "num_predicted": [len(set(row)) for row in found],
+        "num_right": [len(set(true) & set(row)) for true, row in zip(truth, found, strict=True)],
+        "group": test.groups,
+    }
+    return pa.table(columns)

@@ -1,0 +1,60 @@
+"""The task token_classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.task import Task
+
+
+class TokenClassification(Task):
+    """Spans of a text, each with a label."""
+
+    name = "token_classification"
+    target = "spans"
+    # Not the accuracy of tokens: a model that finds no span is right on all that are outside of any.
+    metrics = ("micro_f1", "macro_f1")
+    shown_metrics = ("macro_f1", "micro_f1", "token_accuracy")
+    baselines = ("no_spans", "dictionary", "token_probe")
+    no_label_weights = "most tokens have none"
+    templates = Path(__file__).parent / "templates"
+
+    def open_recipe(self, data: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
+
+        about = (data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
+        return TokenClassificationRecipe(*about, tokenization=data.tokenization)
+
+    def evaluate(self, context: Any, test: Any) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.token_classification import scoring
+
+        return scoring.evaluate(context, test)
+
+    def evaluation_type(self) -> Any:
+        """See `Task`."""
+        from fullft_assets.tasks.token_classification.assessment import SpanEvaluation
+
+        return SpanEvaluation
+
+    def draw(self, evaluation: Any) -> Mapping[str, Any]:
+        """See `Task`."""
+        from fullft_assets.report import pictures
+
+        return {"label_scores": pictures.label_scores(evaluation.per_label)}
+
+    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+        """See `Task`: each span with its characters and its label."""
+        from fullft_assets.chunks import Tokenization
+        from fullft_assets.tasks.token_classification.tagging import Reading, find_spans, load_finder
+
+        finder, names = load_finder(model)
+        reading = Reading.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), [text])
+        for start, end, label in find_spans(finder, reading)[0]:
+            yield f"{start:>5} to {end:<5} {names[label]}: {text[start:end]}"
+
+
+TASK = TokenClassification()
