@@ -1,19 +1,21 @@
 """chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the tokenizer treats the domain."""
 
 from fullft_assets.chunks.added_tokens import former_pieces, save_tokenizer
+from fullft_assets.chunks.audit import CHECKS as AUDIT_CHECKS
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
 from fullft_assets.chunks.audit import Audit
 from fullft_assets.chunks.chat import ChatTemplate
+from fullft_assets.chunks.metadata import AuditMetadata, ChunksMetadata
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.tokenizing import (
     CHUNKS,
     COUNTS,
-    UNFIT_SPARE,
     VERSION,
     WORDS,
     Expected,
     Totals,
     audit_tokenizer,
+    check_specs,
     checks,
     chunk,
     key_settings,
@@ -23,18 +25,21 @@ from fullft_assets.chunks.tokenizing import (
 )
 
 __all__ = [
+    "AUDIT_CHECKS",
     "AUDIT_VERSION",
     "Audit",
+    "AuditMetadata",
     "CHUNKS",
     "COUNTS",
     "ChatTemplate",
+    "ChunksMetadata",
     "Expected",
     "Tokenization",
     "Totals",
-    "UNFIT_SPARE",
     "VERSION",
     "WORDS",
     "audit_tokenizer",
+    "check_specs",
     "checks",
     "chunk",
     "former_pieces",

@@ -51,10 +51,10 @@ def save_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str], targe
 
 
 def add(tokenizer: Tokenizer, terms: Sequence[str]) -> None:
-    """Add terms as tokens that match whole words.
+    """Add terms as tokens that match complete words.
 
     Raises:
-        SettingsError: a term is blank, or stands twice.
+        SettingsError: a term is blank, or is given twice.
     """
     from tokenizers import AddedToken
 
@@ -63,7 +63,7 @@ def add(tokenizer: Tokenizer, terms: Sequence[str]) -> None:
             raise SettingsError(f"chunks.added_tokens: {term!r} is blank or has white space around it; give the word itself")
     twice = {term for term in terms if terms.count(term) > 1}
     if twice:
-        raise SettingsError(f"chunks.added_tokens: `{min(twice)}` stands there twice")
+        raise SettingsError(f"chunks.added_tokens: `{min(twice)}` is given twice")
     # A normalizer that lower-cases must do so to the term, too. One that writes spaces as a mark would put a mark before
     # the term, which then is not seen as the beginning of a word.
     normalizer = tokenizer.normalizer

@@ -1,4 +1,4 @@
-"""Audit: how a tokenizer treats the domain's language, and which words had better be tokens of their own."""
+"""Audit: how a tokenizer treats the domain's language, and which words should be tokens of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from fullft_assets.chunks.added_tokens import add, pieces
 from fullft_assets.chunks.general_words import GeneralWords
+from fullft_assets.chunks.metadata import AuditMetadata
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,20 +25,24 @@ if TYPE_CHECKING:
 
 #: Of `tokenizer_audit`; chunks have one of their own.
 VERSION = "5"
+TERMS_ARE_WHOLE = CheckSpec("domain_terms_are_kept_whole", "Domain terms are split into few pieces.")
+UNKNOWN_ARE_RARE = CheckSpec("unknown_tokens_are_rare", "The tokenizer knows the domain's characters.")
+BYTES_ARE_RARE = CheckSpec("byte_tokens_are_rare", "The tokenizer seldom spells characters byte by byte.")
+CHECKS = (TERMS_ARE_WHOLE, UNKNOWN_ARE_RARE, BYTES_ARE_RARE)
 #: Texts of a batch whose words are counted; drawn by the texts' hashes.
 SAMPLED_TEXTS = 2_000
 #: Words kept of each batch, the commonest.
 KEPT_WORDS = 10_000
-#: A mined term has at least this many letters, and stands in at least this many texts and this share of them.
+#: A mined term has at least this many letters, and occurs in at least this many texts and this share of them.
 MIN_TERM_LETTERS = 5
 MIN_TERM_DOCUMENTS = 3
 MIN_TERM_SHARE = 0.001
-#: A mined term is so many times commoner here than in general language, both with so many added to the occurrences in a million words.
+#: A mined term is this many times more frequent here than in general language, with this constant added to both counts in a million words.
 MIN_KEYNESS = 20.0
 SMOOTHING_PER_MILLION = 0.3
-#: Words of the corpus, the commonest, that tell its language.
+#: The commonest words of the corpus, which identify its language.
 COMMONEST_WORDS = 50
-#: Mined terms that are judged, and tokens that are proposed at most.
+#: At most this many mined terms are reported, and tokens proposed.
 MINED_TERMS = 200
 PROPOSED_TOKENS = 100
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
@@ -44,7 +50,7 @@ _WORD = re.compile(r"[^\W\d_][\w'-]*")
 
 @dataclass
 class WordCounts:
-    """Words of a sample of a batch's texts, as the tokenizer tells them apart (`folds_case`)."""
+    """Words of a sample of a batch's texts, as the tokenizer distinguishes them (`folds_case`)."""
 
     folds_case: bool
     num_texts: int = 0
@@ -92,7 +98,8 @@ def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEX
     import pyarrow.compute as pc
 
     chosen = np.zeros(len(text_hashes), bool)
-    chosen[pc.sort_indices(text_hashes).to_numpy(zero_copy_only=False)[:most]] = True
+    order = pc.call_function("sort_indices", [text_hashes], pc.SortOptions(sort_keys=[("", "ascending")]))
+    chosen[order.to_numpy(zero_copy_only=False)[:most]] = True
     return chosen
 
 
@@ -101,7 +108,7 @@ class Audit:
     """How the tokenizer treats the domain's language."""
 
     terms: list[dict[str, Any]]
-    metadata: dict[str, Any]
+    metadata: AuditMetadata
     checks: list[CheckOutcome]
     proposal: list[str]
 
@@ -130,7 +137,7 @@ def judge(
     """
     settings = tokenization.settings
     totals, found = _add_up(counts, words)
-    mined = not settings.terms
+    mined, against = not settings.terms, None
     if mined:
         terms, against = _mine(found, totals, tokenization.tokenizer, general or GeneralWords())
     else:
@@ -141,18 +148,19 @@ def judge(
     saved = sum(term["num_tokens_saved"] for term in terms[: len(proposal)]) / max(1.0, totals["num_word_tokens"])
     weight = sum(max(1.0, term["num_documents"]) for term in terms)
     mean_pieces = sum(max(1.0, term["num_documents"]) * term["num_pieces"] for term in terms) / weight if terms else 0.0
-    metadata = {
-        "fertility": totals["num_word_tokens"] / max(1.0, totals["num_words"]),
-        "unknown_share": totals["num_unknown_tokens"] / max(1, totals["num_tokens"]),
-        "byte_fallback_share": totals["num_byte_tokens"] / max(1, totals["num_tokens"]),
-        "mean_term_pieces": mean_pieces,
-        "num_terms": len(terms),
-        "num_proposed_tokens": len(proposal),
-        "proposal_saves_share": saved,
-    }
-    # Mined words are the documents' own: they stay in the artifact, out of metadata and descriptions.
+    metadata = AuditMetadata(
+        fertility=totals["num_word_tokens"] / max(1.0, totals["num_words"]),
+        unknown_share=totals["num_unknown_tokens"] / max(1, totals["num_tokens"]),
+        byte_fallback_share=totals["num_byte_tokens"] / max(1, totals["num_tokens"]),
+        mean_term_pieces=mean_pieces,
+        num_terms=len(terms),
+        num_proposed_tokens=len(proposal),
+        proposal_saves_share=saved,
+        general_words=against,
+        worst_terms=None if mined else terms[:10],
+    )
+    # Mined words are the documents' own: they stay in the artifact's files, out of metadata and descriptions.
     if mined:
-        metadata["general_words"] = against
         worst = f"; mined against {against}; terms.json has the terms"
     else:
         worst = "; worst: " + ", ".join(f"{term['term']} ({term['pieces']})" for term in terms[:3])
@@ -192,27 +200,27 @@ def _mine(
     maths for keywords", Corpus Linguistics 2009.
     """
     floor = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * totals["num_texts"])
-    # Compounds with a hyphen are split at it by most tokenizers; their parts are judged where they stand alone.
+    # Compounds with a hyphen are split at it by most tokenizers; their parts are counted where they occur alone.
     words = [word for word, (documents, _) in found.items() if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()]
-    # What the vocabulary holds as a word of its own costs nothing, also where it is shouted.
+    # What the vocabulary holds as a word of its own costs nothing, also in capitals.
     plain = pieces(tokenizer, [word.lower() for word in words])
-    shredded = {word: ids for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True) if min(len(ids), len(low)) > 1}
+    split_words = {word: ids for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True) if min(len(ids), len(low)) > 1}
     # Lists of general words know no case.
-    here: Counter[str] = Counter()
+    here: dict[str, float] = {}
     for word, (_, occurrences) in found.items():
-        here[word.lower()] += occurrences
+        here[word.lower()] = here.get(word.lower(), 0.0) + occurrences
     commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
-    against, frequencies = general.per_million([word.lower() for word in shredded], commonest)
-    keyness: dict[str, dict[str, float]] = {word: {} for word in shredded}
+    against, frequencies = general.per_million([word.lower() for word in split_words], commonest)
+    keyness: dict[str, dict[str, float]] = {word: {} for word in split_words}
     if frequencies is not None:
         smooth = SMOOTHING_PER_MILLION
-        for word, frequency in zip(shredded, frequencies, strict=True):
+        for word, frequency in zip(split_words, frequencies, strict=True):
             times = (1e6 * here[word.lower()] / totals["num_words"] + smooth) / (frequency + smooth)
             keyness[word]["keyness"] = round(times, 1)
             if times < MIN_KEYNESS:
                 del keyness[word]
-    terms = sorted(keyness, key=lambda word: (-found[word][0] * (len(shredded[word]) - 1), word))[:MINED_TERMS]
-    return [_row(word, found[word], shredded[word], tokenizer) | keyness[word] for word in terms], against
+    terms = sorted(keyness, key=lambda word: (-found[word][0] * (len(split_words[word]) - 1), word))[:MINED_TERMS]
+    return [_row(word, found[word], split_words[word], tokenizer) | keyness[word] for word in terms], against
 
 
 def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -221,7 +229,7 @@ def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Token
         "num_documents": round(count[0]),
         "num_occurrences": round(count[1]),
         "num_pieces": len(ids),
-        "pieces": " ".join(tokenizer.id_to_token(number) for number in ids),
+        "pieces": " ".join(tokenizer.id_to_token(number) or "" for number in ids),
     }
 
 
@@ -241,30 +249,32 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
         term["share_of_tokens_saved"] = term["num_tokens_saved"] / max(1.0, num_tokens)
 
 
-def _checks(metadata: Mapping[str, Any], tokenization: Tokenization, worst: str) -> list[CheckOutcome]:
+def _checks(metadata: AuditMetadata, tokenization: Tokenization, worst: str) -> list[CheckOutcome]:
     settings = tokenization.settings
-    mean_pieces, unknown, byte = (metadata[name] for name in ("mean_term_pieces", "unknown_share", "byte_fallback_share"))
+    mean_pieces, unknown, byte = metadata.mean_term_pieces, metadata.unknown_share, metadata.byte_fallback_share
     proposal = ""
-    if metadata["num_proposed_tokens"]:
-        proposal = f"; the {metadata['num_proposed_tokens']} tokens of proposal.yaml would save {metadata['proposal_saves_share']:.1%} of all tokens"
+    if metadata.num_proposed_tokens:
+        proposal = (
+            f"; the {metadata.num_proposed_tokens} tokens of proposal.yaml would save {metadata.proposal_saves_share:.1%} of all tokens"
+        )
     return [
         CheckOutcome(
-            name="domain_terms_are_kept_whole",
+            name=TERMS_ARE_WHOLE.name,
             passed=mean_pieces <= settings.max_term_pieces,
             severity="warn",
-            description=f"{mean_pieces:.2f} pieces a domain term (warns above {settings.max_term_pieces}){worst if metadata['num_terms'] else ''}"
+            description=f"{mean_pieces:.2f} pieces a domain term (warns above {settings.max_term_pieces}){worst if metadata.num_terms else ''}"
             f"{proposal}",
-            metadata={"mean_term_pieces": mean_pieces, "proposal_saves_share": metadata["proposal_saves_share"]},
+            metadata={"mean_term_pieces": mean_pieces, "proposal_saves_share": metadata.proposal_saves_share},
         ),
         CheckOutcome(
-            name="unknown_tokens_are_rare",
+            name=UNKNOWN_ARE_RARE.name,
             passed=unknown <= settings.max_unknown_share,
             severity="warn",
             description=f"{unknown:.4%} of the tokens are unknown to the tokenizer (warns above {settings.max_unknown_share:.4%})",
             metadata={"unknown_share": unknown},
         ),
         CheckOutcome(
-            name="byte_tokens_are_rare",
+            name=BYTES_ARE_RARE.name,
             passed=byte <= settings.max_byte_fallback_share,
             severity="warn",
             description=f"{byte:.4%} of the tokens are single bytes of a character (warns above {settings.max_byte_fallback_share:.4%})",

@@ -1,4 +1,4 @@
-"""Chat: a model's own template turns a conversation into text, and says which characters the assistant wrote."""
+"""Chat: a model's own template turns a conversation into text, and marks the characters that the assistant wrote."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class ChatTemplate:
         before, found, after = self.render(placed).partition(_PLACEHOLDER)
         if not found or not (text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)):
             raise DataError(
-                "the chat template rewrites the conversation by what is said in it; mark the answers with {% generation %} in it"
+                "the chat template rewrites the conversation depending on its content; mark the answers with {% generation %} in it"
             )
         end = len(text) - len(after)
         return len(before), end + max((len(token) for token in self.ends if after.startswith(token)), default=0)
@@ -143,6 +143,8 @@ class ChatTemplate:
 def _compile(source: str) -> Any:
     import jinja2
     import jinja2.ext
+    import jinja2.nodes
+    import jinja2.parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
@@ -161,7 +163,7 @@ def _compile(source: str) -> Any:
 
         def _written(self, caller: Callable[[], str]) -> str:
             text = caller()
-            blocks, written = self.environment.tracked
+            blocks, written = vars(self.environment)["tracked"]
             begin = sum(map(len, blocks))
             written.append((begin, begin + len(text)))
             return text

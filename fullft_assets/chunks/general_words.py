@@ -1,11 +1,10 @@
-"""General words: how often words stand in general language, by a language's list or one of the user's own."""
+"""General words: how often words occur in general language, by a language's list or one of the user's own."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -43,7 +42,7 @@ class GeneralWords:
 
     @classmethod
     def of(cls, use_case: UseCase) -> GeneralWords:
-        """Return what the settings of a use case say."""
+        """Return the general language that the settings of a use case choose."""
         chosen = use_case.settings.chunks.general_words
         if chosen is not None and chosen != VOCABULARY and chosen not in _languages():
             return cls(chosen, file=use_case.resolve(chosen))
@@ -63,14 +62,14 @@ class GeneralWords:
         return made_of
 
     def per_million(self, words: Sequence[str], commonest: Sequence[str]) -> tuple[str, list[float] | None]:
-        """Return what the words are compared with, in words, and how often each stands in a million of general language.
+        """Return what the words are compared with, in words, and how often each occurs in a million words of general language.
 
         Args:
             words: in lower case. One that no list knows has 0, one of a list without counts infinity.
-            commonest: the corpus's commonest words, which tell its language.
+            commonest: the corpus's commonest words, which identify its language.
 
         Returns:
-            The name, and the frequencies; of several languages the highest. None: there is no list, the vocabulary stands alone.
+            The name, and the frequencies; of several languages the highest. None: there is no list, only the vocabulary is compared with.
 
         Raises:
             SettingsError: the user's list cannot be read.
@@ -137,9 +136,9 @@ def _identify(commonest: Sequence[str]) -> str | None:
 
 
 def _frequencies(path: Path) -> dict[str, float]:
-    counts: Counter[str] = Counter()
+    counts: dict[str, float] = {}
     for word, count in _entries(path):
-        counts[word] += count
+        counts[word] = counts.get(word, 0.0) + count
     total = sum(count for count in counts.values() if math.isfinite(count))
     return {word: 1e6 * count / total if math.isfinite(count) else count for word, count in counts.items()}
 
@@ -152,11 +151,11 @@ def _entries(path: Path) -> Iterator[tuple[str, float]]:
             continue
         entry = _ENTRY.fullmatch(line.strip())
         if entry is None:
-            raise SettingsError(f"{path}:{number}: is neither a word nor a word, a tab and its count (1 or more); mend the line")
+            raise SettingsError(f"{path}:{number}: is neither a word nor a word, a tab and its count (1 or more); fix the line")
         empty = False
         yield entry[1].lower(), float(entry[2] or math.inf)
     if empty:
-        raise SettingsError(f"{path}: holds no word; give one a line")
+        raise SettingsError(f"{path}: contains no word; give one a line")
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Located:
 
 
 def token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the tokens of which a character lies in a span.
+    """Find the tokens that have a character in a span.
 
     Returns:
         For each span, in the order of the texts and within a text as given: its text's number, its first token and
@@ -77,7 +77,7 @@ def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def train_spans(encoded: Encoded, spans: CharacterSpans) -> np.ndarray:
-    """Return for each token 1 if one of its characters lies in a trained span, else 0: [tokens] int32."""
+    """Return for each token 1 if one of its characters is in a trained span, else 0: [tokens] int32."""
     _, first, last = token_ranges(encoded, spans)
     steps = np.zeros(len(encoded.ids) + 1, np.int64)
     real = first < last

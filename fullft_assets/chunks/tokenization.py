@@ -17,8 +17,9 @@ from fullft_assets.chunks.added_tokens import read_tokenizer
 from fullft_assets.chunks.chat import ChatTemplate, read_special_tokens, read_template
 from fullft_assets.chunks.windows import Cuts, Encoded, Room
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import ChunksSettings, Task
+from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import digest
+from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,22 +52,23 @@ class Tokenization:
     chat: ChatTemplate | None = None
 
     @classmethod
-    def load(cls, model_folder: ModelFolder, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
+    def load(cls, model_folder: ModelFolder, settings: ChunksSettings, task: str = "classification") -> Tokenization:
         """Read the tokenizer of a base model and add `chunks.added_tokens` to it.
 
         Raises:
             SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task needs an
                 end-of-text token or a chat template that the model lacks.
         """
-        if task == "language_modeling":
+        kind = TASKS.get(task)
+        if kind.ends_texts:
             # Also of the plain texts that conversations are mixed with: all their tokens are trained, and a shared one would count twice.
             settings = settings.model_copy(update={"stride": 0})
         tokenizer = read_tokenizer(model_folder, settings.added_tokens)
         prefix, suffix = _special_ids(tokenizer)
         end_id, chat = None, None
-        if task == "language_modeling":
+        if kind.ends_texts:
             end_id, suffix = _end_id(model_folder, tokenizer), []
-        elif task == "sft":
+        elif kind.has_messages:
             special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
             prefix, suffix, chat = [], [], ChatTemplate.load(model_folder, special)
         if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
@@ -77,7 +79,7 @@ class Tokenization:
         return cls(tokenizer, prefix, suffix, unknown_id, settings, made_of, end_id, chat)
 
     @classmethod
-    def load_saved(cls, model_folder: ModelFolder, settings: ChunksSettings, task: Task = "classification") -> Tokenization:
+    def load_saved(cls, model_folder: ModelFolder, settings: ChunksSettings, task: str = "classification") -> Tokenization:
         """Read the tokenizer of a fine-tuned model, whose file has the tokens that were added when it was trained.
 
         What the YAML adds today would have no embedding in it.
@@ -86,7 +88,7 @@ class Tokenization:
 
     @property
     def room(self) -> Room:
-        """What a window may hold beside special tokens."""
+        """The size of a window without special tokens."""
         settings = self.settings
         size = settings.max_tokens - len(self.prefix) - len(self.suffix)
         return Room(size, settings.stride, settings.max_windows, settings.boundaries)
@@ -138,7 +140,7 @@ class Tokenization:
         return found, encoded.lengths().tolist()
 
 
-def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: Task) -> str:
+def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: str) -> str:
     """Return the digest of what turns a text into ids: the tokenizer's file, added tokens and, per task, end token and chat template.
 
     Raises:
@@ -151,9 +153,9 @@ def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: 
     more = {}
     if settings.added_tokens:
         more["added_tokens"] = list(settings.added_tokens)
-    if task in ("sft", "language_modeling"):
+    if TASKS.get(task).is_generative:
         more["special_tokens"] = read_special_tokens(model_folder)
-    if task == "sft":
+    if TASKS.get(task).has_messages:
         more["chat_template"] = read_template(model_folder)
     return digest({"tokenizer": file, **more}) if more else file
 
@@ -162,7 +164,7 @@ def _append(encoded: Encoded, end_id: int) -> Encoded:
     at = encoded.bounds[1:]
     spans = encoded.spans
     if spans is not None:
-        # It stands for no character: an empty place behind the text's last.
+        # It covers no character: an empty place behind the text's last.
         ends = np.where(encoded.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
         spans = np.insert(spans, at, np.stack([ends, ends], axis=1), axis=0)
     return Encoded(np.insert(encoded.ids, at, end_id), encoded.bounds + np.arange(len(encoded.bounds)), spans, encoded.has_spans)
@@ -183,7 +185,7 @@ def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:
     if number is None:
         raise SettingsError(
             f"base_model: {model_folder}/tokenizer_config.json names no eos_token of its tokenizer, which the task language_modeling needs "
-            "to tell where a text ends; name it there"
+            "to mark where a text ends; name it there"
         )
     return number
 
@@ -199,7 +201,7 @@ def _is_part(token: str) -> bool:
 
 
 def _byte_characters() -> dict[str, int]:
-    # The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for characters from 256 on.
+    # The byte-level alphabet of GPT-2: printable bytes are written as themselves, the others as characters from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}

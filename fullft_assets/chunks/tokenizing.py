@@ -18,11 +18,14 @@ from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
 from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
 from fullft_assets.chunks.chat import Rendered
 from fullft_assets.chunks.general_words import GeneralWords
+from fullft_assets.chunks.metadata import ChunkCounts, ChunksMetadata
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.errors import DataError
-from fullft_assets.settings import ChunksSettings, Task, UseCaseSettings
+from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
+from fullft_assets.store.checks import CheckSpec
+from fullft_assets.task import TASKS, Task, task_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,13 +33,15 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "4"
+VERSION = "5"
 CHUNKS, WORDS = "chunks.parquet", "words.parquet"
-#: Metadata: positions of spare rows without a trained token, which must not stand.
-UNFIT_SPARE = "spare_rows_without_trained_tokens"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
-#: Places named in a red check.
+WHOLE = CheckSpec("texts_are_kept_whole", "No token is cut off a text.")
+NO_CONTROL_TOKENS = CheckSpec("contents_hold_no_control_tokens", "No text and no message contains the model's special tokens.")
+TRAINED_TOKENS = CheckSpec("rows_have_trained_tokens", "Each conversation has a token that is trained.", blocking=True)
+SPANS_HAVE_TOKENS = CheckSpec("spans_have_tokens", "Each labelled span has a token of its own.")
+#: Locations named in a red check.
 _SHOWN = 5
 
 
@@ -61,8 +66,8 @@ def load_tokenization(use_case: UseCase) -> Tokenization:
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path, chunks: str, task: Task, made_of: str) -> Tokenization:
-    # The digest is there to tell a tokenizer whose files have changed.
+def _load(folder: Path, chunks: str, task: str, made_of: str) -> Tokenization:
+    # The digest is there to notice a tokenizer whose files have changed.
     return Tokenization.load(folder, ChunksSettings.model_validate_json(chunks), task)
 
 
@@ -77,7 +82,8 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
 
     def write(draft: Draft) -> Outcome:
         found = _write(store.folder(examples) / "examples.parquet", draft, load_tokenization(use_case), settings.examples.task)
-        return {"batch": examples.metadata["batch"], **found.metadata}, checks(found, settings.examples.task)
+        metadata = ChunksMetadata(batch=examples.metadata["batch"], **found.metadata)
+        return metadata.as_dict(), checks(found, settings.examples.task)
 
     return store.ensure(
         use_case.name,
@@ -93,7 +99,7 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
     shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
-    if settings.examples.task == "sft":
+    if task_of(settings.examples).has_messages:
         shaping["train_on"] = settings.chunks.train_on
     return {**shaping, "task": settings.examples.task}
 
@@ -122,62 +128,55 @@ class Expected:
         return made.inputs == {"labeled_examples": examples.content_digest, "tokenizer": self.tokenizer}
 
 
-def _write(path: Any, draft: Draft, tokenization: Tokenization, task: Task) -> Totals:
-    """Tokenise the examples of a file, some rows at a time, into the draft; of the spare rows behind them nothing is counted."""
-    import pyarrow as pa
+def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> Totals:
+    """Tokenise the examples of a file, some rows at a time, into the draft."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
-    num_valid = file.metadata.num_rows - sum(int(_is_spare(batch).sum()) for batch in file.iter_batches(columns=["spare"]))
-    sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"][:num_valid])
+    sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"])
     words = WordCounts(folds_case(tokenization.tokenizer))
-    columns = ["id", "text", "source", "row", *{"sft": ["messages"], "token_classification": ["spans"]}.get(task, [])]
-    counts, unfit, unfit_spare, done = Counter[str](), [], [], 0
+    columns = [
+        "id",
+        "text",
+        "source",
+        "row",
+        *(["messages"] if TASKS.get(task).has_messages else []),
+        *(["spans"] if TASKS.get(task).target == "spans" else []),
+    ]
+    counts, unfit, done = Counter[str](), [], 0
     # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more than it saves.
-    with pq.ParquetWriter(draft.path / CHUNKS, schema(), compression="zstd", use_dictionary=["id"]) as writer:
+    with pq.ParquetWriter(
+        draft.path / CHUNKS,
+        schema(),
+        compression="zstd",
+        use_dictionary=["id"],  # pyright: ignore[reportArgumentType]  # its stubs know no lists of columns
+    ) as writer:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
-            valid, spare = batch.slice(0, max(0, num_valid - done)), batch.slice(max(0, num_valid - done))
-            found, behind = chunk(valid, tokenization, task), chunk(spare, tokenization, task)
-            writer.write_table(pa.concat_tables([found.table, behind.table]))
-            _count_words(words, valid, found, sampled[done : done + len(valid)], tokenization, task)
+            found = chunk(batch, tokenization, task)
+            writer.write_table(found.table)
+            _count_words(words, batch, found, sampled[done : done + len(batch)], tokenization, task)
             counts.update({name: count for name, count in found.metadata.items() if name != "longest_text_tokens"})
             counts["longest_text_tokens"] = max(counts["longest_text_tokens"], found.metadata["longest_text_tokens"])
             unfit += found.unfit[: _SHOWN - len(unfit)]
-            unfit_spare += (behind.untrained + done + len(valid)).tolist()
             done += len(batch)
     pq.write_table(words.table(), draft.path / WORDS)
-    metadata: dict[str, Any] = {name: counts[name] for name in COUNTS} | words.metadata()
-    return Totals(metadata | ({UNFIT_SPARE: unfit_spare} if unfit_spare else {}), unfit)
+    return Totals({name: counts[name] for name in COUNTS} | words.metadata(), unfit)
 
 
 def _count_words(
-    words: WordCounts, examples: pa.RecordBatch, found: Chunked, sampled: np.ndarray, tokenization: Tokenization, task: Task
+    words: WordCounts, examples: pa.RecordBatch, found: Chunked, sampled: np.ndarray, tokenization: Tokenization, task: str
 ) -> None:
     texts = examples["text"].filter(sampled).to_pylist()
-    if task == "sft":
-        # A conversation's tokens hold the template's, which are no words.
+    if TASKS.get(task).has_messages:
+        # A conversation's tokens include the template's, which are no words.
         num_tokens = windows.encode(tokenization.tokenizer, texts).bounds[-1]
     else:
         num_tokens = found.table["num_tokens"].to_numpy()[sampled].sum()
     words.count(texts, int(num_tokens))
 
 
-#: What is counted of a batch's valid rows; its spare ones, behind them, are in no count.
-COUNTS = (
-    "num_rows",
-    "num_tokens",
-    "num_windows",
-    "num_unknown_tokens",
-    "num_byte_tokens",
-    "num_rows_of_several_windows",
-    "num_rows_cut",
-    "num_tokens_cut_off",
-    "num_trained_tokens",
-    "num_rows_without_trained_tokens",
-    "num_rows_with_control_tokens",
-    "num_spans_without_tokens",
-    "longest_text_tokens",
-)
+#: What is counted of a batch's rows.
+COUNTS = tuple(ChunkCounts.model_fields)
 
 
 @dataclass(frozen=True)
@@ -190,18 +189,14 @@ class Totals:
 
 @dataclass(frozen=True)
 class Chunked:
-    """Examples' windows (see `schema`), what was counted on the way, and the rows without a trained token.
-
-    `untrained` are their positions, `unfit` the places (file:row) of the first ones.
-    """
+    """Examples' windows (see `schema`), what was counted on the way, and the places (file:row) of the first rows without a trained token."""
 
     table: pa.Table
     metadata: dict[str, int]
     unfit: list[str]
-    untrained: np.ndarray
 
 
-def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: Task = "classification") -> Chunked:
+def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: str = "classification") -> Chunked:
     """Tokenise examples.
 
     Args:
@@ -216,8 +211,7 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
     marks = None
     counts = Counter[str]()
     unfit: list[str] = []
-    untrained = np.zeros(0, np.int64)
-    if task == "sft":
+    if TASKS.get(task).has_messages:
         rendered, refused = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
         trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
@@ -227,7 +221,7 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
         counts["num_rows_without_trained_tokens"] = len(untrained)
         unfit = [_place(examples, row) + refused.get(row, "") for row in untrained[:_SHOWN].tolist()]
         marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
-    elif task == "token_classification":
+    elif TASKS.get(task).target == "spans":
         encoded, cuts = tokenization.read(texts, spans=True)
         located = masks.locate_spans(encoded, texts, _spans(examples))
         counts["num_spans_without_tokens"] = located.num_without_tokens
@@ -244,7 +238,7 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
         cut,
         pa.nulls(len(texts), cut.type) if marks is None else marks,
     ]
-    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit, untrained)
+    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit)
 
 
 def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[str, int]:
@@ -265,7 +259,7 @@ def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[st
 
 
 def _render(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization) -> tuple[list[Rendered], dict[int, str]]:
-    """Render every conversation; of those that the template refuses nothing is left, and why is told by row."""
+    """Render every conversation; those that the template refuses become empty, with the reason by row."""
     assert tokenization.chat is not None
     rendered, refused = [], {}
     for row, messages in enumerate(examples["messages"].to_pylist()):
@@ -285,21 +279,23 @@ def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
     return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
 
 
-def _is_spare(examples: pa.RecordBatch) -> np.ndarray:
-    # What an earlier version wrote has no such column.
-    return examples["spare"].to_numpy(zero_copy_only=False) if "spare" in examples.schema.names else np.zeros(len(examples), bool)
-
-
 def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
     return f"{examples['source'][row].as_py()}:{examples['row'][row].as_py()}"
 
 
-def checks(found: Totals, task: Task) -> list[CheckOutcome]:
+def check_specs(task: Task) -> tuple[CheckSpec, ...]:
+    """Return the checks on a batch's chunks: those of every task, and those of this one."""
+    messages = (TRAINED_TOKENS,) if task.has_messages else ()
+    spans = (SPANS_HAVE_TOKENS,) if task.target == "spans" else ()
+    return WHOLE, NO_CONTROL_TOKENS, *messages, *spans
+
+
+def checks(found: Totals, task: str) -> list[CheckOutcome]:
     """Return the outcomes of the checks on a batch's chunks."""
     counts = found.metadata
     cut = counts["num_rows_cut"]
     whole = CheckOutcome(
-        name="texts_are_kept_whole",
+        name=WHOLE.name,
         passed=not cut,
         severity="warn",
         description=f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
@@ -309,15 +305,15 @@ def checks(found: Totals, task: Task) -> list[CheckOutcome]:
         metadata={"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
     )
     controls = _holds_no_control_tokens(counts, task)
-    if task == "sft":
+    if TASKS.get(task).has_messages:
         return [whole, _has_trained_tokens(found), controls]
-    if task == "token_classification":
+    if TASKS.get(task).target == "spans":
         lost = counts["num_spans_without_tokens"]
         description = f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they are not learned"
         return [
             whole,
             CheckOutcome(
-                name="spans_have_tokens",
+                name=SPANS_HAVE_TOKENS.name,
                 passed=not lost,
                 severity="warn",
                 description=description if lost else "",
@@ -332,7 +328,7 @@ def _has_trained_tokens(found: Totals) -> CheckOutcome:
     count = found.metadata["num_rows_without_trained_tokens"]
     more = f" and {count - len(found.unfit):,} more" if count > len(found.unfit) else ""
     return CheckOutcome(
-        name="rows_have_trained_tokens",
+        name=TRAINED_TOKENS.name,
         passed=not count,
         description=f"{count:,} of {found.metadata['num_rows']:,} rows have no trained token: {', '.join(found.unfit)}{more}; give them an "
         "answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
@@ -342,14 +338,14 @@ def _has_trained_tokens(found: Totals) -> CheckOutcome:
     )
 
 
-def _holds_no_control_tokens(counts: Mapping[str, int], task: Task) -> CheckOutcome:
+def _holds_no_control_tokens(counts: Mapping[str, int], task: str) -> CheckOutcome:
     count = counts["num_rows_with_control_tokens"]
-    reads_as = "turns that nobody took" if task == "sft" else "ends and marks that the text does not have"
+    reads_as = "turns that nobody wrote" if TASKS.get(task).has_messages else "ends and marks that the text does not have"
     return CheckOutcome(
-        name="contents_hold_no_control_tokens",
+        name=NO_CONTROL_TOKENS.name,
         passed=not count,
         severity="warn",
-        description=f"{count:,} rows hold special tokens of the model (such as its end of a turn) inside what is said; the model reads them as "
+        description=f"{count:,} rows contain special tokens of the model (such as its end of a turn) in their text; the model reads them as "
         f"{reads_as}; remove them in the source"
         if count
         else "",
@@ -374,11 +370,11 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
 
     def write(draft: Draft) -> Outcome:
         words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
-        found = judge([batch.metadata for batch in batches.values()], words, load_tokenization(use_case), general)
+        counts = [ChunksMetadata.of(batch).as_dict() for batch in batches.values()]
+        found = judge(counts, words, load_tokenization(use_case), general)
         (draft.path / "terms.json").write_text(json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8")
         (draft.path / "proposal.yaml").write_text(found.proposal_yaml(), encoding="utf-8")
-        listed = {"worst_terms": found.terms[:10]} if settings.chunks.terms else {}
-        return {**found.metadata, **listed}, found.checks
+        return found.metadata.as_dict(), found.checks
 
     return store.ensure(
         use_case.name,

@@ -1,6 +1,6 @@
 """Windows: a long text's tokens cut into overlapping pieces that end, where they can, with a paragraph or a sentence.
 
-Everything is flat: the tokens of many texts stand one after the other in one array, `bounds` says where each
+Everything is flat: the tokens of many texts follow each other in one array, `bounds` gives where each
 text begins. A list of lists of 100,000 texts would take ten times the memory and most of the time.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-#: One call of the tokenizer takes at most this many texts and characters: its encodings hold about 120 bytes a token.
+#: One call of the tokenizer takes at most this many texts and characters: its encodings take about 120 bytes a token.
 SLICE_TEXTS = 4_096
 SLICE_CHARACTERS = 1_000_000
 #: Above so many characters a token a text is taken for longer than a window before it is encoded.
@@ -35,7 +35,7 @@ class Encoded:
     """Tokens of many texts, without special tokens.
 
     `ids` [tokens] int32; text i's are `ids[bounds[i]:bounds[i + 1]]`. `spans` [tokens, 2] int32 are the characters
-    that each token stands for, within its text; zeros for the texts of which they were not asked (`has_spans`).
+    that each token covers, within its text; zeros for the texts for which they were not asked (`has_spans`).
     """
 
     ids: np.ndarray
@@ -66,7 +66,7 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Room:
-    """What a window may hold beside special tokens, in tokens; and how its end is chosen."""
+    """The size of a window without special tokens, in tokens; and how its end is chosen."""
 
     size: int
     stride: int
@@ -148,14 +148,15 @@ def bounds(counts: np.ndarray) -> np.ndarray:
 def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
     """Cut every text's tokens into windows of at most `room.size` tokens.
 
-    Neighbours share `room.stride` tokens. Every token is in a window unless `room.most` says otherwise.
+    Neighbours share `room.stride` tokens. Every token is in a window unless `room.most` limits the windows.
     """
     lengths = encoded.lengths()
     long = np.flatnonzero(lengths > room.size)
     pieces = {}
-    for row in long:
+    for row in long.tolist():
         ends = Ends((), ())
         if room.given_up and encoded.has_spans[row]:
+            assert encoded.spans is not None, "some text has spans"
             ends = find_ends(texts[row], encoded.spans[encoded.bounds[row] : encoded.bounds[row + 1], 1], room.boundaries)
         pieces[row] = cut_one(int(lengths[row]), room, ends)
     counts = np.ones(len(lengths), np.int64)
@@ -235,7 +236,7 @@ def gather(values: np.ndarray, cuts: Cuts, prefix: Sequence[int], suffix: Sequen
 
 
 def repeated(cuts: Cuts) -> np.ndarray:
-    """Return for each window how many of its first tokens stand in the window before it of the same text."""
+    """Return for each window how many of its first tokens are in the window before it of the same text."""
     shared = np.zeros(len(cuts.first), np.int64)
     shared[1:] = cuts.last[:-1] - cuts.first[1:]
     shared[cuts.bounds[:-1]] = 0

@@ -1,4 +1,4 @@
-"""What is told of a value in a use case's YAML: the value given, the values allowed and the nearest of them."""
+"""Explains what is wrong with a value of a use case's YAML: the value given, the values allowed and the nearest of them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import re
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fullft_assets.config.yaml_source import Key, YamlSource
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.schema import OneOf
 
 BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
 
 
 def keys_named(message: str, source: YamlSource) -> list[Key]:
-    """Return the `section.key` that a rule across sections names, those first that stand in the file."""
+    """Return the `section.key` that a rule across sections names, those first that are in the file."""
     keys: list[Key] = [tuple(name.split(".")) for name in re.findall(r"\b[a-z_]+\.[a-z_]+\b", message)]
     known = [key for key in keys if field_of(key) is not None]
     return sorted(dict.fromkeys(known), key=lambda key: ("attributes", *key) not in source.lines)
@@ -28,7 +29,7 @@ def keys_named(message: str, source: YamlSource) -> list[Key]:
 def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
     """Return one line: the value given, the values allowed and the nearest of them."""
     info = field_of(keys[0])
-    if error["type"] == "extra_forbidden" or info is None:
+    if error["type"] in ("extra_forbidden", "unknown_name") or info is None:
         return str(error["msg"])
     if error["type"] == "value_error":
         values = ", ".join(f"{'.'.join(map(str, key))} is {given_value(key, source)}" for key in keys)
@@ -41,8 +42,8 @@ def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
         return f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
     annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
     near = did_you_mean(given, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
-    mend = "; put it in quotes" if annotation is str and error["type"] == "string_type" else ""
-    return f"{given} is not {_expected(annotation, info)}{near}{mend}"
+    hint = "; put it in quotes" if annotation is str and error["type"] == "string_type" and not _registered(info) else ""
+    return f"{given} is not {_expected(annotation, info)}{near}{hint}"
 
 
 def allowed_values(info: FieldInfo) -> str:
@@ -58,11 +59,23 @@ def _described(info: FieldInfo) -> str:
     return f"a section with {', '.join(f'`{name}`' for name in needed)}: {(section.__doc__ or '').strip()}"
 
 
+def _registered(info: FieldInfo) -> list[str]:
+    """Return the names that a setting may have out of a registry; none where it takes any text."""
+    parts = [info.annotation, *info.metadata]
+    for part in parts:
+        if isinstance(part, OneOf):
+            return part.names()
+        parts += typing.get_args(part)
+    return []
+
+
 def _expected(annotation: Any, info: FieldInfo) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a section; its keys: {', '.join(annotation.model_fields)}"
     if typing.get_origin(annotation) is Literal:
         return f"one of {', '.join(typing.get_args(annotation))}"
+    if annotation is str and (names := _registered(info)):
+        return f"one of {', '.join(names)}"
     if annotation is str:
         named = any(getattr(rule, "pattern", None) for rule in info.metadata)
         return "a name of letters, digits and _ that starts with a letter" if named else "text"
@@ -77,7 +90,7 @@ def _expected(annotation: Any, info: FieldInfo) -> str:
 
 
 def given_value(key: Key, source: YamlSource) -> str:
-    """Return in words what stands in the file at a key."""
+    """Return in words the value in the file at a key."""
     at = ("attributes", *key)
     if at not in source.lines:
         info = field_of(key)
@@ -107,6 +120,8 @@ def _plain_type(annotation: Any) -> Any:
     """Return the type of `X | None` and of `list[X]` without its parameters."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    if typing.get_args(annotation)[:1] == (str,) and typing.get_origin(annotation) is Annotated:
+        return str
     return list if typing.get_origin(annotation) is list else annotation
 
 

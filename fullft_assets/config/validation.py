@@ -1,48 +1,40 @@
 """use case: a `defs.yaml` -> checked settings, or one line for each thing that is wrong with it.
 
-A line reads `file:line: key: what is wrong; the mend`. Everything is found in the same check: unknown and
+A line reads `file:line: key: what is wrong; the fix`. Everything is found in the same check: unknown and
 duplicate keys, types, choices, bounds, and what needs the disk (paths, the model). Only a YAML syntax
-error stands alone: nothing after it can be read.
+error is reported alone: nothing after it can be read.
 """
 
 from __future__ import annotations
 
-import codecs
-import copy
 import encodings.aliases
-import os
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.config.cron import cron_problem
-from fullft_assets.config.explanations import did_you_mean, explain, field_of, given_value, keys_named
+from fullft_assets.config.explanations import did_you_mean
+from fullft_assets.config.parsing import covers, parse
+from fullft_assets.config.places import contents_problem, external_problem, is_bucket, overlap, place_problem
+from fullft_assets.config.project import DEFS, find_project_root, fitting_name
 from fullft_assets.config.yaml_source import Key, YamlSource, read_source
-from fullft_assets.documents.formats import ENDINGS, is_readable
-from fullft_assets.documents.sources import Folder
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.documents.formats import FORMATS
+from fullft_assets.documents.formats.encodings import is_encoding
+from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
+from fullft_assets.jobs.launchers import LAUNCHERS
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import UseCase, locate
-
-COMPONENT = "fullft_assets.FullFineTune"
-COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
-#: The keys of any Dagster component file.
-COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
-#: The use cases that this repository brings.
-DEFS = Path(__file__).parents[1] / "defs"
+from fullft_assets.task import BASELINES, METRICS, Task, task_of
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: the key below `attributes`, and one line with the mend."""
+    """One thing that is wrong: the key below `attributes`, and one line with the fix."""
 
     key: Key
     message: str
@@ -55,10 +47,10 @@ def load_use_case(yaml_path: Path) -> UseCase:
         SettingsError: one line a problem, all of them in one message.
     """
     source = read_source(yaml_path)
-    settings, broken = _parse(source)
+    settings, broken = parse(source)
     if settings is not None:
         for problem in _all_problems(settings, source.path, find_project_root(source.path)):
-            if not any(_covers(key, problem.key) for key in broken):
+            if not any(covers(key, problem.key) for key in broken):
                 source.add(problem.key, problem.message)
     source.raise_problems()
     assert settings is not None
@@ -70,7 +62,7 @@ def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Pat
 
     Args:
         settings: the component's attributes.
-        yaml_path: the file that they stand in. Without such a file (a component written in Python)
+        yaml_path: the file that they are in. Without such a file (a component written in Python)
             the messages carry no line.
         project_root: where relative paths start. Default: `find_project_root(yaml_path)`.
 
@@ -85,74 +77,8 @@ def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Pat
     return _use_case(settings, source.path, root)
 
 
-def find_project_root(yaml_path: Path) -> Path:
-    """Return the nearest folder above a YAML that holds a pyproject.toml, else the YAML's own folder."""
-    folder = yaml_path.resolve().parent
-    return next((parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").is_file()), folder)
-
-
-@dataclass(frozen=True)
-class DgProject:
-    """What a pyproject.toml says of a Dagster project: its module, and the folder that it is imported from."""
-
-    root_module: str
-    source: Path
-
-    @property
-    def defs(self) -> Path:
-        """The folder with the project's components."""
-        return self.source.joinpath(*self.root_module.split("."), "defs")
-
-
-def read_dg_project(root: Path) -> DgProject | None:
-    """Return the Dagster project in a folder, or None if its pyproject.toml names none.
-
-    Raises:
-        SettingsError: the file is not TOML.
-    """
-    path = root / "pyproject.toml"
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise SettingsError(f"{path}: not TOML ({error})") from error
-    module = found.get("tool", {}).get("dg", {}).get("project", {}).get("root_module")
-    if module is None:
-        return None
-    source = root / "src"
-    return DgProject(module, source if source.joinpath(*module.split(".")).is_dir() else root)
-
-
-def find_defs(folder: Path) -> Path:
-    """Return the folder with the use cases of the Dagster project around a folder, else of this package."""
-    project = read_dg_project(find_project_root(folder / "defs.yaml"))
-    if project is None or not project.defs.is_dir() or project.defs.samefile(DEFS):
-        return DEFS
-    return project.defs
-
-
-def find_use_cases(defs_folder: Path = DEFS) -> list[Path]:
-    """Return the `defs.yaml` of every use case below a folder, sorted; other components' files are left out."""
-    of_this_package = re.compile(r"^type:\s*[\"']?fullft_assets\b", re.MULTILINE)
-    candidates = [*defs_folder.rglob("defs.yaml"), *defs_folder.rglob("defs.yml")]
-    return sorted(path for path in candidates if of_this_package.search(path.read_text(encoding="utf-8", errors="replace")))
-
-
-def find_use_case(name: str, defs_folder: Path = DEFS) -> Path:
-    """Return the YAML of a use case by its name.
-
-    Raises:
-        SettingsError: there is no such use case; the message names the near and the known ones.
-    """
-    known = {_name_in(path): path for path in find_use_cases(defs_folder)}
-    if name not in known:
-        near = did_you_mean(name, known)
-        listed = ", ".join(sorted(known)) or f"none in {defs_folder}"
-        raise SettingsError(f"no use case `{name}`{near}{'' if near else ';'} known: {listed}")
-    return known[name]
-
-
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
-    """Return what is wrong with settings beyond types and bounds: paths, model, crons, owners, labels."""
+    """Return what is wrong with settings beyond types and bounds: paths, formats, model, crons, owners, labels."""
     checks = (
         _check_base_model,
         _check_documents,
@@ -161,6 +87,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_general_words,
         _check_task,
         _check_optimizer,
+        _check_guards,
         _check_launcher,
         _check_snapshot,
         _check_owners,
@@ -190,64 +117,26 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
 
 def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     path = settings.documents.path
-    problem = _place_problem(path, root)
-    if problem is None and not _is_bucket(path):
-        problem = _contents_problem(path, root)
+    problem = place_problem(path, root)
+    if problem is None and not is_bucket(path):
+        problem = contents_problem(path, root)
     if problem is not None:
         yield Problem(("documents", "path"), problem)
     if settings.documents.queue is not None and not path.startswith("s3://"):
         yield Problem(
-            ("documents", "queue"), f"a queue tells of objects on S3, but documents.path is {path}; remove it, or give s3://bucket/prefix"
+            ("documents", "queue"), f"a queue reports objects on S3, but documents.path is {path}; remove it, or give s3://bucket/prefix"
         )
-
-    if (encoding := settings.documents.encoding) is not None and not _is_encoding(encoding):
+    format_ = settings.documents.format
+    if format_ != "auto" and format_ not in FORMATS:
+        known = ["auto", *FORMATS]
+        yield Problem(("documents", "format"), f"{format_} is not one of {', '.join(known)}{did_you_mean(format_, known)}")
+    if (encoding := settings.documents.encoding) is not None and not is_encoding(encoding):
         known = set(encodings.aliases.aliases.values())
         near = (
-            did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(_is_encoding, known)))
+            did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(is_encoding, known)))
             or "; give one such as cp1252, or leave it out"
         )
         yield Problem(("documents", "encoding"), f"{encoding} is no encoding of text{near}")
-
-
-def _is_encoding(name: str) -> bool:
-    try:
-        # Some codecs decode no text: base64 is one.
-        return codecs.lookup(name)._is_text_encoding
-    except LookupError:
-        return False
-
-
-def _is_bucket(path: str) -> bool:
-    # What lies there is not asked: definitions load often, and without a network.
-    return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
-
-
-def _place_problem(path: str, root: Path) -> str | None:
-    """Return what is wrong with a path that documents may come from, or None."""
-    folder = locate(path, root)
-    if _is_bucket(path):
-        return None
-    if path.startswith("s3:"):
-        return f"{path} is not s3://bucket/prefix; a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
-    if "://" in path:
-        return f"{path} is neither a folder on this machine nor s3://bucket/prefix; copy or mount the documents and name that folder"
-    if not folder.exists():
-        mend = suggest_path(path, root) or "; relative paths start at the folder with pyproject.toml"
-        return f"folder not found: {path}{mend}"
-    if not folder.is_dir():
-        return f"{path} is a file; name the folder that holds it: {Path(path).parent}"
-    return None
-
-
-def _contents_problem(path: str, root: Path) -> str | None:
-    folder = locate(path, root)
-    try:
-        # Stops at the first one: a folder may hold 100,000 files, and definitions load often.
-        if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder).walk()):
-            return None
-    except DataError as error:
-        return str(error)
-    return f"no readable document below {path}; known endings: {', '.join(ENDINGS)}"
 
 
 def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -256,7 +145,7 @@ def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem
         return
     folder = locate(path, root).resolve()
     if "://" in path or path.startswith("s3:") or folder.is_file():
-        if (problem := _place_problem(path, root)) is not None:
+        if (problem := place_problem(path, root)) is not None:
             yield Problem(key, problem)
             return
     elif not folder.parent.is_dir():
@@ -264,18 +153,8 @@ def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem
         near = suggest_path(str(Path(path).parent), root)
         yield Problem(key, f"folder not found: {Path(path).parent}{near or ', in which this folder could be made'}")
         return
-    if _overlap(path, settings.documents.path, root):
+    if overlap(path, settings.documents.path, root):
         yield Problem(key, f"{path} overlaps documents.path ({settings.documents.path}); production documents need a folder apart")
-
-
-def _overlap(path: str, other: str, root: Path) -> bool:
-    if _is_bucket(path) != _is_bucket(other):
-        return False
-    if _is_bucket(path):
-        one, two = (f"{url.rstrip('/')}/" for url in (path, other))
-        return one.startswith(two) or two.startswith(one)
-    folder, training = (locate(name, root).resolve() for name in (path, other))
-    return folder.is_relative_to(training) or training.is_relative_to(folder)
 
 
 def _check_snapshot(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -285,29 +164,17 @@ def _check_snapshot(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     general = settings.snapshot.general
     named += [(("snapshot", "general", "path"), general.path)] if general is not None else []
     for key, path in named:
-        if (problem := _external_problem(path, root)) is not None:
+        if (problem := external_problem(path, root)) is not None:
             yield Problem(key, problem)
 
 
-def _external_problem(path: str, root: Path) -> str | None:
-    """Return what is wrong with a file or folder of documents that are no delivery, or None; a bucket is asked when it is read."""
-    place = locate(path, root)
-    if place.is_file():
-        return None if is_readable(place.name) else f"{path} has an ending that is not read; known endings: {', '.join(ENDINGS)}"
-    if "://" not in path and not path.startswith("s3:") and not place.exists():
-        return f"{path} not found{suggest_path(path, root) or '; relative paths start at the folder with pyproject.toml'}"
-    return _place_problem(path, root) or (None if _is_bucket(path) else _contents_problem(path, root))
-
-
 def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    examples = settings.examples
-    if examples.label is None and examples.task in ("classification", "token_classification"):
+    examples, task = settings.examples, task_of(settings.examples)
+    if examples.label is None and task.has_labels:
         yield Problem(("examples", "label"), f"missing; {type(examples).model_fields['label'].description}")
-    if examples.multi_label and examples.task != "classification":
-        yield Problem(("examples", "multi_label"), f"is for the task classification, not for {examples.task}")
-    if settings.snapshot.replay is not None and examples.task not in ("sft", "language_modeling"):
+    if settings.snapshot.replay is not None and not task.is_generative:
         yield Problem(("snapshot", "replay"), f"is for the tasks sft and language_modeling: {examples.task} has no loss on general text")
-    if settings.chunks.stride and examples.task == "language_modeling":
+    if settings.chunks.stride and task.ends_texts:
         yield Problem(("chunks", "stride"), "is for tasks that pool the windows of a text: language_modeling would train its tokens twice")
     if examples.group is not None and examples.group == examples.label:
         yield Problem(("examples", "group"), f"{examples.group} is the label's field too; a split by label cannot be learned from")
@@ -336,32 +203,42 @@ def _check_general_words(settings: UseCaseSettings, root: Path) -> Iterator[Prob
 
 
 def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    metric, examples = settings.primary_metric, settings.examples
-    task = f"{examples.task} with several labels a row" if examples.multi_label else examples.task
-    if settings.training.balance_labels and not examples.has_one_label:
-        why = {
-            "classification": "the thresholds of several are fixed on the validation rows",
-            "token_classification": "most tokens have none",
-        }.get(examples.task, f"{task} has no labels")
-        yield Problem(("training", "balance_labels"), f"is for the task classification with one label a row: {why}; remove it")
+    metric, task = settings.primary_metric, task_of(settings.examples)
+    if settings.training.balance_labels and task.no_label_weights is not None:
+        yield Problem(("training", "balance_labels"), f"is not for the task {task.name}: {task.no_label_weights}; remove it")
     yield from _check_distillation(settings)
     if settings.training.ewc and settings.snapshot.general is None and settings.snapshot.replay is None:
-        what = "snapshot.replay or snapshot.general" if examples.task in ("sft", "language_modeling") else "snapshot.general"
+        what = "snapshot.replay or snapshot.general" if task.is_generative else "snapshot.general"
         yield Problem(("training", "ewc"), f"needs general text to tell which weights matter to it; give {what} a path, or remove it")
     for number, alpha in enumerate(settings.training.wise_ft):
         if alpha in settings.training.wise_ft[:number]:
             yield Problem(("training", "wise_ft", number), f"{alpha:g} is listed twice; remove one")
     if settings.training.max_general_rise is not None and settings.snapshot.general is None:
         yield Problem(("training", "max_general_rise"), "is measured on snapshot.general, which is not set; give it a path, or remove this")
-    if metric not in examples.metrics:
+    if metric not in task.metrics:
         yield Problem(
-            ("evaluation", "primary_metric"), f"{metric} is not a metric of the task {task}; give {' or '.join(examples.metrics)}"
+            ("evaluation", "primary_metric"), f"{metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}"
         )
-    if settings.release.max_calibration_error is not None and not examples.has_one_label:
-        yield Problem(
-            ("release", "max_calibration_error"),
-            f"is for the task classification with one label a row: for {task} it is not measured; remove it",
-        )
+    yield from _check_registered(settings, task)
+    if settings.release.max_calibration_error is not None and not task.measures_calibration:
+        yield Problem(("release", "max_calibration_error"), f"is not measured for the task {task.name}; remove it")
+
+
+def _check_registered(settings: UseCaseSettings, task: Task) -> Iterator[Problem]:
+    """Yield what is wrong with the registered metrics and baselines that the YAML names."""
+    for section, key, registry, names in (
+        ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
+        ("planning", "baselines", BASELINES, settings.planning.baselines or []),
+    ):
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                yield Problem((section, key, number), f"{name} is listed twice; remove one")
+            elif task.name not in registry.get(name).tasks:
+                yield Problem(
+                    (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
+                )
+    if task.required_baseline is not None and task.required_baseline not in settings.baselines:
+        yield Problem(("planning", "baselines"), f"needs {task.required_baseline}, which the report compares the model with; add it")
 
 
 def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -369,12 +246,17 @@ def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         yield Problem(key, message)
 
 
+def _check_guards(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    for name, message in guard_problems(settings.training.guards):
+        yield Problem(("training", "guards", "more", name), message)
+
+
 def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
     chosen, has_replay = settings.training.distillation, settings.snapshot.replay is not None
     if chosen is None:
         return
     key: Key = ("training", "distillation")
-    if settings.examples.task in ("classification", "token_classification"):
+    if not task_of(settings.examples).is_generative:
         if chosen.tokens is not None:
             yield Problem((*key, "tokens"), "is for the tasks sft and language_modeling: of a classifier all rows are taught; remove it")
         if chosen.temperature != 1:
@@ -387,6 +269,9 @@ def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
 
 def _check_launcher(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     launcher = settings.launcher
+    if launcher.kind not in LAUNCHERS:
+        near = did_you_mean(launcher.kind, LAUNCHERS)
+        yield Problem(("launcher", "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}")
     if launcher.spot_notice == "none" and launcher.spot_poll_seconds != type(launcher).model_fields["spot_poll_seconds"].default:
         yield Problem(
             ("launcher", "spot_poll_seconds"), "is the time between looks for launcher.spot_notice, which is none; set that, or remove this"
@@ -412,15 +297,15 @@ def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
     problems = validate(settings, root)
     if yaml_path.parent.parent == DEFS:
-        problems = [_with_demo_mend(problem, yaml_path.parent.name) for problem in problems]
+        problems = [_with_demo_fix(problem, yaml_path.parent.name) for problem in problems]
     folder = yaml_path.parent.name
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
-        mend = f"add `name: {fitting_name(folder)}`"
-        problems.append(Problem(("name",), f"the folder's name `{folder}` cannot name a use case; {mend}"))
+        fix = f"add `name: {fitting_name(folder)}`"
+        problems.append(Problem(("name",), f"the folder's name `{folder}` cannot name a use case; {fix}"))
     return problems
 
 
-def _with_demo_mend(problem: Problem, demo: str) -> Problem:
+def _with_demo_fix(problem: Problem, demo: str) -> Problem:
     # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
     if problem.key not in (
         ("base_model",),
@@ -433,80 +318,5 @@ def _with_demo_mend(problem: Problem, demo: str) -> Problem:
     return Problem(problem.key, f"{problem.message}; `fullft prepare {demo}` writes the demo's")
 
 
-def fitting_name(folder: str) -> str:
-    """Return the nearest valid use-case name to a folder's name."""
-    name = re.sub(r"\W+", "_", folder, flags=re.ASCII).strip("_")
-    return name if name[:1].isalpha() else f"case_{name}".rstrip("_")
-
-
 def _use_case(settings: UseCaseSettings, yaml_path: Path, root: Path | None = None) -> UseCase:
     return UseCase(settings.name or yaml_path.parent.name, settings, yaml_path, root or find_project_root(yaml_path))
-
-
-def _name_in(yaml_path: Path) -> str:
-    try:
-        value = read_source(yaml_path).value
-    except SettingsError:
-        value = None  # Loading it will tell what is wrong; until then its folder names it.
-    attributes = value.get("attributes") if isinstance(value, dict) else None
-    name = attributes.get("name") if isinstance(attributes, dict) else None
-    return name if isinstance(name, str) else yaml_path.parent.name
-
-
-def _parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
-    """Return the settings and the keys found wrong, which the settings hold a default or a placeholder for.
-
-    What is wrong is taken out and the rest parsed again, so that one mistake never hides another.
-    """
-    data = _attributes(source)
-    broken: set[Key] = set()
-    while True:
-        try:
-            return UseCaseSettings.model_validate(data), broken
-        except ValidationError as error:
-            before = copy.deepcopy(data)
-            for found in error.errors(include_url=False):
-                keys = [found["loc"]] if found["loc"] else keys_named(found["msg"], source)
-                if keys and not any(_covers(key, keys[0]) for key in broken):
-                    source.add(keys[0], explain(found, keys, source))
-                broken.update(keys)
-                for key in keys:
-                    _take_out(data, key)
-            if data == before:
-                source.add((), str(error.errors(include_url=False)[0]["msg"]))
-                return None, broken
-
-
-def _attributes(source: YamlSource) -> dict[str, Any]:
-    """Check the file's top level and return a copy of what stands below `attributes`."""
-    if not isinstance(source.value, dict):
-        source.fail(1, f"holds no use case; `dg scaffold defs {COMPONENT} NAME` writes one that runs")
-    for name in source.value:
-        if name in UseCaseSettings.model_fields and name not in COMPONENT_KEYS:
-            source.add_at(source.lines[name,], (name,), "stands at the top; indent it below `attributes`")
-        elif name not in COMPONENT_KEYS:
-            hint = did_you_mean(name, COMPONENT_KEYS) or f"; known keys: {', '.join(COMPONENT_KEYS)}"
-            source.add_at(source.lines[name,], (name,), f"unknown key `{name}`{hint}")
-    if "type" not in source.value:
-        source.add_at(1, ("type",), f"missing; write `type: {COMPONENT}`")
-    elif source.value["type"] not in COMPONENT_TYPES:
-        source.add_at(source.lines["type",], ("type",), f"{source.value['type']} is not {COMPONENT}")
-    attributes = source.value.get("attributes")
-    if attributes is not None and not isinstance(attributes, dict):
-        source.add_at(source.lines["attributes",], ("attributes",), f"{given_value((), source)} is not a section with keys")
-    return copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
-
-
-def _take_out(data: dict[str, Any], key: Key) -> None:
-    """Remove a key, or put a placeholder where it is required, so that the rest can be checked."""
-    *sections, last = [name for name in key if isinstance(name, str)]
-    for name in sections:
-        data = data.setdefault(name, {})
-    data.pop(last, None)
-    info = field_of(key)
-    if info is not None and info.is_required():
-        data[last] = "?" if info.annotation is str else {}
-
-
-def _covers(key: Key, other: Key) -> bool:
-    return other[: len(key)] == key

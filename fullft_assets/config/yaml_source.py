@@ -77,6 +77,7 @@ def read_source(yaml_path: Path) -> YamlSource:
         data = yaml_path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{yaml_path}: cannot be read ({error.strerror})") from None
+    text = ""
     try:
         text = data.decode("utf-8-sig")
         loader = _Loader(text)
@@ -105,7 +106,7 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     if "\\t" in message:
         return f"{message}; indent with spaces, not tabs"
     if "mapping values are not allowed" in message:
-        return f"{message}; check the indentation, and quote a value that holds a colon"
+        return f"{message}; check the indentation, and quote a value that contains a colon"
     if "another document" in message:
         return "found another document (---); one use case a file"
     if error.context and error.context_mark:

@@ -3,16 +3,19 @@
 from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, read_batch
 from fullft_assets.documents.delivery import Look, left_in_place, look, source_of
 from fullft_assets.documents.erasure import erased_digest
-from fullft_assets.documents.raw import VERSION, keep, kept, key_settings
+from fullft_assets.documents.metadata import RawMetadata
+from fullft_assets.documents.raw import CHECKS, VERSION, keep, key_settings, was_kept
 from fullft_assets.documents.reading import read_documents
-from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile, scan
+from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile
 
 __all__ = [
     "Batch",
+    "CHECKS",
     "Folder",
     "Kind",
     "Look",
     "MAX_CUTS",
+    "RawMetadata",
     "S3Prefix",
     "SourceFile",
     "VERSION",
@@ -20,13 +23,12 @@ __all__ = [
     "erased_digest",
     "is_delivered",
     "keep",
-    "kept",
     "key_settings",
     "left_in_place",
     "list_batches",
     "look",
     "read_batch",
     "read_documents",
-    "scan",
     "source_of",
+    "was_kept",
 ]

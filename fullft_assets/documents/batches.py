@@ -26,7 +26,7 @@ from fullft_assets.store import Store
 Kind = Literal["batch", "window"]
 #: Most batches that one look records: each is a synced write, and a sensor has a minute. The next look goes on.
 MAX_CUTS = 500
-#: What the lines of a recorded batch hold; a path may hold spaces, so it stands last.
+#: Columns of the lines of a recorded batch; a path may contain spaces, so it is the last one.
 _COLUMNS = "mtime_ns bytes etag path"
 
 
@@ -34,8 +34,8 @@ _COLUMNS = "mtime_ns bytes etag path"
 class Batch:
     """A bounded set of files that goes through the data stages together.
 
-    `erased` holds what stands for files whose documents were all erased, in place of their names (see `forget`); `uri` is the source that
-    they were cut from, empty where that was not recorded.
+    `erased` has digests of the files whose documents were all erased, in place of their names (see `forget`); `uri` is the source that
+    they were cut from.
     """
 
     name: str
@@ -91,11 +91,11 @@ def cut_batches(
 
 
 def settled(source: Source, settings: DocumentsSettings, now: float | None) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Return a source's files: those that are whole, and those written to within `settle_seconds` of `now`."""
+    """Return a source's files: those that are complete, and those written to within `settle_seconds` of `now`."""
     files = source.files()
     if now is None or not source.may_be_growing:
         return files, []
-    # A time in the future (another machine's clock, a restored file) must not hold a file back for ever.
+    # A time in the future (another machine's clock, a restored file) must not block a file for ever.
     now_ns, least_ns = int(now * 10**9), int(settings.settle_seconds * 10**9)
     young = [file for file in files if abs(now_ns - file.mtime_ns) < least_ns]
     if not young:
@@ -121,7 +121,7 @@ def record(
         number = max((_number(batch) for batch in batches), default=0)
         cut = []
         for group in islice(_bounded(new, settings), MAX_CUTS):
-            # The number keeps the order of delivery, the digest tells batches of different stores apart.
+            # The number keeps the order of delivery, the digest distinguishes batches of different stores.
             lines = [_line(file) for file in group]
             content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
             batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", group, uri=uri)
@@ -131,7 +131,7 @@ def record(
 
 
 class _Known:
-    """The files that are in some batch, by name or by what stands for them."""
+    """The files that are in some batch, by name or by digest."""
 
     def __init__(self, case: str, batches: list[Batch]):
         self._case = case
@@ -192,13 +192,11 @@ def _line(file: SourceFile) -> str:
 
 
 def _parse(data: dict[str, Any]) -> Batch:
-    if data.get("columns") != _COLUMNS:  # one object a file, as earlier versions wrote them
-        return Batch(data["name"], [SourceFile(**file) for file in data["files"]])
     files = []
     for line in data["files"]:
         mtime_ns, size, etag, path = line.split(" ", 3)
         files.append(SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag))
-    return Batch(data["name"], files, frozenset(data.get("erased", ())), data.get("uri", ""))
+    return Batch(data["name"], files, frozenset(data.get("erased", ())), data["uri"])
 
 
 class _Memory(dict[tuple[str, str, str, str], Batch]):
@@ -245,13 +243,13 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
 
 
 def is_delivered(where: Source | Path, batch: Batch) -> bool:
-    """Return whether any file of a batch still lies there as it was cut: a rewritten one is in a newer batch."""
+    """Return whether any file of a batch is still there as it was cut: a rewritten one is in a newer batch."""
     source = Folder(where) if isinstance(where, Path) else where
     if not batch.files:
         return False
-    # Nearly always the first one does; only where not are the others asked for, many at a time.
+    # Nearly always the first one is; only if not are the others asked for, many at a time.
     first, *others = batch.files
     if source.status(first.path) == first:
         return True
-    stand = source.statuses(file.path for file in others)
-    return any(stand[file.path] == file for file in others)
+    current = source.statuses(file.path for file in others)
+    return any(current[file.path] == file for file in others)

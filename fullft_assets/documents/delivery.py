@@ -1,7 +1,7 @@
-"""delivery: what is new at a use case's source, listed or told by events, goes into the ledger.
+"""delivery: new files at a use case's source, found by listing or by events, are recorded in the ledger.
 
-A look is bounded, as a sensor's must be. Of a bucket it lists some pages, and the next look goes on from there to the
-end and begins anew: that only says where to look next, the ledger alone says what is new.
+A look is bounded, as a sensor's must be. Of a bucket it lists some pages; the next look continues from there, and after the end it
+starts again. The position only tells where to look next: the ledger alone decides what is new.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fullft_assets.store import Store, digest
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-#: With a queue the prefix is still listed at first and this often: for what was there before, and events that were lost.
+#: With a queue the prefix is still listed at first, and again after this time: for earlier objects, and events that were lost.
 LISTING_SECONDS = 24 * 3600
 #: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or longer for the server.
 PAGES_A_LOOK = 5
@@ -39,7 +39,7 @@ class Look:
     num_unsettled: int
     #: What was left alone, in words; empty if nothing was.
     notes: list[str]
-    #: Paths that were met and left in place, for their endings are not read; one of the notes counts them.
+    #: Paths that were met and left in place because their endings are not read; one of the notes counts them.
     others: list[str] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
 
 
 def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
-    """Return the settings that files are cut by: a window is compared as a whole, so each production file is one."""
+    """Return the settings that files are cut by: each production file is a window of its own."""
     settings = use_case.settings.documents
     return settings if kind == "batch" else settings.model_copy(update={"max_batch_files": 1})
 
@@ -64,7 +64,7 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
         store: where the ledger is kept.
         use_case: whose source.
         kind: documents or production documents.
-        whole: look at all of the source, however long it takes.
+        whole: look at the complete source, however long it takes.
         now: seconds since the epoch. Default: the clock's.
 
     Raises:
@@ -96,7 +96,7 @@ def left_in_place(others: Sequence[str]) -> list[str]:
     most = sorted(named.items(), key=lambda item: (-len(item[1]), item[0]))
     shown = [f"{len(paths):,} {ending} ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" for ending, paths in most[:5]]
     more = f" and {len(most) - 5:,} more endings" if len(most) > 5 else ""
-    return [f"{len(others):,} file(s) are left in place, for their endings are not read: {', '.join(shown)}{more}"] if others else []
+    return [f"{len(others):,} file(s) are left in place because their endings are not read: {', '.join(shown)}{more}"] if others else []
 
 
 def _list_on(
@@ -107,32 +107,32 @@ def _list_on(
     Where it has reached the end, it begins anew once `every` seconds have passed.
     """
     name, place = f"{case}/listing/{kind}", digest([source.uri, bounds.queue])
-    stands = store.read_pointer(name)
-    if stands is None or stands["place"] != place:
-        stands = {"place": place, "after": "", "ended_at": None}
-    if not stands["after"] and stands["ended_at"] is not None and now - stands["ended_at"] < every:
+    position = store.read_pointer(name)
+    if position is None or position["place"] != place:
+        position = {"place": place, "after": "", "ended_at": None}
+    if not position["after"] and position["ended_at"] is not None and now - position["ended_at"] < every:
         return [], []
-    files, after = source.listed(stands["after"], PAGES_A_LOOK)
+    files, after = source.listed(position["after"], PAGES_A_LOOK)
     cut = batches.record(store, case, files, bounds, kind, uri=source.uri)
-    new = {"place": place, "after": after, "ended_at": (stands["ended_at"] if after else now) if every else None}
-    # Of more than one look may record the rest is listed again.
-    if new != stands and len(cut) < batches.MAX_CUTS:
+    new = {"place": place, "after": after, "ended_at": (position["ended_at"] if after else now) if every else None}
+    # If there are more files than one look may record, these pages are listed again.
+    if new != position and len(cut) < batches.MAX_CUTS:
         store.write_pointer(name, new)
     return cut, [f"listed up to {after}; the next look goes on"] if after else []
 
 
 def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: DocumentsSettings, now: float) -> Look:
     queue = EventQueue(bounds.queue or "", source)
-    # What arrives behind the listing has an event, which this look receives or a later one.
+    # An object that arrives behind the listing has an event, which this look or a later one receives.
     cut, listed = _list_on(store, case, source, bounds, "batch", now, every=LISTING_SECONDS)
     received = queue.receive()
     while recorded := batches.record(store, case, received.files, bounds, uri=source.uri):
         cut += recorded
-    # Only what is in the ledger is forgotten by the queue; what dies in between comes again and is known.
+    # Messages are deleted once their objects are in the ledger; after a crash in between they come again and are known.
     queue.delete(received)
     notes = {
-        "object(s) named by events lie outside of it or have another ending": received.num_outside,
+        "object(s) named by events are outside of it or have another ending": received.num_outside,
         "message(s) of the queue are no S3 events and stay there": received.num_unknown,
     }
-    told = [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed, *left_in_place(source.others)]
-    return Look(cut, 0, told, source.others)
+    shown = [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed, *left_in_place(source.others)]
+    return Look(cut, 0, shown, source.others)

@@ -1,7 +1,7 @@
-"""erasure: what was erased stays out. A tombstone is a pointer named by a keyed digest, never by the id itself.
+"""erasure: erased documents are kept out. A tombstone is a pointer named by a keyed digest, never by the id itself.
 
-A document with an id of its own is known by it. One without (its id is made up: `file:row`) only says where it stood: when a
-line above it goes, another one stands there. So it is known by its file, its content and its group.
+A document with an id of its own is known by it. A made-up id (`file:row`) only names a place: when a line above it is deleted, another
+document has that place. So such a document is known by its file, its content and its group.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 By = Literal["id", "group"]
-#: What has a tombstone under its name; a file's keeps nothing out, it says that the name is to be told nowhere: of delivered ones, or of
-#: those that general documents are drawn from.
+#: What a tombstone can be named by. That of a file (delivered, or one that general documents are drawn from) keeps no rows out: it marks
+#: a name that must not be shown anywhere.
 Named = Literal["id", "group", "file", "general file"]
-#: What the tombstones of rows with made-up ids begin with: only where there are any are texts hashed.
+#: Prefix of the tombstones of rows with made-up ids; texts are hashed only if there are any.
 _ROW = "row-"
 
 
 def erased_digest(case: str, value: str, by: Named = "id") -> str:
-    """Return what stands for an erased id, group or file: HMAC-SHA256 keyed with the case's name, in hex."""
+    """Return the digest that replaces an erased id, group or file: HMAC-SHA256 keyed with the case's name, in hex."""
     return _hmac(f"{case}/{by}", value)
 
 
@@ -45,7 +45,7 @@ def write_tombstones(store: Store, case: str, digests: Iterable[str], *, by: By,
         digests: see `erased_digest` and `row_digests`.
         by: what was asked for.
         reason: kept with them.
-        found: the store held such a document: to be told apart later from an id that nobody ever knew.
+        found: the store had such a document; distinguishes it later from an id that was never known.
     """
     known = read_tombstones(store, case)
     for name in digests:
@@ -67,21 +67,21 @@ def was_found(store: Store, case: str, name: str) -> bool:
 
 
 def has_made_up_id(table: pa.Table) -> np.ndarray:
-    """Return which rows of a table have no id of their own: bool [rows]. Without `source` and `row` it cannot be told: none."""
+    """Return which rows of a table have no id of their own: bool [rows]. None where the table lacks `source` and `row`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not {"source", "row"} <= set(table.column_names):
         return np.zeros(len(table), bool)
-    made_up = pc.binary_join_element_wise(table["source"], pc.cast(table["row"], pa.string()), ":")
-    return pc.fill_null(pc.equal(table["id"], made_up), False).to_numpy().astype(bool)
+    made_up = pc.call_function("binary_join_element_wise", [table["source"], table["row"].cast(pa.string()), pa.scalar(":")])
+    return pc.call_function("equal", [table["id"], made_up]).fill_null(False).to_numpy().astype(bool)
 
 
 def row_digests(case: str, table: pa.Table) -> list[str]:
-    """Return what stands for each row of a table with made-up ids: its file, its content and its group.
+    """Return a digest for each row of a table with made-up ids: of its file, its content and its group.
 
     The content is `text_hash` where a table has it, which is of the masked text; else that of what was delivered. Equal rows
-    of one file and group are one: nothing but their place tells them apart.
+    of one file and group have one digest: only their place differs.
     """
     groups = table["group"].to_pylist() if "group" in table.column_names else [None] * len(table)
     rows = zip(table["source"].to_pylist(), _contents(table), table["id"].to_pylist(), groups, strict=True)
@@ -92,17 +92,22 @@ def _contents(table: pa.Table) -> list[str | None]:
     if "text_hash" in table.column_names:
         return table["text_hash"].to_pylist()
     texts = table["text"].to_pylist()
+    turns: list[list[dict[str, str]] | None]
     turns = table["messages"].to_pylist() if "messages" in table.column_names else [None] * len(texts)
     return [
-        None if text is None else text_hash(text) if said is None else messages_hash([(t["role"], t["content"]) for t in said])
-        for text, said in zip(texts, turns, strict=True)
+        None
+        if text is None
+        else text_hash(text)
+        if messages is None
+        else messages_hash([(turn["role"], turn["content"]) for turn in messages])
+        for text, messages in zip(texts, turns, strict=True)
     ]
 
 
 def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.ndarray:
     """Return which rows of a table have a tombstone: bool [rows].
 
-    By their `id`, if it is their own; by what `row_digests` says, if not; and by their `group` where there is such a column.
+    By their `id`, if it is their own; by `row_digests`, if not; and by their `group` where there is such a column.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -111,12 +116,13 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
     if not tombstones:
         return found
     made_up = has_made_up_id(table)
-    by: By
-    for by, rows in (("id", ~made_up), ("group", np.ones(len(table), bool))):
+    named: dict[By, np.ndarray] = {"id": ~made_up, "group": np.ones(len(table), bool)}
+    for by, rows in named.items():
         if by in table.column_names:
-            distinct = [value for value in pc.unique(table[by].filter(pa.array(rows))).to_pylist() if value is not None]
+            distinct = [value for value in table[by].filter(pa.array(rows)).unique().to_pylist() if value is not None]
             erased = [value for value in distinct if erased_digest(case, value, by) in tombstones]
-            found |= rows & pc.is_in(table[by], pa.array(erased, pa.string())).to_numpy().astype(bool)
+            is_named = pc.call_function("is_in", [table[by]], pc.SetLookupOptions(pa.array(erased, pa.string())))
+            found |= rows & is_named.to_numpy().astype(bool)
     if made_up.any() and any(name.startswith(_ROW) for name in tombstones):
         found[made_up] |= np.array([name in tombstones for name in row_digests(case, table.filter(pa.array(made_up)))], bool)
     return found

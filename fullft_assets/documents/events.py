@@ -1,7 +1,7 @@
 """An SQS queue of a bucket's S3 events: which objects arrived, without listing the prefix.
 
 Understood are S3's own notifications, the same wrapped by SNS, and EventBridge's events. An event only names an
-object: the object is looked at as it stands, so repeated, late and disordered events do no harm.
+object: the object is looked at as it is now, so repeated, late and disordered events do no harm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WAIT_SECONDS = 1
 class Received:
     """The messages of one look, read."""
 
-    #: Objects below the prefix that the messages name, as they stand.
+    #: Objects below the prefix that the messages name, as they are now.
     files: list[SourceFile] = field(default_factory=list)
     #: Handles of the messages that are done with once `files` are recorded.
     handles: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class EventQueue:
         start = f"{self.prefix.uri}/"
         paths = self.prefix.documents_among(url.removeprefix(start) for url in named if url.startswith(start))
         received.num_outside = len(named) - len(paths)
-        # What is gone by now was taken away or will come again; what may not be read is named once the prefix is listed.
+        # An object that is gone by now was deleted or will come again; one that may not be read is named once the prefix is listed.
         received.files = sorted(file for file in self.prefix.statuses(paths).values() if file is not None)
         return received
 
@@ -94,7 +94,7 @@ class EventQueue:
 
 
 def _objects(body: str) -> Iterator[str | None]:
-    """Yield the URL of each object that a message says was created; None if the message is no S3 event."""
+    """Yield the URL of each object that a message reports as created; None if the message is no S3 event."""
     try:
         event = json.loads(body)
         if isinstance(event, dict) and event.get("Type") == "Notification":
@@ -118,7 +118,7 @@ def _client(url: str) -> BaseClient:
 
     parts = urlsplit(url)
     aws = re.fullmatch(r"(?:sqs\.)?([a-z0-9-]+)\.(?:queue\.)?amazonaws\.com(?:\.cn)?", parts.hostname or "")
-    # The queue's own URL says where it is: AWS_ENDPOINT_URL may name another server, for S3.
+    # The queue's own URL names its server: AWS_ENDPOINT_URL may name another server, for S3.
     return boto3.client("sqs", endpoint_url=f"{parts.scheme}://{parts.netloc}", region_name=aws[1] if aws else None)
 
 
@@ -131,4 +131,4 @@ def _one_line_errors(url: str) -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{url}: cannot be read ({why}); mend documents.queue or the role's rights") from error
+        raise DataError(f"{url}: cannot be read ({why}); fix documents.queue or the role's rights") from error

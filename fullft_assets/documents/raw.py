@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
-from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.documents.formats import FORMATS, name_of_format
+from fullft_assets.documents.metadata import RawMetadata
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
+from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,24 +31,24 @@ if TYPE_CHECKING:
 
 
 VERSION = "4"
-#: Format by ending of a file's name.
-FORMATS = ENDINGS
+READABLE = CheckSpec("files_are_readable", "Every file of the batch could be read.")
+CHECKS = (READABLE,)
 _CHANGED = "its newer state comes in a batch of its own"
-_OF_EXAMPLES = ("task", "multi_label", "label", "group", "domain")
-#: Settings without which rows that were read before stay what they are: their column is emptied where it is no longer wanted.
+_OF_EXAMPLES = ("task", "label", "group", "domain")
+#: Settings that may be removed without reading again: their column of rows that were read before is emptied.
 _DROPPABLE = ("group", "domain")
-#: Settings that say how a file is read, and nothing of what its rows mean.
+#: Settings that define how a file is read, not what its rows mean.
 _HOW_READ = ("format", "encoding")
-#: Raw documents of other settings that are looked through for a file which was taken away.
+#: Raw documents made with other settings that are searched for a file which was deleted.
 _MOST_REMEMBERED = 20
 
 
 def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
     """Write a batch's raw documents (a window's production documents) as an artifact.
 
-    A file counts as it was cut. Of one that was since taken away or rewritten, what was read at its delivery counts where
-    its rows hold what the settings of today ask for; else it is left out and named. So a batch that was once read is
-    never in the way of the others: at worst it is empty.
+    A file counts as it was when the batch was cut. If it was deleted or rewritten since, the rows read at its delivery are used, provided
+    that they have what today's settings ask for; else the file is left out and named. So a batch that was read once never blocks the
+    others: at worst it is empty.
 
     Raises:
         DataError: no such batch was cut; or not one of its files can be read, and none ever was.
@@ -61,24 +64,32 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         table, encodings, unreadable = plan.read(store, use_case)
         table, num_erased = without_erased(table, store, use_case.name)
         pq.write_table(table, draft.path / "documents.parquet")
-        metadata = {
-            "batch": name,
-            # What was carried over came from where it was cut, wherever the documents lie today.
-            "uri": batch.uri or source.uri,
-            "num_files": len(batch.files),
-            "num_bytes": batch.num_bytes,
-            "num_rows": len(table),
-            "num_malformed": len(table) - table["problem"].null_count,
-            "num_erased": num_erased,
-            "files": {file.path: file.mtime_ns for file in batch.files if _shown(file.path) not in unreadable},
-            "encodings": encodings,
-            **({"taken_away": plan.taken_away} if plan.taken_away else {}),
-        }
-        return metadata, [_readable_check(source, batch, unreadable)]
+        metadata = RawMetadata(
+            batch=name,
+            # What was carried over came from where it was cut, wherever the documents are today.
+            uri=batch.uri or source.uri,
+            num_files=len(batch.files),
+            num_bytes=batch.num_bytes,
+            num_rows=len(table),
+            num_malformed=len(table) - table["problem"].null_count,
+            num_erased=num_erased,
+            files={file.path: file.mtime_ns for file in batch.files if _shown(file.path) not in unreadable},
+            encodings=encodings,
+            taken_away=plan.taken_away or None,
+        )
+        return metadata.as_dict(), [_readable_check(source, batch, unreadable)]
 
-    made = store.ensure(use_case.name, _stage(kind), write, inputs={"batch": name, "files": plan.digests()}, **pinned)
+    inputs = {"batch": name, "files": plan.digests(), **_format_versions(batch, settings.documents.format)}
+    made = store.ensure(use_case.name, _stage(kind), write, inputs=inputs, **pinned)
     _remember(store, made, name)
     return made
+
+
+def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
+    """Return the versions of the batch's formats that have one, as an input of the artifact's key; ours are part of this stage's `VERSION`."""
+    names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
+    versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
+    return {"formats": found} if (found := {name: version for name, version in versions.items() if version}) else {}
 
 
 def _stage(kind: Kind) -> str:
@@ -86,19 +97,18 @@ def _stage(kind: Kind) -> str:
 
 
 def _remember(store: Store, made: Manifest, name: str) -> None:
-    """Record that these are raw documents of a batch. Those of other settings are not forgotten: the settings may be changed back."""
+    """Record that these are raw documents of a batch. Those made with other settings stay recorded: the settings may be changed back."""
     pointer = f"{made.case}/read/{made.stage}/{name}"
     keys = (store.read_pointer(pointer) or {"keys": []})["keys"]
-    if made.metadata["files"] and made.key not in keys[:1]:
+    if RawMetadata.of(made).files and made.key not in keys[:1]:
         store.write_pointer(pointer, {"keys": [made.key, *(key for key in keys if key != made.key)][:_MOST_REMEMBERED]})
 
 
 def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:
     """Return the batch's raw documents as they were read before, the last ones first."""
-    last = kept(store, case, name, kind)  # earlier versions remembered no others
     keys = (store.read_pointer(f"{case}/read/{_stage(kind)}/{name}") or {"keys": []})["keys"]
-    found = [store.find(case, _stage(kind), key) for key in keys if last is None or key != last.key]
-    return [made for made in (last, *found) if made is not None]
+    found = [store.find(case, _stage(kind), key) for key in keys]
+    return [made for made in found if made is not None]
 
 
 @dataclass(frozen=True)
@@ -108,9 +118,14 @@ class _Before:
     made: Manifest
     settings: Mapping[str, Any]
 
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """Paths of the files that were read."""
+        return frozenset(RawMetadata.of(self.made).files)
+
     @property
     def wanting(self) -> list[str]:
-        """The settings that ask for what these rows do not hold."""
+        """The settings that ask for something that these rows do not have."""
         was = self.made.settings
         changed = [name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ]
         return [name for name in changed if name not in _DROPPABLE or self.settings[name] is not None]
@@ -138,7 +153,7 @@ class _Plan:
     """Which files of a batch are read now, and which are taken from what was read before.
 
     Args:
-        source: where the files lie.
+        source: where the files are.
         batch: the files.
         read_before: returns the batch's raw documents as they were read before, the last ones first.
     """
@@ -148,20 +163,20 @@ class _Plan:
         #: What is left out unseen, and why.
         self.unreadable = {_shown(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
         files = [file for file in batch.files if _is_unicode(file.path)]
-        stands = source.statuses(file.path for file in files)
-        self.as_cut = [file for file in files if stands[file.path] == file]
-        others = [file for file in files if stands[file.path] != file]
+        current = source.statuses(file.path for file in files)
+        self.as_cut = [file for file in files if current[file.path] == file]
+        others = [file for file in files if current[file.path] != file]
         before = read_before() if others else []
-        holding = {file.path: [each for each in before if file.path in each.made.metadata["files"]] for file in others}
+        earlier = {file.path: [each for each in before if file.path in each.files] for file in others}
         #: Of what is not there as it was cut, where its rows are taken from.
-        self.carried = {path: fits[0] for path, found in holding.items() if (fits := [each for each in found if not each.wanting])}
+        self.carried = {path: fits[0] for path, found in earlier.items() if (fits := [each for each in found if not each.wanting])}
         others = [file for file in others if file.path not in self.carried]
-        self.unreadable |= {file.path: f"changed since it was cut; {_CHANGED}" for file in others if stands[file.path] is not None}
-        gone = [file for file in others if stands[file.path] is None]
+        self.unreadable |= {file.path: f"changed since it was cut; {_CHANGED}" for file in others if current[file.path] is not None}
+        gone = [file for file in others if current[file.path] is None]
         #: What was read once, but not with what is asked for today, and is no longer there.
-        self.taken_away = [file.path for file in gone if holding[file.path]]
-        self.unreadable |= {path: _taken_away(holding[path][0]) for path in self.taken_away}
-        self.missing = [file for file in gone if not holding[file.path]]
+        self.taken_away = [file.path for file in gone if earlier[file.path]]
+        self.unreadable |= {path: _taken_away(earlier[path][0]) for path in self.taken_away}
+        self.missing = [file for file in gone if not earlier[file.path]]
 
     def digests(self) -> dict[str, str]:
         """Return what pins the content of each file: an input of the artifact's key."""
@@ -192,7 +207,7 @@ class _Plan:
         return pa.concat_tables(parts), encodings, unreadable
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
-        import pyarrow as pa
+        import pyarrow.compute as pc
 
         settings = use_case.settings
         try:
@@ -209,12 +224,12 @@ class _Plan:
         unreadable = found.unreadable | changed
         table = found.table
         if changed:
-            table = table.filter(pa.compute.invert(pa.compute.is_in(table["source"], pa.array(list(changed), pa.string()))))
+            table = table.filter(~pc.field("source").isin(list(changed)))
         return table, {path: name for path, name in found.encodings.items() if path not in unreadable}, unreadable
 
     def _changed(self) -> dict[str, str]:
-        stands = self.source.statuses(file.path for file in self.as_cut)
-        return {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if stands[file.path] != file}
+        current = self.source.statuses(file.path for file in self.as_cut)
+        return {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if current[file.path] != file}
 
 
 def _taken_away(before: _Before) -> str:
@@ -229,20 +244,19 @@ def key_settings(use_case: UseCase) -> dict[str, Any]:
     return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES})}
 
 
-def kept(store: Store, case: str, name: str, kind: Kind = "batch") -> Manifest | None:
-    """Return the raw documents of a batch as they were materialised last, or None."""
-    pointer = store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}")
-    return None if pointer is None else store.load(pointer["ref"])
+def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
+    """Return whether the raw documents of a batch were ever materialised."""
+    return store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}") is not None
 
 
 def _readable_check(source: Source, batch: Batch, unreadable: dict[str, str]) -> CheckOutcome:
     places = "; ".join(f"{source.uri}/{path}: {why}" for path, why in list(unreadable.items())[:5])
     more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
     return CheckOutcome(
-        name="files_are_readable",
+        name=READABLE.name,
         passed=not unreadable,
         severity="warn",
-        description=f"{places}{more}; mend and deliver again" if unreadable else "",
+        description=f"{places}{more}; fix and deliver again" if unreadable else "",
         metadata={"num_files": len(batch.files), "num_unreadable": len(unreadable)},
     )
 

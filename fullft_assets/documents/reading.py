@@ -1,39 +1,23 @@
 """Delivered files -> a table with one row a record, malformed ones included.
 
-A file counts whole or not at all: one that cannot be read to its end is named with the reason, and the rest goes on.
+A file is read to its end or not at all: one that cannot be read is named with the reason, and the others are read.
 """
 
 from __future__ import annotations
 
-import codecs
 import errno
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fullft_assets.documents.formats import (
-    ENDINGS,
-    argilla,
-    arrow,
-    csv_rows,
-    encodings,
-    ending_of,
-    ground_truth,
-    html_text,
-    json_arrays,
-    json_lines,
-    label_studio,
-    parquet,
-    pdf,
-    plain,
-)
-from fullft_assets.documents.formats.delivered import Delivered, Unreadable
-from fullft_assets.documents.formats.json_lines import Record
-from fullft_assets.documents.formats.rows import Row, Wanted, rows
+from fullft_assets.documents.formats import FORMATS, Delivered, Format, Reading, Record, Unreadable, encodings, ending_of, name_of_format
+from fullft_assets.documents.formats.protocol import plain_rows
+from fullft_assets.documents.formats.rows import Row, Wanted
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
@@ -44,18 +28,21 @@ if TYPE_CHECKING:
     from fullft_assets.documents.batches import Batch
     from fullft_assets.documents.sources import Source, SourceFile
 
-#: Rows, and characters of text, that stand in memory as Python objects at a time.
+T = TypeVar("T")
+#: Makes something of a file's records, given the format that defines what they mean.
+Take = Callable[[Iterator[tuple[int, Record]], Format, Reading], T]
+#: Rows, and characters of text, that are in memory as Python objects at a time.
 _PENDING_ROWS = 8192
 _PENDING_CHARACTERS = 2**25
 #: Objects that are fetched at a time.
 _FETCHERS = 16
-#: What S3 answers with (as s3fs tells it) while it is overloaded or broken.
+#: What S3 answers with (in s3fs's terms) while it is overloaded or broken.
 _PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """What a batch's files hold: a table of `schema()`; the files that cannot be read, and why; encodings other than UTF-8."""
+    """What a batch's files contain: a table of `schema()`; the files that cannot be read, and why; encodings other than UTF-8."""
 
     table: pa.Table
     unreadable: dict[str, str]
@@ -83,139 +70,128 @@ def read_documents(
     """
     import pyarrow as pa
 
-    _check_encoding(documents)
+    if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
+        raise SettingsError(f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave it out")
     batches: list[pa.RecordBatch] = []
     unreadable: dict[str, str] = {}
     found: dict[str, str] = {}
-    with pdf.TextLayers() as layers:
-        reader = _Reader(source, documents, Wanted.of(documents, examples), layers)
+    with FileReader(source, documents, examples) as reader:
         for file in batch.files:
+
+            def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading, file: SourceFile = file):
+                return _collect(meaning.rows(records, reading), file)
+
             try:
                 with source.local(file.path) as path:
-                    file_batches, encoding = reader.read(file, path)
+                    file_batches, encoding = reader.read(Delivered(path, file.path), collect)
             except Unreadable as error:
                 unreadable[file.path] = str(error)
             except OSError as error:
                 unreadable[file.path] = error.strerror or type(error).__name__
             else:
                 batches += file_batches
-                if encoding not in (None, "utf-8-sig"):
+                if encoding is not None and encoding != "utf-8-sig":
                     found[file.path] = encoding
     if unreadable and len(unreadable) == len(batch.files) and not may_be_empty:
         path, why = next(iter(unreadable.items()))
-        raise DataError(f"{source.uri.rstrip('/')}/{path}: cannot be read ({why}); mend the file and deliver it again")
+        raise DataError(f"{source.uri.rstrip('/')}/{path}: cannot be read ({why}); fix the file and deliver it again")
     return ReadBatch(pa.Table.from_batches(batches, schema=schema()), unreadable, found)
 
 
-def _check_encoding(documents: DocumentsSettings) -> None:
-    if documents.encoding is None:
-        return
-    try:
-        codecs.lookup(documents.encoding)
-    except LookupError as error:
-        raise SettingsError(
-            f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave it out"
-        ) from error
+class FileReader:
+    """Reads files of a source one after the other. A context: what the files of a format share is closed at its end.
 
+    Args:
+        source: where the files are delivered.
+        documents: formats, encoding and field names.
+        examples: the task, and the fields of label, group and domain.
+        all_fields: read all fields of a record, not only those that its row needs.
+    """
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads the files of one batch."""
+    def __init__(self, source: Source, documents: DocumentsSettings, examples: ExamplesSettings, *, all_fields: bool = False):
+        self._source = source
+        self._documents = documents
+        self._wanted = Wanted.of(documents, examples)
+        self._all_fields = all_fields
+        self._stack = ExitStack()
+        self._shared: dict[Any, Any] = {}
 
-    source: Source
-    documents: DocumentsSettings
-    wanted: Wanted
-    layers: pdf.TextLayers
+    def __enter__(self) -> FileReader:
+        return self
 
-    def read(self, file: SourceFile, path: Path) -> tuple[list[pa.RecordBatch], str | None]:
-        """Return a file's rows, and the encoding of its text (None where it has none)."""
-        with path.open("rb"):  # a folder, a dangling link or a missing right is told alike for all formats
-            delivered = Delivered(path, file.path)
-        container, shape = self._form(file.path)
-        if container in ("text", "html", "pdf"):
-            record, encoding = self._document(delivered, container)
-            return _collect(rows([(1, record)], self.wanted), file), encoding
-        if container in ("parquet", "arrow"):
-            columns = self.wanted.fields if shape == "plain" else None
-            records = (parquet if container == "parquet" else arrow).records(delivered, columns)
-            return _collect(self._shaped(records, shape, file.path), file), None
-        return self._decoded(delivered, container, shape, file)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._shared.clear()
+        self._stack.close()
 
-    def _form(self, name: str) -> tuple[str, str]:
-        """Return (container, shape): how records are written down, and what they mean (`json`: their own look tells)."""
-        by_ending = ENDINGS.get(ending_of(name), "jsonl")
-        form = by_ending if self.documents.format == "auto" else self.documents.format
-        if form == "json":
-            return "json", "json"
-        if form in ("label_studio", "argilla"):
-            return (by_ending if by_ending in ("csv", "parquet", "arrow") else "json"), form
-        return ("jsonl", "ground_truth") if form == "ground_truth" else (form, "plain")
+    def formats(self, name: str) -> tuple[Format, Format]:
+        """Return how a file's records are written, and the format that defines what they mean.
 
-    def _document(self, delivered: Delivered, form: str) -> tuple[Record, str | None]:
-        if form == "pdf":
-            text = self.layers.read(delivered.path)
-            return plain.document(delivered.name, text) if text else pdf.NO_TEXT_LAYER, None
-        data = delivered.data()
-        if form == "html" and len(data) > html_text.MAX_BYTES:
-            raise Unreadable(f"an HTML page of more than {html_text.MAX_BYTES // 2**20} MiB")
-        declared = html_text.declared_encoding(data) if form == "html" else None
-        text, encoding = encodings.decode(data, self.documents.encoding, declared)
-        return plain.document(delivered.name, html_text.text_of(text) if form == "html" else text), encoding
+        Raises:
+            Unreadable: no format has the file's ending.
+        """
+        by_ending = name_of_format(name)
+        chosen = by_ending if self._documents.format == "auto" else self._documents.format
+        if chosen is None:
+            raise Unreadable(f"no format has the ending {ending_of(name) or name}; install the package that registers it")
+        meaning = FORMATS.get(chosen)
+        if meaning.records is not None:
+            return meaning, meaning
+        return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
 
-    def _decoded(self, delivered: Delivered, container: str, shape: str, file: SourceFile) -> tuple[list[pa.RecordBatch], str]:
-        """Read text of records: in the encoding that is known, else as UTF-8, else in the one that is likeliest."""
-        with delivered.binary() as data:
-            known = encodings.of_mark(data.read(4)) or self.documents.encoding
-        records = {"json": json_arrays, "csv": csv_rows}.get(container, json_lines).records
+    def read(self, file: Delivered, take: Take[T]) -> tuple[T, str | None]:
+        """Return what `take` makes of a file's records, and the encoding of its text (None where it is no text).
 
-        def read(encoding: str) -> list[pa.RecordBatch]:
-            decoded = replace(delivered, encoding=encoding)
-            encodings.refuse_binary_file(decoded)
-            return _collect(self._shaped(records(decoded), shape, file.path), file)
+        `take` is called again where the text turns out to be in another encoding.
 
-        encoding = known or "utf-8-sig"
-        try:
-            return read(encoding), encoding
-        except UnicodeError:
-            if known:
-                raise Unreadable(encodings.complaint(delivered, known)) from None
-        encoding = encodings.detect_file(delivered)
-        try:
-            return read(encoding), encoding
-        except UnicodeError:
-            raise Unreadable(encodings.complaint(delivered, "utf-8-sig")) from None
+        Raises:
+            Unreadable: the file cannot be read to its end.
+            OSError: it cannot be opened.
+        """
+        with file.path.open("rb"):  # a folder, a dangling link or a missing right is reported alike for all formats
+            written, meaning = self.formats(file.name)
+        if written.max_bytes is not None and file.path.stat().st_size > written.max_bytes:
+            raise Unreadable(f"larger than {written.max_bytes // 2**20:,} MiB; split it")
+        reading = Reading(
+            wanted=self._wanted,
+            fields=self._wanted.fields if meaning.rows is plain_rows and not self._all_fields else None,
+            fetch=lambda references: self._fetch(file.name, references),
+            shared=self._open_shared,
+        )
 
-    def _shaped(self, records: Iterator[tuple[int, Record]], shape: str, name: str) -> Iterator[tuple[int, Row]]:
-        if shape == "json":
-            shape, records = self._look(records)
-        if shape == "ground_truth":
-            return ground_truth.rows(records, self.wanted, lambda references: self._fetch(name, references))
-        if shape == "label_studio":
-            return label_studio.rows(records, self.wanted)
-        return argilla.rows(records, self.wanted) if shape == "argilla" else rows(records, self.wanted)
+        def read(file: Delivered) -> T:
+            assert written.records is not None, "an export names formats that have records"
+            records = written.records(file, reading)
+            if meaning.is_told_by_content:
+                return take(*self._told_by_content(records, meaning), reading)
+            return take(records, meaning, reading)
 
-    def _look(self, records: Iterator[tuple[int, Record]]) -> tuple[str, Iterator[tuple[int, Record]]]:
-        """Return what the first record looks like, and all of the records."""
+        if not written.is_text:
+            return read(file), None
+        return encodings.read_text(file, self._documents.encoding, written.declared_encoding, read)
+
+    def _told_by_content(self, records: Iterator[tuple[int, Record]], otherwise: Format) -> tuple[Iterator[tuple[int, Record]], Format]:
+        """Return all of the records, and the format that the first one looks like."""
         seen = []
         for numbered in records:
             seen.append(numbered)
             if not isinstance(numbered[1], str):
                 break
-        first = seen[-1][1] if seen else {}
-        shape = "plain"
+        first = seen[-1][1] if seen else None
+        meaning = otherwise
         if isinstance(first, dict):
-            looks = {
-                "label_studio": label_studio.is_task(first),
-                "argilla": argilla.is_record(first),
-                "ground_truth": ground_truth.is_manifest(first, self.wanted),
-            }
-            shape = next((name for name, fits in looks.items() if fits), "plain")
-        return shape, chain(seen, records)
+            fitting = (each for each in FORMATS.all().values() if each.looks_like is not None and each.looks_like(first, self._wanted))
+            meaning = next(fitting, otherwise)
+        return chain(seen, records), meaning
+
+    def _open_shared(self, kind: Callable[[], AbstractContextManager[T]]) -> T:
+        if kind not in self._shared:
+            self._shared[kind] = self._stack.enter_context(kind())
+        return self._shared[kind]
 
     def _fetch(self, manifest: str, references: list[str]) -> list[str | OSError]:
         def fetch(reference: str) -> str | OSError:
             try:
-                return encodings.decode(self._bytes(manifest, reference), self.documents.encoding)[0]
+                return encodings.decode(self._bytes(manifest, reference), self._documents.encoding)
             except OSError as error:
                 return error
             except Unreadable as error:
@@ -231,7 +207,7 @@ class _Reader:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(manifest), reference))
         if path.startswith(("/", "../")) or "\0" in path:
             raise OSError("outside of the delivery folder")
-        with self.source.local(path) as local:
+        with self._source.local(path) as local:
             return local.read_bytes()
 
 
@@ -253,14 +229,14 @@ def _object_bytes(reference: str) -> bytes:
     except BotoCoreError as error:
         raise _not_reached(type(error).__name__) from error
     except OSError as error:
-        # A row would stay without its text once S3 answers again: the run fails instead, and a later one is whole.
+        # The row would have no text even once S3 answers again: the run fails instead, and a later one reads all of it.
         if error.errno in _PASSING or isinstance(error, TimeoutError):
             raise _not_reached(error.strerror or type(error).__name__) from error
         raise
 
 
 def _not_reached(why: str) -> DataError:
-    return DataError(f"source-ref: S3 cannot be reached ({why}); mend the credentials or the network")
+    return DataError(f"source-ref: S3 cannot be reached ({why}); fix the credentials or the network")
 
 
 def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile) -> list[pa.RecordBatch]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: `problem` says why a row is malformed; `delivered_ns` is its file's time and says which of two deliveries is newer.
+#: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is newer.
 COLUMNS = (
     "id",
     "text",

@@ -19,7 +19,7 @@ from fullft_assets.documents.formats import is_readable
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
 
-#: What `datasets.save_to_disk` writes beside its .arrow files; together they tell such a folder.
+#: What `datasets.save_to_disk` writes beside its .arrow files; together they identify such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
 #: Endings of files that are still being written.
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
@@ -28,9 +28,9 @@ _PARALLEL_REQUESTS = 16
 
 
 class SourceFile(NamedTuple):
-    """One delivered file as it stood when its batch was cut.
+    """One delivered file as it was when its batch was cut.
 
-    S3 tells times in whole seconds; the ETag tells two writes within one second apart.
+    S3 gives times in full seconds; the ETag distinguishes two writes within one second.
     """
 
     path: str
@@ -42,24 +42,28 @@ class SourceFile(NamedTuple):
 class Source(Protocol):
     """A place with delivered files; a path is relative to it, with forward slashes."""
 
-    #: The folder's absolute path, or s3://bucket/prefix: what stands before a path in a message.
+    #: The folder's absolute path, or s3://bucket/prefix: the prefix of a path in a message.
     uri: str
-    #: Whether a file may be seen half-written. An S3 object appears whole.
+    #: Whether a file may be seen half-written. An S3 object appears complete.
     may_be_growing: bool
-    #: Paths that the last listing met and left alone, for their endings are not read; hidden and partial ones are not among them.
+    #: Paths that the last listing met and left alone because their endings are not read; hidden and partial ones are not among them.
     others: list[str]
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out."""
+        ...
 
     def status(self, path: str) -> SourceFile | None:
-        """Return a file as it stands, or None where there is none."""
+        """Return a file as it is now, or None where there is none."""
+        ...
 
     def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
         """Return `status` of each path."""
+        ...
 
     def digest(self, file: SourceFile) -> str:
-        """Return what pins a file's content (sha256 or ETag), or `unreadable: why`."""
+        """Return what identifies a file's content (sha256 or ETag), or `unreadable: why`."""
+        ...
 
     def local(self, path: str) -> AbstractContextManager[Path]:
         """Return a local file to read; what had to be fetched is removed again.
@@ -67,9 +71,11 @@ class Source(Protocol):
         Raises:
             OSError: when entered: there is no such file, or it may not be read.
         """
+        ...
 
     def fetched(self, files: Sequence[SourceFile]) -> AbstractContextManager[None]:
         """Keep these files at hand: remote ones are fetched several at a time, and removed again."""
+        ...
 
 
 def open_source(path: str, project_root: Path) -> Source:
@@ -81,13 +87,8 @@ def open_source(path: str, project_root: Path) -> Source:
     return S3Prefix(path) if path.startswith("s3://") else Folder(locate(path, project_root))
 
 
-def scan(folder: Path) -> list[SourceFile]:
-    """Return the readable-by-ending files below a folder, sorted by path; see `Folder.files`."""
-    return Folder(folder).files()
-
-
 class Folder:
-    """A local folder. Linked folders are followed; a dangling link is a file as well: reading it says what is wrong."""
+    """A local folder. Linked folders are followed; a dangling link is a file as well: reading it reports what is wrong."""
 
     may_be_growing = True
 
@@ -103,7 +104,7 @@ class Folder:
             DataError: there is no such folder, or one below it cannot be listed.
         """
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: folder not found; deliver the documents there or mend documents.path")
+            raise DataError(f"{self.folder}: folder not found; deliver the documents there or fix documents.path")
         return sorted(self.walk())
 
     def walk(self) -> Iterator[SourceFile]:
@@ -135,7 +136,7 @@ class Folder:
             pending += reversed(inner)
 
     def status(self, path: str) -> SourceFile | None:
-        """Return a file as it stands, or None where there is none; a dangling link is one."""
+        """Return a file as it is now, or None where there is none; a dangling link is one."""
         full = self.folder / path
         try:
             return _source_file(path, full.stat() if full.exists() else full.lstat())
@@ -170,7 +171,7 @@ def _listed(directory: str) -> list[os.DirEntry[str]]:
         with os.scandir(directory) as entries:
             return list(entries)
     except OSError as error:
-        raise DataError(f"{error.filename}: folder cannot be listed ({error.strerror}); mend its permissions") from error
+        raise DataError(f"{error.filename}: folder cannot be listed ({error.strerror}); fix its permissions") from error
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -194,7 +195,7 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
 
 
 def _is_document(name: str, is_saved: Callable[[], bool]) -> bool:
-    """Return whether a file's name is a document's; `is_saved` says whether its folder is one that `datasets` saved."""
+    """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that `datasets` saved."""
     if not _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name == "dataset_dict.json":
         return False
     # Loading such a folder and mapping over it leaves caches of the same rows beside them.
@@ -277,13 +278,13 @@ class S3Prefix:
         return found, after
 
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
-        """Return what S3 says of the next keys after a path, and whether these are the last."""
+        """Return what S3 lists after a path, and whether these are the last."""
         where = {"Bucket": self._bucket, "Prefix": self._prefix, **({"StartAfter": self._prefix + after} if after else {})}
         try:
             with self._one_line_errors():
                 answer = self._fs.call_s3("list_objects_v2", **where)
         except FileNotFoundError as error:
-            raise DataError(f"{self.uri}: bucket not found; create it or mend documents.path") from error
+            raise DataError(f"{self.uri}: bucket not found; create it or fix documents.path") from error
         except PermissionError as error:
             raise DataError(f"{self.uri}: access denied ({error}); let the role list the bucket and get its objects") from error
         return answer.get("Contents", []), not answer.get("IsTruncated")
@@ -299,7 +300,7 @@ class S3Prefix:
         return bool(name) and not _is_hidden(path) and _is_document(name, lambda: is_saved(folder))
 
     def _saved_folders(self) -> Callable[[str], bool]:
-        """Return what tells whether `datasets` saved a folder: its bookkeeping, which is looked for once a folder."""
+        """Return a function that tells whether `datasets` saved a folder, from its bookkeeping; each folder is asked for once."""
 
         @cache
         def is_saved(folder: str) -> bool:
@@ -308,7 +309,7 @@ class S3Prefix:
         return is_saved
 
     def status(self, path: str) -> SourceFile | None:
-        """Return an object as it stands, or None where there is none or it may not be read.
+        """Return an object as it is now, or None where there is none or it may not be read.
 
         Raises:
             DataError: the bucket cannot be reached.
@@ -358,7 +359,7 @@ class S3Prefix:
     def _fetch(self, path: str, folder: Path) -> Path | OSError:
         """Return the local copy of an object, or the error that says why it cannot be read."""
         folder.mkdir(exist_ok=True)
-        # The whole key may be longer than a local name; its end holds what tells the format.
+        # The key may be longer than a local name; its end has the format's ending.
         place = folder / PurePosixPath(path).name[-100:]
         with self._one_line_errors():
             try:
@@ -368,7 +369,7 @@ class S3Prefix:
             except PermissionError as error:
                 if self.status(path) is None:
                     return PermissionError(errno.EACCES, str(error))
-                # It looks the same once the key may be used: an artifact without it would be taken for the whole.
+                # Once the key may be used the object looks the same: an artifact without it would pass as complete.
                 raise DataError(f"{self.uri}/{path}: may not be read ({error}); let the role use the key that encrypts it") from error
         return place
 
@@ -383,7 +384,7 @@ class S3Prefix:
             raise
         except (BotoCoreError, ClientError, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{self.uri}: cannot be read ({why}); mend the connection or the credentials") from error
+            raise DataError(f"{self.uri}: cannot be read ({why}); fix the connection or the credentials") from error
 
 
 def _place_or_raise(place: Path | OSError) -> Path:
@@ -393,6 +394,6 @@ def _place_or_raise(place: Path | OSError) -> Path:
 
 
 def _object(path: str, info: Mapping[str, Any]) -> SourceFile:
-    # Requests for one object tell whole seconds, some servers' listings fractions: only the seconds are comparable.
+    # A request for one object gives full seconds, some servers' listings give fractions: only the seconds are comparable.
     seconds = int(info["LastModified"].timestamp())
     return SourceFile(path, info["size"], seconds * 10**9, info["ETag"].strip('"'))

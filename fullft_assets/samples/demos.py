@@ -48,7 +48,7 @@ def prepare(yaml_path: Path) -> None:
     Raises:
         SettingsError: a package with the data or the model is not installed.
     """
-    from fullft_assets.config.validation import find_project_root
+    from fullft_assets.config.project import find_project_root
 
     demo = _find(yaml_path)
     if demo is not None:
@@ -63,13 +63,13 @@ def brings_model(yaml_path: Path) -> bool:
 
 def is_dormant(yaml_path: Path) -> bool:
     """Return whether a use case is a demo that waits for `prepare` to write its model: until then it has no part in Dagster."""
-    from fullft_assets.config.validation import find_project_root
+    from fullft_assets.config.project import find_project_root
 
     demo = _find(yaml_path)
     return demo is not None and demo.brings_model and not all((find_project_root(yaml_path) / place).is_dir() for place in demo.places)
 
 
 def _find(yaml_path: Path) -> _Demo | None:
-    from fullft_assets.config.validation import DEFS
+    from fullft_assets.config.project import DEFS
 
     return _DEMOS.get(yaml_path.parent.name) if yaml_path.parent.parent.resolve() == DEFS.resolve() else None

@@ -1,4 +1,4 @@
-"""The sample `licence_texts`: whole licence texts to go on pre-training a language model with, and general text to replay.
+"""The sample `licence_texts`: complete licence texts to continue pre-training a language model with, and general text to replay.
 
 The licence texts are those rules of the `licensedcode-data` package that are full texts (by the ScanCode project,
 https://github.com/aboutcode-org/scancode-toolkit, CC-BY-4.0); the group is the licence expression. The general text is the

@@ -1,54 +1,41 @@
-"""formats: a delivered file -> (row number, record or problem), one module a format.
+"""formats: a delivered file -> (row number, record or problem) -> rows, one module a format.
 
-Containers (`json_lines`, `json_arrays`, `csv_rows`, `parquet`, `arrow`, `plain`, `html_text`, `pdf`) yield
-records; what a record means is told by `rows` (plain fields, `chat`, `labels`) or by the module of the
-tool that exported it (`ground_truth`, `label_studio`, `argilla`).
+A new format is one module with a `Format` (see `protocol`) and one line in `registered`; another package registers its own
+through an entry point:
+
+    [project.entry-points."fullft_assets.formats"]
+    docx = "their_package.docx:FORMAT"
+
+It is then found by its endings, named by `documents.format`, read, and counted by `fullft check`.
 """
 
-from __future__ import annotations
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
+from fullft_assets.documents.formats.endings import COMPRESSIONS, compression_of, ending_of
+from fullft_assets.documents.formats.protocol import Format, Reading
+from fullft_assets.documents.formats.registered import (
+    FORMATS,
+    format_of,
+    formats_by_ending,
+    is_readable,
+    is_whole_file,
+    known_endings,
+    name_of_format,
+)
 
-from pathlib import PurePosixPath
-
-#: Format by ending, without that of a compression; `json` is told apart by its content.
-ENDINGS: dict[str, str] = {
-    ".manifest": "ground_truth",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-    ".md": "text",
-    ".markdown": "text",
-    ".html": "html",
-    ".htm": "html",
-    ".pdf": "pdf",
-}
-#: Codec (by the name that pyarrow gives it) by ending.
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-#: Formats that are unpacked on the way.
-LINE_FORMATS = ("ground_truth", "jsonl", "json", "csv")
-
-
-def is_readable(name: str) -> bool:
-    """Return whether files of such a name are read: by its ending, packed or not."""
-    form = ENDINGS.get(ending_of(name))
-    return form is not None and (compression_of(name) is None or form in LINE_FORMATS)
-
-
-def is_whole_file(name: str) -> bool:
-    """Return whether a file of such a name is one document."""
-    return ENDINGS.get(ending_of(name)) in ("text", "html", "pdf")
-
-
-def ending_of(name: str) -> str:
-    """Return the ending in lower case, without that of a compression."""
-    path = PurePosixPath(name.lower())
-    return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
-
-
-def compression_of(name: str) -> str | None:
-    """Return the codec that a file is packed with, or None."""
-    return COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)
+__all__ = [
+    "COMPRESSIONS",
+    "Delivered",
+    "FORMATS",
+    "Format",
+    "Reading",
+    "Record",
+    "Unreadable",
+    "compression_of",
+    "ending_of",
+    "format_of",
+    "formats_by_ending",
+    "is_readable",
+    "is_whole_file",
+    "known_endings",
+    "name_of_format",
+]

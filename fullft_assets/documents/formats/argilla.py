@@ -11,24 +11,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from fullft_assets.documents.formats.json_lines import Record
+from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Answer, Malformed, add_answers
+from fullft_assets.documents.formats.protocol import Format, Reading
 from fullft_assets.documents.formats.rows import Row, Wanted, add_problem, row_of
 
 _UNFINISHED = ("discarded", "draft", "pending")
 
 
-def is_record(record: dict[str, Any]) -> bool:
+def is_record(record: dict[str, Any], wanted: Wanted) -> bool:
     """Return whether a record looks like one of Argilla."""
     nested = isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
     flat = "_server_id" in record or any(name.endswith(".responses") for name in record)
     return nested or flat or {"annotation", "annotation_agent"} <= record.keys()
 
 
-def rows(records: Iterable[tuple[int, Record]], wanted: Wanted) -> Iterator[tuple[int, Row]]:
+def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of each record."""
     for number, record in records:
-        yield number, {"problem": record} if isinstance(record, str) else _row_of(record, wanted)
+        yield number, {"problem": record} if isinstance(record, str) else _row_of(record, reading.wanted)
 
 
 def _row_of(record: dict[str, Any], wanted: Wanted) -> Row:
@@ -99,10 +100,11 @@ def _flat(record: dict[str, Any], question: str) -> list[Answer]:
     if values is None:
         return []
     unknown = [None] * len(values) if isinstance(values, list) else None
-    users, states = (record.get(f"{question}.responses.{name}") or unknown for name in ("users", "status"))
-    if not all(isinstance(each, list) for each in (values, users, states)) or not len(values) == len(users) == len(states):
+    columns = [values, *(record.get(f"{question}.responses.{name}") or unknown for name in ("users", "status"))]
+    lists = [each for each in columns if isinstance(each, list)]
+    if len(lists) < len(columns) or len({len(each) for each in lists}) > 1:
         raise Malformed(f"the responses to `{question}`, their users and their status are not lists of one length")
-    together = zip(values, users, states, strict=True)
+    together = zip(*lists, strict=True)
     return [Answer(_text(user), value) for value, user, status in together if _is_submitted({"status": status})]
 
 
@@ -122,3 +124,6 @@ def _is_submitted(response: dict[str, Any]) -> bool:
 
 def _text(value: Any) -> str | None:
     return str(value) if isinstance(value, int | str) and value != "" else None
+
+
+FORMAT = Format(rows=rows, written_as=("json", "csv", "parquet", "arrow"), looks_like=is_record)

@@ -7,13 +7,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.documents.formats.delivered import Unreadable
-from fullft_assets.documents.formats.json_lines import Record
+from fullft_assets.documents.formats.delivered import Record, Unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Rows that stand in memory as Python objects at a time.
+#: Rows that are in memory as Python objects at a time.
 BATCH_ROWS = 1024
 
 
@@ -21,7 +20,7 @@ def chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
     """Return the columns to read: the wanted ones that are there, or all.
 
     Raises:
-        Unreadable: a column's name stands twice.
+        Unreadable: two columns have the same name.
     """
     if len(set(schema.names)) != len(schema.names):
         raise Unreadable("two columns have the same name")
@@ -46,17 +45,17 @@ def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[tu
 
 @contextmanager
 def reading(kind: str) -> Iterator[None]:
-    """Turn whatever pyarrow raises on a broken file into `Unreadable`; its message may hold the text and is left out."""
+    """Turn whatever pyarrow raises on a broken file into `Unreadable`; its message may contain the text and is dropped."""
     import pyarrow as pa
 
     try:
         yield
     except (pa.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise Unreadable(f"not a whole {kind} file ({type(error).__name__})") from error
+        raise Unreadable(f"not a complete {kind} file ({type(error).__name__})") from error
     except OSError as error:
         if error.strerror:
             raise
-        raise Unreadable(f"not a whole {kind} file (damaged or truncated)") from error
+        raise Unreadable(f"not a complete {kind} file (damaged or truncated)") from error
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""A delivered file, opened: unpacked and decoded, or one line that says why not."""
+"""A delivered file, opened: unpacked and decoded, or one line that tells why not."""
 
 from __future__ import annotations
 
@@ -6,31 +6,77 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, TextIO
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TextIO, cast
 
-from fullft_assets.documents.formats import compression_of
+from fullft_assets.documents.formats.endings import compression_of
+
+#: A record by its field names, or the problem of a row that is none.
+Record = dict[str, Any] | str
+_NOT_ASCII = bytes(range(128, 256))
 
 
 class Unreadable(Exception):
-    """A file cannot be read as a whole; the message says why, and holds nothing of its content."""
+    """A file cannot be read to its end; the message gives the reason and nothing of the content."""
+
+
+@dataclass
+class Head:
+    """The first bytes of a file, for a quick look at it: where reading stops, and how far it came."""
+
+    max_bytes: int
+    #: Bytes that were read, unpacked.
+    num_bytes: int = 0
+    #: Bytes of the file that they are packed in.
+    num_packed_bytes: int = 0
+    is_cut: bool = False
+
+
+class _HeadReader(io.RawIOBase):
+    """Reads the first bytes of a file and ends there."""
+
+    def __init__(self, file: BinaryIO, packed: Any, head: Head):
+        self._file, self._packed, self._head = file, packed, head
+        head.num_bytes, head.is_cut = 0, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        head = self._head
+        if head.num_bytes >= head.max_bytes:
+            head.is_cut = True
+            return 0
+        data = self._file.read(len(buffer))
+        head.num_bytes += len(data)
+        head.num_packed_bytes = self._packed.tell()
+        if head.num_bytes >= head.max_bytes:
+            # The last character may be cut in two.
+            data = data[: len(data) // 4 * 4].rstrip(_NOT_ASCII)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @dataclass(frozen=True)
 class Delivered:
     """A local copy of a delivered file.
 
-    `name` is its path relative to the source, `encoding` how its text is decoded.
+    `name` is its path relative to the source, `encoding` how its text is decoded, `head` how much of it is read at most.
     """
 
     path: Path
     name: str
     encoding: str = "utf-8-sig"
+    head: Head | None = None
 
     @property
     def compression(self) -> str | None:
         """The codec that the file is packed with, or None."""
         return compression_of(self.name)
+
+    def document(self, text: str) -> dict[str, Any]:
+        """Return the record of a file that is one document: its text, its path, and the name of the folder that it is in."""
+        return {"text": text, "file": self.name, "folder": PurePosixPath(self.name).parent.name or None}
 
     @contextmanager
     def binary(self) -> Iterator[BinaryIO]:
@@ -38,23 +84,27 @@ class Delivered:
 
         Raises:
             OSError: the file cannot be opened.
-            Unreadable: it is no whole archive.
+            Unreadable: its compression is damaged.
         """
         if self.compression is None:
             with self.path.open("rb") as file:
-                yield file
+                yield file if self.head is None else _first_bytes(file, file, self.head)
             return
         import pyarrow as pa
 
         if self.path.stat().st_size == 0:
             raise Unreadable(f"not a {self.compression} archive: empty")
         try:
-            with pa.input_stream(str(self.path), compression=self.compression) as stream, io.BufferedReader(stream, 2**20) as file:
-                yield file
+            with (
+                pa.OSFile(str(self.path)) as packed,
+                pa.CompressedInputStream(packed, self.compression) as stream,
+                io.BufferedReader(cast(io.RawIOBase, stream), 2**20) as file,
+            ):
+                yield file if self.head is None else _first_bytes(file, packed, self.head)
         except OSError as error:
             if error.strerror:  # the system's own error; pyarrow's has none
                 raise
-            raise Unreadable(f"not a whole {self.compression} archive ({str(error).splitlines()[0]})") from error
+            raise Unreadable(f"not a complete {self.compression} archive ({str(error).splitlines()[0]})") from error
 
     @contextmanager
     def text(self, newline: str | None = None) -> Iterator[TextIO]:
@@ -66,3 +116,7 @@ class Delivered:
         """Return all bytes, unpacked."""
         with self.binary() as file:
             return file.read()
+
+
+def _first_bytes(file: BinaryIO, packed: Any, head: Head) -> BinaryIO:
+    return io.BufferedReader(_HeadReader(file, packed, head))

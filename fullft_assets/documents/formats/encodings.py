@@ -1,12 +1,17 @@
-"""Which encoding a text is in: its byte order mark, UTF-8 where that fits, else what is likeliest."""
+"""Which encoding a text is in: that of its byte order mark, else UTF-8 where it fits, else the likeliest."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 from fullft_assets.documents.formats.delivered import Delivered, Unreadable
 
+T = TypeVar("T")
+#: Bytes at the start of a file that a byte order mark or a declared encoding is looked for in.
+_HEAD_BYTES = 4096
 #: Longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -23,14 +28,22 @@ _CANDIDATES = [
     "iso8859_15", "mac_roman", "cp437", "cp850", "cp932", "euc_jp", "gb18030", "big5", "cp949",
 ]
 # fmt: on
-#: Bytes with characters outside ASCII that an encoding is told from.
+#: Bytes of lines with characters outside ASCII that an encoding is detected from.
 SAMPLE_BYTES = 2**16
-#: Fewer bytes outside ASCII tell nothing; the most widespread encoding is meant.
+#: With fewer bytes outside ASCII the most widespread encoding is assumed.
 _FEW_BYTES = 4
-#: Characters at the start of a text that tell text from binary data.
+#: Characters at the start of a text that distinguish text from binary data.
 CHECKED_CHARACTERS = 2**16
 _CONTROLS = [chr(code) for code in (*range(9), 11, *range(14, 32), 127)]
 MAX_CONTROL_SHARE = 0.01
+
+
+def is_encoding(name: str) -> bool:
+    """Return whether a name is one of an encoding of text; codecs such as base64 are none."""
+    try:
+        return bool(getattr(codecs.lookup(name), "_is_text_encoding", True))
+    except LookupError:
+        return False
 
 
 def of_mark(head: bytes) -> str | None:
@@ -39,7 +52,7 @@ def of_mark(head: bytes) -> str | None:
 
 
 def refuse_binary(text: str) -> None:
-    """Raise `Unreadable` where the start of a text is mostly no text: NULs and other control characters."""
+    """Raise `Unreadable` where the start of a text has many NULs and other control characters."""
     start = text[:CHECKED_CHARACTERS]
     controls = sum(start.count(character) for character in _CONTROLS)
     if controls > 2 and controls > MAX_CONTROL_SHARE * len(start):
@@ -47,7 +60,7 @@ def refuse_binary(text: str) -> None:
 
 
 def refuse_binary_file(file: Delivered) -> None:
-    """Raise `Unreadable` where a file, decoded, is no text."""
+    """Raise `Unreadable` where a decoded file is no text."""
     with file.text() as text:
         refuse_binary(text.read(CHECKED_CHARACTERS))
 
@@ -55,7 +68,7 @@ def refuse_binary_file(file: Delivered) -> None:
 def detect(lines: Iterable[bytes]) -> str | None:
     """Return the likeliest encoding of lines that are not UTF-8, or None where none is likely.
 
-    Text that is UTF-8 but for damaged bytes has no other encoding: decoded by one, every other letter would be wrong.
+    Text that is UTF-8 except for damaged bytes has no other encoding: decoded by one, every other letter would be wrong.
 
     Raises:
         Unreadable: they are binary data.
@@ -69,16 +82,16 @@ def detect(lines: Iterable[bytes]) -> str | None:
             if len(sample) >= SAMPLE_BYTES:
                 break
     refuse_binary(sample.decode("latin-1"))
-    if _is_damaged_utf8(sample):
+    if _is_damaged_utf8(bytes(sample)):
         return None
-    if sum(byte > 127 for byte in sample) < _FEW_BYTES and _decodes(sample, "cp1252"):
+    if sum(byte > 127 for byte in sample) < _FEW_BYTES and _decodes(bytes(sample), "cp1252"):
         return "cp1252"
     matches = list(charset_normalizer.from_bytes(bytes(sample), cp_isolation=_CANDIDATES))
     if not matches:
         return None
     best = matches[0]
     equals = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
-    # A few accents fit many encodings alike; the most widespread of them is meant.
+    # A few accents fit many encodings alike; the most widespread of them is assumed.
     western = any("cp1252" in match.could_be_from_charset for match in equals)
     return "cp1252" if western else best.encoding
 
@@ -86,25 +99,49 @@ def detect(lines: Iterable[bytes]) -> str | None:
 def _is_damaged_utf8(sample: bytes) -> bool:
     text = sample.decode("utf-8", "surrogateescape")
     broken = sum("\udc80" <= character <= "\udcff" for character in text)
-    whole = sum(character > "\x7f" for character in text) - broken
-    return whole >= broken
+    intact = sum(character > "\x7f" for character in text) - broken
+    return intact >= broken
 
 
-def detect_file(file: Delivered) -> str:
-    """Return the encoding of a file that is not UTF-8.
+def read_text(
+    file: Delivered, given: str | None, declared_by: Callable[[bytes], str | None] | None, read: Callable[[Delivered], T]
+) -> tuple[T, str]:
+    """Return what `read` makes of a text file in the first encoding that fits, and that encoding.
+
+    Args:
+        file: the file.
+        given: the encoding that the settings name; a byte order mark is stronger.
+        declared_by: returns the encoding that the first bytes of the file declare; wrong often enough that UTF-8 is tried first.
+        read: reads the file in the encoding that `Delivered.encoding` names.
 
     Raises:
-        Unreadable: none fits.
+        Unreadable: no encoding fits, it is binary data, or `read` raises it.
     """
+    with file.binary() as data:
+        head = data.read(_HEAD_BYTES)
+    known = of_mark(head) or given
+    for encoding in (known,) if known else _candidates(file, declared_by(head) if declared_by is not None else None):
+        decoded = replace(file, encoding=encoding)
+        try:
+            refuse_binary_file(decoded)
+            return read(decoded), encoding
+        except UnicodeError:
+            continue
+    raise Unreadable(complaint(file, known or "utf-8-sig"))
+
+
+def _candidates(file: Delivered, declared: str | None) -> Iterator[str]:
+    yield "utf-8-sig"
+    if declared is not None:
+        yield declared
     with file.binary() as lines:
-        encoding = detect(lines)
-    if encoding is None:
-        raise Unreadable(complaint(file, "utf-8-sig"))
-    return encoding
+        found = detect(lines)
+    if found is not None:
+        yield found
 
 
 def complaint(file: Delivered, encoding: str) -> str:
-    """Return what is wrong with a file that an encoding does not decode: the first bad line, where lines can be told before decoding."""
+    """Return what is wrong with a file that an encoding does not decode: the first bad line, where lines can be found without decoding."""
     name = "UTF-8" if encoding in _UTF_8 else encoding
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         return f"not {name}"
@@ -122,29 +159,19 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
-def decode(data: bytes, given: str | None = None, declared: str | None = None) -> tuple[str, str]:
-    """Return a whole document's text, and its encoding.
-
-    Args:
-        data: the document.
-        given: the encoding that the settings name; a byte order mark is stronger.
-        declared: the encoding that the document itself names; wrong often enough that UTF-8 is tried first.
+def decode(data: bytes, given: str | None = None) -> str:
+    """Return the text of a whole document; `given` is the encoding that the settings name, a byte order mark is stronger.
 
     Raises:
         Unreadable: no encoding fits, or it is binary data.
     """
-    fixed = of_mark(data) or given
-    for encoding in (fixed,) if fixed else ("utf-8-sig", declared):
-        try:
-            text = data.decode(encoding or "utf-8-sig")
-        except UnicodeDecodeError:
-            continue
-        refuse_binary(text)
-        return text, encoding or "utf-8-sig"
-    found = None if fixed else detect(data.splitlines(keepends=True))
+    known = of_mark(data) or given
     try:
-        if found is not None:
-            return data.decode(found), found
+        text = data.decode(known or "utf-8-sig")
     except UnicodeDecodeError:
-        pass
-    raise Unreadable(f"not {fixed}" if fixed else "not UTF-8, and no other encoding fits; set documents.encoding")
+        found = None if known else detect(data.splitlines(keepends=True))
+        if found is None or not _decodes(data, found):
+            raise Unreadable(f"not {known}" if known else "not UTF-8, and no other encoding fits; set documents.encoding") from None
+        return data.decode(found)
+    refuse_binary(text)
+    return text

@@ -1,7 +1,7 @@
 """Output manifests of SageMaker Ground Truth: JSON lines with a label attribute and its metadata.
 
-Classification: the attribute is an index or a name, its metadata holds the class name. Multi-label: a list of
-indices, with `class-map` and `confidence-map`. Text spans: `annotations.entities`. The text is `source`, or lies in
+Classification: the attribute is an index or a name, its metadata has the class name. Multi-label: a list of
+indices, with `class-map` and `confidence-map`. Text spans: `annotations.entities`. The text is `source`, or is in
 the object that `source-ref` names. (https://docs.aws.amazon.com/sagemaker/latest/dg/sms-data-output.html)
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from fullft_assets.documents.formats.json_lines import Record
+from fullft_assets.documents.formats import json_lines
+from fullft_assets.documents.formats.delivered import Record
+from fullft_assets.documents.formats.protocol import Format, Reading
 from fullft_assets.documents.formats.rows import Row, Wanted, add_annotation, add_names, add_problem, add_target, content_of
 
-#: Returns the text that each reference of a manifest names, or why it cannot be read.
-Fetch = Callable[[list[str]], list[str | OSError]]
 #: Rows whose references are fetched together.
 FETCHED_ROWS = 256
 
@@ -25,20 +25,22 @@ def is_manifest(record: dict[str, Any], wanted: Wanted) -> bool:
     return ("source" in record or "source-ref" in record) and f"{wanted.label}-metadata" in record
 
 
-def rows(records: Iterable[tuple[int, Record]], wanted: Wanted, fetch: Fetch) -> Iterator[tuple[int, Row]]:
+def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of each line of a manifest."""
-    remaining = iter(records)
+    remaining, wanted = iter(records), reading.wanted
     while together := list(islice(remaining, FETCHED_ROWS)):
-        references = {number: record["source-ref"] for number, record in together if _is_reference(record, wanted)}
-        texts = dict(zip(references, fetch(list(references.values())) if references else [], strict=True))
+        references = {number: found for number, record in together if (found := _reference(record, wanted)) is not None}
+        texts = dict(zip(references, reading.fetch(list(references.values())) if references else [], strict=True))
         for number, record in together:
             yield number, {"problem": record} if isinstance(record, str) else _row_of(record, wanted, texts.get(number))
 
 
-def _is_reference(record: Record, wanted: Wanted) -> bool:
-    if isinstance(record, str) or wanted.task == "sft" or (wanted.text or "source") in record:
-        return False
-    return isinstance(record.get("source-ref"), str)
+def _reference(record: Record, wanted: Wanted) -> str | None:
+    """Return the reference to a record's text, or None where its text is in the record."""
+    if isinstance(record, str) or wanted.has_messages or (wanted.text or "source") in record:
+        return None
+    reference = record.get("source-ref")
+    return reference if isinstance(reference, str) else None
 
 
 def _row_of(record: dict[str, Any], wanted: Wanted, fetched: str | OSError | None) -> Row:
@@ -95,3 +97,7 @@ def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
 
 
 _READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"label": _label, "labels": _labels, "spans": _spans}
+
+FORMAT = Format(
+    json_lines.records, rows, endings=(".manifest",), is_text=True, may_be_compressed=True, looks_like=is_manifest, text="source"
+)

@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fullft_assets.documents.formats.delivered import Unreadable
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
+from fullft_assets.documents.formats.protocol import Format, Reading
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
@@ -30,9 +31,15 @@ _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([a
 _MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
 
 
-def declared_encoding(data: bytes) -> str | None:
+def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
+    """Yield the document that a page is."""
+    with file.text(newline="") as page:
+        yield 1, file.document(text_of(page.read()))
+
+
+def declared_encoding(head: bytes) -> str | None:
     """Return the encoding that a page's first bytes declare, or None where there is none or it is unknown."""
-    found = _CHARSET.search(data[:4096])
+    found = _CHARSET.search(head)
     if found is None:
         return None
     try:
@@ -109,3 +116,14 @@ def _parse(page: str) -> BeautifulSoup:
             return BeautifulSoup(page, "html.parser")
     except (ParserRejectedMarkup, RecursionError) as error:
         raise Unreadable(f"not HTML ({type(error).__name__})") from error
+
+
+FORMAT = Format(
+    records,
+    endings=(".html", ".htm"),
+    is_whole_file=True,
+    is_text=True,
+    max_bytes=MAX_BYTES,
+    is_slow=True,
+    declared_encoding=declared_encoding,
+)

@@ -7,24 +7,25 @@ import re
 from collections.abc import Iterator
 
 from fullft_assets.documents.formats import json_lines
-from fullft_assets.documents.formats.delivered import Delivered, Unreadable
-from fullft_assets.documents.formats.json_lines import Record, checked, reason
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
+from fullft_assets.documents.formats.json_lines import checked, reason
+from fullft_assets.documents.formats.protocol import Format, Reading
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def records(file: Delivered) -> Iterator[tuple[int, Record]]:
+def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (number in the array, or line number; record or problem) of each record of a JSON file.
 
     Raises:
-        Unreadable: an array is broken; what stands before the break is no delivery.
+        Unreadable: an array is broken; the records before the break are no delivery.
     """
     with file.text() as lines:
         first = next((line for line in lines if not line.isspace()), "")
     if first.lstrip().startswith("["):
         yield from _of_array(file)
     elif _is_record(first) or not _is_record(text := _read(file)):
-        yield from json_lines.records(file)
+        yield from json_lines.records(file, reading)
     else:
         yield 1, checked(json.loads(text), text)
 
@@ -42,7 +43,7 @@ def _is_record(text: str) -> bool:
 
 
 def _of_array(file: Delivered) -> Iterator[tuple[int, Record]]:
-    # Element by element: a large array never stands in memory as a whole.
+    # Element by element: the objects of a large array would fill the memory.
     text, decoder = _read(file), json.JSONDecoder()
     at, number = _after_space(text, text.index("[") + 1), 0
     while not text.startswith("]", at) or number:
@@ -63,4 +64,9 @@ def _of_array(file: Delivered) -> Iterator[tuple[int, Record]]:
 
 
 def _after_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()
+    found = _SPACE.match(text, at)
+    assert found is not None, "the pattern fits an empty text"
+    return found.end()
+
+
+FORMAT = Format(records, endings=(".json",), is_text=True, may_be_compressed=True, is_told_by_content=True)

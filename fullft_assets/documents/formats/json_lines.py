@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fullft_assets.documents.formats.delivered import Delivered
+from fullft_assets.documents.formats.delivered import Delivered, Record
+from fullft_assets.documents.formats.protocol import Format, Reading
 
-#: A record by its field names, or the problem of a row that is none.
-Record = dict[str, Any] | str
 HALF_A_PAIR = "not Unicode: half of a surrogate pair"
-SPREAD = "not JSON: records that go on over several lines; write each on one line"
+SPREAD = "not JSON: records that extend over several lines; write each on one line"
 
 
-def records(file: Delivered) -> Iterator[tuple[int, Record]]:
+def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (line number, record or problem) of each line that is not blank."""
     is_spread = None
     with file.text() as lines:
@@ -24,7 +23,7 @@ def records(file: Delivered) -> Iterator[tuple[int, Record]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                # Each line of a record on many lines is broken in a way of its own; the first one tells.
+                # Each line of a record on many lines is broken in a way of its own: the first one decides.
                 is_spread = _goes_on(line, error) if is_spread is None else is_spread
                 yield number, SPREAD if is_spread else f"not JSON: {reason(error)}"
                 continue
@@ -59,3 +58,6 @@ def _is_unicode(record: dict[str, Any]) -> bool:
     except (UnicodeEncodeError, RecursionError):
         return False
     return True
+
+
+FORMAT = Format(records, endings=(".jsonl", ".ndjson"), is_text=True, may_be_compressed=True)

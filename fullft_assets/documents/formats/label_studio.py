@@ -1,7 +1,7 @@
 """Exports of Label Studio: JSON (tasks with their annotations) and JSON-MIN (one flat record an annotation).
 
 The label's field is the name of the control (`from_name`). Cancelled (skipped) annotations are left out, predictions
-are no annotations. An annotation marked as ground truth is taken alone. (https://labelstud.io/guide/task_format)
+are no annotations. An annotation marked as ground truth replaces the others. (https://labelstud.io/guide/task_format)
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from fullft_assets.documents.formats.json_lines import Record
+from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Answer, Malformed, add_answers
+from fullft_assets.documents.formats.protocol import Format, Reading
 from fullft_assets.documents.formats.rows import Row, Wanted, add_problem, row_of
 
-#: What a region's value holds, by kind of control, for a classification.
+#: Keys of a region's value, by kind of control, for a classification.
 _CHOICES = ("choices", "labels", "rating", "number", "text")
 
 
-def is_task(record: dict[str, Any]) -> bool:
+def is_task(record: dict[str, Any], wanted: Wanted) -> bool:
     """Return whether a record looks like a task, or like a record of JSON-MIN."""
     if isinstance(record.get("data"), dict):
         return any(isinstance(record.get(name), list) for name in ("annotations", "completions", "predictions"))
     return "annotation_id" in record and "annotator" in record
 
 
-def rows(records: Iterable[tuple[int, Record]], wanted: Wanted) -> Iterator[tuple[int, Row]]:
-    """Yield (row number, row) of each task; of JSON-MIN, the annotations of one task stand one after the other."""
+def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
+    """Yield (row number, row) of each task; in JSON-MIN, the annotations of one task follow each other."""
+    wanted = reading.wanted
     for _, group in groupby(records, _task_key):
         together = list(group)
         number, record = together[0]
@@ -85,21 +87,23 @@ def _answer(annotation: dict[str, Any], wanted: Wanted) -> Answer:
 
 
 def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
-    """Return what an annotator said; saying nothing means no labels and no spans, but is no single label."""
+    """Return an annotator's answer; an empty one means no labels and no spans, but is no single label."""
     if wanted.target == "spans":
-        # In HTML, start and end are paths, and the offsets in the text stand apart.
+        # In HTML, start and end are paths, and the offsets in the text have a key of their own.
         return [{**value, **value["globalOffsets"]} if isinstance(value.get("globalOffsets"), dict) else value for value in values]
     chosen: list[Any] = []
     for value in values:
         found = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
-        chosen += [" / ".join(each) if _is_path(each) else each for each in (found if isinstance(found, list) else [found])]
+        chosen += [_joined(each) for each in (found if isinstance(found, list) else [found])]
     if wanted.target == "labels":
         return chosen
     return chosen[0] if len(chosen) == 1 else chosen or None
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(step, str) for step in value)
+def _joined(value: Any) -> Any:
+    """Return a path of a taxonomy as one name, anything else as it is."""
+    is_path = isinstance(value, list) and all(isinstance(step, str) for step in value)
+    return " / ".join(value) if is_path else value
 
 
 def _flat_answer(record: dict[str, Any], wanted: Wanted) -> Answer:
@@ -132,3 +136,6 @@ def _person(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("email") or value.get("id")
     return str(value) if isinstance(value, int | str) and value != "" else None
+
+
+FORMAT = Format(rows=rows, written_as=("json", "csv", "parquet", "arrow"), looks_like=is_task)

@@ -1,4 +1,4 @@
-"""What a record says of its label, as the task needs it: one name, a sorted list of names, or spans.
+"""The label of a record, as the task needs it: one name, a sorted list of names, or spans.
 
 Where several annotators answered, the majority's answer is taken and each single one is kept.
 """
@@ -14,8 +14,6 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from fullft_assets.settings import Task
-
 Span = dict[str, Any]
 Target = str | list[str] | list[Span]
 _STARTS = ("start", "startOffset", "start_offset")
@@ -23,21 +21,16 @@ _ENDS = ("end", "endOffset", "end_offset")
 
 
 class Malformed(ValueError):
-    """A value has not the shape that the task needs; the message names the field and nothing of the value."""
+    """A value does not have the shape that the task needs; the message names the field and contains nothing of the value."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one annotator said of a row: the value as exported, and when."""
+    """One annotator's answer for a row: the value as exported, and its time."""
 
     annotator: str | None
     value: Any
     time: str | None = None
-
-
-def column_of(task: Task, multi_label: bool) -> str:
-    """Return the column that holds a task's target."""
-    return "spans" if task == "token_classification" else "labels" if multi_label else "label"
 
 
 def target_of(value: Any, field: str, column: str) -> Target | None:
@@ -58,7 +51,7 @@ def target_of(value: Any, field: str, column: str) -> Target | None:
 def name_of(value: Any, field: str) -> str:
     """Return a name, number, date or truth value as text: the same text whatever the format that it came in.
 
-    A truth value is `true` or `false`, and a whole number has no point: a table with gaps makes 1.0 of a 1, and CSV has but text.
+    A truth value is `true` or `false`, and an integer has no point: a table with gaps makes 1.0 of a 1, and CSV has only text.
 
     Raises:
         Malformed: it is anything else.
@@ -67,7 +60,7 @@ def name_of(value: Any, field: str) -> str:
         return value
     if isinstance(value, bool):
         return str(value).lower()
-    # Beyond that a float tells no whole numbers apart.
+    # Beyond that a float does not distinguish integers.
     if isinstance(value, float | Decimal) and abs(value) <= 2**53 and value == int(value):
         return str(int(value))
     if isinstance(value, date):  # a datetime is one too
@@ -126,7 +119,7 @@ def _span_of(value: Any, place: str) -> Iterable[Span]:
 
 
 def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: str) -> None:
-    """Put the annotators' answers into a row: the only one, or each of several and what most of them say.
+    """Put the annotators' answers into a row: the only one, or each of several and the majority's.
 
     The confidence of a row with several annotators is the mean Jaccard similarity of their answers to
     the one adopted: for a single label, the share of the votes.

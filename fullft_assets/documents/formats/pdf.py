@@ -7,13 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from fullft_assets.documents.formats.delivered import Unreadable
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
 from fullft_assets.documents.formats.pdf_worker import FILE_SECONDS, PAGE_SECONDS
+from fullft_assets.documents.formats.protocol import Format, Reading
 
 NO_TEXT_LAYER = "no text layer (scanned pages?); recognise the text (OCR) and deliver again"
+
+
+def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
+    """Yield the document that a PDF is."""
+    text = reading.shared(TextLayers).read(file.path)
+    yield 1, file.document(text) if text else NO_TEXT_LAYER
 
 
 class TextLayers:
@@ -53,6 +61,7 @@ class TextLayers:
                 [sys.executable, "-P", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
         process = self._process
+        assert process.stdin is not None and process.stdout is not None, "both are pipes"
         try:
             process.stdin.write(json.dumps(str(path)) + "\n")
             process.stdin.flush()
@@ -65,4 +74,7 @@ class TextLayers:
         self._process = None
         if process.returncode == -signal.SIGALRM:
             raise Unreadable(f"takes longer than {PAGE_SECONDS:.0f} s a page or {FILE_SECONDS:.0f} s in all")
-        raise Unreadable(f"not a whole PDF (its reader ended with exit code {process.returncode})")
+        raise Unreadable(f"not a complete PDF (its reader ended with exit code {process.returncode})")
+
+
+FORMAT = Format(records, endings=(".pdf",), is_whole_file=True, is_slow=True)

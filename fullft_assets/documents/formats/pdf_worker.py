@@ -19,7 +19,7 @@ PAGE_SECONDS = 20.0
 FILE_SECONDS = 600.0
 MAX_PAGES = 20_000
 MAX_MEMORY_BYTES = 4 * 2**30
-#: Bytes at the end that must hold the end mark, as Acrobat has it.
+#: Bytes at the end that must contain the end mark, as Acrobat requires.
 _TAIL_BYTES = 1024
 
 
@@ -35,17 +35,18 @@ def main() -> None:
 
 
 def extract(path: str) -> dict[str, Any]:
-    """Return {"pages": texts}, or {"unreadable": why}; the reason holds nothing of the content."""
+    """Return {"pages": texts}, or {"unreadable": why}; the reason contains nothing of the content."""
     end = time.monotonic() + FILE_SECONDS
     signal.setitimer(signal.ITIMER_REAL, PAGE_SECONDS)
     try:
         return _extract(path, end)
     except Exception as error:  # a parser of damaged files raises whatever it stumbles over
-        return {"unreadable": f"not a whole PDF ({type(error).__name__})"}
+        return {"unreadable": f"not a complete PDF ({type(error).__name__})"}
 
 
 def _extract(path: str, end: float) -> dict[str, Any]:
     import pypdf
+    from pypdf.generic import DictionaryObject
 
     # Half of a damaged stream is half of a page; better none of it.
     pypdf.overwrite_configuration(zlib_maximum_recovery_input_length=0)
@@ -56,14 +57,15 @@ def _extract(path: str, end: float) -> dict[str, Any]:
         if b"%PDF-" not in head:
             return {"unreadable": "not a PDF"}
         if b"%%EOF" not in file.read():
-            return {"unreadable": "not a whole PDF (cut off: no end mark)"}
+            return {"unreadable": "not a complete PDF (cut off: no end mark)"}
         file.seek(0)
         reader = pypdf.PdfReader(file)
         if reader.is_encrypted and not reader.decrypt(""):
             return {"unreadable": "encrypted; deliver it without a password"}
         num_pages = len(reader.pages)
-        if reader.root_object["/Pages"].get("/Count") != num_pages:
-            return {"unreadable": "not a whole PDF (pages are missing)"}
+        pages_object = reader.root_object["/Pages"].get_object()
+        if not isinstance(pages_object, DictionaryObject) or pages_object.get("/Count") != num_pages:
+            return {"unreadable": "not a complete PDF (pages are missing)"}
         if num_pages > MAX_PAGES:
             return {"unreadable": f"has more than {MAX_PAGES:,} pages"}
         pages = []

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Iterator
+
+from fullft_assets.documents.formats.delivered import Delivered, Record
+from fullft_assets.documents.formats.protocol import Format, Reading
 
 
-def document(name: str, text: str) -> dict[str, Any]:
-    """Return the record of a whole-file document: its text, its path, and the name of the folder that holds it."""
-    return {"text": text, "file": name, "folder": PurePosixPath(name).parent.name or None}
+def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
+    """Yield the document that a file is."""
+    with file.text(newline="") as text:
+        yield 1, file.document(text.read())
+
+
+FORMAT = Format(records, endings=(".txt", ".md", ".markdown"), is_whole_file=True, is_text=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fullft_assets.documents.formats import chat, labels
-from fullft_assets.documents.formats.json_lines import Record
+from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Malformed
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings, Task
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+from fullft_assets.task import task_of
 
 #: A row's columns that are not null; `problem` says what is malformed.
 Row = dict[str, Any]
@@ -25,20 +26,21 @@ class Wanted:
     label: str | None
     #: (column, field) of what is a plain name.
     names: tuple[tuple[str, str], ...]
-    task: Task = "classification"
+    has_messages: bool = False
     target: str = "label"
 
     @classmethod
     def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Wanted:
         """Return what the settings ask for."""
+        task = task_of(examples)
         names = [("id", documents.id), ("group", examples.group), ("domain", examples.domain)]
         names += [("annotator", documents.annotator), ("time", documents.time)]
         return cls(
             text=documents.text,
             label=examples.label,
             names=tuple((column, field) for column, field in names if field is not None),
-            task=examples.task,
-            target=labels.column_of(examples.task, examples.multi_label),
+            has_messages=task.has_messages,
+            target=task.target or "label",
         )
 
     @property
@@ -46,7 +48,7 @@ class Wanted:
         """Every field that may be read of a plain record."""
         fields = {self.text or "text", *(field for _, field in self.names), "confidence", "human_annotated", "human-annotated"}
         fields |= {self.label} if self.label else set()
-        return fields | set(chat.FIELDS) if self.task == "sft" else fields
+        return fields | set(chat.FIELDS) if self.has_messages else fields
 
 
 def rows(records: Iterable[tuple[int, Record]], wanted: Wanted) -> Iterator[tuple[int, Row]]:
@@ -67,8 +69,8 @@ def row_of(record: dict[str, Any], wanted: Wanted) -> Row:
 
 
 def content_of(record: dict[str, Any], wanted: Wanted, field: str) -> Row:
-    """Return a row with the text (for the task sft, the messages) of a record."""
-    if wanted.task == "sft":
+    """Return a row with the text (of a conversation, the messages) of a record."""
+    if wanted.has_messages:
         try:
             messages = chat.messages_of(record, wanted.text)
         except Malformed as error:
@@ -89,7 +91,7 @@ def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
         if type(value) is str:
             if value:
                 row[column] = value
-        elif value is not None and value == value:  # NaN is how a table with gaps says None
+        elif value is not None and value == value:  # a table with gaps has NaN for None
             try:
                 row[column] = labels.name_of(value, field)
             except Malformed as error:

@@ -1,0 +1,197 @@
+"""header: what a model's folder contains, from `config.json` and the headers of its safetensors files. Never loads a weight."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.base_model.model_config import read_config
+from fullft_assets.base_model.trusted_code import ModelFolder, TrustedFolder, own_code
+from fullft_assets.errors import SettingsError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8",
+    "F8_E5M2": "float8",
+}
+MAX_HEADER_BYTES = 100 * 2**20
+#: Bytes of each tensor that the revision covers.
+SAMPLE_BYTES = 4096
+#: These count positions from the padding id + 1, so the first rows of their position table are never used.
+PADDING_OFFSET_TYPES = {
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mluke", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BaseModelHeader:
+    """A model's sizes and limits, read before a weight is loaded. None: its config does not give it."""
+
+    folder: Path
+    model_type: str
+    architectures: tuple[str, ...]
+    #: Floating-point weights in the files; buffers such as position ids are not counted.
+    num_parameters: int
+    #: Those of `num_parameters` in tables of one row a vocabulary entry: looked up, or the output head.
+    num_vocabulary_parameters: int
+    dtype: str
+    #: Longest input in tokens.
+    max_positions: int | None
+    hidden_size: int | None
+    num_layers: int | None
+    num_heads: int | None
+    vocab_size: int | None
+    weights_bytes: int
+    #: Cheap content digest, see `read_header`.
+    revision: str
+
+
+@dataclass(frozen=True)
+class _WeightsFile:
+    path: Path
+    header: bytes
+    tensors: Mapping[str, Any]
+    bytes: int
+
+
+def read_header(model: ModelFolder) -> BaseModelHeader:
+    """Read `config.json` and the safetensors headers of a model folder.
+
+    `revision` is a sha256 over config.json, tokenizer.json and, for each weights file, its name, size,
+    header and 4 KiB from the middle of each tensor. Equal shapes alone would not distinguish a model from
+    its own fine-tune; the sample does, for a few megabytes of reading. `weights_digest` covers every byte.
+    Where its code may run, every Python file in the folder is covered as well.
+
+    Raises:
+        SettingsError: a file is missing, torn or pickled, or code may run that is not there.
+    """
+    folder = Path(model)
+    config = read_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise SettingsError(f"{folder}: no tokenizer.json; save the model's fast tokenizer there")
+    files = [_read_weights_file(path) for path in weights_files(folder)]
+    tensors = [tensor for file in files for tensor in file.tensors.values() if tensor["dtype"] in DTYPES]
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[DTYPES[tensor["dtype"]]] += math.prod(tensor["shape"])
+    if not sizes:
+        raise SettingsError(f"{folder}: its safetensors contain no floating-point weights")
+    text = config.get("text_config", config)
+    vocab_size = _first(text, "vocab_size")
+    return BaseModelHeader(
+        folder=folder,
+        model_type=str(config["model_type"]),
+        architectures=tuple(config.get("architectures") or ()),
+        num_parameters=sizes.total(),
+        num_vocabulary_parameters=sum(math.prod(t["shape"]) for t in tensors if t["shape"][:1] == [vocab_size]),
+        dtype=sizes.most_common(1)[0][0],
+        max_positions=_max_positions(text),
+        hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim"),
+        num_layers=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        num_heads=_first(text, "num_attention_heads", "n_head", "n_heads", "num_heads"),
+        vocab_size=vocab_size,
+        weights_bytes=sum(file.bytes for file in files),
+        revision=_revision(folder, files, own_code(folder) if isinstance(model, TrustedFolder) else []),
+    )
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the sha256 over every byte of the weights files (of their names and own sha256, sorted by name)."""
+    digest = hashlib.sha256()
+    for path in weights_files(folder):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that a model folder is loaded from, sorted by name.
+
+    Raises:
+        SettingsError: there is none, only pickled ones, or a shard is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise SettingsError(
+            f"{folder}: only pickled weights ({pickled[0]}), refused because a pickle can run code; save the model as safetensors"
+        )
+    raise SettingsError(f"{folder}: no {WEIGHTS} and no {INDEX}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SettingsError(f"{folder / INDEX}: not an index of shards; save the model again") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise SettingsError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}")
+    return [folder / name for name in names]
+
+
+def _read_weights_file(path: Path) -> _WeightsFile:
+    # Layout: 8 bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if start == b"version ":
+            raise SettingsError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
+        if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
+            raise SettingsError(f"{path}: not a safetensors file ({size:,} bytes)")
+        header = file.read(length)
+    try:
+        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SettingsError(f"{path}: not a safetensors file (its header cannot be read)") from error
+    if end != size:
+        raise SettingsError(f"{path}: torn: {size:,} bytes where its header gives {end:,}; fetch it again")
+    return _WeightsFile(path, header, tensors, size)
+
+
+def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json"):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    for path in code:
+        digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for weights in files:
+        digest.update(f"{weights.path.name} {weights.bytes} {len(weights.header)}\n".encode() + weights.header)
+        with weights.path.open("rb") as file:
+            for _, tensor in sorted(weights.tensors.items()):
+                begin, end = tensor["data_offsets"]
+                start = begin + max(0, (end - begin - SAMPLE_BYTES) // 2)
+                file.seek(8 + len(weights.header) + start)
+                digest.update(file.read(min(SAMPLE_BYTES, end - start)))
+    return digest.hexdigest()
+
+
+def _max_positions(config: Mapping[str, Any]) -> int | None:
+    positions = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+    if positions is None or config.get("model_type") not in PADDING_OFFSET_TYPES:
+        return positions
+    padding = _first(config, "pad_token_id")
+    return positions - (1 if padding is None else padding) - 1
+
+
+def _first(config: Mapping[str, Any], *keys: str) -> int | None:
+    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)

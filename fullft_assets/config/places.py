@@ -1,0 +1,68 @@
+"""Places that documents come from: what is wrong with a folder, a file or a bucket that a YAML names."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from fullft_assets.base_model import suggest_path
+from fullft_assets.documents.formats import is_readable, known_endings
+from fullft_assets.documents.sources import Folder
+from fullft_assets.errors import DataError
+from fullft_assets.settings.use_case import locate
+
+
+def is_bucket(path: str) -> bool:
+    """Return whether a path is a well-formed s3://bucket/prefix; its content is not listed: definitions load often, without a network."""
+    return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
+
+
+def place_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with a path that documents may come from, or None."""
+    folder = locate(path, root)
+    if is_bucket(path):
+        return None
+    if path.startswith("s3:"):
+        return f"{path} is not s3://bucket/prefix; a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
+    if "://" in path:
+        return f"{path} is neither a folder on this machine nor s3://bucket/prefix; copy or mount the documents and name that folder"
+    if not folder.exists():
+        hint = suggest_path(path, root) or "; relative paths start at the folder with pyproject.toml"
+        return f"folder not found: {path}{hint}"
+    if not folder.is_dir():
+        return f"{path} is a file; name the folder that contains it: {Path(path).parent}"
+    return None
+
+
+def contents_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with the content of a folder that documents come from, or None."""
+    folder = locate(path, root)
+    try:
+        # Stops at the first one: a folder may contain 100,000 files, and definitions load often.
+        if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder).walk()):
+            return None
+    except DataError as error:
+        return str(error)
+    return f"no readable document below {path}; known endings: {known_endings()}"
+
+
+def external_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with a file or folder of documents that are no delivery, or None; a bucket is asked when it is read."""
+    place = locate(path, root)
+    if place.is_file():
+        return None if is_readable(place.name) else f"{path} has an ending that is not read; known endings: {known_endings()}"
+    if "://" not in path and not path.startswith("s3:") and not place.exists():
+        return f"{path} not found{suggest_path(path, root) or '; relative paths start at the folder with pyproject.toml'}"
+    return place_problem(path, root) or (None if is_bucket(path) else contents_problem(path, root))
+
+
+def overlap(path: str, other: str, root: Path) -> bool:
+    """Return whether one of two places contains the other."""
+    if is_bucket(path) != is_bucket(other):
+        return False
+    if is_bucket(path):
+        one, two = (f"{url.rstrip('/')}/" for url in (path, other))
+        return one.startswith(two) or two.startswith(one)
+    folder, training = (locate(name, root).resolve() for name in (path, other))
+    return folder.is_relative_to(training) or training.is_relative_to(folder)

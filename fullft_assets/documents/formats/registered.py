@@ -1,0 +1,76 @@
+"""The registered formats, found by name and by a file's ending."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from fullft_assets.documents.formats.endings import compression_of, ending_of
+from fullft_assets.documents.formats.protocol import Format
+from fullft_assets.errors import SettingsError
+from fullft_assets.registry import Registry
+
+_HERE = "fullft_assets.documents.formats"
+#: Of a .json file the first format whose `looks_like` fits is taken.
+FORMATS: Registry[Format] = Registry(
+    "format",
+    "fullft_assets.formats",
+    {
+        "label_studio": f"{_HERE}.label_studio:FORMAT",
+        "argilla": f"{_HERE}.argilla:FORMAT",
+        "ground_truth": f"{_HERE}.ground_truth:FORMAT",
+        "jsonl": f"{_HERE}.json_lines:FORMAT",
+        "json": f"{_HERE}.json_arrays:FORMAT",
+        "csv": f"{_HERE}.csv_rows:FORMAT",
+        "parquet": f"{_HERE}.parquet:FORMAT",
+        "arrow": f"{_HERE}.arrow:FORMAT",
+        "text": f"{_HERE}.plain:FORMAT",
+        "html": f"{_HERE}.html_text:FORMAT",
+        "pdf": f"{_HERE}.pdf:FORMAT",
+    },
+)
+
+
+@cache
+def formats_by_ending() -> dict[str, str]:
+    """Return the name of the format by ending.
+
+    Raises:
+        SettingsError: two formats have the same ending, or another package's format cannot be imported.
+    """
+    found: dict[str, str] = {}
+    for name, format_ in FORMATS.all().items():
+        for ending in format_.endings:
+            if ending in found:
+                raise SettingsError(
+                    f"format {name}: {ending} is an ending of the format {found[ending]} too; remove one of the two packages"
+                )
+            found[ending] = name
+    return found
+
+
+def name_of_format(name: str) -> str | None:
+    """Return the name of the format of a file by its ending, or None."""
+    return formats_by_ending().get(ending_of(name))
+
+
+def format_of(name: str) -> Format | None:
+    """Return the format of a file by its ending, or None."""
+    found = name_of_format(name)
+    return None if found is None else FORMATS.get(found)
+
+
+def is_readable(name: str) -> bool:
+    """Return whether files of such a name are read: by its ending, packed or not."""
+    found = format_of(name)
+    return found is not None and (compression_of(name) is None or found.may_be_compressed)
+
+
+def is_whole_file(name: str) -> bool:
+    """Return whether a file of such a name is one document."""
+    found = format_of(name)
+    return found is not None and found.is_whole_file
+
+
+def known_endings() -> str:
+    """Return all endings in words, for a message."""
+    return ", ".join(formats_by_ending())
