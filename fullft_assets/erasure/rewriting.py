@@ -22,20 +22,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullft_assets.chunks import UNFIT_SPARE, WORDS
+from fullft_assets.chunks import WORDS
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By, erased_digest, is_erased, read_tombstones, write_tombstones
-from fullft_assets.erasure import drawn
-from fullft_assets.erasure.learned import name_checkpoints
-from fullft_assets.erasure.recount import batch_of, recounted
-from fullft_assets.erasure.scrub import GONE, scrub
+from fullft_assets.erasure import general_documents
+from fullft_assets.erasure.affected_checkpoints import name_checkpoints
+from fullft_assets.erasure.counts import batch_of, recounted
+from fullft_assets.erasure.file_names import GONE, scrub
 from fullft_assets.erasure.search import DOCUMENTS, search, tables
-from fullft_assets.erasure.unfinished import drop_unfinished
+from fullft_assets.erasure.unfinished_trainings import drop_unfinished
 from fullft_assets.errors import StoreError
-from fullft_assets.examples import write_examples
+from fullft_assets.examples import QUARANTINED, write_examples
 from fullft_assets.report import shorten
 from fullft_assets.snapshot import pack_again
-from fullft_assets.snapshot.parts import locate
+from fullft_assets.snapshot.frozen_batches import locate
+from fullft_assets.snapshot.metadata import Erasure, SnapshotMetadata
 from fullft_assets.store import CheckOutcome, Manifest, Store
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ _TABLES = {**DOCUMENTS, "tokenized_chunks": "chunks.parquet"}
 #: What is made again at the next use, and dropped where it was made from a rewritten artifact. The cheaper ways learned from the
 #: training rows as weights do, but in words: TF-IDF's vocabulary.
 _DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference", "cheaper_baselines")
-#: Why a row of somebody else left a snapshot.
-_LOST = "their text and tokens were those of an equal row that was erased; deliver them again"
 #: Every stage whose attempts may hold documents, their names or what was made of them.
 _HOLDING = (*_TABLES, "training_snapshot", *_DERIVED, "tokenizer_audit", "drift_report", "evaluation_report")
 
@@ -67,7 +66,6 @@ class Report:
         num_discarded: attempts that a killed process had left, or that were broken, and that were removed.
         num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that learned: left alone.
         num_unfinished: unfinished trainings that had learned from an erased document, and were removed.
-        num_left_snapshots: rows of others that left a snapshot, because their text and tokens stood there as an erased one's.
         trained_on: checkpoints that had learned from an erased document.
         measured_on: checkpoints that were validated or tested on one.
         champions: those of `trained_on` that are or were champion.
@@ -82,7 +80,6 @@ class Report:
     num_discarded: int = 0
     num_in_flight: int = 0
     num_unfinished: int = 0
-    num_left_snapshots: int = 0
     trained_on: list[str] = field(default_factory=list)
     measured_on: list[str] = field(default_factory=list)
     champions: list[str] = field(default_factory=list)
@@ -102,8 +99,6 @@ class Report:
             found.append(f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them")
         if self.num_in_flight:
             found.append(f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase the same list again")
-        if self.num_left_snapshots:
-            found.append(f"left out     {self.num_left_snapshots:,} rows of snapshots: they stood with the text of an erased one")
         found += [f"learned from {ref}{' (champion)' if ref in self.champions else ''}" for ref in self.trained_on]
         found += [f"measured on  {ref}" for ref in self.measured_on]
         if self.trained_on:
@@ -119,7 +114,7 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
     Args:
         store: where the artifacts live.
         case: the use case.
-        listed: document ids, or groups (all documents of a patient, a client), as they stand in the list.
+        listed: document ids, or groups (all documents of a patient, a client), as the list has them.
         by: `id` or `group`: what is listed.
         reason: kept with the tombstones.
     """
@@ -131,16 +126,16 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
     report.missing, report.num_before = sought.missing, len(sought.before)
     erased = _Erased(case, read_tombstones(store, case))
     _gather(store, case, erased, reason)
-    # Before the tables: they still tell which texts and names to look for if this is cut short.
+    # Before the tables: if this is cut short, they still contain the texts and names to look for.
     _drop_from_reports(store, case, erased, report)
     forget(store, case, erased.paths, "batch")
     forget(store, case, erased.paths, "window")
     made_from: dict[str, dict[str, Manifest]] = {}
     for stage, file in _TABLES.items():
         for manifest in store.artifacts(case, stage):
-            if stage not in drawn.STAGES:
+            if stage not in general_documents.STAGES:
                 _drop_rows(store, manifest, file, erased, made_from, report)
-            elif drawn.drop_rows(store, manifest, erased.rows):
+            elif general_documents.drop_rows(store, manifest, erased.rows):
                 report.rewritten[stage] += 1
         made_from[stage] = _by_content(store, case, stage)
     _drop_from_snapshots(store, case, erased, report)
@@ -156,7 +151,7 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
 def _sweep(store: Store, case: str, report: Report) -> None:
     """Remove what killed processes left: attempts without a manifest, and tables that cannot be read any more.
 
-    Neither exists for anybody else, and what made it can be run again; but documents stand in it.
+    Neither exists for anybody else, and what made it can be run again; but it contains documents.
     """
     for stage in _HOLDING:
         for ref in store.unfinished(case, stage):
@@ -182,7 +177,7 @@ class _Erased:
         found: their ids.
         texts: as reports may show them.
         paths: names of files all of whose documents were erased.
-        set_aside: why those in quarantine stand there, by `batch_of`.
+        num_quarantined: how many of them are in quarantine, by `batch_of`.
     """
 
     case: str
@@ -190,7 +185,7 @@ class _Erased:
     found: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
     paths: set[str] = field(default_factory=set)
-    set_aside: dict[str, list[str]] = field(default_factory=dict)
+    num_quarantined: dict[str, int] = field(default_factory=dict)
 
     def rows(self, table: pa.Table) -> np.ndarray:
         """Return which rows [n] of a table have a tombstone."""
@@ -214,16 +209,16 @@ def _gather(store: Store, case: str, erased: _Erased, reason: str) -> None:
         table = pq.read_table(path)
         hit = erased.rows(table)
         if manifest.stage == "quarantined_examples":
-            erased.set_aside[batch_of(manifest)] = table["reasons"].filter(hit).to_pylist()
-        if manifest.stage in drawn.STAGES:
-            # Their files lie elsewhere, though under the same names, and not all that these hold was drawn.
+            erased.num_quarantined[batch_of(manifest)] = int(hit.sum())
+        if manifest.stage in general_documents.STAGES:
+            # Their files are elsewhere, though under the same names, and not all that these hold was drawn.
             general.append(table.filter(hit))
             continue
-        # Of all deliveries: where rows of an older one stand, the name says that they are superseded.
+        # Of all deliveries: a file's name is needed as long as rows of any delivery of it are there.
         hit_in.update(pc.unique(table["source"].filter(hit)).to_pylist())
         kept_in.update(pc.unique(table["source"].filter(~hit)).to_pylist())
         named.update(manifest.metadata.get("files", ()))
-    drawn.record_names(store, case, general, reason)
+    general_documents.record_names(store, case, general, reason)
     write_tombstones(store, case, [erased_digest(case, path, "file") for path in sorted(hit_in - kept_in)], by="id", reason=reason)
     # The others: an erasure that was cut short, or a file that was read again since then and held nothing but erased documents.
     erased.paths = (hit_in - kept_in) | {path for path in named - kept_in if erased_digest(case, path, "file") in erased.tombstones}
@@ -246,13 +241,10 @@ def _drop_rows(
     upstream = {name: made_from[name].get(content) for name, content in manifest.inputs.items() if name in made_from}
     inputs = dict(manifest.inputs) | {name: made.content_digest for name, made in upstream.items() if made is not None}
     hit = _rows_to_drop(store, manifest, table, upstream, erased)
-    left_out = pq.read_table(folder / "left_out.parquet") if manifest.stage == "labeled_examples" else None
-    left_out_hit = erased.rows(left_out) if left_out is not None else np.zeros(0, bool)
+    quarantined = pq.read_table(folder / QUARANTINED) if manifest.stage == "labeled_examples" else table.slice(0, 0)
+    quarantined_hit = erased.rows(quarantined)
     paths = _paths_to_scrub(manifest, table, hit, upstream, erased)
-    if left_out is not None:
-        # Broken rows are there by name alone: no content tells whose they are, but the name of their file does.
-        left_out_hit |= np.isin(left_out["source"].to_numpy(zero_copy_only=False), sorted(paths))
-    if not hit.any() and not left_out_hit.any() and not paths and inputs == manifest.inputs:
+    if not hit.any() and not quarantined_hit.any() and not paths and inputs == manifest.inputs:
         return
     kept = table.filter(pa.array(~hit))
     if "files" in inputs:
@@ -263,26 +255,14 @@ def _drop_rows(
         if manifest.stage == "tokenized_chunks" and hit.any():
             # Counts of the batch's words, the erased documents' among them; the audit goes on without this batch.
             pq.write_table(pq.read_table(path / WORDS).slice(0, 0), path / WORDS)
-        if left_out is not None:
-            pq.write_table(left_out.filter(pa.array(~left_out_hit)), path / "left_out.parquet")
-        told = scrub({name: value for name, value in manifest.metadata.items() if name != "replaces"}, paths)
-        if UNFIT_SPARE in told:
-            told[UNFIT_SPARE] = np.flatnonzero(np.isin(np.flatnonzero(~hit), told[UNFIT_SPARE])).tolist()
-        valid = ~_is_spare(manifest, table)
-        counted, gone = table.filter(pa.array(valid & ~hit)), table.filter(pa.array(valid & hit))
-        return {**told, **recounted(manifest, counted, gone, erased.set_aside.get(batch_of(manifest), []))}
+        if manifest.stage == "labeled_examples":
+            pq.write_table(quarantined.filter(pa.array(~quarantined_hit)), path / QUARANTINED)
+        before = scrub({name: value for name, value in manifest.metadata.items() if name != "replaces"}, paths)
+        return {**before, **recounted(manifest, kept, int(hit.sum()), erased.num_quarantined.get(batch_of(manifest), 0))}
 
     checks = [CheckOutcome.model_validate(scrub(check.model_dump(), paths)) for check in manifest.checks]
     store.rewrite(manifest, edit, inputs, checks)
     report.rewritten[manifest.stage] += 1
-
-
-def _is_spare(manifest: Manifest, table: pa.Table) -> np.ndarray:
-    """Return which rows [n] of a batch's table are in none of its counts; what an earlier version wrote has no such rows."""
-    if "spare" in table.column_names:
-        return table["spare"].to_numpy()
-    # In chunks they lie behind those that are counted.
-    return np.arange(len(table)) >= (manifest.metadata["num_rows"] if manifest.stage == "tokenized_chunks" else len(table))
 
 
 def _rows_to_drop(
@@ -302,7 +282,7 @@ def _rows_to_drop(
 def _paths_to_scrub(
     manifest: Manifest, table: pa.Table, hit: np.ndarray, upstream: Mapping[str, Manifest | None], erased: _Erased
 ) -> set[str]:
-    """Return which files' names are to go from what is told of an artifact: those that its input does not name any more."""
+    """Return which files' names to remove from an artifact's manifest: those that its input does not name any more."""
     made_from = upstream.get("raw_documents") or upstream.get("labeled_examples")
     if made_from is None or "files" not in made_from.metadata:
         return erased.paths & manifest.metadata.get("files", {}).keys()
@@ -313,7 +293,7 @@ def _paths_to_scrub(
 
 
 def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Report) -> None:
-    """Rewrite the snapshots whose rows went, or lie elsewhere in their batches now."""
+    """Rewrite the snapshots whose rows are gone, or are at other positions of their batches now."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -323,32 +303,38 @@ def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Repor
         folder = store.folder(manifest)
         index, places = pq.read_table(folder / "index.parquet"), pq.read_table(folder / "places.parquet")
         hit = erased.rows(_with_origin(index, places))
-        found = locate(store, manifest, index, places)
-        lost = found.lost & ~hit
-        gone = hit | lost
-        # What was drawn for it is rewritten by now: that it is not what the snapshot froze tells, also after an erasure cut short.
-        lost_of_drawn, inputs = drawn.changed(store, manifest), drawn.without_names(manifest, tombstones)
-        if not gone.any() and not lost_of_drawn and found.parts == manifest.metadata["parts"] and inputs == manifest.inputs:
+        found = locate(store, manifest, places)
+        gone = hit | found.lost
+        before = SnapshotMetadata.of(manifest)
+        # What was drawn for it is rewritten by now: that it is not what the snapshot froze shows it, also after an erasure cut short.
+        lost_of_drawn, inputs = general_documents.changed(store, manifest), general_documents.without_names(manifest, tombstones)
+        if not gone.any() and not lost_of_drawn and found.parts == before.parts and inputs == manifest.inputs:
             continue
         kept, moved = index.filter(pa.array(~gone)), found.places.filter(pa.array(~gone))
+        lost_from = sorted({*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn})
+        # By the recorded digest it is known which version of the snapshot a training read.
+        loss = Erasure(snapshot_digest=manifest.content_digest, lost_from=lost_from)
         counts = Counter(kept["split"].to_pylist())
-        told = {f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")} | {"parts": found.parts}
-        told |= drawn.told_of(lost_of_drawn)
-        lost_from = {*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn}
-        told["erased_from"] = sorted({*manifest.metadata.get("erased_from", []), *lost_from})
-        # Which of them a training had read tells the digest that it read.
-        loss = {"snapshot_digest": manifest.content_digest, "lost_from": sorted(lost_from)}
-        told["erasures"] = [*manifest.metadata.get("erasures", []), loss]
-        if lost_from:
-            told["erased_up_to"] = manifest.attempt
-        if lost.any():
-            before = manifest.metadata.get("left_out", {})
-            told["left_out"] = {**before, _LOST: before.get(_LOST, 0) + int(lost.sum())}
-
-        is_packed_anew = (gone.any() or "replay" in lost_of_drawn) and not found.unreadable and drawn.is_whole(store, manifest)
+        changes = {
+            **{f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")},
+            **general_documents.counts_of(lost_of_drawn),
+            "parts": found.parts,
+            "erased_from": sorted({*(before.erased_from or []), *lost_from}),
+            "erasures": [*(before.erasures or []), loss],
+            **({"erased_up_to": manifest.attempt} if lost_from else {}),
+        }
+        is_packed_anew = (gone.any() or "replay" in lost_of_drawn) and not found.unreadable and general_documents.is_whole(store, manifest)
 
         def edit(
-            path: Path, manifest=manifest, kept=kept, moved=moved, gone=gone, found=found, told=told, is_packed_anew=is_packed_anew
+            path: Path,
+            manifest=manifest,
+            kept=kept,
+            moved=moved,
+            gone=gone,
+            found=found,
+            before=before,
+            changes=changes,
+            is_packed_anew=is_packed_anew,
         ) -> Mapping[str, Any]:
             pq.write_table(kept, path / "index.parquet")
             pq.write_table(moved, path / "places.parquet")
@@ -356,20 +342,19 @@ def _drop_from_snapshots(store: Store, case: str, erased: _Erased, report: Repor
                 # Its positions are those of all training windows, so it is planned anew.
                 plan = pack_again(store, manifest, kept, moved, found.parts)
                 pq.write_table(plan.to_table(), path / "packing.parquet")
-                told |= {"num_packed_rows": plan.num_rows, "packing_fill": plan.fill}
+                changes = {**changes, "num_packed_rows": plan.num_rows, "packing_fill": plan.fill}
             if gone.any():
                 (path / "report.md").write_text(
                     "# Data report\n\nWithdrawn: documents that it was made of were erased.\n", encoding="utf-8"
                 )
-            return told
+            return before.model_copy(update=changes).as_dict()
 
-        store.rewrite(manifest, edit, inputs, identity=drawn.identity_of(manifest, lost_of_drawn))
+        store.rewrite(manifest, edit, inputs, identity=general_documents.identity_of(manifest, lost_of_drawn))
         report.rewritten[manifest.stage] += 1
-        report.num_left_snapshots += int(lost.sum())
 
 
 def _with_origin(index: pa.Table, places: pa.Table) -> pa.Table:
-    """Return a snapshot's index with the columns that tell whose a row is: where it came from, and its group if it has one."""
+    """Return a snapshot's index with the columns that identify a row's document: where it came from, and its group if it has one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -458,7 +443,7 @@ def _drop_from_reports(store: Store, case: str, erased: _Erased, report: Report)
 def _judged_erased(
     store: Store, evaluation: Manifest, predictions: pa.Table, erased: _Erased, snapshots: Mapping[str, Manifest]
 ) -> np.ndarray:
-    """Return which predictions [n] are of an erased document: an id alone may be made up, so the snapshot that was tested on tells."""
+    """Return which predictions [n] are of an erased document: an id alone may be made up, so the snapshot that was tested on decides."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -501,7 +486,6 @@ def _record(store: Store, case: str, report: Report, reason: str) -> None:
         "num_before": report.num_before,
         "num_discarded": report.num_discarded,
         "num_unfinished": report.num_unfinished,
-        "num_left_snapshots": report.num_left_snapshots,
         "rewritten": dict(report.rewritten),
         "deleted": dict(report.deleted),
         "trained_on": report.trained_on,

@@ -27,7 +27,7 @@ DOCUMENTS = {
 
 
 def read_list(path: Path) -> dict[str, int]:
-    """Return the lines of an erasure list with their numbers: one id or group each, as it stands there; blank ones left out.
+    """Return the lines of an erasure list with their numbers: one id or group each, as it is there; blank ones left out.
 
     Raises:
         DataError: the file cannot be read, or is empty.
@@ -77,7 +77,7 @@ class Found:
 def search(store: Store, case: str, listed: Iterable[str], by: By) -> Found:
     """Find the documents that a list names.
 
-    A line is an id (or a group) exactly as it stands, else without the white space around it, else the name of a file that is
+    A line is an id (or a group) exactly as it is, else without the white space around it, else the name of a file that is
     one document.
     """
     import pyarrow as pa
@@ -96,7 +96,7 @@ def search(store: Store, case: str, listed: Iterable[str], by: By) -> Found:
     for table in _rows_of(store, case, found.values, by):
         made_up = has_made_up_id(table)
         if by == "group":
-            # The group keeps out the others: their ids would keep out whoever stands there next.
+            # The group keeps out the others: their ids would keep out the document that is there next.
             found.ids.update(id_ for id_, is_made_up in zip(table["id"].to_pylist(), made_up, strict=True) if not is_made_up)
         elif made_up.any():
             found.rows.update(row_digests(case, table.filter(pa.array(made_up))))

@@ -1,10 +1,10 @@
 """examples: raw documents -> valid labelled examples, and the quarantine of the rest with reasons."""
 
 from fullft_assets.examples.expectations import problems
-from fullft_assets.examples.rules import Rule, rules_for
+from fullft_assets.examples.metadata import ExamplesMetadata, QuarantineMetadata
+from fullft_assets.examples.rules import Rule, checks_of, rules_for
 from fullft_assets.examples.validation import (
-    MERGED,
-    SUPERSEDED,
+    QUARANTINED,
     VERSION,
     Examined,
     count_labels,
@@ -17,10 +17,12 @@ from fullft_assets.examples.validation import (
 
 __all__ = [
     "Examined",
-    "MERGED",
+    "ExamplesMetadata",
+    "QUARANTINED",
+    "QuarantineMetadata",
     "Rule",
-    "SUPERSEDED",
     "VERSION",
+    "checks_of",
     "count_labels",
     "count_reasons",
     "examine",

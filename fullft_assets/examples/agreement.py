@@ -1,8 +1,9 @@
 """How far annotators agree beyond chance: Cohen's kappa for two, Fleiss' for more.
 
-Cohen 1960, A Coefficient of Agreement for Nominal Scales. Fleiss 1971, Measuring Nominal Scale Agreement
-Among Many Raters, with each item's own number of ratings: items weigh the same in the observed agreement and in
-the shares of the labels (Gwet 2014, Handbook of Inter-Rater Reliability, ch. 2), which keeps kappa within -1 and 1.
+Cohen 1960, A Coefficient of Agreement for Nominal Scales (as scikit-learn computes it). Fleiss 1971, Measuring Nominal Scale
+Agreement Among Many Raters, with each item's own number of ratings, which statsmodels' version does not allow: items weigh the same
+in the observed agreement and in the shares of the labels (Gwet 2014, Handbook of Inter-Rater Reliability, ch. 2), which keeps kappa
+within -1 and 1.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fullft_assets.settings import ExamplesSettings
+from fullft_assets.task import Target, task_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.examples.identity import Identity, Rating
+    from fullft_assets.examples.identity import Rows, Seen, Votes
 
 _WORD = re.compile(r"\w+")
 _OUTSIDE = ""
@@ -44,7 +46,7 @@ class Agreement:
 
 
 def metadata_of(found: Agreement | None) -> dict[str, Any]:
-    """Return what the metadata of an artifact tells of it; nothing where nobody labelled the same text."""
+    """Return the agreement as metadata of an artifact; nothing where no text was labelled twice."""
     if found is None:
         return {}
     return {
@@ -55,36 +57,50 @@ def metadata_of(found: Agreement | None) -> dict[str, Any]:
     }
 
 
-def of_batch(table: pa.Table, found: Identity, settings: ExamplesSettings) -> Agreement | None:
-    """Measure the agreement of a batch: of rows with `annotations`, and of rows merged into one; superseded rows do not count.
+def of_batch(table: pa.Table, seen: Seen, settings: ExamplesSettings) -> Agreement | None:
+    """Measure the agreement of a batch: of rows with `annotations`, and of rows that vote on one id; superseded rows do not count.
 
     The labels of a text are compared one by one, its spans word by word: a word has the label of the span that
     covers its first character.
 
     Args:
-        table: with `documents.COLUMNS`.
-        found: which rows are superseded, and the ratings of the merged ones.
+        table: the valid rows, with `documents.COLUMNS`.
+        seen: what they are to each other.
         settings: the task.
 
     Returns:
         None where no text was labelled by two annotators.
     """
-    ratings = found.ratings + [rating for rating in _within_rows(table) if not found.superseded[rating[0]]]
-    items, annotators, targets = (list(column) for column in zip(*ratings, strict=True)) if ratings else ([], [], [])
-    if settings.task == "token_classification":
-        return _of_spans(table, items, annotators, [json.loads(target) for target in targets])
-    if settings.multi_label:
-        return measure_sets(items, annotators, [json.loads(target) for target in targets])
-    return measure(items, annotators, targets)
+    voters = table["annotator"].take(seen.votes.voters).to_pylist()
+    ratings = list(zip(seen.votes.items.tolist(), voters, seen.votes.answers, strict=True))
+    ratings += [rating for rating in _within_rows(table) if not seen.superseded[rating[0]]]
+    items, annotators, answers = (list(column) for column in zip(*ratings, strict=True)) if ratings else ([], [], [])
+    target = task_of(settings).target
+    if target == "spans":
+        return _of_spans(table, items, annotators, [json.loads(answer) for answer in answers])
+    if target == "labels":
+        return measure_sets(items, annotators, [json.loads(answer) for answer in answers])
+    return measure(items, annotators, answers)
 
 
-def _within_rows(table: pa.Table) -> list[Rating]:
-    import pyarrow.compute as pc
+def of_votes(rows: Rows, votes: Votes, target: Target | None) -> Agreement | None:
+    """Measure the agreement of the votes of a classification over all batches; None where nobody votes."""
+    if not len(votes.voters):
+        return None
+    # Sorted: sums of floats must not depend on the order in which batches arrived.
+    who = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
+    items, annotators, answers = (list(column) for column in zip(*sorted(zip(*who, votes.answers, strict=True)), strict=True))
+    if target == "labels":
+        return measure_sets(items, annotators, [json.loads(each) for each in answers])
+    return measure(items, annotators, answers)
 
-    lists = table["annotations"].combine_chunks()
-    found = pc.list_flatten(lists)
-    columns = (pc.list_parent_indices(lists), pc.struct_field(found, "annotator"), pc.struct_field(found, "label"))
-    return list(zip(*(column.to_pylist() for column in columns), strict=True))
+
+def _within_rows(table: pa.Table) -> list[tuple[int, str, str]]:
+    """Return (row, annotator, answer) of each entry of `annotations`."""
+    found = []
+    for row, given in enumerate(table["annotations"].to_pylist()):
+        found += [(row, each["annotator"], each["label"]) for each in given or []]
+    return found
 
 
 def _of_spans(table: pa.Table, items: list[int], annotators: list[str], targets: list[list[dict[str, Any]]]) -> Agreement | None:
@@ -112,19 +128,16 @@ def measure(items: Sequence[Hashable], annotators: Sequence[str], labels: Sequen
     Returns:
         None where no item has two ratings.
     """
-    import pandas as pd
-
-    frame = pd.DataFrame({"item": pd.Series(items, dtype=object), "annotator": list(annotators), "label": list(labels)})
-    frame = frame.drop_duplicates(["item", "annotator"], keep="last")
-    frame = frame[frame["item"].duplicated(keep=False)]
-    if frame.empty:
+    rated: dict[Hashable, dict[str, str]] = {}
+    for item, annotator, label in zip(items, annotators, labels, strict=True):
+        rated.setdefault(item, {})[annotator] = label
+    given = [by_annotator for by_annotator in rated.values() if len(by_annotator) > 1]
+    if not given:
         return None
-    item, _ = pd.factorize(frame["item"])
-    person, people = pd.factorize(frame["annotator"])
-    label, names = pd.factorize(frame["label"], sort=True)
+    people = sorted({annotator for by_annotator in given for annotator in by_annotator})
     if len(people) == 2:
-        return _cohen(item, person, label, list(names))
-    return _fleiss(item, label, list(names), len(people))
+        return _cohen(*([by_annotator[annotator] for by_annotator in given] for annotator in people))
+    return _fleiss([list(by_annotator.values()) for by_annotator in given], len(people))
 
 
 def measure_sets(items: Sequence[Hashable], annotators: Sequence[str], sets: Sequence[Sequence[str]]) -> Agreement | None:
@@ -143,31 +156,33 @@ def measure_sets(items: Sequence[Hashable], annotators: Sequence[str], sets: Seq
     return Agreement(overall.method, overall.kappa, label_kappas, overall.observed, overall.num_items // len(names), overall.num_annotators)
 
 
-def _kappa(observed: float, expected: float) -> float | None:
-    return None if np.isclose(expected, 1) else float((observed - expected) / (1 - expected))
+def _cohen(first: list[str], second: list[str]) -> Agreement:
+    def kappa(one: Sequence[Any], other: Sequence[Any]) -> float | None:
+        from sklearn.metrics import cohen_kappa_score
+
+        # With one label alone chance gives full agreement; scikit-learn warns, and returns no number.
+        return float(cohen_kappa_score(one, other)) if len({*one, *other}) > 1 else None
+
+    names = sorted({*first, *second})
+    label_kappas = {name: kappa([label == name for label in first], [label == name for label in second]) for name in names}
+    observed = float(np.mean([a == b for a, b in zip(first, second, strict=True)]))
+    return Agreement("cohen", kappa(first, second), label_kappas, observed, len(first), 2)
 
 
-def _cohen(item: np.ndarray, person: np.ndarray, label: np.ndarray, names: list[str]) -> Agreement:
-    rated = np.empty((2, item.max() + 1), np.int64)
-    rated[person, item] = label
-    size, total = len(names), rated.shape[1]
-    table = np.bincount(rated[0] * size + rated[1], minlength=size * size).reshape(size, size) / total
-    first, second, both = table.sum(1), table.sum(0), np.diag(table)
-    kappas = [_kappa(1 - (a + b - 2 * c), a * b + (1 - a) * (1 - b)) for a, b, c in zip(first, second, both, strict=True)]
-    given = [at for at in range(size) if first[at] or second[at]]
-    return Agreement("cohen", _kappa(both.sum(), first @ second), {names[at]: kappas[at] for at in given}, float(both.sum()), total, 2)
-
-
-def _fleiss(item: np.ndarray, label: np.ndarray, names: list[str], num_annotators: int) -> Agreement:
-    size = len(names)
-    pairs, votes = np.unique(item.astype(np.int64) * size + label, return_counts=True)
-    row, column = pairs // size, pairs % size
-    ratings = np.bincount(item)
-    total, n = len(ratings), ratings[row]
-    shares = np.bincount(column, votes / n, minlength=size) / total
-    observed = float(np.sum(votes * (votes - 1) / (n * (n - 1))) / total)
+def _fleiss(ratings: list[list[str]], num_annotators: int) -> Agreement:
+    """Return the agreement of items with at least two ratings each."""
+    names = sorted({label for labels in ratings for label in labels})
+    counts = np.array([[labels.count(name) for name in names] for labels in ratings], float)
+    num_ratings = counts.sum(1, keepdims=True)
+    num_pairs = num_ratings * (num_ratings - 1)
+    shares = (counts / num_ratings).mean(0)
+    observed = float((counts * (counts - 1) / num_pairs).sum(1).mean())
     # Of one label against the rest, an item disagrees in its pairs of one that gave it and one that did not.
-    split = np.bincount(column, 2 * votes * (n - votes) / (n * (n - 1)), minlength=size) / total
-    kappas = [_kappa(1 - d, p * p + (1 - p) * (1 - p)) for d, p in zip(split, shares, strict=True)]
-    given = np.flatnonzero(shares)
-    return Agreement("fleiss", _kappa(observed, shares @ shares), {names[at]: kappas[at] for at in given}, observed, total, num_annotators)
+    differ = (2 * counts * (num_ratings - counts) / num_pairs).mean(0)
+    kappas = [_beyond_chance(1 - d, p * p + (1 - p) * (1 - p)) for d, p in zip(differ, shares, strict=True)]
+    label_kappas = dict(zip(names, kappas, strict=True))
+    return Agreement("fleiss", _beyond_chance(observed, float(shares @ shares)), label_kappas, observed, len(ratings), num_annotators)
+
+
+def _beyond_chance(observed: float, expected: float) -> float | None:
+    return None if np.isclose(expected, 1) else float((observed - expected) / (1 - expected))

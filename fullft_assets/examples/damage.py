@@ -28,7 +28,7 @@ def damage_shares(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
     lengths = np.asarray(pc.utf8_length(texts).cast("float64"))
     damaged = np.zeros(len(texts))
-    # Most texts hold nothing but printable ASCII: they are told apart in one scan.
+    # Most texts hold nothing but printable ASCII: one scan finds them.
     rows = np.flatnonzero(np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"[^\t\n\f\r\x20-\x7e]"), False)))
     whole = pc.utf8_length(pc.replace_substring_regex(texts.take(rows), _DAMAGE, ""))
     damaged[rows] = lengths[rows] - np.asarray(whole)

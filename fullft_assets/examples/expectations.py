@@ -11,8 +11,9 @@ from fullft_assets.examples.expectation_names import EXPECTATIONS
 from fullft_assets.examples.language import LANGUAGES
 from fullft_assets.examples.rules import ESSENTIAL, PROFILE_COLUMNS, applicable, check_name
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
+from fullft_assets.task import task_of
 
-#: A key below a use case's attributes, and one line that says what is wrong with it and how to mend it.
+#: A key below a use case's attributes, and one line that says what is wrong with it and how to fix it.
 Problem = tuple[tuple[str | int, ...], str]
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
 _COLUMNS_ARGUMENTS = ("column_list", "column_set")
@@ -51,7 +52,7 @@ def build(settings: ExamplesSettings) -> dict[str, Any]:
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error).splitlines()[0]}
             at = [str(part) for part in first["loc"] if part != "__root__"]
             key = ".".join(["examples", "expectations", str(number - 1), "arguments", *at])
-            raise SettingsError(f"{key}: {expectation.name}: {first['msg']}; mend the value") from error
+            raise SettingsError(f"{key}: {expectation.name}: {first['msg']}; fix the value") from error
     return suite
 
 
@@ -70,7 +71,7 @@ def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
 def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
     for number, language in enumerate(settings.languages or []):
         if language not in LANGUAGES:
-            yield ("examples", "languages", number), f"`{language}` is no language that is told apart{_near(language, LANGUAGES)}"
+            yield ("examples", "languages", number), f"`{language}` is no language that can be identified{_near(language, LANGUAGES)}"
 
 
 def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) -> Iterator[Problem]:
@@ -105,7 +106,7 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
     needs = {
         "language": ("examples.languages", settings.languages is not None),
         "num_personal_data": ("examples.pii", settings.pii != "off"),
-        "num_turns": ("the task sft", settings.task == "sft"),
+        "num_turns": ("the task sft", task_of(settings).has_messages),
     }
     if column not in PROFILE_COLUMNS:
         yield f"the profile has no column `{column}`{_near(str(column), PROFILE_COLUMNS)}"

@@ -1,8 +1,9 @@
-"""Which of several rows with one id or one text counts, whatever order and files they came in.
+"""Which of several rows with one id or one text counts, whatever order, files and batches they came in.
 
-Of one id the newest sound row counts; rows of several annotators on one text are merged by majority. Equal texts
-with different targets all go; of equal texts with one target the one that the split puts first stays, so that a
-later copy can move a text from train to test, never from test to train.
+The snapshot decides by this over all batches. A batch sets no row aside for it: it only counts what it sees among its own rows.
+
+Of one id the newest row counts; rows of several annotators on one text are one vote each, and the majority's answer counts (without
+a majority none does). Equal texts with different targets all go; of equal texts with one target one stays.
 """
 
 from __future__ import annotations
@@ -13,121 +14,234 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.settings import ExamplesSettings
-from fullft_assets.store.hashing import unit_hash
+from fullft_assets.task import Target
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
-#: One annotator's target of an item; the item is named by the number of one of its rows.
-Rating = tuple[int, str, str]
+#: Columns of the examples that decide; `label`, `labels` and `spans` where the task has them.
+COLUMNS = ("id", "text_hash", "label", "labels", "spans", "group", "annotator", "source", "row", "delivered_ns")
+
+
+@dataclass
+class Rows:
+    """Valid rows as columns of numbers: no Python object a row, so that a million rows take seconds.
+
+    Attributes:
+        table: the rows with COLUMNS.
+        id, text: int64 [n], codes of the ids and of the texts' hashes.
+        row: int64 [n], number of each row in its file.
+        delivered: int64 [n], time of delivery of its file in ns.
+    """
+
+    table: pa.Table
+    id: np.ndarray
+    text: np.ndarray
+    row: np.ndarray
+    delivered: np.ndarray
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Rows:
+        """Return the rows of a table with COLUMNS."""
+        return cls(table, codes(table["id"])[0], codes(table["text_hash"])[0], table["row"].to_numpy(), table["delivered_ns"].to_numpy())
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Return a column's values as int64 codes, and the distinct values that they number."""
+    import pyarrow as pa
+
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = values.cast(pa.large_string()).dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
+
+
+def ranks(column: pa.ChunkedArray) -> np.ndarray:
+    """Return each value's rank among the column's distinct values, sorted."""
+    import pyarrow.compute as pc
+
+    number, values = codes(column)
+    rank = np.empty(len(values), np.int64)
+    rank[pc.sort_indices(values).to_numpy()] = np.arange(len(values))
+    return rank[number]
+
+
+def targets(table: pa.Table, target: Target | None) -> list[str]:
+    """Return what the model is to learn of each row, as text that is equal where it is the same; empty where it is the text itself."""
+    if target == "spans":
+        spans = (sorted(found or [], key=lambda s: (s["start"], s["end"], s["label"])) for found in table["spans"].to_pylist())
+        return [json.dumps(found, ensure_ascii=False) for found in spans]
+    if target == "labels":
+        return [json.dumps(sorted(set(found or [])), ensure_ascii=False) for found in table["labels"].to_pylist()]
+    if target == "label":
+        return table["label"].to_pylist()
+    return [""] * len(table)
+
+
+def several(code: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the kept rows (mask) whose code other kept rows have too."""
+    rows = np.flatnonzero(kept)
+    return rows[np.bincount(code[rows], minlength=1)[code[rows]] > 1]
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What becomes of each row, as masks over the batch; a row is in one of them at most.
+class Versions:
+    """Rows whose id others have too, by id and within it from the oldest to the newest: by time of delivery, then source, then row.
 
-    `superseded_in_file` is the part of `superseded` whose newer row stands in the same file. `ratings` are those of
-    rows with one id, one text and several annotators; of such rows one is left, the rest is in `merged` or all in `tied`.
+    Attributes:
+        row: int64 [m], positions of the rows.
+        newest: int64 [m], position of the newest row of each one's id.
+        source, newest_source: int64 [m], ranks of their sources, sorted.
+    """
+
+    row: np.ndarray
+    newest: np.ndarray
+    source: np.ndarray
+    newest_source: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Rows, kept: np.ndarray) -> Versions:
+        """Return those among the kept rows (mask)."""
+        same = several(rows.id, kept)
+        if not len(same):
+            return cls(same, same, same, same)
+        source = ranks(rows.table["source"].take(same))
+        order = np.lexsort((rows.row[same], source, rows.delivered[same], rows.id[same]))
+        row, source = same[order], source[order]
+        last = np.flatnonzero(np.append(rows.id[row[1:]] != rows.id[row[:-1]], True))
+        newest = last[np.searchsorted(last, np.arange(len(row)))]
+        return cls(row, row[newest], source, source[newest])
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Answers of several annotators on one document: of an id's votes one row counts and the others are outvoted, or all are tied.
+
+    Attributes:
+        voters: int64 [v], positions of the rows that vote: of each annotator of an id the last one.
+        items: int64 [v], position of the newest row of each one's id.
+        answers: their targets (see `targets`).
+        outvoted, tied: positions of rows.
+    """
+
+    voters: np.ndarray
+    items: np.ndarray
+    answers: list[str]
+    outvoted: np.ndarray
+    tied: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Rows, versions: Versions, target: Target | None) -> Votes:
+        """Count the votes of the rows that have the text of their id's newest row and, as it has, an annotator."""
+        place = _voters(rows, versions)
+        voters = versions.row[place]
+        if not len(voters):
+            return cls(voters, voters, [], voters, voters)
+        _, id_ = np.unique(rows.id[voters], return_inverse=True)
+        answers = targets(rows.table.take(voters), target)
+        answer, num_answers = _numbered(answers)
+        pairs, pair, counts = np.unique(id_ * num_answers + answer, return_inverse=True, return_counts=True)
+        most = np.zeros(id_.max() + 1, np.int64)
+        np.maximum.at(most, pairs // num_answers, counts)
+        leads = counts == most[pairs // num_answers]
+        is_tied = np.bincount(pairs[leads] // num_answers)[id_] > 1
+        # Of the rows with the majority's answer the newest counts: assigned in their order, the last one stays.
+        elected = np.zeros(len(most), np.int64)
+        of_majority = np.flatnonzero(leads[pair])
+        elected[id_[of_majority]] = of_majority
+        is_outvoted = ~is_tied & (np.arange(len(voters)) != elected[id_])
+        return cls(voters, versions.newest[place], answers, voters[is_outvoted], voters[is_tied])
+
+
+def _voters(rows: Rows, versions: Versions) -> np.ndarray:
+    """Return which of the versions vote, in their order."""
+    row, newest = versions.row, versions.newest
+    if not len(row) or "annotator" not in rows.table.column_names:
+        return np.zeros(0, np.int64)
+    annotator = rows.table["annotator"].take(row)
+    if annotator.null_count == len(annotator):
+        return np.zeros(0, np.int64)
+    known = annotator.is_valid().to_numpy()
+    has_annotator = np.zeros(len(rows), bool)
+    has_annotator[row] = known
+    number, _ = codes(annotator.fill_null(""))
+    may = np.flatnonzero(known & has_annotator[newest] & (rows.text[row] == rows.text[newest]))
+    # The last of each pair of id and annotator is the first one from behind.
+    _, from_behind = np.unique((rows.id[row] * (number.max() + 1) + number)[may][::-1], return_index=True)
+    last = np.sort(may[len(may) - 1 - from_behind])
+    ids = rows.id[row[last]]
+    return last[np.bincount(ids, minlength=1)[ids] > 1]
+
+
+def _numbered(values: list[str]) -> tuple[np.ndarray, int]:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64), len(numbers)
+
+
+def superseded(rows: Rows, versions: Versions, votes: Votes) -> np.ndarray:
+    """Return the rows whose id has a newer row, but for those that vote: mask [n]."""
+    found = np.zeros(len(rows), bool)
+    found[versions.row[versions.row != versions.newest]] = True
+    found[votes.voters] = False
+    return found
+
+
+def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray:
+    """Return the positions of the superseded rows whose newest version is in the same file."""
+    return versions.row[is_superseded[versions.row] & (versions.source == versions.newest_source)]
+
+
+def contradicting(rows: Rows, kept: np.ndarray, tied: np.ndarray, target: Target | None) -> np.ndarray:
+    """Return the kept rows whose text has several targets: mask [n]. Tied annotators contradict every row with their text."""
+    is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
+    is_undecided[rows.text[tied]] = True
+    same = several(rows.text, kept & ~is_undecided[rows.text])
+    if len(same):
+        answer, _ = _numbered(targets(rows.table.take(same), target))
+        text_of_pair = np.unique(np.stack([rows.text[same], answer]), axis=1)[0]
+        is_undecided |= np.bincount(text_of_pair, minlength=len(is_undecided)) > 1
+    return kept & is_undecided[rows.text]
+
+
+def repeated(rows: Rows, kept: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Return the kept rows with an equal text before them: mask [n].
+
+    Args:
+        rows, kept: the rows, and which of them (mask) to compare.
+        keys: [n] each, the order of the rows, the first key first; rows with equal keys keep their own order.
+    """
+    found = np.zeros(len(rows), bool)
+    same = several(rows.text, kept)
+    order = same[np.lexsort((*(key[same] for key in reversed(keys)), rows.text[same]))]
+    found[order[1:][rows.text[order[1:]] == rows.text[order[:-1]]]] = True
+    return found
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a batch sees among its own valid rows: masks over them, and the votes.
+
+    `twice_in_a_file` are rows whose id a later row of their file has; `contradicting` and `repeated` see the newest rows of each id.
     """
 
     superseded: np.ndarray
-    superseded_in_file: np.ndarray
-    merged: np.ndarray
-    tied: np.ndarray
-    conflicting: np.ndarray
+    twice_in_a_file: np.ndarray
+    contradicting: np.ndarray
     repeated: np.ndarray
-    ratings: list[Rating]
+    votes: Votes
 
 
-def resolve(table: pa.Table, sound: np.ndarray, settings: ExamplesSettings, rules: set[str], seed: int) -> Identity:
-    """Decide about the rows that share an id or a text.
-
-    Args:
-        table: the batch, with `text_hash`.
-        sound: rows that no other rule quarantines; only these can stand for or against another.
-        settings: the task.
-        rules: the rules that apply; what `texts_are_unique` and `equal_texts_have_equal_labels` say only counts with them.
-        seed: of the split.
-    """
-    rows = _rows(table, sound)
-    masks = {name: np.zeros(len(table), bool) for name in ("superseded", "superseded_in_file", "merged", "tied", "conflicting", "repeated")}
-    ratings = _one_row_an_id(rows, table, settings, masks)
-    left = rows[~(masks["superseded"] | masks["merged"])[rows.index]]
-    same = left[left["text_hash"].duplicated(keep=False)]
-    same = same.assign(target=targets(table, same.index.to_numpy(), settings))
-    if "equal_texts_have_equal_labels" in rules:
-        many = same.groupby("text_hash")["target"].transform("nunique") > 1
-        masks["conflicting"][same.index[many]] = True
-        masks["conflicting"] &= ~masks["tied"]
-    if "texts_are_unique" in rules:
-        same = same[~(masks["conflicting"] | masks["tied"])[same.index]]
-        masks["repeated"][_all_but_first(same, seed)] = True
-    return Identity(**masks, ratings=ratings)
-
-
-def targets(table: pa.Table, rows: np.ndarray, settings: ExamplesSettings) -> list[str]:
-    """Return what the model is to learn of each of the rows, as text that is equal where it is the same."""
-    if settings.task == "token_classification":
-        spans = table["spans"].take(rows).to_pylist()
-        return [json.dumps(sorted(found or [], key=lambda s: (s["start"], s["end"], s["label"])), ensure_ascii=False) for found in spans]
-    if settings.task == "classification" and settings.multi_label:
-        return [json.dumps(sorted(set(found or [])), ensure_ascii=False) for found in table["labels"].take(rows).to_pylist()]
-    if settings.task == "classification":
-        return table["label"].take(rows).to_pylist()
-    return [""] * len(rows)
-
-
-def _rows(table: pa.Table, sound: np.ndarray) -> pd.DataFrame:
-    """Return the sound rows' identities; `rank` orders them from the oldest delivery to the newest."""
-    import pandas as pd
-
-    names = ("id", "text_hash", "annotator", "group", "source", "row", "delivered_ns")
-    frame = pd.DataFrame({name: pd.Series(table[name].to_numpy(), dtype=object) for name in names})[sound]
-    order = frame.sort_values(["delivered_ns", "source", "row"], kind="stable").index
-    return frame.assign(rank=pd.Series(range(len(order)), index=order))
-
-
-def _one_row_an_id(rows: pd.DataFrame, table: pa.Table, settings: ExamplesSettings, masks: dict[str, np.ndarray]) -> list[Rating]:
-    """Mark all but one row of each id, and return the ratings of ids that several annotators labelled."""
-    same = rows[rows["id"].duplicated(keep=False)]
-    if same.empty:
-        return []
-    newest = same.loc[same.groupby("id")["rank"].idxmax()].set_index("id")
-    of_newest = same[["id"]].join(newest, on="id", lsuffix="_own")
-    is_newest = same["rank"] == of_newest["rank"]
-    votes = same[(same["text_hash"] == of_newest["text_hash"]) & same["annotator"].notna() & of_newest["annotator"].notna()]
-    votes = votes.loc[votes.groupby(["id", "annotator"])["rank"].idxmax()]
-    votes = votes[votes["id"].duplicated(keep=False)]
-    stays = same.index[is_newest & ~same["id"].isin(votes["id"])].union(votes.index)
-    old = same.index.difference(stays)
-    masks["superseded"][old] = True
-    in_file = (same["source"] == of_newest["source"]) & (same["delivered_ns"] == of_newest["delivered_ns"])
-    masks["superseded_in_file"][old.intersection(same.index[in_file])] = True
-    if votes.empty:
-        return []
-    votes = votes.assign(target=targets(table, votes.index.to_numpy(), settings))
-    _elect(votes, masks)
-    items = votes.groupby("id")["target"].transform(lambda rows: rows.index[0])
-    return list(zip(items, votes["annotator"], votes["target"], strict=True))
-
-
-def _elect(votes: pd.DataFrame, masks: dict[str, np.ndarray]) -> None:
-    """Keep the newest row with the target that most annotators chose; without such a target all are tied."""
-    counts = votes.groupby(["id", "target"])["rank"].agg(["size", "max"]).reset_index()
-    most = counts.groupby("id")["size"].transform("max")
-    leading = counts[counts["size"] == most]
-    undecided = set(leading["id"][leading["id"].duplicated(keep=False)])
-    is_tied = votes["id"].isin(undecided)
-    masks["tied"][votes.index[is_tied]] = True
-    elected = leading["max"][~leading["id"].isin(undecided)]
-    masks["merged"][votes.index[~is_tied & ~votes["rank"].isin(elected)]] = True
-
-
-def _all_but_first(same: pd.DataFrame, seed: int) -> np.ndarray:
-    """Return the rows of equal texts (and targets) that do not come first in (place of the group, group, id)."""
-    split = same.assign(split_by=same["group"].where(same["group"].notna(), same["text_hash"]))
-    places = {group: unit_hash(seed, "split", group) for group in split["split_by"].unique()}
-    ordered = split.assign(place=split["split_by"].map(places)).sort_values(["place", "split_by", "id", "rank"], kind="stable")
-    return ordered.index[ordered.duplicated(["text_hash", "target"], keep="first")].to_numpy()
+def within(table: pa.Table, target: Target | None) -> Seen:
+    """Return what the valid rows of one batch, with COLUMNS, are to each other."""
+    rows = Rows.of(table)
+    kept, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    versions = Versions.of(rows, kept)
+    votes = Votes.of(rows, versions, target)
+    is_old = superseded(rows, versions, votes)
+    in_file[twice_in_a_file(versions, is_old)] = True
+    kept &= ~is_old
+    kept[votes.outvoted] = False
+    contradicts = contradicting(rows, kept, votes.tied, target)
+    return Seen(is_old, in_file, contradicts, repeated(rows, kept & ~contradicts), votes)

@@ -18,7 +18,7 @@ MIN_CONFIDENCE = 0.5
 UNKNOWN = "unknown"
 #: What py3langid answers where it is unsure, and for text that is no language.
 _NONE = ("und", "zxx")
-#: Codes that py3langid tells apart (its model's `labels`, sorted, without `zxx`).
+#: Codes of the languages that py3langid knows (its model's `labels`, sorted, without `zxx`).
 _CODES = (
     "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga gcf gcr gd gl "
     "gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn "
@@ -29,7 +29,7 @@ LANGUAGES = tuple(_CODES.split())
 
 
 def identify(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be told; None for null."""
+    """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be identified; None for null."""
     import pyarrow.compute as pc
 
     prefixes = pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS)

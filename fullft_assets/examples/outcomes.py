@@ -1,4 +1,4 @@
-"""What the checks of a batch say: counts, the first places, the mend. Texts of documents are never quoted."""
+"""The outcomes of a batch's checks: counts, the first places, how to fix it. Texts of documents are never quoted."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.rules import REASONS, Finding, Rule
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
+from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-_MEND = "mend them in the source and deliver the file again"
+_FIX = "fix them in the source and deliver the file again"
 _SHOWN = 5
-#: A field with more distinct values, or longer ones, is no label: it may hold what documents say.
+#: A field with more distinct values, or longer ones, is no label: it may hold texts of documents.
 _MOST_LABELS, _LONGEST_LABEL = 50, 30
-#: Where a parser stopped: the same fault stands elsewhere in each row.
+#: Where a parser stopped: the same fault is at another place in each row.
 _POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)")
 
 
 def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
-    """Return the outcome of a rule that Great Expectations tried."""
+    """Return the outcome of a rule on single rows, or of a user's expectation, that Great Expectations tried."""
     metadata: dict[str, int | float] = {"num_rows": len(table)}
     if finding.rows is not None:
         metadata["num_failed"] = len(finding.rows)
@@ -45,12 +46,33 @@ def with_masked(check: CheckOutcome, num_masked: int) -> CheckOutcome:
 def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> str:
     if not finding.rows:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
-        return f"the batch {rule.reason}{observed}; look at its rows, or mend the expectation"
+        return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
     problem, count = _commonest_problem(table) if rule.reason == REASONS["rows_are_well_formed"] else ("", len(finding.rows))
     why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
-    mend = _wrong_field(rule.reason, problem, count == len(table), settings) + _MEND
-    return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {mend}"
+    fix = _wrong_field(rule.reason, problem, count == len(table), settings) + _FIX
+    return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {fix}"
+
+
+def identity_outcome(name: str, rule: Rule, rows: Sequence[int], valid: pa.Table, num_rows: int) -> CheckOutcome:
+    """Return what a batch sees of a rule on row identity.
+
+    Args:
+        name, rule: the rule.
+        rows: positions in `valid` of the rows that break it.
+        valid: the valid rows.
+        num_rows: all rows of the batch.
+    """
+    return CheckOutcome(
+        name=name,
+        passed=not rows,
+        severity=rule.severity,
+        description=f"{len(rows):,} of {num_rows:,} rows found ({rule.reason}): {places(rows, valid)}; "
+        "the snapshot decides over all batches which of them count"
+        if rows
+        else "",
+        metadata={"num_rows": num_rows, "num_failed": len(rows)},
+    )
 
 
 def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
@@ -65,7 +87,7 @@ def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
     """Return the commonest labels that examples.labels lacks, and those that it has; nothing where they look like texts."""
-    if not settings.has_one_label:
+    if task_of(settings).target != "label":
         return ""
     known = settings.labels or []
     found = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
@@ -85,7 +107,7 @@ def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: Exampl
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
-    """Return the first five rows as file:row, and how many there are beside them."""
+    """Return the first five rows as file:row, and how many more there are."""
     named = [f"{table['source'][row].as_py()}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
     more = f" and {len(rows) - len(named):,} more" if len(rows) > len(named) else ""
     return ", ".join(named) + more
@@ -106,7 +128,7 @@ def balance_outcome(rule: Rule, finding: Finding, labels: pd.DataFrame, settings
         metadata={
             "num_labels": len(labels),
             "num_rare_labels": len(rare),
-            **({"smallest_share": float(labels["share"].min())} if len(labels) else {}),
+            **({"smallest_share": min(labels["share"].tolist())} if len(labels) else {}),
         },
     )
 
@@ -155,41 +177,38 @@ def gate_outcomes(
     num_rows: int,
     valid: pa.Table,
     quarantined: pa.Table,
-    superseded: pa.Table,
     settings: ExamplesSettings,
     batch_name: str,
     *,
     any_file_was_read: bool = True,
 ) -> list[CheckOutcome]:
-    """Return the two gates of every batch; what was superseded is no failure and counts on neither side.
+    """Return the two gates of every batch.
 
-    Files that were read and hold no row are no failure either: delivered again so, they withdraw all rows that they held.
+    Files that were read and hold no row are no failure: delivered again so, they withdraw all rows that they held.
     """
-    judged = len(valid) + len(quarantined)
-    share = len(quarantined) / judged if judged else 0.0 if any_file_was_read else 1.0
-    bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not judged)
+    share = len(quarantined) / num_rows if num_rows else 0.0 if any_file_was_read else 1.0
+    bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not num_rows)
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
     reason, count = reasons[0] if reasons else ("", 0)
     problem, count = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
     strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
     problem = problem or strange
     why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
-    finding = f"{len(quarantined):,} of {judged:,} rows quarantined{why}" if num_rows else "not one of its files was read"
-    mend = "add them to examples.labels, or " if strange else ""
-    mend += _wrong_field(reason, problem, count == num_rows, settings) + "mend the source and deliver it again"
-    mend += ", or raise examples.max_quarantined_share" if len(valid) else ""
-    counts = {"num_valid": len(valid), "num_quarantined": len(quarantined), "num_superseded": len(superseded)}
+    finding = f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}" if num_rows else "not one of its files was read"
+    fix = "add them to examples.labels, or " if strange else ""
+    fix += _wrong_field(reason, problem, count == num_rows, settings) + "fix the source and deliver it again"
+    fix += ", or raise examples.max_quarantined_share" if len(valid) else ""
     return [
         CheckOutcome(
             name="rows_are_accounted_for",
-            passed=num_rows == sum(counts.values()),
-            description=f"{num_rows:,} in = {len(valid):,} valid + {len(quarantined):,} quarantined + {len(superseded):,} superseded",
-            metadata={"num_rows": num_rows, **counts},
+            passed=num_rows == len(valid) + len(quarantined),
+            description=f"{num_rows:,} in = {len(valid):,} valid + {len(quarantined):,} quarantined",
+            metadata={"num_rows": num_rows, "num_valid": len(valid), "num_quarantined": len(quarantined)},
         ),
         CheckOutcome(
             name="quarantined_share_is_bounded",
             passed=bounded,
-            description="" if bounded else f"batch {batch_name}: {finding}; {mend}",
+            description="" if bounded else f"batch {batch_name}: {finding}; {fix}",
             metadata={"quarantined_share": float(np.round(share, 6))},
         ),
     ]

@@ -4,7 +4,7 @@ Each kind has a coarse hint that RE2 tries on a whole column, an exact pattern t
 hint holds, and a check that a pattern cannot express: the check digits of cards (Luhn, ISO/IEC 7812-1) and
 IBANs (mod 97, ISO 13616), numbers that the Social Security Administration never gives out, addresses that
 are no one's. Licence versions, section numbers, dates and ZIP+4 codes look like numbers of people; what
-guards against them stands in the patterns. Names and postal addresses are not found.
+guards against them is in the patterns. Names and postal addresses are not found.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Found:
-    """One piece of personal data: characters `start` to `end` (exclusive) of the text, and what stands in its place."""
+    """One piece of personal data: characters `start` to `end` (exclusive) of the text, and what replaces it."""
 
     start: int
     end: int
@@ -91,7 +91,7 @@ def mask(text: str, found: Sequence[Found]) -> str:
 
 
 def shift(start: int, end: int, found: Sequence[Found]) -> Span:
-    """Return where characters `start` to `end` of a text stand once it is masked.
+    """Return where characters `start` to `end` of a text are once it is masked.
 
     A border inside personal data moves to the border of the placeholder, so that a span over a whole or half
     e-mail address is a span over `[EMAIL]`.
@@ -130,7 +130,7 @@ def _check_iban(match: re.Match[str]) -> Span | None:
     length = IBAN_LENGTHS.get(match[0][:2])
     if length is None:
         return None
-    # The pattern may have run into the capitals that follow; the country says where the number ends.
+    # The pattern may have run into the capitals that follow; the country decides where the number ends.
     ends = [at for at, c in enumerate(match[0], start=1) if c != " "]
     if len(ends) < length or (len(ends) > length and match[0][ends[length - 1]] != " "):
         return None

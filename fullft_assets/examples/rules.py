@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,8 @@ import numpy as np
 
 from fullft_assets.examples import damage, language
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
+from fullft_assets.store.checks import CheckSpec
+from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,11 +44,11 @@ REASONS = {
     "assistant_turns_are_present": "no or empty assistant turn, or unknown role",
     "annotations_are_confident": "annotation confidence too low or above 1",
     "annotations_are_human": "annotated by a machine",
-    "ids_are_unique": "id stands twice in one file",
+    "ids_are_unique": "id twice in one file",
     "texts_are_unique": "duplicate text",
     "equal_texts_have_equal_labels": "equal text with another label",
 }
-#: What a rule about the whole batch says of it.
+#: What is true of a batch when a rule on the batch as one is green.
 BATCH_TRUTHS = {
     "labels_are_balanced": "no label is rarer than examples.min_label_share",
     "annotators_agree": "kappa is at least examples.min_agreement",
@@ -58,10 +60,10 @@ ROWS_FOR_BALANCE = 100
 _LISTED_AT_ONCE = 5_000
 #: Gates that are always there and always block.
 GATES = {
-    "rows_are_accounted_for": "rows in = valid + quarantined + superseded",
+    "rows_are_accounted_for": "rows in = valid + quarantined",
     "quarantined_share_is_bounded": "most of the batch is usable",
 }
-#: Rules on what other rows a batch holds, tried on the rows that break no other.
+#: Rules on what the valid rows are to each other. A batch counts what it sees of them; the snapshot decides, over all batches.
 IDENTITY_RULES = ("ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels")
 #: A row that breaks one of these cannot be trained on, so they cannot be turned off.
 ESSENTIAL = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "spans_are_in_range", "assistant_turns_are_present")
@@ -88,8 +90,11 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
         severity = settings.severities.get(name, "warn")
         if severity == "off":
             continue
+        if name in IDENTITY_RULES:
+            rules[name] = Rule(REASONS[name], "warn", "row")
+            continue
         is_row = name in REASONS
-        quarantines = is_row and name != "ids_are_unique" and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
+        quarantines = is_row and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
         rules[name] = Rule(REASONS[name] if is_row else BATCH_TRUTHS[name], severity, "row" if is_row else "batch", quarantines)
     for number, own in enumerate(settings.expectations, start=1):
         on = own.arguments.get("column")
@@ -101,21 +106,46 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
     return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in GATES.items()}}
 
 
+def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:
+    """Return the rules that are judged over all batches, with the severities that the YAML gives them."""
+    over_all = [*IDENTITY_RULES, *(["annotators_agree"] if task_of(settings).compares_rows_of_an_id else [])]
+    rules = {}
+    for name in applicable(settings):
+        severity = settings.severities.get(name, "warn")
+        if name in over_all and severity != "off":
+            rules[name] = Rule(REASONS.get(name) or BATCH_TRUTHS[name], severity, "batch")
+    return rules
+
+
+def checks_of(settings: ExamplesSettings) -> tuple[CheckSpec, ...]:
+    """Return the checks that a use case's batches have."""
+    return tuple(CheckSpec(name, _truth(rule), blocking=rule.severity == "error") for name, rule in rules_for(settings).items())
+
+
+def _truth(rule: Rule) -> str:
+    if rule.is_own:
+        return f"Nothing {rule.reason}."
+    if rule.scope == "row":
+        return f"No row is {'quarantined' if rule.quarantines else 'found'} for: {rule.reason}."
+    return f"{rule.reason[:1].upper()}{rule.reason[1:]}."
+
+
 def check_name(number: int, expectation: Expectation) -> str:
     """Return the name of the check of the user's expectation with this number, counted from 1."""
     return f"own_{number}_{expectation.name.removeprefix('expect_')}"
 
 
 def applicable(settings: ExamplesSettings) -> list[str]:
-    """Return the names of settings.RULES that say something under these settings, whatever their severity."""
-    labelled = settings.task in ("classification", "token_classification")
+    """Return the names of settings.RULES that apply under these settings, whatever their severity."""
+    task = task_of(settings)
+    labelled = task.has_labels
     conditions = {
         "languages_are_expected": settings.languages is not None,
         "personal_data_is_absent": settings.pii != "off",
         "labels_are_present": labelled,
         "labels_are_known": labelled and settings.labels is not None,
-        "spans_are_in_range": settings.task == "token_classification",
-        "assistant_turns_are_present": settings.task == "sft",
+        "spans_are_in_range": task.target == "spans",
+        "assistant_turns_are_present": task.has_messages,
         "annotations_are_confident": labelled or settings.min_confidence > 0,
         "annotations_are_human": settings.human_annotated_only,
         "equal_texts_have_equal_labels": labelled,
@@ -130,7 +160,7 @@ def profile(table: pa.Table, settings: ExamplesSettings, num_personal_data: np.n
 
     Args:
         table: with `documents.COLUMNS`.
-        settings: say which columns are needed.
+        settings: they decide which columns are needed.
         num_personal_data: pieces of personal data in each text, where they are looked for.
     """
     import pandas as pd
@@ -163,7 +193,7 @@ def profile(table: pa.Table, settings: ExamplesSettings, num_personal_data: np.n
 
 
 def _words(value: Any) -> list[str]:
-    # A column may stand in a list, or within a row condition.
+    # A column may be named in a list, or within a row condition.
     if isinstance(value, list | tuple):
         return [word for item in value for word in _words(item)]
     return value.replace('"', " ").replace("(", " ").split() if isinstance(value, str) else []
@@ -173,17 +203,18 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if settings.task not in ("classification", "token_classification"):
+    target = task_of(settings).target
+    if target is None:
         return {}
     columns = {}
-    if settings.task == "token_classification":
+    if target == "spans":
         parents, spans = _flat(table["spans"])
         labels = pc.struct_field(spans, "label")
         start, end = (np.asarray(pc.fill_null(pc.struct_field(spans, name), -1)) for name in ("start", "end"))
         longest = np.asarray(pc.fill_null(lengths, 0))[parents]
         columns["num_bad_spans"] = np.bincount(parents, (start < 0) | (end <= start) | (end > longest), len(table))
         has_label = np.asarray(table["spans"].is_valid())
-    elif settings.multi_label:
+    elif target == "labels":
         parents, labels = _flat(table["labels"])
         has_label = np.asarray(table["labels"].is_valid())
     else:
@@ -203,7 +234,7 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if settings.task != "sft":
+    if not task_of(settings).has_messages:
         return {}
     parents, turns = _flat(table["messages"])
     role = pc.struct_field(turns, "role")
@@ -226,12 +257,13 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
 
 def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
     """Return the expectations on single rows, by rule; those on identity and the user's own are separate."""
-    import great_expectations as gx
+    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween as between
+    from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet as within
+    from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull as not_null
 
-    between, within = gx.expectations.ExpectColumnValuesToBeBetween, gx.expectations.ExpectColumnValuesToBeInSet
     makers = {
         "rows_are_well_formed": lambda: within(column="well_formed", value_set=[True]),
-        "texts_are_present": lambda: gx.expectations.ExpectColumnValuesToNotBeNull(column="num_characters"),
+        "texts_are_present": lambda: not_null(column="num_characters"),
         "text_lengths_are_in_bounds": lambda: between(
             column="num_characters", min_value=settings.min_characters, max_value=settings.max_characters
         ),
@@ -249,35 +281,28 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
     return {rule: make() for rule, make in makers.items() if rule in used}
 
 
-def absent(flags: Iterable[str]) -> dict[str, Any]:
-    """Return the expectations that no row has the flag of a rule, by rule."""
-    import great_expectations as gx
-
-    return {flag: gx.expectations.ExpectColumnValuesToBeInSet(column=flag, value_set=[False]) for flag in flags}
-
-
 def balance_profile(label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings) -> pd.DataFrame:
     """Return a profile with one row a label, known or found: its share of the valid rows (of the spans)."""
     import pandas as pd
 
     counts = pd.Series({**dict.fromkeys(settings.labels or [], 0), **label_counts}, dtype=float)
-    total = counts.sum() if settings.task == "token_classification" else num_valid
+    total = counts.sum() if task_of(settings).target == "spans" else num_valid
     return pd.DataFrame({"label": counts.index.astype(object), "share": counts.to_numpy() / max(total, 1)})
 
 
 def balanced(settings: ExamplesSettings, num_valid: int) -> dict[str, Any]:
-    """Return the expectation on the profile of the labels, by rule; few rows say nothing of a label's share."""
-    import great_expectations as gx
+    """Return the expectation on the profile of the labels, by rule; of few rows a label's share is not judged."""
+    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
 
     least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
-    return {"labels_are_balanced": gx.expectations.ExpectColumnValuesToBeBetween(column="share", min_value=least)}
+    return {"labels_are_balanced": ExpectColumnValuesToBeBetween(column="share", min_value=least)}
 
 
 def large_enough(settings: ExamplesSettings) -> dict[str, Any]:
     """Return the expectation on the profile of the valid rows, by rule."""
-    import great_expectations as gx
+    from great_expectations.expectations.core.expect_table_row_count_to_be_between import ExpectTableRowCountToBeBetween
 
-    return {"rows_suffice": gx.expectations.ExpectTableRowCountToBeBetween(min_value=settings.min_batch_rows)}
+    return {"rows_suffice": ExpectTableRowCountToBeBetween(min_value=settings.min_batch_rows)}
 
 
 @dataclass(frozen=True)
@@ -348,9 +373,9 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
     return found
 
 
-def _kind_of(told: str) -> str:
+def _kind_of(traceback: str) -> str:
     """Return the type of the first exception of a traceback in words; a line of a quoted value is none of Python's own."""
-    names = re.findall(r"^(\w+)(?=:|$)", told, flags=re.MULTILINE)
+    names = re.findall(r"^(\w+)(?=:|$)", traceback, flags=re.MULTILINE)
     kinds = (name for name in names if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, Exception))
     return next(kinds, "an error of Great Expectations")
 
@@ -359,7 +384,8 @@ def _kind_of(told: str) -> str:
 def _any_frame() -> Any:
     """Return the definition of a batch that is a frame given later; making one costs as much as a validation of few rows."""
     import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     return context.data_sources.add_pandas("profile").add_dataframe_asset("documents").add_batch_definition_whole_dataframe("batch")

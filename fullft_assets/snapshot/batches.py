@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.chunks import UNFIT_SPARE, Expected
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
+from fullft_assets.chunks import Expected
 from fullft_assets.errors import DataError
+from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
+from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.snapshot import screening, sketches
-from fullft_assets.snapshot.places import read_rows
-from fullft_assets.snapshot.rows import COLUMNS, BatchRows
+from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.locations import read_rows
 from fullft_assets.store import CheckOutcome, Manifest, Store
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.settings.use_case import UseCase
 
 
@@ -35,18 +35,18 @@ def usable_batches(
         DataError: one of them is not tokenised as it would be today.
     """
     usable = {name: manifest for name, manifest in examples.items() if not _is_held_back(manifest)}
-    mend = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
+    fix = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
     for name, manifest in usable.items():
         if name not in chunks:
-            raise DataError(f"batch {name}: examples are there, but they were never tokenised; {mend}")
+            raise DataError(f"batch {name}: examples are there, but they were never tokenised; {fix}")
         if chunks[name].inputs["labeled_examples"] != manifest.content_digest:
-            raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {mend}")
+            raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {fix}")
         for made, version, settings in (
             (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
             (chunks[name], CHUNKS_VERSION, expected.settings),
         ):
             if (made.version, made.settings) != (version, settings):
-                raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {mend}")
+                raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {fix}")
     others = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
     if others:
         raise DataError(
@@ -61,8 +61,8 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
 
     They do as long as the settings ask for nothing that was not read then; a file that was delivered again is no loss.
     """
-    delivered = {path for manifest in usable.values() for path in manifest.metadata["files"]}
-    lost = {name: sorted({*manifest.metadata.get("taken_away", ())} - delivered) for name, manifest in sorted(examples.items())}
+    delivered = {path for manifest in usable.values() for path in ExamplesMetadata.of(manifest).files}
+    lost = {name: sorted({*(ExamplesMetadata.of(made).taken_away or ())} - delivered) for name, made in sorted(examples.items())}
     lost = {name: paths for name, paths in lost.items() if paths}
     num_files = sum(map(len, lost.values()))
     description = ""
@@ -85,9 +85,9 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
 def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
     """Return whether each file was delivered from one source: a file is known by its path below it, and a namesake supersedes its rows."""
     sources: dict[str, set[str]] = {}
-    for manifest in usable.values():
-        for path in manifest.metadata["files"]:
-            sources.setdefault(path, set()).add(manifest.metadata["uri"])
+    for metadata in map(ExamplesMetadata.of, usable.values()):
+        for path in metadata.files:
+            sources.setdefault(path, set()).add(metadata.uri)
     namesakes = {path: sorted(uris) for path, uris in sources.items() if len(uris) > 1}
     description = ""
     if namesakes:
@@ -95,7 +95,7 @@ def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
         description = (
             f"{len(namesakes):,} files were delivered from several sources, such as {path} from {' and '.join(uris)}; only the newest delivery "
             "of a path counts: if these are different files, rename those of one source and deliver them again; if documents.path has "
-            "moved, nothing is amiss"
+            "moved, nothing is wrong"
         )
     return CheckOutcome(
         name="files_have_one_source",
@@ -114,7 +114,6 @@ def read_batches(
     store: Store,
     use_case: UseCase,
     usable: Mapping[str, Manifest],
-    chunks: Mapping[str, Manifest],
     evaluation: screening.EvaluationTexts | None,
 ) -> dict[str, BatchRows]:
     """Return what the split needs of each usable batch; its sketches are made where they are not there yet."""
@@ -122,13 +121,13 @@ def read_batches(
 
     @cache
     def screen() -> screening.Screen:
+        assert evaluation is not None, "only texts of external sets are looked up"
         return screening.Screen(evaluation.texts, settings.screen_words, settings.near_duplicate_similarity)
 
     found = {}
     for name, manifest in usable.items():
         made = sketches.ensure(store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed)
-        batch = _read_batch(store.folder(manifest), manifest.metadata["files"], store.folder(made), use_case.settings.seed)
-        batch = replace(batch, unfit=chunks[name].metadata.get(UNFIT_SPARE, ()))
+        batch = _read_batch(store.folder(manifest), ExamplesMetadata.of(manifest).files, store.folder(made))
         if evaluation is not None:
             screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
             batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
@@ -136,21 +135,15 @@ def read_batches(
     return found
 
 
-def _read_batch(folder: Path, files: Mapping[str, int], index: Path, seed: int) -> BatchRows:
+def _read_batch(folder: Path, files: Mapping[str, int], index: Path) -> BatchRows:
     import pyarrow.parquet as pq
 
     path = folder / "examples.parquet"
-    known = set(pq.read_schema(path).names)
     return BatchRows(
-        rows=pq.read_table(path, columns=[name for name in (*COLUMNS, "spare") if name in known]),
+        rows=pq.read_table(path, columns=list(COLUMNS)),
         files=files,
         places=sketches.read_places(index),
         sketches=lambda: sketches.read_sketches(index),
         texts=lambda positions: read_rows(path, "text", positions),
-        left_out=with_places(pq.read_table(folder / "left_out.parquet"), seed),
+        quarantined=pq.read_table(folder / QUARANTINED, columns=["id", "source", "delivered_ns"]),
     )
-
-
-def with_places(left_out: pa.Table, seed: int) -> pa.Table:
-    """Return sound rows that are no examples of their batch with their places in the split."""
-    return left_out.append_column("place", [sketches.places(left_out, seed)])

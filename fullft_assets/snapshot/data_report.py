@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fullft_assets.snapshot.metadata import SnapshotMetadata
+
 _BAR = 40
 _SPLITS = ("train", "validation", "test")
 
@@ -40,7 +42,7 @@ def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> 
 
 
 def render(
-    metadata: Mapping[str, Any],
+    metadata: SnapshotMetadata,
     num_tokens: Sequence[int] | np.ndarray,
     *,
     max_tokens: int,
@@ -50,52 +52,60 @@ def render(
     """Render the data report as Markdown.
 
     Args:
-        metadata: of the snapshot: `labels`, `label_counts`, `label_statistics`, `left_out`, `num_..._rows`; where training rows are
-            packed `num_packed_rows` and `packing_fill`.
+        metadata: of the snapshot.
         num_tokens: length of each kept text.
         max_tokens: longest window.
         max_windows: windows kept of a text, or None.
         example: one training row.
     """
     lines = ["# Data report", "", *_sizes(metadata), *_labels(metadata), "", "## Left out", ""]
-    lines += [f"- {count:,} {reason}" for reason, count in metadata["left_out"].items()] or ["- nothing"]
+    lines += [f"- {count:,} {reason}" for reason, count in metadata.left_out.items()] or ["- nothing"]
     lines += ["", "## Length in tokens", "", "```", *_histogram(num_tokens), "```", ""]
     over = int((np.asarray(num_tokens) > max_tokens).sum())
     fate = "is read in overlapping windows, nothing is cut" if max_windows is None else f"is cut after {max_windows} window(s)"
     lines.append(f"{over:,} of {len(num_tokens):,} texts are longer than chunks.max_tokens ({max_tokens}); such a text {fate}.")
-    if "num_packed_rows" in metadata:
-        lines += ["", f"Packed for training: {metadata['num_packed_rows']:,} rows, {metadata['packing_fill']:.2%} full."]
+    if metadata.num_packed_rows is not None:
+        lines += ["", f"Packed for training: {metadata.num_packed_rows:,} rows, {metadata.packing_fill:.2%} full."]
     if example is not None:
         lines += ["", "## One training row", "", f"what is trained: **{example.target}**", "", "```", example.text[:500], "```", ""]
         lines += ["as the model reads it:", "", "```", " ".join(example.tokens[:120]), "```", ""]
     return "\n".join(lines)
 
 
-def _sizes(metadata: Mapping[str, Any]) -> list[str]:
-    rows = " | ".join(f"{metadata[f'num_{split}_rows']:,}" for split in _SPLITS)
+def _num_rows(metadata: SnapshotMetadata) -> dict[str, int]:
+    return {"train": metadata.num_train_rows, "validation": metadata.num_validation_rows, "test": metadata.num_test_rows}
+
+
+def _sizes(metadata: SnapshotMetadata) -> list[str]:
+    rows = " | ".join(f"{count:,}" for count in _num_rows(metadata).values())
     return [f"| | {' | '.join(_SPLITS)} |", "|---" * (len(_SPLITS) + 1) + "|", f"| rows | {rows} |"]
 
 
-def _labels(metadata: Mapping[str, Any]) -> list[str]:
+def _labels(metadata: SnapshotMetadata) -> list[str]:
     """Return the balance: rows (and their share of the split), groups and the effective number of groups of each label."""
-    if not metadata["labels"]:
+    if not metadata.labels:
         return []
-    lines = ["", "## Labels", "", "rows, share of the split's rows; groups; k_eff = the number of equal groups that would say as much", ""]
+    lines = [
+        "",
+        "## Labels",
+        "",
+        "rows, share of the split's rows; groups; k_eff = the number of equal groups with as much information",
+        "",
+    ]
     lines += ["| label | " + " | ".join(_SPLITS) + " |", "|---" * (len(_SPLITS) + 1) + "|"]
-    found = {(s["label"], s["split"]): s for s in metadata["label_statistics"]}
-    for label in metadata["labels"]:
+    found = {(s.label, s.split): s for s in metadata.label_statistics}
+    for label in metadata.labels:
         cells = []
-        for split in _SPLITS:
+        for split, num_rows in _num_rows(metadata).items():
             cell = found.get((label, split))
-            total = max(1, metadata[f"num_{split}_rows"])
             cells.append(
                 "0"
                 if cell is None
-                else f"{cell['rows']:,} ({cell['rows'] / total:.0%}); {cell['groups']:,} groups; k_eff {cell['k_eff']:,.1f}"
+                else f"{cell.rows:,} ({cell.rows / max(1, num_rows):.0%}); {cell.groups:,} groups; k_eff {cell.k_eff:,.1f}"
             )
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    if metadata["rare_labels"]:
-        lines += ["", f"Hardly known after the test, for want of groups: {', '.join(metadata['rare_labels'])}."]
+    if metadata.rare_labels:
+        lines += ["", f"Too few test groups for a reliable score: {', '.join(metadata.rare_labels)}."]
     return lines
 
 

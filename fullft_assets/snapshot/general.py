@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot.drawing import draw_tokens, made_with, pin_files
-from fullft_assets.snapshot.parts import drawn_folder, steady
+from fullft_assets.snapshot.frozen_batches import drawn_folder, steady
+from fullft_assets.snapshot.general_sampling import draw_tokens, made_with, pin_files
+from fullft_assets.snapshot.metadata import GeneralMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     Its `examples.parquet` and `chunks.parquet` are like those of replay. Where the folder holds less than `snapshot.general.max_tokens`,
     all that it holds is taken.
 
-    Metadata: `num_rows`, `num_tokens`, `num_files`, `num_unusable` (reason -> rows).
-
     Args:
         store: where the artifact is found or written.
         use_case: settings; `snapshot.general` must be set.
@@ -64,12 +63,12 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
         tombstones = read_tombstones(store, use_case.name)
         drawn = draw_tokens(use_case, general.path, general.max_tokens, _SETTING, frozenset(task_hashes), tombstones=tombstones)
         if not drawn.num_tokens:
-            told = "; ".join(f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3))
+            detail = "; ".join(f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3))
             raise DataError(
-                f"{_SETTING}: {general.path} holds no usable document{f' ({told})' if told else ''}; give each row a field `text` (for sft: "
+                f"{_SETTING}: {general.path} holds no usable document{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: "
                 "or messages), and texts that are no rows of the task"
             )
-        return {**drawn.write(draft, making), "num_files": len(files)}, []
+        return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
 
     return store.ensure(
         use_case.name,

@@ -1,4 +1,4 @@
-"""The labels of a snapshot's rows: which there are, whether enough rows and groups stand for each."""
+"""The labels of a snapshot's rows: which there are, and whether each has enough rows and groups."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.errors import DataError
+from fullft_assets.examples.identity import codes
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, codes
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
 from fullft_assets.store import CheckOutcome
+from fullft_assets.task import Target
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: A label with a smaller effective number of groups in the test split has a score that is hardly known.
+#: A label with a smaller effective number of groups in the test split has no reliable score.
 COMMON_GROUPS = 20
 _SHOWN_LABELS = 5
 
@@ -34,19 +36,19 @@ class Labels:
         return Labels(self.row[chosen], self.code[chosen], self.names)
 
 
-def labels_of(table: pa.Table, task: str, multi_label: bool) -> Labels:
+def labels_of(table: pa.Table, target: Target | None) -> Labels:
     """Return the labels of examples; none for tasks that have none."""
     import pyarrow.compute as pc
 
-    if task not in ("classification", "token_classification"):
+    if target is None:
         return Labels(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
-    has_one = task == "classification" and not multi_label
+    has_one = target == "label"
     if has_one:
         row, values = np.arange(len(table)), table["label"]
     else:
-        lists = table["labels" if task == "classification" else "spans"].combine_chunks()
+        lists = table[target].combine_chunks()
         row, values = pc.list_parent_indices(lists).to_numpy().astype(np.int64), lists.flatten()
-        values = pc.struct_field(values, "label") if task == "token_classification" else values
+        values = pc.struct_field(values, "label") if target == "spans" else values
     number, names = codes(values)
     rank = np.empty(len(names), np.int64)
     order = pc.sort_indices(names)
@@ -60,7 +62,7 @@ def require_labels(rows: Rows, labels: Labels, settings: SnapshotSettings, at_le
     """Check that rows are left, and that each label left has enough of them.
 
     Raises:
-        DataError: there are too few rows or labels; the message says what to do.
+        DataError: there are too few rows or labels; the message names the remedy.
     """
     num_rows = int(rows.kept.sum())
     if not num_rows:
@@ -125,13 +127,13 @@ def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> li
 
 
 def rare_labels(statistics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the test rows of the statistics of the labels that too few groups stand for, rarest first."""
+    """Return the test rows of the statistics of the labels with too few groups, rarest first."""
     rare = [s for s in statistics if s["split"] == "test" and s["k_eff"] < COMMON_GROUPS]
     return sorted(rare, key=lambda s: (s["k_eff"], s["label"]))
 
 
 def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
-    """Return whether enough groups stand for each label in the test split."""
+    """Return whether each label has enough groups in the test split."""
     rare = rare_labels(statistics)
     named = ", ".join(f"`{s['label']}` ({s['rows']:,} rows, k_eff {s['k_eff']:g})" for s in rare[:_SHOWN_LABELS])
     more = f" and {len(rare) - _SHOWN_LABELS:,} more" if len(rare) > _SHOWN_LABELS else ""
@@ -142,7 +144,6 @@ def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
         severity="warn",
         description=""
         if not rare
-        else f"few groups stand for {named}{more} in the test split (k_eff under {COMMON_GROUPS}): their scores are hardly known; "
-        "deliver more groups with them",
+        else f"too few test groups for a reliable score of {named}{more} (k_eff under {COMMON_GROUPS}); deliver more groups with them",
         metadata={"num_rare_labels": len(rare), **({} if least is None else {"least_k_eff": least})},
     )

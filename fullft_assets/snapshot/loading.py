@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fullft_assets.snapshot.all_rows import SplitName
+from fullft_assets.snapshot.frozen_batches import drawn_folder, folder_of, steady
+from fullft_assets.snapshot.locations import Lists, locations_of, read_index, read_rows
+from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.snapshot.parts import drawn_folder, folder_of, steady
-from fullft_assets.snapshot.places import Lists, places_of, read_index, read_rows
-from fullft_assets.snapshot.rows import SplitName
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
@@ -62,14 +63,14 @@ class Split:
 
 def label_names(snapshot: Manifest) -> list[str]:
     """Return the label order of a snapshot: the order of the model's outputs."""
-    return list(snapshot.metadata["labels"])
+    return SnapshotMetadata.of(snapshot).labels
 
 
 def load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
     """Read one split's texts and windows from the artifacts that the snapshot froze.
 
     Raises:
-        StoreError: one of them is gone, or was rewritten since (see `parts`).
+        StoreError: one of them is gone, or was rewritten since (see `frozen_batches`).
     """
     with steady(snapshot):
         return _load_split(store, snapshot, name)
@@ -80,7 +81,7 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
 
     index = read_index(store, snapshot)
     index = index.filter(pc.equal(index["split"], name))
-    rows = places_of(index, index)
+    rows = locations_of(index, index)
     chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
     texts: list[str] = [""] * len(index)
     for batch, mine in rows.by_batch():
@@ -107,9 +108,9 @@ def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str
 
     index = read_index(store, snapshot)
     index = index.filter(pc.equal(index["split"], name))
-    rows, ids, found = places_of(index, index), index["id"].to_pylist(), {}
+    rows, ids, found = locations_of(index, index), index["id"].to_pylist(), {}
     for batch, mine in rows.by_batch():
-        path = store.folder(store.load(snapshot.metadata["parts"][batch]["examples"])) / "examples.parquet"
+        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
         for number, messages in zip(mine.tolist(), read_rows(path, "messages", rows.position[mine]).to_pylist(), strict=True):
             found[ids[number]] = messages
     return found
@@ -172,7 +173,7 @@ def load_training(store: Store, snapshot: Manifest) -> Training:
     """Read the packed training rows that the snapshot froze.
 
     Raises:
-        StoreError: an artifact of them is gone, or was rewritten since (see `parts`).
+        StoreError: an artifact of them is gone, or was rewritten since (see `frozen_batches`).
     """
     with steady(snapshot):
         return _load_training(store, snapshot)
@@ -183,7 +184,7 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
     import pyarrow.parquet as pq
 
     index = read_index(store, snapshot)
-    rows = places_of(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
+    rows = locations_of(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
     chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
     drawn = drawn_folder(store, snapshot, "replay")
     more = {} if drawn is None else {"": drawn}
@@ -195,7 +196,8 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
         return [window for row in Lists.join(parts).to_lists() for window in row]
 
     parts = parts_of("windows")
-    capacity = snapshot.metadata["packing_capacity"]
+    capacity = SnapshotMetadata.of(snapshot).packing_capacity
+    assert capacity is not None, "its training rows are packed"
     plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
     marks = flat(parts_of("marks")) if _is_marked({**chunks, **more}) else None
     return Training(flat(parts), marks, plan, len(parts[0].lengths))

@@ -5,7 +5,7 @@ bins, and a bin's smallest hash is one MinHash. An empty bin borrows from the fi
 order of its own, the same for all texts (optimal densification, Shrivastava 2017), so that two texts
 agree in each bin with a probability of their Jaccard similarity. Texts that agree in all bins of a band
 (Leskovec et al., Mining of Massive Datasets, ch. 3) are a candidate pair. Most of those are far from near: one byte a bin (Li and
-Koenig 2010, b-bit minwise hashing) tells it without reading the texts.
+Koenig 2010, b-bit minwise hashing) shows it without reading the texts.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def concatenate(parts: Iterable[Sketches], num_texts: int) -> Sketches:
             getattr(whole, name)[place] = getattr(part, name)
         begin += len(part)
         del part  # before the next one is read
+    assert whole is not None, "there is at least one part"
     return whole
 
 

@@ -1,6 +1,6 @@
 """Near-duplicates among many texts: MinHash bands propose pairs, the exact similarity of the word shingles confirms each.
 
-What is kept of each text, and how its bands come about, says `minhash`.
+`minhash` describes what is kept of each text, and how its bands are computed.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def find_near(
 
 
 class NearSearch:
-    """The search for candidates that are near to a reference text: what the sketches say of it, until the texts are read.
+    """The search for candidates that are near to a reference text: what the sketches show of it, until the texts are read.
 
-    Buckets of thousands of texts stay cheap. Texts with equal sets stand for each other: whichever of them is compared, the
+    Buckets of thousands of texts stay cheap. Texts with equal sets are interchangeable: whichever of them is compared, the
     similarity is the same number. A candidate needs one confirmed partner, so that among texts that are all near to each other the
     first try settles it. Pairs whose sizes differ by more than the threshold allows, and candidates with too few shingles that any
     reference text has, cannot be near and are not compared: |A & B| <= min(|A|, |B|), and |A & B| <= |A & union of all B|.
@@ -122,7 +122,7 @@ class _Proposals:
         """Return the pairs that are not far, each once; candidates with many keep all of theirs.
 
         Args:
-            are_far: says of (candidates, reference texts) which pairs to leave out.
+            are_far: returns of (candidates, reference texts) which pairs to leave out.
         """
         is_few = np.bincount(self.owner, self.count)[self.owner] <= _MANY_PAIRS if len(self.owner) else np.zeros(0, bool)
         few, many = np.flatnonzero(is_few), np.flatnonzero(~is_few)
@@ -182,7 +182,7 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
 
 
 def _propose_near(sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> _Proposals:
-    """Return the candidate pairs, by positions on both sides, without those that the signatures tell to be far."""
+    """Return the candidate pairs, by positions on both sides, without those that are far by their signatures."""
     none = np.zeros(0, np.int64)
     if not len(reference) or not len(candidates):
         return _Proposals(none, none, none, none)

@@ -25,7 +25,7 @@ class Packing:
     """Rows of pieces of texts, in the order of training.
 
     Attributes:
-        source: [p] int64, position of the text that each piece is cut from; the pieces of a row stand side by side.
+        source: [p] int64, position of the text that each piece is cut from; the pieces of a row are side by side.
         start: [p] int64, first token of the piece in its text.
         length: [p] int64, tokens of the piece, at least 1.
         row_offsets: [r + 1] int64; row i holds the pieces `row_offsets[i]` to `row_offsets[i + 1]`.
@@ -64,7 +64,7 @@ class Packing:
         return self.fill >= FULL or self.num_rows <= self.num_rows_needed + 2
 
     def row(self, number: int) -> slice:
-        """Return where the pieces of a row stand."""
+        """Return where the pieces of a row are."""
         return slice(int(self.row_offsets[number]), int(self.row_offsets[number + 1]))
 
     def first(self, num_rows: int) -> Packing:
@@ -96,7 +96,7 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
 
     Where lengths vary, as those of texts do (lognormal), rows are at least 99.5% full over all from a few hundred rows
     on; fewer rows are as few as the tokens need, or one or two more, of which the last is open. Best-fit-decreasing
-    takes at most 11/9 of the fewest rows possible, whatever the lengths; pieces of over half a row stand alone. With `cut_to_fill` there are
+    takes at most 11/9 of the fewest rows possible, whatever the lengths; pieces of over half a row are alone in theirs. With `cut_to_fill` there are
     as few rows as the tokens need: those that best fit left emptiest are cut up to fill the others.
 
     Args:

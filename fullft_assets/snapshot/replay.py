@@ -18,7 +18,8 @@ from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ReplaySettings
-from fullft_assets.snapshot.drawing import Drawn, KeepsOut, draw_tokens, made_with, pin_files
+from fullft_assets.snapshot.general_sampling import Drawn, KeepsOut, draw_tokens, made_with, pin_files
+from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.screening import Reference, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
@@ -45,9 +46,6 @@ def draw(
     Its `examples.parquet` and `chunks.parquet` have the columns of a batch's artifacts, row by row in the order of the draw. Of the
     last document only the windows that are needed are kept, so that the share is met to within a window.
 
-    Metadata: `num_rows`, `num_tokens`, `share` (as it came out), `num_files`, `num_unusable` (reason -> rows), `num_near_held_out`,
-    `num_screened` and `num_near_general` (documents passed over).
-
     Args:
         store: where the artifact is found or written.
         use_case: settings; `snapshot.replay` must be set.
@@ -58,7 +56,7 @@ def draw(
 
     Raises:
         DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is too little of it; the message
-            says how many tokens are missing.
+            contains how many tokens are missing.
     """
     replay, apart = use_case.settings.snapshot.replay, _Apart(held_out, screened, measured or {})
     assert replay is not None, "there is nothing to draw from"
@@ -72,7 +70,7 @@ def draw(
             raise _too_little(replay, num_needed, drawn)
         share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0
         passed_over = dict(zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True))
-        return {**drawn.write(draft, making), "share": share, "num_files": len(files), **passed_over}, []
+        return ReplayMetadata(**drawn.write(draft, making), share=share, num_files=len(files), **passed_over).as_dict(), []
 
     read = {"files": digest(files), "tokenizer": making["tokenizer"], "num_tokens": num_needed, "num_task_tokens": num_task_tokens}
     screening = use_case.settings.snapshot.model_dump(include={"screen_words", "near_duplicate_similarity"})
@@ -100,7 +98,7 @@ class _Apart:
         return [_Screen(self.held_out, use_case), _Screen(self.screened, use_case), _Near(list(self.measured.values()), use_case)]
 
     def digests(self) -> dict[str, str]:
-        """Return what tells the draw from one beside other texts."""
+        """Return what distinguishes the draw from one with other texts."""
         found = {"held_out": digest(sorted(self.held_out)), "screened": digest(sorted(self.screened))}
         return {**found, **({"measured": digest(sorted(self.measured))} if self.measured else {})}
 
@@ -152,10 +150,10 @@ def _too_little(replay: ReplaySettings, num_needed: int, drawn: Drawn) -> DataEr
         for what, count in zip(("held-out rows", "snapshot.screen", "snapshot.general"), drawn.num_passed_over, strict=True)
         if count
     ]
-    told = f" ({'; '.join(why)})" if why else ""
+    detail = f" ({'; '.join(why)})" if why else ""
     if not drawn.num_candidates:
-        return DataError(f"{_SETTING}: {replay.path} holds no usable document{told}; give each row a field `text` (for sft: or messages)")
+        return DataError(f"{_SETTING}: {replay.path} holds no usable document{detail}; give each row a field `text` (for sft: or messages)")
     return DataError(
-        f"{_SETTING}: {replay.path} holds {drawn.num_tokens:,} usable tokens{told}, {num_needed - drawn.num_tokens:,} fewer than "
+        f"{_SETTING}: {replay.path} holds {drawn.num_tokens:,} usable tokens{detail}, {num_needed - drawn.num_tokens:,} fewer than "
         f"snapshot.replay.share ({replay.share:g}) needs; add documents, or lower the share"
     )

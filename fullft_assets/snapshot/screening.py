@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import ENDINGS, is_readable
+from fullft_assets.documents.formats import is_readable, known_endings
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
-from fullft_assets.settings import DocumentsSettings, Task
+from fullft_assets.settings import DocumentsSettings
 from fullft_assets.snapshot.minhash import concatenate, sketch
 from fullft_assets.snapshot.near_duplicates import find_near
 from fullft_assets.snapshot.shingles import shingle_sets, word_hashes
@@ -42,7 +42,7 @@ _FACTOR = 0x9E3779B97F4A7C15
 
 
 #: How documents are read: formats and fields, and what a row has to hold.
-Way = tuple[DocumentsSettings, Task]
+Way = tuple[DocumentsSettings, str]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_evaluation_texts(use_case: UseCase) -> EvaluationTexts:
     for path in use_case.settings.snapshot.screen:
         found = [text for text in _read_set(path, use_case) if text.strip()]
         if not found:
-            raise DataError(f"snapshot.screen: {path} holds no text; mend it, or leave it out")
+            raise DataError(f"snapshot.screen: {path} holds no text; fix it, or leave it out")
         num_texts[path] = len(found)
         texts.update(found)
     return EvaluationTexts(sorted(texts), num_texts, digest(sorted(texts)))
@@ -84,8 +84,8 @@ def read_evaluation_texts(use_case: UseCase) -> EvaluationTexts:
 def _read_set(path: str, use_case: UseCase) -> list[str]:
     settings = use_case.settings
     own = settings.documents.model_copy(update={"path": path, "format": "auto"})
-    plain = DocumentsSettings(path=path)
-    question = DocumentsSettings(path=path, text="question")
+    plain = DocumentsSettings.model_validate({"path": path})
+    question = DocumentsSettings.model_validate({"path": path, "text": "question"})
     ways: list[Way] = [
         (own, settings.examples.task), (plain, "sft"), (plain, "language_modeling"), (question, "language_modeling"),
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[Sou
         source = open_source(full, use_case.project_root)
         files = source.files()
     if not files:
-        raise DataError(f"{setting}: no readable file at {path}; known endings: {', '.join(ENDINGS)}")
+        raise DataError(f"{setting}: no readable file at {path}; known endings: {known_endings()}")
     return source, files
 
 
@@ -169,10 +169,10 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
 
 def _read_group(source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str) -> pa.Table:
     documents, task = way
-    own = {"task": task, "label": None, "group": None, "domain": None, "multi_label": False}
+    own = {"task": task, "label": None, "group": None, "domain": None}
     read = read_documents(source, Batch(setting, group), documents, use_case.settings.examples.model_copy(update=own))
     for name, why in read.unreadable.items():
-        raise DataError(f"{source.uri}/{name}: cannot be read ({why}); mend it, or take it out of {setting}")
+        raise DataError(f"{source.uri}/{name}: cannot be read ({why}); fix it, or take it out of {setting}")
     return read.table
 
 
@@ -310,7 +310,7 @@ class Screen:
         for text in np.unique(runs.text[hits]).tolist():
             words = _words(texts[text].as_py())
             for hit in range(edges[text], edges[text + 1]):
-                if self._is_same(words, runs.position[hits[hit]], places[hit]):
+                if self._is_same(words, int(runs.position[hits[hit]]), int(places[hit])):
                     confirmed.append(text)
                     break
         return np.array(confirmed, np.int64)

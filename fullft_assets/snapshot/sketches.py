@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
 from fullft_assets.snapshot.minhash import Sketches, band_rows, sketch
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
@@ -59,7 +61,8 @@ def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed:
         index = build(rows, similarity, seed)
         for name, values in {"places": index.places, **vars(index.sketches)}.items():
             np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
-        return {"batch": examples.metadata["batch"], "num_rows": len(rows), "num_bands": len(index.sketches.bands)}, []
+        batch = ExamplesMetadata.of(examples).batch
+        return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows), num_bands=len(index.sketches.bands)).as_dict(), []
 
     return store.ensure(
         case,
@@ -100,7 +103,8 @@ def ensure_screened(
         texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]
         found = screen().overlapping(texts)
         np.save(draft.path / "overlaps.npy", found, allow_pickle=False)
-        return {"batch": examples.metadata["batch"], "num_rows": len(found), "num_overlapping": int(found.sum())}, []
+        batch = ExamplesMetadata.of(examples).batch
+        return ScreenedMetadata(batch=batch, num_rows=len(found), num_overlapping=int(found.sum())).as_dict(), []
 
     return store.ensure(
         case,

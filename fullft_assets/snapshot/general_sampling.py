@@ -19,10 +19,11 @@ from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
 from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.chunks import schema as chunk_schema
 from fullft_assets.documents.erasure import is_erased
-from fullft_assets.settings import DocumentsSettings, Task
+from fullft_assets.settings import DocumentsSettings
 from fullft_assets.snapshot.screening import Way, locate, read_external
 from fullft_assets.store import Draft, Identity
 from fullft_assets.store.hashing import messages_hash, text_hash, unit_hash
+from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +44,7 @@ class KeepsOut(Protocol):
 
     def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
         """Return for each text whether it must not be drawn."""
+        ...
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Drawn:
     num_with_control_tokens: int
 
     def write(self, draft: Draft, made_with: dict[str, Any]) -> dict[str, Any]:
-        """Write both tables as an artifact, and return what its metadata tells of them.
+        """Write both tables as an artifact, and return their metadata.
 
         Args:
             draft: of the artifact.
@@ -174,9 +176,9 @@ def _usable(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    seed, plain = use_case.settings.seed, DocumentsSettings(path=path)
-    is_sft = use_case.settings.examples.task == "sft"
-    ways: list[Way] = [*([(plain, "sft")] if is_sft else []), (plain, "language_modeling")]
+    seed, plain = use_case.settings.seed, DocumentsSettings.model_validate({"path": path})
+    has_messages = task_of(use_case.settings.examples).has_messages
+    ways: list[Way] = [*([(plain, "sft")] if has_messages else []), (plain, "language_modeling")]
     for _, table in read_external(path, use_case, ways, setting):
         has_text = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(table["text"]), ""), False)
         is_malformed = table["problem"].is_valid()
@@ -316,9 +318,9 @@ class Tokenizations:
         return Tokenization.load(self._model, self._settings.chunks, self._plain_task)
 
     @property
-    def _plain_task(self) -> Task:
-        """An encoder reads general text as it reads its task's."""
-        return "language_modeling" if self._settings.examples.task in ("sft", "language_modeling") else "classification"
+    def _plain_task(self) -> str:
+        """Name of the task whose tokenization reads plain general text."""
+        return task_of(self._settings.examples).plain_task
 
     @cached_property
     def _conversations(self) -> Tokenization:
@@ -326,14 +328,14 @@ class Tokenizations:
 
     def holds_control_token(self, text: str) -> bool:
         """Return whether a document spells out a special token, which the model reads as that token."""
-        tokenization = self._conversations if self._settings.examples.task == "sft" else self._plain
+        tokenization = self._conversations if task_of(self._settings.examples).has_messages else self._plain
         return tokenization.holds_control_token(text)
 
     def chunk(self, documents: pa.Table) -> pa.Table:
         """Return the windows of documents, as a batch's `chunks.parquet` has them."""
         import pyarrow as pa
 
-        if self._settings.examples.task != "sft":
+        if not task_of(self._settings.examples).has_messages:
             return chunk(documents, self._plain, self._plain_task).table
         is_plain = np.asarray(documents["messages"].is_null())
         parts = []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job, read_job
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store
 
 _STAGE = "finetuned_checkpoint"
@@ -27,8 +28,8 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
         How many were removed, and how many are being trained and were left alone.
     """
     snapshots = store.artifacts(case, "training_snapshot")
-    # The newest attempt at a snapshot tells up to which one its rows were others.
-    lost = {made.key: made.metadata["erased_up_to"] for made in snapshots if "erased_up_to" in made.metadata}
+    # The newest attempt at a snapshot has the last attempt that held erased rows.
+    lost = {made.key: last for made in snapshots if (last := SnapshotMetadata.of(made).erased_up_to) is not None}
     num_removed = num_in_flight = 0
     for folder in store.work_folders(case, _STAGE):
         if not _learned(_job(store, case, folder.name), lost, trained_on):

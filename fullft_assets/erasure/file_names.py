@@ -1,4 +1,4 @@
-"""Names of files whose documents were all erased, taken out of what is told of artifacts: a file may be called after a person."""
+"""Names of files whose documents were all erased, taken out of manifests: a file may be named after a person."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-#: Put where something erased stood in words.
+#: Replaces something erased within a text.
 GONE = "[erased]"
 
 
 def scrub(value: Any, paths: Collection[str]) -> Any:
-    """Return a JSON value without these paths: keys go with what stands under them, mentions in words are blotted out."""
+    """Return a JSON value without these paths: keys go with their values, mentions within texts are replaced."""
     if not paths:
         return value
     longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))

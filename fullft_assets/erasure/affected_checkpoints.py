@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fullft_assets import release
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store
 from fullft_assets.training.lineage import erased_since, learned_what_was_erased, trainings
 
@@ -19,14 +20,15 @@ class Learned(NamedTuple):
 
 def name_checkpoints(store: Store, case: str) -> Learned:
     """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
-    snapshots = {_key_ref(made.ref): made for made in store.artifacts(case, "training_snapshot") if made.metadata.get("erased_from")}
+    taken = store.artifacts(case, "training_snapshot")
+    snapshots = {_key_ref(made.ref): made for made in taken if SnapshotMetadata.of(made).erased_from}
     trained_on, measured_on = [], []
     for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
-        every = [(made, each) for each in trainings(checkpoint) if (made := snapshots.get(_key_ref(each["snapshot"]))) is not None]
+        every = [(made, each) for each in trainings(checkpoint) if (made := snapshots.get(_key_ref(each.snapshot))) is not None]
         # Of those before, one that it went on from learned; what they were measured on left nothing in it.
         if any(learned_what_was_erased(store, made, each) for made, each in every):
             trained_on.append(checkpoint.ref)
-        elif any(each["checkpoint"] == checkpoint.ref and erased_since(made, each) for made, each in every):
+        elif any(each.checkpoint == checkpoint.ref and erased_since(made, each) for made, each in every):
             measured_on.append(checkpoint.ref)
     champions = _champions(store, case)
     return Learned(trained_on, measured_on, [ref for ref in trained_on if ref in champions])

@@ -1,4 +1,4 @@
-"""Where a snapshot's rows lie in the artifacts of their batches, and what is read there."""
+"""Where a snapshot's rows are in the artifacts of their batches, and what is read there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.snapshot.rows import SPLITS, BatchRows, SplitName
+from fullft_assets.snapshot.all_rows import SPLITS, BatchRows, SplitName
 from fullft_assets.snapshot.shingles import expand
 from fullft_assets.store import Manifest, Store
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where rows lie: `names[batch[i]]` and `position[i]`; `split` is SPLITS' number."""
+class Locations:
+    """Where rows are: `names[batch[i]]` and `position[i]`; `split` is SPLITS' number."""
 
     names: list[str]
     batch: np.ndarray
     position: np.ndarray
     split: np.ndarray
 
-    def at(self, rows: np.ndarray) -> Places:
+    def at(self, rows: np.ndarray) -> Locations:
         """Return those at positions or of a mask."""
-        return Places(self.names, self.batch[rows], self.position[rows], self.split[rows])
+        return Locations(self.names, self.batch[rows], self.position[rows], self.split[rows])
 
-    def of(self, split: SplitName) -> Places:
+    def of(self, split: SplitName) -> Locations:
         """Return those of a split."""
         return self.at(self.split == SPLITS.index(split))
 
     def batches(self) -> list[str]:
-        """Return the names of the batches that rows lie in."""
+        """Return the names of the batches that rows are in."""
         return [self.names[n] for n in np.unique(self.batch).tolist()]
 
     def by_batch(self) -> list[tuple[str, np.ndarray]]:
@@ -53,14 +53,14 @@ class Places:
         return found
 
 
-def places_of(index: pa.Table, places: pa.Table) -> Places:
-    """Return where the rows of a snapshot's index lie, by its table of places."""
+def locations_of(index: pa.Table, places: pa.Table) -> Locations:
+    """Return where the rows of a snapshot's index are, by its table of places."""
     import pyarrow as pa
 
     encoded = places["batch"].combine_chunks().dictionary_encode()
     split = index["split"].combine_chunks().dictionary_encode()
     numbers = np.array([SPLITS.index(name) for name in split.dictionary.to_pylist()], np.int64)
-    return Places(
+    return Locations(
         encoded.dictionary.to_pylist(),
         encoded.indices.to_numpy(),
         places["position"].cast(pa.int64()).to_numpy(),
@@ -104,7 +104,7 @@ class Lists:
         return cls.of(pq.read_table(path, columns=[column])[column])
 
     @classmethod
-    def gather(cls, rows: Places, folders: Mapping[str, Path], column: str) -> Lists:
+    def gather(cls, rows: Locations, folders: Mapping[str, Path], column: str) -> Lists:
         """Read a column of the chunks of some rows, in their order."""
         found, order = [cls.of(_no_lists())], [np.zeros(0, np.int64)]
         for name, mine in rows.by_batch():
@@ -146,7 +146,7 @@ def _no_lists() -> pa.ChunkedArray:
 
 
 def read_index(store: Store, snapshot: Manifest) -> pa.Table:
-    """Return a snapshot's index with where each row lies: `batch` (a key of its metadata `parts`) and `position` there."""
+    """Return a snapshot's index with where each row is: `batch` (a key of its metadata `parts`) and `position` there."""
     import pyarrow.parquet as pq
 
     folder = store.folder(snapshot)

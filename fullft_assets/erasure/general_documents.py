@@ -10,8 +10,9 @@ import numpy as np
 from fullft_assets.documents.erasure import erased_digest, write_tombstones
 from fullft_assets.documents.formats import is_whole_file
 from fullft_assets.errors import StoreError
-from fullft_assets.snapshot.parts import DRAWN, drawn_digest
-from fullft_assets.snapshot.places import Lists
+from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest
+from fullft_assets.snapshot.locations import Lists
+from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.store import Identity, Manifest, Store
 
 if TYPE_CHECKING:
@@ -32,18 +33,23 @@ def drop_rows(store: Store, manifest: Manifest, erased: Callable[[pa.Table], np.
     if not hit.any():
         return False
     documents, windows = documents.filter(pa.array(~hit)), windows.filter(pa.array(~hit))
-    before, num_tokens = manifest.metadata, int(Lists.of(windows["windows"]).lengths.sum())
-    told = {"num_rows": len(documents), "num_tokens": num_tokens, "num_erased": before.get("num_erased", 0) + int(hit.sum())}
-    if "num_with_control_tokens" in before:  # which of them were is known no longer
-        told["num_with_control_tokens"] = min(before["num_with_control_tokens"], len(documents))
-    if "share" in before:
-        told["share"] = num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
+    before = (ReplayMetadata if STAGES[manifest.stage] == "replay" else GeneralMetadata).of(manifest)
+    num_tokens = int(Lists.of(windows["windows"]).lengths.sum())
+    changes: dict[str, int | float] = {
+        "num_rows": len(documents),
+        "num_tokens": num_tokens,
+        "num_erased": (before.num_erased or 0) + int(hit.sum()),
+        # Which of them were is no longer known.
+        "num_with_control_tokens": min(before.num_with_control_tokens, len(documents)),
+    }
+    if isinstance(before, ReplayMetadata):
+        changes["share"] = num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
     values = {**(manifest.identity.values if manifest.identity else {}), "num_tokens": num_tokens}
 
     def edit(path: Any) -> Mapping[str, Any]:
         for name, table in (("examples", documents), ("chunks", windows)):
             pq.write_table(table, path / f"{name}.parquet", compression="zstd")
-        return told
+        return before.model_copy(update=changes).as_dict()
 
     # The identity names each document by the hash of its text.
     identity = Identity(files=[], values={**values, "documents": documents["text_hash"].to_pylist()})
@@ -52,7 +58,7 @@ def drop_rows(store: Store, manifest: Manifest, erased: Callable[[pa.Table], np.
 
 
 def record_names(store: Store, case: str, documents: Iterable[pa.Table], reason: str) -> None:
-    """Write tombstones of the names of files that were one document, given the erased ones: a snapshot's inputs tell these names."""
+    """Write tombstones of the names of files that were one document, given the erased ones: a snapshot's inputs contain these names."""
     sources = {source for table in documents for source in table["source"].to_pylist() if is_whole_file(source)}
     write_tombstones(store, case, [erased_digest(case, source, "general file") for source in sorted(sources)], by="id", reason=reason)
 
@@ -70,30 +76,34 @@ def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, 
 def changed(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     """Return what was drawn for a snapshot and lost documents since it froze it, by what it calls it."""
     found = {}
-    for kind in DRAWN:
-        made = _load(store, snapshot, kind)
-        if made is not None and drawn_digest(snapshot, kind) not in (None, made.content_digest):
+    for kind, ref in SnapshotMetadata.of(snapshot).drawn().items():
+        made = _load(store, ref)
+        if made is not None and drawn_digest(snapshot, kind) != made.content_digest:
             found[kind] = made
     return found
 
 
 def is_whole(store: Store, snapshot: Manifest) -> bool:
     """Return whether what was drawn for a snapshot is there."""
-    return all(snapshot.metadata.get(kind) is None or _load(store, snapshot, kind) for kind in DRAWN)
+    return all(_load(store, ref) for ref in SnapshotMetadata.of(snapshot).drawn().values())
 
 
-def _load(store: Store, snapshot: Manifest, kind: str) -> Manifest | None:
-    ref = snapshot.metadata.get(kind)
+def _load(store: Store, ref: str) -> Manifest | None:
     try:
-        return None if ref is None else store.load(ref)
+        return store.load(ref)
     except StoreError:  # it was broken, and is gone
         return None
 
 
-def told_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
+def counts_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
     """Return the metadata of a snapshot that counts what is left of what was drawn."""
-    counts = {f"num_{kind}_tokens": made.metadata["num_tokens"] for kind, made in lost.items()}
-    return counts | ({"num_replay_rows": lost["replay"].metadata["num_rows"]} if "replay" in lost else {})
+    counts = {}
+    if "general" in lost:
+        counts["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
+    if "replay" in lost:
+        left = ReplayMetadata.of(lost["replay"])
+        counts |= {"num_replay_rows": left.num_rows, "num_replay_tokens": left.num_tokens}
+    return counts
 
 
 def identity_of(snapshot: Manifest, lost: Mapping[str, Manifest]) -> Identity | None:

@@ -1,0 +1,61 @@
+"""Metadata of a batch's examples and of its quarantine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fullft_assets.store.metadata import Metadata
+
+
+class ExamplesMetadata(Metadata):
+    """Metadata of `labeled_examples`.
+
+    Attributes:
+        batch: name of the batch.
+        uri: where its documents came from.
+        files: time of delivery (ns) of each file that was read.
+        taken_away: files of the batch that were gone before they could be read again.
+        num_rows: rows in = `num_valid` + `num_quarantined`.
+        num_masked: rows in which personal data was masked.
+        label_counts: valid rows (for spans: the spans) by label, the most frequent first.
+        kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`, also of each label.
+        num_items_annotated_twice: texts that the agreement is measured on.
+        num_erased: rows that erasures removed.
+        replaces: content digests of the artifact before each erasure.
+    """
+
+    batch: str
+    uri: str
+    files: dict[str, int]
+    taken_away: list[str] | None = None
+    num_rows: int
+    num_valid: int
+    num_quarantined: int
+    num_masked: int = 0
+    label_counts: dict[str, int]
+    kappa: float | None = None
+    kappa_method: Literal["cohen", "fleiss"] | None = None
+    kappa_per_label: dict[str, float] | None = None
+    num_items_annotated_twice: int | None = None
+    num_erased: int | None = None
+    replaces: list[str] | None = None
+
+
+class QuarantineMetadata(Metadata):
+    """Metadata of `quarantined_examples`.
+
+    Attributes:
+        batch, uri: see `ExamplesMetadata`.
+        num_quarantined: quarantined rows.
+        reasons: rows by reason, the most frequent first.
+        problems: malformed rows by problem, the ten commonest.
+        num_erased, replaces: see `ExamplesMetadata`.
+    """
+
+    batch: str
+    uri: str
+    num_quarantined: int
+    reasons: dict[str, int]
+    problems: dict[str, int]
+    num_erased: int | None = None
+    replaces: list[str] | None = None

@@ -1,0 +1,110 @@
+"""All valid rows of all batches as columns: numpy arrays of codes and numbers, no object a row, so that a million rows take seconds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fullft_assets.examples.identity import COLUMNS, codes
+from fullft_assets.examples.identity import Rows as IdentityRows
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.minhash import Sketches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: In the order of precedence: a row of a lower place never moves behind a later one.
+SPLITS = ("test", "validation", "train")
+TEST, VALIDATION, TRAIN = range(3)
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """What the split needs of one batch.
+
+    Attributes:
+        rows: valid examples with COLUMNS, without their texts.
+        files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones,
+            but for those that are quarantined in it.
+        places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
+        sketches: reads the sketches of the rows' texts.
+        texts: reads the texts at positions, in that order.
+        quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
+        overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
+    """
+
+    rows: pa.Table
+    files: Mapping[str, int]
+    places: np.ndarray
+    sketches: Callable[[], Sketches]
+    texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
+    quarantined: pa.Table | None = None
+    overlaps: np.ndarray | None = None
+
+
+@dataclass
+class Rows(IdentityRows):
+    """All rows of all batches as codes, batch by batch in the order of their names.
+
+    Attributes:
+        group: int64 [n], code of each row's group, or of its text where it has none.
+        batch, position: int64 [n], number of each row's batch and the row's position in it.
+        place: float64 [n], see `BatchRows.places`.
+        tier: int64 [n], number (of SPLITS) of the split that the place gives.
+        split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is left out.
+        kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in each newer one.
+        dropped: rows left out by reason.
+    """
+
+    group: np.ndarray
+    batch: np.ndarray
+    position: np.ndarray
+    place: np.ndarray
+    tier: np.ndarray
+    split: np.ndarray
+    kept_older: np.ndarray
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def drop(self, rows: np.ndarray, reason: str) -> int:
+        """Leave out rows (a mask, or positions) that are still in; count them and return how many they are."""
+        chosen = np.zeros(len(self), bool)
+        chosen[rows] = True
+        chosen &= self.kept
+        self.split[chosen] = -1
+        num_dropped = int(chosen.sum())
+        self.dropped[reason] += num_dropped
+        return num_dropped
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Mask of the rows that are still in."""
+        return self.split >= 0
+
+
+def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Rows:
+    """Return the rows of all batches, each with the split that its place gives it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ordered = [batches[name] for name in sorted(batches)]
+    none = pa.table({name: pa.array([], pa.int64() if name in ("row", "delivered_ns") else pa.string()) for name in COLUMNS})
+    tables = [batch.rows for batch in ordered if len(batch.rows)]
+    table = pa.concat_tables(tables, promote_options="permissive") if tables else none
+    sizes = [len(batch.rows) for batch in ordered]
+    place = np.concatenate([np.zeros(0), *(batch.places for batch in ordered)])
+    tier = np.where(place < settings.test_share, TEST, np.where(place < settings.test_share + settings.validation_share, VALIDATION, TRAIN))
+    return Rows(
+        **vars(IdentityRows.of(table)),
+        group=codes(pc.coalesce(table["group"], table["text_hash"]))[0],
+        batch=np.repeat(np.arange(len(ordered)), sizes),
+        position=np.concatenate([np.zeros(0, np.int64), *(np.arange(size) for size in sizes)]),
+        place=place,
+        tier=tier,
+        split=tier.copy(),
+        kept_older=np.zeros(len(table), bool),
+    )

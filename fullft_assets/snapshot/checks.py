@@ -1,0 +1,118 @@
+"""Checks of a snapshot: their declarations, and the outcomes that are computed from the result as one."""
+
+from __future__ import annotations
+
+from fullft_assets.examples.outcomes import agreement_outcome
+from fullft_assets.examples.rules import snapshot_rules
+from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSettings
+from fullft_assets.snapshot.metadata import ReplayMetadata
+from fullft_assets.snapshot.packing import Packing
+from fullft_assets.snapshot.screening import EvaluationTexts, num_too_short
+from fullft_assets.snapshot.split import Frozen
+from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
+from fullft_assets.task import task_of
+
+CHECKS: tuple[CheckSpec, ...] = (
+    CheckSpec("splits_are_disjoint", "No id, text or group is in two splits.", blocking=True),
+    CheckSpec("training_rows_suffice", "There are enough training rows to go on.", blocking=True),
+    CheckSpec("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."),
+    CheckSpec("labels_are_common", "Each label has enough independent groups in the test split."),
+    CheckSpec("ids_name_one_document", "Hardly an id names different texts in two files."),
+    CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."),
+    CheckSpec("archived_files_count", "Files that were taken away since their delivery count as they were read."),
+    CheckSpec("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede."),
+)
+_SCREEN = CheckSpec("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.")
+_FULL = CheckSpec("rows_are_full", "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.")
+_CONTROL = CheckSpec("replay_holds_no_control_tokens", "No replayed document holds the model's special tokens.")
+#: Rules on row identity, over all batches; their severity is that of examples.severities.
+_IDENTITY = {
+    "ids_are_unique": "No id is twice in one file.",
+    "texts_are_unique": "No text is repeated.",
+    "equal_texts_have_equal_labels": "No two equal texts have different labels, and no vote of annotators is tied.",
+    "annotators_agree": "Annotators whose answers are rows of one id agree beyond chance.",
+}
+#: What happens to the rows that break a rule on row identity, and what to do about it.
+_CONSEQUENCES = {
+    "ids_are_unique": "rows have an id that a later row of their file has, and only the last one counts; give each document an id of its own",
+    "texts_are_unique": "rows repeat another row's text and are left out; nothing is to be done unless they are many",
+    "equal_texts_have_equal_labels": "rows have the text of a row with another label, or of a tied vote, and are all left out; deliver "
+    "those of one label again with the other, or one row of the tied id without an annotator",
+}
+
+
+def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
+    """Return the checks that a use case's snapshot has."""
+    chosen, rules = settings.snapshot, snapshot_rules(settings.examples)
+    return (
+        *CHECKS,
+        *(CheckSpec(name, f"{_IDENTITY[name]} Over all batches.", blocking=rule.severity == "error") for name, rule in rules.items()),
+        *([_SCREEN] if chosen.screen else []),
+        *([_FULL] if task_of(settings.examples).is_generative else []),
+        *([_CONTROL] if chosen.replay is not None else []),
+    )
+
+
+def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckOutcome]:
+    """Return the outcomes of the rules on row identity, over all batches."""
+    found = []
+    for name, rule in snapshot_rules(settings).items():
+        if name == "annotators_agree":
+            found.append(agreement_outcome(rule, frozen.agreement, settings))
+            continue
+        count = frozen.num_breaking[name]
+        found.append(
+            CheckOutcome(
+                name=name,
+                passed=not count,
+                severity=rule.severity,
+                description=f"{count:,} {_CONSEQUENCES[name]}" if count else "",
+                metadata={"num_failed": count},
+            )
+        )
+    return found
+
+
+def full_check(plan: Packing) -> CheckOutcome:
+    """Return whether training computes little else than tokens."""
+    return CheckOutcome(
+        name=_FULL.name,
+        passed=plan.is_full,
+        severity="warn",
+        description=""
+        if plan.is_full
+        else f"packed rows are {plan.fill:.1%} full: {plan.num_rows:,} of {plan.capacity:,} tokens where {plan.num_rows_needed:,} would hold "
+        "them; the texts' lengths do not add up to chunks.max_tokens: try another, such as a multiple of the commonest length",
+        metadata={"packing_fill": plan.fill, "num_packed_rows": plan.num_rows, "num_rows_needed": plan.num_rows_needed},
+    )
+
+
+def control_check(replayed: ReplayMetadata) -> CheckOutcome:
+    """Return whether replayed documents are read as text alone."""
+    count = replayed.num_with_control_tokens
+    return CheckOutcome(
+        name=_CONTROL.name,
+        passed=not count,
+        severity="warn",
+        description=f"{count:,} of {replayed.num_rows:,} replayed documents hold special tokens of the model, which it learns as "
+        "ends and marks that the text does not have; remove them from snapshot.replay.path"
+        if count
+        else "",
+        metadata={"num_with_control_tokens": count},
+    )
+
+
+def screen_check(evaluation: EvaluationTexts, settings: SnapshotSettings) -> CheckOutcome:
+    """Return whether the evaluation texts are long enough to be found within others."""
+    num_short = num_too_short(evaluation.texts, settings.screen_words)
+    return CheckOutcome(
+        name=_SCREEN.name,
+        passed=not num_short,
+        severity="warn",
+        description=""
+        if not num_short
+        else f"{num_short:,} of {len(evaluation.texts):,} evaluation texts have fewer than snapshot.screen_words ({settings.screen_words}) "
+        "words: training rows that hold one among other words are not found, only near-copies of it are; lower snapshot.screen_words",
+        metadata={"num_evaluation_texts": len(evaluation.texts), "num_too_short": num_short},
+    )

@@ -1,0 +1,158 @@
+"""Metadata of a snapshot, and of what is made for it: near-duplicate indexes, screened batches, general documents."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.store.metadata import Metadata
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FrozenBatch(_Value):
+    """What a snapshot records of a batch: refs of its artifacts, and the content digests that the rows' positions hold for."""
+
+    examples: str
+    chunks: str
+    examples_digest: str
+    chunks_digest: str
+
+
+class LabelStatistics(_Value):
+    """Rows, groups and effective number of groups (see `labels.label_statistics`) of a label in a split."""
+
+    label: str
+    split: str
+    rows: int
+    groups: int
+    k_eff: float
+
+
+class Erasure(_Value):
+    """What an erasure took from a snapshot: its content digest before, and the splits (or `replay`, `general`) that lost documents."""
+
+    snapshot_digest: str
+    lost_from: list[str]
+
+
+class SnapshotMetadata(Metadata):
+    """Metadata of `training_snapshot`.
+
+    Attributes:
+        labels: the label order.
+        num_batches: batches that it is taken over.
+        num_train_rows, num_validation_rows, num_test_rows: rows by split.
+        num_test_groups: groups with a test row.
+        label_counts: rows by split and label.
+        label_statistics, rare_labels: see `labels`.
+        left_out: valid rows that are left out, by reason.
+        num_older_rows_kept: rows of older deliveries of a file that count because they are quarantined in each newer one.
+        kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over all batches.
+        batches_left_out: batches that a red check holds back.
+        parts: the batches, by name.
+        text_tokens: quantiles of the texts' lengths in tokens.
+        num_rows_over_max_tokens: rows longer than one window.
+        general, replay: refs of what was drawn for it.
+        num_general_tokens, num_replay_rows, num_replay_tokens: of these.
+        num_packed_rows, packing_fill, packing_capacity, packing_cuts_to_fill: of packed training rows (see `packing`).
+        num_evaluation_texts: texts of each path of `snapshot.screen`.
+        erased_from: splits (or `replay`, `general`) that lost documents to any erasure.
+        erasures: each erasure that rewrote it.
+        erased_up_to: the last attempt that an erasure took documents from.
+        replaces: content digests before each erasure.
+    """
+
+    labels: list[str]
+    num_batches: int
+    num_train_rows: int
+    num_validation_rows: int
+    num_test_rows: int
+    num_test_groups: int
+    label_counts: dict[str, dict[str, int]]
+    label_statistics: list[LabelStatistics]
+    rare_labels: list[str]
+    left_out: dict[str, int]
+    num_older_rows_kept: int
+    kappa: float | None = None
+    kappa_method: Literal["cohen", "fleiss"] | None = None
+    kappa_per_label: dict[str, float] | None = None
+    num_items_annotated_twice: int | None = None
+    batches_left_out: list[str]
+    parts: dict[str, FrozenBatch]
+    text_tokens: dict[str, int]
+    num_rows_over_max_tokens: int
+    general: str | None = None
+    num_general_tokens: int | None = None
+    num_packed_rows: int | None = None
+    packing_fill: float | None = None
+    packing_capacity: int | None = None
+    packing_cuts_to_fill: bool | None = None
+    replay: str | None = None
+    num_replay_rows: int | None = None
+    num_replay_tokens: int | None = None
+    num_evaluation_texts: dict[str, int] | None = None
+    erased_from: list[str] | None = None
+    erasures: list[Erasure] | None = None
+    erased_up_to: str | None = None
+    replaces: list[str] | None = None
+
+    def drawn(self) -> dict[str, str]:
+        """Return the refs of what was drawn for the snapshot: `general`, `replay`."""
+        refs = {"general": self.general, "replay": self.replay}
+        return {kind: ref for kind, ref in refs.items() if ref is not None}
+
+
+class NearDuplicateIndexMetadata(Metadata):
+    """Metadata of `near_duplicate_index`: the batch, its rows, the bands of each row's sketch."""
+
+    batch: str
+    num_rows: int
+    num_bands: int
+
+
+class ScreenedMetadata(Metadata):
+    """Metadata of `screened_examples`: the batch, its rows, those that overlap an external evaluation set."""
+
+    batch: str
+    num_rows: int
+    num_overlapping: int
+
+
+class GeneralMetadata(Metadata):
+    """Metadata of `general_documents`.
+
+    Attributes:
+        num_rows, num_tokens: of the documents that were drawn.
+        num_with_control_tokens: documents that spell out a special token of the model.
+        num_unusable: rows that could not be drawn, by reason.
+        num_files: files that were drawn from.
+        num_erased: documents that erasures removed.
+        replaces: content digests before each erasure.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_with_control_tokens: int
+    num_unusable: dict[str, int]
+    num_files: int
+    num_erased: int | None = None
+    replaces: list[str] | None = None
+
+
+class ReplayMetadata(GeneralMetadata):
+    """Metadata of `replay_documents`.
+
+    Attributes:
+        share: of the replayed tokens among all training tokens.
+        num_near_held_out, num_screened, num_near_general: documents passed over because they overlap held-out rows, external
+            evaluation texts, or the general set.
+    """
+
+    share: float
+    num_near_held_out: int
+    num_screened: int
+    num_near_general: int
