@@ -50,6 +50,11 @@ _MISSING = (
 )
 
 
+def _given(python: Path | None) -> Path:
+    assert python is not None, "`chosen` leaves the benchmark out without it"
+    return python
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", choices=[*NAMES, *SLOW_NAMES], metavar="NAME", help=f"run one of: {', '.join([*NAMES, *SLOW_NAMES])}")
@@ -77,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             "preparation_memory": preparation.measure_memory,
             "packing": lambda: measure_packing(demo.logs),
             "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
-            "packed_training_llamafactory": lambda: measure_llama_factory(llamafactory, build / "smollm2-135m-instruct", demo.logs),
+            "packed_training_llamafactory": lambda: measure_llama_factory(_given(llamafactory), build / "smollm2-135m-instruct", demo.logs),
             "low_memory": lambda: [
                 measure_low_memory(Path(scratch) / "low_memory"),
                 measure_activations(Path(scratch) / "activations"),

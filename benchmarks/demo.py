@@ -140,14 +140,14 @@ class Demo:
         with dg.DagsterInstance.from_config(str(home)) as instance:
             steps = [step for run in instance.get_runs() for step in instance.get_run_step_stats(run.run_id)]
             store = open_store(load_use_case(self.subject.yaml_path), instance)
-        spans = [(step.step_key.removeprefix(f"{self.subject.name}__"), step.start_time, step.end_time) for step in steps]
+        spans = [(step.step_key.removeprefix(f"{self.subject.name}__"), step.start_time or 0.0, step.end_time or 0.0) for step in steps]
         unknown = {name for name, _, _ in spans} - {name for names in STAGES.values() for name in names}
         assert not unknown, f"steps of no stage: {unknown}"
         stages = {stage: covered((began, ended) for name, began, ended in spans if name in names) for stage, names in STAGES.items()}
-        snapshot = latest(store, self.subject.name, "training_snapshot").metadata
-        report = latest(store, self.subject.name, "evaluation_report").metadata
-        num_rows = {split: snapshot[f"num_{split}_rows"] for split in ("train", "validation", "test")}
-        return Side(timing, stages, num_rows, report["accuracy"], report["macro_f1"])
+        snapshot, report = (latest(store, self.subject.name, stage) for stage in ("training_snapshot", "evaluation_report"))
+        assert snapshot is not None and report is not None, "the demo ran to its end"
+        num_rows = {split: snapshot.metadata[f"num_{split}_rows"] for split in ("train", "validation", "test")}
+        return Side(timing, stages, num_rows, report.metadata["accuracy"], report.metadata["macro_f1"])
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

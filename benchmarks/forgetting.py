@@ -145,11 +145,10 @@ def _run(arguments: Sequence[Sequence[str]], logs: Path) -> list[dict[str, Any]]
 
 def old_texts() -> list[str]:
     """Return pieces of documentation, the same on every call, in random order."""
-    import importlib.util
     import sysconfig
+    from importlib.resources import files
 
-    folders = [Path(sysconfig.get_paths()["stdlib"])]
-    folders += [Path(importlib.util.find_spec(name).submodule_search_locations[0]) for name in _OLD_PACKAGES]
+    folders = [Path(sysconfig.get_paths()["stdlib"]), *(Path(str(files(name))) for name in _OLD_PACKAGES)]
     texts: dict[str, None] = {}
     for folder in folders:
         paths = sorted(folder.glob("*.py") if folder == folders[0] else folder.rglob("*.py"))
@@ -213,7 +212,7 @@ class _Bench:
         from fullft_assets.snapshot import Split, Training, packing
         from fullft_assets.snapshot.general import General
         from fullft_assets.snapshot.replay import num_replay_tokens
-        from fullft_assets.tasks.language.recipe import NextToken
+        from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
         windows = [window for document in self.documents(task) for window in document]
         num_task, missing = len(windows), num_replay_tokens(sum(map(len, windows)), share) if share else 0
@@ -227,7 +226,7 @@ class _Bench:
         count = len(held_out)
         validation = Split([str(n) for n in range(count)], list(new), np.zeros(count, np.int64), [str(n) for n in range(count)], held_out)
         general = General(list(old), self.documents(old))
-        return NextToken(self.folder, Training(windows, None, plan, num_task), validation, general=general)
+        return NextTokenRecipe(self.folder, Training(windows, None, plan, num_task), validation, general=general)
 
 
 def pretrain(folder: Path) -> dict[str, float]:
@@ -287,7 +286,7 @@ def _with_replayed_for_importance(recipe: Any, documents: list[list[list[int]]])
 
 def _fit(recipe: Any, settings: dict[str, Any], seed: int) -> Any:
     from fullft_assets.engine.finetuning import fine_tune
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
 
     with tempfile.TemporaryDirectory() as work:

@@ -5,7 +5,7 @@
 - `gpu_memory`: the peak of each rung of the memory ladder, as the allocator counts it.
 - `gpu_resume`: a run killed by SIGKILL after a checkpoint and resumed, against one that ran through: how far the final weights are apart.
 
-What was found is written to benchmarks/results/, with the card and the versions. `--small` does the same with a model that a CPU can train.
+The results are written to benchmarks/results/, with the card and the versions. `--small` does the same with a model that a CPU can train.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "trl")
 #: TRL's time over ours, as on a CPU.
 _GOAL = 1.25
 _KILLED_AFTER, _CHECKPOINT_EVERY = 4, 3
-#: Most that two weights may be apart, relative to the largest: what another order of a GPU's sums makes of a few steps in bf16.
+#: Maximum difference of two weights, relative to the largest: the effect of another order of a GPU's sums on a few steps in bf16.
 _MOST_APART = 1e-2
 
 
@@ -73,21 +73,22 @@ def _rates(model: Path, found: Rounds, side: str, seconds: float, scale: str) ->
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fullft_assets.engine.telemetry import Shape, peak_flops, step_flops
+    from fullft_assets.engine.throughput import ModelShape, step_flops
     from fullft_assets.models import precision
+    from fullft_assets.models.hardware import gpu_name, peak_flops
 
     with torch.device("meta"):
-        shape = Shape.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
+        shape = ModelShape.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
     lengths = np.array([len(window) for window in packed_training.documents(model, SCALES[scale])])
     flops = float(step_flops(lengths, lengths - 1, np.array([0, len(lengths)]), shape).sum()) / seconds
-    peak = peak_flops(_card() or "", precision.resolve("auto"))
-    told = [
+    peak = peak_flops(gpu_name() or "", precision.resolve("auto"))
+    rates = [
         f"{SCALES[scale].num_tokens / seconds:,.0f} useful tokens a second",
         "MFU not known" if peak is None else f"MFU {flops / peak:.1%}",
     ]
     if peaks := [step["peak_bytes"] for step in found.steps[side] if "peak_bytes" in step]:
-        told.append(f"peak {max(peaks) / 2**30:.1f} GiB")
-    return ", ".join(told)
+        rates.append(f"peak {max(peaks) / 2**30:.1f} GiB")
+    return ", ".join(rates)
 
 
 def measure_resume(model: Path, folder: Path) -> Row:
@@ -97,7 +98,7 @@ def measure_resume(model: Path, folder: Path) -> Row:
         model: folder of the model.
         folder: for the work.
     """
-    expected, resumed = folder / "straight", folder / "resumed"
+    expected, resumed, output = folder / "straight", folder / "resumed", ""
     for arguments, status in (
         (("straight", str(expected), "0"), 0),
         (("killed", str(resumed), str(_KILLED_AFTER)), -signal.SIGKILL),
@@ -107,8 +108,8 @@ def measure_resume(model: Path, folder: Path) -> Row:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode != status:
             raise RuntimeError(f"{arguments[0]}: exit status {done.returncode}, not {status}\n{done.stderr[-2_000:]}")
-        if arguments[0] == "resumed":
-            first = json.loads(done.stdout.splitlines()[-1])["resumed_from_step"]
+        output = done.stdout
+    first = json.loads(output.splitlines()[-1])["resumed_from_step"]
     apart, largest = _apart(expected, resumed)
     note = f"killed after step {_KILLED_AFTER}, resumed from step {first}; " + (
         "bit for bit the same" if not apart else f"weights apart by at most {apart:.1e}, the largest is {largest:.1e}"
@@ -140,7 +141,7 @@ def _train(model: str, folder: str, kill_after: str) -> None:
     from transformers import TrainerCallback
 
     from fullft_assets.engine.finetuning import fine_tune
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
 
     class Kill(TrainerCallback):
@@ -183,12 +184,6 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def _card() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
 def keep(rows: Sequence[Row], folder: Path) -> Path:
     """Write the rows with the card and the versions; return the file.
 
@@ -198,7 +193,9 @@ def keep(rows: Sequence[Row], folder: Path) -> Path:
     """
     import torch
 
-    card = _card() or f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    from fullft_assets.models.hardware import gpu_name
+
+    card = gpu_name() or f"{platform.machine()} CPU, {os.cpu_count()} cores"
     about = {"card": card, "date": date.today().isoformat(), "python": platform.python_version(), "cuda": torch.version.cuda}
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}-{about['date']}.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,8 +213,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--small", action="store_true", help="a model and steps that a CPU can do: tells that it runs, not how fast")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what was found")
     chosen = parser.parse_args(arguments)
-    card = _card()
-    if card is None and not chosen.small:
+    from fullft_assets.models.hardware import gpu_name
+
+    if gpu_name() is None and not chosen.small:
         print("no GPU is here; `make bench` measures on a CPU, and --small tries this one", file=sys.stderr)
         return 1
     build = REPOSITORY / "build"

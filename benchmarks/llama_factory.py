@@ -23,6 +23,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,15 +80,13 @@ def measure_llama_factory(python: Path, model: Path, logs: Path, rounds: int = R
             found[name] = take_turns(name, model, logs, rounds, threads, command=command)
     shares = {name: padding(rounds_of, name) for name, rounds_of in found.items()}
     row = paired_row("llamafactory", found["llamafactory"], "LLaMA-Factory's defaults", _GOAL)
-    row.notes.extend(
-        [
-            f"{shares['llamafactory']:.0%} of what it feeds is padding; "
-            f"against it without checkpointing: {times_as_fast(found['llamafactory_no_checkpointing'].pairs('seconds'))}",
-            versions(found["llamafactory"].about["llamafactory"]["versions"]),
-            f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})",
-        ]
-    )
-    return row
+    notes = [
+        f"{shares['llamafactory']:.0%} of its tokens are padding; "
+        f"against it without checkpointing: {times_as_fast(found['llamafactory_no_checkpointing'].pairs('seconds'))}",
+        versions(found["llamafactory"].about["llamafactory"]["versions"]),
+        f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})",
+    ]
+    return replace(row, notes=[*row.notes, *notes])
 
 
 def padding(rounds: Rounds, name: str) -> float:
@@ -142,9 +142,10 @@ def _main(side: str, model: str, file: str) -> None:
     turns = Turns()
     import torch
     from datasets import Dataset, DatasetDict
-    from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback
 
+    # Installed only in the environment that this side runs in.
+    run_exp = import_module("llamafactory.train.tuner").run_exp
     given = json.loads(Path(file).read_text())
     windows = given["documents"]
 

@@ -1,8 +1,8 @@
-"""Peak memory of each rung of the memory ladder, relative to AdamW in fp32; of the losses, where activations weigh; and of shared models.
+"""Peak memory of each rung of the memory ladder, relative to AdamW in fp32; of the losses, where activations dominate; and of sharding.
 
-Each rung is a process of its own, which trains a Llama of 34 million weights for a few steps with the platform's engine: few
-tokens, so that weights, gradients and moments are nearly all that there is. Its peak is that of its resident set beyond what
-it was after a training of a model of a few kilobytes, when all libraries were loaded; on a GPU, that of the allocator.
+Each rung is a process of its own, which trains a Llama of 34 million weights for a few steps with the platform's engine. There are few
+tokens, so that weights, gradients and moments take nearly all memory. The peak is that of the resident set, less its size
+after a training of a model of a few kilobytes, when all libraries were loaded; on a GPU, that of the allocator.
 
 One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing] [activations] [whole_logits] [SHARDING]`;
 under torchrun in several processes. `activations` wants the model that `write_model(folder, ACTIVATIONS)` writes.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fullft_assets.engine.recipe import Prepared, Recipe
 
 REPOSITORY = Path(__file__).parent.parent
-#: (optimizer, weights): the first is what the others are compared with.
+#: (optimizer, weights): the others are compared with the first one.
 RUNGS = (
     ("adamw", "fp32"),
     ("adamw_8bit", "fp32"),
@@ -43,28 +43,28 @@ RUNGS = (
 )
 #: The low-memory mode.
 LOWEST = ("adafactor_in_backward", "bf16")
-#: Most that it may take of fp32 AdamW's peak.
+#: Maximum share of fp32 AdamW's peak.
 GOAL = 0.30
 NUM_STEPS = 6
 #: Rows of a batch.
 _ROWS = 4
-#: Ways to a loss and its gradients where activations weigh most, from what takes most to what takes least.
+#: Ways to compute a loss and its gradients where activations dominate, the most expensive first.
 WAYS = {
     "transformers' own loss, of all logits": ("activations", "whole_logits"),
     "the loss by chunks": ("activations",),
     "the loss by chunks, gradient_checkpointing": ("activations", "checkpointing"),
 }
-#: Most that the last one may take of the first one's peak.
+#: Maximum share of the first one's peak that the last one may take.
 GOAL_OF_WAYS = 0.50
-#: Most that a process may take that shares the model, of what one takes that holds all of it.
+#: Maximum memory of a process that shares the model, relative to one that holds all of it.
 GOAL_OF_SHARING = 0.90
-#: Rates that each kind of optimizer learns at.
+#: Learning rates; 1e-3 for the others.
 RATES = {"lomo": 0.3}
 
 
 @dataclass(frozen=True)
-class Scale:
-    """What is trained: a Llama of some size, on batches of some size.
+class TrainingSize:
+    """The size of a training: that of a Llama and of its batches.
 
     Attributes:
         capacity: tokens of a row.
@@ -77,16 +77,16 @@ class Scale:
     num_steps: int
 
 
-#: 34 million weights and few tokens: weights, gradients and moments are nearly all that there is.
-STATE = Scale(layers=10, hidden=512, vocabulary=4_096, capacity=32, num_steps=NUM_STEPS)
-#: 19 million weights, 2,048 tokens a pass and SmolLM2's vocabulary: logits and layers' outputs weigh more than those.
-ACTIVATIONS = Scale(layers=8, hidden=256, vocabulary=49_152, capacity=512, num_steps=2)
-#: Loads what a training needs, and weighs nothing.
-_NOTHING = Scale(layers=1, hidden=8, vocabulary=4_096, capacity=32, num_steps=2)
+#: 34 million weights and few tokens: weights, gradients and moments take nearly all memory.
+STATE = TrainingSize(layers=10, hidden=512, vocabulary=4_096, capacity=32, num_steps=NUM_STEPS)
+#: 19 million weights, 2,048 tokens a pass and SmolLM2's vocabulary: logits and the layers' outputs take more than those.
+ACTIVATIONS = TrainingSize(layers=8, hidden=256, vocabulary=49_152, capacity=512, num_steps=2)
+#: Loads all libraries of a training, and takes no memory itself.
+_NOTHING = TrainingSize(layers=1, hidden=8, vocabulary=4_096, capacity=32, num_steps=2)
 
 
 @dataclass(frozen=True)
-class MemoryRow(Row):
+class BytesRow(Row):
     """A row in bytes."""
 
     def cells(self) -> tuple[str, ...]:
@@ -100,12 +100,12 @@ class MemoryRow(Row):
         return {**found, "ours_bytes": found.pop("ours_seconds"), "other_bytes": found.pop("other_seconds")}
 
 
-def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *, model: Path | None = None) -> MemoryRow:
+def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *, model: Path | None = None) -> BytesRow:
     """Measure all rungs, one after the other.
 
     Args:
         folder: where the model is written, unless one is given.
-        rungs: the first one is compared with; the low-memory mode is among them.
+        rungs: the first one is the reference; the low-memory mode is among them.
         model: folder of another one. Default: a Llama of 34 million weights.
     """
     if model is None:
@@ -118,11 +118,11 @@ def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *
         for (optimizer, weights), one in found.items()
     ]
     details = {"rungs": {" ".join(rung): one for rung, one in found.items()}}
-    return MemoryRow("low_memory", ours, "AdamW, fp32", first, Goal("ratio", GOAL), notes=notes, details=details)
+    return BytesRow("low_memory", ours, "AdamW, fp32", first, Goal("ratio", GOAL), notes=notes, details=details)
 
 
-def measure_activations(folder: Path) -> MemoryRow:
-    """Measure all ways to a loss, one after the other, with AdamW in fp32.
+def measure_activations(folder: Path) -> BytesRow:
+    """Measure all ways to compute a loss, one after the other, with AdamW in fp32.
 
     Args:
         folder: where the model is written.
@@ -136,13 +136,13 @@ def measure_activations(folder: Path) -> MemoryRow:
         for way, one in found.items()
     ]
     goal = Goal("ratio", GOAL_OF_WAYS)
-    return MemoryRow("activations", last["bytes"], next(iter(WAYS)), first["bytes"], goal, notes=notes, details={"ways": found})
+    return BytesRow("activations", last["bytes"], next(iter(WAYS)), first["bytes"], goal, notes=notes, details={"ways": found})
 
 
-def measure_sharing(folder: Path) -> MemoryRow:
-    """Measure two processes that share a model (FSDP2), and two that each hold all of it (DDP); of both the one that takes more.
+def measure_sharing(folder: Path) -> BytesRow:
+    """Measure two processes that share a model (FSDP2), and two that each hold all of it (DDP); of both the larger peak counts.
 
-    And the last rung of the ladder (FSDP2 with offload), which takes as much where the host's memory is the only one there is.
+    Also the last rung of the ladder (FSDP2 with offload), which takes the same memory on a CPU.
 
     Args:
         folder: where the model is written.
@@ -155,17 +155,17 @@ def measure_sharing(folder: Path) -> MemoryRow:
         for name, one in (("FSDP2", parts), ("FSDP2 with offload", offloaded), ("DDP", whole))
     ]
     details = {"fsdp2": parts, "fsdp2_offload": offloaded, "ddp": whole}
-    return MemoryRow("sharing", parts["bytes"], "DDP", whole["bytes"], Goal("ratio", GOAL_OF_SHARING), notes=notes, details=details)
+    return BytesRow("sharing", parts["bytes"], "DDP", whole["bytes"], Goal("ratio", GOAL_OF_SHARING), notes=notes, details=details)
 
 
 def measure(model: Path, optimizer: str, weights: str, *more: str, processes: int = 1) -> dict[str, Any]:
     """Return `bytes` of one rung's peak beyond its baseline, those `bytes_in_steps` alone, and the `losses` of its steps.
 
-    Of several processes the one that takes most counts.
+    Of several processes the one with the largest peak counts.
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     command = [sys.executable, *torchrun, "-m", "benchmarks.low_memory", optimizer, weights, str(model), *more]
-    # One thread: what more of them allocate for themselves is no part of a rung.
+    # One thread: the memory of more threads is not part of a rung.
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -175,7 +175,7 @@ def measure(model: Path, optimizer: str, weights: str, *more: str, processes: in
     return max(found, key=lambda one: one["bytes"])
 
 
-def write_model(folder: Path, scale: Scale = STATE) -> None:
+def write_model(folder: Path, scale: TrainingSize = STATE) -> None:
     """Write a Llama with random weights, in bf16 as models are published."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -185,43 +185,45 @@ def write_model(folder: Path, scale: Scale = STATE) -> None:
         vocab_size=scale.vocabulary, hidden_size=scale.hidden, intermediate_size=scale.hidden * 11 // 4, num_hidden_layers=scale.layers,
         num_attention_heads=8, max_position_embeddings=2 * scale.capacity, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
 
 
-def recipe(model: Path, scale: Scale = STATE, *, whole_logits: bool = False) -> Recipe:
-    """Return rows of a text that repeats itself, so that there is something to learn.
+def recipe(model: Path, scale: TrainingSize = STATE, *, whole_logits: bool = False) -> Recipe:
+    """Return a recipe with rows of a text that repeats itself, so that there is something to learn.
 
     Args:
         model: folder.
         scale: of the rows.
-        whole_logits: learn from transformers' own loss, for which the logits of all tokens exist at a time.
+        whole_logits: use transformers' own loss, for which the logits of all tokens exist at the same time.
     """
     from fullft_assets.snapshot import Split, Training, packing
-    from fullft_assets.tasks.language.recipe import NextToken
+    from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
-    class WholeLogits(NextToken):
-        def prepare(self, *arguments: Any) -> Prepared:
+    class WholeLogits(NextTokenRecipe):
+        def prepare(self, model: Any, settings: Any, seed: int, num_processes: int) -> Prepared:
             def total(model: Any, inputs: Any, labels: Any) -> Any:
                 return model(**inputs, labels=labels, use_cache=False, num_items_in_batch=1).loss
 
-            return replace(super().prepare(*arguments), total_loss=total)
+            return replace(super().prepare(model, settings, seed, num_processes), total_loss=total)
 
     generator = np.random.default_rng(0)
     words = generator.integers(3, scale.vocabulary, (16, 8)).tolist()
     windows = [sum((words[i] for i in generator.integers(0, 16, scale.capacity // 8)), []) for _ in range(_ROWS * scale.num_steps)]
     plan = packing.plan(np.array([len(window) for window in windows]), scale.capacity, 0)
-    kind = WholeLogits if whole_logits else NextToken
+    kind = WholeLogits if whole_logits else NextTokenRecipe
     return kind(model, Training(windows, None, plan), Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]]))
 
 
 def train(
-    model: Path, optimizer: str, weights: str, scale: Scale = STATE, *, whole_logits: bool = False, processes: int = 1, **more: Any
+    model: Path, optimizer: str, weights: str, scale: TrainingSize = STATE, *, whole_logits: bool = False, processes: int = 1, **more: Any
 ) -> tuple[list[float], int]:
     """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this process by the last one."""
     from transformers import TrainerCallback
 
     from fullft_assets.engine.finetuning import fine_tune
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
 
     peaks = []
@@ -230,9 +232,10 @@ def train(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             peaks.append(_peak_bytes())
 
+    rung: dict[str, Any] = {"optimizer": optimizer, "weights": weights}
     settings = TrainingSettings(
-        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS // processes, learning_rate=RATES.get(optimizer, 1e-3), optimizer=optimizer, weights=weights,
-        precision="auto" if weights == "bf16" else "fp32", scheduler="constant_with_warmup", track=[], **more,
+        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS // processes, learning_rate=RATES.get(optimizer, 1e-3),
+        precision="auto" if weights == "bf16" else "fp32", scheduler="constant_with_warmup", track=[], **rung, **more,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         fit = fine_tune(
@@ -245,7 +248,7 @@ def train(
 def _peak_bytes() -> int:
     """Return the peak of the card's allocator, or of this process's resident set.
 
-    What getrusage says of the latter begins with that of the process that started it.
+    getrusage is not used for the latter: its peak includes that of the parent process.
     """
     import torch
 

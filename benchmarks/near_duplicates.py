@@ -79,7 +79,8 @@ def with_datasketch(reference: list[str], candidates: list[str]) -> set[int]:
     found = set()
     for position in range(len(reference), len(sketches)):
         mine = shingles[position]
-        if any(len(mine & shingles[k]) / len(mine | shingles[k]) >= SIMILARITY for k in index.query(sketches[position])):
+        near = [shingles[int(str(key))] for key in index.query(sketches[position])]
+        if any(len(mine & other) / len(mine | other) >= SIMILARITY for other in near):
             found.add(position - len(reference))
     return found
 
@@ -95,7 +96,7 @@ def _shingles(text: str) -> set[str]:
 def _main(side: str) -> None:
     reference, candidates = texts()
     SIDES[side](reference[:50], candidates[:50])
-    seconds = []
+    seconds, found = [], set()
     for _ in range(_RUNS_A_PROCESS):
         started = time.perf_counter()
         found = SIDES[side](reference, candidates)

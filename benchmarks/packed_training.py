@@ -1,9 +1,9 @@
-"""Training SmolLM2-135M on packed rows against what else one would do: useful tokens a second, padding not counted.
+"""Training SmolLM2-135M on packed rows against the alternatives: useful tokens a second, padding not counted.
 
-Each side is a process of its own that holds the model and trains one optimizer step over the same documents whenever it
-is told to. Ours and one other take turns, the first of a round by turns too, so what else the machine does hits both; each
-step is compared with ours of the same round. Two at a time: all together take more than 20 GB. Same weights, documents,
-threads, precision and optimizer everywhere:
+Each side is a process of its own that holds the model and trains one optimizer step over the same documents on each request.
+Ours and one other take turns, also in who begins a round, so that other load of the machine affects both; each
+step is compared with ours of the same round. Two at a time: all together take more than 20 GB. All have the same weights, documents,
+threads, precision and optimizer:
 
 - `padded`: transformers' Trainer, rows padded to the longest of their pass;
 - `trl`: TRL's SFTTrainer with `packing_strategy="bfd_split"`, without its default of gradient checkpointing; `trl_row_by_row`:
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -43,13 +43,13 @@ NUM_PADDED_ROWS = 8
 ROUNDS = 7
 _SEED = 35
 _OTHERS = {"padded": "Trainer, padded to longest", "trl": "TRL, bfd_split", "bare": "a bare packed loop"}
-#: Least times as fast as the other.
+#: Minimum speed relative to the other.
 _GOALS = {"padded": 2.2, "trl": 1.25, "bare": 0.97}
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much a step holds.
+class StepSize:
+    """The size of an optimizer step.
 
     Attributes:
         capacity: tokens of a packed row, and of the longest document.
@@ -64,7 +64,7 @@ class Scale:
     median_tokens: int = 120
 
 
-SCALES = {"cpu": Scale(512, 4, 2_030), "gpu": Scale(2_048, 8, 16_260, 400)}
+SCALES = {"cpu": StepSize(512, 4, 2_030), "gpu": StepSize(2_048, 8, 16_260, 400)}
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,24 @@ class Process:
                 command or [sys.executable, "-m", "benchmarks.packed_training", name, str(model), scale],
                 cwd=REPOSITORY, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
             )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
+        self._input, self._output = self._process.stdin, self._process.stdout
         self.about: dict[str, Any] = self._read()
 
     def step(self) -> dict[str, float]:
         """Train one step; return its `seconds`, its `cpu` seconds and what else the side counts."""
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        self._input.write("go\n")
+        self._input.flush()
         return self._read()
 
     def stop(self) -> None:
         """End it."""
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._input.close()
+        self._output.close()
         self._process.wait()
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         if not line:
             raise RuntimeError(f"the process ended; the end of {self.log}:\n" + "\n".join(self.log.read_text().splitlines()[-15:]))
         return json.loads(line)
@@ -141,21 +143,19 @@ def measure_packed_training(model: Path, logs: Path, rounds: int = ROUNDS, threa
     smollm.write(model)
     threads = threads or os.cpu_count() or 1
     found = {name: take_turns(name, model, logs, rounds, threads) for name in SIDES if name != "ours"}
+    row_by_row, same_loss = (times_as_fast(found[side].pairs("seconds")) for side in ("trl_row_by_row", "bare_same_loss"))
+    notes = {
+        "padded": f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})",
+        "trl": f"against TRL with one row a pass and {SCALES['cpu'].num_rows} passes a step: {row_by_row}",
+        "bare": f"against the same loop with our loss: {same_loss}",
+    }
     rows = [paired_row(name, found[name], _OTHERS[name], _GOALS[name]) for name in _OTHERS]
-    for row, side, what in (
-        (rows[1], "trl_row_by_row", f"against TRL with one row a pass and {SCALES['cpu'].num_rows} passes a step"),
-        (rows[2], "bare_same_loss", "against the same loop with our loss"),
-    ):
-        row.notes.append(f"{what}: {times_as_fast(found[side].pairs('seconds'))}")
-    rows[0].notes.append(
-        f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})"
-    )
-    return rows
+    return [replace(row, notes=[*row.notes, notes[name]]) for name, row in zip(_OTHERS, rows, strict=True)]
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Steps of ours and of another side, round by round, what each side says of itself, and the highest load average."""
+    """Steps of ours and of another side, round by round, what each side reports about itself, and the highest load average."""
 
     steps: dict[str, list[dict[str, float]]]
     about: dict[str, dict[str, Any]]
@@ -220,7 +220,7 @@ def paired_row(name: str, rounds: Rounds, other: str, goal: float) -> PairedRow:
 
 
 def times_as_fast(pairs: Sequence[float]) -> str:
-    """Say how many times as fast ours is, given its seconds over the other's, pair by pair."""
+    """Return in words how many times as fast ours is, given its seconds over the other's, pair by pair."""
     low, high, level = median_interval([1 / pair for pair in pairs])
     return f"{1 / median(pairs):.3f} times as fast, median of {len(pairs)} pairs ({level:.0%} interval {low:.3f} to {high:.3f})"
 
@@ -228,7 +228,7 @@ def times_as_fast(pairs: Sequence[float]) -> str:
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Return an interval of the median, whatever the distribution, and its level: between the k-th smallest and the k-th largest value.
 
-    Of n values the binomial distribution says how often the median lies there; k is the largest that reaches the level,
+    The probability that the interval contains the median is binomial; k is the largest that reaches the level,
     or 1 where n is too small for it.
     """
     ordered, n = sorted(values), len(values)
@@ -240,7 +240,7 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     return ordered[k - 1], ordered[n - k], reached(k)
 
 
-def documents(model: Path, scale: Scale) -> list[list[int]]:
+def documents(model: Path, scale: StepSize) -> list[list[int]]:
     """Return token ids of documents as long as those of instruction data are: lognormal, on a CPU with a median of 120 tokens.
 
     There, padded to the longest of eight, 57.7% of a batch is padding; of many thousands drawn so it is 57.9%. The text is that of
@@ -264,22 +264,22 @@ def documents(model: Path, scale: Scale) -> list[list[int]]:
 
 
 class Turns:
-    """Tells the parent of each step, and waits for the word before the next; the first step warms up."""
+    """Reports each step to the parent process, and waits for its request before the next; the first step warms up."""
 
     def __init__(self) -> None:
-        # What libraries print must not come between.
+        # Output of libraries must not mix with the reports.
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._began: tuple[float, float] | None = None
 
     def step_done(self, about: dict[str, Any], **counts: int) -> None:
-        """Report the step, `counts` with its times, and wait; ends the process when the parent wants no more."""
+        """Report the step, its times and `counts`, and wait; ends the process when the parent closes the pipe."""
         import torch
 
         line: dict[str, Any] = dict(about)
         has_card = torch.cuda.is_available()
         if has_card:
-            torch.cuda.synchronize()  # what was only asked for is not done yet
+            torch.cuda.synchronize()  # kernels may still run
         if self._began is not None:
             line = {"seconds": time.perf_counter() - self._began[0], "cpu": time.process_time() - self._began[1], **counts}
         if has_card:
@@ -290,7 +290,7 @@ class Turns:
         self._began = time.perf_counter(), time.process_time()
 
     def callback(self, about: Callable[[], dict[str, Any]]) -> TrainerCallback:
-        """Return what makes a Trainer take turns."""
+        """Return the callback with which a Trainer takes turns."""
         from transformers import TrainerCallback
 
         class Callback(TrainerCallback):
@@ -301,7 +301,7 @@ class Turns:
         return Callback()
 
 
-def packed(windows: list[list[int]], scale: Scale) -> Training:
+def packed(windows: list[list[int]], scale: StepSize) -> Training:
     """Return the documents as planned rows."""
     from fullft_assets.snapshot import Training, packing
 
@@ -339,25 +339,25 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def with_ours(model: Path, folder: str, turns: Turns, scale: Scale) -> None:
+def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
     """Train as the workload does."""
     from fullft_assets.engine.finetuning import fine_tune
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.snapshot import Split
-    from fullft_assets.tasks.language.recipe import NextToken
+    from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
     windows = documents(model, scale)
     nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]])
     settings = TrainingSettings(epochs=1_000, batch_size=scale.num_rows, micro_batch_size=scale.num_rows, learning_rate=1e-5)
     about = {"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"}
     fine_tune(
-        NextToken(model, packed(windows, scale), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
+        NextTokenRecipe(model, packed(windows, scale), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
         evaluate_at=(), resumable=False, callbacks=[turns.callback(lambda: about)],
     )  # fmt: skip
 
 
-def with_padding(model: Path, folder: str, turns: Turns, scale: Scale) -> None:
+def with_padding(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
     """Train with Trainer as its examples do."""
     from datasets import Dataset
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
@@ -388,11 +388,12 @@ def _padding(windows: list[list[int]]) -> float:
     return 1 - 1_000 * int(sizes.sum()) / spent
 
 
-def with_trl(model: Path, folder: str, turns: Turns, scale: Scale, *, rows_a_pass: int | None = None) -> None:
+def with_trl(model: Path, folder: str, turns: Turns, scale: StepSize, *, rows_a_pass: int | None = None) -> None:
     """Train with TRL, its rows as full as ours."""
     from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     rows_a_pass = rows_a_pass or scale.num_rows
     passes = {"per_device_train_batch_size": rows_a_pass, "gradient_accumulation_steps": scale.num_rows // rows_a_pass}
@@ -405,13 +406,14 @@ def with_trl(model: Path, folder: str, turns: Turns, scale: Scale, *, rows_a_pas
         processing_class=AutoTokenizer.from_pretrained(str(model)),
         callbacks=[turns.callback(lambda: about)],
     )
-    rows = [sum(lengths) for lengths in trainer.train_dataset["seq_lengths"]]
+    packed_rows: Any = trainer.train_dataset
+    rows = [sum(lengths) for lengths in packed_rows["seq_lengths"]]
     assert (len(rows), sum(rows)) == (scale.num_rows, scale.num_tokens), rows
     about = {"num_tokens": scale.num_tokens, "about": f"{len(rows)} packed rows, of which it feeds {rows_a_pass} as one"}
     trainer.train()
 
 
-def with_bare_loop(model: Path, folder: str, turns: Turns, scale: Scale, *, same_loss: bool = False) -> None:
+def with_bare_loop(model: Path, folder: str, turns: Turns, scale: StepSize, *, same_loss: bool = False) -> None:
     """Train with the least code."""
     import torch
 
@@ -440,7 +442,7 @@ def with_bare_loop(model: Path, folder: str, turns: Turns, scale: Scale, *, same
         turns.step_done({"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"})
 
 
-SIDES: dict[str, Callable[[Path, str, Turns, Scale], None]] = {
+SIDES: dict[str, Callable[[Path, str, Turns, StepSize], None]] = {
     "ours": with_ours,
     "padded": with_padding,
     "trl": with_trl,

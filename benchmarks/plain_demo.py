@@ -6,6 +6,8 @@ object: seconds by stage, and the scores.
 
     python -m benchmarks.plain_demo --output FOLDER [--defs YAML] [--rows N]
 """
+# pandas annotates the result of an indexing as a frame or a column, scipy and scikit-learn theirs too narrowly:
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from rensa import RMinHash, RMinHashLSH
+from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 from scipy.stats import chi2_contingency, ks_2samp
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -38,7 +40,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from transformers.utils import logging
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.config.validation import DEFS, load_use_case
+from fullft_assets.config.project import DEFS
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 
 matplotlib.use("Agg")
@@ -89,6 +92,12 @@ def read(folder: Path, settings: UseCaseSettings) -> pd.DataFrame:
                 name = record.get(f"{label}-metadata", {}).get("class-name")
                 rows.append((record["id"], record.get("source"), name, record.get(settings.examples.group)))
     return pd.DataFrame(rows, columns=["id", "text", "label", "group"])
+
+
+def label_names(settings: UseCaseSettings) -> list[str]:
+    """Return the labels in the order of the model's outputs."""
+    assert settings.examples.labels is not None, "this script does not find the labels itself"
+    return sorted(settings.examples.labels)
 
 
 def clean(rows: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
@@ -206,7 +215,7 @@ def train(base: Path, rows: pd.DataFrame, validation: pd.DataFrame, settings: Us
 
     With `pilot_points` (numbers of rows) one epoch at a constant learning rate, scored at these points.
     """
-    chosen, num_labels = settings.training, len(settings.examples.labels)
+    chosen, num_labels = settings.training, len(label_names(settings))
     torch.manual_seed(settings.seed)
     options = {"num_labels": num_labels, "attention_probs_dropout_prob": chosen.attention_dropout, "dtype": torch.float32}
     model = AutoModelForSequenceClassification.from_pretrained(base, **options).to(DEVICE)
@@ -286,7 +295,7 @@ def pilot_points(num_rows: int, settings: UseCaseSettings) -> list[int]:
 
 def intervals(labels: np.ndarray, predictions: dict[str, np.ndarray], groups: pd.Series, settings: UseCaseSettings) -> dict[str, Any]:
     """Return each system's scores with percentile intervals from resampling groups, and the gains of the fine-tuned model."""
-    num_labels = len(settings.examples.labels)
+    num_labels = len(label_names(settings))
     index, names = pd.factorize(groups)
     rng = np.random.default_rng(settings.seed)
     weights = np.stack(
@@ -322,7 +331,7 @@ def write_report(
     settings: UseCaseSettings,
 ) -> None:
     """Write report.html with five pictures, a per-class table and five answers."""
-    labels, names = test["label"].to_numpy(), settings.examples.labels
+    labels, names = test["label"].to_numpy(), label_names(settings)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     pictures = {
         "scores": plt.subplots(figsize=(6.4, 2.6)),
@@ -388,12 +397,10 @@ def features(
 
 def drift(old: dict[str, np.ndarray], new: dict[str, np.ndarray], permutations: int, seed: int) -> dict[str, float]:
     """Return the p-values of six tests."""
-    p_values = {
-        name: float(ks_2samp(old[name], new[name], method="asymp").pvalue) for name in ("length", "fertility", "unknown", "entropy")
-    }
+    p_values = {name: float(ks_2samp(old[name], new[name], method="asymp")[1]) for name in ("length", "fertility", "unknown", "entropy")}
     size = 1 + max(old["predicted"].max(), new["predicted"].max())
     table = np.stack([np.bincount(side["predicted"], minlength=size) for side in (old, new)])
-    p_values["predicted"] = float(chi2_contingency(table[:, table.sum(0) > 0]).pvalue)
+    p_values["predicted"] = float(chi2_contingency(table[:, table.sum(0) > 0])[1])
     rows = np.concatenate([old["embeddings"], new["embeddings"]])
     weights = np.concatenate([np.full(len(old["length"]), 1 / len(old["length"])), np.full(len(new["length"]), -1 / len(new["length"]))])
     weights = np.concatenate([weights[None], np.random.default_rng(seed).permuted(np.tile(weights, (permutations, 1)), axis=1)])
@@ -445,12 +452,12 @@ def main() -> None:
     settings = use_case.settings
     if arguments.rows:
         settings = settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"max_train_rows": arguments.rows})})
-    # The order of the model's outputs.
-    settings.examples.labels.sort()
     assert settings.chunks.max_windows == 1, "this script cuts a text after one window"
     base = resolve_base_model(settings.base_model, use_case.project_root)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    result = run(settings, base, use_case.resolve(settings.documents.path), use_case.resolve(settings.monitoring.path), arguments.output)
+    production = settings.monitoring.path
+    assert production is not None, "this script also compares production's documents"
+    result = run(settings, base, use_case.resolve(settings.documents.path), use_case.resolve(production), arguments.output)
     (arguments.output / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(json.dumps(result), flush=True)
 
@@ -458,19 +465,19 @@ def main() -> None:
 def run(settings: UseCaseSettings, base: Path, documents: Path, production: Path, output: Path) -> dict[str, Any]:
     clock = Clock()
     with clock.stage("ingest"):
-        rows = clean(read(documents, settings), settings.examples.labels)
+        rows = clean(read(documents, settings), label_names(settings))
         tokenizer = AutoTokenizer.from_pretrained(base)
         whole = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
         room = settings.chunks.max_tokens - 2
         ids = [[tokenizer.cls_token_id, *row[:room], tokenizer.sep_token_id] for row in whole]
-        label = rows["label"].map(settings.examples.labels.index)
+        label = rows["label"].map(label_names(settings).index)
         rows = rows.assign(ids=ids, length=[len(row) for row in whole], label=label)
     with clock.stage("snapshot"):
         parts = split(rows, settings.snapshot, settings.seed)
         training, validation, test = parts["train"], parts["validation"], parts["test"]
         print({name: (len(part), dict(Counter(part["label"]))) for name, part in parts.items()}, flush=True)
     with clock.stage("planning"):
-        baselines = Baselines(base, training, len(settings.examples.labels))
+        baselines = Baselines(base, training, len(label_names(settings)))
         cheaper = {name: scores_of(validation["label"].to_numpy(), found) for name, found in baselines.predict(validation).items()}
         points = pilot_points(len(training), settings)
         _, pilot = train(base, training.head(points[-1]), validation, settings, pilot_points=points)

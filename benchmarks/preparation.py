@@ -38,7 +38,7 @@ _REPLACED_WORDS = 0.08
 
 
 @dataclass(frozen=True)
-class MemoryRow(Row):
+class GibRow(Row):
     """A row in GiB of peak memory instead of seconds."""
 
     def cells(self) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ class Preparation:
             ours, theirs = self._run("ours-default", folder), self._run("datasets", folder)
         finally:
             shutil.rmtree(folder)
-        return MemoryRow(
+        return GibRow(
             name="preparation_memory",
             ours=ours["peak_bytes"] / _GIB,
             other="datasets.map",
@@ -207,7 +207,7 @@ def _write_lines(path: Path, rows: Iterator[dict[str, str]], count: int) -> None
             file.write(json.dumps(next(rows), ensure_ascii=False) + "\n")
 
 
-class Clock:
+class StageClock:
     """Wall and CPU seconds of this process, by stage."""
 
     def __init__(self) -> None:
@@ -249,15 +249,15 @@ def prepare_ours(folder: Path, work: Path, *, checked: bool = False, max_batch_b
     from fullft_assets.store import Store
 
     case = use_case(folder, checked=checked, max_batch_bytes=max_batch_bytes)
-    _prepare(Store(str(work / "warm-up")), use_case(_small(work), checked=checked), Clock())
-    store, clock = Store(str(work / "store")), Clock()
+    _prepare(Store(str(work / "warm-up")), use_case(_small(work), checked=checked), StageClock())
+    store, clock = Store(str(work / "store")), StageClock()
     counts = _prepare(store, case, clock)
     full = {**clock.read(), "num_rows": counts["num_rows"], "num_batches": counts["num_batches"]}
     peaks, peak = clock.peaks, _peak_bytes()
     delivered = folder / "more.jsonl"
     shutil.copyfile(folder.with_name(f"{folder.name}.more") / "more.jsonl", delivered)
     try:
-        clock = Clock()
+        clock = StageClock()
         more = _prepare(store, case, clock)
         return {
             "full": full,
@@ -270,7 +270,7 @@ def prepare_ours(folder: Path, work: Path, *, checked: bool = False, max_batch_b
         delivered.unlink()
 
 
-def _prepare(store: Any, case: Any, clock: Clock) -> dict[str, Any]:
+def _prepare(store: Any, case: Any, clock: StageClock) -> dict[str, Any]:
     """Take every batch that was not yet through the stages, then the snapshot over all."""
     from fullft_assets import chunks, documents, examples, snapshot
 
@@ -331,7 +331,7 @@ def prepare_with_datasets(folder: Path, work: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(str(resolve_base_model(BASE_MODEL, folder)))
     rows = Dataset.from_json([str(path) for path in sorted(folder.glob("*.jsonl"))], cache_dir=str(work / "cache"))
     tokenizer(rows[:100]["text"])
-    clock = Clock()
+    clock = StageClock()
     with clock.stage("map"):
         made = rows.map(lambda batch: tokenizer(batch["text"], truncation=False), batched=True, remove_columns=["text", "kind", "group"])
     with clock.stage("save_to_disk"):

@@ -67,6 +67,7 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
     from fullft_assets import automation, documents
     from fullft_assets.assets.case import Case
     from fullft_assets.chunks import ingestion
+    from fullft_assets.resources import open_store
 
     (work / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
     seconds: dict[str, float] = {}
@@ -75,14 +76,14 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
         def tick(case: Case) -> tuple[float, Any]:
             sensor = next(sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_new_documents"))
             started = time.process_time()
-            result = sensor(dg.build_sensor_context(instance=instance))
+            result = sensor(dg.build_sensor_context(instance=instance, resources=case.resources()))
             return time.process_time() - started, result
 
         tick(_case(write_files(work / "warm-up", 10), "warm_up"))
         case = _case(folder, "many")
         seconds["all new"], result = tick(case)
         seconds["all cut"], _ = tick(case)
-        store = case.store(instance)
+        store = open_store(case.use_case, instance)
         for batch in documents.list_batches(store, case.name):
             ingestion.mark_done(store, case.use_case, batch.name)
         seconds["quiet"] = median(tick(case)[0] for _ in range(_QUIET_TICKS))

@@ -1,1 +1,24 @@
-"""The training loop: segments of a run, guards, checkpoints, optimizers, sharding. Imports torch: only launched processes import it."""
+"""The training loop. Imports torch: only launched processes import it.
+
+In the order of reading:
+
+- `finetuning`: `fine_tune` trains a model in segments, from one setback to the next.
+- `requirements`: refuses settings that contradict each other or that this machine cannot run.
+- `segment`: one segment: set up, train, choose the weights.
+- `trainer`: transformers' Trainer, its arguments and the methods that differ.
+- `callback`: what happens after each step: record, check, validate, save.
+- `recorder`, `throughput`, `trackers`: the metrics of each step, their rates, and where they are copied to.
+- `validation`, `forgetting`: scores on the validation rows and on the general set.
+- `guards`, `guard_actions`: rules on the metrics, and what follows when one is broken.
+- `run_history`, `checkpoints`: what a run keeps in its work folder so that it can resume.
+
+What is trained, and how:
+
+- `recipe`: the protocol of a task: model, rows, loss, scores.
+- `feed`, `packed_rows`, `prefetch`: the planned order of the rows, and batches collated ahead.
+- `optimizers`: the rungs of the memory ladder.
+- `sharding`, `ranks`: several processes that share a model, and what they agree on.
+- `regularization`, `distillation`, `interpolation`: what keeps a model near the base model.
+- `kernels`: liger-kernel's fused layers.
+- `spot`: notices that a spot instance is taken away.
+"""

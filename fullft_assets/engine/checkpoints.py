@@ -1,4 +1,4 @@
-"""What a run keeps in its work folder so that nothing is lost: checkpoints that exist whole or not at all, and the step log."""
+"""The work folder of a run: checkpoints that are complete or not there at all, and the step log."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
 
-from fullft_assets.engine.guards import Course, Incident
+from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.errors import DiskError, SettingsError, is_disk_full
 from fullft_assets.store import sync
 from fullft_assets.store.disk import replace_synced
 
 if TYPE_CHECKING:
-    from fullft_assets.engine.recipe import Listener
+    from fullft_assets.jobs.progress import Listener
 
 SEAL = "complete.json"
 STEP_LOG = "metrics.jsonl"
-#: Inside a checkpoint: how many incidents came before it, and whether the plan asked for it.
+#: Inside a checkpoint: how many incidents came before it, and whether it was planned.
 _ORIGIN = "origin.json"
 #: Inside a checkpoint: the digest of each other file.
 _DIGESTS = "digests.json"
-#: Before the name of a checkpoint whose place another of the same step takes.
+#: Prefix of a checkpoint's name while another one of the same step replaces it.
 _REPLACED = "replaced-"
 _CHUNK_BYTES = 2**24
-#: Beside the checkpoints: what the work was begun with.
-_BEGUN_WITH = "begun_with.json"
+#: Beside the checkpoints: the inputs that the work began with.
+_INPUTS = "inputs.json"
 
 
 def claim(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Write down what the work in a folder is begun with; work that was begun with something else is not gone on with.
+    """Record the inputs of the work in a folder; refuse to continue work that began with other inputs.
 
     Args:
         folder: of the unfinished work.
-        inputs: what tells each input apart, by its name.
+        inputs: a digest or revision of each input, by its name.
 
     Raises:
-        SettingsError: its checkpoints are another work's.
+        SettingsError: the checkpoints there belong to other inputs.
     """
-    path = folder / _BEGUN_WITH
+    path = folder / _INPUTS
     if path.is_file():
-        begun_with = json.loads(path.read_text())
-        for name in sorted({*begun_with, *inputs}):
-            if begun_with.get(name) != inputs.get(name):
+        recorded = json.loads(path.read_text())
+        for name in sorted({*recorded, *inputs}):
+            if recorded.get(name) != inputs.get(name):
                 raise SettingsError(
-                    f"{folder}: the checkpoints there are of a training with another {name}; give this job a key of its own, or delete that folder"
+                    f"{folder}: its checkpoints are of a training with another {name}; give this job a key of its own, or delete that folder"
                 )
         return
     with room_needed(folder, "a new training"):
@@ -59,7 +59,7 @@ def claim(folder: Path, inputs: Mapping[str, str]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Sync a checkpoint's files and write the list of them that marks it as whole."""
+    """Sync a checkpoint's files and write the list of them that marks it as complete."""
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     for name in files:
         with (folder / name).open("rb") as file:
@@ -73,22 +73,22 @@ def seal(folder: Path) -> None:
 
 
 def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
-    """Seal a checkpoint that was written aside and put it in its place.
+    """Seal a checkpoint that was written aside and move it to its place.
 
-    A whole one that is there stays, under another name, until the new one has its own: no rename is needed that replaces a folder.
+    A complete one that is there keeps existing under another name until the new one has its own: a folder cannot be replaced by a rename.
 
     Args:
         aside: the written folder.
-        target: where it belongs; one that is there is replaced.
+        target: its place; a checkpoint that is there is replaced.
         num_incidents: incidents of the run so far.
-        is_planned: False if a request to stop made it: whether it exists then depends on the moment.
+        is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
     (aside / _ORIGIN).write_text(json.dumps({"num_incidents": num_incidents, "is_planned": is_planned}))
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
     seal(aside)
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    if _is_whole(target):
+    if _is_complete(target):
         if replaced.exists():
             shutil.rmtree(replaced)
         target.rename(replaced)
@@ -102,40 +102,37 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
 
 
 def first_damaged(checkpoint: Path, listener: Listener) -> str | None:
-    """Return the name of the first file of a whole checkpoint that is no longer what was written, or None.
+    """Return the name of the first file of a complete checkpoint whose content is not what was written, or None.
 
-    All is read once: 16 bytes a trained weight in fp32.
+    All files are read once: 16 bytes a trained weight in fp32.
 
     Args:
-        checkpoint: its folder; one of an earlier version without digests is taken as it is.
+        checkpoint: its folder.
         listener: asked between chunks whether to stop.
     """
-    digests = checkpoint / _DIGESTS
-    if not digests.is_file():
-        return None
-    known = json.loads(digests.read_text())
+    known = json.loads((checkpoint / _DIGESTS).read_text())
     return next((name for name, digest in known.items() if _digest(checkpoint / name, listener) != digest), None)
 
 
-def give_up(checkpoint: Path) -> None:
-    """Have a checkpoint count as not whole."""
+def discard(checkpoint: Path) -> None:
+    """Mark a checkpoint as not complete, so that training never continues from it."""
     (checkpoint / SEAL).unlink()
 
 
 def _digest(path: Path, listener: Listener | None = None) -> str:
-    """Return what tells a file from a damaged one: not from one that was forged, which a disk does not do, so it may be a fast one."""
-    found = xxh3_128()
+    """Return a digest that shows damage. It need not resist forgery, so it is a fast one."""
+    digest = xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            found.update(chunk)
+            digest.update(chunk)
             if listener is not None:
                 listener.raise_if_stopped()
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on a run's present course."""
+    """A complete checkpoint that the run may continue from."""
 
     path: Path
     step: int
@@ -143,60 +140,59 @@ class Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint that training would go on from, or None."""
-    found = whole_checkpoints(folder, Course(folder))
+    """Return the newest complete checkpoint that training would continue from, or None."""
+    found = complete_checkpoints(folder, RunHistory(folder))
     return found[-1].path if found else None
 
 
-def whole_checkpoints(folder: Path, course: Course) -> list[Checkpoint]:
-    """Return the checkpoints that are whole and that no roll-back left behind, by step."""
+def complete_checkpoints(folder: Path, history: RunHistory) -> list[Checkpoint]:
+    """Return the checkpoints that are complete and that no roll-back undid, by step."""
     found: dict[int, Checkpoint] = {}
     for path in all_checkpoints(folder):
-        if not _is_whole(path):
+        if not _is_complete(path):
             continue
-        origin_file = path / _ORIGIN
-        origin = json.loads(origin_file.read_text()) if origin_file.is_file() else {"num_incidents": 0, "is_planned": True}
-        if course.is_on(step_of(path), origin["num_incidents"]):
+        origin = json.loads((path / _ORIGIN).read_text())
+        if history.includes(step_of(path), origin["num_incidents"]):
             found[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
     return list(found.values())
 
 
-def last_good(folder: Path, course: Course, trouble_since: int) -> int:
+def last_good(folder: Path, history: RunHistory, trouble_since: int) -> int:
     """Return the step of the checkpoint to roll back to; 0 = the base model.
 
     A checkpoint is good if a healthy step was taken from its weights. Only planned ones count, so that the
     outcome does not depend on when a run was stopped and resumed.
     """
-    steps = [found.step for found in whole_checkpoints(folder, course) if found.is_planned and found.step + 1 < trouble_since]
+    steps = [found.step for found in complete_checkpoints(folder, history) if found.is_planned and found.step + 1 < trouble_since]
     return max(steps, default=0)
 
 
-def retain(folder: Path, course: Course, *, newest: int, best: int | None) -> None:
+def retain(folder: Path, history: RunHistory, *, newest: int, best: int | None) -> None:
     """Delete all checkpoints but the newest planned ones, the best one and the newest of all.
 
     Args:
         folder: of the work.
-        course: its incidents.
-        newest: number of planned checkpoints kept.
+        history: its incidents.
+        newest: number of planned checkpoints to keep.
         best: step of the one with the lowest validation loss.
     """
-    whole = whole_checkpoints(folder, course)
-    kept = {found.step for found in [found for found in whole if found.is_planned][-newest:] + whole[-1:]}
+    complete = complete_checkpoints(folder, history)
+    kept = {found.step for found in [found for found in complete if found.is_planned][-newest:] + complete[-1:]}
     for path in all_checkpoints(folder):
         if step_of(path) not in {*kept, best} or path != checkpoint_of(folder, step_of(path)):
             shutil.rmtree(path)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Return all checkpoint folders, whole or not, by step; of two of a step the one that is or was being replaced comes first."""
+    """Return all checkpoint folders, complete or not, by step; of two of a step the one that is being replaced comes first."""
     return sorted([*folder.glob(f"{_REPLACED}checkpoint-*"), *folder.glob("checkpoint-*")], key=step_of)
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
-    """Return the checkpoint of a step: the one that was being replaced, where a kill left only that whole."""
+    """Return the checkpoint of a step: the one that was being replaced, if a kill left only that one complete."""
     target = folder / f"checkpoint-{step}"
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    return replaced if _is_whole(replaced) and not _is_whole(target) else target
+    return replaced if _is_complete(replaced) and not _is_complete(target) else target
 
 
 def step_of(checkpoint: Path) -> int:
@@ -204,7 +200,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     seal_file = checkpoint / SEAL
     if not seal_file.is_file():
         return False
@@ -214,7 +210,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 @contextmanager
 def room_needed(folder: Path, what: str) -> Iterator[None]:
-    """Turn the many ways to say that a disk is full into one line.
+    """Turn the many errors of a full disk into one line.
 
     Args:
         folder: where it is written.
@@ -230,32 +226,30 @@ def room_needed(folder: Path, what: str) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free / 2**30
         reason = " ".join(str(error).split())[:120]
-        whole = latest_checkpoint(folder)
-        left = (
-            f"{whole.name} is whole and the same command resumes there" if whole else "no checkpoint is whole; the same command begins anew"
-        )
+        latest = latest_checkpoint(folder)
+        next_start = f"the same command resumes at {latest.name}" if latest else "there is no checkpoint; the same command starts again"
         raise DiskError(
             f"{folder}: no room for {what} ({free:.2f} GiB free; {reason}); free space, raise the quota or lower "
-            f"training.keep_checkpoints; {left}"
+            f"training.keep_checkpoints; {next_start}"
         ) from error
 
 
 class StepLog:
     """The step metrics as JSON lines; on resume, lines after the checkpoint are dropped and new ones appended.
 
-    Incidents stay: the steps that they undid are gone, that they happened is not.
+    Incidents stay, although the steps that they undid are dropped.
 
     Args:
         path: the file.
         resumed_from: step of the checkpoint; 0 = a new start.
-        is_writer: False on every rank but the first, which only reads.
+        is_writer: False on every rank but the first: the others only read.
         incidents: of the run so far; those not yet in the file are added.
     """
 
     def __init__(self, path: Path, resumed_from: int, *, is_writer: bool = True, incidents: Sequence[Incident] = ()):
         self.path, self.is_writer = path, is_writer
         lines = self.read()
-        #: Training seconds of the legs before this one, work that a kill undid included: it was paid for, too.
+        #: Training seconds of earlier segments, including work that a kill undid: it was paid for, too.
         self.seconds_before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
         self.seconds_before = max([self.seconds_before, *(incident.seconds for incident in incidents)])
         kept = [incident.line() for incident in incidents]
@@ -267,14 +261,14 @@ class StepLog:
                 replace_synced(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def append(self, line: dict[str, Any]) -> None:
-        """Append one line and hand it to the operating system."""
+        """Append one line and pass it to the operating system."""
         self.lines.append(line)
         if self.is_writer:
             with room_needed(self.path.parent, "the step log"), self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def sync(self) -> None:
-        """Have the lines so far on the disk: a checkpoint's rules are shown them when it is resumed."""
+        """Write the lines so far to the disk: the guards are shown them when the checkpoint is resumed."""
         if self.is_writer:
             with self.path.open("a") as file:
                 os.fsync(file.fileno())
@@ -291,10 +285,10 @@ class StepLog:
         return min(scored, key=lambda line: line["validation_loss"])["step"] if scored else None
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines; one torn by a kill is left out."""
+        """Return all lines; a line that a kill cut short is left out."""
         try:
             written = self.path.read_text()
-        except FileNotFoundError:  # a new start; or the first rank is done and has tidied up
+        except FileNotFoundError:  # a new start; or the first rank is done and has removed the folder
             return []
         lines = []
         for text in written.splitlines():

@@ -1,7 +1,7 @@
-"""Distillation from the frozen original: a model that learns something new keeps to what the base model makes of a text.
+"""Distillation from the frozen base model: a model that learns something new keeps the base model's outputs.
 
-Of a language model it is the distribution of the next token (Hinton et al. 2015, arXiv:1503.02531; Li & Hoiem 2016, arXiv:1606.09282, who
-hold a model to its former self so); of an encoder the pooled representation. The base model's forward passes take no gradients.
+For a language model these are the distributions of the next token (Hinton et al. 2015, arXiv:1503.02531; Li & Hoiem 2016,
+arXiv:1606.09282, distil a model from its former self); for an encoder the pooled representations. The base model's passes take no gradients.
 """
 
 from __future__ import annotations
@@ -16,24 +16,36 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.engine.packed_rows import IS_REPLAYED
-from fullft_assets.models.token_loss import IGNORED, LossOfHead, TokenLoss, cross_entropy, dtype_of_logits, in_place_of, loss_in_head
+from fullft_assets.models.inference import move
+from fullft_assets.models.token_loss import (
+    IGNORED,
+    LossOfHead,
+    TokenLoss,
+    cross_entropy,
+    dtype_of_logits,
+    loss_in_head,
+    output_head,
+    replaced_forward,
+)
 from fullft_assets.settings import DistillationSettings
 
 
 def frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Return a model that only looks: on the device, without gradients or dropout."""
-    return model.requires_grad_(False).eval().to(device)
+    """Return a model on the device, without gradients or dropout."""
+    model.requires_grad_(False).eval()
+    move(model, device)
+    return model
 
 
 class DistilledTokenLoss:
-    """The summed loss of a pass: of each taught token (1 - weight) times its cross-entropy + weight times T² KL(base model || model), both
-    distributions at the temperature T; of each other trained token its cross-entropy. Divided by the trained tokens it is a mean as ever.
+    """The summed loss of a pass: of each distilled token (1 - weight) times its cross-entropy + weight times T² KL(base model || model), both
+    distributions at the temperature T; of each other trained token its cross-entropy. Divided by the number of trained tokens it is a mean.
 
     Args:
-        hard: of the model that is trained.
+        hard: the cross-entropy of the model that is trained.
         teacher: the base model, `frozen`.
         settings: weight and temperature.
-        tokens: which trained tokens are taught; unless `all`, batches say which are replayed.
+        tokens: which trained tokens are distilled; unless `all`, each batch has a mask of the replayed tokens.
     """
 
     def __init__(self, hard: TokenLoss, teacher: PreTrainedModel, settings: DistillationSettings, tokens: str):
@@ -46,66 +58,66 @@ class DistilledTokenLoss:
         replayed = inputs.pop(IS_REPLAYED, None)
         targets = labels[:, 1:]
         predicted = targets != IGNORED
-        taught = predicted
+        distilled = predicted
         if self._tokens != "all":
-            taught = predicted & (replayed[:, 1:] if self._tokens == "replay" else ~replayed[:, 1:])
-        if not taught.any():
+            distilled = predicted & (replayed[:, 1:] if self._tokens == "replay" else ~replayed[:, 1:])
+        if not distilled.any():
             return self._hard.total(model, inputs, labels)
-        looked_at = {name: value[taught.any(1)] for name, value in inputs.items()}
+        teacher_inputs = {name: value[distilled.any(1)] for name, value in inputs.items()}
         compute = self._fused if self._hard.is_fused else self._plain
-        return compute(model, inputs, looked_at, targets, taught)
+        return compute(model, inputs, teacher_inputs, targets, distilled)
 
     def _fused(
-        self, model: nn.Module, inputs: Mapping[str, Any], looked_at: Mapping[str, Any], targets: torch.Tensor, taught: torch.Tensor
+        self, model: nn.Module, inputs: Mapping[str, Any], teacher_inputs: Mapping[str, Any], targets: torch.Tensor, distilled: torch.Tensor
     ) -> torch.Tensor:
-        predicted, head, teacher_head = targets != IGNORED, self._hard.head, self._teacher.get_output_embeddings()
-        wanted = self._hidden_of_teacher(looked_at, taught[taught.any(1)])
-        lesson = Lesson(taught[predicted], wanted, teacher_head.weight, teacher_head.bias, self._weight, self._temperature)
+        predicted, head, teacher_head = targets != IGNORED, self._hard.head, output_head(self._teacher)
+        wanted = self._hidden_of_teacher(teacher_inputs, distilled[distilled.any(1)])
+        teacher = TeacherTargets(distilled[predicted], wanted, teacher_head.weight, teacher_head.bias, self._weight, self._temperature)
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            return DistilledCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted], lesson)
+            return DistilledCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted], teacher)
 
         return loss_in_head(head, loss_of, model, inputs)
 
     @torch.no_grad()
-    def _hidden_of_teacher(self, inputs: Mapping[str, Any], taught: torch.Tensor) -> torch.Tensor:
-        """Return [taught tokens, hidden] what the teacher's head is given."""
+    def _hidden_of_teacher(self, inputs: Mapping[str, Any], distilled: torch.Tensor) -> torch.Tensor:
+        """Return the input of the teacher's head, [distilled tokens, hidden]."""
         found: list[torch.Tensor] = []
 
-        def keep_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
-            found.append(hidden[:, :-1][taught])
+        def keep_hidden(hidden: torch.Tensor) -> torch.Tensor:
+            found.append(hidden[:, :-1][distilled])
             return hidden.new_zeros((1, 1, 1))
 
-        with in_place_of(self._teacher.get_output_embeddings(), keep_in_place_of_logits):
+        with replaced_forward(output_head(self._teacher), keep_hidden):
             self._teacher(**inputs, use_cache=False)
         return found[0]
 
     def _plain(
-        self, model: nn.Module, inputs: Mapping[str, Any], looked_at: Mapping[str, Any], targets: torch.Tensor, taught: torch.Tensor
+        self, model: nn.Module, inputs: Mapping[str, Any], teacher_inputs: Mapping[str, Any], targets: torch.Tensor, distilled: torch.Tensor
     ) -> torch.Tensor:
         predicted = targets != IGNORED
         with torch.no_grad():
-            wanted = self._teacher(**looked_at, use_cache=False).logits[:, :-1][taught[taught.any(1)]].float()
+            wanted = self._teacher(**teacher_inputs, use_cache=False).logits[:, :-1][distilled[distilled.any(1)]].float()
         logits = model(**inputs, use_cache=False).logits[:, :-1][predicted].float()
-        is_taught = taught[predicted]
-        hard = functional.cross_entropy(logits, targets[predicted], reduction="none") * torch.where(is_taught, 1 - self._weight, 1.0)
-        distance, _ = divergence(logits[is_taught], wanted, self._temperature)
+        is_distilled = distilled[predicted]
+        hard = functional.cross_entropy(logits, targets[predicted], reduction="none") * torch.where(is_distilled, 1 - self._weight, 1.0)
+        distance, _ = divergence(logits[is_distilled], wanted, self._temperature)
         return hard.sum() + self._weight * distance
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What the base model makes of those of n trained tokens that are taught.
+class TeacherTargets:
+    """The base model's outputs for those of n trained tokens that are distilled.
 
     Attributes:
-        is_taught: [tokens] bool.
-        hidden: [taught tokens, hidden] its hidden states.
+        is_distilled: [tokens] bool.
+        hidden: [distilled tokens, hidden] its hidden states.
         weight, bias: its head.
-        share: of it in the loss of a taught token.
+        share: of the base model in the loss of a distilled token.
         temperature: of both distributions.
     """
 
-    is_taught: torch.Tensor
+    is_distilled: torch.Tensor
     hidden: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -118,21 +130,21 @@ class DistilledCrossEntropy(LossOfHead):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, lesson: Lesson
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, teacher: TeacherTargets
     ) -> torch.Tensor:
-        """Return a scalar in fp32; arguments as for `summed`, `targets`, [tokens] token ids, and the lesson."""
+        """Return a scalar in fp32; arguments as for `summed`, `targets`, [tokens] token ids, and `teacher`."""
         dtype = dtype_of_logits(weight)
-        matrix, offset = lesson.weight.to(dtype), None if lesson.bias is None else lesson.bias.to(dtype)
-        number = lesson.is_taught.cumsum(0) - 1
+        matrix, offset = teacher.weight.to(dtype), None if teacher.bias is None else teacher.bias.to(dtype)
+        number = teacher.is_distilled.cumsum(0) - 1
 
         def look(chunk: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, taught = logits.float(), lesson.is_taught[chunk]
-            loss, slope = cross_entropy(logits, targets[chunk], torch.where(taught, 1 - lesson.share, 1.0))
-            if taught.any():
-                wanted = functional.linear(lesson.hidden[number[chunk][taught]].to(dtype), matrix, offset)
-                distance, pull = divergence(logits[taught], wanted.float(), lesson.temperature)
-                loss += lesson.share * distance
-                slope[taught] += lesson.share * pull
+            logits, distilled = logits.float(), teacher.is_distilled[chunk]
+            loss, slope = cross_entropy(logits, targets[chunk], torch.where(distilled, 1 - teacher.share, 1.0))
+            if distilled.any():
+                wanted = functional.linear(teacher.hidden[number[chunk][distilled]].to(dtype), matrix, offset)
+                distance, pull = divergence(logits[distilled], wanted.float(), teacher.temperature)
+                loss += teacher.share * distance
+                slope[distilled] += teacher.share * pull
             return loss, slope
 
         return LossOfHead.summed(ctx, hidden, weight, bias, look, num_heads=2)
@@ -151,7 +163,7 @@ def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:
     return (output.hidden_states[-1].float() * weights).sum(1) / weights.sum(1)
 
 
-def held_representations(
+def distil_representations(
     total_loss: Callable[[Any, torch.Tensor], torch.Tensor], teacher: PreTrainedModel, weight: float
 ) -> Callable[[nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]:
     """Return the summed loss of a pass of a classifier: (1 - weight) times its own + weight times the summed distance (1 - cosine) of each

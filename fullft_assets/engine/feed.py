@@ -1,4 +1,4 @@
-"""What a Trainer is fed with: items in the order of training, planned for the whole run."""
+"""The feed of a training: its items in the order of training, planned for the complete run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Feed:
-    """Items in the order of training, and what is in each forward pass.
+    """Items in the order of training, and the documents in each forward pass.
 
-    Which item comes when does not depend on how many a pass takes, so a run that goes on with smaller passes finds its place.
+    The order does not depend on the size of a pass, so a run that continues with smaller passes finds its place.
 
     Attributes:
-        dataset: the items; the processes' passes take turns.
+        dataset: the items; the processes take passes in turn.
         collate: a list of items -> the batch of a pass, `labels` included.
         items_a_pass: items of one forward pass.
-        num_rows: rows that the batch size counts, over all epochs.
+        num_rows: rows as the batch size counts them, over all epochs.
         lengths: [documents] tokens of each document that attends to itself alone, in the order of training.
-        num_predicted: [documents] how many of its tokens the output head computes a loss of.
-        bounds: [passes + 1] pass i holds the documents `bounds[i]` to `bounds[i + 1]`.
+        num_predicted: [documents] tokens of it for which the output head computes a loss.
+        bounds: [passes + 1] pass i has the documents `bounds[i]` to `bounds[i + 1]`.
         sizes: [passes] tokens of each pass, padding included.
     """
 

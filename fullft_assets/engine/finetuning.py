@@ -1,9 +1,10 @@
-"""Full fine-tuning on transformers' Trainer: planned order, atomic checkpoints, setbacks that are recovered from.
+"""Full fine-tuning on transformers' Trainer, for every task: the pilot and training both call `fine_tune`.
 
-Used by the pilot (small) and by training (whole), for every task: what differs between tasks is its recipe's. Everything that
-decides the result is planned ahead from the seed: the order is a list, read from front to back, so a resumed run reads on where it was.
-A run has one leg after the other: each setback (a guard rolls back, memory runs out) is written down in the
-course and ends a leg, and the next one begins at the checkpoint that the course names, under its changes.
+The order of reading: `fine_tune` checks the settings and runs one `TrainingSegment` after the other. A segment sets up model, data, callback
+and Trainer (`segment.py`); Trainer steps (`trainer.py`); the callback records, checks and validates each step (`callback.py`). A setback (a
+guard rolls back, memory runs out, a checkpoint is damaged) is recorded in the run history and ends a segment; the next one begins at the
+checkpoint that the history names, with its changes. Everything that decides the result is planned from the seed: the order of the rows is
+a list, so a resumed run continues where it was.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from fullft_assets.engine import optimizers, ranks, sharding, telemetry
-from fullft_assets.engine.guards import Course
+from fullft_assets.engine.guard_actions import SegmentOver
 from fullft_assets.engine.recipe import Recipe
-from fullft_assets.engine.segment import Damaged, Fit, Leg, Work, give_back
-from fullft_assets.engine.trainer import accumulation_steps
-from fullft_assets.engine.watcher import RolledBack
+from fullft_assets.engine.requirements import require
+from fullft_assets.engine.run_history import RunHistory
+from fullft_assets.engine.segment import DamagedCheckpoint, Fit, TrainingRun, TrainingSegment
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
-from fullft_assets.models import precision
+from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.models.hardware import free_memory
 from fullft_assets.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
 
-# Silences the report on the classifier head, which is new by design, and the bars that a log cannot show.
+# Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot show.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
@@ -53,91 +54,71 @@ def fine_tune(
         recipe: the task: model, rows and scores.
         settings: hyperparameters.
         seed: of what is new in the model, of the order and of dropout.
-        work_folder: checkpoints and the step log; a valid checkpoint found there is resumed from.
-        progress: told of each logged step; asked whether to stop.
+        work_folder: checkpoints and the step log; training resumes from a valid checkpoint there.
+        progress: reports each logged step; has the request to stop.
         num_processes: processes that share the batch.
-        evaluate_at: steps after which validation rows are scored, beside the last; or what names them, given the number of steps,
-            of which the last one may be a part. Default: twice an epoch.
+        evaluate_at: steps after which validation rows are scored, beside the last; or a function that returns them, given the number of
+            steps, of which the last one may be a part. Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
         callbacks: of the Trainer, beside its own.
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
-        SettingsError: the batch cannot be divided as asked, the hardware lacks the precision, or more layers are frozen than there are.
+        SettingsError: see `requirements.require`; or more layers are frozen than there are.
         DivergenceError: a guard stopped the run, its weights are not finite, or none are within the forgetting budget.
-        OutOfMemory: a single row does not fit, be it trained on or scored.
-        DiskError: there is no room for a checkpoint; those before it stay whole.
-        StoreError: the best checkpoint is damaged; one that would be gone on from is passed over.
+        OutOfMemory: a single row does not fit, in training or in scoring.
+        DiskError: there is no room for a checkpoint; earlier ones stay complete.
+        StoreError: the best checkpoint is damaged; a damaged one that training would resume from is skipped.
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
-    _require(settings, num_processes, resumable=resumable)
-    return _play(
-        Work(
-            recipe=recipe,
-            settings=settings,
-            seed=seed,
-            folder=work_folder,
-            progress=progress,
-            num_processes=num_processes,
-            evaluate_at=evaluate_at if evaluate_at is None or callable(evaluate_at) else tuple(evaluate_at),
-            resumable=resumable,
-            callbacks=callbacks,
-            course=Course(work_folder, is_writer=ranks.is_first()),
-        )
+    require(settings if resumable else settings.model_copy(update={"track": []}), num_processes)
+    run = TrainingRun(
+        recipe=recipe,
+        settings=settings,
+        seed=seed,
+        folder=work_folder,
+        progress=progress,
+        num_processes=num_processes,
+        evaluate_at=evaluate_at if evaluate_at is None or callable(evaluate_at) else tuple(evaluate_at),
+        resumable=resumable,
+        callbacks=callbacks,
+        history=RunHistory(work_folder, is_writer=is_first_rank()),
     )
-
-
-def _require(settings: TrainingSettings, num_processes: int, *, resumable: bool) -> None:
-    """Find out before any work what the settings ask for in vain.
-
-    Raises:
-        SettingsError: the first such thing.
-    """
-    accumulation_steps(settings, num_processes)
-    precision.of(settings)
-    optimizers.require(settings, num_processes)
-    sharding.require(settings, num_processes)
-    if resumable:
-        telemetry.require(settings.track)
-
-
-def _play(work: Work) -> Fit:
-    """Go from leg to leg until one comes to its end."""
-    began_at = None
+    resumed_from_step = None
     while True:
-        leg = _begin(work)
-        if began_at is None:
-            began_at = leg.first_step
-            for name, value in leg.prepared.about.items():
-                work.progress.say(f"{name}: {value}")
+        segment = _set_up(run)
+        if resumed_from_step is None:
+            resumed_from_step = segment.first_step
+            for name, value in segment.prepared.about.items():
+                progress.say(f"{name}: {value}")
         try:
-            return replace(leg.run(), resumed_from_step=began_at)
-        except Damaged:
-            began_at = None
-        except RolledBack:
+            return replace(segment.run(), resumed_from_step=resumed_from_step)
+        except DamagedCheckpoint:
+            resumed_from_step = None
+        except SegmentOver:
             pass
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            leg.halve_micro_batches()
+            segment.halve_micro_batches()
         # The exception is gone here, and with it the frames that held the tensors of the failed pass.
-        del leg
-        give_back()
+        del segment
+        free_memory()
 
 
-def _begin(work: Work) -> Leg:
-    """Load all that the next leg needs.
+def _set_up(run: TrainingRun) -> TrainingSegment:
+    """Load what the next segment needs.
 
     Raises:
         OutOfMemory: it does not fit; smaller micro-batches would not help.
     """
     try:
-        return Leg(work)
+        return TrainingSegment(run)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        held = [name for name in ("distillation", "ewc", "l2_sp") if getattr(work.settings, name)]
-        without = f"leave out training.{held[0]}, which holds a copy of the weights, " if held else ""
+        copies = [name for name in ("distillation", "ewc", "l2_sp") if getattr(run.settings, name)]
+        without = f"remove training.{copies[0]}, which holds a copy of the weights, " if copies else ""
         raise OutOfMemory(
             f"memory ran out before the first step: the model itself does not fit; {without}set a lower training.optimizer and "
             "training.weights of the memory ladder, or use a machine with more memory"
@@ -146,12 +127,12 @@ def _begin(work: Work) -> Leg:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder of unfinished work; a second process is refused instead of writing into it.
+    """Lock a folder of unfinished work; a second process is refused instead of writing into it.
 
-    Of several ranks the first one holds it for all.
+    Of several ranks the first one locks it for all.
 
     Raises:
-        SettingsError: another process holds it.
+        SettingsError: another process has locked it.
     """
     import fcntl
 
@@ -160,5 +141,5 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SettingsError(f"{folder}: another process is at this work; wait for it or stop it") from None
+            raise SettingsError(f"{folder}: another process works in this folder; wait for it or stop it") from None
         yield

@@ -1,52 +1,52 @@
-"""What watches over a training run: rules on its step metrics, and the course that a run takes after a setback.
+"""Guards watch a training run: each looks at the metrics of every step and reports what went wrong. No torch here.
 
-No torch here. The rules see the same numbers in the same order in every run over the same rows, and a resumed
-run shows them its step log first: what they decide depends on nothing else, so it survives a kill.
+A guard sees the same numbers in the same order in every run over the same rows, and a resumed run shows it the step log first: what it
+reports depends on nothing else, so it survives a kill. `fullft_assets.settings.guards` registers ours and those of other packages.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from fullft_assets.settings import (
     DeadGradientGuard,
     ExplodingGradientGuard,
+    GuardSettings,
     GuardsSettings,
     IdleGuard,
     LossSpikeGuard,
+    NonFiniteGuard,
     NoProgressGuard,
     OverfittingGuard,
 )
-from fullft_assets.store.disk import replace_synced
+from fullft_assets.settings.guards import GUARDS, guard_settings
 
-#: Healthy steps before a running median says anything.
-_LEAST_HISTORY = 20
-#: A robust deviation counts at least this share of the first steps' loss: near zero every hard row is many of its own.
-_LEAST_DEVIATION = 0.05
+#: Healthy steps before a running median is used.
+_MIN_HISTORY = 20
+#: A robust deviation counts as at least this share of the first steps' loss: near zero every hard row is many deviations away.
+_MIN_DEVIATION = 0.05
 #: Below this share of the first steps' loss there is nothing left to learn: gradients may vanish.
 _LEARNED_SHARE = 0.01
 #: Of several findings at a step the strongest action counts.
 _STRENGTH = ("off", "warn", "roll_back", "stop")
-_COURSE_FILE = "course.json"
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """The numbers of one optimizer step; None = not measured at this step.
+    """The metrics of one optimizer step; None = not measured at this step.
 
     Attributes:
         step: 1 for the first.
         loss: mean of the step's batch.
         grad_norm: before clipping.
         validation_loss: of the weights after the step.
-        data_wait_share: of the time; None without an accelerator.
+        data_wait_share: share of the time that the accelerator waited for data; None without an accelerator.
+        tokens_per_second: useful tokens, averaged over the last steps.
     """
 
     step: int
@@ -54,23 +54,68 @@ class StepMetrics:
     grad_norm: float | None = None
     validation_loss: float | None = None
     data_wait_share: float | None = None
+    tokens_per_second: float | None = None
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> StepMetrics:
-        """Return the numbers of a line of the step log."""
-        return cls(**{name: line.get(name) for name in cls.__dataclass_fields__})
+        """Return the metrics in a line of the step log."""
+        return cls(line["step"], **{name: line.get(name) for name in cls.__dataclass_fields__ if name != "step"})
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One rule that fired: at which step, since which step it was wrong, and what was seen."""
+class PlannedRun:
+    """The plan of the run that a guard watches.
+
+    Attributes:
+        num_steps: planned optimizer steps.
+        max_grad_norm: the norm that gradients are clipped to.
+    """
+
+    num_steps: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """What a guard saw: the first step at which it was wrong, and one line with the numbers."""
+
+    since: int
+    reason: str
+
+
+class Guard(Protocol):
+    """One guard. A new one is made at each start, resume and roll-back, and is shown the step log so far.
+
+    Attributes:
+        settings_class: of its section in the YAML: a subclass of `GuardSettings`, which has the `action`, with the guard's thresholds.
+        fix: what a user can do about it, one line.
+    """
+
+    settings_class: ClassVar[type[GuardSettings]]
+    fix: ClassVar[str]
+
+    def __init__(self, settings: Any, run: PlannedRun) -> None:
+        """Take an instance of `settings_class`, and the plan of the run."""
+        ...
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """Look at the next step; return what is wrong, or None. After a symptom the guard starts again.
+
+        What it returns may depend only on the metrics that it was shown; otherwise a resumed run would differ.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GuardFinding:
+    """A symptom with the name of the guard that reports it, the step, the action that follows, and what a user can do."""
 
     rule: str
     action: str
     step: int
     since: int
     reason: str
-    mend: str
+    fix: str
 
     def line(self) -> dict[str, Any]:
         """Return it as an event of the step log."""
@@ -78,10 +123,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the rules say of a step."""
+class GuardVerdict:
+    """The findings of all guards at one step."""
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[GuardFinding, ...] = ()
 
     @property
     def action(self) -> str:
@@ -89,63 +134,43 @@ class Verdict:
         return self.gravest.action if self.findings else "off"
 
     @property
-    def gravest(self) -> Finding:
+    def gravest(self) -> GuardFinding:
         """The first finding with the strongest action."""
         return max(self.findings, key=lambda finding: _STRENGTH.index(finding.action))
 
 
-class Rule(Protocol):
-    """Looks at each step in order and keeps what it needs of them."""
-
-    mend: str
-
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """Return (the first wrong step, what was seen) if the rule fires at this step. It then begins anew."""
-        ...
-
-
-class Guard:
-    """All rules that the settings leave on.
+class GuardSet:
+    """All guards that the settings leave on.
 
     Args:
         settings: thresholds and actions.
-        num_steps: planned optimizer steps.
-        max_grad_norm: where gradients are clipped.
+        run: the plan of the run that they watch.
+
+    Raises:
+        SettingsError: `more` names a guard that is not registered, or gives it settings that it does not have.
     """
 
-    def __init__(self, settings: GuardsSettings, *, num_steps: int, max_grad_norm: float):
-        rules: dict[str, Rule] = {
-            "non_finite": NonFinite(),
-            "loss_spike": LossSpike(settings.loss_spike),
-            "exploding_gradient": ExplodingGradient(settings.exploding_gradient, max_grad_norm),
-            "dead_gradient": DeadGradient(settings.dead_gradient),
-            "no_progress": NoProgress(settings.no_progress, num_steps),
-            "overfitting": Overfitting(settings.overfitting),
-            "idle": Idle(settings.idle),
-        }
-        self._rules = {name: (rule, getattr(settings, name).action) for name, rule in rules.items()}
+    def __init__(self, settings: GuardsSettings, run: PlannedRun):
+        chosen = {name: given for name, given in guard_settings(settings).items() if given.action != "off"}
+        self._guards: dict[str, tuple[Guard, str]] = {name: (GUARDS.get(name)(given, run), given.action) for name, given in chosen.items()}
 
-    def observe(self, metrics: StepMetrics) -> Verdict:
-        """Show the rules one step; return what they say of it."""
-        if not _is_finite(metrics):
-            # The others would take it into their medians.
-            return self._verdict(metrics, ["non_finite"])
-        return self._verdict(metrics, self._rules)
+    def observe(self, metrics: StepMetrics) -> GuardVerdict:
+        """Show the guards one step; return their findings."""
+        # The other guards would take numbers that are not finite into their medians.
+        names = self._guards if _is_finite(metrics) else self._guards.keys() & {"non_finite"}
+        findings = []
+        for name in names:
+            guard, action = self._guards[name]
+            symptom = guard.look(metrics)
+            if symptom is not None:
+                findings.append(GuardFinding(name, action, metrics.step, symptom.since, symptom.reason, guard.fix))
+        return GuardVerdict(tuple(findings))
 
-    def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Show the rules the step log of the steps before; what they said then was obeyed then."""
+    def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Show the guards the step log so far; what they found then was acted on then."""
         for line in lines:
             if "event" not in line:
                 self.observe(StepMetrics.of_line(line))
-
-    def _verdict(self, metrics: StepMetrics, names: Iterable[str]) -> Verdict:
-        findings = []
-        for name in names:
-            rule, action = self._rules[name]
-            found = rule.look(metrics) if action != "off" else None
-            if found is not None:
-                findings.append(Finding(name, action, metrics.step, *found, rule.mend))
-        return Verdict(tuple(findings))
 
 
 def _is_finite(metrics: StepMetrics) -> bool:
@@ -153,55 +178,60 @@ def _is_finite(metrics: StepMetrics) -> bool:
 
 
 class NonFinite:
-    """A loss, gradient or validation loss that is no finite number."""
+    """A loss, gradient or validation loss that is not a finite number."""
 
-    mend = "lower training.learning_rate or use precision fp32"
+    settings_class = NonFiniteGuard
+    fix = "lower training.learning_rate or use precision fp32"
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
+    def __init__(self, settings: NonFiniteGuard, run: PlannedRun):
+        del settings, run  # it has no thresholds
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
         if _is_finite(metrics):
             return None
         if metrics.loss is None:
-            return metrics.step, "the model's outputs on the validation rows are not finite"
-        return metrics.step, f"loss {metrics.loss}, gradient norm {metrics.grad_norm}"
+            return Symptom(metrics.step, "the model's outputs on the validation rows are not finite")
+        return Symptom(metrics.step, f"loss {metrics.loss}, gradient norm {metrics.grad_norm}")
 
 
-class _Streak:
-    """Steps in a row for which something holds."""
+class Streak:
+    """Counts steps in a row for which a condition holds."""
 
-    def __init__(self, steps: int):
-        self._steps = steps
-        self._since: list[int] = []
+    def __init__(self, num_steps: int):
+        self._num_steps = num_steps
+        self._steps: list[int] = []
 
     def add(self, step: int, holds: bool) -> int | None:
-        """Return the first step of the streak once it is long enough, and begin anew."""
-        self._since = [*self._since, step] if holds else []
-        if len(self._since) < self._steps:
+        """Return the first step of the streak once it is long enough, and start again; else None."""
+        self._steps = [*self._steps, step] if holds else []
+        if len(self._steps) < self._num_steps:
             return None
-        first, self._since = self._since[0], []
+        first, self._steps = self._steps[0], []
         return first
 
 
 class LossSpike:
     """A loss above the running median by many robust standard deviations (1.4826 times the median absolute deviation)."""
 
-    mend = "lower training.learning_rate, or look at the rows of these steps"
+    settings_class = LossSpikeGuard
+    fix = "lower training.learning_rate, or look at the rows of these steps"
 
-    def __init__(self, settings: LossSpikeGuard):
+    def __init__(self, settings: LossSpikeGuard, run: PlannedRun):
         self._deviations = settings.deviations
         self._recent: deque[float] = deque(maxlen=settings.window)
         self._first: list[float] = []
-        self._least = min(settings.window, _LEAST_HISTORY)
-        self._streak = _Streak(settings.steps)
+        self._min_history = min(settings.window, _MIN_HISTORY)
+        self._streak = Streak(settings.steps)
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
         if metrics.loss is None:
             return None
-        if len(self._first) < _LEAST_HISTORY:
+        if len(self._first) < _MIN_HISTORY:
             self._first.append(metrics.loss)
         limit = self._limit()
-        # A spike is kept out of what later steps are compared with, until it has lasted.
+        # Later steps are not compared with a spike until it has lasted.
         if metrics.loss <= limit:
             self._recent.append(metrics.loss)
         since = self._streak.add(metrics.step, metrics.loss > limit)
@@ -209,210 +239,134 @@ class LossSpike:
             return None
         median = statistics.median(self._recent)
         self._recent.clear()
-        return since, f"loss {metrics.loss:.4g} since step {since:,}, the median before was {median:.4g}"
+        return Symptom(since, f"loss {metrics.loss:.4g} since step {since:,}, the median before was {median:.4g}")
 
     def _limit(self) -> float:
-        if len(self._recent) < self._least:
+        if len(self._recent) < self._min_history:
             return math.inf
         median = statistics.median(self._recent)
         deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
-        return median + self._deviations * max(deviation, _LEAST_DEVIATION * statistics.fmean(self._first))
+        return median + self._deviations * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
 
 
 class ExplodingGradient:
-    """Gradient norms many times the running median and many times what they are clipped to."""
+    """Gradient norms many times the running median and many times the norm that they are clipped to."""
 
-    mend = "lower training.learning_rate or raise training.warmup_share"
+    settings_class = ExplodingGradientGuard
+    fix = "lower training.learning_rate or raise training.warmup_share"
 
-    def __init__(self, settings: ExplodingGradientGuard, max_grad_norm: float):
-        self._factor, self._least_norm = settings.factor, max_grad_norm
+    def __init__(self, settings: ExplodingGradientGuard, run: PlannedRun):
+        self._factor, self._clipped_to = settings.factor, run.max_grad_norm
         self._recent: deque[float] = deque(maxlen=settings.window)
-        self._least = min(settings.window, _LEAST_HISTORY)
-        self._streak = _Streak(settings.steps)
+        self._min_history = min(settings.window, _MIN_HISTORY)
+        self._streak = Streak(settings.steps)
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
         norm = metrics.grad_norm
         if norm is None:
             return None
-        median = statistics.median(self._recent) if len(self._recent) >= self._least else math.inf
-        exploded = norm > self._factor * max(median, self._least_norm)
+        median = statistics.median(self._recent) if len(self._recent) >= self._min_history else math.inf
+        exploded = norm > self._factor * max(median, self._clipped_to)
         if not exploded:
             self._recent.append(norm)
         since = self._streak.add(metrics.step, exploded)
         if since is None:
             return None
         self._recent.clear()
-        return since, f"gradient norm {norm:.4g} since step {since:,}, the median before was {median:.4g}"
+        return Symptom(since, f"gradient norm {norm:.4g} since step {since:,}, the median before was {median:.4g}")
 
 
 class DeadGradient:
     """Gradient norms of about zero while the loss is not."""
 
-    mend = "lower training.learning_rate (weights that grew too large no longer learn) or unfreeze layers"
+    settings_class = DeadGradientGuard
+    fix = "lower training.learning_rate (weights that grew too large no longer learn) or unfreeze layers"
 
-    def __init__(self, settings: DeadGradientGuard):
+    def __init__(self, settings: DeadGradientGuard, run: PlannedRun):
         self._below = settings.below
         self._first: float | None = None
-        self._streak = _Streak(settings.steps)
+        self._streak = Streak(settings.steps)
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
         if metrics.loss is None or metrics.grad_norm is None:
             return None
         self._first = metrics.loss if self._first is None else self._first
-        dead = metrics.grad_norm < self._below and metrics.loss > _LEARNED_SHARE * self._first
-        since = self._streak.add(metrics.step, dead)
-        return (
-            None
-            if since is None
-            else (since, f"gradient norm {metrics.grad_norm:.2g} since step {since:,} at a loss of {metrics.loss:.4g}")
-        )
+        is_dead = metrics.grad_norm < self._below and metrics.loss > _LEARNED_SHARE * self._first
+        since = self._streak.add(metrics.step, is_dead)
+        if since is None:
+            return None
+        return Symptom(since, f"gradient norm {metrics.grad_norm:.2g} since step {since:,} at a loss of {metrics.loss:.4g}")
 
 
 class NoProgress:
     """Mean losses of the first and the last quarter of the steps so far, compared once."""
 
-    mend = "raise or lower training.learning_rate, or look at the labels"
+    settings_class = NoProgressGuard
+    fix = "raise or lower training.learning_rate, or look at the labels"
 
-    def __init__(self, settings: NoProgressGuard, num_steps: int):
+    def __init__(self, settings: NoProgressGuard, run: PlannedRun):
         self._min_fall = settings.min_fall
-        at = math.ceil(settings.share * num_steps)
-        self._at = at if at >= settings.min_steps else None
+        step = math.ceil(settings.share * run.num_steps)
+        # With fewer steps there are too few to judge.
+        self._look_at_step = step if step >= settings.min_steps else None
         self._losses: list[float] = []
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
-        if self._at is None or metrics.loss is None or metrics.step > self._at:
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
+        last_step = self._look_at_step
+        if last_step is None or metrics.loss is None or metrics.step > last_step:
             return None
         self._losses.append(metrics.loss)
-        if metrics.step < self._at:
+        if metrics.step < last_step:
             return None
         quarter = max(1, len(self._losses) // 4)
         first, last = statistics.fmean(self._losses[:quarter]), statistics.fmean(self._losses[-quarter:])
         if last < first * (1 - self._min_fall):
             return None
-        return 1, f"mean loss {last:.4g} over the last {quarter:,} of {self._at:,} steps, {first:.4g} over the first"
+        return Symptom(1, f"mean loss {last:.4g} over the last {quarter:,} of {last_step:,} steps, {first:.4g} over the first")
 
 
 class Overfitting:
-    """Validation losses above their best by a factor, several looks in a row."""
+    """Validation losses above their best by a factor, at several validations in a row."""
 
-    mend = "lower training.epochs, or set training.keep_best"
+    settings_class = OverfittingGuard
+    fix = "lower training.epochs, or set training.keep_best"
 
-    def __init__(self, settings: OverfittingGuard):
+    def __init__(self, settings: OverfittingGuard, run: PlannedRun):
         self._factor = settings.factor
         self._best, self._best_step = math.inf, 0
-        self._streak = _Streak(settings.looks)
+        self._streak = Streak(settings.looks)
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
         loss = metrics.validation_loss
         if loss is None:
             return None
         if loss < self._best:
             self._best, self._best_step = loss, metrics.step
         since = self._streak.add(metrics.step, loss > self._factor * self._best)
-        return None if since is None else (since, f"validation loss {loss:.4g}, its best was {self._best:.4g} at step {self._best_step:,}")
+        if since is None:
+            return None
+        return Symptom(since, f"validation loss {loss:.4g}, its best was {self._best:.4g} at step {self._best_step:,}")
 
 
 class Idle:
-    """Shares of the time that the accelerator waited for data."""
+    """An accelerator that waits for data during too large a share of the time."""
 
-    mend = "the rows come too slowly: a faster disk, or larger batches"
+    settings_class = IdleGuard
+    fix = "the rows arrive too slowly: use a faster disk, or larger batches"
 
-    def __init__(self, settings: IdleGuard):
+    def __init__(self, settings: IdleGuard, run: PlannedRun):
         self._share = settings.share
-        self._streak = _Streak(settings.steps)
+        self._streak = Streak(settings.steps)
 
-    def look(self, metrics: StepMetrics) -> tuple[int, str] | None:
-        """See `Rule`."""
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """See `Guard`."""
         if metrics.data_wait_share is None:
             return None
         since = self._streak.add(metrics.step, metrics.data_wait_share > self._share)
-        return (
-            None if since is None else (since, f"{metrics.data_wait_share:.0%} of the time since step {since:,} went into waiting for data")
-        )
-
-
-@dataclass(frozen=True)
-class Incident:
-    """What made a run go on differently from planned, remembered before it does.
-
-    Attributes:
-        kind: `roll_back`: back to `to_step` at a lower rate; `out_of_memory`: smaller micro-batches from `to_step` on;
-            `early_stop`: `to_step` is the last step.
-        step: where it happened.
-        to_step: the checkpoint that training goes on from; 0 = the base model.
-        reason: one line.
-        seconds: training seconds up to then, over all legs.
-        rule: the guard's rule.
-        learning_rate: the peak rate from then on.
-        micro_batch_size: rows a forward pass from then on.
-    """
-
-    kind: Literal["roll_back", "out_of_memory", "early_stop"]
-    step: int
-    to_step: int
-    reason: str
-    seconds: float
-    rule: str | None = None
-    learning_rate: float | None = None
-    micro_batch_size: int | None = None
-
-    def line(self) -> dict[str, Any]:
-        """Return it as an event of the step log."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
-        return {"step": self.step, "event": known.pop("kind"), **known}
-
-
-class Course:
-    """The incidents of a piece of work so far, kept in its folder.
-
-    Args:
-        folder: of the unfinished work.
-        is_writer: False on every rank but the first.
-    """
-
-    def __init__(self, folder: Path, *, is_writer: bool = True):
-        self._path, self._is_writer = folder / _COURSE_FILE, is_writer
-        try:
-            self.incidents = [Incident(**found) for found in json.loads(self._path.read_text())]
-        except FileNotFoundError:
-            self.incidents = []
-
-    def add(self, incident: Incident, *, alone: bool = False) -> None:
-        """Remember an incident; it is on the disk before anything acts on it.
-
-        Args:
-            incident: what happened.
-            alone: it happened on this rank alone, which therefore writes.
-        """
-        self.incidents.append(incident)
-        if not (self._is_writer or alone):
-            return
-        replace_synced(self._path, json.dumps([asdict(known) for known in self.incidents], indent=1))
-
-    @property
-    def num_roll_backs(self) -> int:
-        """Roll-backs so far."""
-        return sum(incident.kind == "roll_back" for incident in self.incidents)
-
-    @property
-    def learning_rate(self) -> float | None:
-        """The peak rate since the last roll-back, or None."""
-        return next((i.learning_rate for i in reversed(self.incidents) if i.learning_rate is not None), None)
-
-    @property
-    def micro_batch_size(self) -> int | None:
-        """Rows a forward pass since memory ran out last, or None."""
-        return next((i.micro_batch_size for i in reversed(self.incidents) if i.micro_batch_size is not None), None)
-
-    @property
-    def end_step(self) -> int | None:
-        """The step that training ended at before its plan, or None."""
-        return next((i.to_step for i in self.incidents if i.kind == "early_stop"), None)
-
-    def is_on(self, step: int, num_incidents: int) -> bool:
-        """Return whether a checkpoint is still good that was written after this many incidents: no later one led back before it."""
-        return all(step <= incident.to_step for incident in self.incidents[num_incidents:])
+        if since is None:
+            return None
+        return Symptom(since, f"{metrics.data_wait_share:.0%} of the time since step {since:,} was spent waiting for data")

@@ -16,10 +16,10 @@ from fullft_assets.models import layers
 
 @dataclass(frozen=True)
 class Interpolated:
-    """What was chosen.
+    """The chosen interpolation.
 
     Attributes:
-        alpha: share of the fine-tuned weights in the model; 1 = they alone.
+        alpha: share of the fine-tuned weights in the model; 1 = the fine-tuned weights themselves.
         scores: of each alpha that was tried: `alpha`, `validation_loss` and others.
     """
 
@@ -28,7 +28,7 @@ class Interpolated:
 
     @property
     def of_chosen(self) -> dict[str, Any]:
-        """Scores of the model."""
+        """Scores of the chosen alpha."""
         found = next(line for line in self.scores if line["alpha"] == self.alpha)
         return {name: value for name, value in found.items() if name != "alpha"}
 
@@ -50,11 +50,11 @@ def interpolate(
         original: the base model; a new head of it is not used: the fine-tuned head stays.
         alphas: shares of the fine-tuned weights to try.
         score: of the model as it is: `validation_loss` among others.
-        has_new_head: all outside of the base model is new.
+        has_new_head: the weights outside of the base model are new.
         is_spent: whether a model of these scores is over the forgetting budget.
 
     Returns:
-        What was chosen; None where no alpha is within the budget, the model is then as it was.
+        The chosen interpolation; None where no alpha is within the budget, the model is then as it was.
     """
     head = layers.head_prefixes(original) if has_new_head else ()
     start = {name: value for name, value in original.named_parameters() if not name.startswith(head)}
@@ -63,7 +63,7 @@ def interpolate(
 
     def put(alpha: float) -> None:
         for name, value in mixed.items():
-            # Not lerp: at 1 it must be the tuned weight to the last bit.
+            # Not lerp: at 1 the result must be the fine-tuned weight to the last bit.
             ours = tuned[name].to(value.device)
             value.copy_(ours if alpha == 1 else start[name].to(value.device) * (1 - alpha) + ours * alpha)
 
@@ -75,7 +75,7 @@ def interpolate(
     if not within:
         put(1)
         return None
-    # Of equals the one with more of what was learned.
+    # Of equal losses the larger share of the fine-tuned weights.
     chosen = min(within, key=lambda line: (line["validation_loss"], -line["alpha"]))["alpha"]
     put(chosen)
     return Interpolated(chosen, scores)

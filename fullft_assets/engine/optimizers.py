@@ -1,28 +1,25 @@
-"""What steps the weights: one rung of the memory ladder each, from AdamW in fp32 down to LOMO on bf16 weights.
+"""The optimizers: one rung of the memory ladder each, from AdamW in fp32 down to LOMO on bf16 weights.
 
-An optimizer *in the backward pass* updates each weight as soon as its gradient is there, and frees it: the gradients of a
-whole model never exist. LOMO (Lv et al. 2023, arXiv 2306.09782) does so with plain gradient descent, which keeps no state;
-here AdamW and Adafactor do so as well. It follows that gradients cannot be accumulated over passes, and that their norm is
-known only afterwards: clipping by norm takes a pass of its own before (section 3.2.2 of the paper), clipping by value none.
+An optimizer *in the backward pass* updates each weight as soon as its gradient is there, and frees the gradient: the gradients of a
+complete model never exist. LOMO (Lv et al. 2023, arXiv 2306.09782) does so with plain gradient descent, which keeps no state;
+here AdamW and Adafactor do so as well. Therefore gradients cannot be accumulated over passes, and their norm is known only
+afterwards: clipping by norm takes a pass of its own before (section 3.2.2 of the paper), clipping by value does not.
 
-Weights in bf16 are rounded stochastically as they are written. To the nearest value, an update of less than 1/512 of its
+Weights in bf16 are rounded stochastically as they are written. With rounding to the nearest value, an update of less than 1/512 of its
 weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from fullft_assets.errors import SettingsError
-from fullft_assets.models import precision
 from fullft_assets.settings import IN_BACKWARD, TrainingSettings
 
-#: Elements updated at a time: what stays in a CPU's cache, what fills a GPU.
+#: Elements updated at a time: as many as stay in a CPU's cache, or fill a GPU.
 _CHUNK = {"cpu": 2**17, "cuda": 2**24}
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 #: Adafactor (Shazeer & Stern 2018, arXiv 1804.04235): the second moment decays by 1 - t^-0.8, an update's RMS is at most 1.
@@ -30,7 +27,7 @@ _DECAY, _TINY, _LARGEST_UPDATE = 0.8, 1e-30, 1.0
 
 
 def dtype_of_weights(settings: TrainingSettings) -> torch.dtype:
-    """Return what the weights are kept in."""
+    """Return the number format of the weights."""
     return torch.bfloat16 if settings.weights == "bf16" else torch.float32
 
 
@@ -49,7 +46,7 @@ def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int) -
         return _eight_bit(groups)
     if settings.optimizer == "adamw" and settings.weights == "fp32":
         return torch.optim.AdamW(groups, betas=_BETAS, eps=_EPSILON, fused=True)
-    return Lean(
+    return LowMemoryOptimizer(
         groups,
         settings.optimizer.removesuffix(IN_BACKWARD),
         seed=seed,
@@ -59,36 +56,14 @@ def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int) -
     )
 
 
-def require(settings: TrainingSettings, num_processes: int = 1) -> None:
-    """Find out before any work whether the optimizer can be had.
-
-    Raises:
-        SettingsError: adamw_8bit without its package, or a step in the backward pass with what it cannot do.
-    """
-    name = settings.optimizer
-    if settings.steps_in_backward and settings.batch_size != settings.micro_batch_size:
-        raise SettingsError(
-            f"training.micro_batch_size: {name} steps in the backward pass and cannot accumulate: "
-            f"give all {settings.batch_size} rows of batch_size, or lower both"
-        )
-    if settings.steps_in_backward and num_processes > 1:
-        raise SettingsError(
-            f"launcher.processes: {name} steps in the backward pass, before {num_processes} processes share gradients; give 1"
-        )
-    if settings.steps_in_backward and precision.of(settings) == "fp16":
-        raise SettingsError(f"training.precision: {name} steps in the backward pass, before fp16's scaling is undone; give fp32 or bf16")
-    if settings.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise SettingsError("training.optimizer: adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor")
-
-
 def _eight_bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(groups, betas=_BETAS, eps=_EPSILON)
 
 
-class Lean(torch.optim.Optimizer):
-    """Updates one weight after the other with few temporaries, in the backward pass or after it; bf16 weights by stochastic rounding.
+class LowMemoryOptimizer(torch.optim.Optimizer):
+    """Updates one weight after the other with few temporary tensors, in the backward pass or after it; rounds bf16 weights stochastically.
 
     The same seed and steps give the same bits: the noise of each rounding is drawn from the seed, the step and the weight's number.
 
@@ -96,8 +71,8 @@ class Lean(torch.optim.Optimizer):
         groups: parameter groups, each with `lr` and `weight_decay` (decoupled).
         rule: adamw, adafactor (without first moment and relative step) or lomo (gradient descent).
         seed: of the rounding.
-        in_backward: update in the backward pass; wrap each pass in `pass_of`, then.
-        max_norm: clip the gradients of a step to this norm; in the backward pass alone, measured by an earlier pass.
+        in_backward: update in the backward pass; each pass then needs the context `updating`.
+        max_norm: clip the gradients of a step to this norm, which an earlier pass measures; only in the backward pass.
         max_value: clip each element of a gradient to this.
     """
 
@@ -114,21 +89,22 @@ class Lean(torch.optim.Optimizer):
         super().__init__(groups, {"num_steps": 0})
         self._rule: Callable[..., None] = {"adamw": self._adamw, "adafactor": self._adafactor, "lomo": self._descend}[rule]
         self._seed, self.in_backward, self._max_norm, self._max_value = seed, in_backward, max_norm, max_value
-        #: By weight: its group's number and its own. A loaded state replaces the groups themselves.
-        self._places = {}
+        #: By weight: the number of its group and its own. (A loaded state replaces the groups themselves.)
+        self._places: dict[torch.Tensor, tuple[int, int]] = {}
         for number, group in enumerate(self.param_groups):
             for weight in group["params"]:
                 self._places[weight] = (number, len(self._places))
-        self._takes: Callable[[torch.Tensor], None] | None = None
+        self._on_gradient: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+        self._seen: set[torch.Tensor] = set()
         self._squares: list[torch.Tensor] = []
         self._factor: torch.Tensor | None = None
         if in_backward:
             for weight in self._places:
-                weight.register_post_accumulate_grad_hook(self._arrived)
+                weight.register_post_accumulate_grad_hook(self._gradient_arrived)
 
     @property
     def measures_first(self) -> bool:
-        """Whether each step needs a pass of its own for the gradients' norm."""
+        """Whether each step needs a pass of its own to measure the gradients' norm."""
         return self.in_backward and self._max_norm is not None
 
     @property
@@ -138,25 +114,25 @@ class Lean(torch.optim.Optimizer):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Hold around a backward pass that changes nothing: only the gradients' norm is kept."""
-        with self._taking(self._measure):
+        """Context of a backward pass that only measures the gradients' norm."""
+        with self._handling(self._measure):
             yield
         assert self._max_norm is not None
-        # As torch's clip_grad_norm_ has it.
+        # The same formula as torch's clip_grad_norm_.
         self._factor = (self._max_norm / (self.norm + 1e-6)).clamp(max=1.0)
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Hold around the backward pass that updates the weights."""
+        """Context of the backward pass that updates the weights."""
         for group in self.param_groups:
             group["num_steps"] += 1
-        with self._taking(self._measure_and_update):
+        with self._handling(self._measure_and_update):
             yield
         self._factor = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Update all weights that have a gradient; nothing is left to do where the backward pass did."""
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # no closures
+        """Update all weights that have a gradient; the backward pass may have done so already."""
         assert closure is None
         if self.in_backward:
             return
@@ -164,10 +140,10 @@ class Lean(torch.optim.Optimizer):
             group["num_steps"] += 1
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight)
+                    self._update(weight, weight.grad)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as it was saved. (torch would cast it to the weights' format.)"""
+        """Load a state as it was saved; torch would cast it to the number format of the weights."""
         super().load_state_dict(state_dict)
         weights = [weight for group in self.param_groups for weight in group["params"]]
         for number, state in state_dict["state"].items():
@@ -175,51 +151,52 @@ class Lean(torch.optim.Optimizer):
             self.state[weight] = {name: value.detach().clone().to(weight.device) for name, value in state.items()}
 
     @contextmanager
-    def _taking(self, take: Callable[[torch.Tensor], None]) -> Iterator[None]:
-        self._squares, self._takes, self._seen = [], take, set()
+    def _handling(self, on_gradient: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+        self._squares, self._on_gradient, self._seen = [], on_gradient, set()
         try:
             yield
         finally:
-            self._takes = None
+            self._on_gradient = None
 
-    def _arrived(self, weight: torch.Tensor) -> None:
-        assert self._takes is not None, "a backward pass that is not a step's"
+    def _gradient_arrived(self, weight: torch.Tensor) -> None:
+        assert self._on_gradient is not None, "a backward pass outside of a step"
         assert weight not in self._seen, "its gradient came in two parts"
+        assert weight.grad is not None, "torch calls the hook with the gradient in place"
         self._seen.add(weight)
         with torch.no_grad():
-            self._takes(weight)
+            self._on_gradient(weight, weight.grad)
         weight.grad = None
 
-    def _measure(self, weight: torch.Tensor) -> None:
-        self._squares.append(torch.linalg.vector_norm(weight.grad, dtype=torch.float32).square())
+    def _measure(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+        self._squares.append(torch.linalg.vector_norm(gradient, dtype=torch.float32).square())
 
-    def _measure_and_update(self, weight: torch.Tensor) -> None:
-        self._measure(weight)
+    def _measure_and_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+        self._measure(weight, gradient)
         if self._factor is not None:
-            weight.grad.mul_(self._factor.to(weight.grad.dtype))
+            gradient.mul_(self._factor.to(gradient.dtype))
         if self._max_value is not None:
-            weight.grad.clamp_(-self._max_value, self._max_value)
-        self._update(weight)
+            gradient.clamp_(-self._max_value, self._max_value)
+        self._update(weight, gradient)
 
-    def _update(self, weight: torch.Tensor) -> None:
+    def _update(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
         group_number, number = self._places[weight]
         group = self.param_groups[group_number]
         rounding = None
         if weight.dtype == torch.bfloat16:
             rounding = torch.Generator(weight.device).manual_seed((self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number)
-        self._rule(weight, group, self.state[weight], rounding)
+        self._rule(weight, gradient, group, self.state[weight], rounding)
 
-    def _descend(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
-        for part, slope in _chunks(weight, weight.grad):
+    def _descend(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
+        for part, slope in _chunks(weight, gradient):
             value = part.float().mul_(1 - group["lr"] * group["weight_decay"])
             _write(part, value.add_(slope.float(), alpha=-group["lr"]), _bits(value, rounding))
 
-    def _adamw(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
+    def _adamw(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
         if not state:
             state.update(exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
         first, second = _BETAS
         rate, steps = group["lr"], group["num_steps"]
-        for part, slope, mean, square in _chunks(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]):
+        for part, slope, mean, square in _chunks(weight, gradient, state["exp_avg"], state["exp_avg_sq"]):
             slope = slope.float()
             bits = _bits(slope, rounding)
             m = mean.float().lerp_(slope, 1 - first)
@@ -228,16 +205,16 @@ class Lean(torch.optim.Optimizer):
             root = v.sqrt().div_((1 - second**steps) ** 0.5).add_(_EPSILON)
             value.addcdiv_(m, root, value=-rate / (1 - first**steps))
             _write(part, value, bits)
-            # The first moment moves by a tenth each step, which the nearest value shows; the second by a thousandth.
+            # The first moment moves by a tenth each step, for which the nearest value is good enough; the second by a thousandth.
             mean.copy_(m)
             _write(square, v, None if bits is None else bits >> 16)
 
-    def _adafactor(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
+    def _adafactor(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
         kept = 1 - group["num_steps"] ** -_DECAY
         if weight.dim() < 2:
-            self._adafactor_whole(weight, group, state, rounding, kept)
+            self._adafactor_vector(weight, gradient, group, state, rounding, kept)
             return
-        slopes = weight.grad.reshape(-1, weight.shape[-1])
+        slopes = gradient.reshape(-1, weight.shape[-1])
         if not state:
             state.update(
                 row=slopes.new_zeros(len(slopes), dtype=torch.float32), column=slopes.new_zeros(slopes.shape[1], dtype=torch.float32)
@@ -253,7 +230,9 @@ class Lean(torch.optim.Optimizer):
         column.lerp_(of_columns / len(slopes), 1 - kept)
         by_row, by_column = (row / row.mean()).rsqrt(), column.rsqrt()
         pairs = list(zip(slopes.split(rows_a_chunk), by_row.split(rows_a_chunk), strict=True))
-        squares = sum(((slope * scale[:, None]).mul_(by_column)).square_().sum() for slope, scale in pairs)
+        squares = torch.zeros((), device=weight.device)
+        for slope, scale in pairs:
+            squares += (slope * scale[:, None]).mul_(by_column).square_().sum()
         too_large = ((squares / slopes.numel()).sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
         rate = group["lr"]
         for part, (slope, scale) in zip(weight.detach().view(slopes.shape).split(rows_a_chunk), pairs, strict=True):
@@ -261,8 +240,10 @@ class Lean(torch.optim.Optimizer):
             value.sub_((slope * scale[:, None]).mul_(by_column).mul_(rate / too_large))
             _write(part, value, _bits(value, rounding))
 
-    def _adafactor_whole(self, weight: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None, kept: float) -> None:
-        slope = weight.grad.float()
+    def _adafactor_vector(
+        self, weight: torch.Tensor, gradient: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None, kept: float
+    ) -> None:
+        slope = gradient.float()
         if not state:
             state.update(square=torch.zeros_like(slope))
         state["square"].lerp_(slope.square().add_(_TINY), 1 - kept)
@@ -293,7 +274,7 @@ def _write(target: torch.Tensor, value: torch.Tensor, bits: torch.Tensor | None)
     if bits is None:
         target.copy_(value)
         return
-    # bf16 is the upper half of fp32: what a sum of the lower half with noise carries over rounds up, as often as it is near.
+    # bf16 is the upper half of fp32: the carry of the lower half plus noise rounds up with the right probability.
     target.copy_(value.view(torch.int32).add_(bits & 0xFFFF).bitwise_and_(-0x10000).view(torch.float32))
 
 

@@ -1,7 +1,7 @@
-"""What a model reads in training: the pieces of a packing plan on packed rows, or each on a padded row of its own.
+"""The rows that a language model is trained on: the pieces of a packing plan on packed rows, or each piece on a padded row of its own.
 
-Which row comes when is planned ahead from the seed, whatever the number of rows a pass: a run that is resumed, or goes
-on with smaller passes, reads on where it was.
+The order of the rows is planned from the seed and does not depend on the number of rows a pass: a run that is resumed, or
+continues with smaller passes, continues where it was.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.shingles import expand
 
-#: In a batch, where it is asked for: [rows, tokens] bool, whether a token is of a replayed document.
+#: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
 IS_REPLAYED = "is_replayed"
 
-#: Padded: pieces are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
+#: Padded rows: pieces are shuffled, then sorted by length within pools of this many batches: random enough, with little padding.
 _POOL_BATCHES = 50
 
-#: In place of the number of a row. Each of several processes must get as many passes, and what is missing is nothing
-#: rather than the first rows once more.
-NOTHING = -1
+#: In place of the number of a row. Several processes must get the same number of passes; the last ones are filled with empty rows
+#: rather than with the first rows once more.
+NO_ROW = -1
 _EMPTY = {"ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32), "positions": np.zeros(1, np.int64)}
 
 
@@ -39,22 +39,22 @@ def packed(
     *,
     num_processes: int = 1,
     is_flat: bool = False,
-    tells_replayed: bool = False,
+    with_replayed: bool = False,
 ) -> Feed:
-    """Feed packed rows: see `planned_rows` and `collate_packed`; `tells_replayed`: with `is_replayed` [rows, tokens] in each batch."""
+    """Return the feed of packed rows, see `planned_rows` and `collate_packed`; `with_replayed` adds `is_replayed` [rows, tokens] to batches."""
     plan = pieces.plan
     order = planned_rows(plan.num_rows, epochs, seed)
-    held = np.diff(plan.row_offsets)
-    numbers = expand(plan.row_offsets[order], held[order])
-    count, num_rows = held[order], len(order)
+    pieces_of_rows = np.diff(plan.row_offsets)
+    numbers = expand(plan.row_offsets[order], pieces_of_rows[order])
+    count, num_rows = pieces_of_rows[order], len(order)
     if num_processes > 1:
         missing = -num_rows % (rows_a_pass * num_processes)
-        order, count = np.append(order, np.full(missing, NOTHING)), np.append(count, np.zeros(missing, np.int64))
+        order, count = np.append(order, np.full(missing, NO_ROW)), np.append(count, np.zeros(missing, np.int64))
     starts = np.append(np.arange(0, len(order), rows_a_pass), len(order))
     tokens = sums_between(plan.length[numbers], np.concatenate([[0], np.cumsum(count)]))
     longest, rows = np.maximum.reduceat(tokens, starts[:-1]), np.diff(starts)
     return Feed(
-        dataset=PackedRows(pieces, order, tells_replayed=tells_replayed),
+        dataset=PackedRows(pieces, order, with_replayed=with_replayed),
         collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat),
         items_a_pass=rows_a_pass,
         num_rows=num_rows,
@@ -74,11 +74,11 @@ def padded(
     pad_id: int,
     *,
     num_processes: int = 1,
-    tells_replayed: bool = False,
+    with_replayed: bool = False,
 ) -> Feed:
-    """Feed padded rows of similar length: see `planned_batches` and `collate_padded`; `tells_replayed` as for `packed`.
+    """Return the feed of padded rows of similar length, see `planned_batches` and `collate_padded`; `with_replayed` as for `packed`.
 
-    A pass takes at most as many tokens, padding included, as `rows_a_pass` packed rows have room for.
+    A pass has at most as many tokens, padding included, as `rows_a_pass` packed rows have room for.
     """
     length = pieces.plan.length
     batches = planned_batches(length, pieces.plan.capacity, rows_a_batch, epochs, seed)
@@ -89,7 +89,7 @@ def padded(
     passes += [np.zeros(0, np.int64)] * (-len(passes) % num_processes)
     numbers = np.concatenate(passes)
     return Feed(
-        dataset=PaddedPasses(pieces, passes, tells_replayed=tells_replayed),
+        dataset=PaddedPasses(pieces, passes, with_replayed=with_replayed),
         collate=lambda items: collate_padded(items, pad_id),
         items_a_pass=1,
         num_rows=rows_a_batch * len(batches),
@@ -114,7 +114,7 @@ class Pieces:
         marks = None if training.marks is None else _join(training.marks)
         begin = (np.cumsum(lengths) - lengths)[self.plan.source] + self.plan.start
         self._labels = np.where(marks == 1, self._ids, IGNORED) if marks is not None else self._ids.copy()
-        # Nothing in its row predicts the first token of a piece.
+        # No token of its row predicts the first token of a piece.
         self._labels[begin] = IGNORED
         self._begin, self._end = begin, begin + self.plan.length
 
@@ -125,7 +125,7 @@ class Pieces:
         return len(self._begin)
 
     def replayed(self, number: int) -> np.ndarray:
-        """Return [t], bool: whether a piece's tokens are a replayed document's."""
+        """Return [t] bool: whether a piece's tokens belong to a replayed document."""
         return np.full(self._end[number] - self._begin[number], self._is_replayed[number])
 
     def ids(self, number: int) -> np.ndarray:
@@ -156,40 +156,40 @@ class PackedRows(Dataset):
     """Packed rows in the order of training; an item is `ids`, `labels` and `positions` of one row [t].
 
     Args:
-        pieces: what the rows hold.
-        order: numbers of rows, or NOTHING.
-        tells_replayed: with `replayed` [t].
+        pieces: of the rows.
+        order: numbers of rows, or NO_ROW.
+        with_replayed: items have `replayed` [t], too.
     """
 
-    def __init__(self, pieces: Pieces, order: np.ndarray, *, tells_replayed: bool = False):
-        self._pieces, self._order, self._tells_replayed = pieces, order, tells_replayed
+    def __init__(self, pieces: Pieces, order: np.ndarray, *, with_replayed: bool = False):
+        self._pieces, self._order, self._with_replayed = pieces, order, with_replayed
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        if self._order[place] == NOTHING:
-            return _EMPTY | ({"replayed": np.zeros(1, bool)} if self._tells_replayed else {})
+        if self._order[place] == NO_ROW:
+            return _EMPTY | ({"replayed": np.zeros(1, bool)} if self._with_replayed else {})
         plan = self._pieces.plan
-        held = plan.row(self._order[place])
-        numbers = range(held.start, held.stop)
-        told = {"replayed": np.concatenate([self._pieces.replayed(number) for number in numbers])} if self._tells_replayed else {}
-        return told | {
+        chosen = plan.row(self._order[place])
+        numbers = range(chosen.start, chosen.stop)
+        extra = {"replayed": np.concatenate([self._pieces.replayed(number) for number in numbers])} if self._with_replayed else {}
+        return extra | {
             "ids": np.concatenate([self._pieces.ids(number) for number in numbers]),
             "labels": np.concatenate([self._pieces.labels(number) for number in numbers]),
-            "positions": np.concatenate([np.arange(length) for length in plan.length[held]]),
+            "positions": np.concatenate([np.arange(length) for length in plan.length[chosen]]),
         }
 
 
 def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_flat: bool = False) -> Batch:
-    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` where they tell it: no attention mask.
+    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if they have it: no attention mask.
 
-    What a row lacks to the longest is filled up with a document of padding that nothing learns from.
+    Shorter rows are filled up with a document of padding, which is not trained on.
 
     Args:
         rows: items of `PackedRows`.
         pad_id: the token to fill up with.
-        is_flat: put the rows side by side into one [1, tokens] instead.
+        is_flat: join the rows to a single one [1, tokens] instead.
     """
     fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, **({"replayed": 0} if "replayed" in rows[0] else {})}
     if is_flat:
@@ -204,32 +204,32 @@ def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_
                 values[number, :length] = row[name]
             joined["positions"][number, length:] = np.arange(longest - length)
     replayed = joined.pop("replayed", None)
-    told = {} if replayed is None else {IS_REPLAYED: torch.from_numpy(replayed.astype(bool))}
+    extra = {} if replayed is None else {IS_REPLAYED: torch.from_numpy(replayed.astype(bool))}
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
-    return told | {names[name]: torch.from_numpy(values.astype(np.int64)) for name, values in joined.items()}
+    return extra | {names[name]: torch.from_numpy(values.astype(np.int64)) for name, values in joined.items()}
 
 
 class PaddedPasses(Dataset):
-    """Pieces of similar length, each on a padded row of its own; an item is a whole pass: `ids` and `labels` of its pieces.
+    """Pieces of similar length, each on a padded row of its own; an item is a complete pass: `ids` and `labels` of its pieces.
 
     Args:
-        pieces: what the rows hold.
-        passes: numbers of the pieces of each pass; none of one that only keeps step with others.
-        tells_replayed: with `replayed` [t] of each piece.
+        pieces: of the rows.
+        passes: numbers of the pieces of each pass; none of a pass that only keeps processes in step.
+        with_replayed: items have `replayed` [t] of each piece, too.
     """
 
-    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray], *, tells_replayed: bool = False):
-        self._pieces, self._passes, self._tells_replayed = pieces, passes, tells_replayed
+    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray], *, with_replayed: bool = False):
+        self._pieces, self._passes, self._with_replayed = pieces, passes, with_replayed
 
     def __len__(self) -> int:
         return len(self._passes)
 
     def __getitem__(self, place: int) -> list[dict[str, np.ndarray]]:
         found = [{"ids": self._pieces.ids(number), "labels": self._pieces.labels(number)} for number in self._passes[place]]
-        if self._tells_replayed:
+        if self._with_replayed:
             for number, item in zip(self._passes[place], found, strict=True):
                 item["replayed"] = self._pieces.replayed(number)
-        return found or [_EMPTY | ({"replayed": np.zeros(1, bool)} if self._tells_replayed else {})]
+        return found or [_EMPTY | ({"replayed": np.zeros(1, bool)} if self._with_replayed else {})]
 
 
 def collate_padded(passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id: int) -> Batch:
@@ -264,14 +264,14 @@ def planned_rows(num_rows: int, epochs: float, seed: int) -> np.ndarray:
 def planned_batches(lengths: np.ndarray, capacity: int, rows_a_batch: int, epochs: float, seed: int) -> list[np.ndarray]:
     """Return the pieces of each batch of similar length, longest first, for all epochs together in random order.
 
-    Where a packed row has room for n pieces of the batch's longest, a batch has n times as many as rows. What does not
-    fill a batch moves to the next pool, and in the end to one last, smaller batch. A last part of an epoch is a draw of pieces.
+    If a packed row has room for n pieces as long as the batch's longest, a batch has n pieces for each row. Pieces that do not
+    fill a batch move to the next pool, and at the end to a last, smaller batch. The last part of an epoch is a draw of pieces.
 
     Args:
         lengths: [n] tokens of each piece.
         capacity: tokens of a packed row.
         rows_a_batch: packed rows of a batch.
-        epochs: how often each piece is seen.
+        epochs: how often each piece is trained on.
         seed: of the order.
     """
     generator = np.random.default_rng(seed)

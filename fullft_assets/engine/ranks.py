@@ -1,94 +1,90 @@
-"""What the processes of one training, its ranks, must agree on: what one of them finds alone decides nothing until all know it."""
+"""Agreement between the processes (ranks) of one training: what one of them finds alone decides nothing until all know it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
-from fullft_assets.engine.recipe import Listener
 from fullft_assets.errors import Interrupted
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models.inference import device
 
 if TYPE_CHECKING:
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
 
 _Value = TypeVar("_Value")
 
 
-def is_first() -> bool:
-    """Return whether this process writes for all; one without others does."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def are_joined() -> bool:
-    """Return whether there are several processes and they have found each other."""
+def are_connected() -> bool:
+    """Return whether there are several processes and torch.distributed connects them."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def wait() -> None:
-    """Go on when all processes are here."""
-    if are_joined():
+    """Wait until all processes are here."""
+    if are_connected():
         torch.distributed.barrier()
 
 
-def any_says(flag: bool) -> bool:
-    """Return whether one of the processes says so; all must ask."""
-    return _any_says(flag)[0]
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set in one of the processes; all must call this."""
+    return _any_rank(flag)[0]
 
 
-def _any_says(*flags: bool) -> list[bool]:
-    if not are_joined():
+def _any_rank(*flags: bool) -> list[bool]:
+    if not are_connected():
         return list(flags)
     found = torch.tensor([int(flag) for flag in flags], device=device())
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return [bool(flag) for flag in found.tolist()]
 
 
-def of_first(value: _Value) -> _Value:
-    """Return the first process's value, which can be pickled, in all of them; all must ask."""
-    if not are_joined():
+def from_first(value: _Value) -> _Value:
+    """Return the first process's value in all processes; all must call this. The value can be pickled."""
+    if not are_connected():
         return value
-    values: list[Any] = [value]
+    values: list[_Value] = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def by_first(work: Callable[[Listener], _Value], progress: Progress) -> _Value:
-    """Return, in all processes, what the first one finds alone; all must ask.
+def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+    """Run work in the first process alone and return its result in all processes; all must call this.
 
-    The others hear from it as often as the work asks whether to stop: waiting for the end at once, they would be given up after a while.
+    The others synchronize with it as often as the work asks whether to stop: a process that waited for the end at once would time out.
 
     Args:
-        work: is given a listener; what it finds can be pickled.
-        progress: told how far the work is; asked whether to stop.
+        work: takes a listener; its result can be pickled.
+        progress: reports how far the work is, and has the request to stop.
 
     Raises:
         Interrupted: one process was asked to stop.
     """
-    found: list[_Value] = []
-    if is_first():
-        found.append(work(_Working(progress)))
-    while not _is_done(progress, is_done=bool(found)):
+    result: list[_Value] = []
+    if is_first_rank():
+        result.append(work(_FirstRankListener(progress)))
+    while not _is_done(progress, is_done=bool(result)):
         pass
-    return of_first(found[0] if found else None)
+    # Each process but the first one sends a None, which nobody reads.
+    return from_first(result[0] if result else cast(_Value, None))
 
 
 def _is_done(progress: Progress, *, is_done: bool) -> bool:
-    any_stopped, any_done = _any_says(progress.stop_requested, is_done)
+    any_stopped, any_done = _any_rank(progress.stop_requested, is_done)
     if any_stopped:
         raise Interrupted("stopped on request; run the same command to start this part again")
     return any_done
 
 
-class Between:
-    """The part of a progress that scoring in the middle of training may speak to: its steps are not the run's.
+class StopListener:
+    """The listener of scoring in the middle of training: it passes on a request to stop, and not the scoring's own steps.
 
     Args:
-        progress: asked whether to stop. All processes end the scoring at the same batch if one was.
+        progress: has the request to stop. All processes end the scoring at the same batch if one of them was asked.
     """
 
     def __init__(self, progress: Progress):
@@ -100,16 +96,16 @@ class Between:
         Raises:
             Interrupted: one was.
         """
-        if any_says(self._progress.stop_requested):
+        if any_rank(self._progress.stop_requested):
             raise Interrupted("stopped on request while scoring")
 
     def step(self, done: int, total: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
-class _Working:
-    """What the first process speaks to while the others wait for it."""
+class _FirstRankListener:
+    """The listener of work in the first process, while the others wait for it."""
 
     progress: Progress
 

@@ -15,10 +15,11 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.ranks import is_first_local_rank
 from fullft_assets.settings import LauncherSettings
 
 if TYPE_CHECKING:
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
 
 #: Names another endpoint of instance metadata, as for botocore.
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
@@ -26,7 +27,7 @@ _DEFAULT_ENDPOINT = "http://169.254.169.254/"
 _NOTICE = "latest/meta-data/spot/instance-action"
 _TOKEN_SECONDS = 21_600
 _TIMEOUT_SECONDS = 2.0
-#: What a service raises that is not there, or not one of metadata.
+#: Errors of a service that is not there, or that is not instance metadata.
 _NO_ANSWER = (OSError, HTTPException, ValueError)
 
 
@@ -38,15 +39,15 @@ class AwsNotices:
 
     def __init__(self) -> None:
         self.endpoint = (os.environ.get(ENDPOINT) or _DEFAULT_ENDPOINT).rstrip("/") + "/"
-        # The address is the machine's own: no proxy reaches it.
+        # The address is on the machine itself: no proxy reaches it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._token: str | None = None
 
     def look(self) -> str | None:
-        """Return the notice as it stands there, such as `{"action": "terminate", "time": "2026-11-25T18:02:00Z"}`, or None.
+        """Return the notice as the service gives it, such as `{"action": "terminate", "time": "2026-11-25T18:02:00Z"}`, or None.
 
         Raises:
-            OSError, HTTPException, ValueError: the service does not answer, or is none of this protocol.
+            OSError, HTTPException, ValueError: the service does not answer, or does not follow this protocol.
         """
         for _ in range(2):
             if self._token is None:
@@ -60,7 +61,7 @@ class AwsNotices:
                 if error.code != 401:
                     raise
                 self._token = None  # it has expired
-        raise OSError(f"{self.endpoint} takes none of the tokens that it gives")
+        raise OSError(f"{self.endpoint} refuses the tokens that it issues")
 
     def _request(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
         request = urllib.request.Request(self.endpoint + path, headers=headers, method=method)
@@ -69,13 +70,13 @@ class AwsNotices:
 
 
 @contextmanager
-def heeded(settings: LauncherSettings, progress: Progress) -> Iterator[None]:
-    """Look for a notice every `spot_poll_seconds` while the block runs; one requests a stop. On each machine one process looks.
+def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[None]:
+    """Look for a notice every `spot_poll_seconds` while the block runs; a notice requests a stop. On each machine one process looks.
 
     Raises:
-        SettingsError: notices are to be looked for, and there is no service to ask.
+        SettingsError: the settings ask for notices, and there is no service to ask.
     """
-    if settings.spot_notice == "none" or os.environ.get("LOCAL_RANK", "0") != "0":
+    if settings.spot_notice == "none" or not is_first_local_rank():
         yield
         return
     notices, done = AwsNotices(), threading.Event()
@@ -83,8 +84,8 @@ def heeded(settings: LauncherSettings, progress: Progress) -> Iterator[None]:
         first = notices.look()
     except _NO_ANSWER as error:
         raise SettingsError(
-            f"launcher.spot_notice: aws, but no instance metadata at {notices.endpoint} ({error}); set it to none where this is no EC2 "
-            "instance; in a container on one, raise the metadata's hop limit to 2"
+            f"launcher.spot_notice: aws, but no instance metadata at {notices.endpoint} ({error}); set it to none outside of EC2; "
+            "in a container on an EC2 instance, raise the metadata's hop limit to 2"
         ) from error
     watcher = threading.Thread(target=_watch, args=(notices, first, settings.spot_poll_seconds, progress, done), name="spot", daemon=True)
     watcher.start()
@@ -96,18 +97,18 @@ def heeded(settings: LauncherSettings, progress: Progress) -> Iterator[None]:
 
 
 def _watch(notices: AwsNotices, notice: str | None, poll_seconds: float, progress: Progress, done: threading.Event) -> None:
-    is_deaf = False
+    has_failed = False
     while notice is None and not done.wait(poll_seconds):
         try:
             notice = notices.look()
-            if is_deaf:
-                progress.say("instance metadata answers again")
-            is_deaf = False
+            if has_failed:
+                progress.say("the instance metadata service answers again")
+            has_failed = False
         except _NO_ANSWER as error:
-            # Nothing that a training must end for: SIGTERM still comes, if late.
-            if not is_deaf:
-                progress.say(f"warning: no spot notice could be read ({error}); asking on")
-            is_deaf = True
+            # Training need not end for this: SIGTERM still comes, but later.
+            if not has_failed:
+                progress.say(f"warning: spot notices cannot be read ({error}); trying again")
+            has_failed = True
     if notice is not None and not done.is_set():
         progress.say(f"spot notice: {notice}; stopping at the next checkpoint")
         progress.stop_requested = True

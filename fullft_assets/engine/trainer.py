@@ -1,10 +1,11 @@
-"""transformers' Trainer as the training engine uses it: what it is told, and what it does in another way."""
+"""transformers' Trainer as the training engine uses it: its arguments, and the methods that differ."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from fullft_assets.engine import optimizers, sharding
-from fullft_assets.engine.checkpoints import publish, retain, room_needed
+from fullft_assets.engine.checkpoints import room_needed
 from fullft_assets.engine.recipe import Prepared
-from fullft_assets.engine.watcher import Watcher
-from fullft_assets.errors import SettingsError
+from fullft_assets.engine.requirements import accumulation_steps
+from fullft_assets.engine.throughput import Meter
 from fullft_assets.models import layers, precision
 from fullft_assets.settings import TrainingSettings
 
@@ -23,19 +24,7 @@ from fullft_assets.settings import TrainingSettings
 UNFINISHED = "unfinished"
 
 
-def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
-    """Return the forward passes of each process in one optimizer step.
-
-    Raises:
-        SettingsError: the batch cannot be divided so.
-    """
-    rows_a_pass = settings.micro_batch_size * num_processes
-    if settings.batch_size % rows_a_pass:
-        raise SettingsError(f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})")
-    return settings.batch_size // rows_a_pass
-
-
-def arguments(
+def training_arguments(
     settings: TrainingSettings,
     model: PreTrainedModel,
     folder: Path,
@@ -46,7 +35,7 @@ def arguments(
     num_steps: int,
     resumable: bool,
 ) -> TrainingArguments:
-    """Return what Trainer must be told.
+    """Return Trainer's arguments.
 
     Args:
         settings: hyperparameters.
@@ -54,7 +43,7 @@ def arguments(
         folder: of the unfinished work; checkpoints are written there.
         seed: of dropout.
         num_processes: processes that share the batch.
-        items_a_pass: items of the feed's dataset in a forward pass.
+        items_a_pass: items of the dataset in a forward pass.
         num_steps: planned optimizer steps.
         resumable: write checkpoints.
 
@@ -67,15 +56,15 @@ def arguments(
         data_seed=seed,
         per_device_train_batch_size=items_a_pass,
         gradient_accumulation_steps=accumulation_steps(settings, num_processes),
-        **_steps(settings, num_steps),
-        **_computing(settings),
-        **sharding.arguments(settings, model),
-        **_written(settings, resumable=resumable),
+        **_step_arguments(settings, num_steps),
+        **_hardware_arguments(settings),
+        **sharding.sharding_arguments(settings, model),
+        **_output_arguments(settings, resumable=resumable),
     )
 
 
-def _steps(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
-    """Return what Trainer is told of the order and of each step's rate."""
+def _step_arguments(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
+    """Return the arguments for the order of the rows and the rate of each step."""
     return {
         "max_steps": num_steps,
         "learning_rate": settings.learning_rate,
@@ -88,24 +77,24 @@ def _steps(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
     }
 
 
-def _computing(settings: TrainingSettings) -> dict[str, Any]:
-    """Return what Trainer is told of the machine, and of what is computed how on it."""
+def _hardware_arguments(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the hardware and precision arguments."""
     chosen, has_gpu = precision.of(settings), torch.cuda.is_available()
     return {
         "bf16": chosen == "bf16",
         "fp16": chosen == "fp16",
-        # None leaves the matrix multiplications of fp32 as torch has them: in fp32.
+        # None leaves fp32 matrix multiplications at torch's default: fp32.
         "tf32": True if chosen == "tf32" else None,
         "activation_checkpointing": settings.gradient_checkpointing,
-        # A copy from pinned memory does not hold up what follows it.
+        # Copies from pinned memory do not block.
         "dataloader_pin_memory": has_gpu,
-        "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation(settings)},
+        "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation_arguments(settings)},
         "use_cpu": not has_gpu,
     }
 
 
-def _written(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
-    """Return what Trainer is told of logs and checkpoints: most of it the watcher, the step log and `publish` do."""
+def _output_arguments(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
+    """Return the arguments for logs and checkpoints; the callback, the step log and `publish` do most of that."""
     return {
         "logging_strategy": "steps",
         "logging_steps": 1,
@@ -121,14 +110,15 @@ def _written(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
 
 
 class FineTuner(Trainer):
-    """Trainer whose checkpoints exist whole or not at all, with a rate for each depth of the model.
+    """Trainer whose checkpoints are complete or not there at all, with a learning rate for each depth of the model.
 
     Args:
         prepared: what is learned from.
-        settings: of this leg of the run.
+        settings: of this segment of the run.
         seed: of the rounding of bf16 weights.
-        watcher: sees each step; its log and course go with each checkpoint.
-        unfreezing: what drops the gradients of weights that are not trained yet; None where nothing has to.
+        meter: counts the time that batches were waited for.
+        publish: moves a checkpoint that was written aside to its place; called in the first process with both folders.
+        unfreezing: drops the gradients of weights that are not trained yet; None where that is not needed.
         options: of Trainer.
     """
 
@@ -138,21 +128,22 @@ class FineTuner(Trainer):
         prepared: Prepared,
         settings: TrainingSettings,
         seed: int,
-        watcher: Watcher,
+        meter: Meter,
+        publish: Callable[[Path, Path], None],
         unfreezing: layers.Unfreezing | None,
         **options: Any,
     ):
         super().__init__(**options)
         self._prepared, self._settings, self._seed = prepared, settings, seed
-        self._watcher, self._unfreezing = watcher, unfreezing
+        self._meter, self._publish, self._unfreezing = meter, publish, unfreezing
         self._rates: list[float] = []
-        self._in_backward: optimizers.Lean | None = None
-        # Has Trainer count the labels of all passes and processes of a step, and not divide the loss again.
+        self._in_backward: optimizers.LowMemoryOptimizer | None = None
+        # Trainer then counts the labels of all passes and processes of a step, and does not divide the loss again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let accelerate shard on CPUs, too."""
+        """Enable sharding on CPUs, too."""
         super().create_accelerator_and_postprocess()
         sharding.enable_on_cpu(self)
 
@@ -163,19 +154,19 @@ class FineTuner(Trainer):
         assert not return_outputs and num_items_in_batch is not None, "it only trains"
         labels = inputs.pop("labels")
         total = self._prepared.total_loss(model, inputs, labels)
-        # A step may hold nothing to learn from, such as prompts alone.
+        # A step may have nothing to learn from, such as prompts alone.
         loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
-        # Gradients are averaged over the processes, and the labels are counted over all of them.
+        # Gradients are averaged over the processes, while the labels are counted over all of them.
         return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer of the settings, with a rate for each depth."""
         if self.optimizer is None:
-            trained = self.model if model is None else model
+            trained: Any = self.model if model is None else model
             groups = layers.groups(trained, self.get_decay_parameter_names(trained), self._settings)
             self._rates = [group["lr"] for group in groups]
             self.optimizer = optimizers.build(groups, self._settings, self._seed)
-            if self._settings.steps_in_backward:
+            if isinstance(self.optimizer, optimizers.LowMemoryOptimizer) and self.optimizer.in_backward:
                 self._in_backward = self.optimizer
         return self.optimizer
 
@@ -185,11 +176,11 @@ class FineTuner(Trainer):
         if stepping is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if stepping.measures_first:
-            # The same pass twice: dropout draws the same numbers.
-            drawn = optimizers.random_state()
+            # The same pass twice: dropout has to draw the same numbers.
+            state = optimizers.random_state()
             with stepping.measuring():
                 super().training_step(model, inputs, num_items_in_batch)
-            optimizers.restore(drawn)
+            optimizers.restore(state)
         with stepping.updating():
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -209,49 +200,46 @@ class FineTuner(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        # The checkpoint's rates may be those of before a roll-back.
-        scheduler = self.lr_scheduler
+        # The checkpoint may have the rates from before a roll-back.
+        scheduler: Any = self.lr_scheduler
+        assert self.optimizer is not None
         scheduler.base_lrs = list(self._rates)
         scheduler._last_lr = [rate * shape(scheduler.last_epoch) for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)]
         for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True):
             group["initial_lr"], group["lr"] = base, rate
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the next batches, and count the time that they were waited for."""
-        began = time.perf_counter()
-        found = super().get_batch_samples(*args, **kwargs)
-        self._watcher.meter.waited(time.perf_counter() - began)
-        return found
+        """Return the next batches, and count the time that waiting for them took."""
+        started = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._meter.waited(time.perf_counter() - started)
+        return batches
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return 0: Trainer's own count walks over all parameters in every pass, and takes padding for work."""
+        """Return 0: Trainer's own count goes over all parameters in every pass, and counts padding."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Tell the callbacks alone: Trainer would write every line into every checkpoint; the step log has them."""
+        """Call the callbacks alone: Trainer would write every line into every checkpoint; the step log has them."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Trainer writes into the final folder, and a run killed meanwhile would resume from the torn one.
+        # Trainer writes into the final folder; a run that is killed meanwhile would resume from an incomplete checkpoint.
+        assert self.args.output_dir is not None
         folder = Path(self.args.output_dir)
         aside = folder / UNFINISHED
+        written = aside / f"checkpoint-{self.state.global_step}"
         self.args.output_dir = str(aside)
         try:
             with room_needed(folder, f"the checkpoint of step {self.state.global_step:,}"):
                 super()._save_checkpoint(model, trial)
-                # Every rank writes a file of its own (its random state); the seal must find them all.
+                # Every rank writes a file of its own (its random state); the seal must list them all.
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    self._publish(aside / f"checkpoint-{self.state.global_step}", folder)
+                    self._publish(written, folder / written.name)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # what found no room gives back what it took
+            shutil.rmtree(aside, ignore_errors=True)  # frees the room that an incomplete checkpoint took
             raise
         finally:
             self.args.output_dir = str(folder)
         self.accelerator.wait_for_everyone()
-
-    def _publish(self, written: Path, folder: Path) -> None:
-        watcher = self._watcher
-        watcher.log.sync()
-        publish(written, folder / written.name, num_incidents=len(watcher.course.incidents), is_planned=watcher.save_is_planned)
-        retain(folder, watcher.course, newest=self._settings.keep_checkpoints, best=watcher.best_step())

@@ -50,10 +50,10 @@ def read_job(uri: str) -> Job:
     Raises:
         StoreError: there is no such file, or it is not a job.
     """
-    import fsspec
+    from fsspec.core import url_to_fs
 
     try:
-        with fsspec.open(uri, "rb") as file:
-            return Job.model_validate(json.load(file))
+        files, path = url_to_fs(uri)
+        return Job.model_validate(json.loads(files.cat_file(path)))
     except (FileNotFoundError, ValueError) as error:
         raise StoreError(f"{uri}: not a job file ({str(error).splitlines()[0]})") from error

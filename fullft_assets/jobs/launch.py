@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
+import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -15,30 +17,30 @@ from fullft_assets.errors import FailureClass
 LAUNCH_ID = "FULLFT_LAUNCH_ID"
 #: Environment variable with Dagster's id of the run that launched it.
 RUN_ID = "FULLFT_RUN_ID"
-#: Environment variable with the path of the file in which a failing workload leaves its `Reason`.
+#: Environment variable with the path of the file to which a failing workload writes its `WorkloadFailure`.
 ERROR_FILE = "FULLFT_ERROR_FILE"
-#: Exit code of a workload that ended for a reason that the user can mend. Anything unforeseen is 1.
-EXIT_MENDABLE = 3
+#: Exit code of a workload that ended for a reason that the user can fix. Anything unforeseen is 1.
+EXIT_FIXABLE = 3
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why a workload failed: one line, and what the failure is put down to."""
+class WorkloadFailure:
+    """Why a workload failed: one line, and the kind of failure."""
 
     line: str
     failure: FailureClass
 
     @classmethod
-    def read(cls, path: Path) -> Reason | None:
-        """Return the reason that a workload left, or None if it ended before it could."""
+    def read(cls, path: Path) -> WorkloadFailure | None:
+        """Return the failure that a workload wrote, or None if it ended before it could."""
         text = path.read_text() if path.is_file() else ""
         return cls(**json.loads(text)) if text else None
 
-    def leave(self, path: Path) -> bool:
-        """Write it; of several ranks the first one's counts. Return whether this was the first."""
+    def write(self, path: Path) -> bool:
+        """Write it unless another rank did. Return whether this was the first."""
         try:
             with path.open("x") as file:
                 json.dump(asdict(self), file)
@@ -50,6 +52,16 @@ class Reason:
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel send this process a signal when its parent dies; on Linux only."""
     _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def die_with_torchrun() -> None:
+    """Have the kernel kill this process when the torchrun that a launcher started dies.
+
+    Ranks run in sessions of their own and would outlive a killed torchrun. Data-loading workers are left alone: their parent is a thread
+    that may end before they do.
+    """
+    if LAUNCH_ID in os.environ and "LOCAL_RANK" in os.environ and multiprocessing.parent_process() is None:
+        die_with_parent()
 
 
 def adopt_orphans() -> None:

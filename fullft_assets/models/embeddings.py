@@ -1,10 +1,11 @@
-"""embeddings of added tokens: `chunks.added_tokens` gives the tokenizer words that the base model has never seen."""
+"""Embeddings of added tokens: with `chunks.added_tokens` the tokenizer has words that the base model does not know."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
@@ -13,15 +14,15 @@ from fullft_assets.errors import SettingsError
 
 
 def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_tokens: Sequence[str]) -> None:
-    """Give each added token the mean of the embeddings that its term was split into before; nothing else changes.
+    """Set the embedding of each added token to the mean of the embeddings of its former pieces; nothing else changes.
 
-    Input and, where there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room left. Random
-    ones would put the new tokens far from all others, and ruin a language model's predictions (Hewitt, 2021).
+    Input and, if there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room left. Random
+    embeddings would be far from all others, and ruin a language model's predictions (Hewitt, 2021).
 
     Args:
         model: just loaded from `base_model`; changed in place.
-        base_model: its folder, with the tokenizer as it was before.
-        added_tokens: of the settings that the windows were made with.
+        base_model: its folder, with the original tokenizer.
+        added_tokens: of the settings with which the windows were made.
 
     Raises:
         SettingsError: the weights have no embedding for a token of the folder's own tokenizer.
@@ -29,10 +30,10 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
     former = former_pieces(base_model, added_tokens) if added_tokens else {}
     if not former:
         return
-    known = model.get_input_embeddings().weight.shape[0]
+    known = input_embeddings(model).weight.shape[0]
     if (largest := max(piece for pieces in former.values() for piece in pieces)) >= known:
         raise SettingsError(
-            f"base_model: its tokenizer has token {largest:,}, its weights know {known:,}; give a folder where both belong together"
+            f"base_model: its tokenizer has token {largest:,}, its weights have {known:,} tokens; use a folder where both belong together"
         )
     size = max(former) + 1
     if size > known:
@@ -44,8 +45,15 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
                 table[new] = table[pieces].mean(dim=0)
 
 
+def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    """Return the word embeddings of a model."""
+    found = model.get_input_embeddings()
+    assert isinstance(found, nn.Embedding), f"{type(model).__name__} has no word embeddings"
+    return found
+
+
 def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Return what has a row for each token: embeddings, and the head of a language model with its bias; tied ones once."""
+    """Return the tensors with a row for each token: embeddings, and the head of a language model with its bias; tied ones once."""
     head = model.get_output_embeddings()
-    found = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    found = [input_embeddings(model).weight, getattr(head, "weight", None), getattr(head, "bias", None)]
     return list({id(table): table for table in found if table is not None}.values())

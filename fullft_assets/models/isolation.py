@@ -1,9 +1,9 @@
-"""Whether documents that share a packed row stay strangers to a model.
+"""Isolation: whether a model keeps documents that share a packed row apart.
 
-Packed rows tell a model where documents begin by their position ids alone. Most architectures then keep them apart;
-recurrent ones and some attention kernels do not, and nothing in the loss would show it. So each model is asked before
-it is trained: while the neighbours of a document change, its logits and its gradients must not, and they must be what
-they are when it stands alone.
+In a packed row only the position ids show where a document begins. Most architectures then keep the documents apart;
+recurrent ones and some attention kernels do not, and nothing in the loss would show it. So each model is tested before
+it is trained: while the neighbours of a document change, its logits and its gradients must not, and they must be the same
+as those of the document alone in a row.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.models import precision as precisions
+from fullft_assets.models.embeddings import input_embeddings
 from fullft_assets.models.precision import Precision
 
-#: Most that a document may move as its neighbours change, relative to its largest logit or gradient. Sums are taken in the
+#: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one. Sums are taken in the
 #: same order both times, except by mixtures of experts (1e-8 in fp32). The weakest leak seen, of a convolution with random
-#: weights, is 8e-5. Kernels for half precision only are tried in it.
+#: weights, is 8e-5. Kernels for half precision only are tested in it.
 _ALLOWED_CHANGE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
-#: Most that it may differ from the document alone, whose sums are taken in another order, on GPUs in TF32.
+#: Maximum difference from the document alone, whose sums are taken in another order, on GPUs in TF32.
 _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
-#: Of a weight's gradient, elements that are compared.
-_SEEN_ELEMENTS = 2**12
+#: Compared elements of a weight's gradient.
+_COMPARED_ELEMENTS = 2**12
 #: Tokens of a probed document, where a row has room for three of them.
 _DOCUMENT_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """What a probe found; the three figures are None where the model was not run.
+    """The result of a probe; the three numbers are None where the model was not run.
 
     Attributes:
         is_isolated: whether rows may be packed.
         logit_change: largest change of a document's logits as its neighbours change, relative to its largest logit.
         gradient_change: the same of the gradients of its loss.
         difference_from_alone: the same between the document in a packed row and alone.
-        reason: one line that says why, or why not.
+        reason: why rows may be packed or not, one line.
     """
 
     is_isolated: bool
@@ -52,7 +53,7 @@ class Isolation:
 
 
 def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
-    """Try a model on packed rows of random tokens; its weights, gradients and mode stay as they were.
+    """Test a model on packed rows of random tokens; its weights, gradients and mode stay as they were.
 
     Args:
         model: a causal language model on its device.
@@ -61,13 +62,13 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     """
     name = model.config.model_type
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        return Isolation(False, None, None, None, f"{name} takes no position ids: it cannot tell where a document begins")
+        return Isolation(False, None, None, None, f"{name} takes no position ids: it does not know where a document begins")
     size = min(_DOCUMENT_TOKENS, capacity // 3)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = input_embeddings(model).num_embeddings
     generator = torch.Generator().manual_seed(seed)
 
     def document() -> torch.Tensor:
-        # Special tokens stand at the start of most vocabularies; some models treat them in a way of their own.
+        # Most vocabularies begin with special tokens, which some models treat differently.
         return torch.randint(min(10, vocabulary // 2), vocabulary, (size,), generator=generator)
 
     def neighbours_of(watched: torch.Tensor) -> list[list[torch.Tensor]]:
@@ -79,13 +80,13 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     model.eval()
     try:
         with precisions.autocast(precision):
-            alone = _look(model, [[watched]], 0)
-            first, second = (_look(model, neighbours_of(watched), size) for _ in range(2))
+            alone = _outputs(model, [[watched]], 0)
+            first, second = (_outputs(model, neighbours_of(watched), size) for _ in range(2))
     finally:
         model.train(is_training)
     logits, gradients = _change(first[:1], second[:1]), _change(first[1:], second[1:])
     from_alone = max(_change(first[:1], alone[:1]), _change(first[1:], alone[1:]))
-    # Asked so that a figure that is no number fails.
+    # Written so that a NaN fails.
     is_isolated = max(logits, gradients) <= _ALLOWED_CHANGE[precision] and from_alone <= _ALLOWED_DIFFERENCE[precision]
     moved = f"logits by {logits:.1e}, gradients by {gradients:.1e}; from alone by {from_alone:.1e}"
     verb = "do not move" if is_isolated else "move"
@@ -93,12 +94,12 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
 
 
 def needs_flat_rows(model: PreTrainedModel) -> bool:
-    """Return whether the model's attention kernel finds documents in a batch of one row only: it must get its rows as one."""
+    """Return whether the attention kernel separates documents in a batch of a single row only, so that rows have to be joined."""
     return "flash" in str(model.config._attn_implementation)
 
 
-def _look(model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int) -> list[torch.Tensor]:
-    """Return the logits of the document that stands at `start` of the first row, and the gradients of its loss by the trained weights."""
+def _outputs(model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int) -> list[torch.Tensor]:
+    """Return the logits of the document at token `start` of the first row, and the gradients of its loss with respect to the trained weights."""
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
     positions = torch.stack([torch.cat([torch.arange(len(document)) for document in row]) for row in rows]).to(model.device)
     if needs_flat_rows(model):
@@ -110,14 +111,15 @@ def _look(model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start:
 
 
 def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return of each weight's gradient evenly spread elements, at most `_SEEN_ELEMENTS`: all at a time would take the weights' memory again."""
+    """Return evenly spread elements of each weight's gradient, at most `_COMPARED_ELEMENTS`: all at once would take as much memory as the weights."""
     kept = [weight.grad for weight in weights]
     # An expert that no token chose has no gradient.
     found = [weight.new_zeros(()) for weight in weights]
 
     def take(number: int, weight: torch.Tensor) -> None:
+        assert weight.grad is not None, "torch calls the hook with the gradient in place"
         gradient, weight.grad = weight.grad.flatten(), None
-        found[number] = gradient[:: max(1, -(-len(gradient) // _SEEN_ELEMENTS))].float().clone()
+        found[number] = gradient[:: max(1, -(-len(gradient) // _COMPARED_ELEMENTS))].float().clone()
 
     for weight in weights:
         weight.grad = None

@@ -1,4 +1,4 @@
-"""What of a model is trained, and how fast: parameters by depth, freezing, layer-wise rates, pulls to the pretrained weights."""
+"""Which weights of a model are trained, and how fast: parameters by depth, freezing, layer-wise rates, pulls to the pretrained weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|wte|wpe|embed_tokens|embed_posi
 
 
 def num_layers(names: Iterable[str]) -> int:
-    """Return the number of transformer layers that parameter names tell of."""
+    """Return the number of transformer layers in these parameter names."""
     return 1 + max((int(found.group(1)) for name in names if (found := _LAYER.search(name))), default=-1)
 
 
 def depth(name: str, layers: int) -> int:
-    """Return how deep a parameter lies: 0 = embeddings, 1 to `layers` = that layer, `layers` + 1 = all above (norm, pooler, head)."""
+    """Return the depth of a parameter: 0 = embeddings, 1 to `layers` = that layer, `layers` + 1 = all above (norm, pooler, head)."""
     found = _LAYER.search(name)
     if found is not None:
         return 1 + int(found.group(1))
@@ -32,7 +32,7 @@ def depth(name: str, layers: int) -> int:
 
 
 def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
-    """Switch off training of the weights that the settings freeze.
+    """Freeze the weights that the settings name.
 
     Raises:
         SettingsError: the model has fewer layers.
@@ -47,9 +47,9 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
 
 
 def compile_below_head(model: PreTrainedModel) -> None:
-    """Compile in place what lies below a model's head, for inputs of any length; the names of its weights stay.
+    """Compile a model below its head in place, for inputs of any length; the names of its weights stay.
 
-    The head is left out: the loss of language models takes its place in every pass anew, which would compile it anew.
+    The head is not compiled: the loss of language models replaces it in every pass, which would compile it again each time.
     """
     model.base_model.compile(dynamic=True)
 
@@ -71,74 +71,80 @@ def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings)
     for name, parameter in trained:
         rate = settings.learning_rate * settings.layer_decay ** (layers + 1 - depth(name, layers))
         found.setdefault((rate, settings.weight_decay if name in decayed else 0.0), []).append(parameter)
-    # By rate and decay, not by place: a model with one rate has the two groups that it has everywhere.
+    # Sorted by rate and decay, so that a model with one rate always has the same two groups.
     return [{"params": found[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(found, reverse=True)]
 
 
 class Unfreezing:
     """Gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146): the top is trained first, and one more layer after each share of the steps.
 
-    What is trained follows from the number of the step alone. A weight that is not trained yet has no gradient: its optimizer state and its
-    weight decay begin with it.
+    The trained weights depend on the number of the step alone. A weight that is not trained yet has no gradient: its optimizer state and its
+    weight decay begin when it is unfrozen.
 
     Args:
-        model: frozen where the settings say so for good; by names that the wrapped one has, too.
+        model: the weights that the settings freeze are frozen already.
         share: of the steps after which one more layer is trained.
         num_steps: optimizer steps of the whole training.
 
     Raises:
-        SettingsError: the lowest would never be trained.
+        SettingsError: the lowest weights would never be trained.
     """
 
     def __init__(self, model: PreTrainedModel, share: float, num_steps: int):
         layers = num_layers(name for name, _ in model.named_parameters())
         self._depth = {name: depth(name, layers) for name, parameter in model.named_parameters() if parameter.requires_grad}
         matrices = [name for name, parameter in model.named_parameters() if parameter.dim() > 1 and self._depth.get(name) == layers + 1]
-        #: With a head that is tied to the embeddings there is nothing but a norm above the layers.
+        #: With a head that is tied to the embeddings there is only a norm above the layers.
         self._top = layers + 1 if matrices else layers
         self._steps_a_layer = share * num_steps
         last = (self._top - min(self._depth.values())) * share
         if last >= 1:
             most = 1 / (self._top - min(self._depth.values()) + 1)
             raise SettingsError(
-                f"training.unfreeze_share: {share:g} leaves the lowest weights untrained for good; give at most {most:.2g}, or freeze_layers"
+                f"training.unfreeze_share: with {share:g} the lowest weights are never trained; give at most {most:.2g}, or set freeze_layers"
             )
 
     def lowest(self, step: int) -> int:
-        """Return the lowest depth that is trained in the step after so many."""
+        """Return the lowest depth that is trained in the step after this one."""
         return max(0, self._top - int(step / self._steps_a_layer))
 
     def apply(self, model: nn.Module, step: int) -> None:
-        """Switch on what is trained in the step after so many, and off what is not yet: no gradients are computed below it."""
+        """Set which weights are trained in the step after this one: no gradients are computed below them."""
         lowest = self.lowest(step)
         for name, parameter in model.named_parameters():
             if name in self._depth:
                 parameter.requires_grad_(self._depth[name] >= lowest)
 
     def drop(self, model: nn.Module, step: int) -> None:
-        """Drop the gradients of what is not trained yet: wrapped for several processes, a model wants them all."""
+        """Drop the gradients of weights that are not trained yet: a model wrapped for several processes needs to compute them all."""
         lowest = self.lowest(step)
-        for name, parameter in getattr(model, "module", model).named_parameters():
+        for name, parameter in _unwrapped(model).named_parameters():
             if name in self._depth and self._depth[name] < lowest:
                 parameter.grad = None
 
 
 def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return what the names of the weights outside of the base model begin with."""
+    """Return the prefixes of the names of weights outside of the base model."""
     return tuple(f"{name}." for name, _ in model.named_children() if name != model.base_model_prefix)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, nn.Module)
+    return inner
 
 
 class Anchor:
     """A pull to the pretrained weights: `strength` times the distance, times each weight's importance, added to its gradient.
 
     With equal importance it is L2-SP (arXiv:1802.01483, eq. 3), with the Fisher information EWC (arXiv:1612.00796, eq. 3). It is added after
-    clipping, so that a large loss gradient does not drown it. A new head is not pulled.
+    clipping, so that a large loss gradient does not outweigh it. A new head is not pulled.
 
     Args:
         model: with its pretrained weights.
         strength: factor of the distance.
-        has_new_head: all outside of the base model is new.
-        importance: of each weight, by parameter. Default: all alike.
+        has_new_head: the weights outside of the base model are new.
+        importance: of each weight, by parameter. Default: equal.
     """
 
     def __init__(
@@ -156,7 +162,7 @@ class Anchor:
     @torch.no_grad()
     def pull(self, model: nn.Module) -> None:
         """Add the pull to the gradients of a model, which may be wrapped."""
-        for name, parameter in getattr(model, "module", model).named_parameters():
+        for name, parameter in _unwrapped(model).named_parameters():
             start = self._start.get(name)
             if start is None or parameter.grad is None:
                 continue

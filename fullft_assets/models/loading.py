@@ -1,4 +1,4 @@
-"""loading: a model from its folder, from safetensors alone, and its own code only where the folder has the right to run it."""
+"""Loading a model from its folder: from safetensors alone, with code of its own only where the use case trusts the folder."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.launch import ERROR_FILE
 
+#: Of `transformers.dynamic_module_utils`: the folder from which code of models is imported.
+_CACHE_CONSTANT = "HF_MODULES_CACHE"
 _MAPPINGS = {
     AutoModel: MODEL_MAPPING,
     AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -42,14 +44,14 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
     """Read a model's configuration.
 
     Raises:
-        SettingsError: it takes code of the model's own, which may not run or cannot.
+        SettingsError: it needs code of its own, which is not trusted or cannot be imported.
     """
-    with _right_to_run(folder) as may_run:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=may_run)
+    with _trust(folder) as is_trusted:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted)
 
 
 def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
-    """Return what `kind.from_pretrained` makes of a folder.
+    """Return the result of `kind.from_pretrained` for a folder.
 
     Args:
         kind: AutoModel, or one of those with a head.
@@ -57,10 +59,10 @@ def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
         options: of `from_pretrained`.
 
     Raises:
-        SettingsError: it takes code of the model's own, which may not run or cannot.
+        SettingsError: it needs code of its own, which is not trusted or cannot be imported.
     """
-    with _right_to_run(folder) as may_run:
-        return kind.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=may_run, **options)
+    with _trust(folder) as is_trusted:
+        return kind.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=is_trusted, **options)
 
 
 def has_kind(config: PretrainedConfig, kind: type) -> bool:
@@ -69,37 +71,37 @@ def has_kind(config: PretrainedConfig, kind: type) -> bool:
 
 
 @contextmanager
-def _right_to_run(folder: ModelFolder) -> Iterator[bool]:
-    """Say whether a folder's code may run, and put what its absence leads to into one line."""
-    # The right is given to a use case, of whose models some may have no code: a champion made of an earlier base model.
-    may_run = isinstance(folder, TrustedFolder) and bool(own_code(folder.path))
-    if may_run:
-        _take_private_folder()
+def _trust(folder: ModelFolder) -> Iterator[bool]:
+    """Yield whether a folder's code may run; turn errors of code that may not run, or cannot, into one line."""
+    # A use case that trusts its base model may also have models without code: a champion of an earlier base model.
+    is_trusted = isinstance(folder, TrustedFolder) and bool(own_code(folder.path))
+    if is_trusted:
+        _use_private_folder()
     try:
-        yield may_run
+        yield is_trusted
     except ValueError as error:
-        if may_run or "trust_remote_code" not in str(error):
+        if is_trusted or "trust_remote_code" not in str(error):
             raise
         raise SettingsError(
-            f"base_model: {folder} brings code of its own, which does not run without trust_remote_code: true; read its Python files and set "
-            "that if you trust them, or give a model whose architecture transformers has"
+            f"base_model: {folder} has code of its own, which does not run without trust_remote_code: true; read its Python files and set "
+            "that if you trust them, or use a model whose architecture transformers has"
         ) from error
     except ImportError as error:
-        if not may_run:
+        if not is_trusted:
             raise
         raise SettingsError(f"base_model: the code in {folder} cannot be imported: {str(error).strip().splitlines()[0]}") from error
 
 
 @cache
-def _take_private_folder() -> None:
-    """Have transformers copy the code that it runs into a folder of this process alone, which goes with it.
+def _use_private_folder() -> None:
+    """Make transformers copy the code that it runs into a temporary folder of this process.
 
-    By default it copies into the cache of the hub, from which it also imports: code that ran once stays there, and where that cache is
-    shared, whoever can write to it has code run by all.
+    By default it copies into the cache of the hub and imports from there: code that ran once stays there, and in a shared cache everybody
+    who can write to it can make others run code.
     """
-    # Beside the launcher's other files, where there is one: it cleans up even where this process is killed.
+    # Beside the launcher's files, if there is a launcher: it removes them even if this process is killed.
     beside = os.environ.get(ERROR_FILE)
     folder = tempfile.mkdtemp(prefix="fullft-code-", dir=None if beside is None else Path(beside).parent)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # A constant to transformers, which takes it from the environment as it is imported.
-    dynamic_module_utils.HF_MODULES_CACHE = folder
+    # transformers reads it from the environment when it is imported, and then uses this constant.
+    setattr(dynamic_module_utils, _CACHE_CONSTANT, folder)

@@ -1,9 +1,9 @@
-"""Which number format the hardware is good at."""
+"""The number format to compute in, by the settings and the hardware."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +13,8 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+#: Attribute of a model: the precision that it is scored in.
+_SCORED_IN = "scored_in"
 #: Compute capability of the first NVIDIA GPUs whose matrix units read fp32 as TF32 (Ampere).
 _FIRST_WITH_TF32 = (8, 0)
 
@@ -31,14 +33,14 @@ def resolve(setting: str) -> Precision:
     if setting == "tf32" and not _has_tf32():
         raise SettingsError("training.precision: tf32 needs an NVIDIA GPU of the Ampere generation or newer; use auto or fp32")
     if setting != "auto":
-        return setting  # type: ignore[return-value]
+        return cast(Precision, setting)
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if _cpu_has_bf16_matrix_units() else "fp32"
 
 
 def of(settings: TrainingSettings) -> Precision:
-    """Return the precision that a training computes in: weights in bf16 are computed with as they are.
+    """Return the precision that a training computes in; bf16 weights are used as they are.
 
     Raises:
         SettingsError: fp16 without a GPU, or tf32 without one that has it.
@@ -48,17 +50,22 @@ def of(settings: TrainingSettings) -> Precision:
 
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
     """Return a model that from now on is scored in the precision that its training computes in."""
-    model.scored_in = of(settings)
+    set_scoring(model, of(settings))
     return model
 
 
+def set_scoring(model: PreTrainedModel, precision: Precision | None) -> None:
+    """Set the precision that a model is scored in; None: that of `auto` on this machine."""
+    setattr(model, _SCORED_IN, precision)
+
+
 def of_scores(model: PreTrainedModel) -> Precision:
-    """Return the precision that a model is scored in: that of its training while it lasts, else what `auto` is on this machine."""
-    return getattr(model, "scored_in", None) or resolve("auto")
+    """Return the precision that a model is scored in: that of its training while it lasts, else that of `auto` on this machine."""
+    return getattr(model, _SCORED_IN, None) or resolve("auto")
 
 
 def enable(precision: Precision) -> None:
-    """Switch on what is set for a whole process and not for a pass: TF32. Trainer does the same by its arguments."""
+    """Switch on TF32, which is set for a process and not for a pass. Trainer does the same by its arguments."""
     if precision == "tf32":
         enable_tf32(True)
 

@@ -2,15 +2,15 @@
 
 Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output head and
 the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory, are computed for
-those alone, some at a time, with their gradients at once (as in Hsu et al. 2024, "Liger Kernel", section 3.2), so that
-logits of a whole batch never exist. Whether a model's head can be taken over so is tried, not assumed.
+the trained tokens alone, in chunks, with their gradients at once (as in Hsu et al. 2024, "Liger Kernel", section 3.2), so that
+logits of a complete batch never exist. Whether a model's head can be replaced in this way is tested, not assumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,17 +29,17 @@ class TokenLoss:
 
     Args:
         model: a causal language model, not wrapped.
-        inputs: of a small forward pass that shows whether the model gives out its head's logits as they are.
+        inputs: of a small forward pass that shows whether the model returns its head's logits unchanged.
 
     Attributes:
         head: the model's output head.
-        is_fused: whether the head is taken over. Not where the model scales or caps its logits, which would be left out.
+        is_fused: whether the head is replaced. Not for a model that scales or caps its logits, which would be lost.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
-        self.head = model.get_output_embeddings()
+        self.head = output_head(model)
         is_plain = type(self.head) is nn.Linear and "forward" not in vars(self.head)
-        self.is_fused = is_plain and self._gives_out_its_heads_logits(model, inputs)
+        self.is_fused = is_plain and self._returns_logits_of_head(model, inputs)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Return the sum over all trained tokens, in fp32, differentiable.
@@ -47,13 +47,13 @@ class TokenLoss:
         Args:
             model: the model, which may be wrapped by now.
             inputs: of its forward pass, without labels.
-            labels: [rows, tokens] token ids as they stand in the rows, IGNORED where not trained. The first token of a row is never trained.
+            labels: [rows, tokens] the token ids of the rows, IGNORED where not trained. The first token of a row is never trained.
         """
         return self._fused(model, inputs, labels) if self.is_fused else plain(model, inputs, labels)
 
     @torch.no_grad()
     def of_tokens(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return of each trained token, row by row, its cross-entropy in fp32 and whether the model ranked it first: [tokens] both.
+        """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it first: [tokens] both.
 
         Args:
             model: the model, which may be wrapped by now.
@@ -65,17 +65,17 @@ class TokenLoss:
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         head = self.head
 
-        def look_in_place_of_logits(hidden: torch.Tensor) -> torch.Tensor:
+        def score_in_chunks(hidden: torch.Tensor) -> torch.Tensor:
             states = hidden[:, :-1][predicted]
             size = max(1, _CHUNK_ELEMENTS // len(head.weight))
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
-                found.append(_look(logits, targets[start : start + size]))
+                found.append(_token_scores(logits, targets[start : start + size]))
             return hidden.new_zeros((1, 1, 1))
 
         if not self.is_fused:
-            return _look(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
-        with in_place_of(head, look_in_place_of_logits):
+            return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
+        with replaced_forward(head, score_in_chunks):
             model(**inputs, use_cache=False)
         losses, is_first = zip(*found, strict=True)
         return torch.cat(losses), torch.cat(is_first)
@@ -91,9 +91,13 @@ class TokenLoss:
         return loss_in_head(head, loss_of, model, inputs)
 
     @torch.no_grad()
-    def _gives_out_its_heads_logits(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
         of_head: list[torch.Tensor] = []
-        hook = self.head.register_forward_hook(lambda module, given, found: of_head.append(found))
+
+        def keep(module: nn.Module, given: Any, logits: torch.Tensor) -> None:
+            of_head.append(logits)
+
+        hook = self.head.register_forward_hook(keep)
         try:
             logits = model(**inputs, use_cache=False).logits
         finally:
@@ -102,8 +106,8 @@ class TokenLoss:
 
 
 @contextmanager
-def in_place_of(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Have a head compute something else where the model calls it: wrappers that gather its weights or count its gradients see no difference."""
+def replaced_forward(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Replace the computation of a head; wrappers that gather its weights or count its gradients still work."""
     head.forward = compute
     try:
         yield
@@ -114,26 +118,33 @@ def in_place_of(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]
 def loss_in_head(
     head: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, inputs: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Return the scalar that a forward pass has in place of its logits: `loss_of` what the head is given, [rows, tokens, hidden]."""
-    # A copy: FSDP warns of views, which an operation in place would cut from its hooks.
-    with in_place_of(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
+    """Return the scalar that a forward pass returns in place of its logits: `loss_of` the head's input [rows, tokens, hidden]."""
+    # A copy: FSDP warns about views, whose hooks an operation in place would lose.
+    with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
         return model(**inputs, use_cache=False).logits.sum()
 
 
-def _look(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
 
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """Return the same sum from all of the model's own logits."""
+    """Return the same sum, computed from all of the model's own logits."""
     logits = model(**inputs, use_cache=False).logits
     targets = labels[:, 1:]
     predicted = targets != IGNORED
     return functional.cross_entropy(logits[:, :-1][predicted].float(), targets[predicted], reduction="sum")
 
 
+def output_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the output head of a language model."""
+    head = model.get_output_embeddings()
+    assert head is not None, f"{type(model).__name__} has no output head"
+    return cast(nn.Linear, head)
+
+
 class LossOfHead(torch.autograd.Function):
-    """A summed loss of the logits `hidden @ weight.T + bias`; its gradients are computed in the forward pass, a chunk of tokens at a time."""
+    """A summed loss of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients, a chunk of tokens at a time."""
 
     @staticmethod
     def summed(
@@ -141,32 +152,32 @@ class LossOfHead(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        look: Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        loss_of_chunk: Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
         num_heads: int = 1,
     ) -> torch.Tensor:
-        """Return the sum, a scalar in fp32: what `forward` returns.
+        """Return the sum, a scalar in fp32, which `forward` returns.
 
         Args:
-            ctx: what backward needs; the first three arguments of `forward` are these.
+            ctx: takes what backward needs; the first three arguments of `forward` are the next three here.
             hidden: [tokens, hidden].
             weight: [vocabulary, hidden].
             bias: [vocabulary] or None.
-            look: (a chunk of the tokens, their logits) -> their summed loss and its slope [tokens, vocabulary] by the logits, both in fp32.
-            num_heads: whose logits of a token exist at a time.
+            loss_of_chunk: (a chunk of the tokens, their logits) -> their summed loss and its gradient [tokens, vocabulary] by the logits, both in fp32.
+            num_heads: heads whose logits of a token exist at the same time.
         """
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = dtype_of_logits(weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
             size = max(1, _CHUNK_ELEMENTS // (num_heads * len(weight)))
             for start in range(0, len(hidden), size):
                 chunk = slice(start, start + size)
-                loss, slope = look(chunk, functional.linear(states[chunk], matrix, offset))
+                loss, slope = loss_of_chunk(chunk, functional.linear(states[chunk], matrix, offset))
                 total += loss
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
@@ -181,8 +192,11 @@ class LossOfHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator loses the name of the first parameter
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients; in place, as each is used once and one is as large as the head."""
+        (slope,) = grad_outputs
         hidden, weight, bias = ctx.saved_tensors
         of_weight, of_bias = ctx.dtypes
         return (
@@ -203,18 +217,18 @@ class LinearCrossEntropy(LossOfHead):
 
 
 def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
-    """Return what a head computes in: autocast's dtype, else that of its weight."""
+    """Return the dtype that a head computes in: autocast's, else that of its weight."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed cross-entropy and its slope by the logits, both in fp32.
+    """Return the summed cross-entropy and its gradient by the logits, both in fp32.
 
     Args:
         logits: [tokens, vocabulary].
         targets: [tokens] token ids.
-        shares: [tokens] how much each token's counts; None: 1.
+        shares: [tokens] weight of each token; None: 1.
     """
     answers = targets[:, None]
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)

@@ -1,6 +1,6 @@
-"""How well a language model predicts the trained tokens of held-out documents: one definition for all who score one.
+"""Scores of a language model: how well it predicts the trained tokens of held-out documents.
 
-Used on the validation rows while training, by the pilot and the cheaper ways, and on the test rows by the evaluation.
+The same scores are used on the validation rows in training, in the pilot and by the baselines, and on the test rows in the evaluation.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.models import precision
-from fullft_assets.models.inference import collate, device, in_batches, place
+from fullft_assets.models.inference import collate, device, in_batches, move_unless_sharded
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 
 if TYPE_CHECKING:
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Listener
 
-#: Fills rows up behind their last token, where nothing sees it.
+#: Fills rows up after their last token, which no trained token attends to.
 _PADDING = 0
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Documents' trained tokens and how they were predicted; the methods pool all tokens of all documents.
+    """The predictions of the trained tokens of documents; the methods pool all tokens of all documents.
 
     Attributes:
         num_tokens: [documents] int64, trained tokens that were predicted.
@@ -45,7 +45,7 @@ class TokenScores:
         return float(self.loss.sum() / count) if count else math.nan
 
     def perplexity(self) -> float:
-        """Return exp(mean loss); infinite where that is too large for a number."""
+        """Return exp(mean loss); infinite where that overflows."""
         loss = self.mean_loss()
         return math.exp(loss) if not loss > 700 else math.inf
 
@@ -64,18 +64,18 @@ def score_documents(
     windows: Sequence[Sequence[Sequence[int]]],
     marks: Sequence[Sequence[Sequence[int]]] | None,
     *,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> TokenScores:
     """Score a causal language model on documents; the model's mode is restored.
 
-    A token is predicted from those before it in its window, so the first of a window never is. Each window stands on a
-    row of its own, longest first, so what a model does with packed rows has no part in it.
+    A token is predicted from those before it in its window, so the first one of a window never is. Each window has a
+    row of its own, longest first, so packing does not matter.
 
     Args:
         model: not wrapped; it is moved to the accelerator, if there is one.
         windows: token ids of each document's windows.
         marks: aligned with the windows, 1 where a token is trained; None: all are.
-        progress: told how many windows are done, and asked between batches whether to stop.
+        progress: reports how many windows are done; asked between batches whether to stop.
 
     Raises:
         Interrupted: a stop was requested.
@@ -85,11 +85,11 @@ def score_documents(
     rows = _rows(windows, marks)
     was_training = model.training
     model.eval()
-    place(model)
+    move_unless_sharded(model)
     token_loss: TokenLoss | None = None
 
-    def look(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return of each trained token its document, its loss and whether it was ranked first."""
+    def forward(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the document, the loss and whether it was ranked first of each trained token."""
         nonlocal token_loss
         batch = rows[start:end]
         inputs = {name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()}
@@ -102,7 +102,7 @@ def score_documents(
 
     try:
         with torch.no_grad(), precision.autocast(precision.of_scores(model)):
-            for documents, losses, is_first in in_batches([len(row.ids) for row in rows], look, model, progress):
+            for documents, losses, is_first in in_batches([len(row.ids) for row in rows], forward, model, progress):
                 np.add.at(num_tokens, documents, 1)
                 np.add.at(loss, documents, losses)
                 np.add.at(num_right, documents, is_first)

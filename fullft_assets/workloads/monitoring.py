@@ -1,7 +1,7 @@
 """monitoring: production_documents, finetuned_checkpoint, training_snapshot -> drift_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The reference, held-out
-rows as the model sees them, is an artifact of its own: made once a checkpoint, read by each window after.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The reference, the
+features of held-out rows, is an artifact of its own: made once for each checkpoint, and read for each window after that.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from fullft_assets import monitoring
 from fullft_assets.base_model import ModelFolder, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.process import Progress, run_workload
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import predict
 from fullft_assets.monitoring import DriftVerdict, Features
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Draft, Manifest, Store, artifact_key
+from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +31,7 @@ REFERENCE_STAGE = "drift_reference"
 
 @dataclass(frozen=True)
 class ProductionRows:
-    """The readable rows of a window, and one row a group of them."""
+    """The readable rows of a window, and the chosen ones: one row for each group."""
 
     texts: list[str]
     chosen: np.ndarray
@@ -40,7 +41,7 @@ class ProductionRows:
 
     @classmethod
     def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
-        """Take what can be read of a `documents.parquet` table; empty texts are left out, and counted."""
+        """Read a `documents.parquet` table; rows without a text are not compared, but counted."""
         rows = table.select(["text", "label", "group"]).to_pylist()
         rows = [row for row in rows if row["text"] and row["text"].strip()]
         texts, groups = [row["text"] for row in rows], [row["group"] for row in rows]
@@ -55,14 +56,14 @@ class ProductionRows:
 
 @dataclass(frozen=True)
 class Reader:
-    """The model under watch: texts -> features."""
+    """The monitored model: texts -> features."""
 
     model_folder: ModelFolder
     tokenization: Tokenization
     progress: Progress
 
     def read(self, texts: list[str], vocabulary: set[str]) -> Features:
-        """Return the features of whole texts, each pooled over its windows."""
+        """Return the features of full texts, each pooled over its windows."""
         windows, counts = self.tokenization.windows_with_lengths(texts)
         prediction = predict(self.model_folder, windows, progress=self.progress)
         return monitoring.build_features(texts, counts, vocabulary, prediction.probabilities, prediction.embeddings)
@@ -77,7 +78,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     window = ProductionRows.read(
         pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet"), job.settings.seed, settings.max_window_rows
     )
-    progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after one a group")
+    progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after keeping one for each group")
     features = None
     if len(window.chosen) < settings.min_window_rows:
         verdict = monitoring.insufficient(len(window.chosen), settings)
@@ -110,7 +111,9 @@ def _load_reference(job: Job, store: Store, inputs: dict[str, Manifest], reader:
     if manifest is None:
         with store.create(job.case, REFERENCE_STAGE, key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
             num_rows, num_words = _write_reference(draft.path, job, store, inputs["training_snapshot"], reader)
-            manifest = draft.commit(settings=settings, inputs=sources, metadata={"num_rows": num_rows, "num_words": num_words})
+            manifest = draft.commit(
+                settings=settings, inputs=sources, metadata=monitoring.ReferenceMetadata(num_rows=num_rows, num_words=num_words).as_dict()
+            )
     folder = store.folder(manifest)
     words = (folder / "vocabulary.txt").read_text(encoding="utf-8")
     return Features.load(folder / "features.npz"), set(words.split("\n"))
@@ -146,19 +149,19 @@ def _write_report(
     return draft.commit(
         settings=monitoring.key_settings(job.settings),
         inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-        metadata={
-            "status": verdict.status,
-            "summary": verdict.summary,
-            "table": monitoring.render_table(verdict),
-            "num_rows": verdict.num_rows,
-            "num_delivered": window.num_delivered,
-            "num_unreadable": window.num_delivered - len(window.texts),
-            "num_related_left_out": len(window.texts) - len(window.chosen),
-            "num_labelled": window.num_labelled,
-            "num_reference_rows": verdict.num_reference_rows,
-            "p_values": {test.name: test.p_value for test in verdict.tests},
-            "effects": {test.name: test.effect for test in verdict.tests},
-        },
+        metadata=monitoring.DriftMetadata(
+            status=verdict.status,
+            summary=verdict.summary,
+            table=monitoring.render_table(verdict),
+            num_rows=verdict.num_rows,
+            num_delivered=window.num_delivered,
+            num_unreadable=window.num_delivered - len(window.texts),
+            num_related_left_out=len(window.texts) - len(window.chosen),
+            num_labelled=window.num_labelled,
+            num_reference_rows=verdict.num_reference_rows,
+            p_values={test.name: test.p_value for test in verdict.tests},
+            effects={test.name: test.effect for test in verdict.tests},
+        ).as_dict(),
         checks=[monitoring.check(verdict)],
     )
 

@@ -1,11 +1,10 @@
-"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in those that will share the model.
+"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in several that share the model.
 
 Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job URI`; under torchrun where `training.sharding` is on.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import platform
@@ -21,29 +20,33 @@ import psutil
 import torch
 
 from fullft_assets import planning
-from fullft_assets.engine import kernels, optimizers, regularization, sharding, telemetry
+from fullft_assets.engine import kernels, optimizers, regularization, sharding
 from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.engine.recipe import Prepared, Recipe
-from fullft_assets.engine.trainer import accumulation_steps, arguments
-from fullft_assets.engine.watcher import peak_memory_bytes
+from fullft_assets.engine.requirements import accumulation_steps, require
+from fullft_assets.engine.trainer import training_arguments
 from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.process import Progress, run_workload
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models import layers, precision
-from fullft_assets.models.inference import claim_device, device
+from fullft_assets.models.hardware import free_memory, gpu_name, peak_memory_bytes
+from fullft_assets.models.inference import claim_device, device, move
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import label_names
-from fullft_assets.store import Draft, Manifest, Store
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
+from fullft_assets.store.metadata import Metadata
 from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.training import plan_settings
+from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Passes timed for the plan, spread over the sizes that occur.
 _TIMED_PASSES = 6
-#: Between two looks for what the first process writes alone.
-_LOOK_SECONDS = 1.0
+#: Pause of a process that waits for an artifact of the first one.
+_POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Planning:
     """The inputs that the three artifacts share; the rows are read once.
 
     Attributes:
-        processes: that share the model in planning as they will in training; 1 where this one holds all of it.
+        processes: that share the model in planning as they will in training; 1 if this process holds all of it.
     """
 
     job: Job
@@ -61,22 +64,17 @@ class Planning:
     recipe: Recipe
     processes: int = 1
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes the artifacts."""
-        return self.processes == 1 or int(os.environ["RANK"]) == 0
-
     def write(self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False) -> Manifest | None:
         """Return the artifact of a stage, made now unless it exists; None in processes after the first one that helped to make it.
 
         Args:
             stage: its name.
-            make: fills a draft. All processes do so, as they share the model; the first one's is kept.
-            alone: the first process does so alone, and the others wait for what it writes.
+            make: fills a draft. All processes do so, as they share the model; that of the first one is kept.
+            alone: the first process does so alone, and the others wait for its artifact.
         """
         found = self._find(stage)
-        while found is None and alone and not self.is_first:
-            time.sleep(_LOOK_SECONDS)
+        while found is None and alone and not is_first_rank():
+            time.sleep(_POLL_SECONDS)
             self.progress.raise_if_stopped()
             found = self._find(stage)
         if found is not None:
@@ -89,14 +87,17 @@ class Planning:
     def _find(self, stage: str) -> Manifest | None:
         return self.store.find(self.job.case, stage, self.job.key)
 
-    def commit(self, draft: Draft, metadata: dict, checks: list) -> Manifest | None:
+    def commit(self, draft: Draft, metadata: Metadata, checks: list[CheckOutcome]) -> Manifest | None:
         """Commit a draft with the shared settings and inputs; in processes after the first one leave it to be removed."""
-        if not self.is_first:
+        if not is_first_rank():
             return None
         return draft.commit(
-            settings={"planning": self.job.settings.planning.model_dump(), "training": plan_settings(self.job.settings)},
+            settings={
+                "planning": self.job.settings.model_dump(include={"planning"})["planning"],
+                "training": plan_settings(self.job.settings),
+            },
             inputs={"training_snapshot": self.snapshot.content_digest},
-            metadata=metadata,
+            metadata=metadata.as_dict(),
             checks=checks,
         )
 
@@ -105,24 +106,20 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the three planning artifacts.
 
     Raises:
-        SettingsError: training could not divide its batch, compute in its precision, shard its model or reach a tracker, or the rows are too
-            few for a learning curve.
+        SettingsError: training would refuse its settings, see `requirements.require`; or the rows are too few for a learning curve.
     """
     settings = job.settings
     claim_device()
-    # Said now: training would only find out after all that is measured here.
-    accumulation_steps(settings.training, settings.launcher.processes)
-    precision.of(settings.training)
-    optimizers.require(settings.training, settings.launcher.processes)
-    sharding.require(settings.training, settings.launcher.processes)
-    telemetry.require(settings.training.track)
+    # Checked now: training itself would check only after the pilot.
+    require(settings.training, settings.launcher.processes)
     snapshot = job.load_inputs(store)["training_snapshot"]
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
-    shared = Planning(job, store, progress, snapshot, recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
-    cheaper = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
-    shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, cheaper))
+    baselines = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
+    assert baselines is not None, "processes after the first one wait for it"
+    shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
 
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
@@ -131,44 +128,42 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        is_whole = shared.job.settings.training.sharding != "none" and shared.processes == 1
-        alone = "; this process held the whole model: start planning under torchrun, as the launcher does" if is_whole else ""
+        is_alone = shared.job.settings.training.sharding != "none" and shared.processes == 1
+        alone = "; this process held the complete model: start planning under torchrun, as the launcher does" if is_alone else ""
         raise OutOfMemory(
             "not one training pass of the largest size fits in memory; lower training.micro_batch_size or chunks.max_tokens, set "
             f"training.gradient_checkpointing, or go down the memory ladder (training.optimizer, training.weights){alone}"
         ) from error
-    gc.collect()  # what was measured is let go of before the pilot loads a model of its own
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
-    headline, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes)
-    headline |= about
-    (draft.path / "plan.json").write_text(json.dumps(headline, indent=1))
+    plan, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes)
+    metadata = planning.PlanMetadata(**{**plan.model_dump(), **about})
+    (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
     for check in checks:
         shared.progress.say(f"{check.name}: {check.description}")
-    if note := planning.stop_note(headline["stop_seconds"], settings.launcher.grace_seconds):
+    if note := planning.stop_note(plan.stop_seconds, settings.launcher.grace_seconds):
         shared.progress.say(note)
-    return shared.commit(draft, headline, checks)
+    return shared.commit(draft, metadata, checks)
 
 
 def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
-    """Time real training passes of the sizes that occur and predict the whole run from them.
+    """Time real training passes of the sizes that occur and predict the time of the complete run from them.
 
-    Left out is what is not training: loading, scoring the validation rows, writing checkpoints. Processes that share the model make the
-    passes together, each on the same rows, and the one that holds most counts.
+    Loading, scoring the validation rows and writing checkpoints are not included. Processes that share the model make the
+    passes together, each on the same rows, and the largest memory of them counts.
 
     Returns:
-        What was measured, and what the recipe says of the training.
+        The measurements, and what the recipe reports about the training.
     """
     settings, recipe = shared.job.settings.training, shared.recipe
     model = recipe.load(settings)
     layers.freeze(model, settings)
-    # Processes share the passes; here each is timed alone.
+    # Processes share the passes of training; here each pass is timed alone.
     prepared = kernels.apply(model, recipe.prepare(model, settings, shared.job.settings.seed, 1), settings)
     feed = prepared.feed
     model.train()
     if shared.processes == 1:
-        model.to(device())
+        move(model)
     if settings.compile:
         layers.compile_below_head(model)
     if settings.gradient_checkpointing:
@@ -178,9 +173,9 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, shared.job.settings.seed)
     if shared.processes > 1:
-        model, optimizer = _in_parts(model, optimizer, prepared, settings, shared.processes)
+        model, optimizer = _shard(model, optimizer, prepared, settings, shared.processes)
     by_size = np.argsort(-feed.sizes, kind="stable")
-    # The largest first: it decides the memory, and warms everything up.
+    # The largest pass first: it decides the memory, and warms everything up.
     picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
     chosen = precision.of(settings)
     precision.enable(chosen)
@@ -188,11 +183,11 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
-    # Passes between the timed sizes cost what a line between them says.
+    # The time of passes between the timed sizes is interpolated linearly.
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
     seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
     passes = float(np.interp(feed.sizes, sizes, seconds).sum())
-    # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the model is in parts.
+    # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the model is sharded.
     sharing = shared.processes if shared.processes > 1 else min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
     predicted = passes / sharing + num_steps * float(np.median(timed[:, 1]))
     measured = planning.Measured(
@@ -206,20 +201,29 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
         peak_memory_bytes=_largest(peak_memory_bytes(), shared.processes),
         available_memory_bytes=_available_memory_bytes(shared.processes),
         host_memory_bytes=psutil.virtual_memory().total if torch.cuda.is_available() else None,
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
+        device=gpu_name() or f"CPU {platform.machine()}",
         precision=chosen,
         num_processes=shared.processes,
     )
     return measured, prepared.about
 
 
-def _in_parts(
+def _shard(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, settings: TrainingSettings, processes: int
 ) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
-    """Return model and optimizer as they will lie on the processes of a training."""
+    """Return model and optimizer sharded as in training."""
     with tempfile.TemporaryDirectory(prefix="fullft-plan-") as folder:
-        sizes = {"num_processes": processes, "items_a_pass": prepared.feed.items_a_pass, "num_steps": 1}
-        return sharding.take_apart(model, optimizer, arguments(settings, model, Path(folder), seed=0, resumable=False, **sizes))
+        arguments = training_arguments(
+            settings,
+            model,
+            Path(folder),
+            seed=0,
+            num_processes=processes,
+            items_a_pass=prepared.feed.items_a_pass,
+            num_steps=1,
+            resumable=False,
+        )
+        return sharding.shard(model, optimizer, arguments)
 
 
 def _largest(number: int, processes: int) -> int:
@@ -244,7 +248,7 @@ def _timed_pass(
             loss = prepared.total_loss(model, inputs, labels) / labels.numel()
         loss.backward()
 
-    if isinstance(optimizer, optimizers.Lean) and optimizer.in_backward:
+    if isinstance(optimizer, optimizers.LowMemoryOptimizer) and optimizer.in_backward:
         if optimizer.measures_first:
             with optimizer.measuring():
                 make_pass()
@@ -268,7 +272,7 @@ def _now() -> float:
 def _available_memory_bytes(processes: int) -> int:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    # Processes that were measured together share the machine, unless they are those of several hosts.
+    # Processes that were measured together share the machine's memory, unless they run on several hosts.
     return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
@@ -276,12 +280,13 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     metric = shared.job.settings.primary_metric
     scores, seconds = {}, {}
     started = time.monotonic()
-    for name, found in shared.recipe.cheaper_ways(draft.path, shared.progress):
+    for name, found in shared.recipe.score_baselines(shared.job.settings.baselines, draft.path, shared.progress):
         scores[name], seconds[name] = found[metric], time.monotonic() - started
         shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
-    metadata = {"labels": label_names(shared.snapshot), "scores": scores, "seconds": seconds, "best": best, "best_score": scores[best]}
+    labels = label_names(shared.snapshot)
+    metadata = planning.BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, best=best, best_score=scores[best])
     return shared.commit(draft, metadata, [])
 
 
@@ -289,17 +294,17 @@ def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:
     return planning.pilot_rows(recipe.num_rows, settings.training.epochs, settings.planning.pilot_share, settings.training.batch_size)
 
 
-def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest | None:
+def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifest | None:
     settings = shared.job.settings
     rows = _pilot_rows(shared.recipe, settings)
-    looks: dict[int, int] = {}
+    step_of_rows: dict[int, int] = {}
 
-    def after_each(num_steps: float) -> list[int]:
-        looks.update({count: max(1, round(num_steps * count / rows[-1])) for count in rows})
-        return list(looks.values())
+    def evaluation_steps(num_steps: float) -> list[int]:
+        step_of_rows.update({count: max(1, round(num_steps * count / rows[-1])) for count in rows})
+        return list(step_of_rows.values())
 
-    # A run in small, with the schedule of the whole: at a constant rate a score jumps by more from one step to another than it gains.
-    # One process shares its model with none.
+    # A small run with the learning-rate schedule of a complete one: at a constant rate a score varies more between steps than it gains.
+    # Sharding needs more than one process.
     changes = {"epochs": 1.0, "max_general_rise": None, "wise_ft": []} | ({"sharding": "none"} if shared.processes == 1 else {})
     training = settings.training.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
@@ -310,27 +315,28 @@ def _write_pilot(shared: Planning, draft: Draft, cheaper: Manifest) -> Manifest 
             Path(folder),
             shared.progress,
             num_processes=shared.processes,
-            evaluate_at=after_each,
+            evaluate_at=evaluation_steps,
             resumable=False,
         )
     key = f"validation_{settings.primary_metric}"
     scored = {line["step"]: line[key] for line in fit.history if key in line}
-    points = [planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in looks.items()]
+    points = [planning.Point(rows=count, score=scored[min(step, fit.num_steps)]) for count, step in step_of_rows.items()]
     prediction = planning.extrapolate(points, round(shared.recipe.num_rows * settings.training.epochs))
-    check = planning.pilot_check(prediction, cheaper.metadata["best"], cheaper.metadata["best_score"], settings.planning)
+    to_beat = planning.BaselinesMetadata.of(baselines)
+    check = planning.pilot_check(prediction, to_beat.best, to_beat.best_score, settings.planning)
     shared.progress.say(check.description)
-    metadata = {
-        "learning_curve": [{"rows": p.rows, settings.primary_metric: p.score} for p in points],
-        "predicted": prediction.predicted,
-        "predicted_low": prediction.low,
-        "predicted_high": prediction.high,
-        "target_rows": prediction.target_rows,
-        "best_baseline": cheaper.metadata["best"],
-        "best_baseline_score": cheaper.metadata["best_score"],
-        "seconds": fit.seconds,
-        "num_tokens": fit.num_tokens,
-    }
-    (draft.path / "pilot.json").write_text(json.dumps({**metadata, "history": fit.history}, indent=1))
+    metadata = planning.PilotMetadata(
+        learning_curve=[{"rows": p.rows, settings.primary_metric: p.score} for p in points],
+        predicted=prediction.predicted,
+        predicted_low=prediction.low,
+        predicted_high=prediction.high,
+        target_rows=prediction.target_rows,
+        best_baseline=to_beat.best,
+        best_baseline_score=to_beat.best_score,
+        seconds=fit.seconds,
+        num_tokens=fit.num_tokens,
+    )
+    (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": fit.history}, indent=1))
     return shared.commit(draft, metadata, [check])
 
 

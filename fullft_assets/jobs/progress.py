@@ -1,0 +1,103 @@
+"""What a workload reports while it works, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from fullft_assets.errors import Interrupted
+
+#: At most one progress line in this time.
+STEP_SECONDS = 10.0
+#: Messages that reach Dagster's log at any pace; thousands of them would slow it down.
+_FREE_REPORTS = 100
+
+
+class Listener(Protocol):
+    """The part of a `Progress` that long forward work uses."""
+
+    def raise_if_stopped(self) -> None:
+        """End the work if it was asked to stop."""
+        ...
+
+    def step(self, done: int, total: int) -> None:
+        """Report how far the work is."""
+        ...
+
+
+class Progress:
+    """Reports what a workload does, and knows whether it was asked to stop.
+
+    Args:
+        report: writes a line to Dagster's log; None without Dagster.
+        silent: report nothing (every rank but the first).
+    """
+
+    def __init__(self, report: Callable[[str], None] | None = None, *, silent: bool = False):
+        #: True after SIGTERM or the first Ctrl-C: write a checkpoint, then raise `Interrupted`.
+        self.stop_requested = False
+        self._report = report
+        self._silent = silent
+        self._started = time.monotonic()
+        self._num_said = 0
+        self._stepped_at = float("-inf")
+        #: When a message and a step last reached Dagster's log; each has its own pace.
+        self._reported_at = {"say": float("-inf"), "step": float("-inf")}
+        self._phase = (0, 0, self._started)  # total, first done, when
+        self._done = 0
+
+    def say(self, message: str) -> None:
+        """Print a line; the first hundred go to Dagster's log at any pace, later ones sparsely."""
+        self._num_said += 1
+        self._speak("say", message, always=self._num_said <= _FREE_REPORTS)
+
+    def step(self, done: int, total: int, **numbers: float | None) -> None:
+        """Print how far the work is, with these numbers and the time left; at most one line in 10 s.
+
+        Args:
+            done: steps done of `total`. A new total, or a smaller `done`, begins a new count.
+            numbers: printed by name; None is not printed.
+        """
+        now = time.monotonic()
+        if total != self._phase[0] or done < self._done:
+            self._phase = (total, done, now)
+        self._done = done
+        if now - self._stepped_at < STEP_SECONDS:
+            return
+        self._stepped_at = now
+        shown = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
+        _, first, began = self._phase
+        if first < done < total:
+            shown.append(f"ETA {_duration((now - began) / (done - first) * (total - done))}")
+        self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *shown]))
+
+    def raise_if_stopped(self) -> None:
+        """End work that needs no checkpoint, if it was asked to stop.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self.stop_requested:
+            raise Interrupted("stopped on request; run the same command to start this part again")
+
+    def _speak(self, kind: str, message: str, always: bool = False) -> None:
+        if self._silent:
+            return
+        now = time.monotonic()
+        print(f"[{now - self._started:7.1f} s] {message}", flush=True)
+        # Every line of the first 10 minutes, then ever fewer: about 350 in a day.
+        pause = max(STEP_SECONDS, (now - self._started) / 60)
+        if self._report is not None and (always or now - self._reported_at[kind] >= pause):
+            self._report(message)
+            self._reported_at[kind] = now
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

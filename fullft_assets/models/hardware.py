@@ -1,0 +1,89 @@
+"""The hardware of this machine: its GPUs, their peak rates, the memory that a process took. Importing it loads no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers' data sheets, which give TF32
+#: half of the first on every card that has it. The first match counts, so narrower names come first.
+_PEAKS = (
+    ("B200", 2250e12, 75e12),
+    ("GH200", 989e12, 67e12),
+    ("H200", 989e12, 67e12),
+    ("H100 PCIe", 756e12, 51e12),
+    ("H100 NVL", 835e12, 60e12),
+    ("H100", 989e12, 67e12),
+    ("A100", 312e12, 19.5e12),
+    ("A10G", 70e12, 31e12),
+    ("A10", 125e12, 31e12),
+    ("A40", 150e12, 37e12),
+    ("A30", 165e12, 10.3e12),
+    ("L40S", 362e12, 91.6e12),
+    ("L40", 181e12, 90.5e12),
+    ("L4", 121e12, 30.3e12),
+    ("RTX A6000", 155e12, 38.7e12),
+    ("RTX 4090", 165e12, 82.6e12),
+    ("RTX 3090", 71e12, 35.6e12),
+    ("V100", 125e12, 15.7e12),
+    ("T4", 65e12, 8.1e12),
+    ("MI300X", 1307e12, 163e12),
+    ("MI250X", 383e12, 48e12),
+)
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Return the dense peak of a card in FLOP/s; None where it is not known, as for every CPU.
+
+    Args:
+        device: the card's name as its driver reports it.
+        precision: fp32, tf32, bf16 or fp16.
+    """
+    for name, half, single in _PEAKS:
+        if name in device:
+            return {"fp32": single, "tf32": half / 2}.get(precision, half)
+    return None
+
+
+def local_hardware() -> dict[str, Any]:
+    """Return the number of processors and the names of the GPUs of this machine."""
+    gpus: list[str] = []
+    if shutil.which("nvidia-smi"):
+        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        gpus = names.stdout.split("\n")[:-1] if names.returncode == 0 else []
+    return {"cpus": os.cpu_count(), "gpus": gpus}
+
+
+def gpu_name() -> str | None:
+    """Return the name of the GPU that this process computes on; None on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory of this process: the accelerator's, or on a CPU the resident set."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> None:
+    """Return unused memory to the system: torch and the C library keep it, in pieces that the next allocation may not fit into."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # Not every C library has it.
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

@@ -1,0 +1,112 @@
+"""The entry point that all workloads share: command line, progress, exit code.
+
+A workload's module ends with `if __name__ == "__main__": run_workload(work)`. Launched by Dagster, its
+progress arrives in the run's log; run by hand, the same line works without Dagster. Exit codes: 0 done,
+3 for a reason that the user can fix (one line on stderr), 1 for anything else (traceback on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fullft_assets.errors import FullftError, classify
+from fullft_assets.jobs import Job, read_job
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.jobs.ranks import is_first_rank, num_ranks
+from fullft_assets.store import Store
+
+_LONGEST_REASON = 500
+
+
+def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
+    """Run a workload's `work` on the job that the command line names, then exit.
+
+    Args:
+        work: reads the job's inputs from the store and writes its artifact there.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--job", required=True, metavar="URI", help="the job file, in the store")
+    uri = parser.parse_args().job
+    with _dagster_log() as report:
+        code = run_job(work, uri, Progress(report, silent=not is_first_rank()))
+    sys.exit(code)
+
+
+def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress) -> int:
+    """Run `work` on the job at a URI, report a failure, and return the exit code."""
+    listen_for_stop(progress)
+    job, began_at = None, time.time()
+    try:
+        job = read_job(uri)
+        work(job, job.open_store(), progress)
+    except FullftError as error:
+        report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)
+        return EXIT_FIXABLE
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        line = f"{Path(sys.argv[0]).stem} failed: {reason[:_LONGEST_REASON]}; the traceback is in the step's stderr"
+        report_failure(WorkloadFailure(line, classify(error)), job, began_at)
+        return 1
+    return 0
+
+
+def listen_for_stop(progress: Progress) -> None:
+    """Set `progress.stop_requested` on SIGTERM and on the first Ctrl-C; a second Ctrl-C stops at once."""
+
+    def request_stop(number: int, _) -> None:
+        if number == signal.SIGINT:
+            # Not print: the signal may have interrupted one.
+            os.write(2, b"stopping at the next checkpoint; Ctrl-C again stops at once\n")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        progress.stop_requested = True
+
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+
+
+def report_failure(failure: WorkloadFailure, job: Job | None, began_at: float) -> None:
+    """Write a failure for the launcher, into the store and on stderr; of several ranks, the first one's.
+
+    A rank that lost another one to its failure fails, too, but later, and does not know the cause.
+    """
+    path = os.environ.get(ERROR_FILE)
+    if path is not None and not failure.write(Path(path)):
+        return
+    print(failure.line, file=sys.stderr, flush=True)
+    if job is None:
+        return
+    name, record = (
+        f"failures/{job.case}/{job.stage}/{job.key}.json",
+        {"failure": failure.failure, "reason": failure.line, "at": time.time()},
+    )
+    try:
+        store = job.open_store()
+        # Ranks that were started by hand, or on several hosts, share no file of a launcher. All begin together: a failure since then
+        # belongs to this attempt, also if it happened on another host.
+        recorded = store.read_json(name) if num_ranks() > 1 else None
+        if recorded is None or recorded["at"] < began_at:
+            store.write_json(name, record)
+    except Exception as error:  # the store itself may be what failed; its own error must not replace the reason
+        print(f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _dagster_log() -> Iterator[Callable[[str], None] | None]:
+    from dagster_pipes import PipesEnvVarParamsLoader, open_dagster_pipes
+
+    if not is_first_rank() or not PipesEnvVarParamsLoader().is_dagster_pipes_process():
+        yield None
+        return
+    with open_dagster_pipes() as pipes:
+        yield pipes.log.info
