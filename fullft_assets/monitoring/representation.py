@@ -1,7 +1,7 @@
 """Representation: does the training data have the labels and domains that production has?
 
 The distance is the total variation of the shares. Two samples of one distribution have a distance too, and a large
-one where a window is small or labels are many; so what equal distributions would show is taken off it first.
+one if a window is small or there are many labels; so the distance expected from equal distributions is subtracted first.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.monitoring import Features
-from fullft_assets.snapshot.parts import folder_of
+from fullft_assets.documents import RawMetadata
+from fullft_assets.monitoring.features import Features
+from fullft_assets.snapshot.frozen_batches import folder_of
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from fullft_assets.store import Manifest, Store
 
-NAME = "training_data_represents_production"
-#: Fewer documents on a side say nothing about shares.
+CHECK = CheckSpec("training_data_represents_production", "Labels and domains are as frequent in the training rows as in production.")
+#: With fewer documents on a side the shares are not compared.
 MIN_ROWS = 100
-#: The newest windows count, until they hold so many documents: what was seen a year ago says little of today.
+#: The newest windows count, until they have so many documents: production of a year ago is no measure of today.
 ENOUGH_ROWS = 10_000
-#: Shares named in the description, those that differ most.
+#: Number of shares named in the description, those that differ most.
 _NUM_NAMED = 3
 _NUM_DRAWS = 400
 _COLUMNS = ("label", "labels", "spans", "domain", "group", "text", "problem")
@@ -35,16 +37,16 @@ _COLUMNS = ("label", "labels", "spans", "domain", "group", "text", "problem")
 
 @dataclass(frozen=True)
 class Composition:
-    """What a set of documents is made of.
+    """Composition of a set of documents.
 
     Attributes:
-        labels: documents by label (a document of several labels, or spans, counts once for each).
+        labels: documents by label (a document with several labels, or spans, counts once for each label).
         domains: documents by domain.
         num_rows: documents.
-        num_independent: how many independent documents they are worth (Kish's effective sample size over the groups:
-            related documents that come in bursts say less than their number).
+        num_independent: equivalent number of independent documents (Kish's effective sample size over the groups:
+            related documents that arrive in bursts carry less information than their number).
         lengths: [n] characters of each text.
-        labels_are_predicted: `labels` are a model's, of documents that are independent of each other.
+        labels_are_predicted: `labels` are predictions of a model for documents that are independent of each other.
     """
 
     labels: Mapping[str, int]
@@ -57,7 +59,7 @@ class Composition:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the shares of two compositions are apart in one respect.
+    """Distance between the shares of two compositions in one respect.
 
     Attributes:
         distance: total variation distance of the shares, 0 (alike) to 1 (nothing in common).
@@ -71,7 +73,7 @@ class Difference:
 
     @property
     def beyond_chance(self) -> float:
-        """The distance that chance does not account for."""
+        """The distance beyond the one expected by chance."""
         return max(0.0, self.distance - self.by_chance)
 
 
@@ -86,20 +88,20 @@ def judge(
 ) -> CheckOutcome:
     """Return the check on a snapshot: its training rows against the newest production documents, see `compare`.
 
-    Production's labels are those that its documents carry; where none does, those that the model predicted.
+    Production's labels are those of its documents; if none has a label, those that the model predicted.
 
     Args:
-        store: where the artifacts live.
+        store: has the artifacts.
         snapshot: `training_snapshot`.
         windows: `production_documents` by window; names sort by age.
         reports: `drift_report` by window.
-        model: the checkpoint in production; predictions of another one do not count.
+        model: the checkpoint in production; predictions of other checkpoints do not count.
         max_difference: see `compare`.
         seed: see `compare`.
     """
     newest: dict[str, Manifest] = {}
     for name in sorted(windows, reverse=True):
-        if sum(window.metadata["num_rows"] for window in newest.values()) >= ENOUGH_ROWS:
+        if sum(RawMetadata.of(window).num_rows for window in newest.values()) >= ENOUGH_ROWS:
             break
         newest[name] = windows[name]
     if not newest:
@@ -122,7 +124,7 @@ def predictions(store: Store, reports: Iterable[Manifest], model: Manifest) -> C
 
 
 def of_snapshot(store: Store, snapshot: Manifest) -> Composition:
-    """Return the composition of a snapshot's training rows; general documents for replay are no part of it."""
+    """Return the composition of a snapshot's training rows; general documents for replay do not count."""
     return of_tables(_training_tables(store, snapshot))
 
 
@@ -130,9 +132,9 @@ def of_production(store: Store, windows: Sequence[Manifest], predicted: Mapping[
     """Return the composition of production documents.
 
     Args:
-        store: where the windows live.
+        store: has the windows.
         windows: `production_documents` of the latest windows.
-        predicted: independent documents by predicted label; counts where no document carries a label.
+        predicted: independent documents by predicted label; used if no document has a label.
     """
     import pyarrow.parquet as pq
 
@@ -153,7 +155,7 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
 
     Malformed rows and rows without a text do not count.
     """
-    import pyarrow.compute as pc
+    from pyarrow.compute import call_function
 
     labels: Counter[str] = Counter()
     domains: Counter[str] = Counter()
@@ -161,15 +163,14 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
     lengths = [np.zeros(0, np.int64)]
     num_rows = 0
     for table in tables:
-        sound = pc.is_valid(table["text"])
+        table = table.filter(table["text"].is_valid())
         if "problem" in table.column_names:
-            sound = pc.and_(sound, pc.is_null(table["problem"]))
-        table = table.filter(sound)
+            table = table.filter(table["problem"].is_null())
         num_rows += len(table)
         labels.update(_label_counts(table))
         domains.update(_value_counts(table, "domain"))
         groups.update(_value_counts(table, "group"))
-        lengths.append(pc.utf8_length(table["text"]).to_numpy().astype(np.int64))
+        lengths.append(call_function("utf8_length", [table["text"]]).to_numpy().astype(np.int64))
     alone = num_rows - groups.total()
     squares = alone + sum(count * count for count in groups.values())
     independent = num_rows**2 / squares if num_rows else 0.0
@@ -179,15 +180,15 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
 def compare(training: Composition, production: Composition, max_difference: float, *, seed: int = 0) -> CheckOutcome:
     """Return the check `training_data_represents_production`, a warning.
 
-    It is red where label or domain shares are further apart, beyond what chance accounts for, than allowed. With fewer
-    than 100 documents on a side it says `insufficient data` and is green; what production does not carry (labels, most
-    often) is not compared, and said.
+    It is red if label or domain shares differ, beyond chance, by more than is allowed. With fewer
+    than 100 documents on a side it reports `insufficient data` and is green; what production does not have (most often
+    labels) is not compared, and reported.
 
     Args:
-        training: of the snapshot's training rows.
-        production: of production documents.
+        training: composition of the snapshot's training rows.
+        production: composition of production documents.
         max_difference: total variation distance beyond chance above which it warns (`snapshot.max_share_difference`).
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     sizes = {"num_training_rows": training.num_rows, "num_production_rows": production.num_rows}
     metadata = {**sizes, "num_characters": _length_quantiles(training, production)}
@@ -210,20 +211,20 @@ def compare(training: Composition, production: Composition, max_difference: floa
         text = _in_words(f"predicted {respect}" if is_predicted else respect, found)
         (red if found.beyond_chance > max_difference else green).append(text)
     if red:
-        mend = "label and deliver more of what production sees, or raise snapshot.max_share_difference"
-        return _outcome(False, f"{'; '.join(red)}; warns above {max_difference:g} beyond chance; {mend}", metadata)
+        fix = "label and deliver more documents like production's, or raise snapshot.max_share_difference"
+        return _outcome(False, f"{'; '.join(red)}; warns above {max_difference:g} beyond chance; {fix}", metadata)
     return _outcome(True, "; ".join(text for text in green if text), metadata)
 
 
 def difference(
     training: Mapping[str, int], production: Mapping[str, int], num_training: float, num_production: float, seed: int = 0
 ) -> Difference:
-    """Return how far two sets of counts are apart.
+    """Return the difference between two sets of counts.
 
     The distance expected by chance is the mean over draws of both samples from their pooled shares (a parametric
     bootstrap under the hypothesis of equality: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 16). The
     distance of samples is at most the true distance plus that, on average (triangle inequality), so a difference within
-    the limit is red by bad luck only.
+    the limit is red only by chance.
 
     Args:
         training, production: counts by name; neither may be empty.
@@ -236,7 +237,7 @@ def difference(
     sizes = [max(1, round(num_training)), max(1, round(num_production))]
     pooled = np.average(shares, axis=0, weights=sizes)
     generator = np.random.default_rng(seed)
-    # Bounded memory where names are many: then each draw's distance varies the less.
+    # Memory stays bounded for many names, where the distance of each draw varies less.
     num_draws = max(20, min(_NUM_DRAWS, 4_000_000 // len(names)))
     first, second = (generator.multinomial(size, pooled / pooled.sum(), num_draws) / size for size in sizes)
     by_chance = float(np.abs(first - second).sum(axis=1).mean() / 2)
@@ -260,8 +261,8 @@ def _why_not_compared(respect: str, training: Mapping[str, int], production: Map
         return ""
     side = "production" if sum(production.values()) < MIN_ROWS else "training"
     count = sum((production if side == "production" else training).values())
-    carried = f"{count:,} {side} documents carry a {respect}" if count else f"{side} documents carry no {respect}"
-    return f"{respect} shares are not compared: {carried}"
+    found = f"{count:,} {side} documents have a {respect}" if count else f"{side} documents have no {respect}"
+    return f"{respect} shares are not compared: {found}"
 
 
 def _size(counts: Mapping[str, int], side: Composition) -> float:
@@ -279,33 +280,32 @@ def _length_quantiles(training: Composition, production: Composition) -> dict[st
 
 
 def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
-    return CheckOutcome(name=NAME, passed=passed, severity="warn", description=description, metadata=metadata)
+    return CheckOutcome(name=CHECK.name, passed=passed, severity="warn", description=description, metadata=metadata)
 
 
 def _label_counts(table: pa.Table) -> dict[str, int]:
-    """Return documents by label, whichever of the three columns holds it."""
+    """Return documents by label, from any of the three label columns."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     counts = Counter(_value_counts(table, "label"))
     for name in ("labels", "spans"):
         if name not in table.column_names or not pa.types.is_list(table.schema.field(name).type):
             continue
         column = table[name].combine_chunks()
-        values = pc.list_flatten(column)
-        values = pc.struct_field(values, "label") if name == "spans" else values
-        once = pa.table({"row": pc.list_parent_indices(column), "label": values}).group_by(["row", "label"]).aggregate([])
+        values = column.flatten()
+        if name == "spans":
+            values = values.flatten()[values.type.get_field_index("label")]
+        once = pa.table({"row": column.value_parent_indices(), "label": values}).group_by(["row", "label"]).aggregate([])
         counts.update(_value_counts(once, "label"))
     return dict(counts)
 
 
 def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
         return {}
-    found = pc.value_counts(table[name])
+    found = table[name].value_counts()
     pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
     return {value: count for value, count in pairs if value not in (None, "")}
 
@@ -316,9 +316,10 @@ def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
 
     folder = store.folder(snapshot)
     places = pq.read_table(folder / "places.parquet", columns=["batch", "position"])
-    places = places.filter(pc.equal(pq.read_table(folder / "index.parquet", columns=["split"])["split"], "train"))
+    split = pq.read_table(folder / "index.parquet", columns=["split"])["split"]
+    places = places.append_column("split", split).filter(pc.field("split") == "train")
     for batch in sorted(snapshot.metadata["parts"]):
         path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
         known = set(pq.read_schema(path).names)
-        positions = places.filter(pc.equal(places["batch"], batch))["position"]
+        positions = places.filter(pc.field("batch") == batch)["position"]
         yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known]).take(positions)

@@ -1,21 +1,21 @@
-"""Whether two samples are of one distribution: a permutation test of vectors, and how far apart counts and numbers lie."""
+"""Are two samples of one distribution? A permutation test for vectors, and distances between counts and between numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Most rows a side in the permutation test, which is quadratic in them.
+#: Maximum rows of a sample in the permutation test, which is quadratic in them.
 MAX_ROWS = 2_000
 #: Principal directions in which it compares means.
 MAX_DIRECTIONS = 64
 
 
 def permutation_test(old: np.ndarray, new: np.ndarray, *, permutations: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the maximum mean discrepancy of two samples of vectors [n, d], and the p-value of their being of one distribution.
+    """Return the maximum mean discrepancy of two samples of vectors [n, d], and the p-value for one common distribution.
 
     The smaller of two permutation p-values, itself judged over the same permutations (Tippett's combination): the
-    maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, "A kernel two-sample test"), which sees a
-    changed mixture and a changed spread, and the distance of the means along whitened principal directions, which sees a
+    maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, "A kernel two-sample test"), which detects a
+    changed mixture and a changed spread, and the distance of the means along whitened principal directions, which detects a
     small new part. p = (1 + permutations at least as extreme) / (1 + permutations).
     """
     pooled = np.concatenate([old, new]).astype(np.float64)
@@ -39,7 +39,10 @@ def population_stability(reference: np.ndarray, current: np.ndarray) -> float:
 
 
 def jensen_shannon(old: np.ndarray, new: np.ndarray) -> float:
-    """Return the Jensen-Shannon divergence of two distributions [k] in bits."""
+    """Return the Jensen-Shannon divergence of two distributions [k] in bits.
+
+    scipy.spatial.distance.jensenshannon is NaN where rounding makes the divergence of equal distributions negative.
+    """
     middle = (old + new) / 2
     halves = [np.sum(p[p > 0] * np.log2(p[p > 0] / middle[p > 0])) for p in (old, new)]
     return float(max(sum(halves) / 2, 0.0))
@@ -55,14 +58,14 @@ def subsample(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _permuted_contrasts(num_old: int, num_new: int, permutations: int, rng: np.random.Generator) -> np.ndarray:
     """Return [1 + permutations, num_old + num_new] weights whose product with values is the difference of their means.
 
-    The first row is the real assignment.
+    The first row is the observed assignment.
     """
     contrast = np.concatenate([np.full(num_old, 1 / num_old), np.full(num_new, -1 / num_new)])
     return np.concatenate([contrast[None], rng.permuted(np.tile(contrast, (permutations, 1)), axis=1)])
 
 
 def _gaussian_kernel(rows: np.ndarray) -> np.ndarray:
-    """Return the [n, n] Gaussian kernel, as wide as the median distance."""
+    """Return the [n, n] Gaussian kernel; its width is the median distance."""
     squares = np.square(rows).sum(axis=1)
     # In place: at 2,000 rows a side each further copy takes 128 MB.
     distances = rows @ rows.T

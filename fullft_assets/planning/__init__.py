@@ -1,25 +1,25 @@
-"""planning: does it fit, what will it cost, and does a pilot predict a gain over the cheaper ways."""
+"""planning: does it fit, what will it cost, and does a pilot predict a gain over the baselines.
 
-from fullft_assets.planning.gates import (
-    VERSION,
-    Measured,
-    Point,
-    extrapolate,
-    hardware,
-    next_rung,
-    pilot_check,
-    pilot_rows,
-    plan_checks,
-    state_bytes,
-    stop_note,
-)
+The planning workload measures real training steps on the training machine; the functions here decide from these measurements.
+"""
+
+from fullft_assets.planning.cost import stop_note
+from fullft_assets.planning.measurements import Measured
+from fullft_assets.planning.memory import next_rung, state_bytes
+from fullft_assets.planning.metadata import BaselinesMetadata, PilotMetadata, PlanMetadata
+from fullft_assets.planning.pilot import Point, extrapolate, pilot_check, pilot_rows
+from fullft_assets.planning.plan import PILOT_CHECKS, PLAN_CHECKS, VERSION, plan_checks
 
 __all__ = [
+    "BaselinesMetadata",
     "Measured",
+    "PILOT_CHECKS",
+    "PLAN_CHECKS",
+    "PilotMetadata",
+    "PlanMetadata",
     "Point",
     "VERSION",
     "extrapolate",
-    "hardware",
     "next_rung",
     "pilot_check",
     "pilot_rows",

@@ -1,7 +1,7 @@
 """retraining: when to train again, when to ask for labels, and when to wait: a pure function.
 
-Sensors and schedules gather the signals, call `decide`, carry the decision out and record it. Nothing
-here reads a clock, a store or Dagster, so months of operation can be replayed in milliseconds.
+Sensors and schedules gather the signals, call `decide`, carry out the decision and record it. Nothing
+here reads a clock, a store or Dagster, so months of operation can be simulated in milliseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from fullft_assets.monitoring import Status
 from fullft_assets.settings import RetrainingSettings
 from fullft_assets.store import digest
 
-VERSION = "1"
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 24 * HOUR_SECONDS
 BUDGET_DAYS = 30.0
@@ -28,10 +27,10 @@ class _Frozen(BaseModel):
 
 
 class Attempt(_Frozen):
-    """One automatic retrain that was launched, however it ended."""
+    """One automatic retrain that was launched, successful or not."""
 
     started_at: float = Field(description="Seconds since the epoch.")
-    hours: float = Field(ge=0, description="Training hours: the estimate until the run has ended, then what it took.")
+    hours: float = Field(ge=0, description="Training hours: the estimate until the run has ended, then the measured ones.")
     evidence: str = Field(description="`Decision.evidence` of the decision that launched it.")
 
 
@@ -43,14 +42,14 @@ class Ask(_Frozen):
 
 
 class State(_Frozen):
-    """What is remembered of earlier decisions."""
+    """Memory of earlier decisions."""
 
     attempts: list[Attempt] = Field(default=[], description="Automatic retrains in any order, failed ones included.")
     asks: list[Ask] = Field(default=[], description="Requests for labels in any order.")
-    trained_on: str | None = Field(None, description="Data version of the last training snapshot; None before the first.")
-    trained_at: float | None = Field(None, description="When that training ended, in seconds since the epoch.")
-    champion: str | None = Field(None, description="Content digest of the champion; None before the first release.")
-    champion_since: float | None = Field(None, description="When the champion was released, in seconds since the epoch.")
+    trained_on: str | None = Field(default=None, description="Data version of the last training snapshot; None before the first.")
+    trained_at: float | None = Field(default=None, description="When that training ended, in seconds since the epoch.")
+    champion: str | None = Field(default=None, description="Content digest of the champion; None before the first release.")
+    champion_since: float | None = Field(default=None, description="When the champion was released, in seconds since the epoch.")
 
     @property
     def last_attempt_at(self) -> float | None:
@@ -68,27 +67,27 @@ class Window(_Frozen):
 
     key: str
     status: Status
-    at: float = Field(description="When it was judged, in seconds since the epoch.")
+    at: float = Field(description="When the verdict was made, in seconds since the epoch.")
 
 
 class Signals(_Frozen):
-    """What is known now."""
+    """Everything that a decision depends on, as of now."""
 
     now: float = Field(description="Seconds since the epoch.")
-    num_new_examples: int = Field(ge=0, description="Valid examples that the last training snapshot does not hold.")
+    num_new_examples: int = Field(ge=0, description="Valid examples that are not in the last training snapshot.")
     data_version: str = Field(description="Digest of the valid examples that a snapshot taken now would read.")
-    settings_version: str = Field("", description="Digest of the YAML sections that shape the model.")
+    settings_version: str = Field(default="", description="Digest of the YAML sections that shape the model.")
     windows: list[Window] = Field(default=[], description="The last windows, newest last.")
     num_windows_since_training: int = Field(
-        0, ge=0, description="How many of `windows`, from the newest back, were seen after the last training."
+        default=0, ge=0, description="How many of `windows`, from the newest back, are newer than the last training."
     )
     score_drop: float | None = Field(
-        None,
-        description="The champion's primary metric at its release minus the one on newer test rows; None = unknown.",
+        default=None,
+        description="The champion's primary metric at its release minus its value on newer test rows; None = unknown.",
     )
     estimated_hours: float = Field(ge=0, description="Expected training hours of the next run.")
     num_runs_in_flight: int = Field(0, ge=0, description="Runs of this use case's model that are queued or started.")
-    scheduled: bool = Field(False, description="The periodic schedule asks, not a sensor.")
+    scheduled: bool = Field(default=False, description="The periodic schedule asks for the decision, not a sensor.")
 
     @model_validator(mode="after")
     def _windows_are_counted(self) -> Signals:
@@ -100,9 +99,9 @@ class Signals(_Frozen):
 
     @property
     def drifted_windows(self) -> list[Window]:
-        """The unbroken run of drifted windows since the last training, oldest first.
+        """The consecutive drifted windows up to the newest one since the last training, oldest first.
 
-        A window with insufficient data says nothing: it neither breaks the run nor counts.
+        A window with insufficient data is skipped: it neither counts nor ends the series.
         """
         recent = self.windows[len(self.windows) - self.num_windows_since_training :]
         streak: list[Window] = []
@@ -114,11 +113,11 @@ class Signals(_Frozen):
 
 
 class Decision(_Frozen):
-    """What to do, and why; `wait` has its reasons too."""
+    """What to do, and why; `wait` has reasons too."""
 
     action: Action
     reasons: list[str] = Field(min_length=1)
-    evidence: str = Field(description="Digest of what the action rests on; the same evidence never acts twice.")
+    evidence: str = Field(description="Digest of the evidence for the action; the same evidence never acts twice.")
 
 
 class RecordedDecision(_Frozen):
@@ -130,8 +129,8 @@ class RecordedDecision(_Frozen):
     decision: Decision
 
 
-class _Finding(_Frozen):
-    """One rule's answer: what it calls for, and why (or why it does not)."""
+class _RuleResult(_Frozen):
+    """Result of one rule: the action that it calls for, and why."""
 
     rule: Literal["new_data", "drift", "score", "age"]
     action: Action
@@ -142,37 +141,37 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
     """Decide whether to train again.
 
     A retrain needs a rule that calls for it (enough new data, drift, a worse score, age), something new to learn,
-    evidence that was not acted on before, and nothing in its way (a run in flight, the cooldown, the monthly hours).
+    evidence that was not acted on before, and no obstacle (a run in flight, the cooldown, the monthly hours).
     """
-    findings = [
-        _judge_new_data(signals, settings),
-        _judge_drift(signals, settings),
-        _judge_score(signals, settings),
-        _judge_age(state, signals, settings),
+    results = [
+        _new_data(signals, settings),
+        _drift(signals, settings),
+        _score(signals, settings),
+        _age(state, signals, settings),
     ]
     evidence = retrain_evidence(state, signals)
-    calls = [finding for finding in findings if finding.action == "retrain"]
+    calls = [result for result in results if result.action == "retrain"]
     if calls:
-        hindrances = _hindrances(state, signals, settings)
+        obstacles = _obstacles(state, signals, settings)
         if evidence in {attempt.evidence for attempt in state.attempts}:
-            hindrances.append("this data was already tried with these settings: see that run, or launch one by hand")
-        return _act("retrain", calls, hindrances, evidence)
-    calls = [finding for finding in findings if finding.action == "ask_for_labels"]
+            obstacles.append("this data was already tried with these settings: see that run, or launch one by hand")
+        return _act("retrain", calls, obstacles, evidence)
+    calls = [result for result in results if result.action == "ask_for_labels"]
     if calls:
-        hindrances = _hindrances(state, signals, settings)
-        fresh = [finding for finding in calls if not _was_asked(state, signals, finding)]
+        obstacles = _obstacles(state, signals, settings)
+        fresh = [result for result in calls if not _was_asked(state, signals, result)]
         if not fresh:
-            hindrances.append("labels were already asked for")
-        # One request at a time: what a second rule asks for is asked at the next tick.
+            obstacles.append("labels were already asked for")
+        # One request at a time: the request of a second rule comes at the next tick.
         call = (fresh or calls)[0]
-        return _act("ask_for_labels", [call], hindrances, _ask_evidence(state, call))
-    return Decision(action="wait", reasons=[finding.reason for finding in findings], evidence=evidence)
+        return _act("ask_for_labels", [call], obstacles, _ask_evidence(state, call))
+    return Decision(action="wait", reasons=[result.reason for result in results], evidence=evidence)
 
 
 def retrain_evidence(state: State, signals: Signals) -> str:
-    """Return the digest of what a retrain would learn from: the data, the settings, and what was learned before.
+    """Return the digest of what a retrain would learn from: the data, the settings, and the last training's data.
 
-    It leaves out which rule called: the same data is not trained on again because a second rule notices it.
+    It does not depend on the rule: the same data is not trained on again because a second rule calls for it.
     """
     return digest([state.trained_on, signals.data_version, signals.settings_version])
 
@@ -180,68 +179,68 @@ def retrain_evidence(state: State, signals: Signals) -> str:
 def run_key(state: State, decision: Decision) -> str:
     """Return the run key of a decision's run.
 
-    Dagster remembers run keys for ever. The key holds the evidence, so a repeated tick launches nothing twice, and
-    the time of the attempt before, so evidence that comes back later is not dropped.
+    Dagster remembers run keys forever. The key contains the evidence, so a repeated tick launches nothing twice, and
+    the time of the previous attempt, so evidence that comes back later is not dropped.
     """
     return f"{decision.action}-{decision.evidence}-{int(state.last_attempt_at or 0)}"
 
 
-def _act(action: Action, calls: list[_Finding], hindrances: list[str], evidence: str) -> Decision:
-    reasons = [finding.reason for finding in calls]
-    if hindrances:
-        return Decision(action="wait", reasons=reasons + [f"but {reason}" for reason in hindrances], evidence=evidence)
+def _act(action: Action, calls: list[_RuleResult], obstacles: list[str], evidence: str) -> Decision:
+    reasons = [result.reason for result in calls]
+    if obstacles:
+        return Decision(action="wait", reasons=reasons + [f"but {reason}" for reason in obstacles], evidence=evidence)
     return Decision(action=action, reasons=reasons, evidence=evidence)
 
 
-def _ask_evidence(state: State, finding: _Finding) -> str:
-    return digest(["labels", finding.rule, state.trained_on, state.champion])
+def _ask_evidence(state: State, result: _RuleResult) -> str:
+    return digest(["labels", result.rule, state.trained_on, state.champion])
 
 
-def _was_asked(state: State, signals: Signals, finding: _Finding) -> bool:
-    """Tell whether labels were asked for already: for each drift once, however long it lasts."""
-    evidence = _ask_evidence(state, finding)
+def _was_asked(state: State, signals: Signals, result: _RuleResult) -> bool:
+    """Return whether labels were asked for already: once for each drift, however long it lasts."""
+    evidence = _ask_evidence(state, result)
     last = max((ask.at for ask in state.asks if ask.evidence == evidence), default=None)
     if last is None:
         return False
     calm_since = any(window.status == "stable" and window.at > last for window in signals.windows)
-    return not (finding.rule == "drift" and calm_since)
+    return not (result.rule == "drift" and calm_since)
 
 
-def _judge_new_data(signals: Signals, settings: RetrainingSettings) -> _Finding:
+def _new_data(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     enough = signals.num_new_examples >= settings.min_new_examples
     relation = "new examples reach" if enough else "new examples, fewer than"
-    return _Finding(
+    return _RuleResult(
         rule="new_data",
         action="retrain" if enough else "wait",
         reason=f"{signals.num_new_examples:,} {relation} min_new_examples = {settings.min_new_examples:,}",
     )
 
 
-def _judge_drift(signals: Signals, settings: RetrainingSettings) -> _Finding:
+def _drift(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     drifted = len(signals.drifted_windows)
     row = f"{drifted} drifted window{'' if drifted == 1 else 's'} in a row since the last training"
     if drifted < settings.drift_windows:
-        return _Finding(rule="drift", action="wait", reason=f"{row}, fewer than drift_windows = {settings.drift_windows}")
+        return _RuleResult(rule="drift", action="wait", reason=f"{row}, fewer than drift_windows = {settings.drift_windows}")
     needed = _labels_needed(settings)
     if signals.num_new_examples < needed:
-        return _Finding(
+        return _RuleResult(
             rule="drift",
             action="ask_for_labels",
             reason=f"{row}, but only {signals.num_new_examples:,} new labelled examples of {needed:,} needed: "
             "label some of these production documents",
         )
-    return _Finding(
+    return _RuleResult(
         rule="drift",
         action="retrain",
         reason=f"{row}, and {signals.num_new_examples:,} new labelled examples to learn from",
     )
 
 
-def _judge_score(signals: Signals, settings: RetrainingSettings) -> _Finding:
+def _score(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     if signals.score_drop is None:
-        return _Finding(rule="score", action="wait", reason="the champion's score on newer rows is unknown")
+        return _RuleResult(rule="score", action="wait", reason="the champion's score on newer rows is unknown")
     if signals.score_drop < settings.max_score_drop:
-        return _Finding(
+        return _RuleResult(
             rule="score",
             action="wait",
             reason=f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within "
@@ -251,38 +250,38 @@ def _judge_score(signals: Signals, settings: RetrainingSettings) -> _Finding:
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
     needed = _labels_needed(settings)
     if signals.num_new_examples < needed:
-        return _Finding(
+        return _RuleResult(
             rule="score",
             action="ask_for_labels",
             reason=f"{reason}, but only {signals.num_new_examples:,} new labelled examples of {needed:,} needed",
         )
-    return _Finding(rule="score", action="retrain", reason=reason)
+    return _RuleResult(rule="score", action="retrain", reason=reason)
 
 
 def _labels_needed(settings: RetrainingSettings) -> int:
-    """Return the new examples from which a drift or a worse score retrains.
+    """Return the number of new examples from which a drift or a worse score retrains.
 
     Either may last for months; without a minimum, each new example would start a training that changes nothing.
     """
     return max(settings.min_new_examples_on_drift, 1)
 
 
-def _judge_age(state: State, signals: Signals, settings: RetrainingSettings) -> _Finding:
+def _age(state: State, signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     if state.champion_since is None:
-        return _Finding(rule="age", action="wait", reason="there is no champion yet, so it has no age")
-    # A training since then that did not beat the champion has looked at the newer data, too.
+        return _RuleResult(rule="age", action="wait", reason="there is no champion yet, so it has no age")
+    # A training since then that did not beat the champion has used the newer data, too.
     days = (signals.now - max(state.champion_since, state.trained_at or 0.0)) / DAY_SECONDS
     reason = f"the champion was trained or challenged {days:.0f} days ago (max_age_days = {settings.max_age_days:g})"
     if days < settings.max_age_days:
-        return _Finding(rule="age", action="wait", reason=reason)
+        return _RuleResult(rule="age", action="wait", reason=reason)
     if not signals.scheduled:
-        return _Finding(rule="age", action="wait", reason=f"{reason}; the schedule will decide")
+        return _RuleResult(rule="age", action="wait", reason=f"{reason}; the schedule will decide")
     if signals.num_new_examples == 0:
-        return _Finding(rule="age", action="wait", reason=f"{reason}, but there is nothing new to learn")
-    return _Finding(rule="age", action="retrain", reason=reason)
+        return _RuleResult(rule="age", action="wait", reason=f"{reason}, but there is nothing new to learn")
+    return _RuleResult(rule="age", action="retrain", reason=reason)
 
 
-def _hindrances(state: State, signals: Signals, settings: RetrainingSettings) -> list[str]:
+def _obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> list[str]:
     reasons = []
     if signals.num_runs_in_flight:
         reasons.append(f"{signals.num_runs_in_flight} run(s) of the model are in flight")

@@ -1,78 +1,58 @@
-"""training: what of the settings makes a checkpoint, and what is said about one. The work itself is a workload."""
+"""training: the settings that determine a checkpoint, and its checks. A workload does the training itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fullft_assets.settings import TrainingSettings, UseCaseSettings
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 
-VERSION = "3"
-#: What is measured on the general set, lower is better: nats a token; or, of an encoder, which has no loss on general text, the
+VERSION = "4"
+#: Measures on the general set, lower is better: nats per token; for an encoder, which has no loss on general text, the
 #: distance (1 - mean cosine) of its pooled representations from the base model's.
 GENERAL_MEASURES = ("general_loss", "general_distance")
-#: Settings that came later. At its default such a setting changes nothing, and stays out of keys: earlier work is found.
-_LATER = (
-    "keep_best",
-    "freeze",
-    "freeze_layers",
-    "layer_decay",
-    "l2_sp",
-    "ewc",
-    "unfreeze_share",
-    "wise_ft",
-    "distillation",
-    "retrain_from",
-    "max_general_rise",
-    "guards",
-    "max_grad_value",
-    "optimizer",
-    "weights",
-    "sharding",
-    "compile",
-    "liger",
+CHECKS = (
+    CheckSpec("loss_is_falling", "The training loss ended below where it began.", blocking=True),
+    CheckSpec("is_not_overfitted", "The validation loss ended near its best."),
 )
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine the weights.
 
-    How often checkpoints are written does so only where a guard rolls back; the incidents are in the checkpoint's metadata.
+    The interval of checkpoints does so only if a guard rolls back; such incidents are in the checkpoint's metadata.
     """
-    chosen = plan_settings(settings)
-    if settings.training.retrain_from != "base":
-        chosen["retrain_from"] = settings.training.retrain_from
+    chosen = plan_settings(settings) | {"retrain_from": settings.training.retrain_from}
     return {"training": chosen, "processes": settings.launcher.processes}
 
 
 def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings of training that a plan of it is made for.
+    """Return the settings of training that a plan depends on.
 
-    Left out are where its metrics go, how often it writes checkpoints and how many it keeps; and the weights that it begins with, since a
+    These are all but the trackers of its metrics, the interval and number of its checkpoints, and the weights that it begins with: a
     pilot always begins with the base model.
     """
-    chosen = settings.training.model_dump(mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps", "keep_checkpoints"})
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in TrainingSettings.model_fields.items()}
-    return {name: value for name, value in chosen.items() if name not in _LATER or getattr(settings.training, name) != defaults[name]}
+    return settings.training.model_dump(mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps", "keep_checkpoints"})
 
 
 def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the score on the general set before training, which a step log has as step 0; None where there is none."""
+    """Return the score on the general set before training, which a step log has at step 0; None if it was not measured."""
     found = (line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line)
     return next(found, None)
 
 
 def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[CheckOutcome]:
-    """Judge a finished run by its step log: `loss` and `validation_loss` by step.
+    """Return the checks of a finished training, from its step log with `loss` and `validation_loss` by step.
 
     Args:
         history: the log's lines.
-        scores: of the model that is saved, `validation_loss` among them; no step may have had its weights.
+        scores: metrics of the saved model, `validation_loss` among them; its weights may be those of no step.
     """
     losses = [line["loss"] for line in history if "loss" in line]
     ended = scores["validation_loss"]
-    # Thirds: a line is the mean of a few batches, and one alone says more of its rows than of the model.
+    # Thirds: each line is the mean of a few batches, too few steps to judge the model by one line.
     third = max(1, len(losses) // 3)
     first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
     best = min([ended, *(line["validation_loss"] for line in history if "validation_loss" in line)])

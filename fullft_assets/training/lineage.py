@@ -1,78 +1,81 @@
-"""lineage: what a model has learned from over all its trainings.
+"""Lineage: the data that a model has learned from, over all its trainings.
 
-A model that went on from the champion has also learned what the champion had: its lineage names every training before, the oldest
-first, so that no test row, erased document or general text lost on the way is overlooked.
+A model that was trained from the champion has also learned from the champion's data: its lineage lists every earlier training, the
+oldest first, so that a test row, an erased document or a loss on general text of an earlier training is not overlooked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from fullft_assets.errors import StoreError
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
+from fullft_assets.training.metadata import CheckpointMetadata, PastTraining
 
 
-def record(start: Manifest | None, settings: UseCaseSettings) -> dict[str, Any]:
-    """Return what a checkpoint's metadata says of where it began: `trained_from` and `lineage`, the trainings before, the oldest first."""
-    if start is None:
-        is_first = settings.training.retrain_from == "champion"
-        return {"trained_from": "the base model: there was no champion" if is_first else "the base model", "lineage": []}
-    return {"trained_from": start.ref, "lineage": trainings(start)}
+def trained_from(start: Manifest | None, settings: UseCaseSettings) -> str:
+    """Return the name of the model that a training begins with: the ref of a checkpoint, or the base model."""
+    if start is not None:
+        return start.ref
+    return "the base model: there was no champion" if settings.training.retrain_from == "champion" else "the base model"
 
 
 def snapshots_learned_from(checkpoint: Manifest) -> list[str]:
-    """Return the refs of the snapshots that a checkpoint, and those that it went on from, were trained on; its own first."""
-    before = [training["snapshot"] for training in reversed(checkpoint.metadata.get("lineage", []))]
-    return list(dict.fromkeys([checkpoint.metadata["snapshot"], *before]))
+    """Return the refs of the snapshots that a checkpoint and its predecessors were trained on; its own first."""
+    made = CheckpointMetadata.of(checkpoint)
+    return list(dict.fromkeys([made.snapshot, *(training.snapshot for training in reversed(made.lineage))]))
 
 
 def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     """Return (name, value) rows of a card or a report: what it was trained from, on which rows, and each training before."""
-    made = checkpoint.metadata
-    found = [("Trained from", str(made.get("trained_from", "the base model")))]
-    if "isolation" in made:
-        found.append(("Rows", f"{'several documents' if made['is_packed'] else 'one document'} each: {made['isolation']}"))
-    return [*found, *((f"Training {number}", _training(each)) for number, each in enumerate(made.get("lineage", []), start=1))]
+    made = CheckpointMetadata.of(checkpoint)
+    found = [("Trained from", made.trained_from)]
+    if "isolation" in made.facts:
+        found.append(("Rows", f"{'several documents' if made.facts['is_packed'] else 'one document'} each: {made.facts['isolation']}"))
+    return [*found, *((f"Training {number}", _training(each)) for number, each in enumerate(made.lineage, start=1))]
 
 
-def _training(each: Mapping[str, Any]) -> str:
-    told = f"{each['checkpoint']} on {each['snapshot']}"
-    for name, what in (("general_loss", "loss on general text"), ("general_distance", "distance on general text")):
-        if name in each:
-            told += f", {what} {each['general_before']:.4f} to {each[name]:.4f}"
-    return told
+def _training(each: PastTraining) -> str:
+    text = f"{each.checkpoint} on {each.snapshot}"
+    for value, what in ((each.general_loss, "loss on general text"), (each.general_distance, "distance on general text")):
+        if value is not None and each.general_before is not None:
+            text += f", {what} {each.general_before:.4f} to {value:.4f}"
+    return text
 
 
-def trainings(checkpoint: Manifest) -> list[dict[str, Any]]:
+def trainings(checkpoint: Manifest) -> list[PastTraining]:
     """Return a checkpoint's trainings, its own last."""
-    made = checkpoint.metadata
-    own = {"checkpoint": checkpoint.ref, "snapshot": made["snapshot"], "snapshot_digest": checkpoint.inputs["training_snapshot"]}
-    own |= {name: made[name] for name in ("general_before", "general_loss", "general_distance") if name in made}
-    return [*made.get("lineage", []), own]
+    made = CheckpointMetadata.of(checkpoint)
+    own = PastTraining(
+        checkpoint=checkpoint.ref,
+        snapshot=made.snapshot,
+        snapshot_digest=checkpoint.inputs["training_snapshot"],
+        general_before=made.general_before,
+        general_loss=made.general_loss,
+        general_distance=made.general_distance,
+    )
+    return [*made.lineage, own]
 
 
-def erased_since(snapshot: Manifest, training: Mapping[str, Any]) -> list[str]:
-    """Return what lost documents to an erasure since a training (see `trainings`) read its snapshot: splits, `replay`, `general`."""
-    if snapshot.content_digest == training["snapshot_digest"]:
+def erased_since(snapshot: Manifest, training: PastTraining) -> list[str]:
+    """Return what lost documents to an erasure since a training read its snapshot: splits, `replay`, `general`."""
+    if snapshot.content_digest == training.snapshot_digest:
         return []
     losses = snapshot.metadata.get("erasures", [])
-    read = next((n for n, each in enumerate(losses) if each["snapshot_digest"] == training["snapshot_digest"]), None)
-    if read is None:  # a snapshot that was first rewritten before each erasure was told
+    read = next((n for n, each in enumerate(losses) if each["snapshot_digest"] == training.snapshot_digest), None)
+    if read is None:  # the snapshot was first rewritten before its erasures were recorded
         return list(snapshot.metadata.get("erased_from", []))
     return sorted({part for each in losses[read:] for part in each["lost_from"]})
 
 
-def learned_what_was_erased(store: Store, snapshot: Manifest, training: Mapping[str, Any]) -> bool:
-    """Return whether a training (see `trainings`) learned from a document that was erased from its snapshot since."""
+def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTraining) -> bool:
+    """Return whether a training learned from a document that was erased from its snapshot since."""
     lost = erased_since(snapshot, training)
     if "train" in lost or "replay" in lost:
         return True
     if "general" not in lost or snapshot.metadata.get("replay") is not None:
         return False
-    # The general set is only measured on, but where it alone says which weights matter.
+    # The general set is only measured on, except by EWC without replay, which estimates the importance of weights on it.
     try:
-        return bool(store.load(training["checkpoint"]).settings.get("training", {}).get("ewc"))
-    except StoreError:  # nobody knows with which settings
+        return bool(store.load(training.checkpoint).settings.get("training", {}).get("ewc"))
+    except StoreError:  # its settings are unknown
         return True

@@ -1,0 +1,58 @@
+"""Metadata of the planning artifacts."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+
+from fullft_assets.planning.measurements import Measured
+from fullft_assets.store.metadata import Metadata
+
+
+class PlanMetadata(Measured, Metadata):
+    """Metadata of `feasibility_plan`: the measurements, and what follows from them.
+
+    Attributes:
+        peak_memory_gib: of each process, as planned.
+        state_memory_gib: part of the peak for weights, gradients and moments.
+        stop_seconds: from a request to stop to the checkpoint.
+        padding_share: share of the tokens that are padding.
+    """
+
+    #: A task's recipe reports more: which kernels it uses, whether rows are packed.
+    model_config = ConfigDict(extra="allow")
+
+    planned_hours: float
+    planned_usd: float
+    peak_memory_gib: float
+    state_memory_gib: float
+    stop_seconds: float
+    padding_share: float
+
+
+class BaselinesMetadata(Metadata):
+    """Metadata of `cheaper_baselines`: validation scores in the primary metric, and seconds, by baseline."""
+
+    labels: list[str]
+    scores: dict[str, float]
+    seconds: dict[str, float]
+    best: str
+    best_score: float
+
+
+class PilotMetadata(Metadata):
+    """Metadata of `pilot_run`.
+
+    Attributes:
+        learning_curve: `rows` and the primary metric of each point.
+        predicted, predicted_low, predicted_high: score at `target_rows`.
+    """
+
+    learning_curve: list[dict[str, int | float]]
+    predicted: float
+    predicted_low: float
+    predicted_high: float
+    target_rows: int
+    best_baseline: str
+    best_baseline_score: float
+    seconds: float
+    num_tokens: int

@@ -1,0 +1,45 @@
+"""The plan of a training, and the gates on it: does it fit, and is it within the budget."""
+
+from __future__ import annotations
+
+from fullft_assets.planning.cost import budget_check, stop_seconds
+from fullft_assets.planning.measurements import Measured
+from fullft_assets.planning.memory import memory_check
+from fullft_assets.planning.metadata import PlanMetadata
+from fullft_assets.settings import PlanningSettings, TrainingSettings
+from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
+
+VERSION = "7"
+PLAN_CHECKS = (
+    CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True),
+    CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True),
+)
+PILOT_CHECKS = (CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines.", blocking=True),)
+
+
+def plan_checks(
+    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None, processes: int = 1
+) -> tuple[PlanMetadata, list[CheckOutcome]]:
+    """Return the plan and the gates on memory, time and price.
+
+    Args:
+        measured: measurements of real training steps.
+        settings: the limits.
+        training: the settings that were measured. Default: the default settings.
+        processes: number of processes that will train. With `sharding` each holds a part of the state, without it all of it, and
+            buckets of its gradients. On a CPU they share the machine's memory.
+    """
+    training = training or TrainingSettings()
+    hours = measured.predicted_seconds / 3600
+    memory, fits_in_memory = memory_check(measured, settings, training, processes)
+    plan = PlanMetadata(
+        **measured.model_dump(),
+        planned_hours=hours,
+        planned_usd=hours * settings.hourly_usd,
+        peak_memory_gib=memory.peak / 2**30,
+        state_memory_gib=memory.state / 2**30,
+        stop_seconds=stop_seconds(measured, training),
+        padding_share=1 - measured.num_tokens / measured.num_padded_tokens,
+    )
+    return plan, [fits_in_memory, budget_check(hours, settings)]
