@@ -10,7 +10,6 @@ from fullft_assets import automation
 from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, representation, snapshot, training
 from fullft_assets.assets.case import Case
 from fullft_assets.config.validation import check_settings
-from fullft_assets.resources import ManifestIOManager, open_store
 from fullft_assets.samples import is_dormant
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
@@ -25,7 +24,7 @@ class FullFineTune(Component):
     """Labelled documents in, a fully fine-tuned model that is worth having out: validated, split, planned, trained, judged, watched."""
 
     def __init__(self, use_case: UseCase | None):
-        #: None: a demo that waits for its model has nothing in Dagster yet.
+        #: None for a demo whose model is not prepared: it has no definitions yet.
         self.use_case = use_case
 
     @classmethod
@@ -35,7 +34,7 @@ class FullFineTune(Component):
 
     @classmethod
     def get_spec(cls) -> ComponentTypeSpec:
-        """Return what `dg list components` says of this component."""
+        """Return the description that `dg list components` shows."""
         return ComponentTypeSpec(description=cls.__doc__)
 
     @classmethod
@@ -45,9 +44,9 @@ class FullFineTune(Component):
         Raises:
             SettingsError: one line for each problem, with file and line.
         """
-        assert isinstance(attributes, UseCaseSettings), "get_model_cls says so"
+        assert isinstance(attributes, UseCaseSettings), "the class that get_model_cls returns"
         path = Path(context.path) / "defs.yaml"
-        # Not an error, which would keep every other use case from loading.
+        # An error would keep every other use case from loading.
         return cls(None) if is_dormant(path) else cls(check_settings(attributes, path, Path(context.project_root)))
 
     def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
@@ -57,15 +56,11 @@ class FullFineTune(Component):
         case = Case(self.use_case)
         stages = [*DATA_STAGES, *MODEL_STAGES, *([monitoring] if case.is_monitored else [])]
 
-        @dg.io_manager(description=f"Passes manifests of the artifacts of {case.name}.")
-        def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:
-            return ManifestIOManager(open_store(case.use_case, init.instance))
-
         return dg.Definitions(
             assets=[asset for stage in stages for asset in stage.build(case)],
             asset_checks=representation.build(case) if case.is_monitored else [],
             jobs=automation.build_jobs(case),
             sensors=automation.build_sensors(case),
             schedules=automation.build_schedules(case),
-            resources={case.io_key: artifacts},
+            resources=case.resources(),
         )

@@ -15,7 +15,9 @@ from dagster.components import Scaffolder, ScaffoldRequest
 from pydantic import BaseModel
 
 from fullft_assets.config.explanations import allowed_values
-from fullft_assets.config.validation import COMPONENT, find_project_root, fitting_name
+from fullft_assets.config.parsing import COMPONENT
+from fullft_assets.config.project import find_project_root, fitting_name
+from fullft_assets.documents.formats import FORMATS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
 
@@ -28,8 +30,9 @@ type: {COMPONENT}
 attributes:
 """
 #: Remarks on what the example chooses, by key.
-REMARKS = {
+REMARKS: dict[tuple[str, ...], str] = {
     ("documents", "path"): "Holds a sample of 40 rows, to try things out: replace it by your own documents.",
+    ("documents", "format"): f"Registered: {', '.join(FORMATS)}.",
     ("snapshot", "min_train_rows"): "For the sample only: delete this line with it.",
 }
 SAMPLE = {

@@ -1,29 +1,52 @@
-"""What all assets of one use case share: keys, partitions, group, store, launcher, and how a manifest is shown."""
+"""What all assets of one use case share: keys, partitions, group, resources, and how a manifest is shown."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import dagster as dg
 
 from fullft_assets.jobs import Job
-from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.resources import open_store
+from fullft_assets.launchers import Launcher
+from fullft_assets.resources import launcher_resource, manifest_io_manager, store_resource
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store, digest
+from fullft_assets.store import CheckOutcome, Manifest, Store, digest
+from fullft_assets.store.checks import CheckSpec
+from fullft_assets.task import task_of
+
+#: Every context of Dagster that carries our resources.
+Context = (
+    dg.OpExecutionContext
+    | dg.AssetExecutionContext
+    | dg.AssetCheckExecutionContext
+    | dg.SensorEvaluationContext
+    | dg.ScheduleEvaluationContext
+)
 
 #: Dagster shows Markdown and JSON inline below this many characters, else as a link.
 _INLINE_CHARACTERS = 1_000
 #: A table of metadata grows as wide as its longest path, past the edge of the page; a sentence is wrapped before that.
 _SENTENCE_CHARACTERS = 44
+#: Characters that would end a table's cell, or begin a link, a picture (which a browser fetches) or a tag of HTML.
+_MARKUP = re.compile(r"[\\|\[\]!<]")
+
+
+class AssetArguments(TypedDict):
+    """Arguments of `dg.asset` that all assets of a use case have."""
+
+    group_name: str
+    owners: list[str] | None
+    io_manager_key: str
+    required_resource_keys: set[str]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One use case in Dagster's words."""
+    """One use case as Dagster sees it."""
 
     use_case: UseCase
 
@@ -49,28 +72,55 @@ class Case:
 
     @property
     def is_monitored(self) -> bool:
-        """Return whether production documents are compared with what a model learned on: drift is known of texts with one label."""
-        return self.settings.examples.has_one_label and self.settings.monitoring.path is not None
+        """Return whether production documents are compared with what a model learned on: only some tasks can detect drift."""
+        return task_of(self.settings.examples).detects_drift and self.settings.monitoring.path is not None
+
+    @property
+    def store_key(self) -> str:
+        """Resource key of this use case's store."""
+        return f"{self.name}_store"
+
+    @property
+    def launcher_key(self) -> str:
+        """Resource key of this use case's launcher."""
+        return f"{self.name}_launcher"
 
     @property
     def io_key(self) -> str:
         """Resource key of the IO manager of this use case's store."""
         return f"{self.name}_artifacts"
 
+    def resources(self) -> dict[str, dg.ResourceDefinition]:
+        """Return the resources as the YAML chooses them, by key; a test or a deployment may put others in their place."""
+        return {
+            self.store_key: store_resource(self.use_case),
+            self.launcher_key: launcher_resource(self.settings.launcher),
+            self.io_key: manifest_io_manager(self.name, self.store_key),
+        }
+
+    def store(self, context: Context) -> Store:
+        """Return the store that is injected for this use case."""
+        return getattr(context.resources, self.store_key)
+
+    def launcher(self, context: Context) -> Launcher:
+        """Return the launcher that is injected for this use case."""
+        return getattr(context.resources, self.launcher_key)
+
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of one of the use case's assets."""
         return dg.AssetKey([self.name, asset])
 
-    def store(self, instance: dg.DagsterInstance) -> Store:
-        """Return the use case's store."""
-        return open_store(self.use_case, instance)
+    def shared(self, *, launches: bool = False) -> AssetArguments:
+        """Return the arguments that every asset of this use case has.
 
-    def shared(self) -> dict[str, Any]:
-        """Return the arguments that every asset of this use case has."""
+        Args:
+            launches: whether the asset launches a workload.
+        """
         return {
             "group_name": self.name,
             "owners": self.settings.owners or None,
             "io_manager_key": self.io_key,
+            "required_resource_keys": {self.store_key, self.launcher_key} if launches else {self.store_key},
         }
 
     def code_version(self, version: str, *sections: str) -> str:
@@ -78,16 +128,14 @@ class Case:
         chosen = self.settings.model_dump(include={*sections, "base_model", "trust_remote_code", "seed"}, mode="json")
         return f"{version}-{digest(chosen)[:8]}"
 
-    def checks(self, asset: str, specs: Sequence[tuple[str, str, bool]]) -> list[dg.AssetCheckSpec]:
-        """Return check specs of an asset from (name, description, blocking)."""
+    def checks(self, asset: str, specs: Sequence[CheckSpec]) -> list[dg.AssetCheckSpec]:
+        """Return the checks of an asset for Dagster."""
         return [
-            dg.AssetCheckSpec(name=name, asset=self.key(asset), description=description, blocking=blocking)
-            for name, description, blocking in specs
+            dg.AssetCheckSpec(name=spec.name, asset=self.key(asset), description=spec.description, blocking=spec.blocking) for spec in specs
         ]
 
-    def job(self, stage: str, key: str, instance: dg.DagsterInstance, inputs: dict[str, Manifest]) -> Job:
+    def job(self, stage: str, key: str, store: Store, inputs: dict[str, Manifest]) -> Job:
         """Return the job file's content for a workload that writes this stage's artifact."""
-        store = self.store(instance)
         return Job(
             case=self.name,
             stage=stage,
@@ -99,9 +147,17 @@ class Case:
             inputs={name: manifest.ref for name, manifest in inputs.items()},
         )
 
-    def launcher(self) -> LocalLauncher:
-        """Return the launcher that the YAML chose."""
-        return LocalLauncher(self.settings.launcher)
+    def find_or_launch(
+        self, context: dg.AssetExecutionContext, workload: str, stage: str, key: str, inputs: dict[str, Manifest]
+    ) -> Manifest:
+        """Return the artifact of this key; where there is none, launch the workload that writes it.
+
+        Raises:
+            WorkloadError: the workload failed.
+        """
+        store = self.store(context)
+        found = store.find(self.name, stage, key)
+        return found or self.launcher(context).run(context, workload, self.job(stage, key, store, inputs), store)
 
     def result(self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None) -> dg.MaterializeResult[Manifest]:
         """Return what Dagster shows of an artifact: metadata (`shown` first), data version, check results."""
@@ -121,8 +177,8 @@ class Case:
             check_results=[self.check_result(outcome, asset) for outcome in manifest.checks],
         )
 
-    def check_result(self, outcome: Any, asset: str) -> dg.AssetCheckResult:
-        """Return a check outcome in Dagster's words."""
+    def check_result(self, outcome: CheckOutcome, asset: str) -> dg.AssetCheckResult:
+        """Return a check outcome for Dagster."""
         return dg.AssetCheckResult(
             check_name=outcome.name,
             asset_key=self.key(asset),
@@ -170,11 +226,11 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def sentences(text: str) -> dg.MarkdownMetadataValue:
-    """Return text in lines that the UI shows whole."""
+    """Return text in lines that the UI does not cut off."""
     lines = textwrap.wrap(text, _SENTENCE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
     return dg.MetadataValue.md("```text\n" + "\n".join(lines) + "\n```")
 
 
 def _cell(value: Any) -> str:
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _MARKUP.sub(r"\\\g<0>", text).replace("\n", " ")

@@ -16,11 +16,11 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks("raw_documents", [("files_are_readable", "Every file of the batch could be read.", False)]),
+        check_specs=case.checks("raw_documents", documents.CHECKS),
         **case.shared(),
     )
     def raw_documents(context: dg.AssetExecutionContext):
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             manifest = documents.keep(store, case.use_case, context.partition_key)
         return case.result(manifest, "raw_documents", store)

@@ -3,11 +3,14 @@
 import base64
 import re
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
+from fullft_assets.evaluation import checks
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
 
@@ -19,14 +22,7 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
-    specs = [
-        ("beats_baselines", "The tuned model is better than every cheaper way, by more than chance.", False),
-        ("beats_champion", "The tuned model is better than the champion.", False),
-        ("score_is_sufficient", "The primary metric reaches release.min_score.", False),
-        ("test_set_is_large_enough", "The confidence interval is narrow enough to decide on.", False),
-    ]
-    if case.settings.release.max_calibration_error is not None:
-        specs.append(("is_calibrated", "Predicted probabilities match observed frequencies.", False))
+    specs = checks.specs(case.settings.release)
 
     @dg.asset(
         key=case.key("evaluation_report"),
@@ -36,7 +32,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         kinds={"huggingface", "scikitlearn"},
         check_specs=case.checks("evaluation_report", specs),
         pool="gpu",
-        **case.shared(),
+        **case.shared(launches=True),
     )
     def evaluation_report(
         context: dg.AssetExecutionContext,
@@ -45,7 +41,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         pilot_run: Manifest,
         finetuned_checkpoint: Manifest,
     ):
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             for upstream in (training_snapshot, finetuned_checkpoint):
                 upstream.require_green("evaluation_report")
@@ -59,8 +55,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             if incumbent is not None:
                 inputs["champion"] = store.load(incumbent)
             key = evaluation_key(case, inputs)
-            job = case.job("evaluation_report", key, context.instance, inputs)
-            manifest = store.find(case.name, "evaluation_report", key) or case.launcher().run(context, "evaluation", job, store)
+            manifest = case.find_or_launch(context, "evaluation", "evaluation_report", key, inputs)
         return case.result(manifest, "evaluation_report", store, _shown(store, manifest))
 
     return [evaluation_report]
@@ -73,17 +68,17 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
     return artifact_key("evaluation_report", evaluation.VERSION, settings, digests, case.settings.seed)
 
 
-def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
+def _shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
-    found = manifest.metadata
-    metrics = evaluation.shown_metrics(found)
+    found = EvaluationMetadata.of(manifest)
     rows = [
-        {"system": name, **{metric: found[figure] for metric in metrics if (figure := _figure(name, metric)) in found}}
-        for name in evaluation.systems(found)
+        {"system": system or evaluation.FINETUNED}
+        | {metric: score for metric in found.metrics if (score := found.score(system, metric)) is not None}
+        for system in (None, *found.systems)
     ]
-    shown = {
-        "verdict": sentences(found["verdict"]),
-        "justification": sentences(found["justification"]),
+    shown: dict[str, Any] = {
+        "verdict": sentences(found.verdict),
+        "justification": sentences(found.justification),
         "systems": dg.MetadataValue.md(markdown_table(rows)),
         "report": dg.MetadataValue.md(_with_pictures(store.folder(manifest))),
     }
@@ -93,10 +88,6 @@ def _shown(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
     else:
         shown["report_file"] = dg.MetadataValue.url(f"{store.url}/{manifest.ref}/report.html")
     return shown
-
-
-def _figure(system: str, metric: str) -> str:
-    return metric if system == evaluation.FINETUNED else f"{system}_{metric}"
 
 
 def _with_pictures(folder: Path) -> str:

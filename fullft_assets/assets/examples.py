@@ -13,8 +13,6 @@ from fullft_assets.store import Manifest
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
-    rules = examples.rules_for(case.settings.examples)
-    specs = [(name, _description(rule), rule.severity == "error") for name, rule in rules.items()]
     version = case.code_version(examples.VERSION, "examples")
     about = {"io_manager_key": case.io_key, "code_version": version, "kinds": {"parquet", "greatexpectations"}}
 
@@ -37,24 +35,19 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         ins={"raw_documents": dg.AssetIn(case.key("raw_documents"), input_manager_key=case.io_key)},
         partitions_def=case.batches,
         group_name=case.name,
-        check_specs=case.checks("labeled_examples", specs),
+        check_specs=case.checks("labeled_examples", examples.checks_of(case.settings.examples)),
+        required_resource_keys={case.store_key},
     )
     def labeled_and_quarantined(context: dg.AssetExecutionContext, raw_documents: Manifest) -> Iterator[dg.MaterializeResult]:
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             valid, quarantined = examples.validate(store, case.use_case, raw_documents)
             if any(not check.passed and check.severity == "error" for check in valid.checks):
                 ingestion.mark_done(store, case.use_case, context.partition_key)
-        # Their times say what is newer; a person wants the names.
-        yield case.result(valid, "labeled_examples", store, shown=plain_metadata({"files": sorted(valid.metadata["files"])}))
+        # Their times are for the snapshot; a person wants the names.
+        yield case.result(
+            valid, "labeled_examples", store, shown=plain_metadata({"files": sorted(examples.ExamplesMetadata.of(valid).files)})
+        )
         yield case.result(quarantined, "quarantined_examples", store)
 
     return [labeled_and_quarantined]
-
-
-def _description(rule: examples.Rule) -> str:
-    if rule.is_own:
-        return f"Nothing {rule.reason}."
-    if rule.scope == "row":
-        return f"No row is {'quarantined' if rule.quarantines else 'found'} for: {rule.reason}."
-    return f"{rule.reason[:1].upper()}{rule.reason[1:]}."

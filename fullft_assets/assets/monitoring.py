@@ -5,7 +5,9 @@ import dagster as dg
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest, artifact_key
+from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.store.checks import CheckSpec
+from fullft_assets.training.metadata import CheckpointMetadata
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -17,11 +19,11 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="What production saw in one window, unchanged.",
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks("production_documents", [("files_are_readable", "Every file of the window could be read.", False)]),
+        check_specs=case.checks("production_documents", [CheckSpec("files_are_readable", "Every file of the window could be read.")]),
         **case.shared(),
     )
     def production_documents(context: dg.AssetExecutionContext):
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             manifest = documents.keep(store, case.use_case, context.partition_key, "window")
         return case.result(manifest, "production_documents", store)
@@ -35,31 +37,33 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         kinds={"scipy", "pytorch"},
         # A pool of its own: windows follow each other (the first one makes the reference), and none waits for a long training.
         pool="monitoring",
-        check_specs=case.checks("drift_report", [("window_matches_reference", "Production looks like the held-out rows.", False)]),
-        **case.shared(),
+        check_specs=case.checks("drift_report", monitoring.CHECKS),
+        **case.shared(launches=True),
     )
     def drift_report(
         context: dg.AssetExecutionContext,
         production_documents: Manifest,
         finetuned_checkpoint: Manifest,
     ):
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
-            # Production runs the champion; before the first one, the newest model stands for it. The reference is what
-            # that model learned on, not the newest snapshot: a periodic evaluation moves that towards the new data.
-            champion = release.read_champion(store, case.name)
-            checkpoint = store.load(champion.checkpoint) if champion else finetuned_checkpoint
-            inputs = {
-                "production_documents": production_documents,
-                "training_snapshot": store.load(checkpoint.metadata["snapshot"]),
-                "finetuned_checkpoint": checkpoint,
-            }
-            for upstream in (inputs["training_snapshot"], checkpoint):
-                upstream.require_green("drift_report")
+            inputs = {"production_documents": production_documents, **_model_in_use(case, store, finetuned_checkpoint)}
+            for name in ("training_snapshot", "finetuned_checkpoint"):
+                inputs[name].require_green("drift_report")
             digests = {name: manifest.content_digest for name, manifest in inputs.items()}
             key = artifact_key("drift_report", monitoring.VERSION, monitoring.key_settings(case.settings), digests, case.settings.seed)
-            job = case.job("drift_report", key, context.instance, inputs)
-            manifest = store.find(case.name, "drift_report", key) or case.launcher().run(context, "monitoring", job, store)
-        return case.result(manifest, "drift_report", store, {"table": dg.MetadataValue.md(manifest.metadata["table"])})
+            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
+        return case.result(manifest, "drift_report", store, {"table": dg.MetadataValue.md(monitoring.DriftMetadata.of(manifest).table)})
 
     return [production_documents, drift_report]
+
+
+def _model_in_use(case: Case, store: Store, newest: Manifest) -> dict[str, Manifest]:
+    """Return the checkpoint that production runs and the snapshot that it was trained on.
+
+    Production runs the champion; before the first one, the newest model takes its place. The reference is what that model learned on, not
+    the newest snapshot: a periodic evaluation moves that towards the new data.
+    """
+    champion = release.read_champion(store, case.name)
+    checkpoint = store.load(champion.checkpoint) if champion else newest
+    return {"training_snapshot": store.load(CheckpointMetadata.of(checkpoint).snapshot), "finetuned_checkpoint": checkpoint}

@@ -7,12 +7,13 @@ import dagster as dg
 from fullft_assets import planning, training
 from fullft_assets.assets.case import Case
 from fullft_assets.base_model import find_base_model, read_header
+from fullft_assets.models.hardware import local_hardware
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, artifact_key
 
 _ASSETS = {
     "feasibility_plan": "Does it fit and what will it cost: memory, time and price, measured on this machine.",
-    "cheaper_baselines": "What cheaper ways score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the base model as it is.",
+    "cheaper_baselines": "What baselines score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the base model as it is.",
     "pilot_run": "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price.",
 }
 
@@ -20,13 +21,7 @@ _ASSETS = {
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     version = case.code_version(planning.VERSION, "planning", "training", "evaluation")
-    checks = case.checks(
-        "feasibility_plan",
-        [
-            ("fits_in_memory", "A training step fits in the memory that may be used.", True),
-            ("within_budget", "The planned time and price are within the limits.", True),
-        ],
-    ) + case.checks("pilot_run", [("pilot_predicts_gain", "The pilot predicts the asked gain over the cheaper ways.", True)])
+    checks = [*case.checks("feasibility_plan", planning.PLAN_CHECKS), *case.checks("pilot_run", planning.PILOT_CHECKS)]
 
     @dg.multi_asset(
         name=f"{case.name}__planning",
@@ -45,26 +40,34 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         group_name=case.name,
         check_specs=checks,
         pool="gpu",
+        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
     def plan_baselines_and_pilot(context: dg.AssetExecutionContext, training_snapshot: Manifest) -> Iterator[dg.MaterializeResult]:
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             training_snapshot.require_green("feasibility_plan")
-            key = planning_key(case, training_snapshot)
-            job = case.job("pilot_run", key, context.instance, {"training_snapshot": training_snapshot})
-            if any(store.find(case.name, name, key) is None for name in _ASSETS):
-                case.launcher().launch(context, "planning", job, store)
-        for name in _ASSETS:
-            yield case.result(store.find(case.name, name, key), name, store)
+            key = planning_key(case, training_snapshot, base_model_revision(case))
+            found = {name: store.find(case.name, name, key) for name in _ASSETS}
+            if None in found.values():
+                job = case.job("pilot_run", key, store, {"training_snapshot": training_snapshot})
+                case.launcher(context).run(context, "planning", job, store)
+                found = {name: store.find(case.name, name, key) for name in _ASSETS}
+        for name, manifest in found.items():
+            assert manifest is not None, "the pilot is written last, and the launcher found it"
+            yield case.result(manifest, name, store)
 
     return [plan_baselines_and_pilot]
 
 
-def planning_key(case: Case, snapshot: Manifest) -> str:
-    """Return the key that the three planning artifacts share."""
-    header = read_header(find_base_model(case.settings, case.use_case.project_root))
+def base_model_revision(case: Case) -> str:
+    """Return what pins the content of the base model."""
+    return read_header(find_base_model(case.settings, case.use_case.project_root)).revision
+
+
+def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
+    """Return the key that the three planning artifacts share; `revision` is the base model's."""
     settings = case.settings.model_dump(include={"planning", "evaluation"}, mode="json")
     settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
-    inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision, "hardware": planning.hardware()}
+    inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision, "hardware": local_hardware()}
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)

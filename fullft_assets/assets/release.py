@@ -27,7 +27,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     def champion_model(
         context: dg.AssetExecutionContext, evaluation_report: Manifest, finetuned_checkpoint: Manifest, training_snapshot: Manifest
     ) -> Iterator[dg.MaterializeResult]:
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             outcome, manifest = release.publish(
                 store,

@@ -11,7 +11,7 @@ from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 
 def check_key(case: Case) -> dg.AssetCheckKey:
     """Return the key of the check."""
-    return dg.AssetCheckKey(case.key("training_snapshot"), representation.NAME)
+    return dg.AssetCheckKey(case.key("training_snapshot"), representation.CHECK.name)
 
 
 def build(case: Case) -> list[dg.AssetChecksDefinition]:
@@ -19,12 +19,13 @@ def build(case: Case) -> list[dg.AssetChecksDefinition]:
 
     @dg.asset_check(
         asset=case.key("training_snapshot"),
-        name=representation.NAME,
+        name=representation.CHECK.name,
         additional_deps=[case.key("drift_report")],
-        description="Labels and domains are as frequent in the training rows as in production.",
+        description=representation.CHECK.description,
+        required_resource_keys={case.store_key},
     )
     def training_data_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             snapshot = latest(store, case.name, "training_snapshot")
             if snapshot is None:

@@ -1,8 +1,8 @@
 """retokenization: labeled_examples -> tokenized_chunks of every batch that needs it, in one run.
 
-A new tokenizer (another base model, added tokens) or other windows make every batch's chunks old, and its documents and
-examples not: read and validated they stay. A backfill would start a run for each of up to 10,000 batches; this op does
-them one after the other, with the events that such runs would have left.
+A new tokenizer (another base model, added tokens) or other windows make every batch's chunks stale, but not its documents
+and examples. A backfill would start a run for each of up to 10,000 batches; this op tokenises them one after the other,
+and emits the events that such runs would have emitted.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,17 @@ STAGES = ("raw_documents", "labeled_examples", "tokenized_chunks")
 
 
 def build_job(case: Case) -> dg.JobDefinition:
-    """Return the job `<case>_retokenize`; cut short, the next one goes on where it was."""
+    """Return the job `<case>_retokenize`; when it is cut short, the next one continues where it stopped."""
 
     @dg.op(
         name=f"{case.name}__retokenize",
-        description="Tokenises every batch that is read and validated as the YAML says today, but not tokenised so.",
+        description="Tokenises every batch that is read and validated with the settings of today, but not tokenised with them.",
         out={},
         tags={"dagster/kind": "huggingface"},
+        required_resource_keys={case.store_key},
     )
     def retokenize(context: dg.OpExecutionContext):
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             raw, labeled, tokenized = (latest_by_partition(store, case.name, stage) for stage in STAGES)
             needing = ingestion.needing_tokens(case.use_case, raw, labeled, tokenized)
@@ -37,11 +38,13 @@ def build_job(case: Case) -> dg.JobDefinition:
         for number, batch in enumerate(needing, 1):
             with one_line_errors():
                 made = chunks.tokenize(store, case.use_case, labeled[batch])
-            # Said before it is known to the store: a run that dies between the two is made good by the next.
+            # Reported before the store knows it: the next run repeats what a run that dies between the two has not done.
             yield from events(case, store, context.instance, batch, made)
             set_latest(store, case.name, "tokenized_chunks", made, batch)
             ingestion.mark_done(store, case.use_case, batch)
-            context.log.info(f"{batch}: {made.metadata['num_rows']:,} rows tokenised ({number:,} of {len(needing):,} batches)")
+            context.log.info(
+                f"{batch}: {chunks.ChunksMetadata.of(made).num_rows:,} rows tokenised ({number:,} of {len(needing):,} batches)"
+            )
 
     @dg.job(
         name=f"{case.name}_retokenize",
@@ -55,7 +58,7 @@ def build_job(case: Case) -> dg.JobDefinition:
 
 
 def events(case: Case, store: Store, instance: dg.DagsterInstance, batch: str, made: Manifest) -> Iterator:
-    """Yield what a run of the batch's `tokenized_chunks` would leave: its materialisation and the outcomes of its checks.
+    """Yield the events of a run of the batch's `tokenized_chunks`: its materialisation and the outcomes of its checks.
 
     Unlike in a run of the asset, Dagster adds no provenance of its own; without it an edit of the YAML would not mark
     these batches as stale.
@@ -70,11 +73,13 @@ def events(case: Case, store: Store, instance: dg.DagsterInstance, batch: str, m
         f"dagster/input_data_version/{upstream.to_user_string()}": made.inputs["labeled_examples"],
         f"dagster/input_event_pointer/{upstream.to_user_string()}": str(newest[0].storage_id) if newest else "NULL",
     }
-    yield dg.AssetMaterialization(asset_key=shown.asset_key, partition=batch, metadata=shown.metadata, tags=tags)
-    for outcome, check in zip(made.checks, shown.check_results, strict=True):
+    key = case.key("tokenized_chunks")
+    yield dg.AssetMaterialization(asset_key=key, partition=batch, metadata=shown.metadata, tags=tags)
+    for outcome in made.checks:
+        check = case.check_result(outcome, "tokenized_chunks")
         yield dg.AssetCheckEvaluation(
-            asset_key=check.asset_key,
-            check_name=check.check_name,
+            asset_key=key,
+            check_name=outcome.name,
             passed=check.passed,
             severity=check.severity,
             description=check.description,

@@ -1,14 +1,14 @@
 """training: training_snapshot, feasibility_plan, pilot_run -> finetuned_checkpoint."""
 
 import json
+from collections.abc import Iterable
 
 import dagster as dg
 
 from fullft_assets import training
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.planning import planning_key
+from fullft_assets.assets.planning import base_model_revision, planning_key
 from fullft_assets.assets.sparkline import sparkline
-from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.errors import GateError
 from fullft_assets.release import starting_point
 from fullft_assets.resources import one_line_errors
@@ -27,52 +27,53 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="The model: every weight trained, resumable, saved as safetensors with its lineage.",
         code_version=case.code_version(training.VERSION, "training"),
         kinds={"pytorch", "huggingface"},
-        check_specs=case.checks(
-            "finetuned_checkpoint",
-            [
-                ("loss_is_falling", "The training loss ended below where it began.", True),
-                ("is_not_overfitted", "The validation loss ended near its best.", False),
-            ],
-        ),
+        check_specs=case.checks("finetuned_checkpoint", training.CHECKS),
         pool="gpu",
-        **case.shared(),
+        **case.shared(launches=True),
     )
     def finetuned_checkpoint(
         context: dg.AssetExecutionContext, training_snapshot: Manifest, feasibility_plan: Manifest, pilot_run: Manifest
     ):
-        store = case.store(context.instance)
+        store = case.store(context)
         with one_line_errors():
             for upstream in (training_snapshot, feasibility_plan, pilot_run):
                 upstream.require_green("finetuned_checkpoint")
-            for plan in (feasibility_plan, pilot_run):
-                if plan.key != planning_key(case, training_snapshot):
-                    raise GateError(
-                        f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
-                        f"materialise {plan.stage} again"
-                    )
-            revision = read_header(find_base_model(case.settings, case.use_case.project_root)).revision
-            start = starting_point.find(
-                store, case.name, case.settings, training_snapshot, revision=revision, decision=training_key(case, training_snapshot)
-            )
+            revision = base_model_revision(case)
+            _require_current_plans(planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run))
+            decision = training_key(case, training_snapshot, revision)
+            start = starting_point.find(store, case.name, case.settings, training_snapshot, revision=revision, decision=decision)
             inputs = {"training_snapshot": training_snapshot, **({} if start is None else {"champion": start})}
-            key = training_key(case, training_snapshot, start)
-            job = case.job("finetuned_checkpoint", key, context.instance, inputs)
-            manifest = store.find(case.name, "finetuned_checkpoint", key) or case.launcher().run(context, "training", job, store)
+            key = training_key(case, training_snapshot, revision, start)
+            manifest = case.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
         return case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
 
 
-def training_key(case: Case, snapshot: Manifest, start: Manifest | None = None) -> str:
+def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
+    """Refuse plans of another snapshot, of other settings or of another machine.
+
+    Raises:
+        GateError: one is.
+    """
+    for plan in plans:
+        if plan.key != key:
+            raise GateError(
+                f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
+                f"materialise {plan.stage} again"
+            )
+
+
+def training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
     """Return the key of the checkpoint that this snapshot and these settings make.
 
     Args:
         case: the use case.
-        snapshot: that is trained on.
-        start: the champion's checkpoint that training goes on from. Default: the base model.
+        snapshot: its rows are trained on.
+        revision: of the base model.
+        start: the champion's checkpoint that training starts from. Default: the base model.
     """
-    header = read_header(find_base_model(case.settings, case.use_case.project_root))
-    inputs = {"training_snapshot": snapshot.content_digest, "base_model": header.revision}
+    inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision}
     if start is not None:
         inputs["champion"] = start.key
     return artifact_key("finetuned_checkpoint", training.VERSION, training.key_settings(case.settings), inputs, case.settings.seed)

@@ -1,4 +1,4 @@
-"""Where heavy work runs: one small interface, one module a backend."""
+"""Where heavy work runs: one protocol, one module a backend."""
 
 from fullft_assets.launchers.base import Launcher
 

@@ -1,11 +1,12 @@
-"""Where heavy work runs: one small interface, one module a backend.
+"""The protocol of a launcher.
 
-This file stays light: the supervisor of a local workload imports it on its way, and must start fast.
+This file stays light: the supervisor of a local workload imports it, and must start fast.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from fullft_assets.errors import WorkloadError
 
@@ -13,16 +14,27 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from fullft_assets.jobs import Job
+    from fullft_assets.settings import LauncherSettings
     from fullft_assets.store import Manifest, Store
 
 
-class Launcher(Protocol):
+class Launcher(ABC):
     """Runs `python -m fullft_assets.workloads.<workload> --job URI` somewhere, and waits for its end.
 
     Progress arrives in Dagster's log through Pipes. The result is never taken from there: it is the
     manifest that the workload writes last.
+
+    Another package adds a launcher by an entry point in the group `fullft_assets.launchers` that names a subclass;
+    `launcher.kind` of a YAML chooses it.
+
+    Args:
+        settings: the section `launcher` of the use case.
     """
 
+    def __init__(self, settings: LauncherSettings):
+        self.settings = settings
+
+    @abstractmethod
     def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
         """Write the job file, run the workload to its end and forward its progress.
 
@@ -31,13 +43,12 @@ class Launcher(Protocol):
         Raises:
             WorkloadError: the workload failed; the message is its own one line.
         """
-        ...
 
     def run(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> Manifest:
         """Launch a workload and return the manifest of the artifact that the job asks for.
 
         Raises:
-            WorkloadError: the workload failed, or left no manifest.
+            WorkloadError: the workload failed, or wrote no manifest.
         """
         self.launch(context, workload, job, store)
         manifest = store.find(job.case, job.stage, job.key)

@@ -17,10 +17,11 @@ import psutil
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, RUN_ID, Reason
+from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, RUN_ID, WorkloadFailure
 from fullft_assets.launchers import Launcher
+from fullft_assets.launchers.run_workers import logged_pid
 from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
-from fullft_assets.planning import hardware
+from fullft_assets.models.hardware import local_hardware
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 
@@ -67,13 +68,13 @@ class LocalLauncher(Launcher):
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.settings.grace_seconds + _PATIENCE_SECONDS)),
             }
             code = self._supervise(command, environment, launch_id)
-            reason = Reason.read(error_file)
-        if code != 0 and reason is not None:
-            raise WorkloadError(reason.line, reason.failure)
+            failure = WorkloadFailure.read(error_file)
+        if code != 0 and failure is not None:
+            raise WorkloadError(failure.line, failure.failure)
         if code != 0:
             # Killed from outside: by the kernel, the machine's owner or a node that went away.
-            failure = "infrastructure" if code < 0 or code > 128 else "unknown"
-            raise WorkloadError(f"workload {workload} {_ending(code)}; see the step's stderr", failure)
+            kind = "infrastructure" if code < 0 or code > 128 else "unknown"
+            raise WorkloadError(f"workload {workload} {_ending(code)}; see the step's stderr", kind)
 
     def _command(self, workload: str, job_uri: str, watched: list[int], *, shares_model: bool) -> list[str]:
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]
@@ -85,7 +86,7 @@ class LocalLauncher(Launcher):
 
     def _has_room(self) -> bool:
         """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the training is one of several hosts."""
-        gpus = hardware()["gpus"]
+        gpus = local_hardware()["gpus"]
         return not gpus or len(gpus) >= self.settings.processes
 
     def _supervise(self, command: list[str], environment: Mapping[str, str], launch_id: str) -> int:
@@ -109,16 +110,12 @@ def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
 
     With the in-process executor both are one. Its parent, a code server or a shell, is not among them:
     a reload must not kill a run. The executor logs the worker's pid as the run starts; a logged pid
-    counts only if it is an ancestor of this process, as another machine may have written it.
+    counts only if it is an ancestor of this process, because another machine may have written it.
     """
     ancestors = {process.pid for process in psutil.Process().parents()}
     events = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-    logged = set()
-    for record in events.records:
-        pid = record.event_log_entry.dagster_event.engine_event_data.metadata.get("pid")
-        if pid is not None:
-            logged.add(int(pid.value))
-    return [os.getpid(), *sorted(logged & ancestors)]
+    logged = {logged_pid(record.event_log_entry) for record in events.records}
+    return [os.getpid(), *sorted(ancestors & logged)]
 
 
 def _ending(code: int) -> str:

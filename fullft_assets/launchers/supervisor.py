@@ -1,4 +1,4 @@
-"""Runs one command and leaves nothing of it behind.
+"""Runs one command and leaves none of its processes behind.
 
 `python -m fullft_assets.launchers.supervisor --watch PID[,PID] --grace SECONDS -- COMMAND...`
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     adopt_orphans()
     die_with_parent(signal.SIGTERM)
     try:
-        # psutil's processes are told apart by (pid, start time): a reused pid is not taken for the old process.
+        # psutil's processes are distinguished by (pid, start time): a reused pid is not taken for the old process.
         watched = [psutil.Process(int(pid)) for pid in chosen.watch.split(",")]
     except psutil.NoSuchProcess:
         return 128 + signal.SIGTERM
@@ -56,10 +56,11 @@ class Supervisor:
         grace_seconds: time between SIGTERM and SIGKILL.
     """
 
+    _command: subprocess.Popen[bytes]
+
     def __init__(self, grace_seconds: float):
         self.grace_seconds = grace_seconds
         self.stop_requested = False
-        self._command: subprocess.Popen | None = None
         self._wakeup, wakeup_writer = os.pipe()
         for end in (self._wakeup, wakeup_writer):
             os.set_blocking(end, False)
@@ -96,7 +97,7 @@ class Supervisor:
     def _terminate(self) -> None:
         """Ask the command, and orphans of it, to stop.
 
-        Not the whole tree: a data-loading worker that dies of SIGTERM takes its trainer down before the
+        Not all descendants: a data-loading worker that dies of SIGTERM takes its trainer down before the
         checkpoint. torchrun passes the signal on to its ranks.
         """
         for child in psutil.Process().children():

@@ -1,13 +1,20 @@
-"""The store as Dagster sees it: where it lies, and an IO manager that passes manifests, never objects."""
+"""What Dagster injects into assets, sensors and schedules: a use case's store and launcher, and the IO manager that passes manifests."""
 
-from fullft_assets.resources.store_resource import (
-    ManifestIOManager,
-    latest,
-    latest_by_partition,
-    one_line_errors,
-    open_store,
-    s3_options,
-    set_latest,
-)
+from fullft_assets.resources.failures import one_line_errors
+from fullft_assets.resources.io_manager import ManifestIOManager, manifest_io_manager
+from fullft_assets.resources.launcher import launcher_resource
+from fullft_assets.resources.pointers import latest, latest_by_partition, set_latest
+from fullft_assets.resources.store import open_store, s3_options, store_resource
 
-__all__ = ["ManifestIOManager", "latest", "latest_by_partition", "one_line_errors", "open_store", "s3_options", "set_latest"]
+__all__ = [
+    "ManifestIOManager",
+    "latest",
+    "latest_by_partition",
+    "launcher_resource",
+    "manifest_io_manager",
+    "one_line_errors",
+    "open_store",
+    "s3_options",
+    "set_latest",
+    "store_resource",
+]

@@ -1,0 +1,44 @@
+"""The jobs of a use case, and which assets each of them materialises."""
+
+import dagster as dg
+
+from fullft_assets.assets import representation, retokenization
+from fullft_assets.assets.case import Case
+
+INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+MODEL = (
+    "tokenizer_audit",
+    "training_snapshot",
+    "feasibility_plan",
+    "cheaper_baselines",
+    "pilot_run",
+    "finetuned_checkpoint",
+    "evaluation_report",
+    "champion_model",
+)
+EVALUATE = ("training_snapshot", "evaluation_report")
+MONITOR = ("production_documents", "drift_report")
+
+
+def build_jobs(case: Case) -> list[dg.JobDefinition]:
+    """Return the jobs; one run cannot mix partition kinds, so there is one for each."""
+
+    def job(name: str, assets: tuple[str, ...], description: str, partitions=None, more_checks: tuple[dg.AssetCheckKey, ...] = ()):
+        selection = dg.AssetSelection.assets(*[case.key(asset) for asset in assets])
+        if more_checks:
+            selection |= dg.AssetSelection.checks(*more_checks)
+        return dg.define_asset_job(
+            f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags={"use_case": case.name}
+        )
+
+    jobs = [
+        job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
+        retokenization.build_job(case),
+        job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
+        job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
+    ]
+    if case.is_monitored:
+        about = "One window of production documents: has it drifted?"
+        # A new window may show that the training data is no longer what production sees.
+        jobs.append(job("monitor", MONITOR, about, case.windows, (representation.check_key(case),)))
+    return jobs

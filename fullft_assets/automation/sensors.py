@@ -1,0 +1,80 @@
+"""The sensors: new deliveries, new windows of production documents, and the retraining decision.
+
+Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from fullft_assets import documents
+from fullft_assets.assets.case import Case
+from fullft_assets.automation.decision import decide_and_record
+from fullft_assets.automation.deliveries import REQUEST_TAG, find_due
+from fullft_assets.resources import latest, one_line_errors
+
+
+def build_sensors(case: Case) -> list[dg.SensorDefinition]:
+    """Return the sensors, stopped until somebody turns them on."""
+    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case)]
+    if case.is_monitored:
+        sensors.append(_delivery_sensor(case, "window"))
+    return sensors
+
+
+def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
+    name, job, partitions = {
+        "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches),
+        "window": (f"{case.name}_new_production_documents", f"{case.name}_monitor", case.windows),
+    }[kind]
+    partitions_name = partitions.name
+    assert partitions_name is not None, "the partitions of a use case have a name"
+    settings = case.settings
+    path = settings.documents.path if kind == "batch" else settings.monitoring.path
+
+    @dg.sensor(
+        name=name,
+        job_name=job,
+        required_resource_keys={case.store_key},
+        minimum_interval_seconds=settings.documents.poll_seconds,
+        description=f"Cuts new and changed files into {kind}es and runs each once."
+        if kind == "batch"
+        else "Compares each new production file with what the model learned on.",
+    )
+    def new_files(context: dg.SensorEvaluationContext, **_: Any):
+        store = case.store(context)
+        # A run that fails because there is no model would use up the window's run key.
+        if kind == "window" and latest(store, case.name, "finetuned_checkpoint") is None:
+            return dg.SkipReason("no model to compare with yet; run the model job first")
+        with one_line_errors():
+            found = documents.look(store, case.use_case, kind)
+            due = find_due(case, context.instance, store, kind, job)
+        # A partition that a tick or an instance has lost would hide its batch from the snapshot.
+        known = set(context.instance.get_dynamic_partitions(partitions_name))
+        if lost := sorted((due.done | due.running) - known):
+            context.instance.add_dynamic_partitions(partitions_name, lost)
+        if not due.requests:
+            running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
+            return dg.SkipReason("; ".join([f"nothing new in {path}", *found.notes, *running]))
+        for note in found.notes:
+            context.log.info(note)
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_key=key, partition_key=batch, tags={REQUEST_TAG: key}) for batch, key in due.requests.items()],
+            dynamic_partitions_requests=[partitions.build_add_request(list(due.requests))],
+        )
+
+    return new_files
+
+
+def _retraining_sensor(case: Case) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{case.name}_retraining",
+        job_name=f"{case.name}_model",
+        required_resource_keys={case.store_key},
+        minimum_interval_seconds=60,
+        description="Trains again on enough new data, drift or a worse score, within cooldown and budget; else records why not.",
+    )
+    def retrain(context: dg.SensorEvaluationContext, **_: Any):
+        return decide_and_record(case, context.instance, case.store(context), scheduled=False)
+
+    return retrain

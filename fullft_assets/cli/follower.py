@@ -1,0 +1,143 @@
+"""Follow runs to their end and print what happens in them."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from fullft_assets.cli.terminal import Terminal
+from fullft_assets.launchers.run_workers import settle, waits
+
+#: What `Progress.step` of a workload writes.
+_PROGRESS = re.compile(r"step ([\d,]+)/([\d,]+) ")
+#: What Dagster itself logs of each step, and of those that follow a failed one.
+_NOISE = ("Loaded input", "Dependencies for step", "[pipes]")
+#: Time between two looks at the runs.
+POLL_SECONDS = 0.5
+#: Time between two looks at the run that holds the slot that a step waits for.
+_SLOT_SECONDS = 5.0
+_FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+
+
+@dataclass
+class FollowedRun:
+    """One launched run and how far its events were read."""
+
+    run_id: str
+    title: str
+    cursor: str | None = None
+    steps: dict[str, float] = field(default_factory=dict)
+    #: Whether a step waits for a slot of its pool, when that was last looked at, and what was printed about it.
+    is_blocked: bool = False
+    looked_at: float = float("-inf")
+    waits: list[str] = field(default_factory=list)
+
+
+class Follower:
+    """Prints the events of runs until they end.
+
+    Args:
+        instance: where the runs are.
+        terminal: prints the lines.
+        prefix: beginning of the steps' names that is not printed.
+        launch_queued: launches a run that is still in the queue of a daemon that ended.
+
+    Attributes:
+        seconds: time of each step that succeeded, in all runs together.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, terminal: Terminal, prefix: str, launch_queued: Callable[[str], None]):
+        self.instance, self.terminal, self.prefix = instance, terminal, prefix
+        self.launch_queued = launch_queued
+        self.seconds: dict[str, float] = {}
+
+    def follow(self, runs: list[FollowedRun]) -> bool:
+        """Print the runs' events to their end; return whether all succeeded."""
+        ok, open_runs = True, list(runs)
+        while open_runs:
+            time.sleep(POLL_SECONDS)
+            for followed in list(open_runs):
+                self.launch_queued(followed.run_id)
+                run = self.instance.get_run_by_id(followed.run_id)
+                self._show_events(followed)
+                self._look_at_slots(followed)
+                if run is None or run.status in _FINISHED:
+                    self._show_events(followed)
+                    open_runs.remove(followed)
+                    ok = ok and run is not None and run.status == dg.DagsterRunStatus.SUCCESS
+        return ok
+
+    def settle(self) -> None:
+        """End runs whose processes are gone, and print a line for each."""
+        for line in settle(self.instance):
+            self.terminal.line(line)
+
+    def _show_events(self, run: FollowedRun) -> None:
+        page = self.instance.get_records_for_run(run.run_id, cursor=run.cursor)
+        run.cursor = page.cursor
+        for record in page.records:
+            entry = record.event_log_entry
+            step = (entry.step_key or "").removeprefix(f"{self.prefix}__")
+            if entry.dagster_event is None:
+                self._show_message(run, step, entry.user_message)
+            else:
+                self._show_event(run, step, entry.dagster_event, entry.timestamp)
+
+    def _show_event(self, run: FollowedRun, step: str, event: dg.DagsterEvent, timestamp: float) -> None:
+        kind = event.event_type
+        if kind == dg.DagsterEventType.STEP_START:
+            run.steps[step] = timestamp
+            run.is_blocked = False
+        elif kind == dg.DagsterEventType.ENGINE_EVENT:
+            run.is_blocked = run.is_blocked or "pool" in event.engine_event_data.metadata  # Dagster waits without a message
+        elif kind == dg.DagsterEventType.STEP_SUCCESS:
+            seconds = timestamp - run.steps[step]
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+            self.terminal.line(f"{run.title}: {step} done in {seconds:.1f} s")
+        elif kind == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if not check.passed:
+                level = "RED" if check.blocking else "yellow"
+                self.terminal.line(f"{run.title}: check {check.check_name} is {level}: {check.description or ''}")
+        elif kind == dg.DagsterEventType.STEP_FAILURE:
+            self.terminal.line(f"{run.title}: {step} FAILED: {_reason(event)}")
+        elif kind == dg.DagsterEventType.RUN_FAILURE and not run.steps:
+            self.terminal.line(f"{run.title}: FAILED: {event.message}")
+
+    def _show_message(self, run: FollowedRun, step: str, message: str) -> None:
+        progress = _PROGRESS.match(message or "")
+        if progress and self.terminal.is_interactive:
+            done, total = (int(number.replace(",", "")) for number in progress.groups())
+            self.terminal.bar(f"{run.title}: {step}", done, total, message)
+        elif message and not message.startswith(_NOISE):
+            self.terminal.line(f"{run.title}: {step}: {message}")
+
+    def _look_at_slots(self, run: FollowedRun) -> None:
+        """Print at once which run a blocked step waits for, and again when that changes; free what a dead run holds."""
+        if not run.is_blocked or time.monotonic() - run.looked_at < _SLOT_SECONDS:
+            return
+        run.looked_at = time.monotonic()
+        self.settle()
+        before, run.waits = run.waits, waits(self.instance, run.run_id)
+        for line in run.waits:
+            if line not in before:
+                self.terminal.line(f"{run.title}: {line}")
+
+
+def deepest_cause(error: Any) -> str:
+    """Return the first line of the error at the bottom of a chain of causes."""
+    while error.cause is not None:
+        error = error.cause
+    if error.cls_name == "DagsterAssetCheckFailedError":
+        return "the check above is red"
+    return error.message.strip().splitlines()[0]
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    failure = event.step_failure_data
+    if failure.user_failure_data is not None and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    return deepest_cause(failure.error)

@@ -1,0 +1,50 @@
+"""What `fullft run` prints: plain lines in a log; in a terminal also a progress bar."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+class Terminal:
+    """Prints lines with the elapsed time, and one bar that is redrawn in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.is_interactive = stream.isatty()
+        self.began = time.monotonic()
+        self._bar_is_open = False
+
+    def line(self, text: str) -> None:
+        """Print one line with the elapsed time."""
+        if self._bar_is_open:
+            self.stream.write("\r\033[K")
+            self._bar_is_open = False
+        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", file=self.stream, flush=True)
+
+    def bar(self, title: str, done: int, total: int, message: str) -> None:
+        """Redraw the bar."""
+        width = 24
+        filled = round(width * done / max(1, total))
+        print(f"\r\033[K{title} [{'#' * filled}{'.' * (width - filled)}] {message}"[:160], end="", file=self.stream, flush=True)
+        self._bar_is_open = True
+
+
+@contextmanager
+def own_terminal(log: Path) -> Iterator[Terminal]:
+    """Keep the terminal for our lines: what Dagster's processes print of each event goes to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with os.fdopen(os.dup(1), "w") as terminal, log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield Terminal(terminal)
+        finally:
+            for descriptor, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, descriptor)
+                os.close(saved)

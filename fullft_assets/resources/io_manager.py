@@ -1,0 +1,49 @@
+"""The IO manager: it passes manifests from asset to asset, never objects."""
+
+import dagster as dg
+
+from fullft_assets.errors import GateError
+from fullft_assets.resources.failures import one_line_errors
+from fullft_assets.resources.pointers import latest, set_latest
+from fullft_assets.store import Manifest, Store
+
+
+def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
+    """Return the IO manager of a use case's artifacts, in the store that is injected under this key."""
+
+    @dg.io_manager(required_resource_keys={store_key}, description=f"Passes manifests of the artifacts of {case}.")
+    def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:
+        return ManifestIOManager(getattr(init.resources, store_key))
+
+    return artifacts
+
+
+class ManifestIOManager(dg.IOManager):
+    """Hands a consumer the manifest that its producer emitted last; a partitioned producer's by partition."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
+        """Point the asset (partition) at its newest artifact."""
+        partition = context.partition_key if context.has_partition_key else "all"
+        case, asset = context.asset_key.path
+        set_latest(self.store, case, asset, obj, partition)
+
+    def load_input(self, context: dg.InputContext) -> Manifest | dict[str, Manifest]:
+        """Return the producer's manifest, or one for each partition that was ever materialised."""
+        if not context.has_asset_partitions:
+            return self._load(context.asset_key, "all")
+        if context.has_partition_key:
+            return self._load(context.asset_key, context.partition_key)
+        made = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
+        return {key: self._load(context.asset_key, key) for key in context.asset_partition_keys if key in made}
+
+    def _load(self, key: dg.AssetKey, partition: str) -> Manifest:
+        case, asset = key.path
+        with one_line_errors():
+            manifest = latest(self.store, case, asset, partition)
+            if manifest is None:
+                where = "" if partition == "all" else f" for {partition}"
+                raise GateError(f"{key.to_user_string()} was never materialised{where}; materialise it first")
+            return manifest
