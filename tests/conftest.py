@@ -1,7 +1,8 @@
-"""Shared fixtures: a small project of its own, and one whose whole graph has been run once."""
+"""Shared fixtures, and what a quick test may not load."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,18 @@ from fullft_assets.samples import licences
 from tests import project as projects
 from tests import s3_server as s3_servers
 from tests.licence_delivery import Delivery
+
+#: Seconds to import, and with them come models and Dagster instances.
+HEAVY = ("torch", "transformers", "dagster")
+
+
+@pytest.fixture(autouse=True)
+def _stays_quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the quick test that loads what a quick test may not; looked at only where no other tests share the process."""
+    yield
+    if request.config.getoption("markexpr").startswith("quick and not heavy"):
+        loaded = [name for name in HEAVY if name in sys.modules]
+        assert not loaded, f"a quick test, or what it imports, loads {', '.join(loaded)}"
 
 
 @pytest.fixture

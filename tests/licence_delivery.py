@@ -25,7 +25,7 @@ class Delivery:
     @cached_property
     def raw(self) -> pa.Table:
         source = documents.Folder(self.folder / "documents")
-        batch = documents.Batch(name="00001-all", files=documents.scan(self.folder / "documents"))
+        batch = documents.Batch(name="00001-all", files=documents.Folder(self.folder / "documents").files())
         found = documents.read_documents(source, batch, DocumentsSettings(path="unused"), EXAMPLES)
         assert found.unreadable == {}
         return found.table

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.engine.finetuning import fine_tune
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from tests.prepared import Prepared
 
 

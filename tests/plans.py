@@ -1,18 +1,19 @@
-"""Plans for settings of now without the minutes that planning takes: planning itself is tested elsewhere."""
+"""Plans for changed settings without the minutes that planning takes: planning itself is tested elsewhere."""
 
 from __future__ import annotations
 
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.planning import planning_key
+from fullft_assets.assets.planning import base_model_revision, planning_key
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
 
 def approve(store: Store, use_case: UseCase) -> None:
-    """Let the green plan and pilot that are there stand for the settings of now."""
+    """Record the existing green plan and pilot as those of the current settings."""
     name = use_case.name
-    key = planning_key(Case(use_case), latest(store, name, "training_snapshot"))
+    case = Case(use_case)
+    key = planning_key(case, latest(store, name, "training_snapshot"), base_model_revision(case))
     for stage in ("feasibility_plan", "pilot_run"):
         old = latest(store, name, stage)
         with store.create(name, stage, key, version=old.version, seed=old.seed) as draft:

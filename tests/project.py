@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Project:
 
     def configure(self, **sections: Any) -> None:
         """Write the use case's YAML: QUICK, with sections (and keys of sections) replaced."""
-        # What a test has delivered is whole.
+        # What a test has delivered is complete.
         documents = {"path": f"data/{self.name}/documents", "settle_seconds": 0}
         attributes = {"documents": documents, **json.loads(json.dumps(QUICK))}
         for name, section in sections.items():
@@ -90,7 +91,7 @@ class Project:
         return subprocess.run(command, cwd=self.root, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)
 
     def logged(self) -> str:
-        """Return all that stands in the run log of `fullft run` and in Dagster's event log."""
+        """Return all text of the run log of `fullft run` and in Dagster's event log."""
         found = (self.home / "run.log").read_text(encoding="utf-8")
         for database in (self.home / "history").rglob("*.db"):
             with sqlite3.connect(database) as connection:
@@ -110,9 +111,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def licence_rows(count: int, *, skip: int = 0) -> list[dict[str, Any]]:
-    """Return real licence rules, spread over kinds and expressions, as JSON-lines rows."""
-    rules = sorted(licences.rules(), key=lambda rule: rule["id"][::-1])
-    return [{"id": r["id"], "text": r["text"], "kind": r["kind"], "expression": r["expression"]} for r in rules[skip : skip + count]]
+    """Return real licence rules, spread over kinds and expressions, as JSON-lines rows; the caller may change them."""
+    return [{name: rule[name] for name in ("id", "text", "kind", "expression")} for rule in _licence_rules()[skip : skip + count]]
+
+
+@cache
+def _licence_rules() -> list[dict[str, str]]:
+    """Read the 33,000 files once in a process: that takes a second."""
+    return sorted(licences.rules(), key=lambda rule: rule["id"][::-1])
 
 
 def create(root: Path, name: str = "letters", *, rows: int = 400, **sections: Any) -> Project:

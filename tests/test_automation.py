@@ -19,10 +19,14 @@ import pytest
 
 from fullft_assets import automation, chunks, documents, examples, retraining, snapshot
 from fullft_assets.assets.case import Case
-from fullft_assets.automation import schedules
+from fullft_assets.automation import sensors
 from fullft_assets.chunks import ingestion
+from fullft_assets.monitoring import Status
+from fullft_assets.resources import latest_by_partition
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 from tests import project as projects
+from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, write_tiny_model
 
 SECONDS = 150.0
@@ -41,7 +45,7 @@ class Bench:
 
     def tick(self, sensor: str) -> Any:
         definition = next(s for s in automation.build_sensors(self.case) if s.name == f"{self.name}_{sensor}")
-        return definition(dg.build_sensor_context(instance=self.instance))
+        return definition(dg.build_sensor_context(instance=self.instance, resources=self.case.resources()))
 
     def point(self, asset: str, manifest: Manifest, partition: str = "all") -> None:
         """Make an artifact the newest of its asset, as the IO manager does."""
@@ -67,14 +71,13 @@ class Bench:
 
     def train(self, *, seconds: float = 60.0) -> Manifest:
         """Record a checkpoint on the present snapshot."""
-        checkpoint = self.artifact(
-            "finetuned_checkpoint", f"k{time.time_ns()}", snapshot=self.prepared.snapshot.ref, training_seconds=seconds
-        )
+        made = checkpoint_metadata(snapshot=self.prepared.snapshot.ref, training_seconds=seconds)
+        checkpoint = self.artifact("finetuned_checkpoint", f"k{time.time_ns()}", **made)
         self.point("finetuned_checkpoint", checkpoint)
         return checkpoint
 
-    def window(self, name: str, status: str) -> None:
-        self.point("drift_report", self.artifact("drift_report", name, status=status), name)
+    def window(self, name: str, status: Status) -> None:
+        self.point("drift_report", self.artifact("drift_report", name, **manifests.drift(status)), name)
 
     def decisions(self) -> list[retraining.RecordedDecision]:
         folder = f"{self.name}/retraining_decisions"
@@ -163,7 +166,7 @@ class TestDeliverySensor:
 
     def test_what_a_dead_tick_has_cut_is_asked_for_by_the_next_and_by_another_instance(self, bench, monkeypatch):
         with monkeypatch.context() as dying:
-            dying.setattr(schedules, "_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            dying.setattr(sensors, "find_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             bench.prepared.project.deliver("more.jsonl", projects.licence_rows(3, skip=500))
             with pytest.raises(KeyboardInterrupt):
                 bench.tick("new_documents")
@@ -185,7 +188,7 @@ class TestDeliverySensor:
         (bench.prepared.project.documents / "more-1.jsonl").unlink()
         assert self.asked(bench) == [kept]
 
-    def test_a_file_that_may_still_be_growing_waits_and_is_said(self, bench):
+    def test_a_file_that_may_still_be_growing_waits_and_is_reported(self, bench):
         bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 3_600})
         bench.prepared.project.deliver("young.jsonl", projects.licence_rows(3, skip=500))
         waits = "1 file(s) written to within the last 3600 s wait for the next look"
@@ -193,16 +196,17 @@ class TestDeliverySensor:
         bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 0})
         assert len(self.asked(bench)) == 1
 
-    def test_files_with_other_endings_are_said(self, bench):
+    def test_files_with_other_endings_are_reported(self, bench):
         (bench.prepared.project.documents / "a.docx").write_text("x")
-        said = "1 file(s) are left in place, for their endings are not read: 1 .docx (a.docx)"
+        said = "1 file(s) are left in place because their endings are not read: 1 .docx (a.docx)"
         assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {said}"
 
     def test_missing_folder_is_one_line_and_no_skip(self, bench):
-        definition = automation.build_sensors(bench.case)[0]
+        case = bench.case
+        definition = automation.build_sensors(case)[0]
         bench.prepared.project.documents.rename(bench.prepared.project.documents.with_name("elsewhere"))
-        with pytest.raises(dg.Failure, match="folder not found; deliver the documents there or mend documents.path"):
-            definition(dg.build_sensor_context(instance=bench.instance))
+        with pytest.raises(dg.Failure, match="folder not found; deliver the documents there or fix documents.path"):
+            definition(dg.build_sensor_context(instance=bench.instance, resources=case.resources()))
 
     def test_windows_wait_for_a_model(self, bench):
         for number in (1, 2):
@@ -281,7 +285,7 @@ class TestRetrainingSensor:
         """The periodic evaluation takes one over the newest rows."""
         bench.train()
         bench.deliver("delivery-2.jsonl", skip=400)
-        parts = [automation.latest_by_partition(bench.store, bench.name, asset) for asset in ("labeled_examples", "tokenized_chunks")]
+        parts = [latest_by_partition(bench.store, bench.name, asset) for asset in ("labeled_examples", "tokenized_chunks")]
         bench.point("training_snapshot", snapshot.take(bench.store, bench.prepared.use_case, *parts))
         assert isinstance(bench.tick("retraining"), dg.RunRequest)
 
@@ -306,14 +310,14 @@ class TestRetrainingSensor:
             bench.tick("retraining")
         manifest.unlink()
         with pytest.raises(dg.Failure, match="no such artifact; materialise its asset again"):
-            automation.decide_and_record(bench.case, bench.instance, scheduled=True)
+            automation.decide_and_record(bench.case, bench.instance, bench.store, scheduled=True)
         assert bench.decisions() == []
         assert bench.attempts() == []
 
 
 class TestHoursSpent:
     def test_estimate_gives_way_to_what_the_run_took(self, bench):
-        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", planned_hours=5.0))
+        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=5.0)))
         bench.tick("retraining")
         assert [attempt.hours for attempt in bench.attempts()] == [5.0]
         bench.train(seconds=7_200.0)
@@ -328,12 +332,12 @@ class TestHoursSpent:
     def test_attempt_without_a_checkpoint_keeps_its_estimate(self, bench):
         bench.train(seconds=7_200.0)
         bench.deliver("delivery-2.jsonl", skip=400)
-        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", planned_hours=5.0))
+        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=5.0)))
         bench.tick("retraining")
         assert [attempt.hours for attempt in bench.attempts()] == [5.0]
 
     def test_month_without_hours_left_waits(self, bench):
-        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", planned_hours=500.0))
+        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0)))
         assert "the next run takes about 500.0 h (max_hours_per_month = 100)" in bench.tick("retraining").skip_message
 
 

@@ -1,4 +1,4 @@
-"""The cheaper ways on real licence texts: what they score, and that they come back from disk unchanged."""
+"""The baselines on real licence texts: what they score, and that they come back from disk unchanged."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
 from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
 from tests.prepared import Prepared, prepare
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +25,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def fitted(prepared: Prepared) -> dict[str, baselines.Baseline]:
+def fitted(prepared: Prepared) -> dict[str, Baseline]:
     train = prepared.split("train")
-    embeddings = embed(prepared.base_model, train.windows)
-    return {
-        "majority": Majority.fit(train, len(prepared.labels)),
-        "tfidf": Tfidf.fit(train, len(prepared.labels)),
-        "frozen_probe": FrozenProbe.fit(prepared.base_model, embeddings, train.labels, len(prepared.labels)),
-    }
+    return {kind.name: kind.fit(train, context(prepared)) for kind in (Majority, Tfidf, FrozenProbe)}
 
 
-def accuracy(fitted: baselines.Baseline, split: Split) -> float:
+def context(prepared: Prepared, num_labels: int | None = None) -> BaselineContext:
+    return BaselineContext(prepared.base_model, prepared.labels[:num_labels], Progress(silent=True))
+
+
+def accuracy(fitted: Baseline, split: Split) -> float:
     return float((fitted.predict(split).argmax(1) == split.labels).mean())
 
 
@@ -61,7 +63,7 @@ def test_saved_baselines_answer_the_same(prepared, fitted, tmp_path: Path) -> No
     validation = prepared.split("validation")
     for baseline in fitted.values():
         baseline.save(tmp_path)
-    loaded = baselines.load(tmp_path, prepared.base_model)
+    loaded = load_all(fitted, tmp_path, context(prepared))
     assert set(loaded) == set(fitted)
     for name, baseline in loaded.items():
         np.testing.assert_array_equal(baseline.predict(validation), fitted[name].predict(validation), err_msg=name)
@@ -78,12 +80,12 @@ def test_files_hold_no_pickle(fitted, tmp_path: Path) -> None:
 
 def test_two_labels_give_the_regressions_own_probabilities(prepared) -> None:
     train, validation = binary(prepared.split("train")), binary(prepared.split("validation"))
-    two = Tfidf.fit(train, 2)
+    two = Tfidf.fit(train, context(prepared, 2))
     features = two.vectorizer.transform(train.texts)
     expected = LogisticRegression(C=10.0, max_iter=1_000).fit(features, train.labels)
     found = two.predict(validation)
     np.testing.assert_allclose(found, expected.predict_proba(two.vectorizer.transform(validation.texts)), atol=1e-6)
-    assert accuracy(two, validation) > accuracy(Majority.fit(train, 2), validation)
+    assert accuracy(two, validation) > accuracy(Majority.fit(train, context(prepared, 2)), validation)
 
 
 def test_more_labels_give_the_regressions_own_probabilities(prepared, fitted) -> None:

@@ -30,7 +30,7 @@ def test_ratio_is_the_median_of_pairs_not_of_sides() -> None:
 
 
 @pytest.mark.parametrize("scale", packed_training.SCALES.values(), ids=packed_training.SCALES)
-def test_documents_fill_the_rows_and_are_typical(tmp_path: Path, scale: packed_training.Scale) -> None:
+def test_documents_fill_the_rows_and_are_typical(tmp_path: Path, scale: packed_training.StepSize) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.config import check
+from fullft_assets.config import check, corpus
 from fullft_assets.config.validation import load_use_case
+
+pytestmark = pytest.mark.quick
 
 YAML = """\
 type: fullft_assets.FullFineTune
@@ -160,11 +162,28 @@ def test_the_samples_of_exports_are_told_by_their_content(project):
     assert "note" not in text
 
 
+def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    data, row = project / "data", json.dumps({"text": "größer als früher", "kind": "x"}, ensure_ascii=False)
+    (data / "a.jsonl").write_bytes(f"{row}\n{row}\n".encode("utf-16"))
+    (data / "b.jsonl").write_bytes(f"{row}\n".encode("cp1252"))
+    text = report(project)
+    assert line(text, "documents").endswith(" 3 rows")
+    assert "text length unknown" not in text and "note" not in text
+    for name in ("a.jsonl", "b.jsonl"):
+        (data / name).unlink()
+    reference = {"source-ref": "s3://mail/1.txt", "kind": 0, "kind-metadata": {"class-name": "x", "confidence": 1}}
+    (data / "c.manifest").write_text(json.dumps(reference) + "\n")
+    text = report(project)
+    assert line(text, "documents").endswith(" 1 rows")
+    assert "text length unknown" in line(text, "windows") and "note" not in text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("0.parquet", b"no table", "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file."),
-        ("0.jsonl.gz", b"no archive", "Not a gzipped file (b'no')"),
+        ("0.parquet", b"no table", "not a complete Parquet file (ArrowInvalid)"),
+        ("0.jsonl.gz", b"no archive", "not a complete gzip archive (zlib inflate failed: incorrect header check)"),
         ("0.jsonl", None, "No such file or directory"),
     ],
 )
@@ -183,16 +202,17 @@ def test_a_bucket_is_not_looked_at(project, monkeypatch):
     text = check.check_use_case(load_use_case(path))
     assert line(text, "documents").endswith("s3://mail/in: unknown number of rows; a bucket is read by the first run")
     assert line(text, "split").endswith("unknown; 15% of the groups for the test set, 10% for validation")
-    assert line(text, "time").endswith("unknown: the documents lie in a bucket")
+    assert line(text, "time").endswith("unknown: the documents are in a bucket")
 
 
 def test_beyond_the_counted_bytes_rows_are_estimated(project, monkeypatch):
-    monkeypatch.setattr(check, "COUNTED_BYTES", 4_000)
+    monkeypatch.setattr(corpus, "COUNTED_BYTES", 4_000)
     text = line(report(project), "documents")
     assert "about " in text
     assert abs(int(text.split("about ")[1].split()[0]) - 200) <= 4
 
 
+@pytest.mark.heavy
 def test_tokens_are_those_of_the_models_own_tokenizer(project):
     from transformers import AutoTokenizer
 
@@ -255,6 +275,6 @@ def test_files_with_other_endings_are_counted(project):
         (project / "data" / name).write_text("x")
     (project / "data/e.tsv").write_text("text\tkind\nA licence\tnotice\n")
     assert line(report(project), "not read").endswith(
-        "3 file(s) are left in place, for their endings are not read: 2 .docx (b.docx, c.docx), 1 .txt.gz (d.txt.gz)"
+        "3 file(s) are left in place because their endings are not read: 2 .docx (b.docx, c.docx), 1 .txt.gz (d.txt.gz)"
     )
     assert "201 rows" in line(report(project), "documents")

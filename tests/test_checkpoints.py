@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, all_checkpoints, claim, latest_checkpoint, publish, retain, seal
-from fullft_assets.engine.guards import Course, Incident
+from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, all_checkpoints, claim, latest_checkpoint, publish, retain
+from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from tests.optimizer_steps import Stopping
 from tests.test_packed import KEEP_BEST, LLAMA, OVERFITTING, SETTINGS, fit, training
+
+pytestmark = pytest.mark.numeric
 
 
 def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +50,7 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_pat
     assert events[published + 1] == ("sync", ".")
 
 
-def test_a_kill_at_any_moment_of_a_replacement_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     """Children kill themselves at their first, second, ... touch of the folder, until one comes to its end."""
     seen, folder, touches = [], tmp_path / "work", 0
     while "end" not in seen:
@@ -58,7 +60,8 @@ def test_a_kill_at_any_moment_of_a_replacement_leaves_a_whole_checkpoint(tmp_pat
             (folder / place / "inner").mkdir(parents=True)
             (folder / place / "inner" / "weights").write_text(kind)
             if kind != "new":
-                seal(folder / place)
+                (folder / place).rename(folder / "aside")
+                publish(folder / "aside", folder / place, num_incidents=0, is_planned=True)
         child = os.fork()
         if child == 0:
             kill_at_touch(touches, folder)
@@ -68,7 +71,7 @@ def test_a_kill_at_any_moment_of_a_replacement_leaves_a_whole_checkpoint(tmp_pat
         assert status in (0, -signal.SIGKILL)
         whole = latest_checkpoint(folder)
         seen += [(whole.name, (whole / "inner" / "weights").read_text()), *(["end"] if status == 0 else [])]
-        retain(folder, Course(folder), newest=1, best=None)
+        retain(folder, RunHistory(folder), newest=1, best=None)
         assert all_checkpoints(folder) == [latest_checkpoint(folder)] == [whole]
     assert set(seen) == {("checkpoint-4", "old"), ("replaced-checkpoint-4", "old"), ("checkpoint-4", "new"), "end"}
 
@@ -87,7 +90,7 @@ def kill_at_touch(number: int, folder: Path) -> None:
     sys.addaudithook(touch)
 
 
-def test_training_goes_on_from_the_checkpoint_that_was_being_replaced(tmp_path: Path) -> None:
+def test_training_continues_from_the_checkpoint_that_was_being_replaced(tmp_path: Path) -> None:
     """Also where it is the best one, and so what comes out."""
     options = {**OVERFITTING, "chosen": KEEP_BEST, "resumable": True, "evaluate_at": None}
     whole = fit(LLAMA, folder=tmp_path / "whole", **options)
@@ -112,13 +115,13 @@ def test_what_is_written_beside_the_checkpoints_is_on_the_disk_with_its_name(tmp
 
     monkeypatch.setattr(os, "fsync", watched)
     claim(tmp_path, {"base_model": "a"})
-    begun_with = json.dumps({"base_model": "a"})
-    assert synced == [begun_with, {"begun_with.json": begun_with}]
+    recorded = json.dumps({"base_model": "a"})
+    assert synced == [recorded, {"inputs.json": recorded}]
     synced.clear()
-    Course(tmp_path).add(Incident("out_of_memory", 3, 2, "too large", 1.0, micro_batch_size=2))
-    course = (tmp_path / "course.json").read_text()
-    assert synced == [course, {"begun_with.json": begun_with, "course.json": course}]
-    assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [2]
+    RunHistory(tmp_path).add(Incident("out_of_memory", 3, 2, "too large", 1.0, micro_batch_size=2))
+    history = (tmp_path / "run_history.json").read_text()
+    assert synced == [history, {"inputs.json": recorded, "run_history.json": history}]
+    assert [incident.micro_batch_size for incident in RunHistory(tmp_path).incidents] == [2]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])
@@ -128,7 +131,7 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(tmp_path: Path, name:
         fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Stopping(4))
     damage(tmp_path / "work" / "checkpoint-4" / name)
     done = fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Progress())
-    assert f"checkpoint-4/{name} is damaged; going on from the checkpoint before" in capsys.readouterr().out
+    assert f"checkpoint-4/{name} is damaged; continuing from the checkpoint before" in capsys.readouterr().out
     assert done.resumed_from_step == 2
     whole = fit(LLAMA, data, chosen, tmp_path / "whole")
     assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())

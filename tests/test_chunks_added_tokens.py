@@ -15,14 +15,15 @@ from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.embeddings import initialise_added
 from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.classification import baselines
-from fullft_assets.tasks.classification import judge as judging_labels
-from fullft_assets.tasks.judging import Docket
+from fullft_assets.tasks.baseline import BaselineContext
+from fullft_assets.tasks.classification import scoring
+from fullft_assets.tasks.classification.baselines import FrozenProbe
+from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.workloads import evaluation, planning, training
 from tests import prepared, smollm2
 from tests import project as projects
@@ -70,7 +71,7 @@ class TestTokenizer:
 
     @pytest.mark.parametrize(
         ("terms", "says"),
-        [([" sublicense"], "' sublicense' is blank or has white space around it"), (["a", "b", "a"], "`a` stands there twice")],
+        [([" sublicense"], "' sublicense' is blank or has white space around it"), (["a", "b", "a"], "`a` is given twice")],
     )
     def test_what_cannot_be_added_is_one_line(self, terms: list[str], says: str) -> None:
         with pytest.raises(SettingsError, match=f"chunks.added_tokens: {says}"):
@@ -204,7 +205,7 @@ class TestWorkloads:
         inputs = {**extended, "champion": plain["finetuned_checkpoint"]}
         job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
         test = case.split("test")
-        found = judging_labels.predict_all(Docket(job, case.store, inputs, QUIET), test, case.labels)
+        found = scoring.predict_all(EvaluationContext(job, case.store, inputs, QUIET), test, case.labels)
         for name, checkpoint in (("champion", plain), ("finetuned", extended)):
             folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
             windows = Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts)
@@ -216,7 +217,7 @@ class TestWorkloads:
         case, _, extended = made
         test = case.split("test")
         folder = case.store.folder(extended["cheaper_baselines"])
-        probe = baselines.load(folder, case.base_model, self.ADDED)["frozen_probe"]
+        probe = FrozenProbe.load(folder, BaselineContext(case.base_model, case.labels, QUIET, self.ADDED))
         model = initialised(case.base_model, self.ADDED)
         expected = [
             np.mean([model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy() for window in document], axis=0)

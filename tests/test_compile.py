@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from tests.machine import lacks
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_isolation import SMALL
+from tests.test_packed import SETTINGS, fit, training
+
+#: One layer: most of the time goes to the C++ compiler.
+LLAMA = LlamaConfig(**SMALL | {"num_hidden_layers": 1}, pad_token_id=0)
 
 
 @pytest.mark.slow

@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of
 
+pytestmark = pytest.mark.quick
 
-def metadata(**changes: Any) -> dict[str, Any]:
+
+def metadata(**changes: Any) -> SnapshotMetadata:
     statistics = [
         {"label": "cold", "split": "train", "rows": 30, "groups": 12, "k_eff": 10.5},
         {"label": "cold", "split": "test", "rows": 4, "groups": 4, "k_eff": 4.0},
         {"label": "flu", "split": "train", "rows": 10, "groups": 2, "k_eff": 1.22},
     ]
     found = {"labels": ["cold", "flu"], "label_statistics": statistics, "rare_labels": ["cold"], "left_out": {"duplicate text": 1_200}}
-    return {**found, "num_train_rows": 40, "num_validation_rows": 0, "num_test_rows": 4, **changes}
+    counts = dict.fromkeys(("num_batches", "num_validation_rows", "num_test_groups", "num_older_rows_kept", "num_rows_over_max_tokens"), 0)
+    empty = {"label_counts": {}, "batches_left_out": [], "parts": {}, "text_tokens": {}}
+    return SnapshotMetadata.model_validate({**found, **counts, **empty, "num_train_rows": 40, "num_test_rows": 4, **changes})
 
 
-def lines(found: dict[str, Any], num_tokens: list[int], **options: Any) -> list[str]:
+def lines(found: SnapshotMetadata, num_tokens: list[int], **options: Any) -> list[str]:
     return render(found, num_tokens, **{"max_tokens": 8, "max_windows": None, **options}).splitlines()
 
 
@@ -29,7 +34,7 @@ def test_sizes_balance_and_what_is_left_out() -> None:
     assert "| rows | 40 | 0 | 4 |" in report
     assert "| cold | 30 (75%); 12 groups; k_eff 10.5 | 0 | 4 (100%); 4 groups; k_eff 4.0 |" in report
     assert "| flu | 10 (25%); 2 groups; k_eff 1.2 | 0 | 0 |" in report
-    assert "Hardly known after the test, for want of groups: cold." in report
+    assert "Too few test groups for a reliable score: cold." in report
     assert "- 1,200 duplicate text" in report
     assert "2 of 3 texts are longer than chunks.max_tokens (8); such a text is read in overlapping windows, nothing is cut." in report
 

@@ -16,7 +16,8 @@ import pytest
 
 from fullft_assets import component, samples
 from fullft_assets.component import FullFineTune
-from fullft_assets.config.validation import DEFS, load_use_case
+from fullft_assets.config.project import DEFS
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.definitions import defs
 from fullft_assets.samples import prepare
 from tests import project as projects

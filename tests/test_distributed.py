@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 
 from fullft_assets.config import validation
 from fullft_assets.engine import sharding
+from fullft_assets.engine.requirements import require
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
@@ -62,8 +63,8 @@ done = fit(LLAMA, training(marked=True), chosen, folder, num_processes=ranks, re
 if os.environ.get("RANK", "0") == "0":
     log = [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
     done.model.save_pretrained(folder / "model")
-    told = {"log": log, "last": done.num_steps, "from": done.resumed_from_step, "reduced": reduced, "offloads": sorted(offloads)}
-    (folder / "done.json").write_text(json.dumps(told))
+    found = {"log": log, "last": done.num_steps, "from": done.resumed_from_step, "reduced": reduced, "offloads": sorted(offloads)}
+    (folder / "done.json").write_text(json.dumps(found))
 """
 
 
@@ -131,7 +132,7 @@ def test_two_hosts_find_each_other_and_train_as_one(alone: dict, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_classifier_is_shared_and_written_whole(tmp_path: Path) -> None:
+def test_a_classifier_is_sharded_and_written_complete(tmp_path: Path) -> None:
     """BERT, whose embeddings are a unit by its own account, through the workload and in bf16."""
     case = prepare(tmp_path, tiny=True)
     chosen = {"sharding": "fsdp2", "micro_batch_size": 4, "epochs": 0.3, "learning_rate": 1e-3, "precision": "bf16"}
@@ -173,17 +174,17 @@ def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Pa
         assert made["fsdp2"]["metadata"][name] == pytest.approx(made["none"]["metadata"][name], rel=1e-2)
 
 
-def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="fsdp2 shares the model between processes; set launcher.processes to 2 or more"):
+def test_sharding_needs_more_than_one_process(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="fsdp2 needs more than one process; set launcher.processes to 2 or more"):
         fit(LLAMA, training(), SETTINGS.model_copy(update={"sharding": "fsdp2"}), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("more", "processes", "message"),
-    [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "goes with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "whole weights"),
-     ({"compile": True}, 2, "was not tried with sharding: fsdp2"), ({}, 2, None), ({"sharding": "fsdp2_offload"}, 2, None),
-     ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload shares the model between processes"),
-     ({"sharding": "fsdp2_offload", "precision": "fp16"}, 2, "fp16's scaling was not tried with sharding: fsdp2_offload")],
+    [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "works with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
+     ({"compile": True}, 2, "is not supported with sharding: fsdp2"), ({}, 2, None), ({"sharding": "fsdp2_offload"}, 2, None),
+     ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload needs more than one process"),
+     ({"sharding": "fsdp2_offload", "precision": "fp16"}, 2, "fp16 is not supported with sharding: fsdp2_offload")],
 )  # fmt: skip
 def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: int, message: str | None) -> None:
     data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": {"sharding": "fsdp2", **more}}
@@ -191,29 +192,34 @@ def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: i
     assert [message in problem.message for problem in validation._check_optimizer(settings, Path())] == ([True] if message else [])
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
-        sharding.require(settings.training, processes)
+        require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)
 
 
 @pytest.mark.parametrize("has_card", [False, True])
-def test_what_trainer_is_told_of_the_hosts_memory(has_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainers_arguments_for_sharding(has_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arguments alone: no GPU takes part."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-    told, shared = (sharding.arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA)) for kind in ("fsdp2_offload", "fsdp2"))
+    offloaded, shared = (
+        sharding.sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA)) for kind in ("fsdp2_offload", "fsdp2")
+    )
     backend = {"ddp_backend": "cuda:nccl,cpu:gloo"} if has_card else {}
-    assert told == {"fsdp": True, "fsdp_config": shared["fsdp_config"] | {"cpu_offload": True}, **backend}
+    assert offloaded == {"fsdp": True, "fsdp_config": shared["fsdp_config"] | {"cpu_offload": True}, **backend}
     assert "cpu_offload" not in shared["fsdp_config"] and "ddp_backend" not in shared
 
 
-def test_an_old_card_computes_in_fp16_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloading_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "resolve", lambda setting: "fp16")
-    with pytest.raises(SettingsError, match=r"^training\.sharding: fp16's scaling was not tried with fsdp2_offload; give precision: fp32$"):
-        sharding.require(SETTINGS.model_copy(update={"sharding": "fsdp2_offload", "precision": "auto"}), 2)
+    with pytest.raises(
+        SettingsError,
+        match=r"^training\.precision: fp16 is not supported with sharding: fsdp2_offload; use fp32, or bf16 where the GPU has it$",
+    ):
+        require(SETTINGS.model_copy(update={"sharding": "fsdp2_offload", "precision": "auto"}), 2)
 
 
 def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True)
     changes = {"training": {"sharding": "fsdp2", "compile": True, "micro_batch_size": 4}, "launcher": {"processes": 2}}
-    with pytest.raises(SettingsError, match="training.compile: was not tried with sharding: fsdp2"):
+    with pytest.raises(SettingsError, match="training.compile: is not supported with sharding: fsdp2"):
         planning.work(case.job("pilot_run", **changes), case.store, Progress(silent=True))
     assert case.store.find(case.use_case.name, "feasibility_plan", "k1") is None
 

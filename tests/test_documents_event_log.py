@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import automation, documents
+from fullft_assets import automation
 from fullft_assets.assets.case import Case
 from fullft_assets.component import FullFineTune
-from fullft_assets.resources import open_store
+from fullft_assets.resources import latest_by_partition, open_store
 from tests import project as projects
 from tests import test_documents_formats as formats
 
@@ -60,8 +60,9 @@ def deliver(folder: Path) -> None:
 
 def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.ExecuteInProcessResult, str]:
     """Let the sensor cut what is new, and run its batch; return the run, and the batch's name."""
-    (sensor, *_) = automation.build_sensors(Case(project.use_case()))
-    (request,) = sensor(dg.build_sensor_context(instance=instance)).run_requests
+    case = Case(project.use_case())
+    (sensor, *_) = automation.build_sensors(case)
+    (request,) = sensor(dg.build_sensor_context(instance=instance, resources=case.resources())).run_requests
     instance.add_dynamic_partitions("letters/batch", [request.partition_key])
     defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
     job = defs.resolve_implicit_global_asset_job_def()
@@ -77,7 +78,7 @@ def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         result, batch = ingest(project, instance)
         assert result.success
-        raw = documents.kept(open_store(project.use_case(), instance), "letters", batch)
+        raw = latest_by_partition(open_store(project.use_case(), instance), "letters", "raw_documents")[batch]
         (project.documents / "alone.parquet").write_bytes((project.documents / "table.parquet").read_bytes())
         failed, _ = ingest(project, instance)
         assert not failed.success, "not one of its files can be read"
@@ -119,7 +120,7 @@ def test_nor_a_label_group_or_domain_when_an_expectation_cannot_be_computed(
         failed, _ = ingest(project, instance)
         events = [entry.to_json() for entry in instance.all_logs(failed.run_id)]
     assert not failed.success
-    line = f"examples.expectations.0: {name} cannot be computed on the profile (TypeError); mend its arguments"
+    line = f"examples.expectations.0: {name} cannot be computed on the profile (TypeError); fix its arguments"
     assert any(line in event for event in events)
     assert [event for event in events if WORD in event] == []
     outside = [path for path in project.home.rglob("*") if path.is_file() and "store" not in path.relative_to(project.home).parts]

@@ -28,10 +28,12 @@ from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import project as projects
 from tests import s3_server
 
+pytestmark = pytest.mark.quick
+
 Rows = list[dict[str, Any]]
 CHAT = {"task": "sft", "label": None}
 SPANS = {"task": "token_classification", "label": "entities"}
-MANY = {"multi_label": True, "label": "topics"}
+MANY = {"task": "multi_label", "label": "topics"}
 
 
 def read_batch(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> ReadBatch:
@@ -164,9 +166,9 @@ class TestContainers:
         (tmp_path / f"other.jsonl{ending}").write_bytes(as_lines(licences).encode())
         batch = read_batch(tmp_path)
         assert batch.table["id"].to_pylist() == [row["id"] for row in licences[:2]]
-        assert batch.unreadable[f"cut.jsonl{ending}"] == f"not a whole {codec} archive (Truncated compressed stream)"
+        assert batch.unreadable[f"cut.jsonl{ending}"] == f"not a complete {codec} archive (Truncated compressed stream)"
         assert batch.unreadable[f"empty.jsonl{ending}"] == f"not a {codec} archive: empty"
-        assert batch.unreadable[f"other.jsonl{ending}"].startswith(f"not a whole {codec} archive (")
+        assert batch.unreadable[f"other.jsonl{ending}"].startswith(f"not a complete {codec} archive (")
 
     def test_a_json_file_of_one_record_on_many_lines(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(json.dumps({"text": "a", "kind": "x"}, indent=2))
@@ -267,6 +269,7 @@ class TestColumnar:
         assert read(tmp_path, SPANS)[0]["spans"] == spans
         assert read(tmp_path, MANY)[0]["labels"] == ["a", "b"]
 
+    @pytest.mark.heavy
     def test_a_folder_saved_by_datasets_gives_class_names_for_numbers(self, tmp_path: Path, licences: Rows) -> None:
         import datasets
 
@@ -282,6 +285,7 @@ class TestColumnar:
         of_parquet = [row for row in rows if row["source"] == "same.parquet"]
         assert [row["label"] for row in of_parquet] == [row["kind"] for row in licences]
 
+    @pytest.mark.heavy
     def test_no_label_of_datasets_is_no_label(self, tmp_path: Path) -> None:
         import datasets
 
@@ -319,10 +323,10 @@ class TestColumnar:
         batch = read_batch(tmp_path)
         assert len(batch.table) == 2 * len(licences)
         assert batch.unreadable == {
-            "cut.parquet": "not a whole Parquet file (ArrowInvalid)",
-            "text.parquet": "not a whole Parquet file (ArrowInvalid)",
-            "cut.arrow": "not a whole Arrow file (cut off, or of another format)",
-            "text.arrow": "not a whole Arrow file (cut off, or of another format)",
+            "cut.parquet": "not a complete Parquet file (ArrowInvalid)",
+            "text.parquet": "not a complete Parquet file (ArrowInvalid)",
+            "cut.arrow": "not a complete Arrow file (cut off, or of another format)",
+            "text.arrow": "not a complete Arrow file (cut off, or of another format)",
         }
 
     def test_text_that_is_no_utf8_makes_the_file_unreadable(self, tmp_path: Path) -> None:
@@ -331,7 +335,7 @@ class TestColumnar:
         pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
         (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
         batch = read_batch(tmp_path)
-        assert batch.unreadable == {"a.parquet": "not a whole Parquet file (ArrowInvalid)"}
+        assert batch.unreadable == {"a.parquet": "not a complete Parquet file (ArrowInvalid)"}
         assert batch.table["text"].to_pylist() == ["b"]
 
     def test_times_and_wrong_types(self, tmp_path: Path) -> None:
@@ -452,7 +456,7 @@ class TestPdf:
         batch = read_batch(tmp_path)
         assert batch.unreadable == {
             "locked.pdf": "encrypted; deliver it without a password",
-            "cut.pdf": "not a whole PDF (cut off: no end mark)",
+            "cut.pdf": "not a complete PDF (cut off: no end mark)",
             "none.pdf": "not a PDF",
             "empty.pdf": "not a PDF",
         }
@@ -517,7 +521,7 @@ class TestEncodings:
         batch = read_batch(tmp_path, encoding="cp1250")
         assert batch.table["text"].to_pylist() == ["žluť"]
         assert batch.encodings == {"a.jsonl": "cp1250"}
-        assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250"}
+        assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250 on line 1"}
 
     def test_an_unknown_encoding_in_the_settings_is_one_line(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="^documents.encoding: `cp12520` is no encoding; give one such as cp1252, or leave it out$"):
@@ -552,7 +556,7 @@ class TestUnreadable:
     def test_only_when_no_file_can_be_read_it_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl.gz").write_bytes(b"")
         (tmp_path / "b.pdf").write_bytes(b"")
-        expected = f"{tmp_path}/a.jsonl.gz: cannot be read (not a gzip archive: empty); mend the file and deliver it again"
+        expected = f"{tmp_path}/a.jsonl.gz: cannot be read (not a gzip archive: empty); fix the file and deliver it again"
         with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
             read_batch(tmp_path)
 
@@ -776,7 +780,7 @@ class TestGroundTruth:
             s3fs.S3FileSystem.clear_instance_cache()
             self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
             try:
-                with pytest.raises(DataError, match=r"^source-ref: S3 cannot be reached \(.+\); mend the credentials or the network$"):
+                with pytest.raises(DataError, match=r"^source-ref: S3 cannot be reached \(.+\); fix the credentials or the network$"):
                     read(tmp_path)
             finally:
                 server.shutdown()
@@ -853,7 +857,7 @@ class TestLabelStudio:
         ]  # fmt: skip
 
     def test_several_choices_and_a_taxonomy(self, tmp_path: Path) -> None:
-        many = {"multi_label": True}
+        many = {"task": "multi_label"}
         votes = [annotation(i, {"choices": choices}) for i, choices in enumerate((["b", "a"], ["b"], ["b", "c"]))]
         taxonomy = annotation(1, {"taxonomy": [["law", "patent"], ["tax"]]}, kind="taxonomy")
         rows = self.rows(tmp_path, [task(1, votes[0]), task(2, *votes), task(3, taxonomy), task(4, annotation(1))], many)
@@ -898,7 +902,7 @@ class TestLabelStudio:
         choices = ["x", '{"choices": ["y", "x"]}', ""]
         records = [{"id": i, "text": "a", "kind": c, "annotator": 1, "annotation_id": i, "lead_time": 2} for i, c in enumerate(choices)]
         (tmp_path / "a.csv").write_text(as_csv(records))
-        assert [row["labels"] for row in read(tmp_path, {"multi_label": True}, format="label_studio")] == [["x"], ["x", "y"], None]
+        assert [row["labels"] for row in read(tmp_path, {"task": "multi_label"}, format="label_studio")] == [["x"], ["x", "y"], None]
 
     @pytest.mark.parametrize(
         ("annotations", "problem"),
@@ -1087,6 +1091,7 @@ class TestChat:
         assert one(tmp_path, {"dialogue": [ASKED, SAID], "messages": []}, CHAT, text="dialogue")["messages"] == [ASKED, SAID]
         assert one(tmp_path, {"messages": [ASKED]}, CHAT, text="dialogue")["problem"] == "no field `dialogue`"
 
+    @pytest.mark.heavy
     def test_messages_in_parquet_and_from_datasets(self, tmp_path: Path) -> None:
         import datasets
 

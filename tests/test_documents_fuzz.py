@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents.formats import ENDINGS, compression_of, ending_of
+from fullft_assets.documents.formats import compression_of, ending_of, name_of_format
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import SourceFile
@@ -30,7 +30,7 @@ from tests import test_documents_formats as formats
 #: Longest time that reading a few kilobytes may take; far above what it takes, far below a hang.
 LIMIT_SECONDS = 30
 SPANS = {"task": "token_classification", "label": "entities"}
-MANY = {"multi_label": True, "label": "topics"}
+MANY = {"task": "multi_label", "label": "topics"}
 ROWS = projects.licence_rows(12)
 
 
@@ -364,7 +364,7 @@ def _num_in_tables(data: bytes) -> int:
 
 def assert_nothing_is_lost(seed: Seed, data: bytes, rows: list[dict[str, Any]], encoding: str) -> None:
     """Check that a file that was read has a row for each record that it holds."""
-    form = ENDINGS[ending_of(seed.name)]
+    form = name_of_format(seed.name)
     if form in ("jsonl", "ground_truth"):
         assert [row["row"] for row in rows] == _numbers_of_lines(_unpacked(seed.name, data).decode(encoding))
     elif form == "json":
@@ -416,7 +416,7 @@ TELLING = [
     "fields",
     "source-ref",
 ]
-RECORDS = [kind for kind, seed in SEEDS.items() if ENDINGS[ending_of(seed.name)] in ("json", "jsonl", "ground_truth") and "in " not in kind]
+RECORDS = [kind for kind, seed in SEEDS.items() if name_of_format(seed.name) in ("json", "jsonl", "ground_truth") and "in " not in kind]
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

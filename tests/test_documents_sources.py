@@ -46,24 +46,24 @@ class TestFolder:
         (tmp_path / "saved/train/cache-0123456789abcdef.arrow").write_bytes(b"a map's result")
         # Elsewhere these names are nothing special.
         put(tmp_path / "saved", "plain/state.json")
-        found = [file.path for file in documents.scan(tmp_path / "saved")]
+        found = [file.path for file in documents.Folder(tmp_path / "saved").files()]
         assert found == ["more/data-00000-of-00001.arrow", "plain/state.json", "train/data-00000-of-00001.arrow"]
 
     def test_pipes_and_folders_with_a_documents_name_are_no_documents(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jsonl")
         put(tmp_path, "folder.jsonl/a.jsonl")
-        assert [file.path for file in documents.scan(tmp_path)] == ["folder.jsonl/a.jsonl"]
+        assert [file.path for file in documents.Folder(tmp_path).files()] == ["folder.jsonl/a.jsonl"]
 
     def test_of_two_links_to_one_folder_the_first_by_name_counts_every_time(self, tmp_path: Path) -> None:
         put(tmp_path, "elsewhere/x/a.jsonl")
         (tmp_path / "in").mkdir()
         for name in ("m", "b", "z"):
             (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
-        assert [file.path for file in documents.scan(tmp_path / "in")] == ["b/x/a.jsonl"]
+        assert [file.path for file in documents.Folder(tmp_path / "in").files()] == ["b/x/a.jsonl"]
 
     def test_a_dangling_link_is_listed_and_stands_as_it_was_listed(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
-        [file] = documents.scan(tmp_path)
+        [file] = documents.Folder(tmp_path).files()
         assert documents.Folder(tmp_path).status("a.jsonl") == file
         assert documents.Folder(tmp_path).status("b.jsonl") is None
 
@@ -85,7 +85,7 @@ class TestS3:
         put(bucket, "mail/saved/data-00000-of-00001.arrow")
         prefix = S3Prefix(f"s3://{bucket.name}/mail/")
         found = prefix.files()
-        local = documents.scan(bucket / "mail")
+        local = documents.Folder(bucket / "mail").files()
         assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [(file.path, file.bytes, file.mtime_ns) for file in local]
         assert prefix.uri == f"s3://{bucket.name}/mail"
         assert all(file.etag for file in found)
@@ -103,7 +103,9 @@ class TestS3:
         for number in range(1_203):
             put(bucket, f"mail/{number % 7}/{number:05}.txt", "x")
         found = S3Prefix(f"s3://{bucket.name}/mail").files()
-        assert [(file.path, file.mtime_ns) for file in found] == [(file.path, file.mtime_ns) for file in documents.scan(bucket / "mail")]
+        assert [(file.path, file.mtime_ns) for file in found] == [
+            (file.path, file.mtime_ns) for file in documents.Folder(bucket / "mail").files()
+        ]
         assert len(found) == 1_203
 
     def test_what_arrived_after_a_listing_is_in_the_next(self, bucket: Path) -> None:
@@ -126,7 +128,7 @@ class TestS3:
     def test_an_empty_prefix_is_empty_and_a_missing_bucket_is_one_line(self, bucket: Path) -> None:
         put(bucket, "other/a.jsonl")
         assert S3Prefix(f"s3://{bucket.name}/mail").files() == []
-        with pytest.raises(DataError, match=r"^s3://no-such-bucket/mail: bucket not found; create it or mend documents.path$"):
+        with pytest.raises(DataError, match=r"^s3://no-such-bucket/mail: bucket not found; create it or fix documents.path$"):
             S3Prefix("s3://no-such-bucket/mail").files()
 
     def test_wrong_credentials_and_no_connection_are_one_line(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +143,7 @@ class TestS3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         s3fs.S3FileSystem.clear_instance_cache()
-        with pytest.raises(DataError, match=rf"^s3://{bucket.name}: cannot be read \(.+\); mend the connection or the credentials$"):
+        with pytest.raises(DataError, match=rf"^s3://{bucket.name}: cannot be read \(.+\); fix the connection or the credentials$"):
             S3Prefix(f"s3://{bucket.name}").files()
 
 
@@ -228,7 +230,7 @@ class TestDocumentsOnS3:
             lost.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             lost.setenv("AWS_MAX_ATTEMPTS", "1")
             s3fs.S3FileSystem.clear_instance_cache()
-            with pytest.raises(DataError, match=rf"^{letters.uri}: cannot be read \(.+\); mend the connection or the credentials$"):
+            with pytest.raises(DataError, match=rf"^{letters.uri}: cannot be read \(.+\); fix the connection or the credentials$"):
                 letters.keep(batch)
         s3fs.S3FileSystem.clear_instance_cache()
         assert not list((letters.project.home / "store").rglob("*.parquet"))
@@ -415,7 +417,7 @@ class TestEvents:
         found = told.look()
         assert found.cut == []
         assert found.notes == [
-            "4 object(s) named by events lie outside of it or have another ending",
+            "4 object(s) named by events are outside of it or have another ending",
             "5 message(s) of the queue are no S3 events and stay there",
         ]
         assert queue.num_messages == 5
@@ -438,7 +440,7 @@ class TestEvents:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         for url in (f"{sqs_server}/123456789012/none", "http://127.0.0.1:9/123456789012/none"):
             told.project.configure(documents={"path": told.uri, "queue": url})
-            with pytest.raises(DataError, match=rf"^{url}: cannot be read \([^\n]+\); mend documents.queue or the role's rights$"):
+            with pytest.raises(DataError, match=rf"^{url}: cannot be read \([^\n]+\); fix documents.queue or the role's rights$"):
                 told.look()
 
     @pytest.mark.parametrize(

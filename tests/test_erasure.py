@@ -18,6 +18,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
+from tests.prepared import write_tiny_model
 from tests.project import Project
 
 CASE = "letters"
@@ -25,8 +26,11 @@ CASE = "letters"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose whole graph was run once."""
-    project = projects.create(tmp_path_factory.mktemp("finished"), CASE, rows=400)
+    """A project whose whole graph was run once; how well its model of 1 MB learns plays no part."""
+    root = tmp_path_factory.mktemp("finished")
+    write_tiny_model(root / "model")
+    sections = {"planning": {"min_predicted_gain": -1}, "training": {"learning_rate": 5e-3}}
+    project = projects.create(root, CASE, rows=400, base_model="model", **sections)
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr
     return project
@@ -227,7 +231,7 @@ def test_the_command(project: Project, tmp_path: Path):
     done = project.fullft("erase", CASE, str(listed), "--reason", "asked for")
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "0 documents erased, 1 ids or groups listed"
-    assert done.stderr.strip() == f"{listed}:1: `nobody-knows-this-id`: no document has this id; mend the line and erase again"
+    assert done.stderr.strip() == f"{listed}:1: `nobody-knows-this-id`: no document has this id; fix the line and erase again"
     missing = project.fullft("erase", CASE, str(tmp_path / "none.txt"))
     assert missing.returncode == 1
     assert (

@@ -1,4 +1,4 @@
-"""Erasure over several batches: rows that stand with another's text, made-up ids, erasures that were cut short, the list itself.
+"""Erasure over several batches: rows with equal texts, made-up ids, erasures that were cut short, the list itself.
 
 The data stages alone, without Dagster and without a model: a few hundred milliseconds a test.
 """
@@ -19,10 +19,8 @@ from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
 from fullft_assets.erasure import rewriting
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.samples import licences
 from fullft_assets.snapshot import loading
-from fullft_assets.store import MANIFEST, Manifest, Store
-from fullft_assets.store import artifacts as stores
+from fullft_assets.store import MANIFEST, Manifest, Store, disk
 from tests import project as projects
 from tests.project import Project
 
@@ -97,7 +95,7 @@ class Batches:
 
 def rows(count: int, skip: int = 0) -> list[dict]:
     """Return licence texts with ids d0, d1, ..., half of them of one kind."""
-    texts = sorted({rule["text"] for rule in licences.rules() if 60 < len(rule["text"]) < 400})[skip : skip + count]
+    texts = sorted({rule["text"] for rule in projects.licence_rows(100_000) if 60 < len(rule["text"]) < 400})[skip : skip + count]
     return [{"id": f"d{n}", "text": text, "kind": "ab"[n % 2]} for n, text in enumerate(texts, skip)]
 
 
@@ -107,12 +105,12 @@ def carried_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Batches, str
 
 
 def carried(root: Path) -> tuple[Batches, str, str]:
-    """Deliver equal texts as X and Y, then rewrite the one that stayed: the other stands with its old text."""
+    """Deliver equal texts as X and Y, then rewrite the one that stayed: the other counts with the old text."""
     batches = Batches(root)
     delivered = rows(60)
     delivered[10] |= {"id": "Y"}
-    raw, valid, *_ = batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
-    (stayed,) = {"X", "Y"} & set(pq.read_table(batches.store.folder(valid) / "examples.parquet")["id"].to_pylist())
+    batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
+    (stayed,) = {"X", "Y"} & batches.texts(batches.take()).keys()
     new = {"id": stayed, "text": "a wholly new text of the original with words enough to be its own", "kind": "a"}
     batches.deliver("b.jsonl", [new, *rows(5, 60)])
     return batches, stayed, "X" if stayed == "Y" else "Y"
@@ -159,44 +157,34 @@ def killed_at(store: Store, step: int) -> Iterator[list[str]]:
         return doing
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(store, "_write", guarded("write", store._write))
+        patched.setattr(store, "write_bytes", guarded("write", store.write_bytes))
         patched.setattr(store._fs, "rm_file", guarded("rm_file", store._fs.rm_file))
         patched.setattr(store._fs, "rm", guarded("rm", store._fs.rm))
         yield steps
 
 
-class TestRowsThatStandWithAnothersText:
-    def test_they_still_do_after_the_erasure_of_any_other_document(self, copied: tuple[Batches, str, str]):
-        batches, _, copy = copied
+class TestRowsWithEqualTexts:
+    def test_they_stay_with_their_text_after_the_erasure_of_another_document(self, copied: tuple[Batches, str, str]):
+        batches, stayed, copy = copied
         taken = batches.take()
         before = batches.texts(taken)
         assert copy in before
-        erasure.erase(batches.store, CASE, ["d2"])
-        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != "d2"}
+        erasure.erase(batches.store, CASE, ["d2", stayed])
+        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", stayed)}
+        assert copy in batches.texts(batches.take())
 
-    def test_they_leave_with_it_and_are_counted(self, copied: tuple[Batches, str, str]):
-        batches, stayed, copy = copied
+    def test_a_copy_counts_in_the_next_snapshot_once_the_other_is_erased(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        delivered = rows(60)
+        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
         taken = batches.take()
-        before = batches.texts(taken)
-        report = erasure.erase(batches.store, CASE, [stayed])
-        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in (stayed, copy)}
-        assert report.num_left_snapshots == 1
-        assert (
-            sum(n for why, n in batches.store.load(taken.ref).metadata["left_out"].items() if "of an equal row that was erased" in why) == 1
-        )
-        assert copy in batches.ids("raw_documents", "documents.parquet"), "its own document stays"
-        again = batches.take()
-        assert copy not in batches.texts(again), "a new snapshot leaves it out as well"
-        assert [n for why, n in again.metadata["left_out"].items() if "erased with an equal row" in why] == [1]
-
-    def test_they_stand_with_another_equal_row_where_there_is_one(self, copied: tuple[Batches, str, str]):
-        batches, stayed, copy = copied
-        _, valid, *_ = batches.deliver("c.jsonl", [{**rows(11)[10], "id": "ZZ"}])
-        taken = batches.take()
-        before = batches.texts(taken)
-        standing = {copy, "ZZ"} & before.keys()
+        (stayed,) = {"X", "d10"} & batches.texts(taken).keys()
+        (copy,) = {"X", "d10"} - {stayed}
         erasure.erase(batches.store, CASE, [stayed])
-        assert standing and batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != stayed}
+        assert not {"X", "d10"} & batches.texts(taken).keys(), "the snapshot that was taken only loses rows"
+        again = batches.texts(batches.take())
+        assert copy in again and stayed not in again
+        assert again[copy][0] == delivered[10]["text"]
 
     def test_the_copy_itself_goes(self, copied: tuple[Batches, str, str]):
         batches, stayed, copy = copied
@@ -205,7 +193,7 @@ class TestRowsThatStandWithAnothersText:
         erasure.erase(batches.store, CASE, [copy])
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != copy}
 
-    def test_of_token_classification_only_rows_with_equal_spans_are_equal(self, tmp_path: Path):
+    def test_rows_with_equal_texts_and_other_spans_keep_their_own_marks(self, tmp_path: Path):
         settings = {**PLAIN["examples"], "task": "token_classification", "label": "spans"}
         batches = Batches(tmp_path, examples=settings)
         delivered = [{**row, "spans": [{"start": 0, "end": 3 + n % 2, "label": "ab"[n % 2]}]} for n, row in enumerate(rows(60))]
@@ -215,9 +203,26 @@ class TestRowsThatStandWithAnothersText:
         erasure.erase(batches.store, CASE, ["d2", "d30"])
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
 
+    def test_an_outvoted_answer_that_counts_later_has_its_own_marks(self, tmp_path: Path):
+        """Where those who outvoted an answer take theirs back, its row is read with the spans that it came with."""
+        said = "nobody else has said these few words about licences and notices so far"
+        batches = Batches(tmp_path, examples={**PLAIN["examples"], "task": "token_classification", "label": "spans"})
+        delivered = [{"id": row["id"], "text": row["text"], "spans": [{"start": 0, "end": 5, "label": "a"}]} for row in rows(60)]
+        for who, (start, end) in {"ann": (0, 6), "bob": (0, 6), "cat": (7, 11)}.items():
+            answer = {"id": "x", "text": said, "spans": [{"start": start, "end": end, "label": "a"}], "annotator": who}
+            projects.write_rows(batches.project.documents / f"{who}.jsonl", [answer])
+            os.utime(batches.project.documents / f"{who}.jsonl", (batches.time, batches.time))
+        batches.deliver("a.jsonl", delivered)
+        for who in ("ann", "bob"):
+            batches.deliver(f"{who}.jsonl", [{**delivered[0], "id": f"of {who}", "text": f"something else that {who} has read"}])
+        taken = batches.take()
+        splits = [snapshot.load_split(batches.store, taken, name) for name in SPLITS]
+        ((marks,),) = (marks for split in splits for id_, marks in zip(split.ids, split.marks, strict=True) if id_ == "x")
+        assert marks[:4] == [0, 0, 1, 0], "of [CLS], nobody, else and has"
 
-def test_rows_that_are_no_examples_are_gone_as_well(tmp_path: Path):
-    """Quarantined ones, those that contradict each other (one is kept as a spare row), older versions, in and over batches, and ties."""
+
+def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
+    """Quarantined ones, those that contradict each other, older versions, in and over batches, and ties."""
     batches = Batches(tmp_path)
     said = {name: f"what the {name} one says is found in no licence at all" for name in ("bare", "first", "older", "elder", "tied")}
     none = [
@@ -275,8 +280,8 @@ class TestCutShort:
     def test_wherever_it_is_killed_the_next_finishes_it(
         self, copied: tuple[Batches, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(stores, "_LOCK_SECONDS", 0.0)
-        origin, stayed, copy = copied
+        monkeypatch.setattr(disk, "_LOCK_SECONDS", 0.0)
+        origin, stayed, _ = copied
         taken = origin.take()
         listed = ["d2", stayed]
         before = origin.texts(taken)
@@ -284,7 +289,7 @@ class TestCutShort:
         whole = again(origin, tmp_path / "whole")
         with killed_at(whole.store, 0) as steps:
             erasure.erase(whole.store, CASE, listed)
-        expected, num_steps = {id_: row for id_, row in before.items() if id_ not in ("d2", stayed, copy)}, len(steps)
+        expected, num_steps = {id_: row for id_, row in before.items() if id_ not in listed}, len(steps)
         assert whole.texts(taken) == expected
         assert num_steps > 25
         for step in range(1, num_steps + 1):
@@ -305,6 +310,7 @@ class TestCutShort:
             shutil.rmtree(batches.project.root)
 
 
+@pytest.mark.quick
 class TestMadeUpIds:
     SETTINGS = {"examples": {**PLAIN["examples"], "group": "patient"}}
 
@@ -391,12 +397,13 @@ class TestWhatKilledRunsLeft:
     def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, copied: tuple[Batches, str, str]):
         batches, *_ = copied
         valid = next(m for m in batches.store.artifacts(CASE, "labeled_examples") if m.metadata["num_rows"] < 20)
-        (batches.store.folder(valid) / "left_out.parquet").unlink()
+        (batches.store.folder(valid) / "quarantined_rows.parquet").unlink()
         report = erasure.erase(batches.store, CASE, ["d2"])
         assert (report.num_found, report.num_discarded) == (1, 1)
         assert not Path(batches.store.url, valid.ref).exists()
 
 
+@pytest.mark.quick
 class TestTheList:
     def test_an_id_is_matched_as_it_stands_first(self, tmp_path: Path):
         batches = Batches(tmp_path)
@@ -408,6 +415,7 @@ class TestTheList:
         assert erasure.erase(batches.store, CASE, listed).missing == []
         assert batches.ids("raw_documents", "documents.parquet") == {"A1"}
 
+    @pytest.mark.heavy
     def test_lines_that_match_nothing_are_named_and_fail(self, copied: tuple[Batches, str, str], tmp_path: Path, capsys, monkeypatch):
         batches, *_ = copied
         monkeypatch.setattr(commands, "_store", lambda _: batches.store)
@@ -417,7 +425,7 @@ class TestTheList:
         assert "typo" not in said.out
         assert "not found    12 of those listed (tombstones keep them out if they ever come)" in said.out
         lines = said.err.splitlines()
-        assert lines[0] == f"{tmp_path / 'list.txt'}:2: `typo-1`: no document has this id; mend the line and erase again"
+        assert lines[0] == f"{tmp_path / 'list.txt'}:2: `typo-1`: no document has this id; fix the line and erase again"
         assert len(lines) == 11 and lines[-1] == f"{tmp_path / 'list.txt'}: 2 more lines were not found"
         assert "d2" not in batches.ids("raw_documents", "documents.parquet"), "the others were erased"
         raw, *_ = batches.deliver("c.jsonl", [{**row, "id": f"typo-{n}"} for n, row in enumerate(rows(3, 80), 1)])

@@ -15,7 +15,7 @@ from fullft_assets import erasure, release, snapshot
 from fullft_assets.engine.finetuning import exclusive
 from fullft_assets.erasure import rewriting
 from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, erasure
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import monitoring, training
 from tests import project as projects
@@ -80,11 +80,11 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     assert raw["num_rows"] == before["raw_documents"]["num_rows"] - NUM_VALID - 1
     assert valid["num_valid"] == rows(case, "labeled_examples", "examples.parquet") == before["labeled_examples"]["num_valid"] - NUM_VALID
     assert quarantined["num_quarantined"] == before["quarantined_examples"]["num_quarantined"] - 1
-    assert quarantined["num_quarantined"] + quarantined["num_superseded"] == rows(case, "quarantined_examples", "quarantined.parquet")
+    assert quarantined["num_quarantined"] == rows(case, "quarantined_examples", "quarantined.parquet")
     (reason,) = (why for why, count in before["quarantined_examples"]["reasons"].items() if count == len(WORDS))
     assert quarantined["reasons"] == {**before["quarantined_examples"]["reasons"], reason: len(WORDS) - 1}
-    assert valid["num_rows"] == raw["num_rows"] == sum(valid[f"num_{part}"] for part in ("valid", "quarantined", "superseded"))
-    assert all(valid[count] == quarantined[count] for count in ("num_quarantined", "num_superseded"))
+    assert valid["num_rows"] == raw["num_rows"] == valid["num_valid"] + valid["num_quarantined"]
+    assert valid["num_quarantined"] == quarantined["num_quarantined"] == rows(case, "labeled_examples", "quarantined_rows.parquet")
     assert after["production_documents"]["num_rows"] == rows(case, "production_documents", "documents.parquet") == 153
 
     audit, folder = only(case, "tokenizer_audit"), case.store.folder(only(case, "tokenizer_audit"))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, snapshot
-from fullft_assets.erasure.scrub import GONE
+from fullft_assets.erasure.file_names import GONE
 from fullft_assets.store import Store
 from tests.s3_server import S3Server
 from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows

@@ -1,4 +1,4 @@
-"""A user's mistakes, as the terminal shows them: one line with the place and the mend, nothing half-written, and the mended run works."""
+"""A user's mistakes, as the terminal shows them: one line with the place and the fix, nothing half-written, and the fixed run works."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.documents.formats import known_endings
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.samples import licences
 from fullft_assets.store import Store
@@ -62,13 +62,13 @@ def failures(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line.split("] ", 1)[1] for line in done.stdout.splitlines() if " FAILED: " in line]
 
 
-@pytest.mark.parametrize(("sections", "says"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
-def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, sections, says):
+@pytest.mark.parametrize(("sections", "message"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
+def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, sections, message):
     project.configure(**sections)
-    key = says.split(": ")[0].split(".")[-1]
+    key = message.split(": ")[0].split(".")[-1]
     number = next(n for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1) if text.strip().startswith(f"{key}:"))
     for command in ("check", "run"):
-        assert_one_line(project.fullft(command, "letters"), f"{LETTERS_YAML}:{number}: {says}")
+        assert_one_line(project.fullft(command, "letters"), f"{LETTERS_YAML}:{number}: {message}")
     assert not (project.home / "store").exists(), "nothing was run"
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_use_case_names_the_known_ones(project):
 
 def test_a_folder_without_documents(project):
     (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.docx")
-    line = f": documents.path: no readable document below data/letters/documents; known endings: {', '.join(ENDINGS)}"
+    line = f": documents.path: no readable document below data/letters/documents; known endings: {known_endings()}"
     for command in ("check", "run"):
         done = project.fullft(command, "letters")
         assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
@@ -113,7 +113,7 @@ def test_a_project_without_a_workspace_is_one_line(project):
 
 
 def test_one_project_through_every_bad_delivery(tmp_path):
-    """An unreadable file, a batch with no valid row, a label seen once; each is mended by delivering again, or taking away."""
+    """An unreadable file, a batch with no valid row, a label seen once; each is fixed by delivering again, or by removing the file."""
     project = projects.create(tmp_path, rows=0)
     project.configure(
         # A look that asks for all that it may is followed by another.
@@ -126,7 +126,7 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     done = project.fullft("run", "letters")
     (line,) = failures(done)
     assert line.endswith(
-        f"raw_documents FAILED: {delivery}: cannot be read (not UTF-8 on line 1; where it has another encoding, set documents.encoding); mend the file and deliver it again"
+        f"raw_documents FAILED: {delivery}: cannot be read (not UTF-8 on line 1; where it has another encoding, set documents.encoding); fix the file and deliver it again"
     )
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
@@ -136,7 +136,7 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     done = project.fullft("run", "letters")
     (line,) = failures(done)
     assert line.endswith("examples FAILED: the check above is red"), "the vanished file's batch is left alone"
-    assert "10 of 10 rows quarantined, most often: empty text; mend the source and deliver it again" in done.stdout
+    assert "10 of 10 rows quarantined, most often: empty text; fix the source and deliver it again" in done.stdout
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
 

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from fullft_assets.evaluation import FINETUNED, ClassificationEvaluation, Interval, Terms, figures, read_evaluation
-from fullft_assets.evaluation import classification as evaluation
+from fullft_assets.evaluation import FINETUNED, Comparison, Interval, comparison, intervals, read_evaluation
 from fullft_assets.evaluation.rows import weakest_groups
 from fullft_assets.settings import EvaluationSettings
+from fullft_assets.task import METRICS
+from fullft_assets.tasks.classification import assessment as evaluation
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+
+pytestmark = pytest.mark.quick
 
 rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 
@@ -69,9 +73,10 @@ def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> t
     return labels, predictions, [f"g{g}" for g in group]
 
 
-def cluster_bootstrap(labels, predictions, groups, *, metric: str, **options) -> figures.Bootstrap:
-    tables, _ = evaluation.count_by_group(labels, predictions, groups)
-    return figures.bootstrap_over_groups(tables, evaluation.SCORES[metric], **options)
+def cluster_bootstrap(labels, predictions, groups, *, metric: str, **options) -> intervals.Bootstrap:
+    counted = {name: evaluation.of_labels(labels, predicted, name=name) for name, predicted in predictions.items()}
+    index, _ = intervals.number_groups(groups, len(labels))
+    return intervals.bootstrap_over_groups(METRICS.get(metric), counted, index, **options)
 
 
 def ends(interval: Interval) -> tuple[float, float, float]:
@@ -112,7 +117,7 @@ def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
     labels, predictions, groups = clustered(np.random.default_rng(6), 37, 3)
     options = {"metric": "macro_f1", "reference": "finetuned", "resamples": 150, "confidence": 0.95, "seed": 1}
     whole = cluster_bootstrap(labels, predictions, groups, **options)
-    monkeypatch.setattr(figures, "_CHUNK_NUMBERS", 37 * 7)
+    monkeypatch.setattr(intervals, "_CHUNK_NUMBERS", 37 * 7)
     assert cluster_bootstrap(labels, predictions, groups, **options) == whole
     assert cluster_bootstrap(labels, predictions, groups, **{**options, "seed": 2}) != whole
 
@@ -195,7 +200,9 @@ def assessed(finetuned: float, baseline: float, n: int = 900) -> ClassificationE
         name: probabilities_of(np.where(rng.random(n) < share, labels, (labels + 1) % 3), 3) for name, share in systems.items()
     }
     groups = [f"g{i}" for i in rng.integers(0, n // 3, n)]
-    return evaluation.assess(labels, probabilities, groups, ["a", "b", "c"], Terms(EvaluationSettings(), "macro_f1", seed=1))
+    return evaluation.assess(
+        labels, probabilities, groups, ["a", "b", "c"], Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification")
+    )
 
 
 def test_assess_agrees_with_itself_and_survives_json():
@@ -216,7 +223,7 @@ def test_assess_agrees_with_itself_and_survives_json():
     [
         (0.9, 0.7, True, "Full fine-tuning was worth it:"),
         (0.8, 0.8, False, "Full fine-tuning is not shown to be worth it"),
-        (0.6, 0.8, False, "Full fine-tuning was not worth it, a cheaper way is better"),
+        (0.6, 0.8, False, "Full fine-tuning was not worth it, a baseline is better"),
     ],
 )
 def test_justification_says_which_way_it_went(finetuned, baseline, justified, opening):
@@ -230,10 +237,10 @@ def test_a_required_gain_must_be_exceeded():
     scores = {name: Interval(estimate=e, low=e, high=e) for name, e in {FINETUNED: 0.8, "tfidf": 0.7}.items()}
     gains = {"tfidf": Interval(estimate=0.1, low=0.05, high=0.15)}
     for min_gain, justified in ((0.0, True), (0.04, True), (0.05, False), (0.1, False)):
-        found = figures.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
+        found = comparison.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
         assert found.justified is justified
-    with pytest.raises(ValueError, match="no cheaper baseline"):
-        figures.justification(scores, gains, [], metric="macro_f1", confidence=0.95)
+    with pytest.raises(ValueError, match="no baseline to compare with"):
+        comparison.justification(scores, gains, [], metric="macro_f1", confidence=0.95)
 
 
 def test_weakest_groups_leave_small_and_faultless_ones_out():

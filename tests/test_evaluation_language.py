@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from fullft_assets import release
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, LanguageEvaluation, Terms, figures, language, read_evaluation
-from fullft_assets.evaluation.language import DocumentScores
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, Comparison, intervals, read_evaluation
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
+from fullft_assets.tasks.language import assessment as language
+from fullft_assets.tasks.language.assessment import DocumentScores, LanguageEvaluation
+
+pytestmark = pytest.mark.quick
 
 
 def drawn(n: int = 60, *, gain: float = 0.3, champion: float | None = None, seed: int = 1) -> tuple[dict[str, DocumentScores], list[str]]:
@@ -36,8 +39,14 @@ def drawn(n: int = 60, *, gain: float = 0.3, champion: float | None = None, seed
 
 
 def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -> LanguageEvaluation:
-    options = {"settings": EvaluationSettings(resamples=200), "metric": "token_probability", "seed": 3, **changed}
-    return language.assess(systems, [f"d{n}" for n in range(len(groups))], groups, Terms(**options))
+    options = {
+        "settings": EvaluationSettings(resamples=200),
+        "metric": "token_probability",
+        "seed": 3,
+        "task": "language_modeling",
+        **changed,
+    }
+    return language.assess(systems, [f"d{n}" for n in range(len(groups))], groups, Comparison(**options))
 
 
 @pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
@@ -71,7 +80,7 @@ def test_bootstrap_equals_a_slow_reference(metric: str) -> None:
 
 def test_resamples_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = assessed(*drawn())
-    monkeypatch.setattr(figures, "_CHUNK_NUMBERS", 15 * 7)
+    monkeypatch.setattr(intervals, "_CHUNK_NUMBERS", 15 * 7)
     assert assessed(*drawn()) == whole
     assert assessed(*drawn(), seed=4).score != whole.score
 

@@ -16,20 +16,24 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from fullft_assets import erasure, release
+from fullft_assets import erasure
 from fullft_assets.chunks import Tokenization, save_tokenizer
 from fullft_assets.erasure import rewriting
-from fullft_assets.evaluation import BASE_MODEL, LanguageEvaluation, read_evaluation
-from fullft_assets.jobs.process import Progress
+from fullft_assets.evaluation import BASE_MODEL, read_evaluation
+from fullft_assets.evaluation.verdict import read_verdict
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import load_causal
 from fullft_assets.snapshot import load_messages
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.judging import Docket
-from fullft_assets.tasks.language import judge as judging_tokens
+from fullft_assets.tasks.context import EvaluationContext
+from fullft_assets.tasks.language import scoring
+from fullft_assets.tasks.language.assessment import LanguageEvaluation
 from fullft_assets.tasks.language.generation import Writer
-from fullft_assets.tasks.language.judge import judge
+from fullft_assets.tasks.language.scoring import evaluate
 from fullft_assets.workloads.evaluation import work
+from tests import manifests
 from tests import prepared as preparations
+from tests.checkpoint_metadata import checkpoint_metadata
 
 TASKS = ("language_modeling", "sft")
 QUIET = Progress(silent=True)
@@ -50,8 +54,8 @@ class Lab:
         self.model = self.prepared.base_model
         self.store, self.snapshot = self.prepared.store, self.prepared.snapshot
         self.test = self.prepared.split("test")
-        self.baselines = self.artifact("cheaper_baselines", "b", {"best": BASE_MODEL, "scores": {BASE_MODEL: 0.0}})
-        self.pilot = self.artifact("pilot_run", "p", {"learning_curve": [{"rows": 8, "token_probability": 1e-4}]})
+        self.baselines = self.artifact("cheaper_baselines", "b", manifests.baselines([], {BASE_MODEL: 0.0}))
+        self.pilot = self.artifact("pilot_run", "p", manifests.pilot([{"rows": 8, "token_probability": 1e-4}], best=BASE_MODEL))
 
     def artifact(self, stage: str, key: str, metadata: dict, model: Path | None = None) -> Manifest:
         with self.store.create("letters", stage, key, version="1", seed=17) as draft:
@@ -64,7 +68,7 @@ class Lab:
             return draft.commit(settings={"training": {"epochs": 1}}, inputs={}, metadata=metadata)
 
     def checkpoint(self, name: str, model: Path, snapshot: Manifest | None = None) -> Manifest:
-        return self.artifact("finetuned_checkpoint", name, {"snapshot": (snapshot or self.snapshot).ref, "labels": []}, model)
+        return self.artifact("finetuned_checkpoint", name, checkpoint_metadata(snapshot=(snapshot or self.snapshot).ref), model)
 
     def learn(self, folder: Path, steps: int = 8) -> Path:
         """Train the tiny model on the training rows for a moment."""
@@ -85,7 +89,7 @@ class Lab:
         save_tokenizer(self.model, [], folder)
         return folder
 
-    def docket(self, checkpoint: Manifest, champion: Manifest | None = None, key: str = "k", **sections) -> Docket:
+    def context(self, checkpoint: Manifest, champion: Manifest | None = None, key: str = "k", **sections) -> EvaluationContext:
         inputs = {
             "training_snapshot": self.snapshot,
             "finetuned_checkpoint": checkpoint,
@@ -95,12 +99,12 @@ class Lab:
         }
         job = self.prepared.job("evaluation_report", key, **sections)
         job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
-        return Docket(job, self.store, inputs, QUIET)
+        return EvaluationContext(job, self.store, inputs, QUIET)
 
     def evaluate(self, *arguments, **options) -> Manifest:
-        docket = self.docket(*arguments, **options)
-        work(docket.job, self.store, QUIET)
-        return self.store.find("letters", "evaluation_report", docket.job.key)
+        context = self.context(*arguments, **options)
+        work(context.job, self.store, QUIET)
+        return self.store.find("letters", "evaluation_report", context.job.key)
 
     def figures(self, report: Manifest) -> LanguageEvaluation:
         return read_evaluation((self.store.folder(report) / "evaluation.json").read_bytes())
@@ -109,7 +113,7 @@ class Lab:
 @pytest.fixture(scope="module", autouse=True)
 def few_words() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging_tokens, "MAX_NEW_TOKENS", 4)
+        patch.setattr(scoring, "MAX_NEW_TOKENS", 4)
         yield
 
 
@@ -170,7 +174,7 @@ def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, repor
     gain = report.check("beats_baselines").metadata
     assert gain["gain"] == found["gain_over_best_baseline"] and gain["gain_low"] > 0
     assert report.check("score_is_sufficient").metadata == {"token_probability": found["token_probability"]}
-    decision = release.Verdict.model_validate_json((lab.store.folder(report) / "decision.json").read_bytes())
+    decision = read_verdict(lab.store.folder(report))
     assert decision.promote and found["verdict"] == decision.sentence
 
 
@@ -191,8 +195,8 @@ def test_the_report_is_whole_and_texts_stand_only_in_the_html(lab: Lab, report: 
     for said in ("base model, not fine-tuned", "What it writes", "trained tokens of a row", report.metadata["justification"][:60]):
         assert said in page, said
     # An answer has a dozen tokens: too few to say how weak a group is.
-    assert ("Weakest groups" in page) == (lab.task == "language_modeling")
-    shown = re.findall(r'<tr data-document="([^"]+)"><td style="width', page)
+    assert ("weakest groups" in page) == (lab.task == "language_modeling")
+    shown = documents_that_are_continued(page)
     assert len(shown) == 4 and set(shown) <= set(lab.test.ids)
     words = {text[:40] for text in lab.test.texts if len(text) > 60}
     if lab.task == "sft":
@@ -204,11 +208,16 @@ def test_the_report_is_whole_and_texts_stand_only_in_the_html(lab: Lab, report: 
         assert not [id_ for id_ in lab.test.ids if f"`{id_}`" in (folder / name).read_text() or f'"{id_}"' in (folder / name).read_text()]
 
 
+def documents_that_are_continued(page: str) -> list[str]:
+    section = page.split("<h2>What it writes</h2>")[1].split("</section>")[0]
+    return re.findall(r'<tr data-document="([^"]+)">', section)
+
+
 @pytest.mark.parametrize("lab", ["language_modeling"], indirect=True)
 def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> None:
     made = lab.evaluate(learned, key="erased")
     page = (lab.store.folder(made) / "report.html").read_text()
-    gone = re.findall(r'<tr data-document="([^"]+)"><td style="width', page)[0]
+    gone = documents_that_are_continued(page)[0]
     written = re.search(rf'<tr data-document="{re.escape(gone)}">(.*?)</tr>', page)[1]
     its_group = lab.test.groups[lab.test.ids.index(gone)]
     weakest, *others = [row.group for row in lab.figures(made).weakest_groups if row.group != its_group]
@@ -275,11 +284,13 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(lab: Lab, l
     AutoModelForCausalLM.from_pretrained(str(lab.store.folder(learned) / "model")).save_pretrained(other)
     save_tokenizer(lab.model, [], other)
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
-    taken = lab.artifact("training_snapshot", "other", {**lab.snapshot.metadata, "parts": {"b": {"chunks": chunks_of_another(lab).ref}}})
+    part = next(iter(lab.snapshot.metadata["parts"].values()))
+    parts = {"b": {**part, "chunks": chunks_of_another(lab).ref}}
+    taken = lab.artifact("training_snapshot", "other", {**lab.snapshot.metadata, "parts": parts})
     champion = lab.checkpoint("other", other, taken)
-    docket = lab.docket(learned, champion)
-    assert docket.reads_as_the_snapshot("finetuned_checkpoint") and not docket.reads_as_the_snapshot("champion")
-    found = judge(docket, lab.test).evaluation
+    context = lab.context(learned, champion)
+    assert context.has_tokenizer_of_snapshot("finetuned_checkpoint") and not context.has_tokenizer_of_snapshot("champion")
+    found = evaluate(context, lab.test).evaluation
     assert isinstance(found, LanguageEvaluation) and found.rescaled == ["champion"]
     assert "champion" not in found.columns["token_accuracy"]
     assert found.gain_over_champion.estimate == pytest.approx(0, abs=1e-6)

@@ -16,18 +16,22 @@ from sklearn.metrics import f1_score
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification
 
-from fullft_assets import chunks, documents, evaluation, examples, release, snapshot
+from fullft_assets import chunks, documents, evaluation, examples, snapshot
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import load_split
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.classification import baselines
-from fullft_assets.tasks.classification.judge import map_labels
+from fullft_assets.tasks.baseline import BaselineContext
+from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
+from fullft_assets.tasks.classification.scoring import map_labels
 from fullft_assets.workloads.evaluation import work
+from tests import manifests
+from tests.checkpoint_metadata import checkpoint_metadata
 
 WORDS = {
     "invoice": ["amount", "due", "payment", "bank", "total", "tax"],
@@ -102,9 +106,11 @@ class Lab:
         self.take = lambda use_case: snapshot.take(self.store, use_case, {batch.name: valid}, {batch.name: cut})
         self.snapshot = self.take(self.use_case)
         self.test = load_split(self.store, self.snapshot, "test")
-        self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines, {"labels": self.labels})
+        self.context = BaselineContext(self.base_model, self.labels, Progress(silent=True))
+        scores = dict.fromkeys(settings.baselines, 0.5)
+        self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines, manifests.baselines(self.labels, scores))
         curve = [{"rows": 50, "macro_f1": 0.4}, {"rows": 100, "macro_f1": 0.5}]
-        self.pilot = self.artifact("pilot_run", "p", lambda folder: None, {"learning_curve": curve})
+        self.pilot = self.artifact("pilot_run", "p", lambda folder: None, manifests.pilot(curve))
 
     def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
@@ -113,10 +119,8 @@ class Lab:
 
     def _fit_baselines(self, folder: Path) -> None:
         train = load_split(self.store, self.snapshot, "train")
-        baselines.Majority.fit(train, 3).save(folder)
-        baselines.Tfidf.fit(train, 3).save(folder)
-        embeddings = baselines.embed(self.base_model, train.windows)
-        baselines.FrozenProbe.fit(self.base_model, embeddings, train.labels, 3).save(folder)
+        for kind in (Majority, Tfidf, FrozenProbe):
+            kind.fit(train, self.context).save(folder)
 
     def checkpoint(self, name: str, model: BertForSequenceClassification) -> Manifest:
         def fill(folder: Path) -> None:
@@ -126,7 +130,7 @@ class Lab:
             log = [{"step": 1, "loss": 1.1}, {"step": 2, "loss": 0.9}, {"step": 2, "validation_loss": 1.0}]
             (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
-        return self.artifact("finetuned_checkpoint", name, fill, {"training_seconds": 61.0, "snapshot": self.snapshot.ref})
+        return self.artifact("finetuned_checkpoint", name, fill, checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref))
 
     def evaluate(
         self,
@@ -206,20 +210,20 @@ def test_predictions_recompute_the_headline(lab, report):
     assert report.metadata["macro_f1"] == pytest.approx(f1_score(rows["label"], rows["predicted"], average="macro"))
     assert report.metadata["macro_f1_low"] < report.metadata["macro_f1"] < report.metadata["macro_f1_high"]
     assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (len(lab.test), len(set(lab.test.groups)))
-    tfidf = baselines.load(lab.store.folder(lab.baselines), lab.base_model)["tfidf"].predict(lab.test).argmax(1)
+    tfidf = Tfidf.load(lab.store.folder(lab.baselines), lab.context).predict(lab.test).argmax(1)
     assert report.metadata["tfidf_macro_f1"] == pytest.approx(f1_score(lab.test.labels, tfidf, average="macro"))
 
 
 def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report):
     # The words give the label away to TF-IDF; a model that was never trained guesses.
     assert report.metadata["tfidf_macro_f1"] > 0.8 > 0.6 > report.metadata["macro_f1"]
-    decision = release.Verdict.model_validate_json((lab.store.folder(report) / "decision.json").read_bytes())
+    decision = read_verdict(lab.store.folder(report))
     assert not decision.promote
     assert not report.check("beats_baselines").passed
     assert report.metadata["verdict"] == decision.sentence
     assert not report.metadata["justified"]
     page = (lab.store.folder(report) / "report.html").read_text()
-    assert "Full fine-tuning was not worth it, a cheaper way is better" in page
+    assert "Full fine-tuning was not worth it, a baseline is better" in page
     assert "0 h 1 min 1 s" in page
 
 

@@ -17,6 +17,8 @@ from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from tests.test_examples import sound_rows, table
 
+pytestmark = pytest.mark.quick
+
 LABELS = ("fact", "opinion", "other")
 PAIRS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=2, max_size=30)
 
@@ -140,7 +142,7 @@ class TestOfABatch:
             assert (found.kappa, found.num_items, found.num_annotators) == (pytest.approx(expected), 4, 2)
             assert check.metadata["kappa"] == found.kappa
 
-    def test_poor_agreement_names_the_labels_and_the_mend(self) -> None:
+    def test_poor_agreement_names_the_labels_and_the_fix(self) -> None:
         pairs = [("text", "notice"), ("notice", "text"), ("text", "text"), ("tag", "tag")]
         _, check = self.examine(sound_rows(*[self.answers(a, b, id=str(n), label=a) for n, (a, b) in enumerate(pairs)]))
         assert (check.passed, check.severity) == (False, "warn")

@@ -20,6 +20,8 @@ from fullft_assets.store import CheckOutcome
 from tests import project as projects
 from tests.test_examples import places, sound_rows, table
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 #: Need SQL, a second table or a registration that the library lacks: they cannot run on a profile.
 NOT_ON_A_PROFILE = (
@@ -150,7 +152,7 @@ class TestProblems:
             ),
         ],
     )
-    def test_one_line_names_the_key_and_the_mend(self, arguments: dict[str, Any], key: str, message: str) -> None:
+    def test_one_line_names_the_key_and_the_fix(self, arguments: dict[str, Any], key: str, message: str) -> None:
         assert self.problem(with_own(**arguments)) == (f"examples.expectations.0.{key}", message)
 
     @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ class TestProblems:
 
     def test_languages(self) -> None:
         key, message = self.problem(ExamplesSettings(label="kind", languages=["en", "english"]))
-        assert (key, message.partition(";")[0]) == ("examples.languages.1", "`english` is no language that is told apart")
+        assert (key, message.partition(";")[0]) == ("examples.languages.1", "`english` is no language that can be identified")
 
     def test_sound_settings_have_none(self) -> None:
         every = ExamplesSettings(
@@ -246,7 +248,7 @@ class TestFindings:
         assert (check.passed, check.metadata["observed"]) == (False, len(rows))
         assert check.description == (
             f"the batch breaks expectation 1 (table_row_count_to_be_between), observed {len(rows)}; "
-            "look at its rows, or mend the expectation"
+            "look at its rows, or fix the expectation"
         )
 
     @pytest.mark.parametrize(
@@ -255,18 +257,18 @@ class TestFindings:
             (
                 BETWEEN,
                 {"column": "num_words", "min_value": "five"},
-                f"0.arguments.min_value: {BETWEEN}: value is not a valid float; mend the value",
+                f"0.arguments.min_value: {BETWEEN}: value is not a valid float; fix the value",
             ),
-            (BETWEEN, {"column": "num_words"}, f"0.arguments: {BETWEEN}: min_value and max_value cannot both be None; mend the value"),
+            (BETWEEN, {"column": "num_words"}, f"0.arguments: {BETWEEN}: min_value and max_value cannot both be None; fix the value"),
             (
                 "expect_column_mean_to_be_between",
                 {"column": "label", "min_value": 1},
-                "0: expect_column_mean_to_be_between cannot be computed on the profile (TypeError); mend its arguments",
+                "0: expect_column_mean_to_be_between cannot be computed on the profile (TypeError); fix its arguments",
             ),
             (
                 "expect_column_quantile_values_to_be_between",
                 {"column": "num_words", "quantile_ranges": {"quantile": [0.5]}},
-                "0: expect_column_quantile_values_to_be_between cannot be computed on the profile (KeyError); mend its arguments",
+                "0: expect_column_quantile_values_to_be_between cannot be computed on the profile (KeyError); fix its arguments",
             ),
         ],
         ids=["type", "both-missing", "kind-of-column", "shape"],

@@ -17,17 +17,19 @@ from safetensors.torch import load_file, save_file
 
 from fullft_assets import training
 from fullft_assets.engine import checkpoints
-from fullft_assets.engine.checkpoints import StepLog, latest_checkpoint, seal
+from fullft_assets.engine.checkpoints import StepLog, latest_checkpoint, publish
 from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.engine.trainer import accumulation_steps
+from fullft_assets.engine.requirements import accumulation_steps
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import load_for_training, predict, predict_with
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.tasks.classification.recipe import Classification, planned_order, score
+from fullft_assets.tasks.classification.recipe import ClassificationRecipe, planned_order, score
 from tests.optimizer_steps import without_dropout
 from tests.prepared import Prepared, prepare
+
+pytestmark = pytest.mark.numeric
 
 QUIET = Progress(silent=True)
 
@@ -196,7 +198,7 @@ class TestBatches:
         shares = []
         for balanced in (False, True):
             chosen = quick(balance_labels=balanced, epochs=4.0, learning_rate=1e-2)
-            recipe = Classification(tiny.base_model, two, two, ["no", "yes"])
+            recipe = ClassificationRecipe(tiny.base_model, two, two, ["no", "yes"])
             fit = fine_tune(recipe, chosen, 17, tmp_path / str(balanced), QUIET, resumable=False)
             shares.append(predict_with(fit.model, two.windows).probabilities[:, 1].mean())
         assert shares[1] > shares[0] + 0.1
@@ -254,10 +256,10 @@ class TestCheckpoints:
     @pytest.mark.parametrize("harm", ["no seal", "cut short", "file missing"])
     def test_torn_checkpoint_is_skipped(self, tmp_path, harm):
         for step in (9, 10):  # sorted as text, 9 would be the newest
-            folder = tmp_path / f"checkpoint-{step}"
-            folder.mkdir()
-            (folder / "model.safetensors").write_bytes(b"weights")
-            seal(folder)
+            aside = tmp_path / "aside"
+            aside.mkdir()
+            (aside / "model.safetensors").write_bytes(b"weights")
+            publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=True)
         assert latest_checkpoint(tmp_path).name == "checkpoint-10"
         if harm == "no seal":
             (tmp_path / "checkpoint-10" / checkpoints.SEAL).unlink()
@@ -268,7 +270,7 @@ class TestCheckpoints:
         assert latest_checkpoint(tmp_path).name == "checkpoint-9"
 
     def test_second_holder_is_refused(self, tmp_path):
-        with exclusive(tmp_path), pytest.raises(SettingsError, match="another process is at this work"), exclusive(tmp_path):
+        with exclusive(tmp_path), pytest.raises(SettingsError, match="another process works in this folder"), exclusive(tmp_path):
             pass
         with exclusive(tmp_path):
             pass

@@ -53,14 +53,14 @@ class Graph:
         plans.approve(self.store, self.project.use_case())
 
     def refusal(self, *assets: str, batch: str | None = None) -> str:
-        """Materialise, and return the line that the failed step shows first; it is put down to a gate, and nothing may have been written."""
+        """Materialise, and return the line that the failed step shows first; its kind is gate, and nothing may have been written."""
         before = attempts(self.project)
         result = self.materialize(*assets, batch=batch)
         (failed,) = [event for event in result.all_events if event.is_step_failure]
         assert attempts(self.project) == before
-        told = failed.event_specific_data.user_failure_data
-        assert told.metadata["failure"].value == "gate"
-        line = told.description
+        failure = failed.event_specific_data.user_failure_data
+        assert failure.metadata["failure"].value == "gate"
+        line = failure.description
         assert "\n" not in line
         return line
 
@@ -240,9 +240,9 @@ def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
     graph.project.configure(snapshot={"min_train_rows": 5_000})
     graph.materialize("training_snapshot")
     consumers = {PLANNING: "feasibility_plan", ("finetuned_checkpoint",): "", ("evaluation_report",): "", ("champion_model",): ""}
-    for assets, says in consumers.items():
+    for assets, refused in consumers.items():
         line = graph.refusal(*assets)
-        assert line.startswith(f"{says or assets[0]} refused: training_snapshot.training_rows_suffice is red: ")
+        assert line.startswith(f"{refused or assets[0]} refused: training_snapshot.training_rows_suffice is red: ")
 
 
 def test_training_refuses_a_plan_over_its_budget(graph):
@@ -259,7 +259,7 @@ def test_the_pilot_decides_whether_training_starts(graph):
     assert graph.latest("feasibility_plan").check("within_budget").passed
     line = graph.refusal("finetuned_checkpoint")
     assert line.startswith("finetuned_checkpoint refused: pilot_run.pilot_predicts_gain is red: ")
-    assert "asked +0.900" in line
+    assert "required +0.900" in line
 
 
 def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
@@ -299,7 +299,7 @@ def deliver(graph: Graph) -> str:
     """Evaluate the sensor, do what it asks for, and return the new batch."""
     defs = FullFineTune(graph.project.use_case()).build_defs()
     sensor = defs.resolve_sensor_def("letters_new_documents")
-    with dg.build_sensor_context(instance=graph.instance) as context:
+    with dg.build_sensor_context(instance=graph.instance, resources=defs.resources) as context:
         result = sensor(context)
     for request in result.dynamic_partitions_requests:
         graph.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))

@@ -34,7 +34,7 @@ OPEN: dict[str, Any] = {
 SPANS = {"task": "token_classification", "label": "spans", "labels": ["phrase", "url"], "group": "expression"}
 #: Its model brings code of its own: what plans, trains, judges and predicts has to load it.
 SPAN_SECTIONS: dict[str, Any] = {"chunks": {"max_tokens": 32, "max_windows": None, "stride": 8}, "trust_remote_code": True}
-MULTI_LABEL = {"task": "classification", "multi_label": True, "label": "labels", "labels": LABELS, "group": "expression"}
+MULTI_LABEL = {"task": "multi_label", "label": "labels", "labels": LABELS, "group": "expression"}
 
 
 def create(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], **sections: Any) -> projects.Project:
@@ -168,7 +168,7 @@ def test_texts_with_spans_become_a_promoted_model(spanned: tuple[projects.Projec
     store = assert_whole(project, printed, "micro_f1", "spans")
     assert re.search(r"rows in +303 in 1 batches: 301 valid, 2 quarantined", printed)
     report = latest(store, CASE, "evaluation_report")
-    for system in ("no_spans", "dictionary", "frozen_probe"):
+    for system in ("no_spans", "dictionary", "token_probe"):
         assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "token_accuracy")} <= set(report.metadata)
     assert report.metadata["no_spans_micro_f1"] == 0.0 < report.metadata["no_spans_token_accuracy"]
     card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
@@ -201,4 +201,4 @@ def test_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -
     names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
     assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "model", "evaluate")}
     said = project.fullft("check", CASE)
-    assert "drift is watched for the task classification with one label a row alone, so data/letters/production is not read" in said.stdout
+    assert "drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout

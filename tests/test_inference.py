@@ -11,12 +11,14 @@ import torch
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import Interrupted, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, precision
 from fullft_assets.models.inference import collate, embed, load_classifier, load_for_training, predict, predict_with
 from fullft_assets.samples import licences
 from fullft_assets.settings import ChunksSettings
 from tests.prepared import MINILM
+
+pytestmark = pytest.mark.numeric
 
 LABELS = ["notice", "reference", "tag", "text"]
 

@@ -14,7 +14,7 @@ from fullft_assets import automation, chunks, documents, examples, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.chunks import ingestion
 from fullft_assets.errors import DataError
-from fullft_assets.resources import open_store
+from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import batches, sketches
 from fullft_assets.store import CheckOutcome, Manifest
@@ -40,7 +40,7 @@ class Data:
         """Return what the sensor asks a run for: (run key, batch)."""
         case = Case(self.use_case)
         sensor = next(s for s in automation.build_sensors(case) if s.name.endswith("_new_documents"))
-        result = sensor(dg.build_sensor_context(instance=self.instance))
+        result = sensor(dg.build_sensor_context(instance=self.instance, resources=case.resources()))
         return [] if isinstance(result, dg.SkipReason) else [(r.run_key, r.partition_key) for r in result.run_requests]
 
     def read(self, batch: str) -> Manifest:
@@ -210,7 +210,7 @@ class TestArchivedFiles:
 
     def test_what_they_did_not_hold_leaves_their_batch_out_and_is_told(self, archived: tuple[Data, str, str]) -> None:
         data, first, second = archived
-        before = documents.kept(data.store, "letters", first)
+        before = latest_by_partition(data.store, "letters", "raw_documents")[first]
         self.change(data, group="expression")
         assert {first, second} == {name for _, name in data.due()}
         raw = data.read(first)
@@ -238,7 +238,7 @@ class TestArchivedFiles:
 
     def test_what_they_held_is_used_on(self, archived: tuple[Data, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         data, first, _ = archived
-        held = documents.kept(data.store, "letters", first)
+        held = latest_by_partition(data.store, "letters", "raw_documents")[first]
         self.change(data, {"encoding": "utf-8"}, group=None, max_characters=10_000)
         again = data.read(first)
         assert again.metadata["num_rows"] == 40 and again.key != held.key

@@ -24,6 +24,8 @@ from transformers import (
 
 from fullft_assets.models.isolation import probe
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {
     "vocab_size": 96,
     "hidden_size": 16,

@@ -36,7 +36,7 @@ import json, numpy, torch
 import triton.language as tl
 from liger_kernel.ops import rms_norm
 from triton.runtime import interpreter
-from fullft_assets.workloads import kernels
+from fullft_assets.engine import kernels
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, recipe, training
 
@@ -49,7 +49,7 @@ def convert_floats(value):
 
 interpreter._implicit_cvt = convert_floats
 rms_norm.rsqrt = lambda x: tl.rsqrt(x)
-kernels.why_not, kernels.device = lambda *_: "", lambda: torch.device("cpu")
+kernels.why_not, kernels.move = lambda *_: "", lambda model: None
 model = build(LLAMA).eval()
 prepared = recipe(LLAMA, training(8)).prepare(model, SETTINGS, 1, 1)
 batch = prepared.feed.batch(0)
@@ -79,8 +79,8 @@ def test_on_a_cpu_the_kernels_are_torchs_and_the_checkpoint_says_so(tmp_path: Pa
     [
         ({"liger": "off"}, "llama", "training.liger is off"),
         pytest.param({"compile": True}, "llama", "training.compile fuses for itself", marks=needs_liger),
-        pytest.param({"sharding": "fsdp2"}, "llama", "liger-kernel was not tried with training.sharding", marks=needs_liger),
-        pytest.param({}, "bert", "liger-kernel knows no bert", marks=needs_liger),
+        pytest.param({"sharding": "fsdp2"}, "llama", "liger-kernel is not supported with training.sharding", marks=needs_liger),
+        pytest.param({}, "bert", "liger-kernel has no kernels for bert", marks=needs_liger),
         pytest.param({}, "llama", "", marks=needs_liger),
         pytest.param({}, "qwen3", "", marks=needs_liger),
     ],
@@ -107,7 +107,7 @@ def test_losses_are_left_out_and_layers_replaced(family: str) -> None:
 
 @needs_liger
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_a_release_that_does_not_go_with_the_rest_is_told_and_training_goes_on(family: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(family: str, tmp_path: Path, monkeypatch) -> None:
     # What the import system makes of a module that fails to load.
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -124,7 +124,7 @@ def test_a_release_that_does_not_go_with_the_rest_is_told_and_training_goes_on(f
 def model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, Prepared]:
     """A Llama and one pass of packed rows, on a CPU that says it is a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(kernels, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(kernels, "move", lambda model: None)
     ids = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
     feed = SimpleNamespace(batch=lambda number: {"input_ids": ids, "position_ids": positions, "labels": ids})
@@ -169,11 +169,11 @@ def test_packed_rows_keep_their_logits_and_gradients() -> None:
     assert re.fullmatch(r"liger-kernel [\d.]+: rms_norm, rope, swiglu", found["kernels"])
 
 
-def test_the_setting_is_part_of_the_key_unless_it_is_the_default() -> None:
+def test_the_setting_is_part_of_the_key() -> None:
     data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}}
     of = {name: key_settings(UseCaseSettings.model_validate({**data, "training": chosen})) for name, chosen in
           (("default", {}), ("auto", {"liger": "auto"}), ("off", {"liger": False}))}  # fmt: skip
-    assert of["default"] == of["auto"] != of["off"] and "liger" not in of["default"]["training"]
+    assert of["default"] == of["auto"] != of["off"]
 
 
 def test_kernels_that_compute_something_else_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The real MiniLM learns real spans, and real labels of which a row has several, beyond what the cheaper ways know."""
+"""The real MiniLM learns real spans, and real labels of which a row has several, beyond what the baselines know."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "t
 
 
 def learned(prepared: Prepared, folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Scores on the validation rows: of the model after training, and of each cheaper way."""
+    """Scores on the validation rows: of the model after training, and of each baseline."""
     from fullft_assets.engine.finetuning import fine_tune
-    from fullft_assets.jobs.process import Progress
+    from fullft_assets.jobs.progress import Progress
 
     recipe, quiet = prepared.recipe, Progress(silent=True)
-    cheaper = dict(recipe.cheaper_ways(folder, quiet))
+    baselines = dict(recipe.score_baselines(prepared.use_case.settings.baselines, folder, quiet))
     fit = fine_tune(recipe, prepared.use_case.settings.training, 17, folder / "work", quiet, evaluate_at=(), resumable=False)
-    return recipe.score(fit.model, quiet), cheaper
+    return recipe.score(fit.model, quiet), baselines
 
 
 @pytest.mark.slow
@@ -35,25 +35,25 @@ def test_spans(tmp_path: Path) -> None:
         "training": {"epochs": 1, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 5e-4},
     }
     prepared = prepare(tmp_path, delivered=licence_labels.spanned_rows(600), **options)
-    found, cheaper = learned(prepared, tmp_path)
-    assert found["micro_f1"] > 0.15 + max(scores["micro_f1"] for scores in cheaper.values())
-    assert found["macro_f1"] > 0.15 + max(scores["macro_f1"] for scores in cheaper.values())
-    assert cheaper["frozen_probe"]["micro_f1"] > cheaper["dictionary"]["micro_f1"] > cheaper["no_spans"]["micro_f1"] == 0.0
+    found, baselines = learned(prepared, tmp_path)
+    assert found["micro_f1"] > 0.15 + max(scores["micro_f1"] for scores in baselines.values())
+    assert found["macro_f1"] > 0.15 + max(scores["macro_f1"] for scores in baselines.values())
+    assert baselines["token_probe"]["micro_f1"] > baselines["dictionary"]["micro_f1"] > baselines["no_spans"]["micro_f1"] == 0.0
 
 
 @pytest.mark.slow
 def test_several_labels(tmp_path: Path) -> None:
     rows = [row for row in licence_labels.labelled_rows(20_000, known=set(KNOWN)) if len(row["text"]) < 70][:2_400]
     options = {
-        "examples": {"label": "labels", "labels": KNOWN, "multi_label": True, "group": "expression"},
+        "examples": {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"},
         "snapshot": {**SNAPSHOT, "validation_share": 0.15},
         "chunks": {"max_tokens": 14, "max_windows": 1, "stride": 4},
         "training": {"epochs": 3, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 5e-4},
     }
     prepared = prepare(tmp_path, delivered=rows, **options)
-    found, cheaper = learned(prepared, tmp_path)
+    found, baselines = learned(prepared, tmp_path)
     # The names of licences stand in the texts: words alone tell much.
-    assert found["macro_f1"] > 0.015 + cheaper["tfidf"]["macro_f1"]
-    assert found["macro_f1"] > 0.05 + cheaper["frozen_probe"]["macro_f1"]
-    assert cheaper["frozen_probe"]["macro_f1"] > 0.1 + cheaper["label_shares"]["macro_f1"]
-    assert found["micro_f1"] > 0.015 + max(scores["micro_f1"] for scores in cheaper.values())
+    assert found["macro_f1"] > 0.015 + baselines["tfidf"]["macro_f1"]
+    assert found["macro_f1"] > 0.05 + baselines["frozen_probe"]["macro_f1"]
+    assert baselines["frozen_probe"]["macro_f1"] > 0.1 + baselines["label_shares"]["macro_f1"]
+    assert found["micro_f1"] > 0.015 + max(scores["micro_f1"] for scores in baselines.values())

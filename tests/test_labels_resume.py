@@ -33,7 +33,7 @@ def test_killed_again_and_again_it_ends_with_the_same_model(tmp_path: Path, exam
     prepared = prepare(tmp_path, tiny=True, delivered=rows(), **options)
     straight, killed = Run(prepared, "straight"), Run(prepared, "killed")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1], "6", "5"],
+        [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1], "6", "5"],
         env={**prepared.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

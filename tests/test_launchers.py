@@ -13,12 +13,21 @@ import psutil
 import pytest
 from probe_workloads.definitions import defs, probe_job
 
-from fullft_assets.errors import Interrupted
-from fullft_assets.jobs.process import Progress
+from fullft_assets.assets import planning
+from fullft_assets.assets.case import Case
+from fullft_assets.config import validation
+from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.jobs.launchers import LAUNCHERS
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import local
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.registry import Registry
+from fullft_assets.resources import latest, set_latest
+from fullft_assets.resources import launcher as launcher_of_use_case
 from fullft_assets.settings import LauncherSettings
+from tests import project as projects
+from tests.prepared import prepare
 
 TESTS = Path(__file__).parent
 SECONDS = 30.0
@@ -77,12 +86,12 @@ class TestUnderDagster:
         monkeypatch.setenv("PROBE_STAGE", stage)
         return defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, raise_on_error=False)
 
-    def _failure(self, result: dg.ExecuteInProcessResult, put_down_to: str) -> str:
+    def _failure(self, result: dg.ExecuteInProcessResult, kind: str) -> str:
         assert not result.success
         (event,) = result.get_step_failure_events()
-        told = event.step_failure_data.user_failure_data
-        assert told.metadata["failure"].value == put_down_to
-        assert told.description.endswith(f"[{put_down_to}]") is (put_down_to != "unknown")
+        failure = event.step_failure_data.user_failure_data
+        assert failure.metadata["failure"].value == kind
+        assert failure.description.endswith(f"[{kind}]") is (kind != "unknown")
         return event.step_failure_data.error.cause.message.strip()
 
     def test_result_is_the_manifest_and_progress_is_in_the_log(self, instance, monkeypatch, folder):
@@ -95,7 +104,7 @@ class TestUnderDagster:
         assert "reading the rows" in messages
         assert [m for m in messages if m.startswith("step ")] == ["step 1/1,000 (0%), loss 0.25"]
 
-    def test_mendable_error_surfaces_as_its_one_line(self, instance, monkeypatch):
+    def test_error_that_the_user_can_fix_surfaces_as_its_one_line(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "refuses"), "data")
         assert message == ("fullft_assets.errors.WorkloadError: documents/a.csv:3: no field `label`; name it in examples.label")
 
@@ -143,7 +152,7 @@ class TestRunThatEnds:
         assert set(map(int, watched)) == {processes[0].pid, run.pid}
         run.kill()
         _all_gone(processes)
-        assert (folder / "checkpoint0").read_text() == "whole"
+        assert (folder / "checkpoint0").read_text() == "complete"
 
     @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -153,7 +162,7 @@ class TestRunThatEnds:
         run.send_signal(number)
         run.wait(SECONDS)
         _all_gone(processes)
-        assert (folder / "checkpoint0").read_text() == "whole"
+        assert (folder / "checkpoint0").read_text() == "complete"
         assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
 
     def test_cancelled_run_stops_every_rank_and_each_writes_its_part(self, start, instance, monkeypatch, folder):
@@ -273,9 +282,60 @@ def test_planning_has_ranks_where_they_share_the_model(workload: str, shares_mod
 
 @pytest.mark.parametrize(("gpus", "ranks"), [([], True), (["a", "a"], True), (["a"], False)])
 def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(gpus: list[str], ranks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "hardware", lambda: {"cpus": 8, "gpus": gpus})
+    monkeypatch.setattr(local, "local_hardware", lambda: {"cpus": 8, "gpus": gpus})
     command = LocalLauncher(LauncherSettings(processes=2))._command("planning", "uri", [1], shares_model=True)
     assert ("torch.distributed.run" in command) is ranks
+
+
+THEIR_LAUNCHER = """
+import subprocess, sys
+from pathlib import Path
+from fullft_assets.launchers import Launcher
+
+class ClusterLauncher(Launcher):
+    def launch(self, context, workload, job, store):
+        command = [sys.executable, "-m", f"fullft_assets.workloads.{workload}", "--job", job.write(store)]
+        subprocess.run(command, check=True)
+        Path(__file__).with_name("launched").write_text(f"{workload} within {self.settings.grace_seconds:g} s")
+"""
+
+
+class TestRegistration:
+    """A launcher of another package, installed as pip does: a module, and metadata with an entry point."""
+
+    @pytest.fixture
+    def package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "their_package"
+        metadata = folder / "their_cluster-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (folder / "their_cluster.py").write_text(THEIR_LAUNCHER)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-cluster\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[fullft_assets.launchers]\ncluster = their_cluster:ClusterLauncher\n")
+        monkeypatch.syspath_prepend(str(folder))
+        registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, {"local": "fullft_assets.launchers.local:LocalLauncher"})
+        for module in (validation, launcher_of_use_case):
+            monkeypatch.setattr(module, "LAUNCHERS", registry)
+        return folder
+
+    def test_a_use_case_runs_on_the_launcher_of_another_package(self, package, tmp_path):
+        prepared = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1}, launcher={"kind": "cluster", "grace_seconds": 7})
+        case = Case(prepared.use_case)
+        set_latest(prepared.store, case.name, "training_snapshot", prepared.snapshot)
+        with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
+            done = dg.materialize(
+                [dg.AssetSpec(case.key("training_snapshot")), *planning.build(case)], resources=case.resources(), instance=instance
+            )
+        assert done.success
+        assert (package / "launched").read_text() == "planning within 7 s"
+        pilot = latest(prepared.store, case.name, "pilot_run")
+        assert [m.metadata["predicted"].value for m in done.asset_materializations_for_node("letters__planning")[2:]] == [
+            pytest.approx(pilot.metadata["predicted"], rel=1e-4)
+        ]
+
+    def test_an_unknown_kind_is_one_line_with_the_known_ones(self, package, tmp_path):
+        project = projects.create(tmp_path, launcher={"kind": "clutser"})
+        with pytest.raises(SettingsError, match=r"launcher\.kind: clutser is not one of local, cluster; did you mean `cluster`\?$"):
+            project.use_case()
 
 
 class TestByHand:
@@ -291,7 +351,7 @@ class TestByHand:
         assert lines == ["reading the rows", "step 1/1,000 (0%), loss 0.25"]
         assert store.find("probe", "writes", "k1").metadata == {"rank": None}
 
-    def test_mendable_error_is_one_line_and_exit_code_3(self, folder):
+    def test_error_that_the_user_can_fix_is_one_line_and_exit_code_3(self, folder):
         job, store = probe_job(folder, "refuses")
         done = self._run(job.write(store))
         assert (done.returncode, done.stderr.count("\n")) == (3, 1)
@@ -319,7 +379,7 @@ class TestByHand:
 
 class TestProgress:
     def test_steps_are_rate_limited_and_end_with_an_eta(self, capsys, monkeypatch):
-        monkeypatch.setattr("fullft_assets.jobs.process.STEP_SECONDS", 0.2)
+        monkeypatch.setattr("fullft_assets.jobs.progress.STEP_SECONDS", 0.2)
         progress = Progress()
         began = time.monotonic()
         for done in range(100, 160):
@@ -332,7 +392,7 @@ class TestProgress:
         assert lines[-1].rsplit("ETA ", 1)[1] in ("0 s", "1 s", "2 s")
 
     def test_time_left_counts_from_the_step_that_was_resumed(self, capsys, monkeypatch):
-        monkeypatch.setattr("fullft_assets.jobs.process.STEP_SECONDS", 0.0)
+        monkeypatch.setattr("fullft_assets.jobs.progress.STEP_SECONDS", 0.0)
         progress = Progress()
         progress.step(900, 1000)
         time.sleep(0.5)

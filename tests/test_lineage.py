@@ -1,4 +1,4 @@
-"""Training that goes on from the champion: its weights, what is refused, and a lineage that nothing overlooks."""
+"""Training from the champion: its weights, the refusals, and a complete lineage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 from fullft_assets import chunks, documents, erasure, examples, release, snapshot
 from fullft_assets.errors import GateError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import Champion, starting_point
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training import lineage
 from fullft_assets.workloads import evaluation, training
 from tests import project as projects
 from tests import small_language_model
+from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
 from tests.test_resume import Run, assert_same_as
 
@@ -85,15 +86,15 @@ class TestTraining:
         ]
         assert moved[1] < 0.9 * moved[0]
 
-    def test_says_what_it_was_trained_from_over_all_generations(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_lists_every_training_over_all_generations(self, encoder: Prepared, champion: Manifest) -> None:
         second = train(encoder, "second", champion, **STILL)
         third = train(encoder, "third", second, **STILL)
         assert champion.metadata["trained_from"] == "the base model: there was no champion"
         assert (third.metadata["trained_from"], third.inputs["champion"]) == (second.ref, second.content_digest)
         assert [each["checkpoint"] for each in third.metadata["lineage"]] == [champion.ref, second.ref]
-        told = lineage.rows(third)
-        assert [name for name, _ in told] == ["Trained from", "Training 1", "Training 2"]
-        assert told[1][1] == f"{champion.ref} on {encoder.snapshot.ref}"
+        rows = lineage.rows(third)
+        assert [name for name, _ in rows] == ["Trained from", "Training 1", "Training 2"]
+        assert rows[1][1] == f"{champion.ref} on {encoder.snapshot.ref}"
         assert lineage.snapshots_learned_from(third) == [encoder.snapshot.ref]
 
     @pytest.mark.slow
@@ -102,7 +103,7 @@ class TestTraining:
         for run in runs:
             job = encoder.job(STAGE, run.key)
             job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store)
-        command = [sys.executable, "-m", "tests.killed_legs", runs[0].command[-1], runs[1].command[-1], "4", "11"]
+        command = [sys.executable, "-m", "tests.killed_trainings", runs[0].command[-1], runs[1].command[-1], "4", "11"]
         done = subprocess.run(command, env={**encoder.project.env(), "PYTHONPATH": "."}, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert_same_as(*runs)
@@ -134,18 +135,18 @@ class TestStartingPoint:
 
     def test_another_base_model_or_other_labels_are_one_line(self, encoder: Prepared, champion: Manifest) -> None:
         self.crown(encoder, champion)
-        mend = "set training.retrain_from: base"
-        with pytest.raises(GateError, match=f"^training.retrain_from: the champion {champion.ref} was made of another base_model; {mend}$"):
+        fix = "set training.retrain_from: base"
+        with pytest.raises(GateError, match=f"^training.retrain_from: the champion {champion.ref} has another base_model; {fix}$"):
             self.find(encoder, "other base", revision="other")
         other = encoder.snapshot.model_copy(update={"metadata": {**encoder.snapshot.metadata, "labels": ["a", "b"]}})
-        with pytest.raises(GateError, match=f"knows the labels .*, the snapshot has a, b; {mend}$"):
+        with pytest.raises(GateError, match=f"has the labels .*, the snapshot has a, b; {fix}$"):
             self.find(encoder, "other labels", on=other)
         # Nothing was fixed.
         assert encoder.store.read_pointer(f"{encoder.use_case.name}/starting_points/other labels") is None
 
 
 class TestWhatItLearned:
-    def test_no_test_row_is_judged_on_that_an_earlier_training_saw(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_rows_of_an_earlier_training_are_not_tested_on(self, encoder: Prepared, champion: Manifest) -> None:
         parts = encoder.snapshot.metadata["parts"]
         labeled, tokenized = ({name: encoder.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
         reseeded = encoder.use_case.settings.model_copy(update={"seed": 3})
@@ -174,15 +175,15 @@ class TestWhatItLearned:
         assert set(before.ids) < set(now.ids) and set(before.texts) < set(now.texts)
         assert second.metadata["trained_from"] == first.ref and second.metadata["num_tokens"] > first.metadata["num_tokens"]
 
-    def test_erased_documents_of_an_earlier_training_are_named_and_not_gone_on_from(self, tmp_path: Path) -> None:
+    def test_a_model_with_erased_documents_of_an_earlier_training_is_named_and_not_trained_further(self, tmp_path: Path) -> None:
         case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
         first = train(case, "first")
         second = train(case, "second", first, **STILL)
         finder = TestStartingPoint()
         finder.crown(case, second)
         assert finder.find(case, "before") == second
-        told = erasure.erase(case.store, case.use_case.name, [case.split("train").ids[0]])
-        assert set(told.trained_on) == {first.ref, second.ref}
+        report = erasure.erase(case.store, case.use_case.name, [case.split("train").ids[0]])
+        assert set(report.trained_on) == {first.ref, second.ref}
         today = case.store.load(case.snapshot.ref)
         with pytest.raises(GateError, match="learned from documents that were erased since"):
             finder.find(case, "after", on=today)
@@ -192,7 +193,7 @@ class TestWhatItLearned:
 
 
 @pytest.mark.slow
-def test_through_the_graph_each_model_goes_on_from_the_champion_and_the_card_says_so(tmp_path: Path) -> None:
+def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_shows(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     gates = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
     sections = {"training": {"retrain_from": "champion"}, "release": gates, "planning": {"min_predicted_gain": -1}}
@@ -213,8 +214,8 @@ def test_through_the_graph_each_model_goes_on_from_the_champion_and_the_card_say
     assert f"| Trained from | {first.ref} |" in text and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
 
 
-@pytest.mark.parametrize(("is_packed", "told"), [(True, "several documents each: they do not move"), (False, "one document each: they do")])
-def test_card_and_report_say_whether_documents_shared_rows(is_packed: bool, told: str) -> None:
-    made = Manifest.model_construct(metadata={"is_packed": is_packed, "isolation": told.split(": ")[1]})
-    assert ("Rows", told) in lineage.rows(made)
-    assert "Rows" not in dict(lineage.rows(Manifest.model_construct(metadata={})))
+@pytest.mark.parametrize(("is_packed", "text"), [(True, "several documents each: they do not move"), (False, "one document each: they do")])
+def test_card_and_report_show_whether_documents_shared_rows(is_packed: bool, text: str) -> None:
+    made = Manifest.model_construct(metadata=checkpoint_metadata(is_packed=is_packed, isolation=text.split(": ")[1]))
+    assert ("Rows", text) in lineage.rows(made)
+    assert "Rows" not in dict(lineage.rows(Manifest.model_construct(metadata=checkpoint_metadata())))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from fullft_assets.evaluation.classification import expected_calibration_error
-from fullft_assets.evaluation.metrics import Accuracy, CalibrationError, MacroF1, headline
+from fullft_assets.tasks.classification.assessment import expected_calibration_error
+from fullft_assets.tasks.classification.evaluate_metrics import Accuracy, CalibrationError, MacroF1, headline
 
 
 @pytest.fixture(autouse=True)

@@ -15,20 +15,24 @@ from transformers import AutoModelForSequenceClassification
 
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation import FINETUNED, Terms, counts, multi_label, read_evaluation
-from fullft_assets.jobs.process import Progress
+from fullft_assets.evaluation import FINETUNED, Comparison, counts, read_evaluation
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import predict_with
 from fullft_assets.settings import EvaluationSettings
-from fullft_assets.tasks.multi_label import baselines as multi_label_baselines
-from fullft_assets.tasks.multi_label.judge import Given, read_thresholds
+from fullft_assets.tasks.baseline import load_all
+from fullft_assets.tasks.multi_label import assessment as multi_label
+from fullft_assets.tasks.multi_label.recipe import thresholds_file
+from fullft_assets.tasks.multi_label.scoring import LabelDecisions, read_thresholds
 from fullft_assets.tasks.opening import open_recipe
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import Prepared, prepare
 
+pytestmark = pytest.mark.numeric
+
 QUIET = Progress(silent=True)
 KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
-EXAMPLES = {"label": "labels", "labels": KNOWN, "multi_label": True, "group": "expression"}
+EXAMPLES = {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"}
 
 tables = st.integers(1, 5).flatmap(
     lambda k: st.lists(st.tuples(*[st.tuples(st.booleans(), st.integers(0, 4))] * k), min_size=1, max_size=12)
@@ -96,8 +100,9 @@ class TestScores:
     ) -> multi_label.MultiLabelEvaluation:
         groups = [f"g{n // 2}" for n in range(len(labels))]
         names = [f"l{n}" for n in range(labels.shape[1])]
-        thresholds, terms = np.full(labels.shape[1], 0.5), Terms(EvaluationSettings(resamples=100), metric, seed=1)
-        return multi_label.assess(labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, terms)
+        thresholds = np.full(labels.shape[1], 0.5)
+        comparison = Comparison(EvaluationSettings(resamples=100), metric, seed=1, task="multi_label")
+        return multi_label.assess(labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, comparison)
 
     def test_a_label_without_a_test_row_is_reported_and_no_success(self):
         rng = np.random.default_rng(0)
@@ -176,30 +181,31 @@ class TestRecipe:
             open_recipe(job, tiny.store, tiny.snapshot)
 
 
-def test_cheaper_ways_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:
+def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:
     recipe = tiny.recipe
     # In training no row has the first label, and all have the second.
     labels = recipe.train.labels.copy()
     labels[:, 0], labels[:, 1] = False, True
     recipe = replace(recipe, train=replace(recipe.train, labels=labels))
-    told = dict(recipe.cheaper_ways(tmp_path, QUIET))
-    assert set(told) == set(multi_label_baselines.KINDS)
-    loaded = multi_label_baselines.load(tmp_path, tiny.base_model)
-    for name, (baseline, thresholds) in loaded.items():
+    names = tiny.use_case.settings.baselines
+    scored = dict(recipe.score_baselines(names, tmp_path, QUIET))
+    assert tuple(scored) == names == ("label_shares", "tfidf", "frozen_probe")
+    for name, baseline in load_all(names, tmp_path, recipe._baseline_context(QUIET)).items():
+        thresholds = np.load(tmp_path / thresholds_file(name))["thresholds"]
         probabilities = baseline.predict(recipe.validation)
-        assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(told[name]), name
+        assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(scored[name]), name
         assert (probabilities[:, 0] < 1e-6).all() and (probabilities[:, 1] > 1 - 1e-6).all(), name
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
     # No better than giving every label to every row, where the share is all that is known.
     everything = multi_label.scores(recipe.validation.labels, np.ones_like(recipe.validation.labels))
-    assert told["label_shares"]["macro_f1"] == pytest.approx(everything["macro_f1"], abs=0.1)
+    assert scored["label_shares"]["macro_f1"] == pytest.approx(everything["macro_f1"], abs=0.1)
 
 
 def test_labels_that_a_system_does_not_know_are_never_given() -> None:
-    given = Given(np.array([[0.9, 0.2]]), np.array([0.5, 0.1])).in_order(["b", "gone"], ["a", "b"])
+    given = LabelDecisions(np.array([[0.9, 0.2]]), np.array([0.5, 0.1])).in_order(["b", "gone"], ["a", "b"])
     assert given.labels.tolist() == [[False, True]]
     with pytest.raises(StoreError, match="knows none of the labels x, only b, gone"):
-        Given(np.ones((1, 2)), np.ones(2)).in_order(["b", "gone"], ["x"])
+        LabelDecisions(np.ones((1, 2)), np.ones(2)).in_order(["b", "gone"], ["x"])
 
 
 def test_the_snapshot_holds_rows_without_any_label(tiny: Prepared) -> None:

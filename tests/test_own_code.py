@@ -16,14 +16,14 @@ from fullft_assets import documents
 from fullft_assets.base_model import ModelFolder, TrustedFolder, read_header
 from fullft_assets.config.validation import validate
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import loading
 from fullft_assets.models.inference import embed, load_causal, load_classifier, load_tagger, predict
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.classification.judge import model_labels
+from fullft_assets.tasks.classification.scoring import model_labels
 from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.tasks.token_classification import tagging
-from fullft_assets.tasks.token_classification.baselines import load_backbone
+from fullft_assets.tasks.token_classification.token_head import load_backbone
 from fullft_assets.workloads import monitoring
 from tests import own_code
 from tests import project as projects
@@ -69,7 +69,7 @@ def test_code_does_not_run_without_the_key(copy: Path, read: Callable[[ModelFold
     ran = copy / "ran"
     for file in copy.glob("*.py"):
         file.write_text(f"open({str(ran)!r}, 'w')\n{file.read_text()}")
-    with pytest.raises(SettingsError, match="brings code of its own, which does not run without trust_remote_code: true") as error:
+    with pytest.raises(SettingsError, match="has code of its own, which does not run without trust_remote_code: true") as error:
         read(copy)
     assert "\n" not in str(error.value) and not ran.exists()
     assert loading.read_config(TrustedFolder(copy)).model_type == "gated" and ran.exists()

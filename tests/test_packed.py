@@ -32,13 +32,15 @@ from fullft_assets.engine.feed import Feed, sums_between
 from fullft_assets.engine.finetuning import Fit, fine_tune
 from fullft_assets.engine.packed_rows import Pieces, planned_batches, planned_rows
 from fullft_assets.errors import DataError, Interrupted, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.token_loss import IGNORED, TokenLoss, plain
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
-from fullft_assets.tasks.language.recipe import NextToken
+from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from tests.optimizer_steps import Seen, Stopping, gradients
 from tests.test_isolation import LEAKING, SMALL, build
+
+pytestmark = pytest.mark.numeric
 
 CAPACITY = 24
 LLAMA = LlamaConfig(**SMALL, pad_token_id=0)
@@ -56,7 +58,7 @@ def training(
 
 
 @dataclass(frozen=True)
-class Built(NextToken):
+class Built(NextTokenRecipe):
     """With a model built from its configuration, the same each time, in place of one that is read."""
 
     config: PreTrainedConfig | None = None
@@ -119,8 +121,8 @@ def alone(model: PreTrainedModel, data: Training) -> torch.Tensor:
     return found
 
 
-def fed(feed: Feed) -> list[tuple[list[int], list[int]]]:
-    """The documents of a feed with their labels, told apart as a model would; those of padding left out."""
+def documents_in(feed: Feed) -> list[tuple[list[int], list[int]]]:
+    """The documents of a feed with their labels, separated as a model does; without those of padding."""
     found = []
     for batch in feed.batches():
         for n, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
@@ -148,7 +150,7 @@ FEEDS: dict[str, Callable[[Pieces, float], Feed]] = {
 def test_every_token_is_fed_and_trained_once_an_epoch(name: str, count: int, seed: int, marked: bool, epochs: int) -> None:
     data = training(count, marked=marked, seed=seed)
     feed = FEEDS[name](Pieces(data), epochs)
-    found = fed(feed)
+    found = documents_in(feed)
     assert sorted(ids for ids, _ in found) == sorted(data.windows * epochs)
     trained = sorted((ids, i) for ids, labels in found for i, label in enumerate(labels) if label != IGNORED)
     assert trained == sorted((data.windows[n], i) for n, i in trained_tokens(data) * epochs)
@@ -180,7 +182,7 @@ def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
 def test_piece_of_a_cut_window_trains_all_but_its_first_token() -> None:
     window = list(range(10, 20))
     data = Training([window], None, packing.plan(np.array([10]), 6, seed=0))
-    found = fed(packed_rows.packed(Pieces(data), 1, 1, 0, 0))
+    found = documents_in(packed_rows.packed(Pieces(data), 1, 1, 0, 0))
     assert sorted(found) == [(window[:6], [IGNORED, *window[1:6]]), (window[6:], [IGNORED, *window[7:]])]
 
 
@@ -218,7 +220,7 @@ def test_order_does_not_depend_on_the_rows_of_a_pass() -> None:
     pieces = Pieces(training(60))
     for small, large in ((1, 4), (2, 4)):
         for feed in (packed_rows.packed, lambda p, n, *rest: packed_rows.padded(p, n, 4, *rest)):
-            assert fed(feed(pieces, small, 2.0, 3, 0)) == fed(feed(pieces, large, 2.0, 3, 0))
+            assert documents_in(feed(pieces, small, 2.0, 3, 0)) == documents_in(feed(pieces, large, 2.0, 3, 0))
 
 
 def test_padding_is_little_and_nothing_is_lost_between_pools() -> None:
@@ -503,4 +505,4 @@ def test_first_rows_are_those_of_the_plan() -> None:
     part = whole.first(3)
     assert (part.num_rows, whole.num_rows) == (3, training().packing.num_rows)
     feed = part.prepare(build(LLAMA), SETTINGS, 1, 1).feed
-    assert sorted(fed(feed)) == sorted(fed(packed_rows.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0)))
+    assert sorted(documents_in(feed)) == sorted(documents_in(packed_rows.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0)))

@@ -16,16 +16,15 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullft_assets.errors import DataError
-from fullft_assets.jobs import process
-from fullft_assets.jobs.launch import EXIT_MENDABLE
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.launch import EXIT_FIXABLE
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_scores import score_documents
 from fullft_assets.samples import smollm
 from fullft_assets.snapshot import load_training
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import planning, training
+from fullft_assets.workloads import entry, planning, training
 from tests import machine, smollm2
 from tests.prepared import Prepared, prepare_language_model
 from tests.test_resume import Run, assert_same_as
@@ -104,7 +103,7 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
     [
         ("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, []),
         pytest.param("language_modeling", 7, {"epochs": 2.0}, [], marks=pytest.mark.slow),
-        pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=pytest.mark.slow),
+        pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=[pytest.mark.slow, pytest.mark.long]),
     ],
     ids=["a few", "seven", "twenty and rolled back"],
     indirect=["case"],
@@ -115,7 +114,7 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     name = request.node.callspec.id.replace(" ", "-")
     straight, killed = (Run(case, f"{kind}-{name}", training=changes) for kind in ("straight", "killed"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1], str(kills), "11", *spoiled],
+        [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1], str(kills), "11", *spoiled],
         env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -124,7 +123,7 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     moments = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) == kills and sum(moment["saving"] for moment in moments) >= kills // 7
-    assert any(moment["checkpoints"] for moment in moments), "no leg went on from what another had saved"
+    assert any(moment["checkpoints"] for moment in moments), "no process continued from a checkpoint of another"
     assert_same_as(straight, killed)
     rolled = [[(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]] for run in (straight, killed)]
     assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])
@@ -140,7 +139,7 @@ def write_model(folder: Path, **config: int) -> None:
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def _leave_signals_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(process, "_listen_for_stop", lambda progress: None)
+        monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
 
     @pytest.mark.parametrize(
         ("config", "chunks", "line"),
@@ -162,7 +161,7 @@ class TestRefusals:
             job = case.job(stage, f"refused-{tmp_path.name}", chunks=chunks)
             job = job.model_copy(update={"settings": job.settings.model_copy(update={"base_model": str(tmp_path)})})
             capsys.readouterr()
-            assert process._run(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
+            assert entry.run_job(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_FIXABLE
             [said] = capsys.readouterr().err.strip().splitlines()[-1:]
             assert line in said
             assert case.store.find(job.case, "feasibility_plan", job.key) is None
@@ -175,11 +174,12 @@ class TestRefusals:
 
     def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
         job = case.job("pilot_run", "refused", training={"batch_size": 1_000})
-        assert process._run(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_MENDABLE
+        assert entry.run_job(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_FIXABLE
         assert "training rows are fewer than two batches of 1,000" in capsys.readouterr().err
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_real_model_learns(tmp_path: Path) -> None:
     """SmolLM2-135M on conversations about licence texts: a few steps."""
     machine.require_smollm2()

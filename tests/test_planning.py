@@ -1,11 +1,10 @@
-"""Planning: pure figures and gates, and the real workload on a small project."""
+"""Planning: gates as pure functions, and the real workload on a small project."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.errors import GateError, SettingsError
-from fullft_assets.evaluation import macro_f1
-from fullft_assets.jobs.launch import EXIT_MENDABLE
+from fullft_assets.jobs.launch import EXIT_FIXABLE
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import (
     Measured,
     Point,
@@ -26,9 +25,13 @@ from fullft_assets.planning import (
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.classification import baselines
+from fullft_assets.tasks.baseline import BaselineContext, load_all
+from fullft_assets.tasks.classification.assessment import macro_f1
+from fullft_assets.workloads import entry
 from tests import project as projects
-from tests.prepared import Prepared, command, prepare
+from tests.prepared import Prepared, prepare
+
+pytestmark = pytest.mark.quick
 
 MEASURED = Measured(
     num_parameters=22_000_000,
@@ -50,11 +53,11 @@ class TestPlanChecks:
         return {check.name: check.passed for check in checks}
 
     def test_plan_within_its_limits_is_green_and_priced(self):
-        headline, checks = plan_checks(MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0))
+        plan, checks = plan_checks(MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0))
         assert all(check.passed for check in checks)
-        assert headline["planned_hours"] == 2.0
-        assert headline["planned_usd"] == 6.0
-        assert headline["padding_share"] == pytest.approx(0.0625)
+        assert plan.planned_hours == 2.0
+        assert plan.planned_usd == 6.0
+        assert plan.padding_share == pytest.approx(0.0625)
 
     @pytest.mark.parametrize(
         ("limits", "red"),
@@ -89,20 +92,20 @@ class TestPlanChecks:
         assert plan_checks(together, PlanningSettings(), chosen, 4)[1][0].metadata["memory_limit_gib"] == 8
 
     @pytest.mark.parametrize(("host", "copies"), [(None, 0), (64 * 2**30, 2)])
-    def test_processes_with_whole_models_hold_buckets_of_gradients(self, host, copies):
+    def test_unsharded_processes_hold_buckets_of_gradients(self, host, copies):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 20_000_000, "host_memory_bytes": host})
-        headline, (fits, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(), 2)
-        assert headline["peak_memory_gib"] * 2**30 == pytest.approx(3 * 2**30 + 80_000_000)
-        assert "in each of 2 processes, estimated: measured in one, and 0.07 GiB to sum gradients up" in fits.description
+        plan, (fits, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(), 2)
+        assert plan.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + 80_000_000)
+        assert "in each of 2 processes, estimated: measured in one, plus 0.07 GiB to sum the gradients" in fits.description
         lean, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(weights="bf16"), 2)
-        assert lean["peak_memory_gib"] * 2**30 == pytest.approx(3 * 2**30 + 40_000_000)
+        assert lean.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + 40_000_000)
         _, (mixing, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(wise_ft=[1]), 2)
         assert mixing.metadata.get("host_memory_gib", 0) * 2**30 == pytest.approx(copies * 88_000_000), (
             "the first process alone keeps copies"
         )
         for sharding, processes in (("fsdp2", 2), ("none", 1)):
-            headline, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(sharding=sharding), processes)
-            assert headline["peak_memory_gib"] <= 3
+            plan, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(sharding=sharding), processes)
+            assert plan.peak_memory_gib <= 3
 
     @pytest.mark.parametrize(
         ("optimizer", "weights", "bytes_a_weight"),
@@ -110,15 +113,15 @@ class TestPlanChecks:
     )
     def test_a_stop_takes_a_step_and_the_save_of_weights_and_moments(self, optimizer, weights, bytes_a_weight):
         slow = MEASURED.model_copy(update={"predicted_seconds": 40.0 * MEASURED.num_steps})
-        headline, _ = plan_checks(slow, PlanningSettings(), TrainingSettings(optimizer=optimizer, weights=weights))
-        seconds = headline["stop_seconds"]
+        plan, _ = plan_checks(slow, PlanningSettings(), TrainingSettings(optimizer=optimizer, weights=weights))
+        seconds = plan.stop_seconds
         assert seconds == pytest.approx(40 + bytes_a_weight * 22_000_000 / (125 * 2**20))
         assert stop_note(seconds, 45) == ""
         assert re.fullmatch(
             r"a request to stop may take 4\d s to its checkpoint .* kills after 30; set [89]\d, or lower .*", stop_note(seconds, 30)
         )
 
-    def test_every_breach_is_named_with_its_mend(self):
+    def test_every_breach_is_named_with_its_fix(self):
         _, (_, budget) = plan_checks(MEASURED, PlanningSettings(max_hours=1.0, hourly_usd=1.0, max_usd=1.0))
         assert "2.00 hours planned, planning.max_hours is 1; 2.00 USD planned, planning.max_usd is 1; lower" in budget.description
 
@@ -126,7 +129,7 @@ class TestPlanChecks:
 class TestPilotRows:
     @settings(max_examples=300, deadline=None)
     @given(st.integers(2, 3_000), st.floats(0.1, 10), st.floats(0.01, 1.0), st.integers(1, 64))
-    def test_points_grow_in_whole_batches_within_rows_and_budget(self, num_rows, epochs, share, batch_size):
+    def test_points_grow_in_full_batches_within_rows_and_budget(self, num_rows, epochs, share, batch_size):
         if num_rows < 2 * batch_size:
             with pytest.raises(SettingsError, match="fewer than two batches"):
                 pilot_rows(num_rows, epochs, share, batch_size)
@@ -189,7 +192,7 @@ def test_pilot_check_asks_for_the_gain(asked: float, passed: bool) -> None:
     flat = extrapolate([Point(rows=100, score=0.6), Point(rows=200, score=0.6)], 400)
     check = pilot_check(flat, "tfidf", 0.55, PlanningSettings(min_predicted_gain=asked))
     assert check.passed is passed
-    assert ("use the cheaper way" in check.description) is not passed
+    assert ("use the baseline" in check.description) is not passed
     assert check.metadata == pytest.approx({"predicted_score": 0.6, "predicted_gain": 0.05})
 
 
@@ -201,12 +204,15 @@ def shuffled_rows(count: int) -> list[dict]:
     return [{**row, "kind": kind} for row, kind in zip(rows, kinds, strict=True)]
 
 
-def launch(case: Prepared, **sections: object) -> tuple[subprocess.CompletedProcess[str], dict[str, Manifest]]:
-    job = case.job("pilot_run", **sections)
-    line = command("planning", job.write(case.store))
-    done = subprocess.run(line, env=case.project.env(), capture_output=True, text=True, timeout=300, check=False)
+def plan(case: Prepared, **sections: object) -> tuple[str, dict[str, Manifest]]:
+    """Run the workload; return what it said, and its artifacts."""
+    job, said = case.job("pilot_run", **sections), []
+    # Here, not above: it imports torch, and this module has quick tests.
+    from fullft_assets.workloads.planning import work
+
+    work(job, case.store, Progress(said.append))
     found = {stage: case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run")}
-    return done, found
+    return "\n".join(said), found
 
 
 @pytest.fixture(scope="module")
@@ -216,16 +222,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture(scope="module")
 def planned(prepared: Prepared) -> dict[str, Manifest]:
-    # Tiny prices show that the figures are multiplied; the whole training is the pilot's budget.
-    done, found = launch(
+    # Tiny prices show that time is multiplied by them; the pilot may take as long as the full training.
+    said, found = plan(
         prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0}, launcher={"grace_seconds": 0.1}
     )
-    assert done.returncode == 0, done.stderr
-    assert "and launcher.grace_seconds kills after 0.1; set " in done.stdout
+    assert "but launcher.grace_seconds kills after 0.1; set " in said
     assert None not in found.values()
     return found
 
 
+@pytest.mark.heavy
 class TestRealWorkload:
     def test_plan_is_plausible(self, prepared, planned):
         plan = planned["feasibility_plan"].metadata
@@ -248,10 +254,12 @@ class TestRealWorkload:
         assert a_token < pilot["seconds"] / pilot["num_tokens"] * 3
 
     def test_baselines_are_scored_on_the_validation_rows(self, prepared, planned):
+
         manifest = planned["cheaper_baselines"]
-        assert set(manifest.metadata["scores"]) == set(baselines.KINDS)
+        assert tuple(manifest.metadata["scores"]) == prepared.use_case.settings.baselines == ("majority", "tfidf", "frozen_probe")
         assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
-        loaded = baselines.load(prepared.store.folder(manifest), prepared.base_model)
+        context = BaselineContext(prepared.base_model, prepared.labels, Progress(silent=True))
+        loaded = load_all(manifest.metadata["scores"], prepared.store.folder(manifest), context)
         validation = prepared.split("validation")
         for name, fitted in loaded.items():
             assert macro_f1(validation.labels, fitted.predict(validation).argmax(1)) == pytest.approx(manifest.metadata["scores"][name])
@@ -271,31 +279,33 @@ class TestRealWorkload:
         assert history[0]["step"] == 1
 
     def test_second_launch_finds_all_three(self, prepared, planned):
-        done, found = launch(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
-        assert done.returncode == 0
+        _, found = plan(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
         assert found == planned
 
 
+@pytest.mark.heavy
 def test_pilot_that_predicts_no_gain_refuses_the_training(tmp_path: Path) -> None:
-    case = prepare(tmp_path, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.02, "pilot_share": 1.0})
-    done, found = launch(case)
-    assert done.returncode == 0, done.stderr  # a red check is a result, not a failure of the workload
+    case = prepare(tmp_path, tiny=True, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.02, "pilot_share": 1.0})
+    _, found = plan(case)  # a red check is a result, not a failure of the workload
     pilot = found["pilot_run"]
     check = pilot.check("pilot_predicts_gain")
     assert not check.passed
     assert check.metadata["predicted_gain"] < 0.02
     assert found["feasibility_plan"].check("within_budget").passed
     with pytest.raises(
-        GateError, match=r"finetuned_checkpoint refused: pilot_run\.pilot_predicts_gain is red: pilot on .* use the cheaper way"
+        GateError, match=r"finetuned_checkpoint refused: pilot_run\.pilot_predicts_gain is red: pilot on .* use the baseline"
     ):
         pilot.require_green("finetuned_checkpoint")
 
 
-def test_batch_that_cannot_be_divided_is_said_before_anything_is_measured(prepared: Prepared) -> None:
+@pytest.mark.heavy
+def test_a_batch_that_cannot_be_divided_is_reported_before_anything_is_measured(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from fullft_assets.workloads.planning import work
+
+    monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
     job = prepared.job("pilot_run", "refused", training={"micro_batch_size": 3})
-    done = subprocess.run(
-        command("planning", job.write(prepared.store)), env=prepared.project.env(), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == EXIT_MENDABLE
-    assert done.stderr.strip() == "training.batch_size: 8 is not a multiple of micro_batch_size x processes (3)"
+    assert entry.run_job(work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
+    assert capsys.readouterr().err.strip() == "training.batch_size: 8 is not a multiple of micro_batch_size x processes (3)"
     assert prepared.store.find("letters", "feasibility_plan", "refused") is None

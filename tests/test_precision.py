@@ -1,4 +1,4 @@
-"""TF32: who has it, who is told. No GPU takes part: its capability is injected, and what is checked are the decisions."""
+"""TF32: which GPUs have it, and which arguments follow. No GPU is used: its capability is injected, and the decisions are checked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from transformers import TrainerCallback, training_args
 
 from fullft_assets.engine import trainer
 from fullft_assets.engine.finetuning import fine_tune
-from fullft_assets.engine.trainer import arguments
+from fullft_assets.engine.trainer import training_arguments
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.training import key_settings
@@ -20,6 +20,8 @@ from fullft_assets.workloads import planning
 from tests.prepared import prepare
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
+
+pytestmark = pytest.mark.numeric
 
 TF32 = TrainingSettings(precision="tf32")
 
@@ -59,28 +61,30 @@ def test_a_machine_without_it_is_refused_before_any_work(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("chosen", ["tf32", "fp32", "bf16"])
-def test_trainer_is_told_of_tf32_alone(chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_gets_the_tf32_argument_for_tf32_only(chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     switched: list[bool] = []
     monkeypatch.setattr(training_args, "is_torch_tf32_available", lambda: True)
     monkeypatch.setattr(training_args, "enable_tf32", switched.append)
     monkeypatch.setattr(precision, "_has_tf32", lambda: True)
     sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
-    args = arguments(TrainingSettings(precision=chosen), build(LLAMA), tmp_path, **sizes)
+    args = training_arguments(TrainingSettings(precision=chosen), build(LLAMA), tmp_path, **sizes)
     assert switched == ([True] if chosen == "tf32" else [])
     assert (args.tf32, args.bf16, args.fp16) == (True if chosen == "tf32" else None, chosen == "bf16", False)
 
 
 @pytest.mark.parametrize("has_card", [False, True])
 def test_batches_are_copied_from_pinned_memory_to_a_card_alone(has_card: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, object] = {}
+    given: dict[str, object] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-    monkeypatch.setattr(trainer, "TrainingArguments", lambda **given: told.update(given))
+    monkeypatch.setattr(trainer, "TrainingArguments", lambda **arguments: given.update(arguments))
     sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
     # fp16 is a card's alone.
-    arguments(TrainingSettings(precision="fp16" if has_card else "fp32", gradient_checkpointing=True), build(LLAMA), tmp_path, **sizes)
-    assert told["fp16"] is has_card and told["bf16"] is False
-    assert told["dataloader_pin_memory"] is told["accelerator_config"]["non_blocking"] is has_card is not told["use_cpu"]
-    assert told["activation_checkpointing"] is True
+    training_arguments(
+        TrainingSettings(precision="fp16" if has_card else "fp32", gradient_checkpointing=True), build(LLAMA), tmp_path, **sizes
+    )
+    assert given["fp16"] is has_card and given["bf16"] is False
+    assert given["dataloader_pin_memory"] is given["accelerator_config"]["non_blocking"] is has_card is not given["use_cpu"]
+    assert given["activation_checkpointing"] is True
 
 
 def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fullft_assets.jobs.launch import EXIT_MENDABLE
+from fullft_assets.jobs.launch import EXIT_FIXABLE
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,9 +28,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 @pytest.mark.slow
-def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_course_is_written(played: dict) -> None:
+def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(played: dict) -> None:
     for found in played["roll_back"]:
-        assert found["legs"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        assert found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
 
 
 @pytest.mark.slow
@@ -64,14 +64,14 @@ def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(played: 
 
 
 @pytest.mark.slow
-def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command_goes_on_with_less(played: dict) -> None:
+def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command_continues_with_less(played: dict) -> None:
     first, second = played["out_of_memory"]
     # The rank that has room only sees that the other one is gone, and fails later.
-    assert (first["status"], second["status"]) == (1, EXIT_MENDABLE)
-    told = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to go on with 2"
+    assert (first["status"], second["status"]) == (1, EXIT_FIXABLE)
+    told = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to continue with 2"
     assert (first["failure"]["failure"], first["failure"]["reason"]) == ("out_of_memory", told)
     for again in played["out_of_memory_again"]:
         assert again["status"] == 0 and max(again["passes"]) == 2
     made = played["out_of_memory_again"][0]["metadata"]
     assert (made["micro_batch_size"], made["resumed_from_step"]) == (2, 4)
-    assert [(found["event"], found["step"], found["went_on_from_step"]) for found in made["incidents"]] == [("out_of_memory", 7, 4)]
+    assert [(found["event"], found["step"], found["continued_from_step"]) for found in made["incidents"]] == [("out_of_memory", 7, 4)]

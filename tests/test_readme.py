@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from playwright.sync_api import expect
 
 from tests.ui import SCREENSHOTS, chromium
@@ -49,21 +51,42 @@ def test_every_file_that_the_readme_names_exists():
     assert not missing
 
 
-def _make(target: str, home: Path, *more: str, timeout: float = 1_500) -> str:
+@pytest.fixture(params=["small", pytest.param("as shipped", marks=pytest.mark.long)])
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """This repository, or a copy whose demo trains on fewer and shorter rows: as shipped it takes long on a CPU without AMX."""
+    if request.param == "as shipped":
+        return ROOT
+    copy = tmp_path / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "data", "build", "__pycache__"))
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    path = copy / "fullft_assets" / "defs" / "licences" / "defs.yaml"
+    source = yaml.safe_load(path.read_text())
+    source["attributes"]["chunks"] |= {"max_tokens": 64, "stride": 8}
+    source["attributes"]["snapshot"] |= {"max_train_rows": 1_000, "max_validation_rows": 200}
+    source["attributes"]["training"] |= {"learning_rate": 3e-4}
+    # So small a pilot predicts no gain, which would stop the model job.
+    source["attributes"]["planning"] = {"min_predicted_gain": -1}
+    path.write_text(yaml.safe_dump(source))
+    return copy
+
+
+def _environment(checkout: Path) -> dict[str, str]:
+    """On all cores, as a newcomer has it, where the other tests take one each; and with the package of this checkout."""
+    return {**{name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}, "PYTHONPATH": str(checkout)}
+
+
+def _make(checkout: Path, target: str, home: Path, *more: str, timeout: float = 3_600) -> str:
     command = ["make", target, f"FULLFT_HOME={home}", *more]
-    # On all cores, as a newcomer has it; the other tests take one each.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, cwd=checkout, env=_environment(checkout), capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
-def _fullft(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DAGSTER_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+def _fullft(checkout: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(ROOT / ".venv" / "bin" / "fullft"), *arguments],
-        cwd=ROOT,
-        env=environment,
+        [str(checkout / ".venv" / "bin" / "fullft"), *arguments],
+        cwd=checkout,
+        env={**_environment(checkout), "DAGSTER_HOME": str(home), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -72,14 +95,14 @@ def _fullft(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path):
+def test_demo(checkout: Path, tmp_path: Path):
     """The demo from nothing to a verdict, a second time, the model tried, and the UI on the same home."""
     home = tmp_path / "home"
-    first = _make("run", home)
+    first = _make(checkout, "run", home)
     rows = re.search(r"rows in +([\d,]+) in 3 batches: ([\d,]+) valid, ([\d,]+) quarantined", first)
     total, valid, quarantined = (int(number.replace(",", "")) for number in rows.groups())
     assert total == valid + quarantined == 30_692
-    assert quarantined >= 80, "the delivery's dirt"
+    assert quarantined >= 60, "the delivery's dirt; its copies are valid, and left out of the snapshot"
     report = Path(re.search(r"report +(\S+report\.html)", first)[1])
     found = json.loads((report.parent / "evaluation.json").read_text())
     gain = found["justification"]["gain"]
@@ -89,29 +112,29 @@ def test_demo(tmp_path: Path):
     assert re.findall(r"drift +\S+-\w+: (\w+);", first) == ["stable", "drifted"], "the second production file is shifted"
 
     artifacts = sorted(path for path in (home / "store").rglob("manifest.json"))
-    second = _make("run", home)
+    second = _make(checkout, "run", home)
     assert "new_documents: nothing new" in second
     assert sorted(path for path in (home / "store").rglob("manifest.json")) == artifacts, "the second run wrote artifacts again"
     assert str(report) in second
 
     if gain["low"] > 0:
-        answer = _fullft(home, "predict", "licences", "Licensed under the Apache License, Version 2.0")
+        answer = _fullft(checkout, home, "predict", "licences", "Licensed under the Apache License, Version 2.0")
         assert answer.returncode == 0, answer.stderr
         assert sum(float(line.split("%")[0]) for line in answer.stdout.splitlines()) == pytest.approx(100, abs=0.3)
-    refused = _fullft(home, "rollback", "licences")
+    refused = _fullft(checkout, home, "rollback", "licences")
     assert refused.returncode == 1
     assert len(refused.stderr.strip().splitlines()) == 1
-    _check_ui(home)
-    _check_erasure(home, tmp_path / "ids.txt")
-    assert "check" in _make("bench", home, "ONLY=check", timeout=120)
+    _check_ui(checkout, home)
+    _check_erasure(checkout, home, tmp_path / "ids.txt")
+    assert "check" in _make(checkout, "bench", home, "ONLY=check", timeout=120)
 
 
-def _check_erasure(home: Path, ids: Path) -> None:
+def _check_erasure(checkout: Path, home: Path, ids: Path) -> None:
     (snapshot,) = (home / "store" / "licences" / "training_snapshot").glob("*/*/index.parquet")
     index = pq.read_table(snapshot)
     chosen = index["id"].to_pylist()[index["split"].to_pylist().index("train")]
     ids.write_text(f"{chosen}\n")
-    done = _fullft(home, "erase", "licences", str(ids), "--reason", "request of 2026-11-20")
+    done = _fullft(checkout, home, "erase", "licences", str(ids), "--reason", "request of 2026-11-20")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 documents erased, 1 ids or groups listed")
     assert "learned from licences/finetuned_checkpoint/" in done.stdout
@@ -119,14 +142,14 @@ def _check_erasure(home: Path, ids: Path) -> None:
     assert chosen not in pq.read_table(snapshot)["id"].to_pylist()
 
 
-def _check_ui(home: Path) -> None:
+def _check_ui(checkout: Path, home: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ui = subprocess.Popen(
         ["make", "ui", f"FULLFT_HOME={home}"],
-        cwd=ROOT,
-        env={**os.environ, "PORT": str(port)},
+        cwd=checkout,
+        env={**_environment(checkout), "PORT": str(port)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -11,8 +11,7 @@ import yaml
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.config.validation import load_use_case
-from fullft_assets.engine import optimizers, sharding
-from fullft_assets.engine.trainer import accumulation_steps
+from fullft_assets.engine.requirements import require
 from tests import project as projects
 from tests.test_base_model import MINILM, write_model
 
@@ -31,8 +30,7 @@ def test_recipe_is_a_use_case_that_training_takes(recipe: Path, tmp_path: Path) 
         write_model(tmp_path / attributes["base_model"], resolve_base_model(MINILM, tmp_path), max_position_embeddings=8_192)
     projects.write_rows(tmp_path / attributes["documents"]["path"] / "rows.jsonl", projects.licence_rows(20))
     settings = load_use_case(path).settings
-    for require in (accumulation_steps, optimizers.require, sharding.require):
-        require(settings.training, settings.launcher.processes)
+    require(settings.training, settings.launcher.processes)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

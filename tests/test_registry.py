@@ -9,6 +9,8 @@ import pytest
 from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
 
+pytestmark = pytest.mark.quick
+
 GROUP = "fullft_assets.letters"
 
 

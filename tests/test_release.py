@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,21 +14,24 @@ from hypothesis import strategies as st
 
 from fullft_assets import release
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation, Evaluation, Interval, Justification
-from fullft_assets.evaluation.classification import ReliabilityBin
-from fullft_assets.evaluation.counts import LabelScore
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import Agreement
-from fullft_assets.release import Champion, promotion
+from fullft_assets.release import Champion, decision
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, ReliabilityBin
+from tests.checkpoint_metadata import checkpoint_metadata
+
+pytestmark = pytest.mark.quick
 
 
 def interval(estimate: float, low: float | None = None, high: float | None = None) -> Interval:
     return Interval(estimate=estimate, low=estimate if low is None else low, high=estimate if high is None else high)
 
 
-def figures(
+def evaluated(
     *, score: float = 0.85, gain: Interval | None = None, over_champion: Interval | None = None, calibration_error: float = 0.03
 ) -> Evaluation:
     gain = gain or interval(0.05, 0.02, 0.08)
@@ -35,6 +40,8 @@ def figures(
     if over_champion is not None:
         scores[CHAMPION], gains[CHAMPION] = interval(score - over_champion.estimate), over_champion
     return ClassificationEvaluation(
+        task="classification",
+        metrics=["macro_f1", "accuracy"],
         primary_metric="macro_f1",
         confidence=0.95,
         resamples=1_000,
@@ -67,24 +74,24 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
 @pytest.mark.parametrize(
     ("evaluation", "changed", "expected"),
     [
-        (figures(), {}, set()),
-        (figures(gain=interval(0.05, 0.0, 0.1)), {}, {"beats_baselines"}),
-        (figures(gain=interval(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
-        (figures(gain=interval(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
-        (figures(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
-        (figures(over_champion=interval(0.01, -0.01, 0.03)), {}, set()),
-        (figures(over_champion=interval(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
-        (figures(over_champion=interval(-0.01, -0.02, 0.01)), {}, {"beats_champion"}),
-        (figures(over_champion=interval(-0.01, -0.02, 0.01)), {"min_gain_over_champion": -0.05}, set()),
-        (figures(over_champion=interval(-0.02, -0.03, -0.01)), {"min_gain_over_champion": -0.05}, {"beats_champion"}),
-        (figures(score=0.85), {"min_score": 0.85}, set()),
-        (figures(score=0.85), {"min_score": 0.86}, {"score_is_sufficient"}),
-        (figures(calibration_error=0.4), {}, set()),
-        (figures(calibration_error=0.05), {"max_calibration_error": 0.05}, set()),
-        (figures(calibration_error=0.06), {"max_calibration_error": 0.05}, {"is_calibrated"}),
-        (figures(calibration_error=float("nan")), {"max_calibration_error": 0.05}, {"is_calibrated"}),
+        (evaluated(), {}, set()),
+        (evaluated(gain=interval(0.05, 0.0, 0.1)), {}, {"beats_baselines"}),
+        (evaluated(gain=interval(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
+        (evaluated(gain=interval(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
+        (evaluated(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
+        (evaluated(over_champion=interval(0.01, -0.01, 0.03)), {}, set()),
+        (evaluated(over_champion=interval(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
+        (evaluated(over_champion=interval(-0.01, -0.02, 0.01)), {}, {"beats_champion"}),
+        (evaluated(over_champion=interval(-0.01, -0.02, 0.01)), {"min_gain_over_champion": -0.05}, set()),
+        (evaluated(over_champion=interval(-0.02, -0.03, -0.01)), {"min_gain_over_champion": -0.05}, {"beats_champion"}),
+        (evaluated(score=0.85), {"min_score": 0.85}, set()),
+        (evaluated(score=0.85), {"min_score": 0.86}, {"score_is_sufficient"}),
+        (evaluated(calibration_error=0.4), {}, set()),
+        (evaluated(calibration_error=0.05), {"max_calibration_error": 0.05}, set()),
+        (evaluated(calibration_error=0.06), {"max_calibration_error": 0.05}, {"is_calibrated"}),
+        (evaluated(calibration_error=float("nan")), {"max_calibration_error": 0.05}, {"is_calibrated"}),
         (
-            figures(score=0.5, gain=interval(-0.1, -0.2, 0.0), over_champion=interval(-0.1, -0.2, -0.05)),
+            evaluated(score=0.5, gain=interval(-0.1, -0.2, 0.0), over_champion=interval(-0.1, -0.2, -0.05)),
             {"min_score": 0.6},
             {"beats_baselines", "beats_champion", "score_is_sufficient"},
         ),
@@ -94,14 +101,14 @@ def test_gates(evaluation, changed, expected):
     assert failing(evaluation, **changed) == expected
 
 
-def test_no_champion_passes_and_says_so():
-    reasons = {reason.gate: reason for reason in release.verdict(figures(), ReleaseSettings()).reasons}
+def test_no_champion_passes_and_is_reported():
+    reasons = {reason.gate: reason for reason in release.verdict(evaluated(), ReleaseSettings()).reasons}
     assert reasons["beats_champion"].passed
     assert reasons["beats_champion"].text == "no champion yet"
 
 
 def test_the_sentence_names_each_failing_gate():
-    found = release.verdict(figures(score=0.4, gain=interval(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6))
+    found = release.verdict(evaluated(score=0.4, gain=interval(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6))
     assert found.sentence.startswith("Not promoted: ")
     assert "release.min_gain_over_baselines" in found.sentence
     assert "release.min_score" in found.sentence
@@ -118,7 +125,7 @@ gates = st.builds(
     min_score=share,
     max_calibration_error=st.none() | st.floats(0.01, 1),
 )
-evaluations = st.builds(figures, score=share, gain=gains, over_champion=st.none() | gains, calibration_error=share)
+evaluations = st.builds(evaluated, score=share, gain=gains, over_champion=st.none() | gains, calibration_error=share)
 
 
 @hypothesis_settings(max_examples=300, deadline=None)
@@ -191,7 +198,7 @@ def test_promoting_the_champion_again_changes_nothing(store):
 class Torn(Store):
     """A store whose process dies inside each write, before the new file takes the place of the old."""
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes) -> None:
         path = Path(self.url, name)
         path.with_name(f".{path.name}.torn").write_bytes(data[: len(data) // 2])
         raise KeyboardInterrupt
@@ -225,13 +232,6 @@ def use_case(tmp_path: Path) -> UseCase:
 
 
 SNAPSHOT = {"num_train_rows": 1_000, "num_validation_rows": 50, "num_test_rows": 100, "parts": {"b1": {}}}
-CHECKPOINT = {
-    "base_model": "models/tiny",
-    "base_model_weights": "abc123",
-    "settings_digest": "def456",
-    "precision": "fp32",
-    "num_trained_parameters": 5,
-}
 
 
 class Lab:
@@ -241,14 +241,16 @@ class Lab:
         self.store, self.use_case = store, use_case
         self.snapshot = self.artifact("training_snapshot", "s", SNAPSHOT, {}, {})
 
-    def artifact(self, stage: str, key: str, metadata: dict, inputs: dict, files: dict[str, str]) -> Manifest:
+    def artifact(
+        self, stage: str, key: str, metadata: dict, inputs: dict, files: dict[str, str], settings: dict[str, Any] | None = None
+    ) -> Manifest:
         with self.store.create("demo", stage, key, version="1", seed=17) as draft:
             for name, text in {"content": key, **files}.items():
                 (draft.path / name).write_text(text)
-            return draft.commit(settings={"training": {"epochs": 3}}, inputs=inputs, metadata=metadata)
+            return draft.commit(settings=settings or {"training": {"epochs": 3}}, inputs=inputs, metadata=metadata)
 
     def checkpoint(self, name: str) -> Manifest:
-        return self.artifact("finetuned_checkpoint", name, {**CHECKPOINT, "snapshot": self.snapshot.ref}, {}, {})
+        return self.artifact("finetuned_checkpoint", name, checkpoint_metadata(snapshot=self.snapshot.ref), {}, {})
 
     def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str) -> Manifest:
         judged_against = release.incumbent(self.store, "demo", checkpoint)
@@ -257,7 +259,8 @@ class Lab:
             "decision.json": release.verdict(evaluation, ReleaseSettings()).model_dump_json(),
         }
         inputs = {"finetuned_checkpoint": checkpoint.content_digest, "training_snapshot": self.snapshot.content_digest}
-        return self.artifact("evaluation_report", name, {"incumbent": judged_against}, inputs, files)
+        settings = {"release": ReleaseSettings().model_dump(mode="json")}
+        return self.artifact("evaluation_report", name, {"incumbent": judged_against}, inputs, files, settings)
 
     def publish(self, report: Manifest, checkpoint: Manifest):
         return release.publish(self.store, self.use_case, report=report, checkpoint=checkpoint, snapshot=self.snapshot, run_id="run")
@@ -270,7 +273,7 @@ def lab(store: Store, use_case: UseCase) -> Lab:
 
 def test_publish_promotes_once_and_finds_it_the_second_time(lab):
     checkpoint = lab.checkpoint("a")
-    report = lab.report(checkpoint, figures(), "ra")
+    report = lab.report(checkpoint, evaluated(), "ra")
     outcome, manifest = lab.publish(report, checkpoint)
     assert outcome.kind == "promoted"
     assert release.read_champion(lab.store, "demo").checkpoint == checkpoint.ref
@@ -284,8 +287,8 @@ def test_publish_promotes_once_and_finds_it_the_second_time(lab):
 
 def test_a_red_gate_keeps_the_champion(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    lab.publish(lab.report(first, figures(), "ra"), first)
-    report = lab.report(second, figures(over_champion=interval(-0.01, -0.02, 0.0)), "rb")
+    lab.publish(lab.report(first, evaluated(), "ra"), first)
+    report = lab.report(second, evaluated(over_champion=interval(-0.01, -0.02, 0.0)), "rb")
     assert report.metadata["incumbent"] == first.ref
     outcome, manifest = lab.publish(report, second)
     assert (outcome.kind, manifest) == ("kept", None)
@@ -296,10 +299,10 @@ def test_a_red_gate_keeps_the_champion(lab):
 def test_the_incumbent_is_fixed_with_the_decision(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
     assert release.incumbent(lab.store, "demo", first) is None
-    lab.publish(lab.report(first, figures(), "ra"), first)
+    lab.publish(lab.report(first, evaluated(), "ra"), first)
     assert release.incumbent(lab.store, "demo", first) is None
     assert release.incumbent(lab.store, "demo", second) == first.ref
-    lab.publish(lab.report(second, figures(over_champion=interval(0.02)), "rb"), second)
+    lab.publish(lab.report(second, evaluated(over_champion=interval(0.02)), "rb"), second)
     assert release.read_champion(lab.store, "demo").checkpoint == second.ref
     assert release.incumbent(lab.store, "demo", first) is None
     assert release.incumbent(lab.store, "demo", second) == first.ref
@@ -307,8 +310,8 @@ def test_the_incumbent_is_fixed_with_the_decision(lab):
 
 def test_an_old_decision_does_not_depose_a_newer_champion(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    old = lab.report(first, figures(), "ra")
-    newer = lab.report(second, figures(), "rb")
+    old = lab.report(first, evaluated(), "ra")
+    newer = lab.report(second, evaluated(), "rb")
     lab.publish(newer, second)
     outcome, manifest = lab.publish(old, first)
     assert (outcome.kind, manifest) == ("kept", None)
@@ -318,8 +321,8 @@ def test_an_old_decision_does_not_depose_a_newer_champion(lab):
 
 def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    lab.publish(lab.report(first, figures(), "ra"), first)
-    report = lab.report(second, figures(over_champion=interval(0.02)), "rb")
+    lab.publish(lab.report(first, evaluated(), "ra"), first)
+    report = lab.report(second, evaluated(over_champion=interval(0.02)), "rb")
     lab.publish(report, second)
     release.rollback(lab.store, "demo")
     outcome, _ = lab.publish(report, second)
@@ -330,9 +333,9 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
 
 def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):
     checkpoint = lab.checkpoint("a")
-    report = lab.report(checkpoint, figures(), "ra")
+    report = lab.report(checkpoint, evaluated(), "ra")
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(decision, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             lab.publish(report, checkpoint)
     assert release.read_champion(lab.store, "demo") is None
@@ -344,21 +347,31 @@ def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):
 
 def test_a_report_on_another_checkpoint_is_refused(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    report = lab.report(first, figures(), "ra")
+    report = lab.report(first, evaluated(), "ra")
     with pytest.raises(GateError, match="judged another finetuned_checkpoint"):
         lab.publish(report, second)
     assert release.read_champion(lab.store, "demo") is None
 
 
-def test_the_card_says_what_it_is_for_how_good_it_is_and_where_it_is_weak():
+def test_a_report_by_other_gates_is_refused(lab):
+    checkpoint = lab.checkpoint("a")
+    report = lab.report(checkpoint, evaluated(score=0.4), "ra")
+    loosened = lab.use_case.settings.release.model_copy(update={"min_score": 0.3})
+    lab.use_case = replace(lab.use_case, settings=lab.use_case.settings.model_copy(update={"release": loosened}))
+    with pytest.raises(GateError, match="judged by other settings of release; materialise evaluation_report again"):
+        lab.publish(report, checkpoint)
+    assert release.read_champion(lab.store, "demo") is None
+
+
+def test_the_card_has_intended_use_metrics_and_weaknesses():
     card = release.model_card(
         "demo",
-        figures(over_champion=interval(0.02)),
+        evaluated(over_champion=interval(0.02)),
         lineage=[("snapshot", "demo/training_snapshot/x/1")],
         training=[("epochs", "3")],
         data=[("training rows", "1,000")],
         base_model="models/tiny",
-        decision=release.verdict(figures(), ReleaseSettings()),
+        decision=release.verdict(evaluated(), ReleaseSettings()),
         attribution="Licence texts: CC-BY-4.0.",
         limits=["English only."],
     )

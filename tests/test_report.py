@@ -9,14 +9,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jinja2
+import markupsafe
 import matplotlib.image
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fullft_assets import release, report
-from fullft_assets.evaluation import CHAMPION, FINETUNED, ClassificationEvaluation, Terms
-from fullft_assets.evaluation import classification as evaluation
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
+from fullft_assets.report import markdown
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
+from fullft_assets.tasks.classification import assessment as evaluation
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+
+pytestmark = pytest.mark.quick
 
 VOID = {"meta", "img", "br", "link", "hr"}
 LABELS = ["notice", "re|ference", "<b>tag</b>", "text"]
@@ -62,7 +69,9 @@ def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: in
     if champion:
         systems[CHAMPION] = probabilities(0.8)
     groups = [f"group {g}" for g in rng.integers(0, n // 4, n)]
-    return evaluation.assess(truth, systems, groups, labels, Terms(EvaluationSettings(resamples=100), "macro_f1", seed))
+    return evaluation.assess(
+        truth, systems, groups, labels, Comparison(EvaluationSettings(resamples=100), "macro_f1", seed, "classification")
+    )
 
 
 def full_report(found: ClassificationEvaluation, **changed) -> report.Report:
@@ -119,7 +128,7 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
     text = " ".join(" ".join(parse(tmp_path / "report.html").text).split())
     for expected in (
         shown.verdict.sentence, found.justification.sentence, f"{found.score.estimate:.3f}", "frozen base model + trained head",
-        "TF-IDF + logistic regression", "licences/finetuned_checkpoint/abc/1", "0 h 3 min 12 s", "Weakest groups", "<b>tag</b>",
+        "TF-IDF + logistic regression", "licences/finetuned_checkpoint/abc/1", "0 h 3 min 12 s", "weakest groups", "<b>tag</b>",
         "Licensed <script>alert(1)</script> under & terms", f"{found.gain_over_champion.estimate:+.3f}",
     ):  # fmt: skip
         assert expected in text, expected
@@ -163,16 +172,36 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     probabilities = np.eye(3)[labels]
     found = evaluation.assess(
         labels, {FINETUNED: probabilities, "tfidf": probabilities}, [str(i) for i in range(100)], ["a", "b", "never"],
-        Terms(EvaluationSettings(resamples=100), "macro_f1", seed=1),
+        Comparison(EvaluationSettings(resamples=100), "macro_f1", seed=1, task="classification"),
     )  # fmt: skip
     report.write(tmp_path, full_report(found))
     assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()
-    assert "no test row: unknown" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<tr><td>never</td>" + 3 * '<td style="text-align:right">unknown</td>' in page
+    assert "unknown: no test row has this label." in page
 
 
 def test_a_missing_value_is_an_error():
     with pytest.raises(jinja2.UndefinedError):
-        report.render("report.md.j2", report=full_report(figures(LABELS)))
+        report.render("report.md.j2", figures(LABELS), report=full_report(figures(LABELS)))
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"])).map(report.shorten), st.text(max_size=20))
+def test_what_users_wrote_is_shown_as_it_is(text: str, group: str) -> None:
+    group = group.replace("\x00", "")
+    row = f"| {markdown.about_row('group', group)}{markdown.escape(text)} | end |"
+    page = markdown.to_html(f"| a | b |\n|---|---|\n{row}\n\n- {markdown.escape(text)}\n", {})
+    # As an erasure looks for it.
+    assert f'<tr data-group="{markupsafe.escape(group)}"><td' in page
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells == [str(markupsafe.escape(text)), "end"]
+    assert "<" not in markdown.escape(text)
+
+
+@pytest.mark.parametrize("text", ["a \\| b", "![x](y)", "[x]: y", "<img src=x>", "&lt;", "`a`", "*a* _b_ ~~c~~", "a\\", "a_b_c", "x | y"])
+def test_what_markdown_means_otherwise_is_text(text: str) -> None:
+    page = markdown.to_html(f"| a | b |\n|---|---|\n| {markdown.escape(text)} | end |\n", {})
+    assert re.findall(r"<td>(.*?)</td>", page) == [str(markupsafe.escape(text)), "end"]
 
 
 def test_shorten_keeps_one_line():

@@ -1,22 +1,32 @@
-"""resources: where the store lies, manifests through the IO manager, and step logs on S3."""
+"""resources: where the store is, other stores and launchers in its place, and step logs on S3."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
 
+from fullft_assets.assets.case import Case
+from fullft_assets.automation import INGEST
+from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.launchers import Launcher
+from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors, open_store
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server
 
+PLANNING = ("feasibility_plan", "cheaper_baselines", "pilot_run")
 DEPLOYED = Path(__file__).parents[1] / "deploy/aws/dagster.yaml"
 
 STEP = """
@@ -72,10 +82,10 @@ class TestLatest:
         assert latest_by_partition(store, "mail", "labeled_examples") == {"k1": made[0], "k2": made[1]}
 
 
-def test_an_error_that_the_user_can_mend_is_a_failure_of_one_line_that_is_not_retried() -> None:
+def test_an_error_that_the_user_can_fix_is_a_failure_of_one_line_that_is_not_retried() -> None:
     with pytest.raises(dg.Failure) as raised, one_line_errors():
-        raise DataError("a.csv:3: no label; mend it")
-    assert (raised.value.description, raised.value.allow_retries) == ("a.csv:3: no label; mend it", False)
+        raise DataError("a.csv:3: no label; fix it")
+    assert (raised.value.description, raised.value.allow_retries) == ("a.csv:3: no label; fix it", False)
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError("a bug stays a bug")
 
@@ -108,3 +118,70 @@ class TestDeployedInstance:
         deployed = yaml.safe_load(DEPLOYED.read_text())
         assert deployed.pop("compute_logs")["class"] == "S3ComputeLogManager"
         assert deployed == local
+
+
+class TestSwappedResources:
+    """Another store and another launcher than those of the YAML, injected as a test or a deployment does."""
+
+    @pytest.fixture
+    def small(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> projects.Project:
+        monkeypatch.delenv("FULLFT_STORE", raising=False)
+        write_tiny_model(tmp_path / "model")
+        return projects.create(tmp_path, base_model="model", planning={"min_predicted_gain": -1})
+
+    def swap(self, project: projects.Project, **resources: object) -> dg.Definitions:
+        """Return the project's definitions with other resources; their keys begin with the use case's name."""
+        loaded = FullFineTune(project.use_case()).build_defs()
+        replaced = {f"{project.name}_{key}": resource for key, resource in resources.items()}
+        assert replaced.keys() <= (loaded.resources or {}).keys()
+        return dg.Definitions(
+            assets=loaded.assets,
+            asset_checks=loaded.asset_checks,
+            jobs=loaded.jobs,
+            sensors=loaded.sensors,
+            schedules=loaded.schedules,
+            resources={**(loaded.resources or {}), **replaced},
+            executor=dg.in_process_executor,
+        )
+
+    def test_sensors_assets_and_workloads_use_the_injected_store_and_launcher(self, small: projects.Project, tmp_path: Path) -> None:
+        store, launcher = Store(str(tmp_path / "elsewhere")), InThisProcess()
+        definitions = self.swap(small, store=store, launcher=launcher)
+        job = definitions.resolve_implicit_global_asset_job_def()
+        with dg.DagsterInstance.from_config(str(small.home)) as instance:
+            context = dg.build_sensor_context(instance=instance, resources=definitions.resources)
+            (request,) = definitions.resolve_sensor_def("letters_new_documents")(context).run_requests
+            instance.add_dynamic_partitions("letters/batch", [request.partition_key])
+            stages = [(INGEST, request.partition_key), (("training_snapshot",), None), (PLANNING, None)]
+            for assets, batch in stages:
+                keys = [dg.AssetKey(["letters", asset]) for asset in assets]
+                assert job.execute_in_process(asset_selection=keys, partition_key=batch, instance=instance).success
+            context = dg.build_schedule_context(instance=instance, resources=definitions.resources)
+            skipped = definitions.resolve_schedule_def("letters_evaluation_schedule")(context)
+            assert isinstance(skipped, dg.SkipReason) and skipped.skip_message == "no checkpoint yet; run the model job first"
+        assert launcher.launched == ["planning"]
+        for asset in ("training_snapshot", *PLANNING):
+            found = latest(store, "letters", asset)
+            assert found is not None and (store.folder(found) / "manifest.json").is_file(), asset
+        assert not (small.home / "store").exists()
+
+    def test_the_choice_of_the_yaml_is_injected_otherwise(self, small: projects.Project) -> None:
+        resources = Case(small.use_case()).resources()
+        with (
+            dg.DagsterInstance.from_config(str(small.home)) as instance,
+            dg.build_resources(resources, instance=instance) as built,
+        ):
+            assert built.letters_store.url == str(small.home / "store") == built.letters_artifacts.store.url
+            assert isinstance(built.letters_launcher, LocalLauncher)
+
+
+class InThisProcess(Launcher):
+    """Runs the workload in this process, and records its name."""
+
+    def __init__(self) -> None:
+        self.launched: list[str] = []
+
+    def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
+        self.launched.append(workload)
+        assert job.store_url == store.url
+        import_module(f"fullft_assets.workloads.{workload}").work(job, job.open_store(), Progress(context.log.info))

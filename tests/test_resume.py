@@ -1,4 +1,4 @@
-"""Training is really launched, killed with SIGKILL at several moments, and launched again with the same command."""
+"""Training is killed with SIGKILL at several moments and started again with the same command: in forks of a server, and once as the command that a person runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, latest_checkpoint
-from fullft_assets.jobs.launch import EXIT_MENDABLE
+from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.store import Manifest
 from tests import metadata_server
+from tests.forked_training import ForkedTraining
 from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
@@ -38,17 +39,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 class Run:
     """One piece of training work that may be launched several times."""
 
-    def __init__(self, prepared: Prepared, key: str, processes: int = 1, **sections: object):
+    def __init__(self, prepared: Prepared, key: str, processes: int = 1, *, is_launched: bool = False, **sections: object):
         job = prepared.job(STAGE, key, **sections)
-        self.prepared, self.key = prepared, key
+        self.prepared, self.key, self.is_launched = prepared, key, is_launched or processes > 1
         self.grace_seconds = job.settings.launcher.grace_seconds
-        self.command = command("training", job.write(prepared.store), processes)
+        self.uri = job.write(prepared.store)
+        self.command = command("training", self.uri, processes)
         self.folder = prepared.store.work_folder(job.case, STAGE, key)
 
-    def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command, env=self.prepared.project.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+    def start(self) -> subprocess.Popen[str] | ForkedTraining:
+        env = self.prepared.project.env()
+        if not self.is_launched:
+            return ForkedTraining(self.uri, env, self.prepared.project.root / "printed" / self.key)
+        return subprocess.Popen(self.command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def finish(self) -> str:
         """Launch to the end and return what was printed."""
@@ -92,7 +95,12 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal holds a process, which its state after its name tells: `pid (name) T ...`."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def kill(process: subprocess.Popen[str] | ForkedTraining) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -129,6 +137,7 @@ def test_same_command_after_the_end_trains_nothing(straight: Run) -> None:
     assert straight.manifest() == before
 
 
+@pytest.mark.numeric
 def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepared, straight: Run) -> None:
     run = Run(prepared, "killed")
     last = straight.manifest().metadata["num_steps"]
@@ -143,7 +152,7 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
     assert EVERY <= resumed_at[0] <= resumed_at[-1] < last
     assert run.manifest().metadata["resumed_from_step"] == resumed_at[-1] > 0
     assert_same_as(straight, run)
-    # The legs before the kills are paid for, too.
+    # The segments before the kills are paid for, too.
     assert run.manifest().metadata["training_seconds"] > run.log()[-2]["seconds"] - run.log()[0]["seconds"]
 
 
@@ -167,9 +176,11 @@ TWO = {"processes": 2, "micro_batch_size": 2}
 @pytest.mark.parametrize(
     ("name", "kills", "changes", "spoiled"),
     [
-        ("layers", 20, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0),
-        pytest.param("plain", 20, {}, 0, marks=pytest.mark.slow),
-        pytest.param("lean", 20, {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow),
+        ("layers", 12, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0),
+        pytest.param("plain", 20, {}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param(
+            "low memory", 20, {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow
+        ),
         pytest.param("rolled back", 20, {"keep_best": True}, 15, marks=pytest.mark.slow),
         pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow),
         pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=pytest.mark.slow),
@@ -180,9 +191,9 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     processes = changes.pop("processes", 1)
     sections = {"training": changes, "launcher": {"processes": processes}}
     straight, killed = (Run(prepared, f"{kind} {name}".replace(" ", "-"), **sections) for kind in ("straight", "killed"))
-    legs = [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1]]
+    command = [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1]]
     done = subprocess.run(
-        [*legs, *map(str, (kills, 11, spoiled, processes))],
+        [*command, *map(str, (kills, 11, spoiled, processes))],
         env={**prepared.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -194,13 +205,13 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     assert sum(moment["saving"] for moment in moments) >= kills // 7 and any(moment["checkpoints"] for moment in moments)
     assert_same_as(straight, killed)
     rolled = [
-        [(row["event"], row["step"], row["went_on_from_step"]) for row in run.manifest().metadata["incidents"]]
+        [(row["event"], row["step"], row["continued_from_step"]) for row in run.manifest().metadata["incidents"]]
         for run in (straight, killed)
     ]
     assert rolled[0] == rolled[1] == ([("roll_back", 15, 12)] if spoiled else [])
 
 
-def test_torn_checkpoint_is_passed_over_for_the_one_before(prepared: Prepared, straight: Run) -> None:
+def test_an_incomplete_checkpoint_is_skipped_for_the_one_before(prepared: Prepared, straight: Run) -> None:
     run = Run(prepared, "torn")
     assert run.kill_when(lambda: len(list(run.folder.glob("checkpoint-*"))) >= 2)
     newest, before = sorted(run.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))[:2]
@@ -211,27 +222,27 @@ def test_torn_checkpoint_is_passed_over_for_the_one_before(prepared: Prepared, s
 
 
 @pytest.mark.parametrize("by", ["sigterm", "spot_notice"])
-def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_go_on(prepared: Prepared, straight: Run, by: str, monkeypatch) -> None:
+def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(prepared: Prepared, straight: Run, by: str, monkeypatch) -> None:
     launcher = {"spot_notice": "aws", "spot_poll_seconds": 0.02} if by == "spot_notice" else {}
-    run = Run(prepared, by, training={"checkpoint_every_steps": 1_000}, launcher=launcher)
+    run = Run(prepared, by, is_launched=by == "sigterm", training={"checkpoint_every_steps": 1_000}, launcher=launcher)
     with metadata_server.serve() as metadata:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
         process = run.start()
         wait_for(lambda: run.step() >= 1)
         process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        wait_for(lambda: is_stopped(process.pid))
         at_step, asked_at = run.step(), time.time()
         process.terminate() if by == "sigterm" else metadata.announce()
         process.send_signal(signal.SIGCONT)
         said, errors = process.communicate(timeout=SECONDS)
     assert ('spot notice: {"action": "terminate"' in said) == (by == "spot_notice")
-    assert process.returncode == EXIT_MENDABLE
+    assert process.returncode == EXIT_FIXABLE
     last = errors.strip().splitlines()[-1]
     checkpoint = latest_checkpoint(run.folder)
     # Written last. What runs longer than that is killed.
     assert (checkpoint / SEAL).stat().st_mtime - asked_at < run.grace_seconds
     step = int(checkpoint.name.split("-")[1])
-    # After the step under way, or the next one if it was over but not told of; a notice is looked for now and then.
+    # After the step under way, or the next one if that step was over but not yet recorded; notices are polled.
     assert by == "spot_notice" or step <= at_step + 2
     assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
     assert "Traceback" not in errors
@@ -251,8 +262,8 @@ def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight
     try:
         second = run.start()
         _, errors = second.communicate(timeout=SECONDS)
-        assert second.returncode == EXIT_MENDABLE
-        assert errors.strip().splitlines() == [f"{run.folder}: another process is at this work; wait for it or stop it"]
+        assert second.returncode == EXIT_FIXABLE
+        assert errors.strip().splitlines() == [f"{run.folder}: another process works in this folder; wait for it or stop it"]
     finally:
         first.send_signal(signal.SIGCONT)
     _, errors = first.communicate(timeout=SECONDS)
@@ -260,6 +271,7 @@ def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight
     assert_same_as(straight, run)
 
 
+@pytest.mark.numeric
 def test_two_processes_train_together_and_resume(prepared: Prepared, straight: Run) -> None:
     run = Run(prepared, "two", processes=2, training={"micro_batch_size": 4}, launcher={"processes": 2})
     process = run.start()

@@ -1,4 +1,4 @@
-"""retraining: each rule, and months of operation replayed in milliseconds."""
+"""retraining: each rule, and months of operation simulated in milliseconds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from fullft_assets.retraining import (
     run_key,
 )
 from fullft_assets.settings import RetrainingSettings
+
+pytestmark = pytest.mark.quick
 
 SETTINGS = RetrainingSettings()
 NOW = 1_000 * DAY_SECONDS
@@ -165,7 +167,7 @@ def test_the_same_evidence_never_retrains_twice_and_more_data_or_other_settings_
     # Another rule that notices the same data is no new evidence.
     assert _decide(tried, num_new_examples=1_200, data_version="v2", score_drop=0.2).action == "wait"
     assert _decide(tried, num_new_examples=1_300, data_version="v3").action == "retrain"
-    assert _decide(tried, num_new_examples=1_200, data_version="v2", settings_version="mended").action == "retrain"
+    assert _decide(tried, num_new_examples=1_200, data_version="v2", settings_version="fixed").action == "retrain"
 
 
 def test_run_keys_repeat_for_a_repeated_tick_only() -> None:

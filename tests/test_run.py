@@ -17,7 +17,9 @@ from dagster._daemon.types import DaemonHeartbeat
 
 from fullft_assets import documents
 from fullft_assets.cli import run
-from fullft_assets.cli.run import Driver, Screen
+from fullft_assets.cli.code_location import CodeLocation
+from fullft_assets.cli.follower import FollowedRun, Follower
+from fullft_assets.cli.terminal import Terminal
 from fullft_assets.resources import open_store
 from tests import project as projects
 
@@ -29,12 +31,12 @@ def instance(project: projects.Project) -> Iterator[dg.DagsterInstance]:
 
 
 def cut_all(project: projects.Project, instance: dg.DagsterInstance) -> tuple[list[str], str]:
-    """Do what a run does first; return the files of the ledger, and what it says."""
-    driver = Driver.__new__(Driver)  # without a code location, which takes seconds to load
-    driver.use_case, driver.instance, driver.screen = project.use_case(), instance, Screen(io.StringIO())
-    driver._cut_all("batch")
-    batches = documents.list_batches(open_store(driver.use_case, instance), "letters")
-    return [file.path for batch in batches for file in batch.files], driver.screen.stream.getvalue()
+    """Do what a run does first; return the files of the ledger, and what was printed."""
+    use_case, terminal = project.use_case(), Terminal(io.StringIO())
+    store = open_store(use_case, instance)
+    run.cut_all(use_case, store, "batch", terminal)
+    batches = documents.list_batches(store, "letters")
+    return [file.path for batch in batches for file in batch.files], terminal.stream.getvalue()
 
 
 def test_a_file_that_was_just_written_to_is_waited_for(
@@ -44,16 +46,16 @@ def test_a_file_that_was_just_written_to_is_waited_for(
     path = project.documents / "delivery-1.jsonl"
     path.touch()
     monkeypatch.setattr(run.time, "sleep", lambda _: os.utime(path, (1e9, 1e9)))  # the time passes at once
-    files, said = cut_all(project, instance)
+    files, printed = cut_all(project, instance)
     assert files == ["delivery-1.jsonl"]
-    assert said.endswith(f"{project.documents}: 1 file(s) were just written to; waiting until they are whole\n")
+    assert printed.endswith(f"{project.documents}: 1 file(s) were just written to; waiting until they are complete\n")
 
 
 def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance: dg.DagsterInstance) -> None:
     project.configure(documents={"settle_seconds": 3_600})
-    files, said = cut_all(project, instance)
+    files, printed = cut_all(project, instance)
     assert files == []
-    assert said.endswith(f"{project.documents}: 1 file(s) are still being written to; run again for them\n")
+    assert printed.endswith(f"{project.documents}: 1 file(s) are still being written to; run again for them\n")
 
 
 @dg.op
@@ -63,10 +65,6 @@ def nothing() -> None: ...
 @dg.job(executor_def=dg.in_process_executor)
 def quick() -> None:
     nothing()
-
-
-class Workspace:
-    def create_request_context(self) -> None: ...
 
 
 def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
@@ -84,12 +82,12 @@ def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
         execute_run(InMemoryJob(quick), instance.get_run_by_id(run_id), instance)
 
     monkeypatch.setattr(instance, "launch_run", launch)
-    driver = Driver.__new__(Driver)
-    driver.use_case, driver.instance, driver.screen, driver.seconds = project.use_case(), instance, Screen(io.StringIO()), {}
-    driver.workspace = Workspace()
-    driver._take_from_queue(queued.run_id)
+    location = CodeLocation.__new__(CodeLocation)  # without loading one, which takes seconds
+    location.instance, location._new_request = instance, lambda: None
+    location.launch_queued(queued.run_id)
     assert launched == [], "the daemon may yet take it"
-    assert driver._follow([run.Followed(queued.run_id, "quick", "quick")])
+    follower = Follower(instance, Terminal(io.StringIO()), "letters", location.launch_queued)
+    assert follower.follow([FollowedRun(queued.run_id, "quick")])
     assert launched == [queued.run_id]
 
 
@@ -98,5 +96,5 @@ def test_all_of_many_files_are_cut(project: projects.Project, instance: dg.Dagst
     project.configure(documents={"max_batch_files": 1})
     for number in range(2, 6):
         projects.write_rows(project.documents / f"delivery-{number}.jsonl", projects.licence_rows(1, skip=number))
-    files, said = cut_all(project, instance)
-    assert (len(files), said) == (5, "")
+    files, printed = cut_all(project, instance)
+    assert (len(files), printed) == (5, "")

@@ -1,8 +1,9 @@
-"""A real instance whose runs are really killed: what they held is free again, and who waits for a living one says for which."""
+"""A real instance whose runs are really killed: what they held is free again, and who waits for a living run prints for which."""
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -20,13 +21,12 @@ import dagster as dg
 import psutil
 import pytest
 from dagster._core.events import EngineEventData
-from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.utils import make_new_run_id
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from fullft_assets.cli.run import Driver, Screen
+from fullft_assets.cli.code_location import open_code_location
+from fullft_assets.cli.run import Driver
+from fullft_assets.cli.terminal import Terminal
 from fullft_assets.launchers import run_workers
 from fullft_assets.launchers.supervisor import is_alive
 
@@ -62,19 +62,23 @@ def instance(folder: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def drive(stream: TextIO) -> bool:
+def drive(folder: Path, stream: TextIO) -> bool:
     """Do what `fullft run` does around a use case's model job, with the probe's."""
-    target = ModuleTarget("probe_workloads.pooled", None, str(TESTS), "probe")
-    with dg.DagsterInstance.get() as instance, WorkspaceProcessContext(instance, target) as workspace:
-        driver = Driver(SimpleNamespace(name="probe"), instance, workspace, Screen(stream))
-        driver._settle()
-        return driver._follow([driver._launch("probe_model", {}, "model")])
+    workspace_file = folder / "workspace.yaml"
+    module = {"module_name": "probe_workloads.pooled", "working_directory": str(TESTS), "location_name": "probe"}
+    workspace_file.write_text(json.dumps({"load_from": [{"python_module": module}]}))
+    with dg.DagsterInstance.get() as instance, open_code_location(instance, workspace_file, "probe_model") as location:
+        driver = Driver(SimpleNamespace(name="probe"), instance, None, location, Terminal(stream))
+        driver.follower.settle()
+        return driver.follower.follow([driver.launch("probe_model", {}, "model")])
 
 
 def start(folder: Path, output: str) -> subprocess.Popen:
-    code = "import sys; from tests.test_run_workers import drive; sys.exit(not drive(sys.stdout))"
+    code = (
+        "import sys; from pathlib import Path; from tests.test_run_workers import drive; sys.exit(not drive(Path(sys.argv[1]), sys.stdout))"
+    )
     with (folder / output).open("wb") as file:
-        return subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=file, cwd=TESTS.parent)
+        return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=file, stderr=file, cwd=TESTS.parent)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -100,7 +104,7 @@ def num_queued(instance: dg.DagsterInstance) -> int:
     return len(instance.event_log_storage.get_concurrency_info("gpu").pending_steps)
 
 
-def last_words(instance: dg.DagsterInstance, run: dg.DagsterRun, event: dg.DagsterEventType) -> list[str]:
+def messages(instance: dg.DagsterInstance, run: dg.DagsterRun, event: dg.DagsterEventType) -> list[str]:
     return [entry.message for entry in instance.all_logs(run.run_id, of_type=event)]
 
 
@@ -111,23 +115,25 @@ def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(fol
     monitor_started_run(instance, None, record, logging.getLogger("daemon"))
     failed = instance.get_run_by_id(record.dagster_run.run_id)
     assert failed.status == FAILURE
-    (said,) = last_words(instance, failed, dg.DagsterEventType.RUN_FAILURE)
-    assert re.search(r"its process \d+ ended without a word \(killed, out of memory, or the machine went down\) \[infrastructure\]", said)
+    (message,) = messages(instance, failed, dg.DagsterEventType.RUN_FAILURE)
+    assert re.search(
+        r"its process \d+ ended without a message \(killed, out of memory, or the machine went down\) \[infrastructure\]", message
+    )
     monkeypatch.setenv("PROBE_STAGE", "writes")
-    screen = io.StringIO()
-    assert drive(screen), screen.getvalue()
-    first = screen.getvalue().splitlines()[0].split("] ", 1)[1]
+    terminal = io.StringIO()
+    assert drive(folder, terminal), terminal.getvalue()
+    first = terminal.getvalue().splitlines()[0].split("] ", 1)[1]
     assert first == f"run {failed.run_id[:8]} (probe_model, over: failure); freed its slot for held of the pool `gpu`"
     assert num_queued(instance) == 0
 
 
-def test_who_waits_for_a_living_run_says_so_and_goes_on_when_that_dies(folder, instance, monkeypatch):
+def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folder, instance, monkeypatch):
     first = start(folder, "first")
     wait_for((folder / "workload0.pid").exists, "the first run at work")
     (holder,) = instance.get_runs()
     monkeypatch.setenv("PROBE_STAGE", "writes")
     second = start(folder, "second")
-    wait_for(lambda: "waits for a slot" in (folder / "second").read_text(), "the line that says what is waited for")
+    wait_for(lambda: "waits for a slot" in (folder / "second").read_text(), "the line that names what is waited for")
     kill(first, spare=True)
     assert second.wait(SECONDS) == 0
     lines = re.findall(r"^\[ *[\d.]+ s\] (.+)$", (folder / "second").read_text(), re.MULTILINE)
@@ -138,12 +144,12 @@ def test_who_waits_for_a_living_run_says_so_and_goes_on_when_that_dies(folder, i
         lines[0],
     )
     (gone,) = [line for line in lines if ", gone: " in line]
-    assert gone.startswith(f"run {holder.run_id[:8]} (probe_model, gone: its process {pid} ended without a word (")
+    assert gone.startswith(f"run {holder.run_id[:8]} (probe_model, gone: its process {pid} ended without a message (")
     assert gone.endswith("; marked as failed; freed its slot for held of the pool `gpu`")
     assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
     assert {run.run_id: run.status for run in instance.get_runs()}[holder.run_id] == FAILURE
-    (said,) = last_words(instance, holder, dg.DagsterEventType.RUN_FAILURE)
-    assert said.endswith(". Found when another run looked. [infrastructure]")
+    (message,) = messages(instance, holder, dg.DagsterEventType.RUN_FAILURE)
+    assert message.endswith(". Found by another run. [infrastructure]")
     assert num_queued(instance) == 0
 
 
@@ -168,28 +174,31 @@ class TestRecords:
         return run
 
     def test_a_run_that_was_to_be_canceled_is(self, instance, dead):
-        run = self.hold(instance, dead, dg.DagsterRunStatus.CANCELING, **run_workers.host_tag())
-        waiting = self.hold(instance, os.getpid(), **run_workers.host_tag())
+        run = self.hold(instance, dead, dg.DagsterRunStatus.CANCELING, **run_workers.host_tag(instance))
+        waiting = self.hold(instance, os.getpid(), **run_workers.host_tag(instance))
         (line,) = run_workers.settle(instance)
         assert line.endswith("; marked as canceled; freed its slot for letters/finetuned_checkpoint of the pool `gpu`")
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
-        (said,) = last_words(instance, run, dg.DagsterEventType.RUN_CANCELED)
-        assert "The run is gone: " in said and "infrastructure" not in said
+        (message,) = messages(instance, run, dg.DagsterEventType.RUN_CANCELED)
+        assert "The run is gone: " in message and "infrastructure" not in message
         assert instance.get_run_by_id(waiting.run_id).status == STARTED
         assert run_workers.settle(instance) == []
 
     @pytest.mark.parametrize(
         ("tags", "where"),
         [
-            ({}, "nobody knows where"),
+            ({}, "on an unknown machine"),
             ({run_workers.HOST_TAG: "elsewhere"}, "on elsewhere"),
-            ({run_workers.HOST_TAG: socket.gethostname(), GRPC_INFO_TAG: '{"host": "code-server"}'}, f"on {socket.gethostname()}"),
+            (
+                {run_workers.HOST_TAG: socket.gethostname(), run_workers.CODE_SERVER_TAG: '{"host": "code-server"}'},
+                f"on {socket.gethostname()}",
+            ),
         ],
         ids=["unknown", "another machine", "another machine's code server"],
     )
     def test_what_runs_elsewhere_is_left_alone_and_named(self, instance, dead, tags, where):
         run = self.hold(instance, dead, **tags)
-        waiting = self.hold(instance, os.getpid(), **run_workers.host_tag())
+        waiting = self.hold(instance, os.getpid(), **run_workers.host_tag(instance))
         assert run_workers.settle(instance) == []
         assert instance.get_run_by_id(run.run_id).status == STARTED
         (line,) = run_workers.waits(instance, waiting.run_id)
@@ -198,5 +207,5 @@ class TestRecords:
 
     def test_another_process_of_the_same_number_is_not_the_runs(self):
         began = psutil.Process().create_time()
-        assert run_workers._lives(os.getpid(), began + 1)
-        assert not run_workers._lives(os.getpid(), began - 3_600)
+        assert run_workers._is_running(os.getpid(), began + 1)
+        assert not run_workers._is_running(os.getpid(), began - 3_600)

@@ -1,4 +1,4 @@
-"""settings: bounds, defaults and cross-checks of a use case, each refused with a word on the mend."""
+"""settings: bounds, defaults and cross-checks of a use case, each refused with its fix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fullft_assets.settings import Settings, UseCaseSettings
+
+pytestmark = pytest.mark.quick
 
 LEAST: dict[str, Any] = {"base_model": "models/a", "documents": {"path": "data"}, "examples": {"label": "kind"}}
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fullft_assets.base_model import read_header
 from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.samples import smollm
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Training, packing
-from fullft_assets.tasks.language.recipe import NextToken
+from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from tests import machine
 from tests.optimizer_steps import Seen
 from tests.test_packed import alone, documents
@@ -58,7 +58,7 @@ def test_packed_gradients_are_those_of_documents_alone(model_folder: Path, tmp_p
     settings = TrainingSettings(epochs=1, batch_size=2, micro_batch_size=2, precision="fp32", max_grad_norm=1e9)
     expected = alone(AutoModelForCausalLM.from_pretrained(str(model_folder)), data)
     seen = Seen()
-    whole = NextToken(model_folder, data, documents(data))
+    whole = NextTokenRecipe(model_folder, data, documents(data))
     done = fine_tune(whole, settings, 1, tmp_path, Progress(silent=True), evaluate_at=(), resumable=False, callbacks=[seen])
     assert done.num_steps == 1 and done.about["is_packed"]
     (found,) = seen.gradients

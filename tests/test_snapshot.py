@@ -19,12 +19,15 @@ from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, deliveries, freeze, labels, sketches, split
-from fullft_assets.snapshot.rows import BatchRows, collect
+from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
+from fullft_assets.task import TASKS
 from tests import prepared
 from tests import project as projects
+
+pytestmark = pytest.mark.quick
 
 SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.2, validation_share=0.15)
 SIMILARITY = SETTINGS.near_duplicate_similarity
@@ -45,13 +48,11 @@ def table(rows: list[dict[str, Any]], delivered_ns: int = 1) -> pa.Table:
     return pa.Table.from_pylist(filled, schema=SCHEMA)
 
 
-def freeze_rows(
-    *batches: list[dict[str, Any]], seed: int = 1, task: str = "classification", multi_label: bool = False, **changes: Any
-) -> Frozen:
+def freeze_rows(*batches: list[dict[str, Any]], seed: int = 1, task: str = "classification", **changes: Any) -> Frozen:
     """Freeze batches that were delivered one after the other, each as files of its own unless its rows say otherwise."""
     tables = {f"{n:05}-x": table([{"source": f"{n}.jsonl", **row} for row in rows], n) for n, rows in enumerate(batches, start=1)}
     files = {name: newest_deliveries(rows.to_pylist()) for name, rows in tables.items()}
-    return freeze(tables, files, SETTINGS.model_copy(update=changes), seed, task=task, multi_label=multi_label)
+    return freeze(tables, files, SETTINGS.model_copy(update=changes), seed, task=task)
 
 
 def newest_deliveries(rows: list[dict[str, Any]]) -> dict[str, int]:
@@ -108,7 +109,7 @@ def real() -> list[dict[str, Any]]:
 
 #: Groups whose hash under the tests' seed lets them train, and holds them out for the test.
 TRAINS, TESTS = "h1", "h2"
-CLASSIFICATION = {"task": "classification", "multi_label": False}
+CLASSIFICATION = TASKS.get("classification")
 
 
 def batch_rows(rows: pa.Table) -> BatchRows:
@@ -149,12 +150,12 @@ class TestNoLeak:
         assert {split: frozen.metadata[f"num_{split}_rows"] for split in counts} == counts
 
     def test_equal_ids_in_two_splits_would_turn_the_gate_red(self, real: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(deliveries.Versions, "is_old", lambda versions, num_rows: np.zeros(num_rows, bool))
+        monkeypatch.setattr(deliveries, "superseded", lambda rows, versions, votes: np.zeros(len(rows), bool))
         monkeypatch.setattr(split, "_drop_once_held_out", lambda *arguments: None)
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
         assert (check.passed, check.severity) == (False, "error")
-        assert check.description == "3 ids, texts or groups stand in two splits; give documents unique ids (documents.id)"
+        assert check.description == "3 ids, texts or groups are in two splits; give documents unique ids (documents.id)"
 
 
 class TestOrderAndGrowth:
@@ -261,7 +262,7 @@ class TestBatches:
     def test_rows_that_overlap_an_evaluation_set_do_not_train(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
         overlaps = np.arange(len(real)) % 10 == 0
         batch = replace(batch_rows(table(real)), overlaps=overlaps)
-        found = freeze_batches({"a": batch}, SETTINGS, 1, **CLASSIFICATION)
+        found = freeze_batches({"a": batch}, SETTINGS, 1, task=CLASSIFICATION)
         marked = {text_hash(row["text"]) for row in real[::10]}
         before, after = split_by_text(frozen), split_by_text(found)
         assert {h for h in marked if before.get(h) == "train"} == before.keys() - after.keys()
@@ -299,7 +300,7 @@ class TestTasks:
 
     def test_a_row_counts_for_each_of_its_labels(self, real: list[dict[str, Any]]) -> None:
         rows = [{**row, "labels": sorted({row["label"], "even" if n % 2 else "odd"})} for n, row in enumerate(real)]
-        found = freeze_rows(rows, multi_label=True)
+        found = freeze_rows(rows, task="multi_label")
         assert found.labels == sorted({"even", "odd"} | {row["label"] for row in real})
         counts = Counter((row["split"], label) for row in rows_of(found) for label in row["labels"])
         assert {(split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()} == counts
@@ -307,7 +308,7 @@ class TestTasks:
     def test_a_label_too_rare_among_several_is_named(self, real: list[dict[str, Any]]) -> None:
         rows = [{**row, "labels": [row["label"], *(["rare"] if n < 3 else [])]} for n, row in enumerate(real)]
         with pytest.raises(DataError, match=r"^1\.jsonl:1: label `rare` has 3 rows, fewer than snapshot\.min_rows_per_label \(5\)"):
-            freeze_rows(rows, multi_label=True)
+            freeze_rows(rows, task="multi_label")
 
     def test_labels_of_spans_are_counted_by_row(self, real: list[dict[str, Any]]) -> None:
         spans = [{"start": 0, "end": 2, "label": "A"}, {"start": 3, "end": 4, "label": "A"}]
@@ -325,7 +326,7 @@ class TestTasks:
         }[column]
         first = [{**row, column: targets[0][0]} for row in real]
         again = [{**row, "id": f"{row['id']}-z", column: targets[n % 2][0]} for n, row in enumerate(real[:100])]
-        task = {"task": "token_classification"} if column == "spans" else {"multi_label": True}
+        task = {"task": "token_classification"} if column == "spans" else {"task": "multi_label"}
         left = freeze_rows(first, again, **task).metadata["left_out"]
         assert left["equal text with another label"] == 100
         assert left["duplicate text"] == 50
@@ -415,7 +416,8 @@ class TestAllLicences:
         index = snapshot.read_index(everything.store, everything.snapshot)
         assert sum(part.metadata["num_valid"] for part in parts) == len(index) + sum(everything.snapshot.metadata["left_out"].values())
         assert everything.snapshot.metadata["text_tokens"]["longest"] > 15_000
-        assert all(check.passed for check in everything.snapshot.checks)
+        red = {check.name: check.severity for check in everything.snapshot.checks if not check.passed}
+        assert red.items() <= {"texts_are_unique": "warn", "equal_texts_have_equal_labels": "warn"}.items(), "licences repeat each other"
 
     def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(self, everything: prepared.Prepared) -> None:
         texts = {name: everything.split(name).texts for name in ("train", "validation", "test")}
@@ -444,7 +446,7 @@ class TestWhatIsToldOfDeliveries:
         for frozen in (freeze_rows(first, second, min_rows_per_label=1), freeze_rows(second, first, min_rows_per_label=1)):
             check = self.check(frozen, "ids_name_one_document")
             assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (False, "warn", len({row["id"] for row in second}))
-            assert "120 of 120 ids stand for different texts in two files, such as 1.jsonl and 2.jsonl" in check.description
+            assert "120 of 120 ids name different texts in two files, such as 1.jsonl and 2.jsonl" in check.description
             assert "documents.id" in check.description
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:

@@ -1,7 +1,7 @@
 """snapshot, whatever arrives in which order and in which batches: the same rows give the same snapshot, and what was held out never trains.
 
 Deliveries of real texts are drawn with what happens to them later: corrections, moves to other groups, copies, labels that contradict,
-rows that break, files delivered again without some rows. They go through the rules of each batch, as they would in a run.
+rows that break, files delivered again without some rows. They go through the rules of each batch, as they would in a run. Each batch keeps all its valid rows; the snapshot decides over all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from fullft_assets import documents, examples
+from fullft_assets import examples
+from fullft_assets.documents.schema import schema
+from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen, freeze
@@ -62,19 +64,19 @@ Batch = tuple[File, ...]
 def examined(batch: Batch) -> Examined:
     """Validate a batch; equal batches of several snapshots once."""
     rows = [row for file in batch for row in file.documents()]
-    return examples.examine(pa.Table.from_pylist(rows, schema=documents.schema()), EXAMPLES, "b", SEED)
+    return examples.examine(pa.Table.from_pylist(rows, schema=schema()), EXAMPLES, "b")
 
 
 def snapshot_of(batches: list[Batch]) -> Frozen:
     found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
     files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
-    left_out = {name: batch.left_out for name, batch in found.items()}
-    return freeze({name: batch.stored for name, batch in found.items()}, files, SETTINGS, SEED, left_out=left_out)
+    quarantined = {name: batch.quarantined for name, batch in found.items()}
+    return freeze({name: batch.valid for name, batch in found.items()}, files, SETTINGS, SEED, quarantined=quarantined)
 
 
 def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
     """Return the text that each row of the index is read with."""
-    stored = {f"{n:05}": examined(batch).stored["text"] for n, batch in enumerate(batches)}
+    stored = {f"{n:05}": examined(batch).valid["text"] for n, batch in enumerate(batches)}
     return [stored[place["batch"]][place["position"]].as_py() for place in frozen.places.to_pylist()]
 
 
@@ -167,7 +169,11 @@ class TestAnyCut:
         assert [text_hash(text) for text in texts_of(cut, found)] == found.index["text_hash"].to_pylist()
         assert_nothing_leaks(found, texts_of(cut, found))
         assert found.index.equals(alone.index)
-        assert (found.labels, found.metadata["label_statistics"]) == (alone.labels, alone.metadata["label_statistics"])
+        assert found.labels == alone.labels
+        assert {**found.metadata, "num_batches": None} == {**alone.metadata, "num_batches": None}, "what is left out is counted alike"
+        assert found.num_breaking == alone.num_breaking
+        num_valid = sum(len(examined(batch).valid) for batch in cut)
+        assert num_valid == len(found.index) + sum(found.metadata["left_out"].values()), "rows are accounted for"
         assert [check.model_dump() for check in found.checks] == [check.model_dump() for check in alone.checks]
         assert found.agreement == alone.agreement
 
@@ -238,7 +244,7 @@ class TestAnnotators:
         assert apart.label_kappas == pytest.approx(dict.fromkeys(("notice", "reference"), apart.kappa))
         assert snapshot_of([base()]).agreement is None
 
-    def test_it_stands_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
+    def test_it_is_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
         prepared.write_tiny_model(tmp_path / "model")
         project = projects.create(tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1})
         for n, who in enumerate(("ann", "bob")):
@@ -252,10 +258,26 @@ class TestAnnotators:
         check = taken.check("annotators_agree")
         assert (check.passed, check.severity, check.metadata["num_items"]) == (False, "warn", 3)
         assert "Cohen's kappa 0.00 of 2 annotators on 3 texts is below examples.min_agreement (0.6)" in check.description
+        ties = taken.check("equal_texts_have_equal_labels")
+        assert (ties.passed, ties.severity, ties.metadata) == (False, "warn", {"num_failed": 4})
+
+    def test_a_rule_on_row_identity_has_the_severity_that_the_yaml_gives_it_in_the_snapshot(self, tmp_path: Path) -> None:
+        prepared.write_tiny_model(tmp_path / "model")
+        severities = {"equal_texts_have_equal_labels": "error", "texts_are_unique": "off", "annotators_agree": "off"}
+        project = projects.create(tmp_path, rows=400, base_model="model", examples={"severities": severities})
+        rows = [{"id": id_, "text": self.TEXT, "kind": kind} for id_, kind in (("x", "notice"), ("y", "reference"))]
+        for n, row in enumerate(rows):
+            project.deliver(f"later-{n}.jsonl", [row])
+        taken = prepared.take(project).snapshot
+        check = taken.check("equal_texts_have_equal_labels")
+        assert (check.passed, check.severity, check.metadata) == (False, "error", {"num_failed": 2})
+        assert {"texts_are_unique", "annotators_agree"}.isdisjoint(each.name for each in taken.checks)
+        with pytest.raises(GateError, match="2 rows have the text of a row with another label"):
+            taken.require_green("training")
 
 
-class TestLeftOutOfItsOwnBatch:
-    """A batch decides among its own rows; what it left out counts all the same once another batch arrives."""
+class TestRowsOfOneBatch:
+    """Which rows of a batch count depends on what arrives later in other ones."""
 
     TEXT = "these few words are about nothing that any licence says"
 
@@ -271,7 +293,7 @@ class TestLeftOutOfItsOwnBatch:
         assert not {"x", "y"} & self.rows(both)[0].keys()
         corrected = (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),)
         found, _ = self.rows(both, corrected)
-        # Of the two that agree now the first stands, with the text that came with the correction.
+        # Of the two that agree now the first stays.
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found
 
@@ -334,7 +356,7 @@ class TestBrokenInARedelivery:
         found, frozen = self.snapshot(self.again(5, broken=3, without=7))
         assert (whole - found, found - whole) == ({ids[7]}, set())
         assert frozen.metadata["num_older_rows_kept"] == 1
-        # Mended, the newest counts again.
+        # Once it is fixed, the newest counts again.
         _, frozen = self.snapshot(self.again(5, broken=3), self.again(6))
         assert frozen.metadata["num_older_rows_kept"] == 0
 

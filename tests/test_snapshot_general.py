@@ -13,7 +13,7 @@ import pytest
 from fullft_assets import snapshot
 from fullft_assets.chunks import Tokenization, chunk
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import general, replay
 from fullft_assets.snapshot.screening import Reference
@@ -103,7 +103,7 @@ def test_an_encoder_reads_it_as_it_reads_its_task(tmp_path: Path) -> None:
 
 
 KNOWN = ["copyleft", "notice", "permissive"]
-SEVERAL = {"label": "labels", "labels": KNOWN, "multi_label": True, "group": "expression"}
+SEVERAL = {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"}
 SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
 
 
@@ -140,9 +140,9 @@ def test_several_labels_and_spans_are_measured_on_it(tmp_path: Path, rows: Calla
     )
 
 
-def test_a_snapshot_without_one_keeps_its_key(tmp_path: Path) -> None:
+def test_a_snapshot_without_one_has_nothing_to_load(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True, rows=400)
-    assert "general" not in case.snapshot.settings and general.load(case.store, case.snapshot) is None
+    assert general.load(case.store, case.snapshot) is None
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks import packing as benchmark
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.snapshot import packing, taking
+from fullft_assets.snapshot import checks, packing
 from tests import project as projects
+
+pytestmark = pytest.mark.quick
 
 lengths_and_capacity = st.integers(1, 60).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(0, 3 * capacity), max_size=80).map(np.array), st.just(capacity))
@@ -172,6 +174,6 @@ def test_the_plain_loop_of_the_benchmark_packs_as_well():
 )
 def test_rows_are_full_unless_few_rows_or_long_texts_prevent_it(lengths: list[int], is_full: bool):
     plan = packing.plan(np.array(lengths, int), 100, seed=1)
-    check = taking._full_check(plan)
+    check = checks.full_check(plan)
     assert (check.passed, check.severity) == (is_full, "warn")
     assert is_full or check.description.startswith("packed rows are 70.0% full: 50 of 100 tokens where 35 would hold them; ")

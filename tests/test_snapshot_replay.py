@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError, SettingsError, StoreError
-from fullft_assets.snapshot import drawing
+from fullft_assets.snapshot import general_sampling
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
@@ -145,7 +145,7 @@ class TestDraw:
 
     def test_what_was_drawn_is_found_not_drawn_again(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         first = case.draw()
-        monkeypatch.setattr(drawing, "read_external", None)
+        monkeypatch.setattr(general_sampling, "read_external", None)
         assert case.draw().ref == first.ref
 
     def test_larger_share_takes_the_same_documents_and_more(self, case: Case) -> None:
@@ -163,8 +163,8 @@ class TestDraw:
     def test_documents_that_are_not_kept_at_hand_are_read_again(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         first = case.draw()
         reads = []
-        monkeypatch.setattr(drawing, "_CHARACTERS_A_TOKEN", 1)
-        monkeypatch.setattr(drawing, "read_external", lambda *given: reads.append(given) or read_external(*given))
+        monkeypatch.setattr(general_sampling, "_CHARACTERS_A_TOKEN", 1)
+        monkeypatch.setattr(general_sampling, "read_external", lambda *given: reads.append(given) or read_external(*given))
         case.configure(documents={"max_batch_files": 1})
         for number, text in enumerate(case.texts(first)):
             case.give([{"text": text}], f"copies/{number}.jsonl")

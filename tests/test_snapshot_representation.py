@@ -22,6 +22,8 @@ from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.samples import licences
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
+from tests.checkpoint_metadata import checkpoint_metadata
+from tests.test_data_report import metadata as snapshot_metadata
 
 SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])
 
@@ -110,7 +112,7 @@ class TestCompare:
         assert not compare(training, production, 0.25).passed
         assert compare(training, production, 0.35).passed
 
-    def test_below_100_documents_it_says_so(self):
+    def test_below_100_documents_it_reports_insufficient_data(self):
         for few, many in ((99, 500), (500, 99)):
             outcome = compare(counted({"a": few}), counted({"b": many}), 0.2)
             assert outcome.passed
@@ -119,12 +121,12 @@ class TestCompare:
     def test_what_production_does_not_carry_is_not_compared(self):
         outcome = compare(counted({"a": 500, "b": 500}), counted({}, {"ward": 500}), 0.2)
         assert outcome.passed
-        assert "label shares are not compared: production documents carry no label" in outcome.description
+        assert "label shares are not compared: production documents have no label" in outcome.description
         some = compare(counted({"a": 500}), counted({"b": 40}, {"ward": 500}), 0.2)
         assert some.passed
-        assert "40 production documents carry a label" in some.description
+        assert "40 production documents have a label" in some.description
 
-    def test_lengths_are_told(self):
+    def test_lengths_are_reported(self):
         found = compare(counted({"a": 500}), counted({"a": 500}), 0.2).metadata["num_characters"]
         assert found["training p50"] == found["production p90"] == 40
 
@@ -181,7 +183,8 @@ class TestArtifacts:
         with store.create("rules", "training_snapshot", "k1", version="1", seed=1) as draft:
             for name, table in tables.items():
                 pq.write_table(table, draft.path / name)
-            frozen = draft.commit(settings={}, inputs={}, metadata={"parts": {"b1": {"examples": delivered.ref}}})
+            part = {"examples": delivered.ref, "chunks": "", "examples_digest": delivered.content_digest, "chunks_digest": ""}
+            frozen = draft.commit(settings={}, inputs={}, metadata=snapshot_metadata(parts={"b1": part}).as_dict())
         training = representation.of_snapshot(store, frozen)
         assert training.labels == Counter(rules["label"].to_pylist()[:2_000])
         tags = [kind == "tag" for kind in rules["label"].to_pylist()]
@@ -196,7 +199,7 @@ class TestArtifacts:
         assert not compare(training, odd, 0.2).passed
         assert representation.of_production(store, windows).num_rows == usual.num_rows + odd.num_rows
 
-    def test_predicted_labels_stand_in_where_production_carries_none(self, store, rules):
+    def test_predicted_labels_are_used_if_production_has_none(self, store, rules):
         window = self.write(store, "production_documents", "documents.parquet", rules.select(["text", "group"]).slice(0, 500))
         predicted = dict(zip(licences.KINDS, (20, 20, 20, 440), strict=True))
         found = representation.of_production(store, [window], predicted)
@@ -207,7 +210,7 @@ class TestArtifacts:
 
 
 CASE = "letters"
-KEY = dg.AssetCheckKey(dg.AssetKey([CASE, "training_snapshot"]), representation.NAME)
+KEY = dg.AssetCheckKey(dg.AssetKey([CASE, "training_snapshot"]), representation.CHECK.name)
 
 
 class Live:
@@ -295,11 +298,11 @@ class TestInDagster:
         assert live.evaluation().passed
         assert live.evaluation().metadata["num_production_rows"].value == 300
 
-    def test_predictions_of_the_model_in_production_stand_in_for_labels(self, live):
+    def test_predictions_of_the_model_in_production_are_used_as_labels(self, live):
         rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=500))]
         window = self.watch(live, "w1.jsonl", rows)
         live.run()
-        assert "production documents carry no label" in live.evaluation().description
+        assert "production documents have no label" in live.evaluation().description
         model = self.checkpoint(live, "k1")
         set_latest(live.store, CASE, "finetuned_checkpoint", model)
         self.predict(live, window, model, licences.KINDS.index("tag"))
@@ -308,18 +311,18 @@ class TestInDagster:
         assert not found.passed
         assert found.description.startswith("predicted label shares are ")
         assert "100.0% in production" in found.description
-        # What another model said does not count.
+        # Predictions of another model do not count.
         set_latest(live.store, CASE, "finetuned_checkpoint", self.checkpoint(live, "k2"))
         live.run()
-        assert "production documents carry no label" in live.evaluation().description
+        assert "production documents have no label" in live.evaluation().description
 
     def checkpoint(self, live: Live, key: str) -> Manifest:
         snapshot = latest(live.store, CASE, "training_snapshot")
         with live.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
-            return draft.commit(settings={}, inputs={}, metadata={"snapshot": snapshot.ref})
+            return draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(snapshot=snapshot.ref))
 
     def predict(self, live: Live, window: str, model: Manifest, label: int) -> None:
-        """Write a window's drift report as if the model had said `label` of every document."""
+        """Write a window's drift report as if the model had predicted `label` for every document."""
         names = latest(live.store, CASE, "training_snapshot").metadata["labels"]
         one = np.full(200, names.index(licences.KINDS[label]))
         columns = dict.fromkeys(("num_tokens", "fertility", "unknown_share", "entropy"), np.ones(200))
@@ -331,7 +334,7 @@ class TestInDagster:
     def test_check_is_in_the_jobs_that_make_either_side_new(self, project):
         defs = FullFineTune(project.use_case()).build_defs()
         jobs = {name: defs.resolve_job_def(f"{CASE}_{name}") for name in ("ingest", "model", "evaluate", "monitor")}
-        having = {name for name, job in jobs.items() if any(node.name.endswith(representation.NAME) for node in job.nodes)}
+        having = {name for name, job in jobs.items() if any(node.name.endswith(representation.CHECK.name) for node in job.nodes)}
         assert having == {"model", "evaluate", "monitor"}
 
     def test_without_monitoring_there_is_no_check(self, tmp_path):

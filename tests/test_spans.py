@@ -1,4 +1,4 @@
-"""Labelled spans: tags and back, the windows' shares of a text, exact-span scores against plain ones, the recipe, the cheaper ways."""
+"""Labelled spans: tags and back, the windows' shares of a text, exact-span scores against plain ones, the recipe, the baselines."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from transformers import GPTNeoXConfig, OPTConfig
 from fullft_assets import chunks
 from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.errors import DataError, SettingsError, StoreError
-from fullft_assets.evaluation import FINETUNED, Terms, read_evaluation, spans
-from fullft_assets.jobs.process import Progress
+from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import load_tagger
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.snapshot import Split
+from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.opening import open_recipe
-from fullft_assets.tasks.token_classification import baselines as span_baselines
+from fullft_assets.tasks.token_classification import assessment as spans
 from fullft_assets.tasks.token_classification import tagging
-from fullft_assets.tasks.token_classification.baselines import Dictionary, TokenProbe, load_backbone
-from fullft_assets.tasks.token_classification.judge import count_right_tokens, in_order
+from fullft_assets.tasks.token_classification.baselines import Dictionary
+from fullft_assets.tasks.token_classification.scoring import count_right_tokens, in_order
 from fullft_assets.tasks.token_classification.tagging import (
     Frame,
     Reading,
@@ -40,10 +41,13 @@ from fullft_assets.tasks.token_classification.tagging import (
     tag_names,
     tags_of,
 )
+from fullft_assets.tasks.token_classification.token_head import TokenHead, load_backbone
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import MINILM, Prepared, prepare
 from tests.test_inference import fp32 as fp32
+
+pytestmark = pytest.mark.numeric
 
 QUIET = Progress(silent=True)
 EXAMPLES = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
@@ -216,7 +220,7 @@ class TestScores:
             tokens,
             [f"g{n // 3}" for n in range(len(truth))],
             ["a", "b", "c"],
-            Terms(EvaluationSettings(resamples=100), "micro_f1", seed=1),
+            Comparison(EvaluationSettings(resamples=100), "micro_f1", seed=1, task="token_classification"),
         )
         assert (found.num_spans, found.num_rows_without_spans, found.num_tokens) == (40, 10, 400)
         assert found.score.estimate == pytest.approx(2 * 30 / 70)
@@ -324,28 +328,27 @@ class TestDictionary:
     spans: list[list[Span]] = [[(4, 15, 1), (17, 20, 0)], [(0, 12, 1)], [], [(7, 10, 0)]]
 
     def test_longest_phrase_counts_and_what_is_mostly_no_span_is_left_out(self):
-        found = Dictionary.fit(self.texts, self.spans)
+        found = Dictionary.of_spans(self.texts, self.spans)
         # GPL is a span once in five places.
         assert sorted(found.phrases.values()) == [0, 1]
         assert found.find(["MIT license MIT", "GPL", "", "mit"]) == [[(0, 11, 1), (12, 15, 0)], [], [], [(0, 3, 0)]]
 
     def test_saved_it_finds_the_same(self, tmp_path: Path):
-        found = Dictionary.fit(self.texts, self.spans)
+        found = Dictionary.of_spans(self.texts, self.spans)
         found.save(tmp_path)
-        assert Dictionary.load(tmp_path).find(self.texts) == found.find(self.texts) != [[]] * 4
+        assert Dictionary.load(tmp_path, None).find(self.texts) == found.find(self.texts) != [[]] * 4
         assert "mit" not in (tmp_path / "dictionary.json").read_text()
 
 
-def test_cheaper_ways_are_found_again(tiny: Prepared, tmp_path: Path) -> None:
+def test_baselines_find_the_same_again(tiny: Prepared, tmp_path: Path) -> None:
     recipe = tiny.recipe
-    told = dict(recipe.cheaper_ways(tmp_path, QUIET))
-    assert tuple(told) == span_baselines.NAMES
-    assert told["no_spans"] == {"micro_f1": 0.0, "macro_f1": 0.0}
-    assert told["dictionary"]["micro_f1"] > 0
-    reading = Reading.of(recipe.tokenization, recipe.validation.texts)
-    for name in span_baselines.NAMES:
-        found = span_baselines.find(name, tmp_path, tiny.base_model, [], reading, QUIET)
-        assert spans.scores(recipe._truth, found, len(recipe.labels)) == told[name], name
+    names = tiny.use_case.settings.baselines
+    scored = dict(recipe.score_baselines(names, tmp_path, QUIET))
+    assert tuple(scored) == names == ("no_spans", "dictionary", "token_probe")
+    assert scored["no_spans"] == {"micro_f1": 0.0, "macro_f1": 0.0}
+    assert scored["dictionary"]["micro_f1"] > 0
+    for name, baseline in load_all(names, tmp_path, recipe._baseline_context(QUIET)).items():
+        assert spans.scores(recipe._truth, baseline.predict(recipe.validation), len(recipe.labels)) == scored[name], name
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
 
 
@@ -355,7 +358,7 @@ def test_a_probe_never_gives_a_tag_that_it_has_not_seen(tiny: Prepared, present:
     windows = tiny.split("train").windows[:12]
     rng = np.random.default_rng(1)
     tags = [[[int(rng.choice(present)) for _ in window] for window in document] for document in windows]
-    probe = TokenProbe.fit(backbone, windows, tags, 5)
+    probe = TokenHead.fit(backbone, windows, tags, 5)
     found = tag(backbone, windows, Frame(1, 1, 7), scores=probe.scores)
     assert set(np.concatenate(found.tags).tolist()) <= set(present)
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fullft_assets.engine.spot import ENDPOINT, AwsNotices, heeded
+from fullft_assets.engine.spot import ENDPOINT, AwsNotices, stop_on_notice
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import LauncherSettings
 from tests import metadata_server
+
+pytestmark = pytest.mark.quick
 
 AWS = LauncherSettings(spot_notice="aws", spot_poll_seconds=0.02)
 
@@ -44,7 +46,7 @@ def test_a_notice_is_seen_also_after_the_token_has_expired(metadata):
 
 def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
     progress = Progress()
-    with heeded(AWS, progress):
+    with stop_on_notice(AWS, progress):
         wait_for(lambda: metadata.num_looks >= 3)
         assert not progress.stop_requested
         metadata.announce()
@@ -55,28 +57,28 @@ def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
 def test_a_notice_that_is_there_at_the_start_counts(metadata):
     metadata.announce()
     progress = Progress(silent=True)
-    with heeded(AWS, progress):
+    with stop_on_notice(AWS, progress):
         wait_for(lambda: progress.stop_requested)
 
 
 def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
     progress = Progress()
-    with heeded(AWS, progress):
+    with stop_on_notice(AWS, progress):
         give = metadata.RequestHandlerClass.do_GET
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler._answer(503))
-            wait_for(lambda: "warning: no spot notice could be read (HTTP Error 503" in capsys.readouterr().out)
+            wait_for(lambda: "warning: spot notices cannot be read (HTTP Error 503" in capsys.readouterr().out)
         assert metadata.RequestHandlerClass.do_GET is give
         metadata.announce()
         wait_for(lambda: progress.stop_requested)
-    assert "instance metadata answers again" in capsys.readouterr().out
+    assert "the instance metadata service answers again" in capsys.readouterr().out
 
 
 def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     with (
         pytest.raises(SettingsError, match=r"launcher\.spot_notice: aws, but no instance metadata at http://127\.0\.0\.1:9/ \(.*refused"),
-        heeded(AWS, Progress(silent=True)),
+        stop_on_notice(AWS, Progress(silent=True)),
     ):
         raise AssertionError("it began")
 
@@ -84,6 +86,6 @@ def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):
 @pytest.mark.parametrize(("settings", "rank"), [(LauncherSettings(), "0"), (AWS, "1")], ids=["none", "another process of the machine"])
 def test_nobody_asks_who_need_not(metadata, monkeypatch, settings, rank):
     monkeypatch.setenv("LOCAL_RANK", rank)
-    with heeded(settings, Progress(silent=True)):
+    with stop_on_notice(settings, Progress(silent=True)):
         pass
     assert metadata.tokens == set()

@@ -1,4 +1,4 @@
-"""store: what is not whole does not exist, on a local folder and on a real S3 server alike."""
+"""store: an incomplete artifact does not exist, in a local folder and on a real S3 server."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.errors import DiskError, GateError, StoreError
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
+from fullft_assets.store.metadata import Metadata
 from tests import project as projects
 from tests.s3_server import S3Server
 
+pytestmark = pytest.mark.quick
+
 
 class Place:
-    """A store and the folder in which its files lie on this machine's disk."""
+    """A store, and the folder of this machine with its files."""
 
     def __init__(self, url: str, disk: Path):
         self.store, self.disk = Store(url), disk
@@ -80,10 +83,10 @@ class TestArtifacts:
         assert place.store.unfinished("mail", "raw_documents") == [left]
         if not place.store.is_local:
             assert not place.store.discard(left), "somebody may be uploading more"
-            monkeypatch.setattr("fullft_assets.store.ABANDONED_SECONDS", 0.0)
+            monkeypatch.setattr("fullft_assets.store.artifacts.ABANDONED_SECONDS", 0.0)
         assert place.store.discard(left)
         assert place.store.unfinished("mail", "raw_documents") == []
-        assert not place.store.discard(made.ref), "a whole one stays"
+        assert not place.store.discard(made.ref), "a complete one stays"
         assert place.store.artifacts("mail", "raw_documents") == [made]
 
     def test_an_error_while_writing_leaves_nothing(self, place: Place) -> None:
@@ -120,7 +123,7 @@ class TestArtifacts:
         second = place.store.ensure("mail", "raw_documents", write, version="1", settings={"a": 1}, inputs={}, seed=1)
         assert [second] == first
 
-    def test_a_missing_or_short_file_is_told_and_made_again_mends_whoever_refers_to_it(self, place: Place) -> None:
+    def test_a_missing_or_short_file_is_reported_and_another_attempt_repairs_all_references(self, place: Place) -> None:
         made = place.make({"a.txt": "alpha", "b.txt": "beta"})
         for damage in (lambda path: path.write_text("al"), Path.unlink):
             damage(place.disk / made.ref / "a.txt")
@@ -134,14 +137,14 @@ class TestArtifacts:
         shutil.rmtree(place.disk / made.ref)
         assert place.store.load(made.ref) == again
 
-    def test_other_content_never_stands_in(self, place: Place) -> None:
+    def test_an_attempt_with_other_content_is_never_used_instead(self, place: Place) -> None:
         made = place.make({"a.txt": "alpha"})
         (place.disk / made.ref / "a.txt").unlink()
         place.make({"a.txt": "omega"})
         with pytest.raises(StoreError, match="missing"):
             place.store.folder(made)
 
-    def test_a_torn_manifest_is_told_and_passed_over(self, place: Place) -> None:
+    def test_a_torn_manifest_is_reported_and_skipped(self, place: Place) -> None:
         made = place.make({"a.txt": "alpha"})
         manifest = place.disk / made.ref / "manifest.json"
         manifest.write_bytes(manifest.read_bytes()[:100])
@@ -158,7 +161,7 @@ class TestArtifacts:
         assert place.store.read_pointer("mail/batch/b") == {"ref": "ö"}
         assert place.store.list_pointers("mail/batch") == ["a", "b"]
 
-    def test_pointers_stay_whole_under_concurrent_writers(self, tmp_path: Path) -> None:
+    def test_pointers_are_complete_under_concurrent_writers(self, tmp_path: Path) -> None:
         place = Place(str(tmp_path / "store"), tmp_path / "store")
         values = [{"writer": n, "padding": str(n) * 20_000} for n in range(4)]
         place.store.write_pointer("champion", values[0])
@@ -252,13 +255,39 @@ class TestGates:
             red.check("other")
 
 
+class Counted(Metadata):
+    num_rows: int
+    note: str | None = None
+
+
+class Renamed(Metadata):
+    num_lines: int
+
+
+class TestMetadata:
+    def test_a_model_writes_what_it_reads(self, tmp_path: Path) -> None:
+        made = Place(str(tmp_path), tmp_path).make({"a": "1", "b": "2"})
+        assert Counted.of(made) == Counted(num_rows=2)
+        assert Counted(num_rows=2).as_dict() == made.metadata == {"num_rows": 2}
+
+    def test_a_rewritten_artifact_keeps_what_it_replaces(self, tmp_path: Path) -> None:
+        place = Place(str(tmp_path), tmp_path)
+        made = place.make({"a": "1"})
+        assert Counted.of(place.store.rewrite(made, lambda _: {})).replaces == [made.content_digest]
+
+    def test_other_keys_are_an_error_with_its_fix(self, tmp_path: Path) -> None:
+        made = Place(str(tmp_path), tmp_path).make({"a": "1"})
+        with pytest.raises(StoreError, match=rf"^{made.ref}: metadata of another version \(num_lines: .*\); materialise it again$"):
+            Renamed.of(made)
+
+
 KILLED = """
 import sys, time
 from fullft_assets.store import Store
 with Store(sys.argv[1]).create("mail", "s", "k", version="1", seed=1) as draft:
     (draft.path / "weights.safetensors").write_bytes(b"x" * 1_000_000)
     if sys.argv[2] == "manifest":
-        draft._store._write = lambda name, data: (print("ready", flush=True), time.sleep(600))
+        draft._files.write_bytes = lambda name, data: (print("ready", flush=True), time.sleep(600))
         draft.commit(settings={}, inputs={}, metadata={})
     print("ready", flush=True)
     time.sleep(600)
@@ -302,7 +331,7 @@ class TestS3:
         path = f"{place.store.url}/{made.ref}/b.txt"
         assert str(raised.value) == f"{path}: differs from its digest; delete it and materialise raw_documents again"
         assert not [path for path in Path(os.environ["FULLFT_CACHE"]).rglob("*") if path.is_file()]
-        # The mend that the message names.
+        # The fix that the message names.
         (place.disk / made.ref / "b.txt").unlink()
         assert place.make({"a.txt": "alpha", "b.txt": "beta"}).ref != made.ref
         assert (place.store.folder(made) / "b.txt").read_text() == "beta"
@@ -340,6 +369,7 @@ class TestS3:
             read_job(f"{place.store.url}/other.json")
 
 
+@pytest.mark.heavy
 def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from fullft_assets.resources import s3_options
 
@@ -389,6 +419,7 @@ def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snap
     return frozen, snapshot.load_split(store, frozen, "train")
 
 
+@pytest.mark.heavy
 def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(project: projects.Project, s3_env: S3Server) -> None:
     project.configure(documents={"max_batch_files": 1})
     project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
@@ -404,7 +435,7 @@ def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(project: proje
     for field in ("ids", "texts", "groups", "windows"):
         assert getattr(remote_train, field) == getattr(local_train, field)
     assert remote_train.labels.tolist() == local_train.labels.tolist()
-    # The whole ledger lies in the bucket: nothing of it is on this machine.
+    # The ledger is in the bucket; nothing of it is on this machine.
     assert json.loads(next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text())["files"]
 
 

@@ -15,13 +15,13 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 from fullft_assets.engine import regularization
 from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.errors import DataError, OutOfMemory, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
-from fullft_assets.tasks.classification.recipe import Classification
+from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.encoder import Encoder
-from fullft_assets.tasks.multi_label.recipe import MultiLabel
+from fullft_assets.tasks.multi_label.recipe import MultiLabelRecipe
 from fullft_assets.tasks.opening import open_recipe
-from fullft_assets.tasks.token_classification.recipe import TokenLabels
+from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 from fullft_assets.workloads.planning import work
 from tests.prepared import Prepared, prepare, prepare_language_model
 
@@ -36,11 +36,11 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare_language_model(tmp_path_factory.mktemp("language"))
 
 
-def test_an_encoder_that_does_not_say_how_its_model_is_loaded_cannot_be_made() -> None:
+def test_an_encoder_without_loading_and_scoring_cannot_be_made() -> None:
     class Headless(Encoder):
         pass
 
-    with pytest.raises(TypeError, match="abstract method '?_load"):
+    with pytest.raises(TypeError, match="abstract methods '?_load'?, '?_score_predicted"):
         Headless()
 
 
@@ -67,7 +67,7 @@ def no_memory(*_: object, **__: object) -> None:
 def test_memory_that_runs_out_while_the_model_is_loaded_is_one_line(encoder: Prepared, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(regularization, "anchors", no_memory)
     chosen = encoder.use_case.settings.training.model_copy(update={"l2_sp": 0.1})
-    with pytest.raises(OutOfMemory, match=r"^memory ran out before the first step: .* leave out training\.l2_sp, which holds a copy"):
+    with pytest.raises(OutOfMemory, match=r"^memory ran out before the first step: .* remove training\.l2_sp, which holds a copy"):
         fine_tune(encoder.recipe, chosen, 17, tmp_path, Progress(silent=True))
 
 
@@ -89,9 +89,9 @@ class TestHeadOfTheBaseModel:
     @pytest.mark.parametrize(
         ("kind", "head", "num_outputs"),
         [
-            (Classification, BertForSequenceClassification, 3),
-            (MultiLabel, BertForSequenceClassification, 3),
-            (partial(TokenLabels, tokenization=None), BertForTokenClassification, 7),
+            (ClassificationRecipe, BertForSequenceClassification, 3),
+            (MultiLabelRecipe, BertForSequenceClassification, 3),
+            (partial(TokenClassificationRecipe, tokenization=None), BertForTokenClassification, 7),
         ],
     )
     @pytest.mark.parametrize("old", ["as many", 5])
@@ -124,4 +124,4 @@ class TestHeadOfTheBaseModel:
         config = json.loads((tmp_path / "model/config.json").read_text()) | {"intermediate_size": 24}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
         with pytest.raises(SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ does not have the shape"):
-            self.loaded(Classification, tmp_path / "model")
+            self.loaded(ClassificationRecipe, tmp_path / "model")

@@ -11,11 +11,13 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, Gemma2Config, LlamaConfig, PreTrainedModel
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, precision, token_loss
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_scores import TokenScores, score_documents
 from tests.test_isolation import APART, LEAKING, SMALL, build
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +87,7 @@ def test_outputs_that_are_not_finite_are_no_scores() -> None:
     assert empty.num_tokens.tolist() == [0] and math.isnan(empty.mean_loss()) and math.isnan(empty.token_accuracy())
 
 
-def test_model_is_left_as_it_was_and_a_stop_is_heeded() -> None:
+def test_model_is_left_as_it_was_and_a_stop_ends_it() -> None:
     model = build(APART["gpt2"]).train()
     state = torch.random.get_rng_state()
     windows, _ = documents()

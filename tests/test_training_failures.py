@@ -20,15 +20,15 @@ import torch
 from fullft_assets import errors, snapshot
 from fullft_assets.engine.checkpoints import StepLog, claim, latest_checkpoint, room_needed
 from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.guards import Course
+from fullft_assets.engine.run_history import RunHistory
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
-from fullft_assets.jobs import process
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_MENDABLE, Reason
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.workloads import entry
 from fullft_assets.workloads import training as training_workload
 from tests import machine
 from tests.prepared import Prepared, prepare
@@ -40,7 +40,7 @@ STAGE = "finetuned_checkpoint"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     prepared = prepare(tmp_path_factory.mktemp("failures"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
     return prepared
 
 
@@ -116,7 +116,7 @@ class TestOutOfMemory:
             OutOfMemory, match=r"memory ran out at step 1 with a single row a pass; set training\.gradient_checkpointing, lower"
         ):
             train(tiny, tmp_path)
-        assert [incident.micro_batch_size for incident in Course(tmp_path).incidents] == [4, 2, 1]
+        assert [incident.micro_batch_size for incident in RunHistory(tmp_path).incidents] == [4, 2, 1]
 
     def test_scoring_halves_its_own_batches_and_not_those_of_training(self, tiny, tmp_path, monkeypatch):
         straight = train(tiny, tmp_path / "straight")
@@ -132,22 +132,22 @@ class TestOutOfMemory:
             OutOfMemory, match=r"^memory ran out while scoring \(a single window of [\d,]+ tokens in a pass\), not while training; lower"
         ):
             train(tiny, tmp_path)
-        assert Course(tmp_path).incidents == []
+        assert RunHistory(tmp_path).incidents == []
 
-    def test_what_else_scoring_takes_is_told_as_that(self, tiny, tmp_path, monkeypatch):
+    def test_other_memory_that_scoring_takes_is_reported_as_such(self, tiny, tmp_path, monkeypatch):
         def no_room(*arguments: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(type(tiny.recipe), "score", no_room)
         with pytest.raises(OutOfMemory, match=r"^memory ran out while scoring \(beside the passes\), not while training"):
             train(tiny, tmp_path)
-        assert Course(tmp_path).incidents == []
+        assert RunHistory(tmp_path).incidents == []
 
     def test_what_is_no_lack_of_memory_is_not_taken_for_one(self, tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(classification, "collate", lambda rows, pad_id: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tiny, tmp_path)
-        assert Course(tmp_path).incidents == []
+        assert RunHistory(tmp_path).incidents == []
 
 
 @contextmanager
@@ -173,13 +173,13 @@ class TestFullDisk:
         yield folder
         subprocess.run(["umount", "--lazy", folder], check=True)
 
-    def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(self, tiny, small_disk, tmp_path):
+    def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(self, tiny, small_disk, tmp_path):
         straight = train(tiny, tmp_path / "straight", checkpoint_every_steps=4)
         with pytest.raises(DiskError) as error:
             train(tiny, small_disk, keep_checkpoints=50, checkpoint_every_steps=4)
         assert f"{small_disk}: no room for the checkpoint of step " in str(error.value)
         whole = latest_checkpoint(small_disk)
-        assert f"; {whole.name} is whole and the same command resumes there" in str(error.value)
+        assert f"; the same command resumes at {whole.name}" in str(error.value)
         assert "\n" not in str(error.value)
         assert not list(small_disk.glob("unfinished*")), "what found no room gives back what it took"
         # What the message says: fewer are kept, and the same command goes on to the same weights.
@@ -189,8 +189,8 @@ class TestFullDisk:
 
     def test_a_limit_on_the_size_of_files_is_the_same_error(self, tiny, tmp_path):
         # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
-        told = "no room for the checkpoint of step 4 .*; no checkpoint is whole; the same command begins anew"
-        with limited_files(1_500_000), pytest.raises(DiskError, match=told):
+        message = "no room for the checkpoint of step 4 .*; there is no checkpoint; the same command starts again"
+        with limited_files(1_500_000), pytest.raises(DiskError, match=message):
             train(tiny, tmp_path)
         assert latest_checkpoint(tmp_path) is None
         assert train(tiny, tmp_path).resumed_from_step == 0
@@ -280,7 +280,7 @@ class TestClasses:
             torch.empty(2**50)
         assert classify(error.value) == "out_of_memory"
 
-    def test_the_class_stands_in_the_message_and_the_metadata_of_the_failure_in_dagster(self):
+    def test_the_class_is_in_the_message_and_the_metadata_of_the_failure_in_dagster(self):
         with pytest.raises(dg.Failure) as failure, one_line_errors():
             raise WorkloadError("training stopped at step 9 by its guard non_finite: loss nan", "divergence")
         assert failure.value.description == "training stopped at step 9 by its guard non_finite: loss nan [divergence]"
@@ -291,11 +291,11 @@ class TestClasses:
         assert failure.value.metadata["failure"].value == "data"
 
     def test_the_first_ranks_reason_counts(self, tmp_path):
-        first, second = Reason("loss nan", "divergence"), Reason("connection closed by peer", "unknown")
-        assert first.leave(tmp_path / "error")
-        assert not second.leave(tmp_path / "error")
-        assert Reason.read(tmp_path / "error") == first
-        assert Reason.read(tmp_path / "none") is None
+        first, second = WorkloadFailure("loss nan", "divergence"), WorkloadFailure("connection closed by peer", "unknown")
+        assert first.write(tmp_path / "error")
+        assert not second.write(tmp_path / "error")
+        assert WorkloadFailure.read(tmp_path / "error") == first
+        assert WorkloadFailure.read(tmp_path / "none") is None
 
 
 class TestRecord:
@@ -303,27 +303,27 @@ class TestRecord:
 
     @pytest.fixture(autouse=True)
     def _leave_signals_alone(self, monkeypatch):
-        monkeypatch.setattr(process, "_listen_for_stop", lambda progress: None)
+        monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
         monkeypatch.delenv(ERROR_FILE, raising=False)
 
     def run(self, case: Prepared, key: str, **training: object) -> tuple[int, dict]:
         job = case.job(STAGE, key, training=dict(quick(**training)))
-        code = process._run(training_workload.work, job.write(case.store), QUIET)
+        code = entry.run_job(training_workload.work, job.write(case.store), QUIET)
         record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
         return code, json.loads(record.read_text())
 
     def test_a_guard_that_stops(self, tiny, capsys):
         code, record = self.run(tiny, "diverged", guards={"no_progress": {"min_steps": 8, "min_fall": 0.9}})
-        assert code == EXIT_MENDABLE
+        assert code == EXIT_FIXABLE
         assert record["failure"] == "divergence"
         assert "by its guard no_progress: mean loss" in record["reason"]
         assert capsys.readouterr().err == record["reason"] + "\n"
 
-    def test_checkpoints_of_another_snapshot_are_not_gone_on_from(self, tiny, capsys):
+    def test_training_does_not_continue_from_checkpoints_of_another_snapshot(self, tiny, capsys):
         job = tiny.job(STAGE, "claimed", training=dict(quick()))
         stopping = Progress(silent=True)
         stopping.stop_requested = True
-        assert process._run(training_workload.work, job.write(tiny.store), stopping) == EXIT_MENDABLE
+        assert entry.run_job(training_workload.work, job.write(tiny.store), stopping) == EXIT_FIXABLE
         folder = tiny.store.work_folder(job.case, STAGE, job.key)
         files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert latest_checkpoint(folder).name == "checkpoint-1"
@@ -333,13 +333,13 @@ class TestRecord:
         other = snapshot.take(tiny.store, reseeded, labeled, tokenized)
         capsys.readouterr()
         moved = job.model_copy(update={"inputs": {"training_snapshot": other.ref}})
-        assert process._run(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_MENDABLE
+        assert entry.run_job(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_FIXABLE
         assert capsys.readouterr().err == (
-            f"{folder}: the checkpoints there are of a training with another training_snapshot; give this job a key of its own, or delete "
+            f"{folder}: its checkpoints are of a training with another training_snapshot; give this job a key of its own, or delete "
             "that folder\n"
         )
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
-        assert process._run(training_workload.work, job.write(tiny.store), QUIET) == 0
+        assert entry.run_job(training_workload.work, job.write(tiny.store), QUIET) == 0
         assert tiny.store.find(job.case, STAGE, job.key).metadata["resumed_from_step"] == 1
 
     def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):
@@ -362,15 +362,15 @@ class TestRecord:
         name = f"failures/{tiny.use_case.name}/{STAGE}/ranks.json"
         tiny.store.write_json(name, {"failure": "out_of_memory", "reason": "no room", "at": time.time() - seconds_before})
         job = tiny.job(STAGE, "ranks")
-        assert process._run(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
+        assert entry.run_job(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
         assert tiny.store.read_json(name)["failure"] == counts
 
     def test_of_ranks_of_a_launcher_the_first_reason_counts(self, tiny, monkeypatch, tmp_path, capsys):
         monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
         uri = tiny.job(STAGE, "launched").write(tiny.store)
         for exception in (torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError("gone")):
-            process._run(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
-        assert Reason.read(tmp_path / "reason").failure == "out_of_memory"
+            entry.run_job(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
+        assert WorkloadFailure.read(tmp_path / "reason").failure == "out_of_memory"
         assert tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"] == "out_of_memory"
 
     def test_a_store_that_fails_does_not_stand_in_place_of_the_reason(self, tiny, monkeypatch, capsys):
@@ -378,7 +378,7 @@ class TestRecord:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Store, "write_json", refuse)
-        process._tell(Reason("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time())
+        entry.report_failure(WorkloadFailure("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time())
         first, second = capsys.readouterr().err.splitlines()
         assert first == "loss nan"
         assert second.startswith(f"the failure could not be recorded in {tiny.store.url}: OSError: ")

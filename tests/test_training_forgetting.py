@@ -14,7 +14,7 @@ import pytest
 
 from fullft_assets import report
 from fullft_assets.errors import DivergenceError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import embed, load_causal, load_classifier, predict_with
 from fullft_assets.models.token_scores import score_documents
@@ -118,7 +118,7 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
     """Train straight and killed so often; both must come out the same. Return the manifest."""
     straight, killed = (Run(case, f"{kind}-{name}", training=changes) for kind in ("straight", "killed"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_legs", straight.command[-1], killed.command[-1], str(kills), "11"],
+        [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1], str(kills), "11"],
         env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

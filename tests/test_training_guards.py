@@ -19,12 +19,14 @@ from pydantic import ValidationError
 
 from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
 from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.forgetting import Forgetting
-from fullft_assets.engine.guards import Course, Guard, Incident, StepMetrics
-from fullft_assets.engine.telemetry import Meter, Trackers
-from fullft_assets.engine.watcher import RolledBack, Watcher
+from fullft_assets.engine.guard_actions import GuardActions, RolledBack
+from fullft_assets.engine.guards import GuardSet, PlannedRun, StepMetrics
+from fullft_assets.engine.recorder import StepRecorder
+from fullft_assets.engine.run_history import Incident, RunHistory
+from fullft_assets.engine.throughput import Meter
+from fullft_assets.engine.trackers import Trackers
 from fullft_assets.errors import DivergenceError, IdleError, classify
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import GuardsSettings, TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import score
@@ -36,15 +38,15 @@ QUIET = Progress(silent=True)
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     prepared = prepare(tmp_path_factory.mktemp("guards"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
     return prepared
 
 
-def guard(num_steps: int = 1_000, **rules: dict[str, object]) -> Guard:
-    return Guard(GuardsSettings.model_validate(rules), num_steps=num_steps, max_grad_norm=1.0)
+def guard(num_steps: int = 1_000, **guards: dict[str, object]) -> GuardSet:
+    return GuardSet(GuardsSettings.model_validate(guards), PlannedRun(num_steps, max_grad_norm=1.0))
 
 
-def fired(watching: Guard, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
+def fired(watching: GuardSet, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
     """Show a guard one number a step; return (step, rule, since) of what it found."""
     found = []
     for step, value in enumerate(losses, start=1):
@@ -128,7 +130,7 @@ class TestRules:
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.tuples(numbers, numbers, st.none() | numbers), min_size=2, max_size=150), st.data())
-    def test_a_guard_that_recalls_the_log_goes_on_as_if_it_had_watched(self, seen, data):
+    def test_a_guard_that_replays_the_log_continues_as_if_it_had_watched(self, seen, data):
         rules = {"dead_gradient": {"steps": 3}, "loss_spike": {"window": 10}, "no_progress": {"min_steps": 8}, "overfitting": {"looks": 1}}
         lines = []
         for step, (loss, norm, validation) in enumerate(seen, start=1):
@@ -139,7 +141,7 @@ class TestRules:
         straight, resumed = guard(len(seen), **rules), guard(len(seen), **rules)
         for line in lines[:at]:
             straight.observe(StepMetrics.of_line(line))
-        resumed.recall(json.loads(json.dumps([*lines[:at], {"step": 1, "event": "idle", "action": "warn"}])))
+        resumed.replay(json.loads(json.dumps([*lines[:at], {"step": 1, "event": "idle", "action": "warn"}])))
         for line in lines[at:]:
             metrics = StepMetrics.of_line(line)
             assert repr(straight.observe(metrics)) == repr(resumed.observe(metrics))
@@ -166,57 +168,55 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(rule: str, a
             GuardsSettings.model_validate({rule: {"action": action}})
         return
     chosen = TrainingSettings.model_validate({"guards": {rule: {**thresholds, "action": action}}, "learning_rate": 1e-3, "track": []})
-    course, meter = Course(tmp_path), Meter(np.full(100, 8), np.full(100, 8.0), None)
-    watching = Watcher(
-        chosen, QUIET, StepLog(tmp_path / STEP_LOG, 0), course, Trackers([], tmp_path, 0, {}, QUIET), meter, lambda model, listener: {},
-        Forgetting(lambda model, listener: {}, None), set(), num_steps=100, resumable=False,
-    )  # fmt: skip
+    history, meter = RunHistory(tmp_path), Meter(np.full(100, 8), np.full(100, 8.0), None)
+    recorder = StepRecorder(StepLog(tmp_path / STEP_LOG, 0), Trackers([], tmp_path, 0, {}, QUIET), meter, QUIET)
+    watching = GuardActions(chosen, recorder, history, num_steps=100, resumable=False)
     last = len(lines)
     for step, line in enumerate(lines[:-1], start=1):
-        watching._judge({"step": step, **line})
-    assert watching.log.lines == [] and course.incidents == []
+        watching.check({"step": step, **line})
+    assert recorder.log.lines == [] and history.incidents == []
     error = (
         IdleError if rule == "idle" else {"roll_back": RolledBack, "stop": None if rule == "overfitting" else DivergenceError}.get(action)
     )
     if action in ("roll_back", "stop") and error is not None:
         with pytest.raises(error) as raised:
-            watching._judge({"step": last, **lines[-1]})
+            watching.check({"step": last, **lines[-1]})
     else:
-        watching._judge({"step": last, **lines[-1]})
-    logged = [(line["event"], line["step"]) for line in watching.log.lines]
+        watching.check({"step": last, **lines[-1]})
+    logged = [(line["event"], line["step"]) for line in recorder.log.lines]
     if action == "off":
-        assert (logged, course.incidents) == ([], [])
+        assert (logged, history.incidents) == ([], [])
     elif action == "warn":
-        assert (logged, course.incidents) == ([(rule, last)], [])
+        assert (logged, history.incidents) == ([(rule, last)], [])
     elif action == "roll_back":
-        [incident] = course.incidents
+        [incident] = history.incidents
         assert (incident.kind, incident.rule, incident.step, incident.learning_rate) == ("roll_back", rule, last, 5e-4)
     elif rule == "overfitting":
-        assert logged == [("early_stop", last)] and course.end_step == last
+        assert logged == [("early_stop", last)] and history.end_step == last
     else:
         assert logged == [(rule, last)] and f"training stopped at step {last} by its guard {rule}: " in str(raised.value)
         assert classify(raised.value) == ("infrastructure" if rule == "idle" else "divergence")
 
 
-class TestCourse:
+class TestRunHistory:
     def test_it_is_remembered_in_the_folder(self, tmp_path):
-        course = Course(tmp_path)
-        course.add(Incident("roll_back", 20, 6, "loss nan", 3.5, rule="non_finite", learning_rate=1e-4))
-        course.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5, micro_batch_size=4))
-        again = Course(tmp_path)
-        assert again.incidents == course.incidents
+        history = RunHistory(tmp_path)
+        history.add(Incident("roll_back", 20, 6, "loss nan", 3.5, rule="non_finite", learning_rate=1e-4))
+        history.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5, micro_batch_size=4))
+        again = RunHistory(tmp_path)
+        assert again.incidents == history.incidents
         assert (again.learning_rate, again.micro_batch_size, again.num_roll_backs, again.end_step) == (1e-4, 4, 1, None)
 
-    def test_checkpoints_that_a_roll_back_left_behind_are_off_the_course(self, tmp_path):
-        course = Course(tmp_path)
-        course.add(Incident("roll_back", 20, 6, "loss nan", 3.5))
-        assert course.is_on(6, 0)
-        assert not course.is_on(9, 0)
-        assert course.is_on(9, 1)
+    def test_checkpoints_that_a_roll_back_left_behind_are_undone(self, tmp_path):
+        history = RunHistory(tmp_path)
+        history.add(Incident("roll_back", 20, 6, "loss nan", 3.5))
+        assert history.includes(6, 0)
+        assert not history.includes(9, 0)
+        assert history.includes(9, 1)
 
     def test_only_the_first_rank_writes(self, tmp_path):
-        Course(tmp_path, is_writer=False).add(Incident("roll_back", 20, 6, "loss nan", 3.5))
-        assert Course(tmp_path).incidents == []
+        RunHistory(tmp_path, is_writer=False).add(Incident("roll_back", 20, 6, "loss nan", 3.5))
+        assert RunHistory(tmp_path).incidents == []
 
 
 def run(case: Prepared, folder: Path, *, guards: dict | None = None, evaluate_at: tuple[int, ...] | None = None, **changes: object) -> Fit:
@@ -226,8 +226,8 @@ def run(case: Prepared, folder: Path, *, guards: dict | None = None, evaluate_at
     return fine_tune(case.recipe, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
 
 
-def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor], passes: range, legs: int = 1) -> None:
-    """Spoil the logits of these training passes (1 = the first) of the first legs of a run, as broken hardware or bad rows would."""
+def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor], passes: range, segments: int = 1) -> None:
+    """Spoil the logits of these training passes (1 = the first) of the first segments of a run, as broken hardware or bad rows would."""
     load, loaded = classification.load_for_training, []
 
     def load_faulty(*args: object, **options: object) -> object:
@@ -240,7 +240,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch
                 if counted[0] in passes:
                     output.logits = spoil(output.logits)
 
-        if len(loaded) <= legs:
+        if len(loaded) <= segments:
             model.register_forward_hook(hook)
         return model
 
@@ -284,7 +284,7 @@ class TestRollBack:
         assert 26 <= incident.step <= 28
 
     def test_a_fault_that_stays_ends_the_run_and_the_same_command_ends_alike(self, tiny, tmp_path, monkeypatch):
-        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), legs=99)
+        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), segments=99)
         said = []
         for _ in range(2):
             with pytest.raises(DivergenceError) as error:
@@ -295,20 +295,20 @@ class TestRollBack:
             "training stopped at step 5 by its guard non_finite: loss nan, gradient norm nan; 2 roll-backs did not help; "
             "lower training.learning_rate or use precision fp32"
         )
-        assert [incident.learning_rate for incident in Course(tmp_path).incidents] == [5e-4, 2.5e-4]
+        assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [5e-4, 2.5e-4]
 
     def test_rate_factor_and_number_come_from_the_yaml(self, tiny, tmp_path, monkeypatch):
-        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), legs=99)
+        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), segments=99)
         with pytest.raises(DivergenceError, match="1 roll-backs did not help"):
             run(tiny, tmp_path, guards={"max_roll_backs": 1, "rate_factor": 0.1})
-        assert [incident.learning_rate for incident in Course(tmp_path).incidents] == [pytest.approx(1e-4)]
+        assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [pytest.approx(1e-4)]
 
     def test_a_rule_that_stops_at_once_says_nothing_of_others_roll_backs(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
         stopping = {"dead_gradient": {"action": "stop", "below": 1e9, "steps": 8}}
         with pytest.raises(DivergenceError) as error:
             run(tiny, tmp_path, guards=stopping)
-        assert len(Course(tmp_path).incidents) == 1
+        assert len(RunHistory(tmp_path).incidents) == 1
         assert "guard dead_gradient" in str(error.value) and "roll-backs" not in str(error.value)
 
     def test_non_finite_weights_never_become_a_model_whatever_the_action(self, tiny, tmp_path, monkeypatch):
@@ -318,7 +318,7 @@ class TestRollBack:
 
 
 class TestStopAndWarn:
-    def test_exploding_gradients_warn_and_training_goes_on(self, tiny, tmp_path, monkeypatch):
+    def test_exploding_gradients_warn_and_training_continues(self, tiny, tmp_path, monkeypatch):
         def explode(logits: torch.Tensor) -> torch.Tensor:
             logits.register_hook(lambda gradient: gradient * 1e4)
             return logits
@@ -340,7 +340,7 @@ class TestStopAndWarn:
         with pytest.raises(DivergenceError, match="by its guard no_progress: mean loss .* over the last"):
             run(tiny, tmp_path, learning_rate=1e-9, guards={"no_progress": {"min_steps": 10, "min_fall": 0.05}})
 
-    def test_a_warning_of_no_progress_is_logged_and_training_goes_on(self, tiny, tmp_path):
+    def test_a_warning_of_no_progress_is_logged_and_training_continues(self, tiny, tmp_path):
         fit = run(tiny, tmp_path, learning_rate=1e-9, guards={"no_progress": {"min_steps": 10, "min_fall": 0.05, "action": "warn"}})
         assert [line["event"] for line in fit.history if "event" in line] == ["no_progress"]
 
@@ -362,7 +362,7 @@ class TestOverfitting:
             few, folder, guards=guards, evaluate_at=self.looks, epochs=36.0, learning_rate=2e-2, checkpoint_every_steps=50, **changes
         )
 
-    def test_warn_goes_on_and_the_last_weights_are_the_model(self, few, tmp_path):
+    def test_warn_continues_and_the_last_weights_are_the_model(self, few, tmp_path):
         fit = self.fit(few, tmp_path, "warn")
         assert any(line.get("event") == "overfitting" for line in fit.history)
         assert fit.step == fit.num_steps == len([line for line in fit.history if "loss" in line])
@@ -380,7 +380,7 @@ class TestOverfitting:
         assert (resumed.resumed_from_step, resumed.num_steps, resumed.step) == (fit.num_steps, fit.num_steps, best)
         assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in fit.model.state_dict().items())
 
-    def test_roll_back_goes_on_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(self, few, tmp_path):
+    def test_roll_back_continues_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(self, few, tmp_path):
         fit = self.fit(few, tmp_path, "roll_back")
         kinds = [(i.kind, i.rule) for i in fit.incidents]
         assert kinds == [("roll_back", "overfitting")] * 2 + [("early_stop", "overfitting")]
@@ -404,14 +404,14 @@ class TestRetention:
         assert kept == {*planned[-2:], best}
 
     def test_a_stop_does_not_change_what_a_roll_back_goes_back_to(self, tmp_path):
-        course = Course(tmp_path)
+        history = RunHistory(tmp_path)
         for step, is_planned in ((4, True), (6, False)):
             aside = tmp_path / "unfinished"
             aside.mkdir()
             (aside / "model").write_bytes(b"weights")
             publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=is_planned)
-        assert last_good(tmp_path, course, 9) == 4
-        assert last_good(tmp_path, course, 5) == 0
+        assert last_good(tmp_path, history, 9) == 4
+        assert last_good(tmp_path, history, 5) == 0
         assert step_of(latest_checkpoint(tmp_path)) == 6
-        retain(tmp_path, course, newest=1, best=None)
+        retain(tmp_path, history, newest=1, best=None)
         assert [step_of(path) for path in all_checkpoints(tmp_path)] == [4, 6]

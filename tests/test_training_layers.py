@@ -10,17 +10,19 @@ import torch
 
 from fullft_assets.engine.finetuning import Fit, fine_tune
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers
 from fullft_assets.models.inference import load_for_training
 from fullft_assets.settings import TrainingSettings
 from tests.prepared import Prepared, prepare
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     prepared = prepare(tmp_path_factory.mktemp("layers"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
     return prepared
 
 

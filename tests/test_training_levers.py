@@ -19,7 +19,7 @@ from fullft_assets.engine import distillation, regularization
 from fullft_assets.engine.distillation import DistilledTokenLoss
 from fullft_assets.engine.finetuning import Fit, fine_tune
 from fullft_assets.errors import DivergenceError, SettingsError
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers, precision, token_loss
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
@@ -32,6 +32,8 @@ from tests.prepared import Prepared, prepare, prepare_language_model, write_gene
 from tests.project import licence_rows
 from tests.test_resume import Run
 from tests.test_training_forgetting import kill_and_compare
+
+pytestmark = pytest.mark.numeric
 
 STAGE = "finetuned_checkpoint"
 QUIET = Progress(silent=True)
@@ -267,7 +269,7 @@ class TestUnfreezing:
 
     def test_a_share_too_large_is_one_line(self, encoder: Prepared, tmp_path: Path) -> None:
         with pytest.raises(
-            SettingsError, match=r"^training.unfreeze_share: 0.4 leaves the lowest weights untrained for good; give at most 0.25"
+            SettingsError, match=r"^training.unfreeze_share: with 0.4 the lowest weights are never trained; give at most 0.25"
         ):
             fit(encoder, tmp_path, unfreeze_share=0.4)
 
@@ -320,9 +322,9 @@ class TestWeightsInBetween:
                 return super().load_original(settings)
 
         recipe = Watched(**{field.name: getattr(encoder.recipe, field.name) for field in fields(encoder.recipe)})
-        changes = {"optimizer": optimizer, "l2_sp": 0.01, "epochs": 1.0}
-        if optimizer != "adamw":
-            changes |= {"micro_batch_size": encoder.use_case.settings.training.batch_size}
+        changes = {"optimizer": optimizer, "epochs": 1.0}
+        # The one holds anchors; the other steps in the backward pass, without any.
+        changes |= {"l2_sp": 0.01} if optimizer == "adamw" else {"micro_batch_size": encoder.use_case.settings.training.batch_size}
         settings = encoder.use_case.settings.training.model_dump() | changes
         found = fine_tune(
             recipe, TrainingSettings.model_validate(settings | {"wise_ft": [1.0]}), 17, tmp_path, QUIET, resumable=False, callbacks=[seen]

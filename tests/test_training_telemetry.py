@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from fullft_assets.assets.training import _curves
-from fullft_assets.engine import segment, telemetry
+from fullft_assets.engine import segment, throughput, trackers
 from fullft_assets.engine.checkpoints import STEP_LOG, StepLog
 from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.forgetting import Forgetting
-from fullft_assets.engine.guards import Course
-from fullft_assets.engine.telemetry import Meter, Shape, Trackers, peak_flops, scalars, step_flops
-from fullft_assets.engine.watcher import RolledBack, Watcher
+from fullft_assets.engine.guard_actions import GuardActions, RolledBack
+from fullft_assets.engine.recorder import StepRecorder
+from fullft_assets.engine.run_history import RunHistory
+from fullft_assets.engine.throughput import Meter, ModelShape, step_flops
+from fullft_assets.engine.trackers import Trackers, scalars
 from fullft_assets.errors import Interrupted, SettingsError
-from fullft_assets.jobs import process
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.models.hardware import peak_flops
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
@@ -32,7 +33,7 @@ from tests.prepared import Prepared, prepare
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     prepared = prepare(tmp_path_factory.mktemp("telemetry"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each leg, and would walk over all that the imports made
+    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
     return prepared
 
 
@@ -57,23 +58,11 @@ def event_values(folder: Path) -> dict[str, dict[int, float]]:
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
-def _watcher(folder: Path) -> Watcher:
-    """The eyes of a run of nine steps, without the run."""
-    meter = Meter(np.full(9, 8), np.full(9, 8.0), None)
+def _recorder(folder: Path) -> StepRecorder:
+    """The recorder of a run of nine steps, without the run."""
     quiet = Progress(silent=True)
-    trackers = Trackers([], folder, 0, {}, quiet)
-    return Watcher(
-        TrainingSettings(),
-        quiet,
-        StepLog(folder / STEP_LOG, 0),
-        Course(folder),
-        trackers,
-        meter,
-        lambda model, listener: {},
-        Forgetting(lambda model, listener: {}, None),
-        set(),
-        num_steps=9,
-        resumable=False,
+    return StepRecorder(
+        StepLog(folder / STEP_LOG, 0), Trackers([], folder, 0, {}, quiet), Meter(np.full(9, 8), np.full(9, 8.0), None), quiet
     )
 
 
@@ -101,22 +90,22 @@ class TestStepLog:
         assert len(steps) == fit.num_steps > 1
         for line in steps:
             # 6 FLOP a trained weight and token, and those of attention.
-            assert line["mfu"] * peak / line["tokens_per_second"] > 5.9 * Shape.of(fit.model).num_trained
+            assert line["mfu"] * peak / line["tokens_per_second"] > 5.9 * ModelShape.of(fit.model).num_trained
 
     def test_on_a_card_each_step_says_how_long_it_waited_for_data(self, tmp_path, monkeypatch):
-        watcher = _watcher(tmp_path)
+        recorder = _recorder(tmp_path)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
-        watcher.meter.go()
-        watcher.meter.waited(1e6)
-        watcher._step_done(1, 2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3}, is_fp16=False)
-        (line,) = watcher.log.lines
+        recorder.meter.start()
+        recorder.meter.waited(1e6)
+        line = recorder.record_step(1, 2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3}, is_fp16=False)
+        assert recorder.log.lines == [line]
         assert line["data_wait_share"] > 0.9 and line["memory_gib"] == 1
 
     def test_the_time_until_rows_are_there_is_counted_in_each_step(self, tiny, tmp_path, monkeypatch):
         shares, step_done = [], Meter.step_done
 
-        def seen(meter: Meter, step: int) -> telemetry.Rates:
+        def seen(meter: Meter, step: int) -> throughput.Rates:
             rates = step_done(meter, step)
             shares.append(rates.data_wait_share)
             return rates
@@ -128,14 +117,15 @@ class TestStepLog:
     @pytest.mark.parametrize("is_fp16", [True, False])
     def test_an_infinite_norm_is_no_divergence_in_fp16_alone(self, tmp_path, is_fp16):
         """There the loss scaler tries a scale, and skips the step that overflows."""
-        watcher = _watcher(tmp_path)
-        logs = {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}
+        recorder = _recorder(tmp_path)
+        guards = GuardActions(TrainingSettings(), recorder, RunHistory(tmp_path), num_steps=9, resumable=False)
+        line = recorder.record_step(3, 9, {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, is_fp16=is_fp16)
         if is_fp16:
-            watcher._step_done(3, 9, logs, is_fp16=True)
-            assert [(line["step"], line["grad_norm"]) for line in watcher.log.lines] == [(3, None)]
+            guards.check(line)
+            assert [(line["step"], line["grad_norm"]) for line in recorder.log.lines] == [(3, None)]
         else:
             with pytest.raises(RolledBack):
-                watcher._step_done(3, 9, logs, is_fp16=False)
+                guards.check(line)
 
     def test_track_changes_neither_weights_nor_log(self, tiny, tmp_path):
         one, other = train(tiny, tmp_path / "a", track=[]), train(tiny, tmp_path / "b", track=["tensorboard"])
@@ -199,7 +189,7 @@ class TestMLflow:
         assert "mlflow: tracking failed (" in capsys.readouterr().out
 
     def test_what_is_not_installed_is_refused_before_anything_is_loaded(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr(telemetry.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"):
             train(tiny, tmp_path, track=["mlflow"])
         said: list[str] = []
@@ -210,7 +200,7 @@ class TestMLflow:
 class TestProgress:
     def test_dagster_hears_of_the_steps_sparsely_with_the_time_left(self, tiny, tmp_path, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: now[0])
         heard: list[str] = []
         progress = Progress(heard.append, silent=False)
         for step in range(1, 2_001):
@@ -223,10 +213,10 @@ class TestProgress:
 class TestMeter:
     def test_rates_are_those_of_the_last_steps_without_what_lies_between(self, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
         meter = Meter(np.full(50, 100), np.full(50, 1e9), peak=1e10)
         for step in range(1, 41):
-            meter.go()  # validation and checkpoints are over
+            meter.start()  # validation and checkpoints are over
             meter.waited(0.5)
             now[0] += 2.0
             rates = meter.step_done(step)
@@ -238,13 +228,13 @@ class TestMeter:
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])
         none = np.zeros(3, int)
-        whole = step_flops(lengths, none, np.array([0, 2, 3]), Shape(1_000, 1_000, 0, 0, num_layers=0, hidden=0))
+        whole = step_flops(lengths, none, np.array([0, 2, 3]), ModelShape(1_000, 1_000, 0, 0, num_layers=0, hidden=0))
         assert whole.tolist() == [6_000 * 30, 6_000 * 30]
-        frozen = step_flops(lengths, none, np.array([0, 3]), Shape(1_000, 0, 0, 0, num_layers=2, hidden=8))
+        frozen = step_flops(lengths, none, np.array([0, 3]), ModelShape(1_000, 0, 0, 0, num_layers=2, hidden=8))
         assert frozen.tolist() == [2_000 * 60 + 192 * 1_400]
 
     def test_the_head_of_a_language_model_costs_where_a_token_is_predicted(self):
-        found = step_flops(np.array([10, 20]), np.array([9, 4]), np.array([0, 1, 2]), Shape(0, 0, 500, 500, num_layers=0, hidden=0))
+        found = step_flops(np.array([10, 20]), np.array([9, 4]), np.array([0, 1, 2]), ModelShape(0, 0, 500, 500, num_layers=0, hidden=0))
         assert found.tolist() == [3_000 * 9, 3_000 * 4]
 
     @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
     verdict = screen.metadata("verdict")
     expect(verdict).to_contain_text(re.compile("romoted"))
     screen.shoot("evaluation-report")
-    # A path or digest in the table makes it wider than the page: what matters must be seen whole nevertheless.
+    # A path or digest in the table makes it wider than the page: what matters must be visible nevertheless.
     text, table = verdict.locator("code").bounding_box(), page.get_by_text("Definition", exact=True).bounding_box()
     assert text["x"] + text["width"] < table["x"]
     expect(screen.metadata("systems").get_by_role("cell", name="tfidf", exact=True)).to_be_visible()

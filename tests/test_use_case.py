@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.config.cron import cron_problem
-from fullft_assets.config.validation import check_settings, find_project_root, find_use_case, find_use_cases, load_use_case
-from fullft_assets.documents.formats import ENDINGS
+from fullft_assets.config.project import find_project_root, find_use_case, find_use_cases
+from fullft_assets.config.validation import check_settings, load_use_case
+from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
+
+pytestmark = pytest.mark.quick
 
 GOOD = """\
 type: fullft_assets.FullFineTune
@@ -135,7 +138,7 @@ ONE_MISTAKE = {
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
     "missing key": (
         GOOD.replace("label: kind", "group: author"),
-        "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` for files sorted so.",
+        "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` where the name of a file's folder is its label.",
     ),
     "no documents path": (
         GOOD.replace("path: data/licences", "format: csv"),
@@ -170,7 +173,7 @@ ONE_MISTAKE = {
         GOOD.split("\n", 1)[1],
         "1: type: missing; write `type: fullft_assets.FullFineTune`",
     ),
-    "key at the top": (GOOD + "seed: 3\n", "8: seed: stands at the top; indent it below `attributes`"),
+    "key at the top": (GOOD + "seed: 3\n", "8: seed: is at the top level; indent it below `attributes`"),
     "unknown key at the top": (
         GOOD + "requirement: {}\n",
         "8: requirement: unknown key `requirement`; did you mean `requirements`?",
@@ -181,7 +184,7 @@ ONE_MISTAKE = {
     ),
     "colon in a value": (
         TRAINING + "    epochs: 1: 2\n",
-        "9: not YAML: mapping values are not allowed here; check the indentation, and quote a value that holds a colon",
+        "9: not YAML: mapping values are not allowed here; check the indentation, and quote a value that contains a colon",
     ),
     "open bracket": (
         GOOD + "  owners: [a\n",
@@ -196,10 +199,10 @@ ONE_MISTAKE = {
         GOOD + "  owners: !!python/object:os.system []\n",
         "8: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'",
     ),
-    "empty file": ("", "1: holds no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs"),
+    "empty file": ("", "1: contains no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs"),
     "metric of another task": (
         GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
-        "9: evaluation.primary_metric: token_accuracy is not a metric of the task classification; give macro_f1 or accuracy",
+        "9: evaluation.primary_metric: token_accuracy does not decide for the task classification; give macro_f1 or accuracy",
     ),
     "time between looks for no notice": (
         GOOD + "  launcher:\n    spot_poll_seconds: 2\n",
@@ -207,25 +210,24 @@ ONE_MISTAKE = {
     ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
-        "10: release.max_calibration_error: is for the task classification with one label a row: for sft it is not measured; remove it",
+        "10: release.max_calibration_error: is not measured for the task sft; remove it",
     ),
     "labels of a task without any": (
         GOOD.replace("label: kind", "task: sft") + "  training:\n    balance_labels: true\n",
-        "9: training.balance_labels: is for the task classification with one label a row: sft has no labels; remove it",
+        "9: training.balance_labels: is not for the task sft: its rows have no labels; remove it",
     ),
     "weights of labels that are decided at thresholds": (
-        GOOD + "    multi_label: true\n  training:\n    balance_labels: true\n",
-        "10: training.balance_labels: is for the task classification with one label a row: the thresholds of several are fixed on the "
-        "validation rows; remove it",
+        GOOD + "    task: multi_label\n  training:\n    balance_labels: true\n",
+        "10: training.balance_labels: is not for the task multi_label: the thresholds of several labels are chosen on the validation "
+        "rows; remove it",
     ),
     "metric of one label": (
-        GOOD + "    multi_label: true\n  evaluation:\n    primary_metric: accuracy\n",
-        "10: evaluation.primary_metric: accuracy is not a metric of the task classification with several labels a row; give macro_f1 or "
-        "micro_f1 or subset_accuracy",
+        GOOD + "    task: multi_label\n  evaluation:\n    primary_metric: accuracy\n",
+        "10: evaluation.primary_metric: accuracy does not decide for the task multi_label; give macro_f1 or micro_f1 or subset_accuracy",
     ),
     "metric of tokens": (
         GOOD + "    task: token_classification\n  evaluation:\n    primary_metric: token_accuracy\n",
-        "10: evaluation.primary_metric: token_accuracy is not a metric of the task token_classification; give micro_f1 or macro_f1",
+        "10: evaluation.primary_metric: token_accuracy does not decide for the task token_classification; give micro_f1 or macro_f1",
     ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
@@ -241,11 +243,11 @@ ONE_MISTAKE = {
     ),
     "a file": (
         GOOD.replace("data/licences", "data/licences/a.jsonl"),
-        "5: documents.path: data/licences/a.jsonl is a file; name the folder that holds it: data/licences",
+        "5: documents.path: data/licences/a.jsonl is a file; name the folder that contains it: data/licences",
     ),
     "no documents": (
         GOOD.replace("data/licences", "data/empty"),
-        "5: documents.path: no readable document below data/empty; known endings: " + ", ".join(ENDINGS),
+        "5: documents.path: no readable document below data/empty; known endings: " + known_endings(),
     ),
     "bucket of another kind": (
         GOOD.replace("data/licences", "gs://bucket/licences"),
@@ -264,7 +266,7 @@ ONE_MISTAKE = {
     ),
     "queue of a folder": (
         GOOD.replace("data/licences", "data/licences\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"),
-        "6: documents.queue: a queue tells of objects on S3, but documents.path is data/licences; remove it, or give s3://bucket/prefix",
+        "6: documents.queue: a queue reports objects on S3, but documents.path is data/licences; remove it, or give s3://bucket/prefix",
     ),
     "monitoring inside the training documents' bucket": (
         GOOD.replace("data/licences", "s3://bucket/mail/") + "  monitoring: {path: s3://bucket/mail/production}\n",
@@ -297,15 +299,20 @@ ONE_MISTAKE = {
     ),
     "evaluation set without a document": (
         GOOD + "  snapshot: {screen: [data/empty]}\n",
-        f"8: snapshot.screen.0: no readable document below data/empty; known endings: {', '.join(ENDINGS)}",
+        f"8: snapshot.screen.0: no readable document below data/empty; known endings: {known_endings()}",
     ),
     "evaluation set of another ending": (
         GOOD + "  snapshot: {screen: [pyproject.toml]}\n",
-        f"8: snapshot.screen.0: pyproject.toml has an ending that is not read; known endings: {', '.join(ENDINGS)}",
+        f"8: snapshot.screen.0: pyproject.toml has an ending that is not read; known endings: {known_endings()}",
     ),
     "replayed documents": (
         GOOD.replace("label: kind", "task: sft") + "  snapshot:\n    replay: {path: nowhere}\n",
         "9: snapshot.replay.path: nowhere not found; relative paths start at the folder with pyproject.toml",
+    ),
+    "format": (
+        GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
+        "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf; "
+        "did you mean `csv`?",
     ),
     "encoding": (
         GOOD.replace("path: data/licences", "path: data/licences\n    encoding: UTF9"),
@@ -401,8 +408,8 @@ def test_settings_parsed_by_dagster_are_checked_with_the_same_lines(project):
     assert str(caught.value) == ("defs/x/defs.yaml:5: documents.path: folder not found: data/licenses; did you mean `data/licences`?")
     with pytest.raises(SettingsError, match=r"^defs/python/component\.py: documents\.path: folder not found"):
         check_settings(parsed, project / "defs/python/component.py", project)
-    mended = parsed.model_copy(update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})})
-    assert check_settings(mended, path).name == "x"
+    fixed = parsed.model_copy(update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})})
+    assert check_settings(fixed, path).name == "x"
 
 
 def test_the_project_root_is_the_nearest_folder_with_a_pyproject(project):
@@ -443,6 +450,7 @@ PART = st.from_regex(re.compile(r"(\*|\d{1,2}(-\d{1,2})?|[a-z]{3})(/\d{1,2})?", 
 FIELD = st.lists(PART, min_size=1, max_size=2).map(",".join)
 
 
+@pytest.mark.heavy
 @settings(max_examples=300, deadline=None)
 @given(st.lists(FIELD | st.just("*"), min_size=5, max_size=5).map(" ".join))
 def test_dagster_takes_every_cron_that_passes(cron):

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 
 from fullft_assets.engine import ranks, sharding
-from fullft_assets.engine.guards import Course, Incident
-from fullft_assets.engine.segment import Leg
+from fullft_assets.engine.run_history import Incident, RunHistory
+from fullft_assets.engine.segment import TrainingSegment
 from fullft_assets.errors import Interrupted
-from fullft_assets.jobs import process, read_job
+from fullft_assets.jobs import read_job
 from fullft_assets.jobs.launch import ERROR_FILE
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, layers
 from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.workloads import entry
 from fullft_assets.workloads.training import work as train_job
 from tests.prepared import prepare
 from tests.test_packed import CAPACITY, LLAMA, SETTINGS, Built, fit, training
@@ -80,17 +81,17 @@ def _wait_for(path: Path) -> None:
 
 
 def roll_back(folder: Path, rank: int) -> Any:
-    """Step 5 is spoiled once; the first rank writes the course only as the second one has chosen where to go on."""
-    chosen, legs, passes = folder.parent / "chosen", [], []
-    add, build, freeze = Course.add, Leg.__init__, layers.freeze
+    """Step 5 is spoiled once; the first rank writes the history only as the second one has chosen where to go on."""
+    chosen, segments, passes = folder.parent / "chosen", [], []
+    add, build, freeze = RunHistory.add, TrainingSegment.__init__, layers.freeze
 
-    def add_late(course: Course, incident: Incident, **options: Any) -> None:
+    def add_late(history: RunHistory, incident: Incident, **options: Any) -> None:
         if rank == 0:
             _wait_for(chosen)
-        add(course, incident, **options)
+        add(history, incident, **options)
 
     def freeze_chosen(*arguments: Any) -> None:
-        if rank == 1 and legs:
+        if rank == 1 and segments:
             chosen.touch()
         freeze(*arguments)
 
@@ -100,15 +101,15 @@ def roll_back(folder: Path, rank: int) -> Any:
             if len(passes) == 5:
                 output.logits = output.logits * torch.nan
 
-    def build_spoiled(leg: Any, work: Any) -> None:
-        build(leg, work)
-        legs.append(leg.first_step)
-        leg.model.register_forward_hook(spoil)
+    def build_spoiled(segment: Any, run: Any) -> None:
+        build(segment, run)
+        segments.append(segment.first_step)
+        segment.model.register_forward_hook(spoil)
 
-    Course.add, layers.freeze, Leg.__init__ = add_late, freeze_chosen, build_spoiled
+    RunHistory.add, layers.freeze, TrainingSegment.__init__ = add_late, freeze_chosen, build_spoiled
     settings = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    return {"legs": legs, "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents], "steps": done.num_steps}
+    return {"segments": segments, "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents], "steps": done.num_steps}
 
 
 def own_scores(folder: Path, rank: int) -> Any:
@@ -176,15 +177,15 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
         return model
 
     Built.score, Built.load = score_counted, load_watched
-    told = {"num_processes": 2, "resumable": True, "evaluate_at": (2,)}
+    options = {"num_processes": 2, "resumable": True, "evaluate_at": (2,)}
     data = training(60, marked=True)
     try:
-        fit(LLAMA, data, SETTINGS, folder, progress=progress, **told)
+        fit(LLAMA, data, SETTINGS, folder, progress=progress, **options)
         said = ""
     except Interrupted as error:
         said = str(error)
     left = sorted(path.name for path in folder.glob("checkpoint-*"))
-    done = fit(LLAMA, data, SETTINGS, folder, **told)
+    done = fit(LLAMA, data, SETTINGS, folder, **options)
     scored = [line["step"] for line in done.history if "validation_loss" in line]
     return {"passes": passes, "scored_in": scored_in, "said": said, "left": left, "from": done.resumed_from_step, "scored": scored}
 
@@ -209,8 +210,8 @@ def wise_ft(folder: Path, rank: int) -> Any:
     Built.score, Built.load_original = score_counted, load_counted
     settings = SETTINGS.model_copy(update={"wise_ft": [0.5, 1.0]})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    alone, free = list(seen), Leg._free
-    Leg._free = stop
+    alone, free = list(seen), TrainingSegment._free_training_state
+    TrainingSegment._free_training_state = stop
     try:
         fit(LLAMA, training(60, marked=True), settings, folder, progress=progress, num_processes=2, resumable=True)
     except Interrupted as error:
@@ -250,7 +251,7 @@ def _work_in_little_memory(uri: str, rank: int) -> Any:
 
     classification.load_for_training = load_limited
     os.environ.pop(ERROR_FILE, None)  # as when started by hand: the ranks share the store alone
-    status = process._run(train_job, uri, Progress(silent=True))
+    status = entry.run_job(train_job, uri, Progress(silent=True))
     job = read_job(uri)
     store = job.open_store()
     made = store.find(job.case, job.stage, job.key)

@@ -1,4 +1,4 @@
-"""One asset that launches the probe, and a job for each executor. The environment says how it behaves."""
+"""One asset that launches the probe, and a job for each executor. The environment chooses how it behaves."""
 
 import os
 from pathlib import Path

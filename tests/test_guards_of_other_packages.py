@@ -1,0 +1,129 @@
+"""A guard of another package: registered by an entry point, switched on by a YAML, acted on in a run and after a resume."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.settings.guards import GUARDS
+from tests import project as projects
+from tests.optimizer_steps import Stopping
+from tests.prepared import Prepared, prepare
+
+MODULE = '''
+from pydantic import Field
+from fullft_assets.engine.guards import Streak, Symptom
+from fullft_assets.settings import GuardSettings
+
+
+class LowLossSettings(GuardSettings):
+    below: float = Field(gt=0)
+    steps: int = Field(2, ge=1)
+
+
+class LowLoss:
+    """A loss that is too good to be true, for some steps in a row."""
+
+    settings_class = LowLossSettings
+    fix = "look for the label in the text"
+
+    def __init__(self, settings, run):
+        self.settings, self.streak = settings, Streak(settings.steps)
+
+    def look(self, metrics):
+        since = None if metrics.loss is None else self.streak.add(metrics.step, metrics.loss < self.settings.below)
+        return None if since is None else Symptom(since, f"loss {metrics.loss:.3g}")
+'''
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package as pip installs one: a module, and metadata with an entry point."""
+    (tmp_path / "their_guards.py").write_text(MODULE)
+    metadata = tmp_path / "their_guards-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-guards\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fullft_assets.guards]\nlow_loss = their_guards:LowLoss\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    look_again()
+    yield
+    look_again()
+
+
+def look_again() -> None:
+    """Let the registry look for installed packages again."""
+    vars(GUARDS).pop("_theirs", None)
+    GUARDS._loaded.pop("low_loss", None)
+
+
+def problems(tmp_path: Path, guards: dict[str, object]) -> str:
+    """Return what the check of a use case with these guards reports; an empty string if it passes."""
+    project = projects.create(tmp_path / "project", rows=20)
+    source = yaml.safe_load(project.yaml_path.read_text())
+    source["attributes"].setdefault("training", {})["guards"] = guards
+    project.yaml_path.write_text(yaml.safe_dump(source))
+    try:
+        load_use_case(project.yaml_path)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+def test_a_yaml_switches_it_on_by_its_name(tmp_path: Path, other_package: None) -> None:
+    assert problems(tmp_path, {"more": {"low_loss": {"action": "stop", "below": 0.5}}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"low_los": {"below": 0.5}}, r"training\.guards\.more\.low_los: unknown guard low_los: use one of .*did you mean low_loss\?"),
+        ({"low_loss": {"below": -1}}, r"training\.guards\.more\.low_loss: below: Input should be greater than 0"),
+        ({"low_loss": {"belw": 1}}, r"training\.guards\.more\.low_loss: below: Field required"),
+        ({"low_loss": {"below": 1, "action": "sing"}}, r"training\.guards\.more\.low_loss: action: Input should be 'off', 'warn'"),
+        ({"idle": {"steps": 3}}, r"training\.guards\.more\.idle: this guard is built in; give its settings below training\.guards\.idle"),
+    ],
+)
+def test_what_is_wrong_with_it_is_one_line(tmp_path: Path, other_package: None, more: dict[str, object], message: str) -> None:
+    assert re.search(message, problems(tmp_path, {"more": more}))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("other_guards"), tiny=True)
+
+
+def settings(**guard: object) -> TrainingSettings:
+    values = {"epochs": 0.3, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
+    return TrainingSettings.model_validate(values | {"checkpoint_every_steps": 2, "guards": {"more": {"low_loss": guard}}})
+
+
+def test_it_stops_a_run_also_after_a_resume(tiny: Prepared, tmp_path: Path, other_package: None) -> None:
+    stopping = settings(action="stop", below=1e3, steps=4)
+    message = "training stopped at step 4 by its guard low_loss: loss .*; look for the label in the text"
+    with pytest.raises(DivergenceError, match=message):
+        fine_tune(tiny.recipe, stopping, 17, tmp_path / "straight", Progress(silent=True))
+    with pytest.raises(Interrupted):
+        fine_tune(tiny.recipe, stopping, 17, tmp_path / "resumed", Stopping(3))
+    with pytest.raises(DivergenceError, match=message):
+        fine_tune(tiny.recipe, stopping, 17, tmp_path / "resumed", Progress(silent=True))
+
+
+def test_it_warns_in_the_step_log(tiny: Prepared, tmp_path: Path, other_package: None) -> None:
+    fit = fine_tune(tiny.recipe, settings(action="warn", below=1e3), 17, tmp_path, Progress(silent=True))
+    warnings = [line for line in fit.history if line.get("event") == "low_loss"]
+    assert [(line["step"], line["since"], line["action"]) for line in warnings[:2]] == [(2, 1, "warn"), (4, 3, "warn")]
+
+
+def test_a_guard_that_is_not_installed_is_refused_before_any_work(tiny: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"training\.guards\.more\.low_loss: unknown guard low_loss"):
+        fine_tune(tiny.recipe, settings(below=1.0), 17, tmp_path / "work", Progress(silent=True))
+    assert not (tmp_path / "work").exists()

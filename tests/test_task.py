@@ -1,0 +1,196 @@
+"""Tasks, metrics and baselines as registrations: what the tasks name exists, and another package's metric and baseline take part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import matthews_corrcoef
+
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.errors import SettingsError
+from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation, title
+from fullft_assets.evaluation.metrics import Metric, Predictions
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.settings import EvaluationSettings, ExamplesSettings
+from fullft_assets.task import BASELINES, METRICS, TASKS
+from fullft_assets.tasks.baseline import load_all
+from fullft_assets.tasks.classification import assessment
+from tests import project as projects
+from tests.prepared import prepare
+
+QUIET = Progress(silent=True)
+THEIR_METRIC = '''
+from fullft_assets.evaluation.metrics import Metric
+
+class Worst(Metric):
+    """Share of the right rows of the label with the smallest share."""
+
+    name, title, tasks = "worst_recall", "worst recall", ("classification",)
+
+    def compute(self, predictions):
+        return float(min(predictions.is_right[predictions.truth == label].mean() for label in set(predictions.truth.tolist())))
+
+METRIC = Worst()
+'''
+THEIR_BASELINE = '''
+import json
+from fullft_assets.tasks.baseline import Baseline
+
+class FirstLetter(Baseline):
+    """The commonest label of the texts with the same first letter."""
+
+    name, title, tasks = "first_letter", "first letter of the text", ("classification",)
+
+    def __init__(self, shares, num_labels):
+        self.shares, self.num_labels = shares, num_labels
+
+    @classmethod
+    def fit(cls, train, context):
+        shares = {}
+        for text, label in zip(train.texts, train.labels.tolist()):
+            shares.setdefault(text[:1], [1e-3] * len(context.labels))[label] += 1
+        return cls(shares, len(context.labels))
+
+    def predict(self, rows):
+        import numpy as np
+
+        found = np.array([self.shares.get(text[:1], [1.0] * self.num_labels) for text in rows.texts])
+        return found / found.sum(1, keepdims=True)
+
+    def save(self, folder):
+        (folder / "first_letter.json").write_text(json.dumps(self.shares))
+
+    @classmethod
+    def load(cls, folder, context):
+        return cls(json.loads((folder / "first_letter.json").read_text()), len(context.labels))
+'''
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package with a metric and a baseline, as pip installs one."""
+    site = tmp_path / "site"
+    metadata = site / "their_parts-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "their_metric.py").write_text(THEIR_METRIC)
+    (site / "their_baseline.py").write_text(THEIR_BASELINE)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
+    points = "[fullft_assets.metrics]\nworst_recall = their_metric:METRIC\n"
+    (metadata / "entry_points.txt").write_text(points + "[fullft_assets.baselines]\nfirst_letter = their_baseline:FirstLetter\n")
+    monkeypatch.syspath_prepend(str(site))
+    registries = (METRICS, BASELINES)
+    for registry in registries:
+        monkeypatch.setattr(registry, "_loaded", {})
+        vars(registry).pop("_theirs", None)
+    yield
+    for registry in registries:
+        vars(registry).pop("_theirs", None)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_what_a_task_names_is_registered_for_it(name: str) -> None:
+    task = TASKS.get(name)
+    assert task.name == name and (task.templates / "parts.md.j2").is_file()
+    assert set(task.metrics) <= set(task.shown_metrics)
+    for metric in task.shown_metrics:
+        assert METRICS.get(metric).name == metric and name in METRICS.get(metric).tasks
+    for metric in task.metrics:
+        assert METRICS.get(metric).higher_is_better and METRICS.get(metric).bounds == (0, 1)
+    for baseline in task.baselines:
+        assert BASELINES.get(baseline).name == baseline and name in BASELINES.get(baseline).tasks
+    assert task.required_baseline in (None, *task.baselines)
+
+
+def test_a_mistyped_task_gets_a_hint() -> None:
+    with pytest.raises(ValueError, match="unknown task `multi_lable`; did you mean `multi_label`?"):
+        ExamplesSettings(task="multi_lable")
+
+
+def evaluated(*metrics: str, n: int = 240) -> assessment.ClassificationEvaluation:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, n)
+    given = {name: np.where(rng.random(n) < share, labels, (labels + 1) % 3) for name, share in ((FINETUNED, 0.8), ("tfidf", 0.6))}
+    comparison = Comparison(EvaluationSettings(resamples=100, metrics=list(metrics)), "macro_f1", seed=1, task="classification")
+    groups = [f"g{number}" for number in rng.integers(0, 60, n)]
+    found = assessment.assess(labels, {name: np.eye(3)[each] for name, each in given.items()}, groups, ["a", "b", "c"], comparison)
+    for name, each in given.items():
+        if "matthews_corrcoef" in metrics:
+            assert found.scores["matthews_corrcoef"][name].estimate == pytest.approx(matthews_corrcoef(labels, each))
+        if "worst_recall" in metrics:
+            worst = min((each == labels)[labels == label].mean() for label in range(3))
+            assert found.scores["worst_recall"][name].estimate == pytest.approx(worst)
+    return found
+
+
+def test_a_registered_metric_is_shown_with_its_interval_and_is_off_by_default() -> None:
+    assert "matthews_corrcoef" not in evaluated().columns
+    found = evaluated("matthews_corrcoef")
+    assert list(found.columns) == ["macro_f1", "accuracy", "matthews_corrcoef"]
+    score = found.columns["matthews_corrcoef"][FINETUNED]
+    assert score.low < score.estimate < score.high
+    assert found.headline["matthews_corrcoef_low"] == score.low
+    assert found.scores["macro_f1"] == evaluated().scores["macro_f1"]
+
+
+def test_a_metric_of_one_label_is_zero() -> None:
+    everything = np.zeros(4, int)
+    assert METRICS.get("matthews_corrcoef").compute(assessment.of_labels(everything, everything)) == 0
+
+
+def test_another_packages_metric_is_computed_with_its_interval(other_package: None) -> None:
+    found = evaluated("worst_recall")
+    score = found.columns["worst_recall"][FINETUNED]
+    assert title("worst_recall") == "worst recall"
+    assert score.low < score.estimate < score.high
+    assert found.gains["worst_recall"]["tfidf"].estimate == pytest.approx(score.estimate - found.scores["worst_recall"]["tfidf"].estimate)
+    assert read_evaluation(found.model_dump_json()) == found
+
+
+def test_resamples_of_rows_and_of_sums_agree() -> None:
+    class Plain(Metric):
+        name, title, tasks = "accuracy", "accuracy", ("classification",)
+
+        def compute(self, predictions: Predictions) -> float:
+            return float(np.mean(predictions.is_right))
+
+    expected = evaluated().scores["accuracy"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS._loaded, "accuracy", Plain())
+        found = evaluated().scores["accuracy"]
+    for name, score in found.items():
+        assert (score.estimate, score.low, score.high) == pytest.approx((expected[name].estimate, expected[name].low, expected[name].high))
+
+
+def test_a_metric_out_of_its_bounds_is_an_error() -> None:
+    with pytest.raises(ValueError, match="metric accuracy: computed 1.5, out of its bounds 0.0 to 1.0"):
+        METRICS.get("accuracy").require_in_bounds(1.5)
+
+
+def test_another_packages_baseline_is_fitted_scored_and_loaded(other_package: None, tmp_path: Path) -> None:
+    prepared = prepare(tmp_path / "project", tiny=True, planning={"baselines": ["majority", "first_letter"]})
+    names, recipe = prepared.use_case.settings.baselines, prepared.recipe
+    (tmp_path / "fitted").mkdir()
+    scores = dict(recipe.score_baselines(names, tmp_path / "fitted", QUIET))
+    assert list(scores) == ["majority", "first_letter"]
+    loaded = load_all(names, tmp_path / "fitted", recipe._baseline_context(QUIET))
+    predicted = loaded["first_letter"].predict(recipe.validation).argmax(1)
+    assert scores["first_letter"]["accuracy"] == pytest.approx((predicted == recipe.validation.labels).mean())
+    assert title("first_letter") == "first letter of the text"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"planning": {"baselines": ["label_shares"]}}, "label_shares is not for the task classification; it is for multi_label"),
+        ({"planning": {"baselines": ["tfidf", "tfidf"]}}, "tfidf is listed twice"),
+        ({"evaluation": {"metrics": ["perplexity"]}}, "perplexity is not for the task classification; it is for sft, language_modeling"),
+        ({"planning": {"baselines": ["tfidff"]}}, "unknown baseline `tfidff`; did you mean `tfidf`?"),
+    ],
+)
+def test_names_that_do_not_fit_the_task_are_refused(sections: dict, message: str, tmp_path: Path) -> None:
+    project = projects.create(tmp_path, **sections)
+    with pytest.raises(SettingsError, match=message.replace("?", r"\?")):
+        load_use_case(project.yaml_path)
