@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 #: The tables with one row a document, inputs before what is made of them.
 _TABLES = {**DOCUMENTS, "tokenized_chunks": "chunks.parquet"}
-#: What is made again at the next use, and dropped where it was made from a rewritten artifact. The cheaper ways learned from the
+#: What is made again at the next use, and dropped where it was made from a rewritten artifact. The baselines learned from the
 #: training rows as weights do, but in words: TF-IDF's vocabulary.
 _DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference", "cheaper_baselines")
 #: Every stage whose attempts may hold documents, their names or what was made of them.
