@@ -1,39 +1,37 @@
-"""What a use case's YAML may say: plain pydantic, one class a stage, no Dagster."""
+"""What a use case's YAML may say: plain pydantic, one module a stage, no Dagster.
 
-from fullft_assets.settings.schema import (
-    IN_BACKWARD,
-    OF_WHOLE_WEIGHTS,
-    RULES,
-    ChunksSettings,
+Each field carries a description, a bound and the default that a practitioner would choose. Only
+`base_model`, `documents.path` and `examples.label` have no default.
+"""
+
+from fullft_assets.settings.alerts import AlertsSettings
+from fullft_assets.settings.base import Settings
+from fullft_assets.settings.chunks import ChunksSettings
+from fullft_assets.settings.documents import DocumentsSettings
+from fullft_assets.settings.evaluation import EvaluationSettings
+from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
+from fullft_assets.settings.guards import (
     DeadGradientGuard,
-    DistillationSettings,
-    DocumentsSettings,
-    EvaluationSettings,
-    ExamplesSettings,
-    Expectation,
     ExplodingGradientGuard,
-    GeneralSettings,
     GuardSettings,
     GuardsSettings,
     IdleGuard,
-    LauncherSettings,
     LossSpikeGuard,
-    MonitoringSettings,
     NonFiniteGuard,
     NoProgressGuard,
-    Optimizer,
     OverfittingGuard,
-    PlanningSettings,
-    ReleaseSettings,
-    ReplaySettings,
-    RetrainingSettings,
-    Settings,
-    SnapshotSettings,
-    TrainingSettings,
-    UseCaseSettings,
 )
+from fullft_assets.settings.launcher import LauncherSettings
+from fullft_assets.settings.monitoring import MonitoringSettings
+from fullft_assets.settings.planning import PlanningSettings
+from fullft_assets.settings.release import ReleaseSettings
+from fullft_assets.settings.retraining import RetrainingSettings
+from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
+from fullft_assets.settings.training import IN_BACKWARD, OF_WHOLE_WEIGHTS, DistillationSettings, Optimizer, TrainingSettings
+from fullft_assets.settings.use_case import UseCaseSettings
 
 __all__ = [
+    "AlertsSettings",
     "ChunksSettings",
     "DeadGradientGuard",
     "DistillationSettings",

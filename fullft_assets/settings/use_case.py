@@ -1,11 +1,113 @@
-"""A use case: its name, its checked settings, and where its relative paths start."""
+"""A use case: all sections of its YAML, its name, and where its relative paths start."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fullft_assets.settings.schema import UseCaseSettings
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from fullft_assets.settings.alerts import AlertsSettings
+from fullft_assets.settings.base import Settings
+from fullft_assets.settings.chunks import ChunksSettings
+from fullft_assets.settings.documents import DocumentsSettings
+from fullft_assets.settings.evaluation import EvaluationSettings
+from fullft_assets.settings.examples import ExamplesSettings
+from fullft_assets.settings.launcher import LauncherSettings
+from fullft_assets.settings.monitoring import MonitoringSettings
+from fullft_assets.settings.planning import PlanningSettings
+from fullft_assets.settings.release import ReleaseSettings
+from fullft_assets.settings.retraining import RetrainingSettings
+from fullft_assets.settings.snapshot import SnapshotSettings
+from fullft_assets.settings.training import TrainingSettings
+from fullft_assets.task import TASKS, task_of
+
+
+class UseCaseSettings(Settings):
+    """One use case: documents in, a fully fine-tuned model out."""
+
+    name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="Name of the use case. Default: the folder's name."
+    )
+    base_model: str = Field(
+        description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), `package:NAME/FOLDER` inside an "
+        "installed Python package, or `ORG/NAME@COMMIT` in the cache of the Hugging Face hub."
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Whether the Python files in the base model's folder may run, with all the rights of the runs. Read them first: they "
+        "are part of the model's revision, and a changed file counts as another model. Needed if transformers does not support the "
+        "architecture.",
+    )
+    owners: list[str] = Field(default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI.")
+    seed: int = Field(default=17, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    store: str | None = Field(
+        default=None,
+        description="Where artifacts are stored: a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else `store` in Dagster's home.",
+    )
+    documents: DocumentsSettings
+    examples: ExamplesSettings
+    chunks: ChunksSettings = ChunksSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
+    planning: PlanningSettings = PlanningSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    release: ReleaseSettings = ReleaseSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
+    launcher: LauncherSettings = LauncherSettings()
+    alerts: AlertsSettings = AlertsSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        examples, chunks = data.get("examples"), data.get("chunks", {})
+        task = examples.get("task") if isinstance(examples, Mapping) else getattr(examples, "task", None)
+        defaults = TASKS.get(task).chunk_defaults if isinstance(task, str) and task in TASKS else {}
+        if not defaults or not isinstance(chunks, Mapping):
+            return data
+        return {**data, "chunks": {**defaults, **chunks}}
+
+    @property
+    def primary_metric(self) -> str:
+        """Name of the metric that decides: the one asked for, or the task's first."""
+        return self.evaluation.primary_metric or task_of(self.examples).metrics[0]
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the baselines: those asked for, or the task's own."""
+        return tuple(self.planning.baselines or task_of(self.examples).baselines)
+
+    @model_serializer(mode="wrap")
+    def _as_keys_have_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Keys are made of it: a default, and the same metric or baselines asked for, are one decision.
+        found = handler(self)
+        if "primary_metric" in found.get("evaluation", {}):
+            found["evaluation"]["primary_metric"] = self.primary_metric
+        if "baselines" in found.get("planning", {}):
+            found["planning"]["baselines"] = list(self.baselines)
+        # It came later: at its default it changes nothing, and stays out of keys.
+        if not self.trust_remote_code:
+            found.pop("trust_remote_code", None)
+        return found
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> UseCaseSettings:
+        if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):
+            raise ValueError("store must be a folder or s3://bucket/prefix")
+        if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
+            raise ValueError("snapshot.test_share + snapshot.validation_share leave less than 10% to train on")
+        if self.chunks.stride >= self.chunks.max_tokens // 2:
+            raise ValueError("chunks.stride must be less than half of chunks.max_tokens")
+        if self.training.micro_batch_size > self.training.batch_size:
+            raise ValueError("training.micro_batch_size is larger than training.batch_size")
+        if self.monitoring.min_window_rows > self.monitoring.max_window_rows:
+            raise ValueError("monitoring.min_window_rows is larger than monitoring.max_window_rows")
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""The section `alerts`, and the base of each channel's settings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from fullft_assets.settings.base import Float, Settings
+
+Event = Literal["run_failed", "gate_closed", "drift", "quality_drop", "budget", "feed_silent", "decision_needed"]
+EVENTS: tuple[Event, ...] = get_args(Event)
+
+
+class ChannelSettings(Settings):
+    """Base of each channel's settings, also of those in other packages."""
+
+    kind: str = Field(default="", description="Registered name of the channel. Default: the name that the YAML gives this entry.")
+
+
+class AlertsSettings(Settings):
+    """Who is told what happened, and how."""
+
+    channels: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Channels by a name of your choice or by their registered name (`log`, `webhook`, `email`, `sns`, `cloudwatch`, "
+        "`prometheus`), each with its own settings. Default: none.",
+    )
+    events: list[Event] = Field(
+        default=list(EVENTS),
+        description="Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a candidate not "
+        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours), `feed_silent`, `decision_needed` (labels are "
+        "asked for).",
+    )
+    dagster_url: str = Field(
+        default="http://localhost:3000", pattern=r"^https?://", description="Address of Dagster's UI, for the links in alerts."
+    )
+    silent_hours: Float | None = Field(
+        default=None, gt=0, description="Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
+    )
+    max_per_hour: int = Field(
+        default=20, ge=1, le=1_000, description="Maximum number of alerts in one hour; the rest is counted in one summary."
+    )

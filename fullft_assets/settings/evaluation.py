@@ -1,0 +1,29 @@
+"""The section `evaluation`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fullft_assets.settings.base import Float, OneOf, Settings
+from fullft_assets.task import METRICS
+
+MetricName = Annotated[str, OneOf("metric", lambda: METRICS.names)]
+
+
+class EvaluationSettings(Settings):
+    """Which metric decides, and how its confidence intervals are computed."""
+
+    primary_metric: MetricName | None = Field(
+        default=None,
+        description="The metric that decides, one of the task's own. Default: macro_f1; for token_classification micro_f1 of exact spans; for sft and "
+        "language_modeling token_probability, the geometric mean of the probabilities of the trained tokens (1 / perplexity).",
+    )
+    metrics: list[MetricName] = Field(
+        default_factory=list,
+        description="Further registered metrics that the report shows beside the task's own, each with its interval.",
+    )
+    confidence: Float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
+    resamples: int = Field(default=1_000, ge=100, le=100_000, description="Number of bootstrap resamples; whole groups are drawn.")
+    calibration_bins: int = Field(default=10, ge=2, le=100, description="Number of bins of the reliability diagram.")

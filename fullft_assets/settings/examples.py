@@ -1,0 +1,162 @@
+"""The section `examples`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from fullft_assets.settings.base import Float, OneOf, Settings, YamlOff
+from fullft_assets.task import TASKS
+
+TaskName = Annotated[str, OneOf("task", lambda: TASKS.names)]
+#: Kinds of personal data, as `examples.pii_kinds` names them.
+PII_KINDS = (
+    "email",
+    "phone",
+    "iban",
+    "payment_card",
+    "ip_address",
+    "secret",
+    "birth_date",
+    "medical_record",
+    "passport",
+    "us_ssn",
+    "uk_nhs",
+    "uk_nino",
+    "es_dni",
+    "fr_nir",
+    "it_fiscal_code",
+    "de_tax_id",
+    "ch_ahv",
+    "nl_bsn",
+    "pl_pesel",
+    "br_cpf",
+    "vin",
+)
+PiiKind = Annotated[str, OneOf("kind of personal data", lambda: list(PII_KINDS))]
+Severity = Annotated[Literal["error", "warn", "off"], YamlOff()]
+#: Rules that `examples.severities` may tune; `error` = the batch goes no further while the rule is red.
+RULES = (
+    "rows_are_well_formed",
+    "texts_are_present",
+    "text_lengths_are_in_bounds",
+    "languages_are_expected",
+    "encodings_are_intact",
+    "personal_data_is_absent",
+    "labels_are_present",
+    "labels_are_known",
+    "spans_are_in_range",
+    "assistant_turns_are_present",
+    "annotations_are_confident",
+    "annotations_are_human",
+    "ids_are_unique",
+    "texts_are_unique",
+    "equal_texts_have_equal_labels",
+    "labels_are_balanced",
+    "labels_have_one_spelling",
+    "annotators_agree",
+    "rows_suffice",
+)
+
+
+class Expectation(Settings):
+    """One expectation of Great Expectations on the profile of a batch, by the name that it has there."""
+
+    name: str = Field(description="The expectation, such as `expect_column_values_to_be_between`.")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Its arguments. Columns of the profile: well_formed, num_characters, num_words, label, confidence, human_annotated, "
+        "domain, group, language, damage_share, num_personal_data, num_labels, num_turns.",
+    )
+    severity: Literal["error", "warn", "quarantine"] = Field(
+        default="warn",
+        description="`quarantine`: the failing rows are quarantined; `error`: the batch goes no further; `warn`: the check only warns.",
+    )
+
+
+class ExamplesSettings(Settings):
+    """What makes a document a valid labelled example."""
+
+    USUAL: ClassVar[tuple[str, ...]] = ("label",)
+
+    task: TaskName = Field(
+        default="classification",
+        description="What the model learns to do: `classification` (one label a row), `multi_label` (a list of labels in the field "
+        "`label`), `token_classification` (spans), `sft` (conversations) or `language_modeling` (plain text).",
+    )
+    label: str | None = Field(
+        default=None,
+        description="Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` where the name of a "
+        "file's folder is its label.",
+    )
+    group: str | None = Field(
+        default=None,
+        description="Field that ties related rows (patient, contract family, author). Rows of one group are never in two splits.",
+    )
+    max_ungrouped_share: Float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="A batch in which a larger share of the valid rows has no `group` is held back (blocking check); within it, a row without one "
+        "is a group of its own.",
+    )
+    domain: str | None = Field(
+        default=None,
+        description="Field with a row's domain (department, kind of document); its shares are compared with those of production.",
+    )
+    labels: list[str] | None = Field(
+        default=None,
+        min_length=2,
+        description="The known labels, in whatever case rows have them; a row with any other label is quarantined. Default: every label that "
+        "occurs.",
+    )
+    min_characters: int = Field(default=1, ge=1, description="A shorter text is quarantined.")
+    max_characters: int = Field(default=1_000_000, ge=1, description="A longer text is quarantined.")
+    languages: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Languages (ISO 639-1, such as `en`) that texts may be in. Default: languages are not identified.",
+    )
+    max_damage_share: Float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of damaged characters (replacement, control, mis-decoded) above which a text is quarantined.",
+    )
+    pii: Annotated[Literal["off", "flag", "mask", "quarantine"], YamlOff()] = Field(
+        default="off",
+        description="Personal data in texts: `flag` counts it, `mask` replaces it, `quarantine` quarantines the row. Names and postal "
+        "addresses are not found.",
+    )
+    pii_kinds: list[PiiKind] = Field(
+        default_factory=lambda: list(PII_KINDS),
+        min_length=1,
+        description=f"Kinds of personal data that are looked for. Kinds: {', '.join(PII_KINDS)}.",
+    )
+    min_confidence: Float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="A row with a lower annotation confidence is quarantined. Ground Truth writes 0 for a single worker.",
+    )
+    human_annotated_only: bool = Field(
+        default=False, description="Quarantine rows that a machine annotated (Ground Truth: `human-annotated: no`)."
+    )
+    min_label_share: Float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="A label with a smaller share of the valid rows raises a warning, in batches of at least 100 rows.",
+    )
+    min_agreement: Float = Field(
+        default=0.6, ge=-1, le=1, description="Minimum Cohen's or Fleiss' kappa; below it the check on annotator agreement is red."
+    )
+    min_batch_rows: int = Field(default=1, ge=1, description="A batch with fewer valid rows raises a warning.")
+    max_quarantined_share: Float = Field(
+        default=0.5, ge=0, le=1, description="A batch with a larger share of quarantined rows is held back (blocking check)."
+    )
+    severities: dict[str, Severity] = Field(
+        default_factory=dict, description=f"Severity of a rule by its name, instead of its default. Rules: {', '.join(RULES)}."
+    )
+    expectations: list[Expectation] = Field(default_factory=list, description="Your own rules, by their Great Expectations names.")

@@ -1,0 +1,37 @@
+"""The section `planning`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fullft_assets.settings.base import Float, OneOf, Settings
+from fullft_assets.task import BASELINES
+
+BaselineName = Annotated[str, OneOf("baseline", lambda: BASELINES.names)]
+
+
+class PlanningSettings(Settings):
+    """What the fine-tuning may cost, and the gain that it must promise."""
+
+    max_hours: Float = Field(default=24.0, gt=0, description="Maximum training time in hours; a longer plan blocks training.")
+    max_usd: Float | None = Field(default=None, gt=0, description="Maximum training cost in US dollars. Default: no limit.")
+    hourly_usd: Float = Field(default=0.0, ge=0, description="Price of the training machine in US dollars an hour.")
+    max_memory_gib: Float | None = Field(
+        default=None, gt=0, description="Maximum memory of a training process in GiB. Default: the memory of the device."
+    )
+    pilot_share: Float = Field(
+        default=0.25, gt=0, le=1, description="Share of the planned training rows (rows times epochs) that the pilot may read."
+    )
+    min_predicted_gain: Float = Field(
+        default=0.0,
+        ge=-1,
+        le=1,
+        description="Minimum gain in the primary metric over the best baseline that the pilot must predict; otherwise training is refused.",
+    )
+    baselines: list[BaselineName] | None = Field(
+        default=None,
+        min_length=1,
+        description="Registered baselines that the model must beat. Default: the task's own, listed in its documentation.",
+    )
