@@ -1,8 +1,7 @@
 """automation: jobs, sensors and schedules. They read signals and carry decisions out; what to do is decided elsewhere."""
 
+from fullft_assets.automation.alerts import build_alert_sensor
 from fullft_assets.automation.decision import decide_and_record, read_state
 from fullft_assets.automation.jobs import INGEST, MODEL, MONITOR, build_jobs
 from fullft_assets.automation.schedules import build_schedules
 from fullft_assets.automation.sensors import build_sensors
-
-__all__ = ["INGEST", "MODEL", "MONITOR", "build_jobs", "build_schedules", "build_sensors", "decide_and_record", "read_state"]

@@ -7,9 +7,13 @@ import dagster as dg
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.runs import num_trainings_in_flight
+from fullft_assets.evaluation import CHAMPION
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.training.metadata import CheckpointMetadata
 
@@ -21,7 +25,7 @@ def decide_and_record(case: Case, instance: dg.DagsterInstance, store: Store, *,
     """Read the signals, decide, record the decision, and return what Dagster has to do."""
     with one_line_errors():
         state = read_state(store, case.name)
-        signals = gather(case, instance, store, state, scheduled=scheduled)
+        signals = gather(case, instance, store, scheduled=scheduled)
         decision = retraining.decide(state, signals, case.settings.retraining)
         record(store, case.name, state, signals, decision)
     if decision.action != "retrain":
@@ -30,13 +34,13 @@ def decide_and_record(case: Case, instance: dg.DagsterInstance, store: Store, *,
     return dg.RunRequest(run_key=retraining.run_key(state, decision), tags={"retraining/reasons": reasons[:250]})
 
 
-def gather(case: Case, instance: dg.DagsterInstance, store: Store, state: retraining.State, *, scheduled: bool) -> retraining.Signals:
+def gather(case: Case, instance: dg.DagsterInstance, store: Store, *, scheduled: bool) -> retraining.Signals:
     """Return the signals of the policy, from the store and the instance."""
     examples = latest_by_partition(store, case.name, "labeled_examples")
     checkpoint = latest(store, case.name, "finetuned_checkpoint")
     # Not simply the newest snapshot: the periodic evaluation takes one that nothing was trained on.
     snapshot = store.load(CheckpointMetadata.of(checkpoint).snapshot) if checkpoint else latest(store, case.name, "training_snapshot")
-    seen = set(snapshot.metadata["parts"]) if snapshot else set()
+    seen = SnapshotMetadata.of(snapshot).parts if snapshot else {}
     usable = {n: m for n, m in examples.items() if all(c.passed for c in m.checks if c.severity == "error")}
     windows = [
         retraining.Window(key=name, status=DriftMetadata.of(manifest).status, at=manifest.created_at)
@@ -46,7 +50,7 @@ def gather(case: Case, instance: dg.DagsterInstance, store: Store, state: retrai
     plan = latest(store, case.name, "feasibility_plan")
     return retraining.Signals(
         now=time.time(),
-        num_new_examples=sum(manifest.metadata["num_valid"] for name, manifest in usable.items() if name not in seen),
+        num_new_examples=sum(ExamplesMetadata.of(manifest).num_valid for name, manifest in usable.items() if name not in seen),
         data_version=digest(sorted(manifest.content_digest for manifest in usable.values())),
         settings_version=digest(case.settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
         windows=windows,
@@ -64,9 +68,8 @@ def _score_drop(store: Store, case: Case) -> float | None:
     report = latest(store, case.name, "evaluation_report")
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    metric = case.settings.primary_metric
-    is_candidate = report.metadata["checkpoint"] == champion.checkpoint
-    newest = report.metadata.get(metric if is_candidate else f"champion_{metric}")
+    found = EvaluationMetadata.of(report)
+    newest = found.score(None if found.checkpoint == champion.checkpoint else CHAMPION, case.settings.primary_metric)
     return None if newest is None else champion.score - newest
 
 

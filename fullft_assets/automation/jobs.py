@@ -16,6 +16,7 @@ MODEL = (
     "evaluation_report",
     "champion_model",
 )
+SNAPSHOT = ("training_snapshot",)
 EVALUATE = ("training_snapshot", "evaluation_report")
 MONITOR = ("production_documents", "drift_report")
 
@@ -34,6 +35,7 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
     jobs = [
         job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
         retokenization.build_job(case),
+        job("snapshot", SNAPSHOT, "Freeze what is ingested, and write the data report."),
         job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
         job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
     ]

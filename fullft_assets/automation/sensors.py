@@ -12,6 +12,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.deliveries import REQUEST_TAG, find_due
 from fullft_assets.resources import latest, one_line_errors
+from fullft_assets.store import Store, digest
 
 
 def build_sensors(case: Case) -> list[dg.SensorDefinition]:
@@ -53,17 +54,44 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         known = set(context.instance.get_dynamic_partitions(partitions_name))
         if lost := sorted((due.done | due.running) - known):
             context.instance.add_dynamic_partitions(partitions_name, lost)
+        seen, events = _left_in_place(case, store, context.cursor) if kind == "batch" else (None, [])
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
-            return dg.SkipReason("; ".join([f"nothing new in {path}", *found.notes, *running]))
+            reason = "; ".join([f"nothing new in {path}", *found.notes, *running])
+            return dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen) if events else dg.SkipReason(reason)
         for note in found.notes:
             context.log.info(note)
         return dg.SensorResult(
             run_requests=[dg.RunRequest(run_key=key, partition_key=batch, tags={REQUEST_TAG: key}) for batch, key in due.requests.items()],
             dynamic_partitions_requests=[partitions.build_add_request(list(due.requests))],
+            asset_events=events,
+            cursor=seen,
         )
 
     return new_files
+
+
+def _left_in_place(case: Case, store: Store, cursor: str | None) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:
+    """Return the new cursor, and the check of files that no format reads where it is not what the last tick showed.
+
+    Where nothing at all is read there is no batch, and no run that could show it.
+    """
+    outcome = documents.leftovers.check(store, case.name)
+    seen = digest(outcome.model_dump(mode="json"))
+    if seen == cursor or (outcome.passed and cursor is None):
+        return cursor, []
+    shown = case.check_result(outcome, "raw_documents")
+    assert shown.asset_key is not None and shown.check_name is not None, "both are given"
+    event = dg.AssetCheckEvaluation(
+        asset_key=shown.asset_key,
+        check_name=shown.check_name,
+        passed=shown.passed,
+        severity=shown.severity,
+        description=shown.description,
+        metadata=shown.metadata,
+        blocking=documents.leftovers.CHECK.blocking,
+    )
+    return seen, [event]
 
 
 def _retraining_sensor(case: Case) -> dg.SensorDefinition:

@@ -1,0 +1,150 @@
+"""The sensor that sends alerts: what runs, verdicts and decisions since its last tick say, each once.
+
+What happened is read from finished runs, the newest retraining decision and the time of the newest delivery, so that a tick costs as much
+as happened since the last one, however many batches there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+
+from fullft_assets import alerts, release, retraining
+from fullft_assets.alerts import Alert
+from fullft_assets.assets.case import Case
+from fullft_assets.automation.decision import read_state
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.monitoring import DriftMetadata
+from fullft_assets.resources import latest, one_line_errors
+from fullft_assets.store import Store
+
+#: The first tick looks back so far: what is older is history.
+_LOOK_BACK_SECONDS = 24 * 3600.0
+#: Finished runs that one tick looks at; the next tick goes on.
+_MAX_RUNS = 100
+#: Share of the month's hours from which the budget is near.
+_NEAR_BUDGET = 0.8
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+_PARTITION_TAG = "dagster/partition"
+#: Dagster starts such a run again by itself: it has not failed for good.
+_RETRY_TAG = "dagster/will_retry"
+
+
+def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
+    """Return the sensor of a use case that has channels; it runs from the start, since whoever names a channel wants alerts."""
+    settings = case.settings.alerts
+    if not settings.channels:
+        return []
+
+    @dg.sensor(
+        name=f"{case.name}_alerts",
+        required_resource_keys={case.store_key},
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Sends {', '.join(settings.events)} to {', '.join(settings.channels)}, each once.",
+    )
+    def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
+        store, now = case.store(context), time.time()
+        since = float(context.cursor) if context.cursor else now - _LOOK_BACK_SECONDS
+        with one_line_errors():
+            runs = finished_runs(case, context.instance, since)
+            found = [
+                *(alert for record in runs for alert in of_run(case, store, record)),
+                *of_decision(case, store, now),
+                *of_silence(case, context.instance, now),
+            ]
+            delivery = alerts.deliver(store, case.name, found, alerts.open_channels(settings), settings, now)
+            if delivery.failures:
+                # The cursor stays, so that the next tick tries again; what was delivered is remembered.
+                raise alerts.AlertError("; ".join(delivery.failures))
+        if runs:
+            context.update_cursor(str(runs[-1].update_timestamp.timestamp()))
+        sent = {alert.key: alert for sent_alerts in delivery.sent.values() for alert in sent_alerts}
+        return dg.SkipReason("; ".join(alert.title for alert in sent.values()) or "nothing to report")
+
+    return [send_alerts]
+
+
+def finished_runs(case: Case, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
+    """Return the runs of a use case that finished since a time (seconds since the epoch), oldest first."""
+    # One second back: runs that finished in the same moment as the last one seen are found, and the ledger knows those that were sent.
+    after = datetime.fromtimestamp(since - 1, UTC)
+    filters = dg.RunsFilter(statuses=_FINISHED, tags={"use_case": case.name}, updated_after=after)
+    return instance.get_run_records(filters, limit=_MAX_RUNS, order_by="update_timestamp", ascending=True)
+
+
+def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
+    """Yield what a finished run has to say: that it failed for good, or the verdict of its stage."""
+    run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{case.name}_")
+
+    def alert(event: Any, title: str, action: str) -> Alert:
+        url = f"{case.settings.alerts.dagster_url.rstrip('/')}/runs/{run.run_id}"
+        return Alert(event, case.name, f"{event}/{run.run_id}", title, action, url, record.update_timestamp.timestamp())
+
+    if run.status == dg.DagsterRunStatus.FAILURE:
+        if run.tags.get(_RETRY_TAG) != "true":
+            yield alert("run_failed", f"the run {stage} failed", "open the run: its error is one line that says what to fix")
+        return
+    partition = run.tags.get(_PARTITION_TAG)
+    if stage == "ingest" and partition is not None:
+        batch = latest(store, case.name, "labeled_examples", partition)
+        closed = [check.name for check in batch.checks if not check.passed and check.severity == "error"] if batch else []
+        if closed:
+            yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", "open the checks of labeled_examples")
+    if stage == "monitor" and partition is not None:
+        window = latest(store, case.name, "drift_report", partition)
+        if window is not None and DriftMetadata.of(window).status == "drifted":
+            yield alert("drift", f"window {partition} drifted", "open drift_report, which says what changed; label some of these documents")
+    if stage == "model":
+        report, champion = latest(store, case.name, "evaluation_report"), release.read_champion(store, case.name)
+        if report is not None and (champion is None or champion.checkpoint != EvaluationMetadata.of(report).checkpoint):
+            closed = [check.name for check in report.checks if not check.passed]
+            yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", "read the evaluation report")
+
+
+def of_decision(case: Case, store: Store, now: float) -> Iterator[Alert]:
+    """Yield what the newest retraining decision and the budget have to say."""
+    folder = f"{case.name}/retraining_decisions"
+    names = store.list_pointers(folder)
+    last = store.read_pointer(f"{folder}/{names[-1]}") if names else None
+    url = f"{case.settings.alerts.dagster_url.rstrip('/')}/automation"
+
+    def alert(event: Any, key: str, title: str, action: str) -> Alert:
+        return Alert(event, case.name, f"{event}/{key}", title, action, url, now)
+
+    if last is not None:
+        entry = retraining.RecordedDecision.model_validate(last)
+        decision, drop = entry.decision, entry.signals.score_drop
+        if decision.action == "ask_for_labels":
+            yield alert("decision_needed", decision.evidence, "labels are asked for", "; ".join(decision.reasons))
+        if drop is not None and drop >= case.settings.retraining.max_score_drop:
+            title = f"the champion's score fell by {drop:.3f} on newer rows"
+            yield alert("quality_drop", f"{drop:.3f}", title, "look at the newest evaluation report; roll back or retrain")
+    limit = case.settings.retraining.max_hours_per_month
+    share = read_state(store, case.name).hours_spent(now) / limit
+    month = datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
+    if share >= _NEAR_BUDGET:
+        name = "reached" if share >= 1 else "near"
+        title = f"{share:.0%} of the month's {limit:g} training hours are spent"
+        yield alert("budget", f"{month}/{name}", title, "raise retraining.max_hours_per_month, or wait for the next month")
+
+
+def of_silence(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+    """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not silent but not there yet."""
+    hours = case.settings.alerts.silent_hours
+    if hours is None:
+        return
+    feeds = {"raw_documents": case.settings.documents.path}
+    if case.is_monitored:
+        feeds["production_documents"] = str(case.settings.monitoring.path)
+    for asset, path in feeds.items():
+        event = instance.get_latest_materialization_event(case.key(asset))
+        if event is not None and now - event.timestamp > hours * 3600:
+            url = f"{case.settings.alerts.dagster_url.rstrip('/')}/assets/{'/'.join(case.key(asset).path)}"
+            title = f"nothing new in {path} for {hours:g} hours"
+            key = f"feed_silent/{asset}/{int(event.timestamp)}"
+            yield Alert("feed_silent", case.name, key, title, "look at what delivers it, and at the sensors", url, now)

@@ -1,0 +1,314 @@
+"""Alerts: from finished runs, decisions and silent feeds, by real servers, each once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import dagster as dg
+import pytest
+from aiosmtpd.controller import Controller
+from moto.server import ThreadedMotoServer
+
+from fullft_assets import automation
+from fullft_assets.alerts import CHANNELS, Alert, deliver, open_channels
+from fullft_assets.assets.case import Case
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.errors import SettingsError
+from fullft_assets.resources import open_store
+from fullft_assets.settings import AlertsSettings
+from fullft_assets.store import Store
+from tests import manifests
+from tests import project as projects
+
+NOW = 1_800_000_000.0
+
+
+def alert(number: int = 1, event: Any = "run_failed", at: float = NOW) -> Alert:
+    return Alert(event, "letters", f"{event}/{number}", f"run {number} failed", "open the run", f"http://localhost:3000/runs/{number}", at)
+
+
+class Hook:
+    """A real HTTP server that keeps what is posted and answers with a status."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.status = 200
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                hook.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(hook.status)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/planted-token"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
+    made = Hook()
+    monkeypatch.setenv("ALERT_HOOK", made.url)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[int, list[bytes]]]:
+    """Port of a real SMTP server, and the messages that it took."""
+    taken: list[bytes] = []
+
+    class Handler:
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            taken.append(envelope.content)
+            return "250 OK"
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    controller = Controller(Handler(), hostname="127.0.0.1", port=port)
+    controller.start()
+    yield port, taken
+    controller.stop()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield
+    server.stop()
+
+
+def send(channels: dict[str, dict[str, Any]], *alerts: Alert) -> None:
+    for channel in open_channels(AlertsSettings(channels=channels)).values():
+        for each in alerts:
+            channel.send(each)
+
+
+class TestChannels:
+    def test_a_webhook_gets_json_slack_and_teams(self, hook: Hook) -> None:
+        send({style: {"kind": "webhook", "url": "env:ALERT_HOOK", "style": style} for style in ("json", "slack", "teams")}, alert())
+        plain, slack, teams = hook.bodies
+        assert plain["key"] == "run_failed/1" and plain["url"] == "http://localhost:3000/runs/1"
+        assert slack["text"].startswith("[letters] run 1 failed\n") and "Next: open the run" in slack["text"]
+        assert teams["attachments"][0]["content"]["actions"][0]["url"] == "http://localhost:3000/runs/1"
+
+    def test_an_email_arrives(self, mailbox: tuple[int, list[bytes]]) -> None:
+        port, taken = mailbox
+        given = {
+            "host": "127.0.0.1",
+            "port": port,
+            "security": "none",
+            "sender": "platform@example.org",
+            "to": ["a@example.org", "b@example.org"],
+        }
+        send({"email": given}, alert())
+        (message,) = map(message_from_bytes, taken)
+        assert message["Subject"] == "[letters] run 1 failed" and message["To"] == "a@example.org, b@example.org"
+        assert "http://localhost:3000/runs/1" in str(message.get_payload())
+
+    def test_sns_and_cloudwatch_get_it(self, aws: None) -> None:
+        topic = boto3.client("sns").create_topic(Name="alerts")["TopicArn"]
+        queue = boto3.client("sqs").create_queue(QueueName="alerts")["QueueUrl"]
+        arn = boto3.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        boto3.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+        send({"sns": {"topic_arn": topic}, "cloudwatch": {}}, alert())
+        (message,) = boto3.client("sqs").receive_message(QueueUrl=queue)["Messages"]
+        assert "Next: open the run" in json.loads(message["Body"])["Message"]
+        (metric,) = boto3.client("cloudwatch").list_metrics(Namespace="fullft_assets")["Metrics"]
+        assert {d["Name"]: d["Value"] for d in metric["Dimensions"]} == {"UseCase": "letters", "Event": "run_failed"}
+
+    def test_prometheus_reads_counters(self, tmp_path: Path) -> None:
+        send({"prometheus": {"path": str(tmp_path / "fullft.prom")}}, alert(1), alert(2), alert(3, "drift"))
+        lines = (tmp_path / "fullft.prom").read_text().splitlines()
+        assert lines[2:] == [
+            'fullft_alerts_total{use_case="letters",event="drift"} 1',
+            'fullft_alerts_total{use_case="letters",event="run_failed"} 2',
+        ]
+
+    def test_the_log_has_it(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING, "fullft_assets.alerts"):
+            send({"log": {}}, alert())
+        assert "[letters] run 1 failed" in caplog.text
+
+    def test_a_secret_comes_from_secrets_manager(self, aws: None, hook: Hook) -> None:
+        boto3.client("secretsmanager").create_secret(Name="hook", SecretString=hook.url)
+        send({"webhook": {"url": "secret:hook"}}, alert())
+        assert len(hook.bodies) == 1
+
+
+class TestProblems:
+    @pytest.mark.parametrize(
+        ("channels", "expected"),
+        [
+            ({"webhok": {}}, "did you mean webhook?"),
+            ({"webhook": {"url": "https://hooks.example.org/token"}}, "alerts.channels.webhook: url"),
+            ({"email": {"host": "h", "sender": "a@b.org", "to": []}}, "alerts.channels.email: to"),
+            ({"sns": {"topic": "x"}}, "alerts.channels.sns: topic"),
+        ],
+    )
+    def test_a_wrong_channel_is_one_line_of_the_check(self, tmp_path: Path, channels: dict[str, Any], expected: str) -> None:
+        project = projects.create(tmp_path / "p", rows=5, alerts={"channels": channels})
+        with pytest.raises(SettingsError) as raised:
+            load_use_case(project.yaml_path)
+        (line,) = str(raised.value).splitlines()
+        assert expected in line
+
+
+class TestDelivery:
+    def delivery(self, store: Store, alerts: list[Alert], *, now: float = NOW, **settings: Any) -> Any:
+        chosen = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}}, **settings)
+        return deliver(store, "letters", alerts, open_channels(chosen), chosen, now)
+
+    def test_each_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
+        store = Store(str(tmp_path))
+        self.delivery(store, [alert(1), alert(2)])
+        self.delivery(store, [alert(2), alert(3)])
+        assert [body["key"] for body in hook.bodies] == ["run_failed/1", "run_failed/2", "run_failed/3"]
+
+    def test_a_channel_that_fails_is_tried_again_and_keeps_no_other_from_its_alerts(self, tmp_path: Path, hook: Hook) -> None:
+        store, file = Store(str(tmp_path / "store")), tmp_path / "fullft.prom"
+        settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}, "prometheus": {"path": str(file)}})
+        hook.status = 500
+        first = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW)
+        assert first.failures == ["alerts.channels.webhook: env:ALERT_HOOK answered 500 Internal Server Error"]
+        hook.status = 200
+        second = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW + 60)
+        assert list(second.sent) == ["webhook"] and file.read_text().endswith(" 1\n")
+
+    def test_a_flood_is_counted_in_one_summary(self, tmp_path: Path, hook: Hook) -> None:
+        store = Store(str(tmp_path))
+        self.delivery(store, [alert(number) for number in range(50)], max_per_hour=3)
+        assert len(hook.bodies) == 4 and hook.bodies[-1]["title"] == "47 more alerts within an hour: 47 run_failed"
+        self.delivery(store, [alert(number) for number in range(50)], now=NOW + 4000, max_per_hour=3)
+        assert len(hook.bodies) == 4
+
+    def test_only_chosen_events_are_sent(self, tmp_path: Path, hook: Hook) -> None:
+        self.delivery(Store(str(tmp_path)), [alert(1), alert(2, "drift")], events=["drift"])
+        assert [body["event"] for body in hook.bodies] == ["drift"]
+
+
+@dg.op
+def fails() -> None:
+    raise dg.Failure("planted-text")
+
+
+@dg.op
+def works() -> None:
+    pass
+
+
+class TestSensor:
+    @pytest.fixture
+    def case(self, tmp_path: Path, hook: Hook) -> Case:
+        project = projects.create(tmp_path / "p", rows=5, alerts={"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 1000})
+        return Case(project.use_case())
+
+    @pytest.fixture
+    def instance(self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "p" / ".home"))
+        (tmp_path / "dagster").mkdir()
+        with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as made:
+            yield made
+
+    def tick(self, case: Case, instance: dg.DagsterInstance, cursor: str | None = None) -> tuple[Any, str | None]:
+        (sensor,) = automation.build_alert_sensor(case)
+        context = dg.build_sensor_context(instance=instance, resources=case.resources(), cursor=cursor)
+        return sensor(context), context.cursor
+
+    def run(self, case: Case, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str) -> str:
+        job = dg.GraphDefinition(name=f"{case.name}_{stage}", node_defs=[op]).to_job(tags={"use_case": case.name, **tags})
+        return job.execute_in_process(instance=instance, raise_on_error=False).run_id
+
+    def test_a_failed_run_is_sent_once_with_its_link(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        run_id = self.run(case, instance, "model", fails)
+        self.run(case, instance, "ingest", fails, **{"dagster/will_retry": "true"})
+        _, cursor = self.tick(case, instance)
+        self.tick(case, instance, cursor)
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["event"] == "run_failed" and body["url"].endswith(f"/runs/{run_id}")
+        assert "planted-text" not in json.dumps(body)
+
+    def test_a_drifted_window_is_sent_and_a_stable_one_is_not(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        store = open_store(case.use_case, instance)
+        for name, status in (("w1", "stable"), ("w2", "drifted")):
+            with store.create(case.name, "drift_report", name, version="1", seed=17) as draft:
+                made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
+            store.write_pointer(f"latest/{case.name}/drift_report/{name}", {"ref": made.ref})
+            self.run(case, instance, "monitor", **{"dagster/partition": name})
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"]) == ("drift", "window w2 drifted")
+
+    def test_a_channel_that_is_down_keeps_the_cursor(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        self.run(case, instance, "model", fails)
+        hook.status = 503
+        with pytest.raises(dg.Failure, match="503"):
+            self.tick(case, instance)
+        hook.status = 200
+        self.tick(case, instance)
+        assert len(hook.bodies) == 2
+
+    def test_no_channel_is_no_sensor(self, tmp_path: Path) -> None:
+        assert automation.build_alert_sensor(Case(projects.create(tmp_path / "q", rows=5).use_case())) == []
+
+
+THEIRS = """
+from pydantic import Field
+from fullft_assets.settings.alerts import ChannelSettings
+
+
+class PagerSettings(ChannelSettings):
+    file: str = Field(description="Where pages go.")
+
+
+class Pager:
+    settings_class = PagerSettings
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def send(self, alert):
+        with open(self.settings.file, "a") as pages:
+            pages.write(alert.key + "\\n")
+"""
+
+
+def test_another_package_registers_a_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_pager.py").write_text(THEIRS)
+    metadata = tmp_path / "their_pager-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-pager\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fullft_assets.alerts]\npager = their_pager:Pager\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    vars(CHANNELS).pop("_theirs", None)
+    try:
+        send({"pager": {"file": str(tmp_path / "pages")}}, alert(7))
+    finally:
+        vars(CHANNELS).pop("_theirs", None)
+        CHANNELS._loaded.pop("pager", None)
+    assert (tmp_path / "pages").read_text() == "run_failed/7\n"
