@@ -1,6 +1,5 @@
 """What all assets of one use case share: keys, partitions, group, resources, and how a manifest is shown."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from typing import Any, TypedDict
 
 import dagster as dg
 
+from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.escaping import in_markdown
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import Launcher
 from fullft_assets.resources import launcher_resource, manifest_io_manager, store_resource
@@ -31,8 +32,6 @@ Context = (
 _INLINE_CHARACTERS = 1_000
 #: A table of metadata grows as wide as its longest path, past the edge of the page; a sentence is wrapped before that.
 _SENTENCE_CHARACTERS = 44
-#: Characters that would end a table's cell, or begin a link, a picture (which a browser fetches) or a tag of HTML.
-_MARKUP = re.compile(r"[\\|\[\]!<]")
 
 
 class AssetArguments(TypedDict):
@@ -159,10 +158,12 @@ class Case:
         found = store.find(self.name, stage, key)
         return found or self.launcher(context).run(context, workload, self.job(stage, key, store, inputs), store)
 
-    def result(self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None) -> dg.MaterializeResult[Manifest]:
-        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, check results."""
+    def result(
+        self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None, *, checks: Sequence[CheckOutcome] = ()
+    ) -> dg.MaterializeResult[Manifest]:
+        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, its check results and further ones."""
         shown = shown or {}
-        plain = plain_metadata({name: value for name, value in manifest.metadata.items() if name not in shown})
+        plain = plain_metadata({name: value for name, value in outside_the_store(manifest.metadata).items() if name not in shown})
         metadata = {**shown, **plain}
         if store.is_local:
             metadata["path"] = dg.MetadataValue.path(str(Path(store.url, manifest.ref)))
@@ -174,7 +175,7 @@ class Case:
             asset_key=self.key(asset),
             metadata=metadata,
             data_version=dg.DataVersion(manifest.content_digest),
-            check_results=[self.check_result(outcome, asset) for outcome in manifest.checks],
+            check_results=[self.check_result(outcome, asset) for outcome in (*manifest.checks, *checks)],
         )
 
     def check_result(self, outcome: CheckOutcome, asset: str) -> dg.AssetCheckResult:
@@ -233,4 +234,4 @@ def sentences(text: str) -> dg.MarkdownMetadataValue:
 
 def _cell(value: Any) -> str:
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return _MARKUP.sub(r"\\\g<0>", text).replace("\n", " ")
+    return in_markdown(text.replace("\n", " "))

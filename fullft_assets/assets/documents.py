@@ -16,13 +16,14 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks("raw_documents", documents.CHECKS),
+        check_specs=case.checks("raw_documents", (*documents.CHECKS, documents.leftovers.CHECK)),
         **case.shared(),
     )
     def raw_documents(context: dg.AssetExecutionContext):
         store = case.store(context)
         with one_line_errors():
             manifest = documents.keep(store, case.use_case, context.partition_key)
-        return case.result(manifest, "raw_documents", store)
+            left = documents.leftovers.check(store, case.name)
+        return case.result(manifest, "raw_documents", store, checks=[left])
 
     return [raw_documents]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from fullft_assets import examples
-from fullft_assets.assets.case import Case, plain_metadata
+from fullft_assets.assets.case import Case
 from fullft_assets.chunks import ingestion
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
@@ -44,10 +44,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             valid, quarantined = examples.validate(store, case.use_case, raw_documents)
             if any(not check.passed and check.severity == "error" for check in valid.checks):
                 ingestion.mark_done(store, case.use_case, context.partition_key)
-        # Their times are for the snapshot; a person wants the names.
-        yield case.result(
-            valid, "labeled_examples", store, shown=plain_metadata({"files": sorted(examples.ExamplesMetadata.of(valid).files)})
-        )
+        yield case.result(valid, "labeled_examples", store)
         yield case.result(quarantined, "quarantined_examples", store)
 
     return [labeled_and_quarantined]

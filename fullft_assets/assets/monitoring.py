@@ -6,7 +6,6 @@ from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
-from fullft_assets.store.checks import CheckSpec
 from fullft_assets.training.metadata import CheckpointMetadata
 
 
@@ -19,7 +18,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="What production saw in one window, unchanged.",
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks("production_documents", [CheckSpec("files_are_readable", "Every file of the window could be read.")]),
+        check_specs=case.checks("production_documents", documents.WINDOW_CHECKS),
         **case.shared(),
     )
     def production_documents(context: dg.AssetExecutionContext):

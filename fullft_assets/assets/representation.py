@@ -7,6 +7,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.errors import StoreError
 from fullft_assets.monitoring import representation
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
+from fullft_assets.training.metadata import CheckpointMetadata
 
 
 def check_key(case: Case) -> dg.AssetCheckKey:
@@ -33,8 +34,9 @@ def build(case: Case) -> list[dg.AssetChecksDefinition]:
             windows, reports = (latest_by_partition(store, case.name, name) for name in ("production_documents", "drift_report"))
             champion = release.read_champion(store, case.name)
             model = store.load(champion.checkpoint) if champion else latest(store, case.name, "finetuned_checkpoint")
+            labels = CheckpointMetadata.of(model).labels if model else []
             most = case.settings.snapshot.max_share_difference
-            outcome = representation.judge(store, snapshot, windows, reports, model, most, case.settings.seed)
+            outcome = representation.judge(store, snapshot, windows, reports, model, labels, most, case.settings.seed)
         return case.check_result(outcome, "training_snapshot")
 
     return [training_data_represents_production]

@@ -6,6 +6,7 @@ import dagster as dg
 
 from fullft_assets import snapshot
 from fullft_assets.assets.case import Case, markdown_table
+from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
 
@@ -29,9 +30,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         metadata = snapshot.SnapshotMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue | int] = {
             "parts": len(metadata.parts),
-            "data_report": dg.MetadataValue.path(str(store.folder(manifest) / "report.md")),
+            # Labels may be texts, by a mistake in the YAML: the check names a few of them, shortened.
+            "labels_set_aside": metadata.num_labels_set_aside,
+            "labels_untested": len(metadata.labels_untested),
+            "data_report": dg.MetadataValue.path(str(store.folder(manifest) / "report.html")),
         }
-        if metadata.labels:
+        if metadata.labels and may_be_named(metadata.labels):
             shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))
         return case.result(manifest, "training_snapshot", store, shown)
 

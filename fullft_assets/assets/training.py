@@ -68,9 +68,6 @@ def training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest 
     """Return the key of the checkpoint that this snapshot and these settings make.
 
     Args:
-        case: the use case.
-        snapshot: its rows are trained on.
-        revision: of the base model.
         start: the champion's checkpoint that training starts from. Default: the base model.
     """
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision}

@@ -26,8 +26,6 @@ def draw(
     """Write the pictures that there are measurements for, as PNG; return their names in reading order.
 
     Args:
-        folder: where the files are written.
-        evaluation: what was measured.
         training_log: lines with `step` and `loss` or `validation_loss`.
         learning_curve: points with `rows` and the primary metric.
     """

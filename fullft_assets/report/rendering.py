@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.evaluation import FINETUNED, Evaluation, Interval, title
+from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.report import pictures
-from fullft_assets.report.markdown import about_row, escape, to_html
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata
@@ -28,7 +29,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnsweredRow:
     """One test row with the answers of the best baseline and of the fine-tuned model; `id` where these quote its text."""
 
     text: str
@@ -50,7 +51,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
     `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
@@ -60,7 +61,7 @@ class Report:
     evaluation: Evaluation
     verdict: ReleaseVerdict
     base_model: str
-    answers: Sequence[Answer | Continuation] = ()
+    answers: Sequence[AnsweredRow | Continuation] = ()
     training_log: Sequence[Mapping[str, Any]] = ()
     learning_curve: Sequence[Mapping[str, Any]] = ()
     data: Sequence[tuple[str, str]] = ()
@@ -69,10 +70,10 @@ class Report:
     forgetting: Sequence[tuple[str, str]] = ()
 
 
-def write(folder: Path, report: Report) -> list[str]:
+def write(folder: Path, report: EvaluationReport) -> list[str]:
     """Write `report.html`, `report.md` and `pictures/*.png`; return the pictures' names."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    drawn = draw(folder / "pictures", report)
+    drawn = pictures.draw(folder / "pictures", report.evaluation, report.training_log, report.learning_curve)
     embedded = {name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn}
     context = {"report": report, "pictures": drawn}
     body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
@@ -81,11 +82,6 @@ def write(folder: Path, report: Report) -> list[str]:
     (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
     return drawn
-
-
-def draw(folder: Path, report: Report) -> list[str]:
-    """Write the pictures that there are measurements for, as PNG; return their names in reading order."""
-    return pictures.draw(folder, report.evaluation, report.training_log, report.learning_curve)
 
 
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:
@@ -112,7 +108,7 @@ def shorten(text: str, most: int = 240) -> str:
 
 def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
     """Summarise a training snapshot as (name, value) rows."""
-    found = snapshot.metadata
+    found = SnapshotMetadata.of(snapshot)
     names = {
         "num_train_rows": "training rows",
         "num_validation_rows": "validation rows",
@@ -122,13 +118,10 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
         "num_packed_rows": "packed training rows",
         "num_replay_tokens": "replayed general tokens",
     }
-    rows = [(name, f"{found[key]:,}") for key, name in names.items() if key in found]
-    for split, counts in found.get("label_counts", {}).items():
-        if not counts:  # a task without labels
-            continue
-        rows.append((f"labels, {split}", _listed(counts)))
-    if found.get("left_out"):
-        rows.append(("left out", _listed(found["left_out"])))
+    rows = [(name, f"{value:,}") for key, name in names.items() if (value := getattr(found, key)) is not None]
+    rows += [(f"labels, {split}", _listed(counts)) for split, counts in found.label_counts.items() if counts]
+    if found.left_out:
+        rows.append(("left out", _listed(found.left_out)))
     return rows
 
 

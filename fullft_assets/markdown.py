@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from fullft_assets.escaping import visible
+
 _SPECIAL = re.compile(r"[\\`*\[\]|!~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 #: Encloses what a table row is about, in front of its first cell: see `about_row`.
 _MARK = "\ue000"
@@ -16,8 +18,14 @@ _BETWEEN_CELLS = re.compile(r"\n(?=<t[dhr]|</t[rhdb]|<tbody|</table)")
 
 def escape(value: object) -> str:
     """Return a value so that Markdown shows it as it is, also in a cell of a table."""
-    text = str(value).replace(_MARK, " ").replace("\n", " ")
+    text = visible(str(value).replace(_MARK, " ").replace("\n", " "))
     return _SPECIAL.sub(lambda match: f"\\{match[0]}", text).replace("<", "&lt;")
+
+
+def fenced(text: str) -> str:
+    """Return a text as a block of code, which nothing within it ends."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
+    return f"{fence}\n{text}\n{fence}"
 
 
 def about_row(kind: str, value: str) -> str:
@@ -32,7 +40,6 @@ def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
     """Render Markdown to HTML; HTML within it is text.
 
     Args:
-        markdown: with tables, and with pictures as paragraphs of their own.
         pictures: PNG as base64, by the name in `pictures/NAME.png`.
     """
     from markdown_it import MarkdownIt

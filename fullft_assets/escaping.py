@@ -1,0 +1,36 @@
+"""What delivered names (labels above all) look like outside of the store: nothing in them acts on a terminal, a log or a browser.
+
+An image in a label would be fetched by the browser of whoever opens the page; a right-to-left mark turns around what follows it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: Control and format characters, halves of pairs, and ends of lines and paragraphs.
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+#: What begins code, a link, an image, a tag or a table's cell in Markdown or HTML.
+_MARKUP = re.compile(r"[\\`\[\]!|<]")
+
+
+def visible(text: str) -> str:
+    """Return a text with each character that is not seen (control, right-to-left mark, end of a line) as `\\uXXXX`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_code(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
+
+
+def in_markdown(text: str) -> str:
+    """Return a text so that Markdown shows it as it is, also in a cell of a table."""
+    return _MARKUP.sub(r"\\\g<0>", visible(text))
+
+
+def quoted(text: str) -> str:
+    """Return a name between backticks for a sentence that may be shown as plain text, as Markdown or as HTML."""
+    return f"`{''.join(_code(c) if _MARKUP.match(c) or unicodedata.category(c) in _INVISIBLE else c for c in text)}`"
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

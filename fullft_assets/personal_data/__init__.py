@@ -1,0 +1,1 @@
+"""personal data: found in texts, counted, and replaced by placeholders."""

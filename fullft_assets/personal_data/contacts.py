@@ -1,0 +1,220 @@
+"""How a person is reached and paid: e-mail, telephone, IBAN, payment card, IP address, US social security number.
+
+Licence versions, section numbers, dates and ZIP+4 codes look like numbers of people; what guards against them is in the patterns.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+
+from fullft_assets.personal_data import checksums
+from fullft_assets.personal_data.kinds import Kind, Span, bare, digits_of, is_another_number, named_by
+
+#: Length of an IBAN by country (SWIFT IBAN registry).
+IBAN_LENGTHS = {
+    **{"AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28, "CH": 21},
+    **{"CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FO": 18, "FR": 27},
+    **{"GB": 22, "GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26},
+    **{"IT": 27, "JO": 30, "KW": 30, "KZ": 20, "LB": 28, "LC": 32, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MD": 24},
+    **{"ME": 22, "MK": 19, "MR": 27, "MT": 31, "MU": 30, "NL": 18, "NO": 15, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29},
+    **{"RO": 24, "RS": 22, "SA": 24, "SC": 31, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "ST": 25, "SV": 28, "TL": 23, "TN": 24},
+    **{"TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20},
+}
+_FILE_ENDINGS = ("png", "jpg", "jpeg", "gif", "svg", "js", "css", "webp")
+_NUMBERED = re.compile(
+    r"(?:\b(?:v|ver|version|release|rev|revision|section|sections|sec|clause|article|chapter|paragraph|rule)|§)[ .:(]*$", re.I
+)
+#: Countries whose national mobile numbers are found without the country's code.
+_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "AT", "CH", "PL", "PT", "BR", "IE", "SE", "DK", "MX", "IN", "AU")
+
+
+def _check_email(match: re.Match[str]) -> Span | None:
+    local = _LOCAL_PART.search(match.string, max(0, match.start() - 64), match.start())
+    if local is None or match[0].rpartition(".")[2].lower() in _FILE_ENDINGS:
+        return None
+    return local.start(), match.end()
+
+
+def _check_iban(match: re.Match[str]) -> Span | None:
+    length = IBAN_LENGTHS.get(match[0][:2].upper())
+    if length is None:
+        return None
+    # The pattern may have run into the letters that follow; the country decides where the number ends.
+    ends = [at for at, c in enumerate(match[0], start=1) if c.isalnum()]
+    if len(ends) < length or (len(ends) > length and match[0][ends[length - 1]].isalnum()):
+        return None
+    end = ends[length - 1]
+    return (match.start(), match.start() + end) if checksums.iban(bare(match[0][:end])) else None
+
+
+def _check_card(match: re.Match[str]) -> Span | None:
+    number = digits_of(match[0])
+    is_real = _is_issued(number) and checksums.luhn(number) and not is_another_number(match, match.start())
+    return match.span() if is_real else None
+
+
+def _is_issued(number: str) -> bool:
+    """Return whether a network issues cards of this prefix and length (Visa, Mastercard, Amex, Discover, JCB, Diners, UnionPay)."""
+    length, two, four = len(number), int(number[:2]), int(number[:4])
+    if number[0] == "4":
+        return length in (13, 16, 19)
+    if 51 <= two <= 55 or 2221 <= four <= 2720:
+        return length == 16
+    if two in (34, 37):
+        return length == 15
+    if two in (36, 38) or 300 <= int(number[:3]) <= 305:
+        return length == 14
+    return (two in (62, 65) or four == 6011 or 3528 <= four <= 3589 or 644 <= int(number[:3]) <= 649) and 16 <= length <= 19
+
+
+def _check_ssn(match: re.Match[str]) -> Span | None:
+    is_given = checksums.us_ssn(digits_of(match[0])) and not is_another_number(match, match.start())
+    return match.span() if is_given else None
+
+
+def _check_ipv4(match: re.Match[str]) -> Span | None:
+    parts = match[0].split(".")
+    if any(int(part) > 255 or (part[0] == "0" and part != "0") for part in parts) or all(len(part) == 1 for part in parts):
+        return None
+    address = ipaddress.IPv4Address(match[0])
+    if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved:
+        return None
+    return None if _NUMBERED.search(match.string, max(0, match.start() - 20), match.start()) else match.span()
+
+
+def _check_ipv6(match: re.Match[str]) -> Span | None:
+    number = match[0].removesuffix(":") if not match[0].endswith("::") else match[0]
+    # `abc::def` is more often a name in a program than an address.
+    if sum(map(bool, number.split(":"))) < 3 or not digits_of(number):
+        return None
+    try:
+        address = ipaddress.IPv6Address(number)
+    except ValueError:
+        return None
+    return None if address.is_loopback or address.is_multicast else (match.start(), match.start() + len(number))
+
+
+def _may_be_called(found: str) -> bool:
+    is_day = re.fullmatch(r"(?:19|20)[0-9]{2}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", found)
+    return 7 <= len(digits_of(found)) <= 15 and not is_day
+
+
+def _check_called(match: re.Match[str]) -> Span | None:
+    span = _NAMED_TELEPHONE(match)
+    if span is None:
+        return None
+    return (span[0] + 1, span[1]) if match[0].startswith("(") and ")" not in match[0] else span
+
+
+def _check_telephone(match: re.Match[str]) -> Span | None:
+    form = str(match.lastgroup)
+    least, most = _TELEPHONE_DIGITS[form]
+    # A ZIP+4 code has the shape of a trunk number.
+    is_zip = form == "trunk" and re.fullmatch(r"[0-9]{5,6}[ -]{1,2}[0-9]{4}", match[0])
+    if is_zip or not least <= len(digits_of(match[0])) <= most:
+        return None
+    if form == "prefixed" and not _is_valid(f"+{digits_of(match[0])[2:]}"):
+        return None
+    if form == "unspaced" and (is_another_number(match, match.start()) or not _is_national_mobile(match[0])):
+        return None
+    return match.span()
+
+
+@lru_cache(maxsize=4096)
+def _is_valid(number: str, region: str | None = None, *, mobile: bool = False) -> bool:
+    """Return whether a number belongs to a numbering plan, as Google's libphonenumber describes them."""
+    import phonenumbers
+
+    try:
+        parsed = phonenumbers.parse(number, region)
+    except phonenumbers.NumberParseException:
+        return False
+    if not phonenumbers.is_valid_number(parsed):
+        return False
+    kinds = (phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE)
+    return not mobile or phonenumbers.number_type(parsed) in kinds
+
+
+def _is_national_mobile(number: str) -> bool:
+    return any(_is_valid(number, region, mobile=True) for region in _REGIONS)
+
+
+_LOCAL_PART = re.compile(r"[\w%+][\w.+%'-]*\Z")
+#: Least and most digits of each form of telephone number.
+_TELEPHONE_DIGITS = {
+    "international": (8, 15),
+    "prefixed": (10, 17),
+    "american": (10, 11),
+    "french": (10, 10),
+    "trunk": (9, 12),
+    "unspaced": (10, 11),
+}
+# Each pattern starts with a set of characters and looks back after it: only so can the search skip what cannot start one.
+_TELEPHONE = r"""
+[+(0-9](?<![\w.+/@:-].)(?:
+    (?P<international>(?<=\+)[1-9](?:[ .\-/()]{0,3}[0-9]){7,14}+)
+  |(?P<prefixed>(?<=0)0[1-9](?:[ .\-/()]{0,3}[0-9]){7,14}+)
+  |(?P<american>(?:(?<=1)[ .-](?:\([2-9]|[2-9])|(?<=\()[2-9]|(?<=[2-9]))[0-9]{2}(?:\)[ -]?[2-9][0-9]{2}[-. ]|[-][2-9][0-9]{2}-|[.][2-9][0-9]{2}[.]|[ ][2-9][0-9]{2}[ ])[0-9]{4})
+  |(?P<french>(?<=0)[1-9](?:[ .-][0-9]{2}){4})
+  |(?P<trunk>(?:(?<=\()0|(?<=0))[1-9][0-9]{1,4}\)?[ /-]{1,3}[0-9]{3,8}+(?:[ -][0-9]{2,5}){0,3}+)
+  |(?P<unspaced>(?<=0)[1-9][0-9]{8,9}+)
+)(?![\w%]|[-/.:,]?[0-9])
+"""
+_CALLED = r"[+(0-9](?<![\w+(.@].)(?:(?<=[0-9])|[0-9])(?:[ ().\-/]{0,3}[0-9]){6,14}+(?![-/]?\w)"
+_NAMED_TELEPHONE = named_by(
+    r"(?:telephone|telefon|telefax|telefoon|t[ée]l[ée]phone|tel[ée]fono|telefone|phone|tel|t[ée]l|fax|mobile|mobil|mobiel|m[óo]vil|cell|cellulare|"
+    r"celular|kom[óo]rka|portable|handy|whatsapp|call|ring|text|sms|llama|llame|rufen|appelez|chiama|bel|zadzwo[ńn])\b[.]?"
+    r"(?: (?:me|us|him|her|sie|mich|lo|al|moi|nous|mi|mij|under|unter|at|on|au|op|pod|no|to|the|my|new|line|office)\b){0,3}+",
+    "tel tél phone fax mob móvil movil cell celular komórka komorka portable handy whatsapp call ring text sms llam rufen appel chiama bel zadzwo",
+    _may_be_called,
+)
+_CARD = (
+    r"[0-9](?<![\w.+-].)(?:[0-9]{3}([ .-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{3}([ .-])[0-9]{6}\2[0-9]{4,5}|[0-9]{12,18}+)(?![\w-]|\.[0-9])"
+)
+
+CONTACTS = (
+    Kind("email", "[EMAIL]", "@", re.compile(r"@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"), _check_email),
+    Kind(
+        "iban",
+        "[IBAN]",
+        r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}",
+        re.compile(r"[A-Za-z](?<!\w.)[A-Za-z][0-9]{2}(?:[ -]?[A-Za-z0-9]){11,32}+"),
+        _check_iban,
+    ),
+    Kind("payment_card", "[CARD]", r"[0-9](?:[ .-]?[0-9]){12}", re.compile(_CARD), _check_card),
+    Kind(
+        "us_ssn",
+        "[SSN]",
+        r"[0-9]{3}-[0-9]{2}-[0-9]{4}",
+        re.compile(r"[0-9](?<![\w.-].)[0-9]{2}-[0-9]{2}-[0-9]{4}(?![\w-])"),
+        _check_ssn,
+    ),
+    Kind(
+        "us_ssn",
+        "[SSN]",
+        r"(?i)ssn|social security",
+        re.compile(r"[0-9](?<![\w.-].)[0-9]{2}[ .-]?[0-9]{2}[ .-]?[0-9]{4}(?!\w)"),
+        named_by("(?:ssn|social security)", "ssn social", lambda found: checksums.us_ssn(digits_of(found))),
+    ),
+    Kind(
+        "ip_address",
+        "[IP]",
+        r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]",
+        re.compile(r"[0-9](?<![\w.-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])"),
+        _check_ipv4,
+    ),
+    Kind(
+        "ip_address",
+        "[IP]",
+        r"[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]*:",
+        re.compile(r"[0-9A-Fa-f:](?<![\w:.].)[0-9A-Fa-f:]{5,38}+(?!\w)"),
+        _check_ipv6,
+    ),
+)
+#: After all identifiers: their digits are no telephone numbers.
+TELEPHONES = (
+    Kind("phone", "[PHONE]", r"[0-9](?:[ ().\-/]{0,3}[0-9]){6}", re.compile(_CALLED), _check_called),
+    Kind("phone", "[PHONE]", r"[0-9](?:[ ().\-/]{0,3}[0-9]){6}", re.compile(_TELEPHONE, re.X), _check_telephone),
+)
