@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from fullft_assets import documents
 from fullft_assets.documents import Batch, SourceFile, batches
 from fullft_assets.documents import raw as raw_documents
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Manifest, Store
@@ -52,7 +54,7 @@ class TestScan:
             ".g.jsonl",
             ".hidden/h.csv",
             "i.csv.part",
-            "j.docx",
+            "j.doc",
             "k.jsonl.gz",
             "l.TXT",
         ):
@@ -68,20 +70,20 @@ class TestScan:
         ]
 
     def test_other_endings_are_left_in_place_and_named(self, tmp_path: Path) -> None:
-        names = ["a.docx", "b/c.docx", "b/d.DOCX", "notes.txt.gz", "README", os.fsdecode(b"caf\xe9.xls")]
-        unnamed = ["e.jsonl", "f.tsv", ".g.docx", ".h/i.docx", "j.csv.part", "k.JSONL.tmp", "_SUCCESS"]
+        names = ["a.doc", "b/c.doc", "b/d.DOC", "notes.txt.gz", "REMARKS", os.fsdecode(b"caf\xe9.xls")]
+        unnamed = ["e.jsonl", "f.tsv", ".g.doc", ".h/i.doc", "j.csv.part", "k.JSONL.tmp", "_SUCCESS"]
         for name in (*names, *unnamed):
             (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / name).write_text("x")
         source = documents.Folder(tmp_path / "in")
         assert [file.path for file in source.files()] == ["e.jsonl", "f.tsv"]
         assert sorted(source.others) == sorted(names)
-        (line,) = documents.left_in_place(source.others)
+        (line,) = documents.left_in_place(source.others, named=True)
         assert line == (
-            "6 file(s) are left in place because their endings are not read: 3 .docx (a.docx, b/c.docx, ...), 1 .txt.gz (notes.txt.gz), "
-            "1 .xls (caf\\xe9.xls), 1 without an ending (README)"
+            "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...), 1 .txt.gz (notes.txt.gz), "
+            "1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
         )
-        assert documents.left_in_place([]) == []
+        assert documents.left_in_place([], named=True) == []
 
     def test_a_missing_folder_is_one_line_with_the_fix(self, tmp_path: Path) -> None:
         with pytest.raises(
@@ -96,7 +98,54 @@ class TestScan:
         delivered.mkdir()
         (delivered / "linked").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere/back").symlink_to(delivered)
-        assert [file.path for file in documents.Folder(delivered).files()] == ["linked/a.jsonl"]
+        assert [file.path for file in documents.Folder(delivered, follow_links=True).files()] == ["linked/a.jsonl"]
+        source = documents.Folder(delivered)
+        assert source.files() == []
+        assert source.skipped == {"linked": "a link that leaves the folder; documents.follow_links allows it"}
+
+    def test_no_entry_stops_a_look_or_leads_out_of_the_folder(self, tmp_path: Path) -> None:
+        folder = tmp_path / "in"
+        (folder / "b").mkdir(parents=True)
+        (folder / "b/a.jsonl").write_text("{}")
+        (tmp_path / "outside.txt").write_text("secret")
+        (folder / "inside.jsonl").symlink_to(folder / "b/a.jsonl")
+        (folder / "dangling.jsonl").symlink_to("nowhere.jsonl")
+        (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
+        (folder / "zero.txt").symlink_to("/dev/zero")
+        (folder / "loop.jsonl").symlink_to("loop.jsonl")
+        (folder / "round").symlink_to("round")
+        os.mkfifo(folder / "pipe.jsonl")
+        source = documents.Folder(folder)
+        leaves, loop = "a link that leaves the folder; documents.follow_links allows it", os.strerror(errno.ELOOP)
+        assert [file.path for file in source.files()] == ["b/a.jsonl", "dangling.jsonl", "inside.jsonl"]
+        expected = {"link.txt": leaves, "zero.txt": leaves, "loop.jsonl": loop, "round": loop, "pipe.jsonl": "not a regular file"}
+        assert source.skipped == expected
+        (line,) = documents.skipped(source.skipped, named=False)
+        assert f"2 ({leaves})" in line and "link.txt" not in line, "what is kept names no file"
+        (line,) = documents.skipped(source.skipped, named=True)
+        assert line.startswith("5 entries of the folder are skipped: link.txt (a link that leaves the folder; ") and line.count("\n") == 0
+        followed = documents.Folder(folder, follow_links=True)
+        assert "link.txt" in [file.path for file in followed.files()]
+        assert followed.skipped == {"zero.txt": "not a regular file", "loop.jsonl": loop, "round": loop, "pipe.jsonl": "not a regular file"}
+        for name in expected:
+            with pytest.raises(OSError), source.local(name):
+                pass
+            assert source.digest(SourceFile(name, 0, 0)).startswith("unreadable: ")
+
+    def test_a_folder_that_may_not_be_listed_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a.jsonl").write_text("{}")
+        (tmp_path / "shut").mkdir()
+        listed = os.scandir
+
+        def scandir(folder: str) -> Any:
+            if folder.endswith("shut"):  # root may list every folder
+                raise PermissionError(errno.EACCES, "Permission denied", folder)
+            return listed(folder)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        source = documents.Folder(tmp_path)
+        assert [file.path for file in source.files()] == ["a.jsonl"]
+        assert source.skipped == {"shut/": "folder cannot be listed: Permission denied"}
 
 
 class TestBatches:
@@ -421,9 +470,9 @@ class TestUnreadableFiles:
         raw = letters.keep(batch)
         check = raw.check("files_are_readable")
         assert (check.passed, check.severity) == (False, "warn")
-        assert check.metadata == {"num_files": 4, "num_unreadable": 3}
+        assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
         for name, reason in reasons.items():
-            assert f"{letters.project.documents}/{name}: {reason or ''}" in check.description
+            assert f"{alias(name)}: {reason or ''}" in check.description
         assert check.description.endswith("; fix and deliver again")
         assert "\n" not in check.description
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
@@ -437,7 +486,7 @@ class TestUnreadableFiles:
         [batch] = letters.cut()
         with pytest.raises(DataError) as raised:
             letters.keep(batch)
-        assert str(raised.value).startswith(f"{path}: cannot be read (not CSV: ")
+        assert str(raised.value).startswith(f"{path.parent}: {alias(path.name)} cannot be read (not CSV: ")
         assert str(raised.value).endswith("; fix the file and deliver it again")
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         # The fixed file is another one to the ledger, and goes through.
@@ -459,7 +508,7 @@ class TestUnreadableFiles:
         # Not by its mode: whoever runs this may read everything.
         monkeypatch.setattr(Path, "open", refuse)
         raw = letters.keep(batch)
-        assert "secret.jsonl: Permission denied" in raw.check("files_are_readable").description
+        assert f"{alias('secret.jsonl')}: Permission denied" in raw.check("files_are_readable").description
         monkeypatch.setattr(Path, "open", opened)
         # The other file has gone meanwhile: its rows are those of the first run.
         (letters.project.documents / "delivery-1.jsonl").unlink()
@@ -472,7 +521,7 @@ class TestUnreadableFiles:
         (letters.project.documents / os.fsdecode(b"caf\xe9.jsonl")).write_text('{"text": "a"}\n')
         [batch] = letters.cut()
         raw = letters.keep(batch)
-        assert r"/caf\xe9.jsonl: its name is not UTF-8; rename it" in raw.check("files_are_readable").description
+        assert f"{alias(batch.files[0].path)}: its name is not UTF-8; rename it" in raw.check("files_are_readable").description
         assert raw.metadata["num_rows"] == 400
         assert letters.cut() == []
 
@@ -493,7 +542,7 @@ class TestChangedFiles:
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
         description = raw.check("files_are_readable").description
-        assert "other.jsonl: changed while it was read; its newer state comes in a batch of its own" in description
+        assert f"{alias('other.jsonl')}: changed while it was read; its newer state comes in a batch of its own" in description
         monkeypatch.setattr(raw_documents, "read_documents", read)
         [newer] = letters.cut()
         assert [row["row"] for row in letters.rows(letters.keep(newer))] == list(range(1, 8))
@@ -513,13 +562,16 @@ class TestChangedFiles:
         raw = letters.keep(batch)
         assert raw.metadata["num_rows"] == 0
         assert "changed while it was read" in raw.check("files_are_readable").description
+        assert raw.check("files_are_readable").passed
 
     def test_one_rewritten_before_its_run_leaves_an_empty_batch_and_comes_in_the_next(self, letters: Kept) -> None:
         [batch] = letters.cut()
         letters.project.deliver("delivery-1.jsonl", projects.licence_rows(30, skip=400))
         raw = letters.keep(batch)
         assert (raw.metadata["num_rows"], raw.metadata["files"]) == (0, {})
-        assert "delivery-1.jsonl: changed since it was cut; its newer state comes" in raw.check("files_are_readable").description
+        check = raw.check("files_are_readable")
+        assert f"{alias('delivery-1.jsonl')}: changed since it was cut; its newer state comes" in check.description
+        assert check.passed and "fix" not in check.description, "nothing is wrong with a file that grows"
         [newer] = letters.cut()
         assert letters.keep(newer).metadata["num_rows"] == 30
 
@@ -540,7 +592,7 @@ class TestChangedFiles:
         [batch] = letters.cut()
         letters.project.deliver("delivery-2.jsonl", projects.licence_rows(1))
         (letters.project.documents / "delivery-1.jsonl").unlink()
-        with pytest.raises(DataError, match=re.escape("delivery-1.jsonl: cannot be read (No such file or directory)")):
+        with pytest.raises(DataError, match=re.escape(f"{alias('delivery-1.jsonl')} cannot be read (No such file or directory)")):
             letters.keep(batch)
 
 
@@ -551,7 +603,7 @@ def test_kept_documents_are_found_again_and_trace_each_row_to_its_line(letters: 
     status = (letters.project.documents / "delivery-1.jsonl").stat()
     delivered = [json.loads(line) for line in (letters.project.documents / "delivery-1.jsonl").read_text().splitlines()]
     assert [(r["id"], r["text"], r["label"], r["group"], r["row"], r["delivered_ns"]) for r in letters.rows(raw)] == [
-        (d["id"], d["text"], d["kind"], d["expression"], n, status.st_mtime_ns) for n, d in enumerate(delivered, start=1)
+        (d["id"], d["text"], d["kind"], d["expression"].casefold(), n, status.st_mtime_ns) for n, d in enumerate(delivered, start=1)
     ]
     assert raw.metadata == {
         "batch": batch.name,
@@ -561,8 +613,10 @@ def test_kept_documents_are_found_again_and_trace_each_row_to_its_line(letters: 
         "num_rows": 400,
         "num_malformed": 0,
         "num_erased": 0,
+        "num_masked": 0,
         "files": {"delivery-1.jsonl": status.st_mtime_ns},
         "encodings": {},
+        "num_files_by_encoding": {"utf-8": 1},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from fullft_assets import automation
 from fullft_assets.assets.case import Case
 from fullft_assets.component import FullFineTune
+from fullft_assets.documents.aliases import alias
 from fullft_assets.resources import latest_by_partition, open_store
 from tests import project as projects
 from tests import test_documents_formats as formats
@@ -74,7 +76,7 @@ def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.
 def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd: pytest.CaptureFixture[str]) -> None:
     (project.documents / "delivery-1.jsonl").unlink()
     deliver(project.documents)
-    project.configure(examples={"pii": "flag", "languages": ["en"], "max_characters": 20_000})
+    project.configure(examples={"pii": "flag", "languages": ["en"], "max_characters": 20_000, "max_ungrouped_share": 1})
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         result, batch = ingest(project, instance)
         assert result.success
@@ -86,15 +88,115 @@ def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd
     unreadable = {"quote.csv", "array.json", "bytes.jsonl", "page.pdf", "packed.jsonl.gz", "table.parquet"}
     description = raw.check("files_are_readable").description
     assert raw.check("files_are_readable").metadata["num_unreadable"] == len(unreadable)
-    assert sum(name in description for name in unreadable) == 5, "five are named, the sixth is counted"
-    assert any("faults.jsonl" in event for event in events), "the faults are told by file and row"
+    assert sum(alias(name) in description for name in unreadable) == 5, "five are named, the sixth is counted"
+    assert any(alias("faults.jsonl") in event for event in events), "the faults are told by file and row"
     assert len(events) > 30
+    assert_only_in_the_store(project, events, capfd)
+
+
+def assert_only_in_the_store(project: projects.Project, events: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Look for the word in the events of runs, in everything of Dagster's home but the store, and in what was printed."""
     assert [event for event in events if WORD in event] == []
     outside = [path for path in project.home.rglob("*") if path.is_file() and "store" not in path.relative_to(project.home).parts]
     assert [path for path in outside if path.suffix == ".db"], "the event log is among them"
     assert [path for path in outside if WORD.encode() in path.read_bytes()] == []
     output = capfd.readouterr()
     assert WORD not in output.out + output.err
+
+
+def materialize(project: projects.Project, instance: dg.DagsterInstance, asset: str) -> dg.ExecuteInProcessResult:
+    """Make an asset that has no partitions."""
+    defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    job = defs.resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(asset_selection=[dg.AssetKey(["letters", asset])], instance=instance, raise_on_error=False)
+
+
+def planted_rows(count: int) -> list[dict[str, Any]]:
+    """Return rows with the word in the id, the text, the group, the domain and the label, which is a sentence."""
+    sentences = [f"This one is about the {WORD} licence, its terms and its use.", f"And this about another {WORD} one, which nobody reads."]
+    return [
+        {
+            "id": f"{WORD}-{n}",
+            "text": f"{row['text']} {WORD} {n}",
+            "kind": sentences[n % 2],
+            "patient": f"{WORD} {n // 2}",
+            "ward": f"{WORD} {n % 3}",
+        }
+        for n, row in enumerate(projects.licence_rows(count))
+    ]
+
+
+@pytest.mark.parametrize("is_good", [True, False], ids=["taken", "refused"])
+def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
+    project: projects.Project, capfd: pytest.CaptureFixture[str], is_good: bool
+) -> None:
+    (project.documents / "delivery-1.jsonl").unlink()
+    project.deliver(f"ward {WORD}/letter of {WORD}.jsonl", planted_rows(120))
+    (row,) = planted_rows(1)
+    rare = {
+        **row,
+        "id": f"{WORD} alone",
+        "text": f"{WORD} {row['text']}",
+        "kind": f"A label of one row that says {WORD} to whoever reads it.",
+    }
+    project.deliver(f"{WORD}.jsonl", [row, {"id": WORD}, *([] if is_good else [rare])])
+    (project.documents / f"{WORD}.csv").write_text(f'text,kind\n"{WORD},notice\n')
+    (project.documents / f"{WORD}.doc").write_text(WORD)
+    (project.documents / f"{WORD}.docx").write_text(WORD)
+    (project.documents / f"{WORD}.pdf").write_bytes(formats.written_pdf(formats.shown("A page"), b""))
+    (project.documents / f"{WORD}.txt").symlink_to(project.root / "pyproject.toml")
+    with zipfile.ZipFile(project.documents / f"{WORD}.zip", "w") as archive:
+        archive.writestr(f"{WORD}.{WORD}", WORD)
+        archive.writestr(f"{WORD}.docx", WORD)
+    (project.documents / f"letter.{WORD}").write_text(WORD)
+    own = {"labels": None, "group": "patient", "domain": "ward", "min_label_share": 0.6}
+    project.configure(examples=own, snapshot={"min_train_rows": 20, "test_share": 0.3, "validation_share": 0.3, "rare_labels": "refuse"})
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        ingested, batch = ingest(project, instance)
+        assert ingested.success
+        taken = materialize(project, instance, "training_snapshot")
+        assert taken.success == is_good
+        (sensor, *_) = automation.build_sensors(Case(project.use_case()))
+        tick = sensor(dg.build_sensor_context(instance=instance, resources=Case(project.use_case()).resources()))
+        store = open_store(project.use_case(), instance)
+        events = [entry.to_json() for each in (ingested, taken) for entry in instance.all_logs(each.run_id)]
+        events += [str(tick.asset_events), str(tick.skip_reason.skip_message)]
+    examples = latest_by_partition(store, "letters", "labeled_examples")[batch]
+    assert WORD in json.dumps(examples.metadata), "the store has the labels"
+    assert f"{2 + (not is_good)} labels (not named, as there are more than 100 or" in examples.check("labels_are_balanced").description
+    assert "2 file(s) are left in place because their endings are not read: 1 .doc, 1 without an ending" in events[-1]
+    assert "1 entries of the folder are skipped: 1 (a link that leaves the folder" in events[-1]
+    assert any(f"{alias(f'{WORD}.pdf')}: 1 page(s) without text" in event for event in events)
+    quarantined = latest_by_partition(store, "letters", "quarantined_examples")[batch]
+    assert "not read: no format has its ending" in quarantined.metadata["problems"], "of a member of the archive"
+    refusal = f"{alias(f'{WORD}.jsonl')}:3: one of the labels has 1 row, fewer than snapshot.min_rows_per_label"
+    assert is_good or any(refusal in event for event in events)
+    assert_only_in_the_store(project, events, capfd)
+
+
+def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: projects.Project) -> None:
+    picture = "![t](http://host/x.png)\u202e<b>`|"
+    rows = [{**row, "kind": (picture, "notice")[n % 2]} for n, row in enumerate(projects.licence_rows(120))]
+    project.deliver("delivery-1.jsonl", rows)
+    project.configure(examples={"labels": None, "min_label_share": 0.6}, snapshot={"test_share": 0.3, "validation_share": 0.3})
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        ingested, batch = ingest(project, instance)
+        taken = materialize(project, instance, "training_snapshot")
+        assert ingested.success and taken.success
+        store = open_store(project.use_case(), instance)
+        [made] = taken.asset_materializations_for_node("letters__training_snapshot")
+        page = Path(str(made.metadata["data_report"].value))
+        report = page.with_suffix(".md").read_text()
+        assert "<img" not in page.read_text() and "<b>`" not in page.read_text()
+    counts = str(made.metadata["label_counts"].value)
+    shown = r"\!\[t\](http://host/x.png)\\u202e\<b>\`\|"
+    assert f"| {shown} | " in counts
+    in_report = shown.replace("\\<", "&lt;")
+    assert f"| {in_report} | " in report
+    assert (
+        r"`\u0021\u005bt\u005d(http://host/x.png)\u202e\u003cb>\u0060\u007c` 50.00%"
+        in latest_by_partition(store, "letters", "labeled_examples")[batch].check("labels_are_balanced").description
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,8 +224,4 @@ def test_nor_a_label_group_or_domain_when_an_expectation_cannot_be_computed(
     assert not failed.success
     line = f"examples.expectations.0: {name} cannot be computed on the profile (TypeError); fix its arguments"
     assert any(line in event for event in events)
-    assert [event for event in events if WORD in event] == []
-    outside = [path for path in project.home.rglob("*") if path.is_file() and "store" not in path.relative_to(project.home).parts]
-    assert [path for path in outside if WORD.encode() in path.read_bytes()] == []
-    output = capfd.readouterr()
-    assert WORD not in output.out + output.err
+    assert_only_in_the_store(project, events, capfd)

@@ -8,7 +8,10 @@ import gzip
 import io
 import json
 import random
+import re
 import signal
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -19,13 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents.formats import compression_of, ending_of, name_of_format
+from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.formats import Delivered, compression_of, csv_rows, name_of_format
+from fullft_assets.documents.formats.rows import Wanted
+from fullft_assets.documents.formats.sniffing import _UNTRUSTED, format_of_content
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DataError
+from fullft_assets.settings.documents import CsvSettings
+from tests import outlook_message
 from tests import project as projects
 from tests import test_documents_formats as formats
+from tests import test_documents_office as office
 
 #: Longest time that reading a few kilobytes may take; far above what it takes, far below a hang.
 LIMIT_SECONDS = 30
@@ -164,6 +173,39 @@ def _pdf() -> bytes:
     return formats.written_pdf(*(formats.shown(" ".join(words[i : i + 8]), " ".join(words[i + 8 : i + 16])) for i in range(0, 64, 16)))
 
 
+def _workbook() -> bytes:
+    book = office.workbook([list(ROWS[0]), *(list(row.values()) for row in ROWS)], [])
+    book.worksheets[0].merge_cells("C3:C5")
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def _mail() -> bytes:
+    made = office.message(Subject="Größe", From="a@example.org", Message_ID="<1@example.org>")
+    made.set_content(ROWS[0]["text"] + "\n\nOn Monday, B wrote:\n> – naïve €\n")
+    made.add_alternative("<p>not this</p>", subtype="html")
+    made.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="a.pdf")
+    return bytes(made)
+
+
+def _rtf() -> str:
+    text = "".join(letter if letter.isascii() and letter not in "\\{}" else "?" for letter in ROWS[0]["text"])
+    return r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}\f0 Caf\'e9 \u-10179?\u-8704?\par {\b " + text.replace("\n", "\\par ") + r"}\par}"
+
+
+def _outlook() -> bytes:
+    return outlook_message.written({outlook_message.SUBJECT: "Größe", outlook_message.BODY: ROWS[0]["text"]})
+
+
+def _archive() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (("a.txt", ROWS[0]["text"].encode()), ("b/c.jsonl", _lines()), ("d.csv", formats.as_csv(ROWS).encode())):
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
 def _lines() -> bytes:
     return formats.as_lines([{**row, "text": f"{row['text']} – naïve €"} if i % 2 else row for i, row in enumerate(ROWS)]).encode()
 
@@ -211,7 +253,19 @@ SEEDS = {
     "html": Seed("a.html", formats.PAGE.encode, times=180),
     "pdf": Seed("a.pdf", _pdf, times=40),
     "pdf, packed": Seed("a.pdf", _packed_pdf, times=40),
+    "docx": Seed("a.docx", office.letter, times=40),
+    "xlsx": Seed("a.xlsx", _workbook, times=20),
+    "eml": Seed("a.eml", _mail, times=60),
+    "mbox": Seed("a.mbox", lambda: b"".join(b"From a@example.org Mon May  6 07:08:00 2024\n" + _mail() for _ in range(3)), times=60),
+    "rtf": Seed("a.rtf", lambda: _rtf().encode(), times=60),
+    "jats": Seed("a.xml", office.JATS.encode, times=60),
+    "pubmed": Seed("a.xml", office.PUBMED.encode, times=60),
+    "msg": Seed("a.msg", _outlook, times=60),
+    "zip": Seed("a.zip", _archive, times=40),
+    "csv under .txt": Seed("a.txt", lambda: formats.as_csv(ROWS).encode(), times=60),
 }
+#: Formats that a file must be of to have one row.
+SINGLE = ("html", "pdf", "docx", "eml", "msg", "rtf")
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -270,13 +324,24 @@ def within(seconds: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> None:
+    damage(kind, range(SEEDS[kind].times), tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["docx", "xlsx", "eml", "mbox", "msg", "rtf", "jats", "pubmed", "zip", "csv under .txt"])
+def test_ten_thousand_damaged_files_give_rows_or_their_reason(kind: str, tmp_path: Path) -> None:
+    damage(kind, range(1_000, 11_000), tmp_path)
+
+
+def damage(kind: str, numbers: range, tmp_path: Path) -> None:
+    """Read damaged files; check that the rest of a batch goes on, and that no row is lost without a reason."""
     seed = SEEDS[kind]
     source, whole = OneFile(tmp_path, seed.name), seed.make()
     intact = source.read(whole, seed)
     assert intact.unreadable == {} and len(intact.table) > 1, "the undamaged file is read"
     assert_nothing_is_lost(seed, whole, rows_of(intact, seed), intact.encodings.get(seed.name, "utf-8-sig"))
     outcomes = {"read": 0, "unreadable": 0}
-    for number in range(seed.times):
+    for number in numbers:
         data = damaged(whole, random.Random(f"{kind} {number}"))
         batch = source.read(data, seed)
         assert batch.table.schema == schema()
@@ -290,7 +355,7 @@ def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> N
         else:
             assert_nothing_is_lost(seed, data, rows, batch.encodings.get(seed.name, "utf-8-sig"))
             outcomes["read"] += 1
-    assert sum(outcomes.values()) == seed.times and outcomes["read"] + (kind.startswith("arrow")) > 0
+    assert sum(outcomes.values()) == len(numbers) and outcomes["read"] + (kind.startswith("arrow")) > 0
 
 
 def rows_of(batch: ReadBatch, seed: Seed) -> list[dict[str, Any]]:
@@ -346,9 +411,10 @@ def _is_record(text: str) -> bool:
 
 
 def _num_in_csv(text: str, seed: Seed) -> int:
-    header = next((line for line in io.StringIO(text, newline="") if not line.isspace()), "")
-    delimiter = "\t" if ending_of(seed.name) == ".tsv" else next((mark for mark in ",;\t|" if mark in header), ",")
-    names, *records = [fields for fields in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if fields] or [[]]
+    lines, delimiter = csv_rows._lines_and_delimiter(io.StringIO(text, newline=""), seed.name, CsvSettings())
+    fields = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
+    first = next((at for at, row in enumerate(fields) if any(row)), len(fields))
+    names, *records = fields[first:] or [[]]
     if seed.documents.get("format") != "label_studio":
         return len(records)
     ids = (dict(zip(names, fields, strict=True)).get("id") if len(fields) == len(names) else None for fields in records)
@@ -362,9 +428,25 @@ def _num_in_tables(data: bytes) -> int:
         return pa.ipc.open_stream(pa.BufferReader(data)).read_all().num_rows
 
 
+def _sniffed(seed: Seed, data: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=seed.name) as file:
+        file.write(data)
+        file.flush()
+        examples = formats.ExamplesSettings(**{"label": "kind", "group": "expression", **seed.examples})
+        wanted = Wanted.of(formats.DocumentsSettings(path="x", **seed.documents), examples)
+        form = name_of_format(seed.name)
+        assert form is not None
+        return format_of_content(Delivered(Path(file.name), seed.name), form, wanted)
+
+
 def assert_nothing_is_lost(seed: Seed, data: bytes, rows: list[dict[str, Any]], encoding: str) -> None:
     """Check that a file that was read has a row for each record that it holds."""
     form = name_of_format(seed.name)
+    if form in _UNTRUSTED:
+        sniffed = _sniffed(seed, data)
+        if sniffed != form and (form, sniffed) != ("text", "csv"):
+            return
+        form = sniffed
     if form in ("jsonl", "ground_truth"):
         assert [row["row"] for row in rows] == _numbers_of_lines(_unpacked(seed.name, data).decode(encoding))
     elif form == "json":
@@ -375,8 +457,16 @@ def assert_nothing_is_lost(seed: Seed, data: bytes, rows: list[dict[str, Any]], 
         assert len(rows) == _num_in_tables(data)
     elif form == "parquet":
         assert len(rows) == pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
-    elif form in ("text", "html", "pdf"):
+    elif form in ("text", *SINGLE):
         assert len(rows) == 1
+    elif form == "xlsx":
+        assert [row["row"] for row in rows] == list(range(2, len(ROWS) + 2)), "a checksum guards each row"
+    elif form == "mbox":
+        assert len(rows) == len(re.findall(rb"(?:\A|\n[ \t\r\v\f]*\n)From ", data))
+    elif form == "xml":
+        assert len(rows) == max(1, data.count(b"</PubmedArticle>"))
+    elif form == "zip":
+        assert len(rows) >= len(zipfile.ZipFile(io.BytesIO(data)).namelist())
     assert all(row["problem"] or row["text"] is not None or form in ("json", "jsonl", "parquet", "arrow") for row in rows)
 
 
@@ -510,7 +600,7 @@ def test_a_damaged_file_alone_gives_rows_or_one_line(kind: str, tmp_path: Path) 
     refused = [why for number in range(12) if (why := complaint(source, seed, damaged(whole, random.Random(f"alone {kind} {number}"))))]
     assert refused
     for why in refused:
-        assert why.startswith(f"{tmp_path}/{seed.name}: cannot be read (") and "\n" not in why
+        assert why.startswith(f"{tmp_path}: {alias(seed.name)} cannot be read (") and "\n" not in why
 
 
 def complaint(source: OneFile, seed: Seed, data: bytes) -> str | None:

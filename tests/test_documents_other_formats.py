@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.documents import formats
-from fullft_assets.documents.formats import Unreadable
+from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.formats import Delivered, Unreadable
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
@@ -104,7 +105,7 @@ def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_ch
         ["b.jsonl", 1, "text", "three", None],
         ["notes/c.note", 1, None, "four", None],
     ]
-    assert found["unreadable"] == f"{data}/notes/d.note: not a note; fix and deliver again"
+    assert found["unreadable"] == f"{data}: {alias('notes/d.note')}.note: not a note; fix and deliver again"
     assert found["formats"] == {"letters": "1"}, "rows that another version reads are other rows"
     [counted] = [line for line in found["check"].splitlines() if line.startswith("  documents ")]
     assert counted.startswith("  documents  data: 4 files, ") and counted.endswith(" 6 rows"), "slow documents are counted unread"
@@ -120,7 +121,7 @@ def test_it_is_named_in_the_yaml_and_an_unknown_one_is_one_line(project: Path) -
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].endswith(
         "documents.format: leters is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf, "
-        "letters, note; did you mean `letters`?"
+        "docx, xlsx, eml, mbox, msg, rtf, xml, zip, letters, note; did you mean `letters`?"
     )
 
 
@@ -138,7 +139,8 @@ def test_an_ending_of_two_formats_is_refused(project: Path) -> None:
 def test_listing_the_endings_imports_no_parser() -> None:
     code = (
         "import sys; from fullft_assets.documents.formats import known_endings; print(known_endings());"
-        "print([name for name in ('pyarrow', 'bs4', 'pypdf', 'charset_normalizer') if name in sys.modules])"
+        "parsers = ('pyarrow', 'bs4', 'pypdf', 'chardet', 'docx', 'openpyxl', 'lxml', 'oxmsg', 'striprtf');"
+        "print([name for name in parsers if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [formats.known_endings(), "[]"]
@@ -155,5 +157,5 @@ def test_every_format_has_records_or_names_the_formats_that_it_is_written_as(nam
 
 def test_a_file_whose_package_is_gone_is_named(tmp_path: Path) -> None:
     reader = FileReader(Folder(tmp_path), DocumentsSettings(path="unused"), ExamplesSettings(label="kind"))
-    with pytest.raises(Unreadable, match="^no format has the ending .letters; install the package that registers it$"):
-        reader.formats("a.letters.gz")
+    with pytest.raises(Unreadable, match="^no format has its ending .letters; install the package that registers it$"):
+        reader.formats(Delivered(Path("a.letters.gz"), "a.letters.gz"))

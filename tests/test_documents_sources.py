@@ -16,6 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from fullft_assets import documents
 from fullft_assets.documents import S3Prefix, delivery, events
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -59,7 +60,7 @@ class TestFolder:
         (tmp_path / "in").mkdir()
         for name in ("m", "b", "z"):
             (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
-        assert [file.path for file in documents.Folder(tmp_path / "in").files()] == ["b/x/a.jsonl"]
+        assert [file.path for file in documents.Folder(tmp_path / "in", follow_links=True).files()] == ["b/x/a.jsonl"]
 
     def test_a_dangling_link_is_listed_and_stands_as_it_was_listed(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
@@ -76,7 +77,7 @@ class TestS3:
             "mail/x.parquet",
             "mail/.hidden/h.csv",
             "mail/.g.jsonl",
-            "mail/j.docx",
+            "mail/j.doc",
             "other/k.jsonl",
         ):
             put(bucket, name)
@@ -213,9 +214,9 @@ class TestDocumentsOnS3:
         raw = letters.keep(batch)
         assert {row["source"] for row in letters.rows(raw)} == {"good.jsonl"}
         description = raw.check("files_are_readable").description
-        assert f"{letters.uri}/broken.csv: not CSV: " in description
-        assert f"{letters.uri}/gone.jsonl: no such object" in description
-        assert f"{letters.uri}/changed.jsonl: changed since it was cut; its newer state comes in a batch of its own" in description
+        assert f"{alias('broken.csv')}: not CSV: " in description
+        assert f"{alias('gone.jsonl')}: no such object" in description
+        assert f"{alias('changed.jsonl')}: changed since it was cut; its newer state comes in a batch of its own" in description
         assert letters.cut() == [["changed.jsonl"]]
         assert letters.cut() == []
 
@@ -244,7 +245,7 @@ class TestDocumentsOnS3:
             put(letters.folder, f"b/{number:05}.txt", "x")
         first = letters.look()
         assert [len(batch.files) for batch in first.cut] == [1_000]
-        assert first.notes == ["listed up to b/00999.txt; the next look goes on"]
+        assert first.notes == [f"listed up to {alias('b/00999.txt')}; the next look goes on"]
         # What arrives behind the listing is found once it has begun anew.
         put(letters.folder, "a-late.txt", "x")
         put(letters.folder, "b/00007.txt", "rewritten")
@@ -411,7 +412,7 @@ class TestEvents:
         put(told.folder.parent, "mailbox/a.jsonl")
         for name in ("state.json", "dataset_info.json"):
             put(told.folder, f"saved/{name}")
-        queue.tell("mailbox/a.jsonl", "mail/a.docx", "mail/.hidden/a.jsonl", "mail/saved/state.json")
+        queue.tell("mailbox/a.jsonl", "mail/a.doc", "mail/.hidden/a.jsonl", "mail/saved/state.json")
         queue.send("not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1], "[" * 99_999)
         queue.show_again_at_once()
         found = told.look()

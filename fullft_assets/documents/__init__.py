@@ -1,10 +1,12 @@
 """documents: delivered files -> batches -> raw documents, unchanged and traceable to file and row."""
 
-from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, read_batch
-from fullft_assets.documents.delivery import Look, left_in_place, look, source_of
+from fullft_assets.documents import leftovers
+from fullft_assets.documents.aliases import restore
+from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, named_files, read_batch
+from fullft_assets.documents.delivery import Look, kept_out, left_in_place, look, skipped, source_of
 from fullft_assets.documents.erasure import erased_digest
 from fullft_assets.documents.metadata import RawMetadata
-from fullft_assets.documents.raw import CHECKS, VERSION, keep, key_settings, was_kept
+from fullft_assets.documents.raw import CHECKS, VERSION, WINDOW_CHECKS, keep, key_settings, masked_kinds, was_kept
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile
 
@@ -19,16 +21,23 @@ __all__ = [
     "S3Prefix",
     "SourceFile",
     "VERSION",
+    "WINDOW_CHECKS",
     "cut_batches",
     "erased_digest",
     "is_delivered",
     "keep",
     "key_settings",
+    "kept_out",
     "left_in_place",
+    "leftovers",
     "list_batches",
     "look",
+    "masked_kinds",
+    "named_files",
     "read_batch",
     "read_documents",
+    "restore",
+    "skipped",
     "source_of",
     "was_kept",
 ]

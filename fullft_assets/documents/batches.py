@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.sources import Folder, Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
@@ -56,6 +57,17 @@ def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
         key = (store.url, case, kind, name)
         batches.append(_memory.get(key) or _memory.keep(key, read_batch(store, case, name, kind)))
     return batches
+
+
+def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
+    """Return what each delivered file is called outside of the store (see `aliases`), its batch or window, and its path."""
+    kinds: tuple[Kind, Kind] = ("batch", "window")
+    return [
+        (alias(file.path), batch.name, shown_path(file.path))
+        for kind in kinds
+        for batch in list_batches(store, case, kind)
+        for file in batch.files
+    ]
 
 
 def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batch:

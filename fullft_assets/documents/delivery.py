@@ -6,17 +6,16 @@ starts again. The position only tells where to look next: the ledger alone decid
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from fullft_assets.documents import batches
+from fullft_assets.documents import batches, leftovers
+from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind
 from fullft_assets.documents.events import EventQueue
-from fullft_assets.documents.formats import COMPRESSIONS, ending_of
 from fullft_assets.documents.sources import S3Prefix, Source, open_source
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store, digest
@@ -41,6 +40,10 @@ class Look:
     notes: list[str]
     #: Paths that were met and left in place because their endings are not read; one of the notes counts them.
     others: list[str] = field(default_factory=list)
+    #: Paths of test splits, which one of the notes counts as well.
+    kept_out: list[str] = field(default_factory=list)
+    #: Why other entries of a folder were skipped, by path; one of the notes counts them as well.
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
@@ -48,7 +51,7 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
     settings = use_case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
     assert path is not None, "a use case without monitoring has no windows"
-    return open_source(path, use_case.project_root)
+    return open_source(path, use_case.project_root, follow_links=settings.documents.follow_links)
 
 
 def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
@@ -76,27 +79,63 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
         if kind == "batch" and bounds.queue is not None:
             return _look_at_events(store, use_case.name, source, bounds, now)
         cut, notes = _list_on(store, use_case.name, source, bounds, kind, now)
-        return Look(cut, 0, [*notes, *left_in_place(source.others)], source.others)
+        return _look_of(cut, 0, notes, source)
     settled, unsettled = batches.settled(source, bounds, now)
     cut = batches.record(store, use_case.name, settled, bounds, kind, uri=source.uri)
     while whole and (more := batches.record(store, use_case.name, settled, bounds, kind, uri=source.uri)):
         cut += more
+    counts, num_kept_out = leftovers.count(source.others), len(source.kept_out)
+    leftovers.remember(store, use_case.name, kind, counts, len(settled) + len(unsettled), num_kept_out)
     waiting = batches.num_new(store, use_case.name, unsettled, kind)
     note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
-    return Look(cut, waiting, [*([note] if waiting else []), *left_in_place(source.others)], source.others)
+    return _look_of(cut, waiting, [note] if waiting else [], source)
 
 
-def left_in_place(others: Sequence[str]) -> list[str]:
-    """Return one line that counts files by their endings, which are not read, and names the first of each; none where there is none."""
-    named: dict[str, list[str]] = {}
-    # A name may be no text.
-    for path in sorted(os.fsencode(path).decode("utf-8", "backslashreplace") for path in others):
-        last = PurePosixPath(path.lower()).suffix
-        named.setdefault((ending_of(path) + last if last in COMPRESSIONS else last) or "without an ending", []).append(path)
-    most = sorted(named.items(), key=lambda item: (-len(item[1]), item[0]))
-    shown = [f"{len(paths):,} {ending} ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" for ending, paths in most[:5]]
+def _look_of(cut: list[Batch], num_unsettled: int, notes: Sequence[str], source: Source) -> Look:
+    """Return a look with what its last listing of the source left alone."""
+    left = (
+        *kept_out(source.kept_out, named=False),
+        *left_in_place(source.others, named=False),
+        *skipped(source.skipped, named=False),
+    )
+    return Look(cut, num_unsettled, [*notes, *left], source.others, source.kept_out, source.skipped)
+
+
+def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
+    """Return one line that counts files by their endings, which are not read; none where there is none.
+
+    Args:
+        others: paths.
+        named: name the first files of each ending: on a terminal, not where lines are kept.
+    """
+    most = sorted(leftovers.by_ending(others).items(), key=lambda item: (-len(item[1]), item[0]))
+    shown = [
+        f"{len(paths):,} {ending}" + (f" ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" if named else "")
+        for ending, paths in most[:5]
+    ]
     more = f" and {len(most) - 5:,} more endings" if len(most) > 5 else ""
     return [f"{len(others):,} file(s) are left in place because their endings are not read: {', '.join(shown)}{more}"] if others else []
+
+
+def kept_out(paths: Sequence[str], *, named: bool) -> list[str]:
+    """Return one line that counts the files of test splits; none where there is none. `named`: with the first one, on a terminal."""
+    first = f" ({shown_path(paths[0])})" if named and paths else ""
+    return [f"{len(paths):,} file(s) of test splits are kept out of training{first}"] if paths else []
+
+
+def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
+    """Return one line that counts the entries of a folder that were not followed; none where there is none.
+
+    Args:
+        why: why each was not, by path.
+        named: name the first ones: on a terminal, not where lines are kept.
+    """
+    if not why:
+        return []
+    shown = [f"{shown_path(path)} ({reason})" for path, reason in sorted(why.items())[:5]]
+    more = f" and {len(why) - 5:,} more" if len(why) > 5 else ""
+    counted = [f"{number:,} ({reason})" for reason, number in Counter(why.values()).most_common()]
+    return [f"{len(why):,} entries of the folder are skipped: {'; '.join(shown) + more if named else '; '.join(counted)}"]
 
 
 def _list_on(
@@ -116,9 +155,16 @@ def _list_on(
     cut = batches.record(store, case, files, bounds, kind, uri=source.uri)
     new = {"place": place, "after": after, "ended_at": (position["ended_at"] if after else now) if every else None}
     # If there are more files than one look may record, these pages are listed again.
-    if new != position and len(cut) < batches.MAX_CUTS:
-        store.write_pointer(name, new)
-    return cut, [f"listed up to {after}; the next look goes on"] if after else []
+    if len(cut) < batches.MAX_CUTS:
+        left = leftovers.added(position.get("left", {}), leftovers.count(source.others))
+        num_read, num_kept_out = position.get("num_read", 0) + len(files), position.get("num_kept_out", 0) + len(source.kept_out)
+        if after:
+            new |= {"left": left, "num_read": num_read, "num_kept_out": num_kept_out}
+        else:
+            leftovers.remember(store, case, kind, left, num_read, num_kept_out)
+        if new != position:
+            store.write_pointer(name, new)
+    return cut, [f"listed up to {alias(after)}; the next look goes on"] if after else []
 
 
 def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: DocumentsSettings, now: float) -> Look:
@@ -134,5 +180,4 @@ def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: Documents
         "object(s) named by events are outside of it or have another ending": received.num_outside,
         "message(s) of the queue are no S3 events and stay there": received.num_unknown,
     }
-    shown = [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed, *left_in_place(source.others)]
-    return Look(cut, 0, shown, source.others)
+    return _look_of(cut, 0, [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed], source)

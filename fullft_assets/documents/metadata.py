@@ -16,9 +16,13 @@ class RawMetadata(Metadata):
     num_rows: int
     num_malformed: int
     num_erased: int
+    #: Rows in which personal data was masked as they were read.
+    num_masked: int = 0
     #: Times of the files that were read, in nanoseconds, by path.
     files: dict[str, int]
     #: Encodings other than UTF-8, by path.
     encodings: dict[str, str]
+    #: Text files by encoding.
+    num_files_by_encoding: dict[str, int]
     #: Files that were read once and are gone, without what today's settings ask for.
     taken_away: list[str] | None = None

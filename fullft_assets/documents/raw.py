@@ -1,4 +1,4 @@
-"""documents: delivered files -> batches -> raw documents, unchanged and traceable to file and row.
+"""documents: delivered files -> batches -> raw documents, traceable to file and row; unchanged, but for personal data that is masked.
 
 A *batch* is a bounded set of files, cut once and recorded in the store; what is in no batch is new,
 whatever its name or time. The same ledger cuts production documents into *windows*.
@@ -6,39 +6,50 @@ whatever its name or time. The same ledger cuts production documents into *windo
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
-from fullft_assets.documents.formats import FORMATS, name_of_format
+from fullft_assets.documents.formats import FORMATS, encodings, name_of_format
 from fullft_assets.documents.metadata import RawMetadata
-from fullft_assets.documents.reading import read_documents
+from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
+from fullft_assets.personal_data import pii
+from fullft_assets.personal_data.masking import mask_documents
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fullft_assets.settings import UseCaseSettings
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "4"
-READABLE = CheckSpec("files_are_readable", "Every file of the batch could be read.")
-CHECKS = (READABLE,)
+VERSION = "5"
+READABLE = CheckSpec("files_are_readable", "Every file could be read.")
+PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
+ENCODINGS_AGREE = CheckSpec("encodings_agree", "The files whose encoding was detected are in the encoding of most files of the batch.")
+#: A window is one file, whose encoding has none to agree with.
+WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
+CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
 _CHANGED = "its newer state comes in a batch of its own"
 _OF_EXAMPLES = ("task", "label", "group", "domain")
+_OF_FORMATS = ("csv", "xlsx", "xml", "mail", "pdf")
 #: Settings that may be removed without reading again: their column of rows that were read before is emptied.
 _DROPPABLE = ("group", "domain")
 #: Settings that define how a file is read, not what its rows mean.
-_HOW_READ = ("format", "encoding")
+_HOW_READ = ("format", "encoding", "reference_buckets", "masked")
 #: Raw documents made with other settings that are searched for a file which was deleted.
 _MOST_REMEMBERED = 20
 
@@ -61,8 +72,9 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
 
-        table, encodings, unreadable = plan.read(store, use_case)
-        table, num_erased = without_erased(table, store, use_case.name)
+        read = plan.read(store, use_case)
+        table, num_erased = without_erased(read.table, store, use_case.name)
+        table, num_masked = _masked(table, settings)
         pq.write_table(table, draft.path / "documents.parquet")
         metadata = RawMetadata(
             batch=name,
@@ -73,11 +85,14 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
             num_rows=len(table),
             num_malformed=len(table) - table["problem"].null_count,
             num_erased=num_erased,
-            files={file.path: file.mtime_ns for file in batch.files if _shown(file.path) not in unreadable},
-            encodings=encodings,
+            num_masked=num_masked,
+            files={file.path: file.mtime_ns for file in batch.files if shown_path(file.path) not in read.unreadable},
+            encodings=read.encodings,
+            num_files_by_encoding=dict(read.num_files_by_encoding.most_common()),
             taken_away=plan.taken_away or None,
         )
-        return metadata.as_dict(), [_readable_check(source, batch, unreadable)]
+        checks = [_readable_check(source, batch, read.unreadable, plan.changed), _pages_check(source, read.pages_without_text)]
+        return metadata.as_dict(), [*checks, _encodings_check(source, read)] if kind == "batch" else checks
 
     inputs = {"batch": name, "files": plan.digests(), **_format_versions(batch, settings.documents.format)}
     made = store.ensure(use_case.name, _stage(kind), write, inputs=inputs, **pinned)
@@ -161,7 +176,7 @@ class _Plan:
     def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
         self.source = source
         #: What is left out unseen, and why.
-        self.unreadable = {_shown(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
+        self.unreadable = {shown_path(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
         files = [file for file in batch.files if _is_unicode(file.path)]
         current = source.statuses(file.path for file in files)
         self.as_cut = [file for file in files if current[file.path] == file]
@@ -171,7 +186,9 @@ class _Plan:
         #: Of what is not there as it was cut, where its rows are taken from.
         self.carried = {path: fits[0] for path, found in earlier.items() if (fits := [each for each in found if not each.wanting])}
         others = [file for file in others if file.path not in self.carried]
-        self.unreadable |= {file.path: f"changed since it was cut; {_CHANGED}" for file in others if current[file.path] is not None}
+        #: What is read by another batch, as it is by now: nothing is wrong with it.
+        self.changed = {file.path for file in others if current[file.path] is not None}
+        self.unreadable |= dict.fromkeys(sorted(self.changed), f"changed since it was cut; {_CHANGED}")
         gone = [file for file in others if current[file.path] is None]
         #: What was read once, but not with what is asked for today, and is no longer there.
         self.taken_away = [file.path for file in gone if earlier[file.path]]
@@ -184,52 +201,43 @@ class _Plan:
         found |= {path: before.pin(path) for path, before in self.carried.items()}
         return found | {file.path: "missing" for file in self.missing} | self.unreadable
 
-    def read(self, store: Store, use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
-        """Return the batch's rows, the encodings that are not UTF-8 by path, and why a file was left out by path.
+    def read(self, store: Store, use_case: UseCase) -> ReadBatch:
+        """Return what the batch's files contain; those that are left out unseen are among the unreadable ones.
 
         Raises:
             DataError: not one of the files can be read.
         """
         import pyarrow as pa
 
-        parts = [schema().empty_table()]
-        encodings: dict[str, str] = {}
-        unreadable = dict(self.unreadable)
+        read, parts = ReadBatch(schema().empty_table()), []
         files = self.as_cut + self.missing
         if files:
             with self.source.fetched(files):
-                table, encodings, found = self._read_files(files, use_case)
-            unreadable |= found
-            parts.append(table)
+                read = self._read_files(files, use_case, store.url)
         for ref in dict.fromkeys(before.made.ref for before in self.carried.values()):
             paths = [path for path, before in self.carried.items() if before.made.ref == ref]
             parts.append(self.carried[paths[0]].rows(store, paths))
-        return pa.concat_tables(parts), encodings, unreadable
+        return replace(read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable)
 
-    def _read_files(self, files: list[SourceFile], use_case: UseCase) -> tuple[pa.Table, dict[str, str], dict[str, str]]:
-        import pyarrow.compute as pc
-
+    def _read_files(self, files: list[SourceFile], use_case: UseCase, store_url: str) -> ReadBatch:
         settings = use_case.settings
         try:
             found = read_documents(
-                self.source, Batch("", files), settings.documents, settings.examples, bool(self.carried or self.taken_away)
+                self.source, Batch("", files), settings.documents, settings.examples, bool(self.carried or self.taken_away), store_url
             )
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by itself.
             changed = self._changed()
             if len(changed) < len(files):
                 raise
-            return schema().empty_table(), {}, changed
-        changed = self._changed()
-        unreadable = found.unreadable | changed
-        table = found.table
-        if changed:
-            table = table.filter(~pc.field("source").isin(list(changed)))
-        return table, {path: name for path, name in found.encodings.items() if path not in unreadable}, unreadable
+            return ReadBatch(schema().empty_table(), changed)
+        return found.without(self._changed())
 
     def _changed(self) -> dict[str, str]:
         current = self.source.statuses(file.path for file in self.as_cut)
-        return {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if current[file.path] != file}
+        changed = {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if current[file.path] != file}
+        self.changed |= changed.keys()
+        return changed
 
 
 def _taken_away(before: _Before) -> str:
@@ -240,8 +248,26 @@ def _taken_away(before: _Before) -> str:
 def key_settings(use_case: UseCase) -> dict[str, Any]:
     """Return the settings that shape the raw documents."""
     settings = use_case.settings
-    chosen = settings.documents.model_dump(include={"format", "text", "id", "annotator", "time", "encoding"})
-    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES})}
+    chosen = settings.documents.model_dump(
+        include={"format", "text", "id", "annotator", "time", "encoding", "missing_values", "reference_buckets", *_OF_FORMATS}
+    )
+    masked = {"masked": kinds} if (kinds := masked_kinds(settings)) else {}
+    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked}
+
+
+def masked_kinds(settings: UseCaseSettings) -> list[str] | None:
+    """Return the kinds of personal data that are masked in the raw rows that are kept; None: they are kept as delivered."""
+    return sorted(settings.examples.pii_kinds) if settings.examples.pii == "mask" and settings.documents.mask_raw else None
+
+
+def _masked(table: pa.Table, settings: UseCaseSettings) -> tuple[pa.Table, int]:
+    """Return the rows as they are kept, those of earlier readings among them, and in how many personal data was masked."""
+    names = masked_kinds(settings)
+    if names is None:
+        return table, 0
+    kinds = pii.kinds_named(names)
+    counts = pii.count(table["text"], kinds)
+    return mask_documents(table, counts, kinds), int(np.count_nonzero(counts))
 
 
 def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
@@ -249,21 +275,49 @@ def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
     return store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}") is not None
 
 
-def _readable_check(source: Source, batch: Batch, unreadable: dict[str, str]) -> CheckOutcome:
-    places = "; ".join(f"{source.uri}/{path}: {why}" for path, why in list(unreadable.items())[:5])
-    more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
+def _readable_check(source: Source, batch: Batch, unreadable: dict[str, str], changed: set[str]) -> CheckOutcome:
+    wrong = [path for path in unreadable if path not in changed]
+    named = [*wrong, *(path for path in unreadable if path in changed)]
+    places = "; ".join(f"{alias(path)}: {unreadable[path]}" for path in named[:5])
+    more = f" and {len(named) - 5:,} more" if len(named) > 5 else ""
     return CheckOutcome(
         name=READABLE.name,
-        passed=not unreadable,
+        passed=not wrong,
         severity="warn",
-        description=f"{places}{more}; fix and deliver again" if unreadable else "",
-        metadata={"num_files": len(batch.files), "num_unreadable": len(unreadable)},
+        description=f"{source.uri}: {places}{more}{'; fix and deliver again' if wrong else ''}" if named else "",
+        metadata={"num_files": len(batch.files), "num_unreadable": len(wrong), "num_changed": len(changed)},
+    )
+
+
+def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
+    # What is ASCII fits the others.
+    numbers = Counter({name: number for name, number in read.num_files_by_encoding.items() if name != encodings.ASCII})
+    usual = max(numbers.values(), default=0)
+    rare = {path: name for path, name in read.encodings.items() if path in read.detected and numbers[name] < usual}
+    by_name = {name: [path for path, found in rare.items() if found == name] for name in sorted(set(rare.values()))}
+    found = "; ".join(f"{len(paths):,} in {name} ({alias(paths[0])})" for name, paths in by_name.items())
+    return CheckOutcome(
+        name=ENCODINGS_AGREE.name,
+        passed=not rare,
+        severity="warn",
+        description=f"detected in few files: {found}; look at these rows, and set documents.encoding where it is wrong" if rare else "",
+        metadata={"num_files": len(rare)},
+    )
+
+
+def _pages_check(source: Source, pages: dict[str, int]) -> CheckOutcome:
+    places = "; ".join(f"{alias(path)}: {number:,} page(s)" for path, number in list(pages.items())[:5])
+    more = f" and {len(pages) - 5:,} more" if len(pages) > 5 else ""
+    return CheckOutcome(
+        name=PAGES_HAVE_TEXT.name,
+        passed=not pages,
+        severity="warn",
+        description=f"{source.uri}: {places}{more} without text, perhaps scanned; recognise the text (OCR), or set documents.pdf.pages_without_text"
+        if pages
+        else "",
+        metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )
 
 
 def _is_unicode(path: str) -> bool:
     return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)
-
-
-def _shown(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

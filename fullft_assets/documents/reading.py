@@ -5,19 +5,33 @@ A file is read to its end or not at all: one that cannot be read is named with t
 
 from __future__ import annotations
 
-import errno
-import posixpath
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fullft_assets.documents.formats import FORMATS, Delivered, Format, Reading, Record, Unreadable, encodings, ending_of, name_of_format
+from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.formats import (
+    FORMATS,
+    Delivered,
+    Format,
+    Reading,
+    Record,
+    Unreadable,
+    bounded,
+    code_pages,
+    encodings,
+    ending_of,
+    name_of_format,
+)
+from fullft_assets.documents.formats.code_pages import Scores
 from fullft_assets.documents.formats.protocol import plain_rows
-from fullft_assets.documents.formats.rows import Row, Wanted
+from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
+from fullft_assets.documents.formats.sniffing import format_of_content
+from fullft_assets.documents.references import References
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
@@ -34,23 +48,47 @@ Take = Callable[[Iterator[tuple[int, Record]], Format, Reading], T]
 #: Rows, and characters of text, that are in memory as Python objects at a time.
 _PENDING_ROWS = 8192
 _PENDING_CHARACTERS = 2**25
-#: Objects that are fetched at a time.
-_FETCHERS = 16
-#: What S3 answers with (in s3fs's terms) while it is overloaded or broken.
-_PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """What a batch's files contain: a table of `schema()`; the files that cannot be read, and why; encodings other than UTF-8."""
+    """What a batch's files contain."""
 
+    #: Of `schema()`.
     table: pa.Table
-    unreadable: dict[str, str]
-    encodings: dict[str, str]
+    #: Why a file cannot be read, by path.
+    unreadable: dict[str, str] = field(default_factory=dict)
+    #: Encodings of the text files that are neither UTF-8 nor ASCII, by path.
+    encodings: dict[str, str] = field(default_factory=dict)
+    #: Those of them that were detected: neither a byte order mark nor a setting nor the file itself names them.
+    detected: frozenset[str] = frozenset()
+    #: Text files by encoding.
+    num_files_by_encoding: Counter[str] = field(default_factory=Counter)
+    #: Pages without text of the PDFs that have such pages, by path.
+    pages_without_text: dict[str, int] = field(default_factory=dict)
+
+    def without(self, unreadable: Mapping[str, str]) -> ReadBatch:
+        """Return it without some of the files, by why they are left out."""
+        import pyarrow.compute as pc
+
+        if not unreadable:
+            return self
+        return replace(
+            self,
+            table=self.table.filter(~pc.field("source").isin(list(unreadable))),
+            unreadable={**self.unreadable, **unreadable},
+            encodings={path: name for path, name in self.encodings.items() if path not in unreadable},
+            pages_without_text={path: number for path, number in self.pages_without_text.items() if path not in unreadable},
+        )
 
 
 def read_documents(
-    source: Source, batch: Batch, documents: DocumentsSettings, examples: ExamplesSettings, may_be_empty: bool = False
+    source: Source,
+    batch: Batch,
+    documents: DocumentsSettings,
+    examples: ExamplesSettings,
+    may_be_empty: bool = False,
+    out_of_reach: str | None = None,
 ) -> ReadBatch:
     """Read a batch's files.
 
@@ -60,6 +98,7 @@ def read_documents(
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         may_be_empty: it is no error if not one file can be read.
+        out_of_reach: the URL of the store, below which no reference of a file is followed.
 
     Returns:
         A row for each delivered record, malformed ones included, file by file in the batch's order.
@@ -72,30 +111,55 @@ def read_documents(
 
     if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
         raise SettingsError(f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave it out")
-    batches: list[pa.RecordBatch] = []
+    read: dict[str, tuple[list[pa.RecordBatch], str | None]] = {}
     unreadable: dict[str, str] = {}
-    found: dict[str, str] = {}
-    with FileReader(source, documents, examples) as reader:
-        for file in batch.files:
+    undecided: dict[SourceFile, Scores] = {}
+    pages: Counter[str] = Counter()
+    with FileReader(source, documents, examples, out_of_reach=out_of_reach) as reader:
 
-            def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading, file: SourceFile = file):
-                return _collect(meaning.rows(records, reading), file)
+        def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
+            def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[pa.RecordBatch]:
+                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file)
 
             try:
                 with source.local(file.path) as path:
-                    file_batches, encoding = reader.read(Delivered(path, file.path), collect)
+                    read[file.path] = reader.read(Delivered(path, file.path), collect, decide)
+            except _Undecided as waiting:
+                undecided[file] = waiting.scores
             except Unreadable as error:
                 unreadable[file.path] = str(error)
             except OSError as error:
                 unreadable[file.path] = error.strerror or type(error).__name__
-            else:
-                batches += file_batches
-                if encoding is not None and encoding != "utf-8-sig":
-                    found[file.path] = encoding
+
+        for file in batch.files:
+            read_file(file, _wait)
+        for file, encoding in zip(undecided, code_pages.choose(list(undecided.values())), strict=True):
+            read_file(file, lambda _, encoding=encoding: encoding)
     if unreadable and len(unreadable) == len(batch.files) and not may_be_empty:
         path, why = next(iter(unreadable.items()))
-        raise DataError(f"{source.uri.rstrip('/')}/{path}: cannot be read ({why}); fix the file and deliver it again")
-    return ReadBatch(pa.Table.from_batches(batches, schema=schema()), unreadable, found)
+        raise DataError(f"{source.uri.rstrip('/')}: {alias(path)} cannot be read ({why}); fix the file and deliver it again")
+    found = {file.path: read[file.path] for file in batch.files if file.path in read}
+    names = {path: "utf-8" if name == "utf-8-sig" else name for path, (_, name) in found.items() if name is not None}
+    return ReadBatch(
+        pa.Table.from_batches([each for batches, _ in found.values() for each in batches], schema=schema()),
+        unreadable,
+        {path: name for path, name in names.items() if name not in ("utf-8", encodings.ASCII)},
+        frozenset(file.path for file in undecided),
+        Counter(names.values()),
+        {path: number for path, number in pages.items() if path in read},
+    )
+
+
+class _Undecided(Exception):
+    """A text is in some code page; which one, all files of the batch tell together."""
+
+    def __init__(self, scores: Scores):
+        super().__init__()
+        self.scores = scores
+
+
+def _wait(scores: Scores) -> str | None:
+    raise _Undecided(scores)
 
 
 class FileReader:
@@ -106,11 +170,20 @@ class FileReader:
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         all_fields: read all fields of a record, not only those that its row needs.
+        out_of_reach: the URL below which no reference of a file is followed.
     """
 
-    def __init__(self, source: Source, documents: DocumentsSettings, examples: ExamplesSettings, *, all_fields: bool = False):
-        self._source = source
+    def __init__(
+        self,
+        source: Source,
+        documents: DocumentsSettings,
+        examples: ExamplesSettings,
+        *,
+        all_fields: bool = False,
+        out_of_reach: str | None = None,
+    ):
         self._documents = documents
+        self._references = References(source, documents, out_of_reach)
         self._wanted = Wanted.of(documents, examples)
         self._all_fields = all_fields
         self._stack = ExitStack()
@@ -123,51 +196,55 @@ class FileReader:
         self._shared.clear()
         self._stack.close()
 
-    def formats(self, name: str) -> tuple[Format, Format]:
-        """Return how a file's records are written, and the format that defines what they mean.
+    def formats(self, file: Delivered) -> tuple[Format, Format]:
+        """Return how a file's records are written, and the format that defines what they mean; `auto` looks at its content as well.
 
         Raises:
-            Unreadable: no format has the file's ending.
+            Unreadable: no format has the file's ending, or its content is certainly of none.
+            OSError: it cannot be opened.
         """
-        by_ending = name_of_format(name)
+        by_ending = name_of_format(file.name)
+        if by_ending is not None and self._documents.format == "auto":
+            by_ending = format_of_content(file, by_ending, self._wanted)
         chosen = by_ending if self._documents.format == "auto" else self._documents.format
         if chosen is None:
-            raise Unreadable(f"no format has the ending {ending_of(name) or name}; install the package that registers it")
+            raise Unreadable(f"no format has its ending {ending_of(file.name)}; install the package that registers it")
         meaning = FORMATS.get(chosen)
         if meaning.records is not None:
             return meaning, meaning
         return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
 
-    def read(self, file: Delivered, take: Take[T]) -> tuple[T, str | None]:
+    def read(self, file: Delivered, take: Take[T], decide: Callable[[Scores], str | None] = encodings.alone) -> tuple[T, str | None]:
         """Return what `take` makes of a file's records, and the encoding of its text (None where it is no text).
 
-        `take` is called again where the text turns out to be in another encoding.
+        `take` is called again where the text turns out to be in another encoding. `decide` returns the code page of a text that is
+        neither UTF-8 nor declared, by the score of each.
 
         Raises:
             Unreadable: the file cannot be read to its end.
             OSError: it cannot be opened.
         """
         with file.path.open("rb"):  # a folder, a dangling link or a missing right is reported alike for all formats
-            written, meaning = self.formats(file.name)
+            written, meaning = self.formats(file)
         if written.max_bytes is not None and file.path.stat().st_size > written.max_bytes:
             raise Unreadable(f"larger than {written.max_bytes // 2**20:,} MiB; split it")
         reading = Reading(
             wanted=self._wanted,
             fields=self._wanted.fields if meaning.rows is plain_rows and not self._all_fields else None,
-            fetch=lambda references: self._fetch(file.name, references),
+            fetch=lambda references: self._references.texts(file.name, references),
             shared=self._open_shared,
+            documents=self._documents,
         )
 
         def read(file: Delivered) -> T:
-            assert written.records is not None, "an export names formats that have records"
-            records = written.records(file, reading)
+            records = bounded.records(written, file, reading)
             if meaning.is_told_by_content:
                 return take(*self._told_by_content(records, meaning), reading)
             return take(records, meaning, reading)
 
         if not written.is_text:
             return read(file), None
-        return encodings.read_text(file, self._documents.encoding, written.declared_encoding, read)
+        return encodings.read_text(file, self._documents.encoding, written.declared_encoding, read, decide)
 
     def _told_by_content(self, records: Iterator[tuple[int, Record]], otherwise: Format) -> tuple[Iterator[tuple[int, Record]], Format]:
         """Return all of the records, and the format that the first one looks like."""
@@ -188,55 +265,13 @@ class FileReader:
             self._shared[kind] = self._stack.enter_context(kind())
         return self._shared[kind]
 
-    def _fetch(self, manifest: str, references: list[str]) -> list[str | OSError]:
-        def fetch(reference: str) -> str | OSError:
-            try:
-                return encodings.decode(self._bytes(manifest, reference), self._documents.encoding)
-            except OSError as error:
-                return error
-            except Unreadable as error:
-                return OSError(str(error))
 
-        with ThreadPoolExecutor(_FETCHERS) as pool:
-            return list(pool.map(fetch, references))
-
-    def _bytes(self, manifest: str, reference: str) -> bytes:
-        """Return what a reference names: an object of S3, or a file below the delivery folder, relative to its manifest."""
-        if "://" in reference:
-            return _object_bytes(reference)
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(manifest), reference))
-        if path.startswith(("/", "../")) or "\0" in path:
-            raise OSError("outside of the delivery folder")
-        with self._source.local(path) as local:
-            return local.read_bytes()
-
-
-def _object_bytes(reference: str) -> bytes:
-    if not reference.startswith("s3://"):
-        raise OSError("neither a path nor an s3:// address")
-    bucket, _, key = reference.removeprefix("s3://").partition("/")
-    if not (bucket and key):
-        raise OSError("an s3:// address without a bucket or a key")
-    import fsspec
-    from botocore.exceptions import BotoCoreError, ParamValidationError
-
-    try:
-        return fsspec.filesystem("s3").cat_file(f"{bucket}/{key}")
-    except ParamValidationError as error:
-        raise OSError("not an address that S3 knows") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "no such object") from error
-    except BotoCoreError as error:
-        raise _not_reached(type(error).__name__) from error
-    except OSError as error:
-        # The row would have no text even once S3 answers again: the run fails instead, and a later one reads all of it.
-        if error.errno in _PASSING or isinstance(error, TimeoutError):
-            raise _not_reached(error.strerror or type(error).__name__) from error
-        raise
-
-
-def _not_reached(why: str) -> DataError:
-    return DataError(f"source-ref: S3 cannot be reached ({why}); fix the credentials or the network")
+def _counted(numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]) -> Iterator[tuple[int, Row]]:
+    """Yield rows, and count the pages without text of their documents."""
+    for number, row in numbered:
+        if without := row.pop(PAGES_WITHOUT_TEXT, 0):
+            pages[path] += without
+        yield number, row
 
 
 def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile) -> list[pa.RecordBatch]:

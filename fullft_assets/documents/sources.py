@@ -15,14 +15,20 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
+from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import is_readable
+from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they identify such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
+#: What it writes above the folders of a `DatasetDict`, one a split.
+_SPLITS = "dataset_dict.json"
 #: Endings of files that are still being written.
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
+_LEAVES = "a link that leaves the folder; documents.follow_links allows it"
+_NOT_REGULAR = "not a regular file"
 #: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
 _PARALLEL_REQUESTS = 16
 
@@ -48,6 +54,10 @@ class Source(Protocol):
     may_be_growing: bool
     #: Paths that the last listing met and left alone because their endings are not read; hidden and partial ones are not among them.
     others: list[str]
+    #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
+    kept_out: list[str]
+    #: Why the last listing left out other entries that it met, by path: links that leave the folder, pipes, folders that may not be listed.
+    skipped: dict[str, str]
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out."""
@@ -78,30 +88,44 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str, project_root: Path) -> Source:
+def open_source(path: str, project_root: Path, *, follow_links: bool = False) -> Source:
     """Return the source that a path of the YAML names.
+
+    Args:
+        path: a folder or s3://bucket/prefix.
+        project_root: where relative paths start.
+        follow_links: follow links that leave the folder.
 
     An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading needs no
     options: what is encrypted with a KMS key comes decrypted to a role that may use the key.
     """
-    return S3Prefix(path) if path.startswith("s3://") else Folder(locate(path, project_root))
+    return S3Prefix(path) if path.startswith("s3://") else Folder(locate(path, project_root), follow_links=follow_links)
 
 
 class Folder:
-    """A local folder. Linked folders are followed; a dangling link is a file as well: reading it reports what is wrong."""
+    """A local folder: its regular files. A dangling link is a file as well: reading it reports what is wrong.
+
+    Args:
+        folder: the folder.
+        follow_links: follow links that leave the folder.
+    """
 
     may_be_growing = True
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, follow_links: bool = False):
         self.folder = folder
         self.uri = str(folder.absolute())
         self.others = []
+        self.kept_out = []
+        self.skipped = {}
+        self._follow_links = follow_links
+        self._real = os.path.realpath(folder)
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out.
 
         Raises:
-            DataError: there is no such folder, or one below it cannot be listed.
+            DataError: there is no such folder, or it cannot be listed.
         """
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: folder not found; deliver the documents there or fix documents.path")
@@ -109,22 +133,23 @@ class Folder:
 
     def walk(self) -> Iterator[SourceFile]:
         """Yield the files of `files` as they are found; of a folder that several links lead to the first path by name counts."""
-        self.others = []
+        self.others, self.kept_out, self.skipped = [], [], {}
         pending = [("", str(self.folder))]
         seen = {_identity(os.stat(self.folder))}
         while pending:
             prefix, directory = pending.pop()
-            folders, names = [], []
-            for entry in _listed(directory):
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else names).append(entry)
+            folders, names = self._entries(prefix, directory)
             is_saved = {entry.name for entry in names} >= _SAVED_DATASET
+            is_test = is_saved and is_test_split(PurePosixPath(prefix).name) and os.path.exists(f"{directory}/../{_SPLITS}")
             for entry in names:
-                if (
-                    _is_document(entry.name, lambda is_saved=is_saved: is_saved)
-                    and (found := _seen_as(f"{prefix}{entry.name}", entry)) is not None
-                ):
-                    yield found
+                if is_about(f"{prefix}{entry.name}"):
+                    continue
+                if _is_document(entry.name, lambda is_saved=is_saved: is_saved):
+                    found = self._seen_as(f"{prefix}{entry.name}", entry)
+                    if found is not None and is_test:
+                        self.kept_out.append(found.path)
+                    elif found is not None:
+                        yield found
                 elif _is_other(entry.name):
                     self.others.append(f"{prefix}{entry.name}")
             inner = []
@@ -134,6 +159,49 @@ class Folder:
                     seen.add(identity)
                     inner.append((f"{prefix}{entry.name}/", entry.path))
             pending += reversed(inner)
+
+    def _entries(self, prefix: str, directory: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+        """Return the folders in a folder, and its other entries; no single one may stop a look.
+
+        Raises:
+            DataError: the delivery folder itself cannot be listed.
+        """
+        try:
+            with os.scandir(directory) as entries:
+                listed = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            if not prefix:
+                raise DataError(f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions") from error
+            self.skipped[prefix] = f"folder cannot be listed: {error.strerror}"
+            return [], []
+        folders: list[os.DirEntry[str]] = []
+        names: list[os.DirEntry[str]] = []
+        for entry in listed:
+            try:
+                if entry.is_symlink() and not self._may_follow(entry.path):
+                    self.skipped[f"{prefix}{entry.name}"] = _LEAVES
+                else:
+                    (folders if entry.is_dir() else names).append(entry)
+            except OSError as error:  # a link to itself
+                self.skipped[f"{prefix}{entry.name}"] = error.strerror or type(error).__name__
+        return folders, names
+
+    def _may_follow(self, path: str) -> bool:
+        return self._follow_links or os.path.commonpath([os.path.realpath(path), self._real]) == self._real
+
+    def _seen_as(self, path: str, entry: os.DirEntry[str]) -> SourceFile | None:
+        """Return a file of a listing; None where it was removed meanwhile, or is a pipe or a device."""
+        try:
+            status = entry.stat()
+        except OSError:
+            try:
+                return _source_file(path, entry.stat(follow_symlinks=False))
+            except FileNotFoundError:
+                return None
+        if stat.S_ISREG(status.st_mode):
+            return _source_file(path, status)
+        self.skipped[path] = _NOT_REGULAR
+        return None
 
     def status(self, path: str) -> SourceFile | None:
         """Return a file as it is now, or None where there is none; a dangling link is one."""
@@ -150,15 +218,25 @@ class Folder:
     def digest(self, file: SourceFile) -> str:
         """Return a file's sha256, or `unreadable: why`."""
         try:
-            with (self.folder / file.path).open("rb") as handle:
+            with self.local(file.path) as path, path.open("rb") as handle:
                 return hashlib.file_digest(handle, "sha256").hexdigest()
         except OSError as error:
             return f"unreadable: {error.strerror}"
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """Return the file itself."""
-        yield self.folder / path
+        """Return the file itself.
+
+        Raises:
+            OSError: it is no regular file (opening a pipe would wait for ever), or outside of the folder.
+        """
+        full = self.folder / path
+        if not self._may_follow(str(full)):
+            raise OSError(errno.EPERM, _LEAVES)
+        mode = full.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, _NOT_REGULAR)
+        yield full
 
     @contextmanager
     def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
@@ -166,28 +244,8 @@ class Folder:
         yield
 
 
-def _listed(directory: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"{error.filename}: folder cannot be listed ({error.strerror}); fix its permissions") from error
-
-
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _seen_as(path: str, entry: os.DirEntry[str]) -> SourceFile | None:
-    """Return a file of a listing; None where it was removed meanwhile, or is a pipe or a device."""
-    try:
-        status = entry.stat()
-    except OSError:
-        try:
-            return _source_file(path, entry.stat(follow_symlinks=False))
-        except FileNotFoundError:
-            return None
-    return _source_file(path, status) if stat.S_ISREG(status.st_mode) else None
 
 
 def _source_file(path: str, status: os.stat_result) -> SourceFile:
@@ -196,7 +254,7 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
 
 def _is_document(name: str, is_saved: Callable[[], bool]) -> bool:
     """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that `datasets` saved."""
-    if not _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name == "dataset_dict.json":
+    if not _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name == _SPLITS:
         return False
     # Loading such a folder and mapping over it leaves caches of the same rows beside them.
     is_bookkeeping = name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
@@ -237,7 +295,8 @@ class S3Prefix:
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._places: dict[str, Path | OSError] = {}
-        self.others = []
+        self.others, self.kept_out = [], []
+        self.skipped = {}
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending objects, sorted by path; one request lists 1,000.
@@ -261,15 +320,18 @@ class S3Prefix:
             DataError: the bucket is not there, may not be listed or cannot be reached.
         """
         found: list[SourceFile] = []
-        self.others = []
-        is_saved = self._saved_folders()
+        self.others, self.kept_out = [], []
+        is_saved, is_test = self._saved_folders(), self._test_splits()
         for number in count(1):
             entries, is_last = self._page(after)
             for entry in entries:
                 path = entry["Key"][len(self._prefix) :]
                 if self._is_document(path, is_saved):
-                    found.append(_object(path, {**entry, "size": entry["Size"]}))
-                elif not _is_hidden(path) and _is_other(path.rpartition("/")[2]):
+                    if is_test(path.rpartition("/")[0]):
+                        self.kept_out.append(path)
+                    else:
+                        found.append(_object(path, {**entry, "size": entry["Size"]}))
+                elif not _is_hidden(path) and not is_about(path) and _is_other(path.rpartition("/")[2]):
                     self.others.append(path)
             # Not by the server's token: it is good for minutes, and the next look may come later.
             after = "" if is_last or not entries else entries[-1]["Key"][len(self._prefix) :]
@@ -291,13 +353,13 @@ class S3Prefix:
 
     def documents_among(self, paths: Iterable[str]) -> list[str]:
         """Return those of these paths that `files` would list, were they there."""
-        is_saved = self._saved_folders()
-        return [path for path in paths if self._is_document(path, is_saved)]
+        is_saved, is_test = self._saved_folders(), self._test_splits()
+        return [path for path in paths if self._is_document(path, is_saved) and not is_test(path.rpartition("/")[0])]
 
     @staticmethod
     def _is_document(path: str, is_saved: Callable[[str], bool]) -> bool:
         folder, _, name = path.rpartition("/")
-        return bool(name) and not _is_hidden(path) and _is_document(name, lambda: is_saved(folder))
+        return bool(name) and not _is_hidden(path) and not is_about(path) and _is_document(name, lambda: is_saved(folder))
 
     def _saved_folders(self) -> Callable[[str], bool]:
         """Return a function that tells whether `datasets` saved a folder, from its bookkeeping; each folder is asked for once."""
@@ -307,6 +369,16 @@ class S3Prefix:
             return None not in self.statuses(f"{folder}/{name}" if folder else name for name in _SAVED_DATASET).values()
 
         return is_saved
+
+    def _test_splits(self) -> Callable[[str], bool]:
+        """Return a function that tells whether a folder is the test split of a saved `DatasetDict`; each folder is asked for once."""
+
+        @cache
+        def is_test(folder: str) -> bool:
+            above, _, name = folder.rpartition("/")
+            return is_test_split(name) and self.status(f"{above}/{_SPLITS}" if above else _SPLITS) is not None
+
+        return is_test
 
     def status(self, path: str) -> SourceFile | None:
         """Return an object as it is now, or None where there is none or it may not be read.
@@ -370,7 +442,9 @@ class S3Prefix:
                 if self.status(path) is None:
                     return PermissionError(errno.EACCES, str(error))
                 # Once the key may be used the object looks the same: an artifact without it would pass as complete.
-                raise DataError(f"{self.uri}/{path}: may not be read ({error}); let the role use the key that encrypts it") from error
+                raise DataError(
+                    f"{self.uri}: {alias(path)} may not be read ({error}); let the role use the key that encrypts it"
+                ) from error
         return place
 
     @contextmanager

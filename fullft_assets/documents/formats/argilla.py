@@ -38,7 +38,7 @@ def _row_of(record: dict[str, Any], wanted: Wanted) -> Row:
         return row_of(fields, wanted)
     row = row_of(fields, replace(wanted, label=None))
     try:
-        add_answers(row, _answers(record, wanted.label, wanted.target), wanted.label, wanted.target)
+        add_answers(row, _answers(record, wanted.label, wanted.target), wanted.label, wanted.target, wanted.missing)
     except Malformed as error:
         add_problem(row, str(error))
     return row

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO
 
 from fullft_assets.documents.formats.endings import compression_of
 
@@ -18,6 +18,51 @@ _NOT_ASCII = bytes(range(128, 256))
 
 class Unreadable(Exception):
     """A file cannot be read to its end; the message gives the reason and nothing of the content."""
+
+
+class Unpacked:
+    """Counts the bytes that a file gives, and refuses more than an honest file has.
+
+    Args:
+        num_bytes: size of the file.
+    """
+
+    #: More than `MAX_RATIO` times its size a file may only give up to `FREE_BYTES`. Text is packed to a tenth, repetitive logs to a hundredth.
+    MAX_RATIO = 200
+    FREE_BYTES = 64 * 2**20
+    MAX_BYTES = 4 * 2**30
+
+    def __init__(self, num_bytes: int):
+        self._most_by_ratio = max(self.FREE_BYTES, self.MAX_RATIO * num_bytes)
+        self._most = max(self.MAX_BYTES, num_bytes)
+        self._num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count some more bytes.
+
+        Raises:
+            Unreadable: there are too many.
+        """
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._most_by_ratio:
+            raise Unreadable(f"unpacks to more than {self.MAX_RATIO} times its size; deliver it unpacked")
+        if self._num_bytes > self._most:
+            raise Unreadable(f"unpacks to more than {self.MAX_BYTES // 2**30} GiB; split it")
+
+
+class _Counted(io.RawIOBase):
+    """A stream whose bytes are counted."""
+
+    def __init__(self, stream: Any, unpacked: Unpacked):
+        self._stream, self._unpacked = stream, unpacked
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        number = self._stream.readinto(buffer)
+        self._unpacked.add(number)
+        return number
 
 
 @dataclass
@@ -98,7 +143,7 @@ class Delivered:
             with (
                 pa.OSFile(str(self.path)) as packed,
                 pa.CompressedInputStream(packed, self.compression) as stream,
-                io.BufferedReader(cast(io.RawIOBase, stream), 2**20) as file,
+                io.BufferedReader(_Counted(stream, Unpacked(self.path.stat().st_size)), 2**20) as file,
             ):
                 yield file if self.head is None else _first_bytes(file, packed, self.head)
         except OSError as error:

@@ -1,15 +1,18 @@
-"""Which encoding a text is in: that of its byte order mark, else UTF-8 where it fits, else the likeliest."""
+"""Which encoding a text is in: that of its byte order mark, else UTF-8 where it fits, else the likeliest code page."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from fullft_assets.documents.formats.code_pages import Scores, choose, scores_of
 from fullft_assets.documents.formats.delivered import Delivered, Unreadable
 
 T = TypeVar("T")
+#: What `read_text` calls the encoding of a text that has no other characters.
+ASCII = "ascii"
 #: Bytes at the start of a file that a byte order mark or a declared encoding is looked for in.
 _HEAD_BYTES = 4096
 #: Longer marks first: that of UTF-32 begins with that of UTF-16.
@@ -21,17 +24,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _UTF_8 = ("utf-8", "utf-8-sig")
-#: Encodings that documents outside UTF-8 are found in, Western European first.
-# fmt: off
-_CANDIDATES = [
-    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "koi8_r", "iso8859_2", "iso8859_5",
-    "iso8859_15", "mac_roman", "cp437", "cp850", "cp932", "euc_jp", "gb18030", "big5", "cp949",
-]
-# fmt: on
 #: Bytes of lines with characters outside ASCII that an encoding is detected from.
 SAMPLE_BYTES = 2**16
-#: With fewer bytes outside ASCII the most widespread encoding is assumed.
-_FEW_BYTES = 4
 #: Characters at the start of a text that distinguish text from binary data.
 CHECKED_CHARACTERS = 2**16
 _CONTROLS = [chr(code) for code in (*range(9), 11, *range(14, 32), 127)]
@@ -59,22 +53,27 @@ def refuse_binary(text: str) -> None:
         raise Unreadable("binary data, not text; if it is UTF-16 without a byte order mark, set documents.encoding")
 
 
-def refuse_binary_file(file: Delivered) -> None:
-    """Raise `Unreadable` where a decoded file is no text."""
+def refuse_binary_file(file: Delivered) -> bool:
+    """Raise `Unreadable` where a decoded file is no text; return whether it is short and ASCII."""
     with file.text() as text:
-        refuse_binary(text.read(CHECKED_CHARACTERS))
+        start = text.read(CHECKED_CHARACTERS)
+    refuse_binary(start)
+    return len(start) < CHECKED_CHARACTERS and start.isascii()
 
 
-def detect(lines: Iterable[bytes]) -> str | None:
-    """Return the likeliest encoding of lines that are not UTF-8, or None where none is likely.
+def alone(scores: Scores) -> str | None:
+    """Return the likeliest encoding of a file that is read by itself."""
+    return choose([scores])[0]
+
+
+def scores_of_lines(lines: Iterable[bytes]) -> Scores:
+    """Return a score by encoding of lines that are not UTF-8; none where they are in no encoding.
 
     Text that is UTF-8 except for damaged bytes has no other encoding: decoded by one, every other letter would be wrong.
 
     Raises:
         Unreadable: they are binary data.
     """
-    import charset_normalizer
-
     sample = bytearray()
     for line in lines:
         if not line.isascii():
@@ -82,18 +81,7 @@ def detect(lines: Iterable[bytes]) -> str | None:
             if len(sample) >= SAMPLE_BYTES:
                 break
     refuse_binary(sample.decode("latin-1"))
-    if _is_damaged_utf8(bytes(sample)):
-        return None
-    if sum(byte > 127 for byte in sample) < _FEW_BYTES and _decodes(bytes(sample), "cp1252"):
-        return "cp1252"
-    matches = list(charset_normalizer.from_bytes(bytes(sample), cp_isolation=_CANDIDATES))
-    if not matches:
-        return None
-    best = matches[0]
-    equals = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
-    # A few accents fit many encodings alike; the most widespread of them is assumed.
-    western = any("cp1252" in match.could_be_from_charset for match in equals)
-    return "cp1252" if western else best.encoding
+    return {} if _is_damaged_utf8(bytes(sample)) else scores_of(bytes(sample))
 
 
 def _is_damaged_utf8(sample: bytes) -> bool:
@@ -104,15 +92,20 @@ def _is_damaged_utf8(sample: bytes) -> bool:
 
 
 def read_text(
-    file: Delivered, given: str | None, declared_by: Callable[[bytes], str | None] | None, read: Callable[[Delivered], T]
+    file: Delivered,
+    given: str | None,
+    declared_by: Callable[[bytes], str | None] | None,
+    read: Callable[[Delivered], T],
+    decide: Callable[[Scores], str | None] = alone,
 ) -> tuple[T, str]:
-    """Return what `read` makes of a text file in the first encoding that fits, and that encoding.
+    """Return what `read` makes of a text file in the first encoding that fits, and that encoding; `ASCII` of a short text that is.
 
     Args:
         file: the file.
         given: the encoding that the settings name; a byte order mark is stronger.
         declared_by: returns the encoding that the first bytes of the file declare; wrong often enough that UTF-8 is tried first.
         read: reads the file in the encoding that `Delivered.encoding` names.
+        decide: returns the encoding of a file that is in none of these, by the score of each encoding.
 
     Raises:
         Unreadable: no encoding fits, it is binary data, or `read` raises it.
@@ -120,22 +113,22 @@ def read_text(
     with file.binary() as data:
         head = data.read(_HEAD_BYTES)
     known = of_mark(head) or given
-    for encoding in (known,) if known else _candidates(file, declared_by(head) if declared_by is not None else None):
+    for encoding in (known,) if known else _candidates(file, declared_by(head) if declared_by is not None else None, decide):
         decoded = replace(file, encoding=encoding)
         try:
-            refuse_binary_file(decoded)
-            return read(decoded), encoding
+            is_ascii = refuse_binary_file(decoded) and not known
+            return read(decoded), ASCII if is_ascii else encoding
         except UnicodeError:
             continue
     raise Unreadable(complaint(file, known or "utf-8-sig"))
 
 
-def _candidates(file: Delivered, declared: str | None) -> Iterator[str]:
+def _candidates(file: Delivered, declared: str | None, decide: Callable[[Scores], str | None]) -> Iterator[str]:
     yield "utf-8-sig"
     if declared is not None:
         yield declared
     with file.binary() as lines:
-        found = detect(lines)
+        found = decide(scores_of_lines(lines))
     if found is not None:
         yield found
 
@@ -160,18 +153,40 @@ def _decodes(line: bytes, encoding: str) -> bool:
 
 
 def decode(data: bytes, given: str | None = None) -> str:
-    """Return the text of a whole document; `given` is the encoding that the settings name, a byte order mark is stronger.
+    """Return the text of a whole document that is read by itself.
 
     Raises:
         Unreadable: no encoding fits, or it is binary data.
     """
-    known = of_mark(data) or given
-    try:
-        text = data.decode(known or "utf-8-sig")
-    except UnicodeDecodeError:
-        found = None if known else detect(data.splitlines(keepends=True))
-        if found is None or not _decodes(data, found):
-            raise Unreadable(f"not {known}" if known else "not UTF-8, and no other encoding fits; set documents.encoding") from None
-        return data.decode(found)
-    refuse_binary(text)
+    [text] = decode_all([data], given)
+    if isinstance(text, Unreadable):
+        raise text
     return text
+
+
+def decode_all(documents: Sequence[bytes], given: str | None = None) -> list[str | Unreadable]:
+    """Return the text of each whole document, or why it has none; code pages are chosen for all of them together.
+
+    `given` is the encoding that the settings name, a byte order mark is stronger.
+    """
+    texts: list[str | Unreadable] = []
+    undecided: dict[int, Scores] = {}
+    for at, data in enumerate(documents):
+        known = of_mark(data) or given
+        try:
+            text = data.decode(known or "utf-8-sig")
+            refuse_binary(text)
+            texts.append(text)
+        except Unreadable as error:
+            texts.append(error)
+        except UnicodeDecodeError:
+            texts.append(Unreadable(f"not {known}" if known else "not UTF-8, and no other encoding fits; set documents.encoding"))
+            if known is None:
+                try:
+                    undecided[at] = scores_of_lines(data.splitlines(keepends=True))
+                except Unreadable as error:
+                    texts[at] = error
+    for at, encoding in zip(undecided, choose(list(undecided.values())), strict=True):
+        if encoding is not None and _decodes(documents[at], encoding):
+            texts[at] = documents[at].decode(encoding)
+    return texts

@@ -99,5 +99,12 @@ def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
 _READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"label": _label, "labels": _labels, "spans": _spans}
 
 FORMAT = Format(
-    json_lines.records, rows, endings=(".manifest",), is_text=True, may_be_compressed=True, looks_like=is_manifest, text="source"
+    json_lines.records,
+    rows,
+    endings=(".manifest",),
+    is_text=True,
+    is_streamed=True,
+    may_be_compressed=True,
+    looks_like=is_manifest,
+    text="source",
 )

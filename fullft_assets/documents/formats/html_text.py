@@ -113,7 +113,7 @@ def _parse(page: str) -> BeautifulSoup:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a page that looks like a file name or like XML is still a page
-            return BeautifulSoup(page, "html.parser")
+            return BeautifulSoup(page, "lxml")
     except (ParserRejectedMarkup, RecursionError) as error:
         raise Unreadable(f"not HTML ({type(error).__name__})") from error
 

@@ -60,4 +60,4 @@ def _is_unicode(record: dict[str, Any]) -> bool:
     return True
 
 
-FORMAT = Format(records, endings=(".jsonl", ".ndjson"), is_text=True, may_be_compressed=True)
+FORMAT = Format(records, endings=(".jsonl", ".ndjson"), is_text=True, is_streamed=True, may_be_compressed=True)

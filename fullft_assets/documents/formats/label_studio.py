@@ -54,7 +54,7 @@ def _row_of(fields: dict[str, Any], wanted: Wanted, answers: Any) -> Row:
         return row_of(fields, wanted)
     row = row_of(fields, replace(wanted, label=None))
     try:
-        add_answers(row, answers(), wanted.label, wanted.target)
+        add_answers(row, answers(), wanted.label, wanted.target, wanted.missing)
     except Malformed as error:
         add_problem(row, str(error))
     return row

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Any
+
+from fullft_assets.documents.formats.names import is_missing
+from fullft_assets.documents.formats.offsets import in_characters
 
 Span = dict[str, Any]
 Target = str | list[str] | list[Span]
@@ -33,19 +36,28 @@ class Answer:
     time: str | None = None
 
 
-def target_of(value: Any, field: str, column: str) -> Target | None:
+def target_of(value: Any, field: str, column: str, missing: Collection[str] = (), text: str | None = None) -> Target | None:
     """Return a value as the label, the labels or the spans of a row, or None where there is none.
+
+    Args:
+        value: as it was delivered.
+        field: its name, for a message.
+        column: `label`, `labels` or `spans`.
+        missing: words, in lower case, that mean that there is none.
+        text: the row's text: what spans are compared with.
 
     Raises:
         Malformed: it has another shape.
     """
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str) and is_missing(value.strip(), missing):
         return None
     if column == "label":
-        return name_of(value, field)
+        return name_of(value, field).strip()
     if column == "labels":
-        return _names_of(value, field)
-    return _spans_of(value, field)
+        return _names_of(value, field, missing)
+    return _spans_of(value, field, text)
 
 
 def name_of(value: Any, field: str) -> str:
@@ -75,11 +87,12 @@ def _shape(value: Any) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), f"of type {type(value).__name__}")
 
 
-def _names_of(value: Any, field: str) -> list[str]:
+def _names_of(value: Any, field: str, missing: Collection[str]) -> list[str]:
     value = _parsed(value)
     if not isinstance(value, list):
-        return [name_of(value, field)]
-    return sorted({name_of(each, field) for each in value if each is not None and each != ""})
+        return [name_of(value, field).strip()]
+    names = {name_of(each, field).strip() for each in value if each is not None}
+    return sorted(name for name in names if not is_missing(name, missing))
 
 
 def _parsed(value: Any) -> Any:
@@ -92,12 +105,29 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _spans_of(value: Any, field: str) -> list[Span]:
+def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
     value = _parsed(value)
     if not isinstance(value, list):
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
-    spans = [span for number, each in enumerate(value, start=1) for span in _span_of(each, f"span {number} of field `{field}`")]
-    return sorted(spans, key=lambda span: (span["start"], span["end"], span["label"]))
+    spans = [list(_span_of(each, f"span {number} of field `{field}`")) for number, each in enumerate(value, start=1)]
+    if text is not None:
+        _correct_offsets(spans, [each.get("text") if isinstance(each, dict) else None for each in value], text, field)
+    return sorted((span for each in spans for span in each), key=lambda span: (span["start"], span["end"], span["label"]))
+
+
+def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, field: str) -> None:
+    """Convert offsets that do not count characters, found by the text that each exported span (of one or more labels) has."""
+    if not any(isinstance(quote, str) for quote in quotes):
+        return
+    known = [
+        (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None) for each, quote in zip(spans, quotes, strict=True)
+    ]
+    found, wrong = in_characters(known, text)
+    if found is None:
+        raise Malformed(f"span {(wrong or 0) + 1} of field `{field}` was exported with another text than the one at its offsets")
+    for each, (start, end) in zip(spans, found, strict=True):
+        for span in each:
+            span |= {"start": start, "end": end}
 
 
 def _span_of(value: Any, place: str) -> Iterable[Span]:
@@ -113,12 +143,13 @@ def _span_of(value: Any, place: str) -> Iterable[Span]:
         if type(offset) is not int or not -(2**31) <= offset < 2**31:
             raise Malformed(f"{place} has no whole number as its {name}")
     labels = labels if isinstance(labels, list) else [labels]
-    if not labels or not all(isinstance(label, str) and label for label in labels):
+    names = [label.strip() for label in labels if isinstance(label, str)]
+    if not names or len(names) < len(labels) or not all(names):
         raise Malformed(f"{place} has no label")
-    return [{"start": start, "end": end, "label": label} for label in labels]
+    return [{"start": start, "end": end, "label": name} for name in names]
 
 
-def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: str) -> None:
+def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: str, missing: Collection[str] = ()) -> None:
     """Put the annotators' answers into a row: the only one, or each of several and the majority's.
 
     The confidence of a row with several annotators is the mean Jaccard similarity of their answers to
@@ -129,7 +160,8 @@ def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: 
     """
     # Who answered again meant the last answer.
     latest = {answer.annotator if answer.annotator is not None else at: answer for at, answer in enumerate(answers)}
-    found = [(answer, target) for answer in latest.values() if (target := target_of(answer.value, field, column)) is not None]
+    targets = ((answer, target_of(answer.value, field, column, missing, row.get("text"))) for answer in latest.values())
+    found = [(answer, target) for answer, target in targets if target is not None]
     if not found:
         return
     row["human_annotated"] = True

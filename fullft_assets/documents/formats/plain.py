@@ -14,4 +14,4 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
         yield 1, file.document(text.read())
 
 
-FORMAT = Format(records, endings=(".txt", ".md", ".markdown"), is_whole_file=True, is_text=True)
+FORMAT = Format(records, endings=(".txt", ".md", ".markdown"), is_whole_file=True, is_text=True, is_streamed=True)

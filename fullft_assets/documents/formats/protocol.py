@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from fullft_assets.documents.formats.delivered import Delivered, Record
 from fullft_assets.documents.formats.rows import Row, Wanted, rows
+from fullft_assets.settings import DocumentsSettings
 
 T = TypeVar("T")
 
@@ -33,6 +34,10 @@ class Reading:
     #: Returns the text that each reference in the file names (a path relative to it, or s3://), or why it cannot be read.
     fetch: Callable[[list[str]], list[str | OSError]]
     shared: Shared
+    #: The settings of the formats, and the encoding of text.
+    documents: DocumentsSettings
+    #: Tells that reading goes on: the time for one step begins anew. Each record does so, too.
+    advance: Callable[[], None] = lambda: None
 
 
 def plain_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
@@ -61,6 +66,9 @@ class Format:
     is_text: bool = False
     #: Files may have a second ending of a compression; `Delivered` unpacks them.
     may_be_compressed: bool = False
+    #: Records come one after the other, in time and memory that grow with the file's size alone. Files of all other formats are read by a
+    #: process of its own, within bounds of time and memory (see `bounded`): nothing but `records` runs there.
+    is_streamed: bool = False
     #: The largest file that is read, in bytes.
     max_bytes: int | None = None
     #: Reading takes so long that `fullft check` only counts the files.

@@ -26,6 +26,14 @@ FORMATS: Registry[Format] = Registry(
         "text": f"{_HERE}.plain:FORMAT",
         "html": f"{_HERE}.html_text:FORMAT",
         "pdf": f"{_HERE}.pdf:FORMAT",
+        "docx": f"{_HERE}.docx_text:FORMAT",
+        "xlsx": f"{_HERE}.xlsx_rows:FORMAT",
+        "eml": f"{_HERE}.mail:FORMAT",
+        "mbox": f"{_HERE}.mail:MBOX",
+        "msg": f"{_HERE}.outlook:FORMAT",
+        "rtf": f"{_HERE}.rtf_text:FORMAT",
+        "xml": f"{_HERE}.xml_text:FORMAT",
+        "zip": f"{_HERE}.archives:FORMAT",
     },
 )
 

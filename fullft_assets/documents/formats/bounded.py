@@ -1,0 +1,149 @@
+"""Bounds of reading: time, memory and unpacked size. Files of formats that are not streamed are read by a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, ClassVar
+
+from fullft_assets.documents.formats.bounded_worker import LENGTH
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
+from fullft_assets.documents.formats.protocol import Format, Reading, Shared
+
+#: Longest time for one record (of a PDF, for one page), and for all of a file.
+STEP_SECONDS = 20.0
+FILE_SECONDS = 600.0
+MAX_MEMORY_BYTES = 4 * 2**30
+
+
+def records(format_: Format, file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
+    """Yield (number, record or problem) of a file, within bounds.
+
+    Raises:
+        Unreadable: the file cannot be read to its end, or exceeds a bound.
+    """
+    assert format_.records is not None, "an export names formats that have records"
+    if format_.is_streamed:
+        return format_.records(file, reading)
+    return reading.shared(ReaderProcess).records(format_.records, file, reading)
+
+
+class ReaderProcess:
+    """A process that reads files one after the other, started at the first and used for all of a batch, and by the next batch."""
+
+    #: Processes without work, by the process that started them: starting one takes as long as reading hundreds of pages.
+    _idle: ClassVar[list[tuple[int, subprocess.Popen[bytes]]]] = []
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_busy = False
+
+    def __enter__(self) -> ReaderProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is not None and not self._is_busy and not self._idle:
+            self._idle.append((os.getpid(), self._process))
+            self._process = None
+        self._stop()
+
+    def records(
+        self, read: Callable[[Delivered, Reading], Iterator[tuple[int, Record]]], file: Delivered, reading: Reading
+    ) -> Iterator[tuple[int, Record]]:
+        """Yield what `read` yields of a file.
+
+        Raises:
+            Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it may.
+            UnicodeError: the text is in another encoding.
+            OSError: the system says so.
+        """
+        if self._is_busy:
+            self._stop()  # whoever asked last did not want all of it
+        limits = (STEP_SECONDS, FILE_SECONDS, MAX_MEMORY_BYTES)
+        request = (limits, read, file, partial(_reading, replace(reading, fetch=_not_here, shared=_not_here, advance=_not_here)))
+        answers = self._ask(pickle.dumps(request))
+        self._is_busy = True
+        unpacked = Unpacked(file.path.stat().st_size)
+        while True:
+            data = self._answer(answers)
+            unpacked.add(len(data))
+            kind, *told = pickle.loads(data)
+            if kind != "records":
+                break
+            yield from told[0]
+        self._is_busy = False
+        if kind != "end":
+            raise _error(kind, *told)
+        if file.head is not None and told[0] is not None:
+            vars(file.head).update(vars(told[0]))
+
+    def _ask(self, request: bytes) -> IO[bytes]:
+        if self._process is None:
+            self._process = self._idle_process() or _started()
+        assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
+        # A format of another package may have come since the process was started.
+        self._process.stdin.write(pickle.dumps([path or os.getcwd() for path in sys.path]) + request)
+        self._process.stdin.flush()
+        return self._process.stdout
+
+    def _idle_process(self) -> subprocess.Popen[bytes] | None:
+        """Return one that another batch has left, and that runs."""
+        while self._idle:
+            pid, process = self._idle.pop()
+            if pid == os.getpid() and process.poll() is None:
+                return process
+        return None
+
+    def _answer(self, answers: IO[bytes]) -> bytes:
+        head = answers.read(LENGTH.size)
+        data = answers.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
+        if data and len(data) == LENGTH.unpack(head)[0]:
+            return data
+        process, self._process, self._is_busy = self._process, None, False
+        assert process is not None, "it was asked"
+        process.communicate()  # its pipe is closed: it has ended, or is about to
+        if process.returncode == -signal.SIGALRM:
+            raise Unreadable(f"takes longer than {STEP_SECONDS:.0f} s a record or page, or {FILE_SECONDS:.0f} s in all")
+        raise Unreadable(f"its reader ended with exit code {process.returncode}; the file is damaged, or takes too much memory")
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        self._process, self._is_busy = None, False
+
+
+def _started() -> subprocess.Popen[bytes]:
+    # By its path: what it needs of the package, the request imports. It ends with this process, as its stdin does.
+    worker = Path(__file__).with_name("bounded_worker.py")
+    return subprocess.Popen([sys.executable, "-P", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def _reading(reading: Reading, shared: Shared, advance: Callable[[], None]) -> Reading:
+    return replace(reading, shared=shared, advance=advance)
+
+
+def _not_here(*_: Any) -> Any:
+    raise NotImplementedError("a format fetches references in its `rows`")
+
+
+def _error(kind: str, *told: Any) -> Exception:
+    """Return the error that the process tells of."""
+    match kind:
+        case "unreadable":
+            return Unreadable(told[0])
+        case "undecodable":
+            return UnicodeError("not in this encoding")
+        case "system":
+            return OSError(*told)
+        case "memory":
+            return Unreadable(f"takes more than {MAX_MEMORY_BYTES // 2**30} GiB of memory; split it")
+    return Unreadable(f"its reader failed ({told[0]})")

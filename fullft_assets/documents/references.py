@@ -1,0 +1,104 @@
+"""The texts that the rows of a manifest name: files of the delivery folder, or objects of the buckets that may be read."""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from fullft_assets.documents.formats import Unreadable, encodings
+from fullft_assets.errors import DataError
+from fullft_assets.settings import DocumentsSettings
+
+if TYPE_CHECKING:
+    from fullft_assets.documents.sources import Source
+
+#: Objects that are fetched at a time.
+_FETCHERS = 16
+#: What S3 answers with (in s3fs's terms) while it is overloaded or broken.
+_PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
+_S3 = "s3://"
+
+
+class References:
+    """Fetches what references name. They are read with all rights of the run, so where they may point is bounded.
+
+    Args:
+        source: the delivery; its bucket may be read.
+        documents: encoding, and other buckets that may be read.
+        out_of_reach: the URL of the store, below which nothing is read.
+    """
+
+    def __init__(self, source: Source, documents: DocumentsSettings, out_of_reach: str | None = None):
+        self._source = source
+        self._encoding = documents.encoding
+        own = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
+        self._buckets = {*own, *documents.reference_buckets}
+        self._out_of_reach = None if out_of_reach is None else f"{out_of_reach.rstrip('/')}/"
+
+    def texts(self, manifest: str, references: Sequence[str]) -> list[str | OSError]:
+        """Return the text that each reference names, or why it cannot be read.
+
+        Raises:
+            DataError: S3 cannot be reached.
+        """
+
+        def fetch(reference: str) -> bytes | OSError:
+            try:
+                return self._bytes(manifest, reference)
+            except OSError as error:
+                return error
+
+        with ThreadPoolExecutor(_FETCHERS) as pool:
+            fetched = list(pool.map(fetch, references))
+        texts = iter(encodings.decode_all([data for data in fetched if isinstance(data, bytes)], self._encoding))
+        found = [next(texts) if isinstance(data, bytes) else data for data in fetched]
+        return [OSError(str(text)) if isinstance(text, Unreadable) else text for text in found]
+
+    def _bytes(self, manifest: str, reference: str) -> bytes:
+        """Return what a reference names: an object of S3, or a file below the delivery folder, relative to its manifest."""
+        if "://" in reference:
+            return self._object_bytes(reference)
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(manifest), reference))
+        if path.startswith(("/", "../")) or "\0" in path:
+            raise OSError("outside of the delivery folder")
+        with self._source.local(path) as local:
+            return local.read_bytes()
+
+    def _object_bytes(self, reference: str) -> bytes:
+        if not reference.startswith(_S3):
+            raise OSError("neither a path nor an s3:// address")
+        bucket, _, key = reference.removeprefix(_S3).partition("/")
+        if not (bucket and key):
+            raise OSError("an s3:// address without a bucket or a key")
+        if bucket not in self._buckets:
+            raise OSError("its bucket is not that of documents.path, nor among documents.reference_buckets")
+        # However the address is written: `//` and `/./` are part of a key for S3, not for every server.
+        if self._out_of_reach is not None and f"{_S3}{bucket}{posixpath.normpath('/' + key.lstrip('/'))}/".startswith(self._out_of_reach):
+            raise OSError("in the store, which no document may name")
+        return _fetched(bucket, key)
+
+
+def _fetched(bucket: str, key: str) -> bytes:
+    import fsspec
+    from botocore.exceptions import BotoCoreError, ParamValidationError
+
+    try:
+        return fsspec.filesystem("s3").cat_file(f"{bucket}/{key}")
+    except ParamValidationError as error:
+        raise OSError("not an address that S3 knows") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such object") from error
+    except BotoCoreError as error:
+        raise _not_reached(type(error).__name__) from error
+    except OSError as error:
+        # The row would have no text even once S3 answers again: the run fails instead, and a later one reads all of it.
+        if error.errno in _PASSING or isinstance(error, TimeoutError):
+            raise _not_reached(error.strerror or type(error).__name__) from error
+        raise
+
+
+def _not_reached(why: str) -> DataError:
+    return DataError(f"source-ref: S3 cannot be reached ({why}); fix the credentials or the network")

@@ -1,0 +1,187 @@
+"""documents/formats/bounded: no file hangs a batch, fills the memory or ends the process; it is named, and the others are read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets.documents import formats
+from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, html_text
+from fullft_assets.documents.formats.delivered import Unpacked
+from tests.test_documents_formats import pack, read_batch, shown, written_pdf
+
+pytestmark = pytest.mark.quick
+
+MIB = 2**20
+TIMES_SIZE = "unpacks to more than 200 times its size; deliver it unpacked"
+PAGE = b"<html><body><p>A page that is read.</p></body></html>"
+
+
+def misbehaving(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
+    """Do what the first word of a file says; it runs in the process that reads."""
+    match file.path.read_text().partition(" ")[0]:
+        case "hang":
+            while True:
+                pass
+        case "sleep":
+            for number in range(1, 4):
+                time.sleep(0.7)
+                yield number, {"text": f"slow but going on {number}"}
+        case "fill":
+            taken = []
+            while True:
+                taken.append(bytes(64 * MIB))
+        case "abort":
+            os.abort()
+        case "print":
+            print("what a parser says on stdout" * 1000, flush=True)
+            yield 1, {"text": "printed"}
+        case "raise":
+            raise KeyError("text of the document")
+        case _:
+            yield 1, {"text": "fine"}
+
+
+def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "STEP_SECONDS", 2.0)
+    monkeypatch.setattr(bounded, "MAX_MEMORY_BYTES", 2**30)
+    found = formats.FORMATS.get
+    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
+    for word in ("hang", "sleep", "fill", "abort", "print", "raise", "well"):
+        (tmp_path / f"{word}.html").write_text(f"{word} ")
+    batch = read_batch(tmp_path)
+    texts = ["printed", *(f"slow but going on {number}" for number in (1, 2, 3)), "fine"]
+    assert batch.table["text"].to_pylist() == texts
+    assert batch.unreadable == {
+        "hang.html": "takes longer than 2 s a record or page, or 600 s in all",
+        "fill.html": "takes more than 1 GiB of memory; split it",
+        "abort.html": "its reader ended with exit code -6; the file is damaged, or takes too much memory",
+        "raise.html": "its reader failed (KeyError)",
+    }
+
+
+def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "FILE_SECONDS", 1.0)
+    found = formats.FORMATS.get
+    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
+    (tmp_path / "a.html").write_text("sleep")
+    (tmp_path / "b.html").write_text("well")
+    batch = read_batch(tmp_path)
+    assert batch.table["text"].to_pylist() == ["fine"]
+    assert batch.unreadable == {"a.html": "takes longer than 20 s a record or page, or 1 s in all"}
+
+
+def _zeros(codec: str) -> bytes:
+    return pack(b'{"text": "' + b"0" * (80 * MIB) + b'"}\n', codec)
+
+
+def _lines(codec: str) -> bytes:
+    return pack(b'{"text": "again and again the same line"}\n' * 2_000_000, codec)
+
+
+def _dictionary(write: Callable[[pa.Table, io.BytesIO], None]) -> bytes:
+    out = io.BytesIO()
+    write(pa.table({"text": pa.array(["x" * 100_000] * 1_000).dictionary_encode()}), out)
+    return out.getvalue()
+
+
+def _arrow(table: pa.Table, out: io.BytesIO) -> None:
+    with pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _big_pdf() -> bytes:
+    stream = zlib.compress(b"BT /F1 12 Tf " + b"( ) Tj " * (30 * MIB) + b"ET", 9)
+    head = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj "
+    head += (
+        b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents 4 0 R>>endobj 4 0 obj<</Filter/FlateDecode/Length LENGTH>>stream\n"
+    )
+    return head.replace(b"LENGTH", b"%d" % len(stream)) + stream + b"\nendstream endobj trailer<</Root 1 0 R>>\n%%EOF"
+
+
+#: Small files that unpack to much, or nest deeply, or were slow.
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "zeros.jsonl.gz": lambda: _zeros("gzip"),
+    "zeros.csv.zst": lambda: _zeros("zstd"),
+    "lines.jsonl.gz": lambda: _lines("gzip"),
+    "lines.jsonl.zst": lambda: _lines("zstd"),
+    "zeros.json.gz": lambda: _zeros("gzip"),
+    "rows.parquet": lambda: _dictionary(pq.write_table),
+    "rows.arrow": lambda: _dictionary(_arrow),
+    "spaces.pdf": _big_pdf,
+    "open.html": lambda: b"<a" * 65_536,
+    "comments.html": lambda: b"<!--" * 32_768,
+    "deep.html": lambda: b"<div>" * 500_000 + b"deep",
+    "formatted.html": lambda: b"<p><font><b>" * 100_000 + b"x",
+    "deep.json": lambda: b"[" * 5_000_000,
+    "deep.jsonl": lambda: b'{"a":' * 1_000_000,
+    "number.json": lambda: b'{"text": ' + b"9" * 20_000_000 + b"}",
+    "quotes.csv": lambda: b"text,kind\n" + b'"a""' * 5_000_000,
+    "charset.html": lambda: b"<meta charset=" * 100_000 + "ä".encode("cp1252"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "rows.parquet" else pytest.mark.long) for name in BOMBS])
+def test_a_bomb_is_cut_and_the_others_are_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(BOMBS[name]())
+    (tmp_path / "page.html").write_bytes(PAGE)
+    (tmp_path / "z.pdf").write_bytes(written_pdf(shown("a page")))
+    before = time.monotonic()
+    batch = read_batch(tmp_path)
+    assert time.monotonic() - before < 60
+    assert batch.table["text"].to_pylist()[-2:] == ["A page that is read.", "a page"]
+    if name.startswith(("zeros", "lines", "rows")):
+        assert batch.unreadable == {name: TIMES_SIZE}
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_an_archive_may_unpack_to_so_much(codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Unpacked, "FREE_BYTES", 10_000)
+    name = "a.jsonl.gz" if codec == "gzip" else "a.jsonl.zst"
+    row = b'{"text": "one"}\n'
+    (tmp_path / name).write_bytes(pack(row * 600, codec))
+    assert len(read_batch(tmp_path).table) == 600
+    (tmp_path / "b.jsonl").write_bytes(row)
+    (tmp_path / name).write_bytes(pack(row * 100_000, codec))
+    batch = read_batch(tmp_path)
+    assert (len(batch.table), batch.unreadable) == (1, {name: TIMES_SIZE})
+    monkeypatch.setattr(Unpacked, "FREE_BYTES", 64 * MIB)
+    monkeypatch.setattr(Unpacked, "MAX_BYTES", 100_000)
+    assert read_batch(tmp_path).unreadable == {name: "unpacks to more than 0 GiB; split it"}
+
+
+@pytest.mark.parametrize("page", ["<a" * 65_536, "<!--" * 32_768, "<p><font><b>" * 3_000])
+def test_a_page_of_open_tags_takes_no_time(page: str) -> None:
+    """Python's own parser takes 25 s for the first."""
+    before = time.process_time()
+    html_text.text_of(page)
+    assert time.process_time() - before < 5
+
+
+def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"row {n}" for n in range(50_000)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "b.html").write_bytes(PAGE)
+    reading = Reading(wanted=None, fields=None, fetch=lambda _: [], shared=lambda _: process, documents=None)  # type: ignore[arg-type]
+    with bounded.ReaderProcess() as process:
+        rows = bounded.records(formats.FORMATS.get("parquet"), Delivered(tmp_path / "a.parquet", "a.parquet"), reading)
+        assert next(rows) == (1, {"text": "row 0"})
+        [(_, page)] = bounded.records(formats.FORMATS.get("html"), Delivered(tmp_path / "b.html", "b.html"), reading)
+        assert isinstance(page, dict) and page["text"] == "A page that is read."
+
+
+def test_packed_text_of_real_size_is_read(tmp_path: Path) -> None:
+    """A hundredth is what repetitive logs are packed to."""
+    line = b'{"text": "2026-01-02T03:04:05 INFO worker finished the job"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line * 3_000))
+    assert len(read_batch(tmp_path).table) == 3_000

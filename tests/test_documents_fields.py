@@ -1,0 +1,119 @@
+"""documents: nested fields, the settings of CSV, and offsets of spans that count something else than characters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import project as projects
+from tests.test_documents_formats import MANY, SPANS, one, read, read_batch
+
+pytestmark = pytest.mark.quick
+
+NESTED = {"payload": {"body": "a text", "meta": {"who": "x", "kind": "k"}}, "doc": {"no": 7}}
+
+
+def test_a_path_names_a_field_inside_of_another(tmp_path: Path) -> None:
+    examples = {"label": "payload.meta.kind", "group": "payload.meta.who", "domain": "doc.no"}
+    row = one(tmp_path, NESTED, examples, text="payload.body", id="doc.no")
+    assert [row[name] for name in ("text", "label", "group", "domain", "id")] == ["a text", "k", "x", "7", "7"]
+    pq.write_table(pa.Table.from_pylist([{**NESTED, "other": 1}]), tmp_path / "a.parquet")
+    again = read(tmp_path, examples, text="payload.body", id="doc.no")
+    assert [each["text"] for each in again] == ["a text"] * 2 and again[1]["label"] == "k"
+
+
+def test_a_field_with_a_dot_in_its_name_wins_and_a_missing_path_is_named(tmp_path: Path) -> None:
+    assert one(tmp_path, {"a.b": "flat", "a": {"b": "nested"}}, text="a.b")["text"] == "flat"
+    assert one(tmp_path, {"a.b": {"c": "half"}, "a": {}}, text="a.b.c")["text"] == "half"
+    assert one(tmp_path, {"a": {"c": "x"}}, text="a.b")["problem"] == "no field `a.b`"
+    assert one(tmp_path, {"a": {"b": None}}, text="a.b")["problem"] is None
+    assert one(tmp_path, {"a": {"b": ["x"]}, "text": "t"}, {**MANY, "label": "a.b"})["labels"] == ["x"]
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    assert len(one(tmp_path, {"a": {"turns": turns}}, {"task": "sft", "label": None}, text="a.turns")["messages"]) == 2
+
+
+def put(folder: Path, text: str, name: str = "a.csv") -> None:
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ('"Text, with more";kind\nA, b;x\n', {"text": "Text, with more"}),
+        ("name, first;text;kind\nA;A, b;x\nB;c;y\n", {}),
+        ("text~kind\nA, b~x\n", {"csv": {"delimiter": "~"}}),
+        ('text\tkind\n"A, b\tx\n', {"csv": {"quoting": "none"}, "text": "text"}),
+        ("Report\n\ntext;kind\nA, b;x\n", {"csv": {"header": 3}}),
+        ("A, b;x\nc;y\n", {"csv": {"header": "none", "delimiter": ";"}, "text": "column_1"}),
+    ],
+)
+def test_csv_is_read_as_its_header_and_the_settings_say(tmp_path: Path, text: str, settings: dict[str, Any]) -> None:
+    put(tmp_path, text)
+    label = "column_2" if "none" in settings.get("csv", {}).values() and "header" in settings["csv"] else "kind"
+    row = read(tmp_path, {"label": label}, **settings)[0]
+    assert (row["text"].lstrip('"'), row["label"], row["problem"]) == ("A, b", "x", None)
+
+
+def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    rows = [f"{n}\tThe text {n}\tk{n % 3}\n" for n in range(200)]
+    rows[20] = '20\t"The text\tk2\n'
+    rows[73] = '73\tThe text"\tk1\n'
+    put(tmp_path, "id\ttext\tkind\n" + "".join(rows), "a.tsv")
+    put(tmp_path, '{"text": "x"}\n', "b.jsonl")
+    [why] = read_batch(tmp_path).unreadable.values()
+    assert why == (
+        "a quoted field that begins in the row of line 22 has whole rows in it, to line 75: close the quote there, "
+        "or set documents.csv.quoting to none"
+    )
+    assert len(read(tmp_path, csv={"quoting": "none"})) == 201
+
+
+def test_paragraphs_in_quotes_are_no_error(tmp_path: Path) -> None:
+    texts = [row["text"] for row in projects.licence_rows(60)] + ["One, two.\nThree, four.\nFive, six.\nSeven, eight."]
+    put(tmp_path, "text,kind\n" + "".join('"' + text.replace('"', '""') + '",x\n' for text in texts))
+    assert [row["text"].splitlines() for row in read(tmp_path)] == [text.splitlines() for text in texts]
+
+
+TEXT = "😀 The Ada Institute 👍🏽 of Example"
+
+
+def span(start: int, end: int, quote: str | None = None) -> dict[str, Any]:
+    return {"start": start, "end": end, "label": "org", **({} if quote is None else {"text": quote})}
+
+
+def units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def test_offsets_in_utf_16_are_converted_by_the_exported_text(tmp_path: Path) -> None:
+    quotes = ["Ada Institute", "Example", "👍🏽"]
+    at = [TEXT.index(quote) for quote in quotes]
+    right = sorted((start, start + len(quote)) for start, quote in zip(at, quotes, strict=True))
+    wrong = [span(units(TEXT[:start]), units(TEXT[: start + len(quote)]), quote) for start, quote in zip(at, quotes, strict=True)]
+    wrong[1].pop("text")  # it is converted with the others
+    for spans in (wrong, [span(start, end, TEXT[start:end]) for start, end in right]):
+        row = one(tmp_path, {"text": TEXT, "entities": spans}, SPANS)
+        assert [(each["start"], each["end"]) for each in row["spans"]] == right and row["problem"] is None
+    result = [{"from_name": "entities", "type": "labels", "value": {**each, "labels": ["org"]}} for each in wrong]
+    task = {"id": 1, "data": {"text": TEXT}, "annotations": [{"id": 1, "completed_by": 1, "result": result}]}
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "a.json").write_text(json.dumps([task]))
+    [row] = read(tmp_path, SPANS)
+    assert [(each["start"], each["end"]) for each in row["spans"]] == right
+
+
+def test_a_span_with_another_text_is_named_and_one_without_is_taken_as_it_is(tmp_path: Path) -> None:
+    for text, spans, problem in (
+        ("The Ada Institute", [span(4, 7, "Ada"), span(4, 7, "Bob")], 2),
+        (TEXT, [span(0, 3, "The")], 1),
+        ("The Ada Institute", [span(4, 7)], None),
+        ("The  Ada\nInstitute", [span(5, 18, "Ada Institute")], None),
+    ):
+        row = one(tmp_path, {"text": text, "entities": spans}, SPANS)
+        said = None if problem is None else f"span {problem} of field `entities` was exported with another text than the one at its offsets"
+        assert row["problem"] == said

@@ -1,0 +1,82 @@
+"""documents: files that no format reads are counted by a check; files about a data set, and test splits, are no documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fullft_assets import documents
+from fullft_assets.documents.names import is_about, is_test_split
+from fullft_assets.documents.sources import Folder
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Store
+from tests import project as projects
+
+pytestmark = pytest.mark.quick
+
+
+def outcome(project: projects.Project, use_case: UseCase):
+    store = Store(str(project.home / "store"))
+    documents.look(store, use_case, now=2e9)
+    return documents.leftovers.check(store, project.name)
+
+
+def test_files_that_no_format_reads_are_counted_by_ending(tmp_path: Path) -> None:
+    project = projects.create(tmp_path, rows=10)
+    use_case = project.use_case()
+    assert outcome(project, use_case).passed
+    for number in range(30):
+        (project.documents / f"{number}.doc").write_text("x")
+    (project.documents / "a.odt").write_text("x")
+    found = outcome(project, use_case)
+    assert (found.passed, found.severity) == (False, "warn")
+    assert found.description == "31 of 32 files are not read: 30 .doc, 1 .odt; convert or remove them"
+    assert found.metadata == {"num_read": 1, "num_not_read": 31, "not_read_by_ending": {".doc": 30, ".odt": 1}, "num_in_test_splits": 0}
+    for path in project.documents.glob("*.jsonl"):
+        path.unlink()
+    assert outcome(project, use_case).severity == "warn", "the batch that was read goes on"
+    for path in project.documents.iterdir():
+        path.unlink()
+    assert outcome(project, use_case).passed
+
+
+def test_it_is_an_error_where_nothing_is_read(tmp_path: Path) -> None:
+    project = projects.create(tmp_path, rows=10)
+    use_case = project.use_case()
+    for path in project.documents.glob("*.jsonl"):
+        path.rename(path.with_suffix(".doc"))
+    found = outcome(project, use_case)
+    assert (found.passed, found.severity, found.metadata["num_read"]) == (False, "error", 0)
+
+
+def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE.txt", "dataset_infos.json", "data/dataset_infos.json", "data/README.md", "data/a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    source = Folder(tmp_path)
+    assert [file.path for file in source.files()] == ["data/README.md", "data/a.jsonl"]
+    assert source.others == []
+    assert not is_about("readme_of_the_patient.txt")
+
+
+@pytest.mark.heavy
+def test_a_saved_test_split_is_kept_out_and_said(tmp_path: Path) -> None:
+    import datasets
+
+    project = projects.create(tmp_path, rows=10)
+    parts = {name: datasets.Dataset.from_list(projects.licence_rows(3)) for name in ("train", "validation", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(project.documents / "saved"))
+    found = documents.look(Store(str(project.home / "store")), project.use_case(), now=2e9)
+    paths = [file.path for batch in found.cut for file in batch.files]
+    assert [path for path in paths if path.startswith("saved")] == [f"saved/{n}/data-00000-of-00001.arrow" for n in ("train", "validation")]
+    assert "1 file(s) of test splits are kept out of training" in found.notes
+    [line] = documents.kept_out(found.kept_out, named=True)
+    assert line == "1 file(s) of test splits are kept out of training (saved/test/data-00000-of-00001.arrow)"
+    # Where it is what the path names, it is read.
+    assert [file.path for file in Folder(project.documents / "saved/test").files()] == ["data-00000-of-00001.arrow"]
+
+
+def test_names_of_test_splits() -> None:
+    names = ["test", "Test", "test_long", "eval", "holdout", "train", "validation", "dev", "latest", "protest", "testimony"]
+    assert [name for name in names if is_test_split(name)] == ["test", "Test", "test_long", "eval", "holdout"]

@@ -1,0 +1,359 @@
+"""documents/formats: office files, mail, XML and archives, written by the libraries that people write them with."""
+
+from __future__ import annotations
+
+import datetime
+import email.message
+import email.policy
+import gzip
+import io
+import mailbox
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import compressed_rtf
+import docx
+import openpyxl
+import pytest
+from docx.opc.constants import RELATIONSHIP_TYPE
+from docx.opc.packuri import PackURI
+from docx.opc.part import Part
+from docx.oxml import parse_xml
+from docx.oxml.ns import nsdecls
+
+from fullft_assets import documents
+from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.formats import bounded, parsing
+from fullft_assets.store import Store
+from tests import outlook_message
+from tests import project as projects
+from tests.test_documents_formats import read, read_batch, shown, written_pdf
+
+pytestmark = pytest.mark.quick
+
+NOTES = """<w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:footnote w:id="2"><w:p><w:r><w:t>See
+annex A.</w:t></w:r></w:p></w:footnote></w:footnotes>"""
+JATS = """<?xml version="1.0"?>
+<!DOCTYPE article PUBLIC "-//NLM//DTD JATS 1.2//EN" "JATS-archivearticle1.dtd">
+<article article-type="research"><front><journal-meta><journal-title>Journal</journal-title></journal-meta><article-meta>
+<article-id pub-id-type="pmid">77</article-id><article-id pub-id-type="doi">10.1/x</article-id>
+<title-group><article-title>On <italic>E. coli</italic></article-title></title-group>
+<abstract><p>Growth &gt; 5&#160;%.</p></abstract></article-meta></front>
+<body><sec><title>Methods</title><p>We <bold>grew</bold> it<sup>2</sup>
+again.</p><table><tr><th>a</th><th><p>b</p></th></tr><tr><td>1</td><td>2</td></tr></table></sec></body>
+<back><ref-list><ref>Other paper</ref></ref-list></back></article>"""
+PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">11</PMID><Article><ArticleTitle>First.</ArticleTitle>
+<Abstract><AbstractText Label="AIM">To see.</AbstractText><AbstractText Label="RESULT">Seen.</AbstractText></Abstract></Article>
+<KeywordList><Keyword>x</Keyword></KeywordList></MedlineCitation></PubmedArticle>
+<PubmedArticle><MedlineCitation><PMID>12</PMID><Article><ArticleTitle>Second.</ArticleTitle></Article></MedlineCitation></PubmedArticle>
+</PubmedArticleSet>"""
+AKOMA = """<akomaNtoso xmlns="http://docs.oasis-open.org/legaldocml/ns/akn/3.0"><act name="act"><meta><identification source="#x"/></meta>
+<preface><p>An <docTitle>Act</docTitle></p></preface><body><article eId="art_1"><num>Art. 1</num><heading>Scope</heading><paragraph>
+<content><p>It applies to <ref href="/x">this</ref>.</p></content></paragraph></article></body></act></akomaNtoso>"""
+TEI = """<TEI xmlns="http://www.tei-c.org/ns/1.0"><teiHeader><fileDesc><titleStmt><title>Letter 5</title></titleStmt></fileDesc></teiHeader>
+<text type="letter"><body><p>Dear <persName>Ada</persName>,<lb/>come soon.</p><p><hi>Yours</hi></p></body></text></TEI>"""
+
+
+def letter() -> bytes:
+    """Return a DOCX with a header, a table, a note, a content control, and tracked changes."""
+    document = docx.Document()
+    document.sections[0].header.paragraphs[0].text = "Clinic of Example"
+    document.sections[0].footer.paragraphs[0].text = "Page"
+    document.add_heading("Report", 1)
+    paragraph = document.add_paragraph("The patient is ")
+    ns = nsdecls("w")
+    paragraph._p.append(parse_xml(f"<w:del {ns}><w:r><w:delText>ill</w:delText></w:r></w:del>"))
+    paragraph._p.append(parse_xml(f"<w:ins {ns}><w:r><w:t>well</w:t></w:r></w:ins>"))
+    paragraph.add_run(".")
+    paragraph._p.append(parse_xml(f'<w:r {ns}><w:footnoteReference w:id="2"/></w:r>'))
+    table = document.add_table(2, 2)
+    for number, value in enumerate(("test", "value", "CRP", "5")):
+        table.cell(number // 2, number % 2).text = value
+    control = parse_xml(f"<w:sdt {ns}><w:sdtContent><w:p><w:r><w:t>In a control</w:t></w:r></w:p></w:sdtContent></w:sdt>")
+    document.element.body.insert(len(document.element.body) - 1, control)
+    document.add_paragraph("The end")
+    part = Part(PackURI("/word/footnotes.xml"), "application/xml", NOTES.encode(), document.part.package)
+    document.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
+    out = io.BytesIO()
+    document.save(out)
+    return out.getvalue()
+
+
+def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Path) -> None:
+    (tmp_path / "wards").mkdir()
+    (tmp_path / "wards/a.docx").write_bytes(letter())
+    [row] = read(tmp_path, {"label": "folder"})
+    assert row["text"] == (
+        "Clinic of Example\n\nReport\nThe patient is well.\nSee\nannex A.\ntest\tvalue\nCRP\t5\nIn a control\nThe end\n\nPage"
+    )
+    assert (row["label"], row["row"], row["problem"]) == ("wards", 1, None)
+
+
+def test_a_docx_that_is_damaged_or_encrypted_says_so(tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
+    data = letter()
+    (tmp_path / "cut.docx").write_bytes(data[: len(data) // 2])
+    (tmp_path / "flipped.docx").write_bytes(data[:3000] + bytes([data[3000] ^ 255]) + data[3001:])
+    (tmp_path / "old.docx").write_bytes(parsing.OLE_MAGIC + bytes(1000))
+    assert read_batch(tmp_path).unreadable == {
+        "cut.docx": "not a complete DOCX (BadZipFile)",
+        "flipped.docx": "not a complete DOCX (BadZipFile)",
+        "old.docx": "not DOCX: encrypted with a password, or in the old format of Office; save it as DOCX",
+    }
+
+
+def workbook(*sheets: list[list[Any]]) -> openpyxl.Workbook:
+    book = openpyxl.Workbook()
+    book.remove(book.worksheets[0])
+    for rows in sheets:
+        sheet = book.create_sheet()
+        for row in rows:
+            sheet.append(row)
+    return book
+
+
+def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
+    header = ["id", "text", "kind", "expression"]
+    day, hour = datetime.datetime(2024, 5, 6), datetime.datetime(2024, 5, 6, 7, 8)
+    book = workbook(
+        [header, ["00012", "a", 1, day], [12, "b", 0.1 + 0.2, hour], [], [True, "c", "merged", 7.0], [4, "d", None, 10**9], [5, 6]]
+    )
+    sheet = book.worksheets[0]
+    sheet["A3"].number_format = "00000"
+    sheet.merge_cells("C5:C6")
+    book.save(tmp_path / "a.xlsx")
+    rows = read(tmp_path)
+    assert [(row["row"], row["id"], row["text"], row["label"], row["group"]) for row in rows] == [
+        (2, "00012", "a", "1", "2024-05-06"),
+        (3, "00012", "b", "0.3", "2024-05-06t07:08:00"),
+        (5, "true", "c", "merged", "7"),
+        (6, "4", "d", "merged", "1000000000"),
+        (7, "5", "6", None, None),
+    ]
+
+
+def test_cells_without_a_value_are_named_where_they_are_needed(tmp_path: Path) -> None:
+    book = workbook([["text", "kind", "other"], ["=1+1", "x", None], ["b", "#N/A", None], ["c", "y", "=1+1"], ["d", "z", None, "more"]])
+    book.save(tmp_path / "a.xlsx")
+    assert [row["problem"] for row in read(tmp_path)] == [
+        "field `text` is a formula without its value; open the file in a spreadsheet program and save it",
+        "field `kind` is an error in place of its value",
+        None,
+        "has more fields than the header",
+    ]
+
+
+def test_sheets_are_read_as_the_settings_say(tmp_path: Path) -> None:
+    legend, data = [["key", "meaning"], ["x", "y"]], [["text", "kind"], ["a", "x"], ["b", "y"]]
+    book = workbook([], data, legend, data)
+    book.create_sheet().sheet_state = "hidden"
+    book.save(tmp_path / "a.xlsx")
+    (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
+    assert read_batch(tmp_path).unreadable == {"a.xlsx": "several sheets have the same header; set documents.xlsx.sheets to each"}
+    (tmp_path / "b.jsonl").unlink()
+    rows = read(tmp_path, {"group": "sheet"}, xlsx={"sheets": "each"})
+    assert [(row["row"], row["text"], row["group"], row["problem"]) for row in rows] == [
+        (2, "a", "sheet1", None),
+        (3, "b", "sheet1", None),
+        (5, None, "sheet2", "no field `text`"),
+        (7, "a", "sheet3", None),
+        (8, "b", "sheet3", None),
+    ]
+    workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]]).save(tmp_path / "a.xlsx")
+    assert [row["text"] for row in read(tmp_path, xlsx={"header": 2})] == ["a"]
+    assert [row["text"] for row in read(tmp_path, xlsx={"header": "none"}, text="column_1")] == ["Report of 2024", "text", "a"][:1] + [
+        None
+    ] * 2
+
+
+def message(**headers: str) -> email.message.EmailMessage:
+    made = email.message.EmailMessage(policy=email.policy.SMTP)
+    for name, value in headers.items():
+        made[name.replace("_", "-")] = value
+    return made
+
+
+def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
+    plain = message(Subject="Größe", From="a@example.org", Message_ID="<1@example.org>", Date="Mon, 06 May 2024 07:08:00 +0000")
+    plain.set_content("Hällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes\n", charset="iso-8859-1")
+    plain.add_alternative("<p>not this</p>", subtype="html")
+    plain.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="a.pdf")
+    (tmp_path / "a.eml").write_bytes(bytes(plain))
+    html = message(Subject="Offer")
+    html.set_content("<p>One</p><p>two</p>", subtype="html")
+    (tmp_path / "b.eml").write_bytes(bytes(html))
+    first, second = read(tmp_path, {"label": "num_attachments", "group": "from"}, id="message_id")
+    assert first["text"] == "Größe\n\nHällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes"
+    assert (first["id"], first["label"], first["group"]) == ("<1@example.org>", "1", "a@example.org")
+    assert (second["text"], second["id"], second["label"]) == ("Offer\n\nOne\n\ntwo", "b.eml:1", "0")
+    assert read(tmp_path, mail={"quoted": "drop"})[0]["text"] == "Größe\n\nHällo,\n\nfine."
+
+
+def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path) -> None:
+    head = b"Subject: caf\xe9\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+    (tmp_path / "a.eml").write_bytes(head + "Déjà vu : où étiez-vous hier soir ?".encode("cp1252"))
+    mixed = message(Subject="x")
+    mixed.set_content("text")
+    mixed.add_attachment(b"y" * 500, maintype="image", subtype="png")
+    (tmp_path / "b.eml").write_bytes(bytes(mixed)[:-300])
+    (tmp_path / "c.eml").write_bytes(b"just text\n")
+    batch = read_batch(tmp_path)
+    assert batch.table["text"].to_pylist() == ["café\n\nDéjà vu : où étiez-vous hier soir ?"]
+    assert batch.unreadable == {"b.eml": "not a complete message (cut off)", "c.eml": "not a mail message: none of the usual headers"}
+
+
+def test_a_mailbox_has_one_row_a_message(tmp_path: Path) -> None:
+    box = mailbox.mbox(tmp_path / "a.mbox")
+    for number in range(3):
+        each = message(Subject=f"No. {number}")
+        each.set_content("From here on\nit is quoted\n")
+        box.add(mailbox.mboxMessage(each))
+    box.flush()
+    (tmp_path / "b.mbox.gz").write_bytes(gzip.compress((tmp_path / "a.mbox").read_bytes()))
+    rows = read(tmp_path, {"label": "subject"})
+    assert [(row["row"], row["label"], row["text"]) for row in rows] == [
+        (number + 1, f"No. {number}", f"No. {number}\n\nFrom here on\nit is quoted") for number in range(3)
+    ] * 2
+
+
+def test_rtf_is_its_text(tmp_path: Path) -> None:
+    source = (
+        r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}{\*\generator Riched20;}\f0 Caf\'e9 \u-10179?\u-8704?\par {\b Second} \{x\}\par}"
+    )
+    (tmp_path / "a.rtf").write_text(source)
+    (tmp_path / "b.rtf").write_text(source[:-1])
+    (tmp_path / "c.rtf").write_text("text")
+    batch = read_batch(tmp_path)
+    assert batch.table["text"].to_pylist() == ["Café 😀\nSecond {x}"]
+    assert batch.unreadable == {"b.rtf": "not a complete RTF file (cut off: a group is not closed)", "c.rtf": "not RTF"}
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "texts"),
+    [
+        (
+            JATS,
+            {"id": "front//article-id[@pub-id-type='doi']"},
+            ["On E. coli\n\nGrowth > 5\xa0%.\n\nMethods\nWe grew it2 again.\na\tb\n1\t2"],
+        ),
+        (JATS, {"text": "body"}, ["Methods\nWe grew it2 again.\na\tb\n1\t2"]),
+        (JATS, {"xml": {"record": "p"}}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
+        (PUBMED, {}, ["First.\n\nTo see.\nSeen.", "Second."]),
+        (AKOMA, {}, ["An Act\n\nArt. 1\nScope\nIt applies to this."]),
+        (TEI, {}, ["Dear Ada,\ncome soon.\nYours"]),
+        ("<notes><note><b>a</b><kind>x</kind></note></notes>", {"text": "b", "xml": {"record": "note"}}, ["a"]),
+    ],
+)
+def test_xml_is_read_by_its_root_or_by_paths(tmp_path: Path, source: str, settings: dict[str, Any], texts: list[str]) -> None:
+    (tmp_path / "a.xml").write_text(source, encoding="utf-8")
+    (tmp_path / "b.xml.gz").write_bytes(gzip.compress(source.encode()))
+    rows = read(tmp_path, {"label": "kind", "group": "@article-type"}, **settings)
+    assert [row["text"] for row in rows] == texts * 2
+    if source is JATS and "id" in settings:
+        assert (rows[0]["id"], rows[0]["group"]) == ("10.1/x", "research")
+    if source is PUBMED:
+        assert [row["id"] for row in rows] == ["11", "12"] * 2
+    if "note" in source and "b" in settings.values():
+        assert rows[0]["label"] == "x"
+
+
+def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> None:
+    bomb = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
+    (tmp_path / "bomb.xml").write_text(f'<!DOCTYPE a [<!ENTITY l0 "ha">{bomb}]><a><p>x</p>&l11;</a>')
+    (tmp_path / "file.xml").write_text('<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]><a>&f;</a>')
+    (tmp_path / "named.xml").write_text('<!DOCTYPE a SYSTEM "a.dtd"><a>Caf&eacute;</a>')
+    (tmp_path / "cut.xml").write_text("<a>\n<p>text</p>\n")
+    batch = read_batch(tmp_path)
+    assert batch.unreadable == {
+        "cut.xml": "not XML: broken on line 3; the file may be cut off",
+        "bomb.xml": "not XML: broken on line 1; the file may be cut off",
+    }
+    rows = {row["source"]: (row["text"], row["problem"]) for row in batch.table.to_pylist()}
+    assert rows["named.xml"] == ("Café", None)
+    assert rows["file.xml"] == (None, "an entity is defined outside of the file or in its DTD, which is not read")
+
+
+def pack(path: Path, members: dict[str, str | bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_members_of_an_archive_are_read_by_their_endings(tmp_path: Path) -> None:
+    members = {"in/a.docx": letter(), "b.jsonl": '{"text": "j", "kind": "k"}\n{bad\n', "c.csv": "id,text\n7,t\n", "README.md": "about"}
+    pack(
+        tmp_path / "a.zip", {**members, "__MACOSX/b.jsonl": "x", "d.bin": "?", "e.docx": "?", "f.csv.gz": gzip.compress(b"id,text\n8,u\n")}
+    )
+    rows = read(tmp_path)
+    assert [(row["id"], row["row"]) for row in rows] == [
+        ("a.zip/in/a.docx:1", 1),
+        ("a.zip/b.jsonl:1", 2),
+        ("a.zip:3", 3),
+        ("7", 4),
+        ("a.zip:5", 5),
+        ("a.zip:6", 6),
+        ("8", 7),
+    ]
+    assert rows[2]["problem"].startswith("member 2, row 2: not JSON")
+    assert [rows[at]["problem"] for at in (4, 5)] == [
+        "member 6: not read: no format has its ending",
+        "member 7: not a complete DOCX (BadZipFile)",
+    ]
+
+
+def test_an_archive_has_bounds_and_no_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In this process, where the bounds are lower.
+    monkeypatch.setattr(bounded, "records", lambda format_, file, reading: format_.records(file, reading))
+    monkeypatch.setattr(parsing, "MAX_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(parsing, "MAX_MEMBERS", 50)
+    pack(tmp_path / "bomb.zip", {"a.txt": "x" * 2**21})
+    pack(tmp_path / "many.zip", {f"{n}.txt": "x" for n in range(51)})
+    pack(tmp_path / "inner.zip", {"b.zip": "PK"})
+    pack(tmp_path / "out.zip", {"../../a.txt": "x"})
+    pack(tmp_path / "root.zip", {"/a.txt": "x"})
+    pack(tmp_path / "good.zip", {"a.txt": "x"})
+    assert read_batch(tmp_path).unreadable == {
+        "bomb.zip": "unpacks to more than 1 MiB; split it",
+        "many.zip": "has more than 50 members",
+        "inner.zip": "has an archive in it; unpack it and deliver its files",
+        "out.zip": "has a link, or a member whose name leads out of the archive",
+        "root.zip": "has a link, or a member whose name leads out of the archive",
+    }
+
+
+def test_pages_without_text_are_counted_or_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(written_pdf(shown("One"), b"", shown("Three"), b"q 1 0 0 1 0 0 cm Q"))
+    (tmp_path / "b.pdf").write_bytes(written_pdf(shown("One")))
+    batch = read_batch(tmp_path)
+    assert (batch.table["text"].to_pylist(), batch.pages_without_text) == (["One\n\nThree", "One"], {"a.pdf": 2})
+    batch = read_batch(tmp_path, pdf={"pages_without_text": "quarantine"})
+    problem = "2 of 4 pages have no text (scanned?); recognise the text (OCR) and deliver again"
+    assert batch.table["problem"].to_pylist() == [problem, None]
+
+
+def test_a_check_names_pdfs_with_pages_without_text(tmp_path: Path) -> None:
+    project = projects.create(tmp_path, rows=5)
+    (project.documents / "a.pdf").write_bytes(written_pdf(shown("One"), b""))
+    store = Store(str(project.home / "store"))
+    [batch] = documents.look(store, project.use_case(), now=2e9).cut
+    check = documents.keep(store, project.use_case(), batch.name).check("pages_have_text")
+    assert (check.passed, check.severity, check.metadata["num_pages_without_text"]) == (False, "warn", 1)
+    assert check.description.startswith(f"{project.documents}: {alias('a.pdf')}: 1 page(s) without text")
+
+
+def test_a_message_of_outlook_has_the_fields_of_a_mail(tmp_path: Path) -> None:
+    plain = {outlook_message.SUBJECT: "Größe", outlook_message.BODY: "Hallo 😀\r\nfine", outlook_message.MESSAGE_ID: "<1@example.org>"}
+    data = outlook_message.written(plain, num_attachments=2)
+    rich = compressed_rtf.compress(rb"{\rtf1\ansi Caf\'e9\par}", compressed=True)
+    (tmp_path / "a.msg").write_bytes(data)
+    (tmp_path / "b.msg").write_bytes(outlook_message.written({outlook_message.SUBJECT: "Rich", outlook_message.RTF: rich}))
+    (tmp_path / "c.msg").write_bytes(outlook_message.written({outlook_message.SUBJECT: "Page", outlook_message.HTML: b"<p>One</p>"}))
+    (tmp_path / "d.msg").write_bytes(data[:2000])
+    batch = read_batch(tmp_path, {"label": "num_attachments"}, id="message_id")
+    assert [(row["id"], row["label"], row["text"]) for row in batch.table.to_pylist()] == [
+        ("<1@example.org>", "2", "Größe\n\nHallo 😀\nfine"),
+        ("b.msg:1", "0", "Rich\n\nCafé"),
+        ("c.msg:1", "0", "Page\n\nOne"),
+    ]
+    assert batch.unreadable == {"d.msg": "not a message of Outlook (damaged, or an old file of Office)"}
