@@ -273,7 +273,7 @@ class TestLanguageModeling:
             ids = tokenization.encode([text])[0]
             assert [i for window in cut[:1] for i in window] == [*ids, end][: len(cut[0])]
             assert cut[-1][-1] == end and sum(window.count(end) for window in cut) == 1
-            # No token stands in two windows: all are trained, and it would count twice.
+            # No token is in two windows: all are trained, and it would count twice.
             assert [i for window in cut for i in window] == [*ids, end]
             assert all(len(window) <= room for window in cut)
 

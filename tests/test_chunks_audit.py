@@ -94,7 +94,7 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
         return (1e6 * folded[word.lower()] / folded.total() + 0.3) / (1e6 * english[word] / english.word_frequency.total_words + 0.3)
 
     assert [term["keyness"] for term in found.terms] == [pytest.approx(keyness(term["term"]), abs=0.05) for term in found.terms]
-    # No word that costs more was left out, but general ones.
+    # Only general words that cost more are missing.
     least = min(term["num_documents"] * (term["num_pieces"] - 1) for term in found.terms)
     kept = {term["term"] for term in found.terms}
     for word, count in num_documents.items():

@@ -17,6 +17,7 @@ from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import ChatTemplate, Tokenization, tokenizing
 from fullft_assets.chunks.chat import CHATML
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
@@ -213,7 +214,9 @@ class TestConversations:
         found = chunks.chunk(conversations(rows), load(smol, max_tokens=64, stride=4, max_windows=1), "sft")
         check = next(c for c in chunks.checks(chunks.Totals(found.metadata, found.unfit), "sft") if c.name == "rows_have_trained_tokens")
         assert (check.passed, check.severity) == (False, "error")
-        assert check.description.startswith("2 of 4 rows have no trained token: chats.jsonl:2, chats.jsonl:3; give them an answer")
+        assert check.description.startswith(
+            f"2 of 4 rows have no trained token: {alias('chats.jsonl')}:2, {alias('chats.jsonl')}:3; give them an answer"
+        )
         assert found.metadata["num_trained_tokens"] == 2 * 6
         fine = chunks.chunk(conversations(rows[:1]), load(smol, max_tokens=64), "sft")
         assert all(check.passed for check in chunks.checks(chunks.Totals(fine.metadata, fine.unfit), "sft"))
@@ -221,7 +224,7 @@ class TestConversations:
     def test_a_conversation_that_the_template_refuses_is_named_with_why(self, smol: Path, tmp_path: Path) -> None:
         folder = with_template(smol, tmp_path, ALTERNATING)
         found = chunks.chunk(conversations([self.MESSAGES[:2], self.MESSAGES[1:3], self.MESSAGES]), load(folder), "sft")
-        assert found.unfit == ["chats.jsonl:2 (the chat template refuses the conversation: roles must alternate)"]
+        assert found.unfit == [f"{alias('chats.jsonl')}:2 (the chat template refuses the conversation: roles must alternate)"]
         assert found.table["windows"].to_pylist()[1] == [[]]
 
     def test_control_tokens_inside_what_is_said_are_counted(self, tokenization: Tokenization) -> None:
@@ -248,7 +251,7 @@ class TestConversations:
         with Store(str(tmp_path / "store")).create("c", "s", "k", version="1", seed=1) as draft:
             totals = tokenizing._write(tmp_path / "examples.parquet", draft, tokenization, "sft")
             assert pq.read_table(draft.path / chunks.CHUNKS).equals(chunks.chunk(rows, tokenization, "sft").table)
-        assert totals.unfit == [f"chats.jsonl:{row}" for row in (2, 4, 6, 8)]
+        assert totals.unfit == [f"{alias('chats.jsonl')}:{row}" for row in (2, 4, 6, 8)]
         # The template's own tokens are no words of the domain.
         spoken = [tokenization.tokenizer.encode(text, add_special_tokens=False).ids for text in rows["text"].to_pylist()]
         assert totals.metadata["num_sampled_tokens"] == sum(map(len, spoken)) < totals.metadata["num_tokens"]

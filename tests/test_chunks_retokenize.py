@@ -14,6 +14,7 @@ from dagster._core.loader import LoadingContextForTest
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.assets import retokenization
 from fullft_assets.component import FullFineTune
+from fullft_assets.documents.aliases import alias
 from fullft_assets.resources import latest, latest_by_partition, open_store, set_latest
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -165,7 +166,7 @@ def test_a_run_that_was_cut_short_goes_on_where_it_was(data: Data, monkeypatch: 
 
 
 def test_what_needs_more_than_tokenising_is_left_to_the_ingest_job(data: Data):
-    """A batch that was never validated with today's rules, and one that was held back."""
+    """A batch that was never validated with today's rules, and one that was blocked."""
     data.project.deliver("bad.jsonl", [{"id": f"b{i}", "text": "", "kind": "notice"} for i in range(9)])
     (bad,) = data.ingest()
     change_tokenizer(data)
@@ -185,7 +186,9 @@ def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path
     short = [said("user", "One?"), said("assistant", "Two.")]
     long = [said("user", "a long question " * 20), said("assistant", "Yes.")]
     project.deliver("delivery-1.jsonl", [{"id": "a", "messages": short}, {"id": "b", "messages": long}])
-    project.deliver("delivery-2.jsonl", [{"id": "c", "messages": [*short, said("user", "Three?"), said("assistant", "Four.")]}])
+    # One row for each split.
+    rows = [{"id": id_, "messages": [*short, said("user", f"Three or {id_}?"), said("assistant", "Four.")]} for id_ in "cde"]
+    project.deliver("delivery-2.jsonl", rows)
     sections = {
         "documents": DOCUMENTS,
         "base_model": "model",
@@ -208,14 +211,14 @@ def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path
         assert sorted(manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values()) == [False, True]
         red = [e.asset_check_evaluation_data for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
         (check,) = [check for check in red if check.check_name == "rows_have_trained_tokens" and not check.passed]
-        assert check.description.startswith("1 of 2 rows have no trained token: delivery-1.jsonl:2; ")
+        assert check.description.startswith(f"1 of 2 rows have no trained token: {alias('delivery-1.jsonl')}:2; ")
         assert len([event for event in result.all_events if event.is_step_materialization]) == 2
         # The snapshot goes on without that batch.
         held_back = next(name for name, manifest in data.chunks().items() if not manifest.check("rows_have_trained_tokens").passed)
         labeled = latest_by_partition(store, CASE, "labeled_examples")
         taken = snapshot.take(store, project.use_case(), labeled, data.chunks())
         assert taken.metadata["batches_left_out"] == [held_back]
-        assert snapshot.read_index(store, taken)["id"].to_pylist() == ["c"]
+        assert sorted(snapshot.read_index(store, taken)["id"].to_pylist()) == ["c", "d", "e"]
 
 
 def said(role: str, content: str) -> dict[str, str]:

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fullft_assets import chunks, documents, examples
+from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
-from fullft_assets.examples.rules import GATES, REASONS, ROLES
+from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, REASONS, ROLES
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
@@ -322,7 +323,7 @@ class TestRowChecks:
         check = check_of(sound_rows(*[{}] * 4, *[{"text": ""}] * 7), "texts_are_present")
         assert check.severity == "warn"
         assert check.description == (
-            "7 of 11 rows quarantined (empty text): a.csv:6, a.csv:7, a.csv:8, a.csv:9, a.csv:10 and 2 more; "
+            f"7 of 11 rows quarantined (empty text): {alias('a.csv')}:6, {alias('a.csv')}:7, {alias('a.csv')}:8, {alias('a.csv')}:9, {alias('a.csv')}:10 and 2 more; "
             "fix them in the source and deliver the file again"
         )
 
@@ -341,7 +342,7 @@ class TestRowChecks:
         examined = examples.examine(table(rows), flagging, "b")
         check = next(c for c in examined.checks if c.name == "personal_data_is_absent")
         assert (check.passed, check.metadata["num_failed"], len(examined.valid)) == (False, 1, 2)
-        assert check.description.startswith("1 of 2 rows found (personal data): a.csv:2; ")
+        assert check.description.startswith(f"1 of 2 rows found (personal data): {alias('a.csv')}:2; ")
 
     def test_masked_personal_data_is_counted_and_gone(self) -> None:
         masking = PLAIN.model_copy(update={"pii": "mask"})
@@ -436,7 +437,7 @@ class TestSeverities:
 def test_the_documentation_names_every_rule() -> None:
     section = (Path(__file__).parents[1] / "docs/data/rules.md").read_text().partition("## Rules")[2].partition("\n## ")[0]
     named = [name for line in section.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])]
-    assert sorted(named) == sorted([*RULES, *GATES])
+    assert sorted(named) == sorted([*RULES, *GATES, *GATE_OF_GROUPS])
 
 
 class TestTheKnownReason:
@@ -449,7 +450,7 @@ class TestTheKnownReason:
         rows = self.problems(None, "no field `text`", *(f"not JSON: Extra data: line 1 column {n} (char {n})" for n in (3, 7)))
         check = check_of(rows, "rows_are_well_formed")
         assert check.description == (
-            "3 of 4 rows quarantined (malformed row, most often: not JSON: Extra data): a.csv:3, a.csv:4, a.csv:5; "
+            f"3 of 4 rows quarantined (malformed row, most often: not JSON: Extra data): {alias('a.csv')}:3, {alias('a.csv')}:4, {alias('a.csv')}:5; "
             "fix them in the source and deliver the file again"
         )
         gate = check_of(rows, "quarantined_share_is_bounded")

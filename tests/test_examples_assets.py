@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import documents
+from fullft_assets import documents, examples
 from fullft_assets.component import FullFineTune
-from fullft_assets.examples import pii
+from fullft_assets.documents.aliases import alias
+from fullft_assets.personal_data import pii
 from fullft_assets.resources import open_store
+from fullft_assets.store import Store
 from tests import project as projects
 
 SECRET = "the patient of room twelve"
@@ -58,7 +63,7 @@ def deliver(project: projects.Project) -> None:
     said = [{"id": "twice", "text": "said twice", "kind": kind, "annotator": who} for who, kind in (("ann", "text"), ("bob", "text"))]
     more = [{"id": "thrice", "text": "said again", "kind": kind, "annotator": who} for who, kind in (("ann", "tag"), ("bob", "tag"))]
     mails = [{"id": "mail", "text": "write to jo@example.org for a licence", "kind": "notice"}]
-    project.deliver("delivery-1.jsonl", [*odd, *said, *more, *mails, *rows])
+    project.deliver("delivery-1.jsonl", [*({**row, "expression": row["id"]} for row in [*odd, *said, *more, *mails]), *rows])
 
 
 RULES = {
@@ -86,10 +91,10 @@ def test_each_rule_is_a_check_with_its_counts_and_severity(runs: Runs) -> None:
     assert counts(checks["rows_suffice"]) == {"num_valid": 65}
     assert counts(checks["rows_are_accounted_for"]) == {"num_rows": 67, "num_valid": 65, "num_quarantined": 2}
     errors = {name for name, check in checks.items() if check.severity == dg.AssetCheckSeverity.ERROR}
-    gates = {"rows_are_accounted_for", "quarantined_share_is_bounded"}
+    gates = {"rows_are_accounted_for", "quarantined_share_is_bounded", "named_fields_have_values", "groups_are_given"}
     assert errors == {"labels_are_known", "annotators_agree", "own_1_column_values_to_be_between"} | gates
     assert {name for name, check in checks.items() if not check.passed} == {"labels_are_known", "labels_are_present"}
-    assert "delivery-1.jsonl:1" in checks["labels_are_known"].description
+    assert f"{alias('delivery-1.jsonl')}:1" in checks["labels_are_known"].description
     [made] = [e.materialization for e in result.get_asset_materialization_events() if e.asset_key.path[-1] == "labeled_examples"]
     assert made.metadata["num_items_annotated_twice"].value == 2
     assert made.metadata["kappa_per_label"].value.splitlines()[2:] == ["| tag | 1 |", "| text | 1 |"]
@@ -100,7 +105,7 @@ def test_each_check_says_in_the_graph_what_is_true_when_it_is_green(runs: Runs) 
     graph = FullFineTune(runs.project.use_case()).build_defs().resolve_asset_graph()
     said = {key.name: graph.get(key).description for key in graph.asset_check_keys if key.asset_key.path[-1] == "labeled_examples"}
     assert said["labels_are_known"] == "No row is quarantined for: unknown label."
-    assert said["personal_data_is_absent"] == "No row is found for: personal data."
+    assert said["personal_data_is_absent"] == "No row is found for: personal data. Names, addresses and places are not looked for."
     assert said["rows_suffice"] == "The batch has examples.min_batch_rows valid rows."
     own = "Nothing breaks expectation 1 (column_values_to_be_between on num_words)."
     assert said["own_1_column_values_to_be_between"] == own
@@ -136,3 +141,25 @@ def test_an_expectation_that_cannot_be_computed_fails_with_one_line(runs: Runs) 
         line.startswith("examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile (")
         and "\n" not in line
     )
+
+
+@pytest.mark.parametrize("mask_raw", [True, False])
+def test_masked_is_what_is_kept_of_raw_rows_too_unless_the_yaml_says_otherwise(project: projects.Project, mask_raw: bool) -> None:
+    rows = projects.licence_rows(40)
+    written = [{**rows[0], "text": f"{rows[0]['text']} Write to ana@correo.example or pay to DE89 3704 0044 0532 0130 00."}, *rows[1:]]
+    project.deliver("delivery-1.jsonl", written)
+    project.configure(documents={"mask_raw": mask_raw}, examples={"pii": "mask"})
+    use_case = project.use_case()
+    store = Store(str(project.home / "own-store"))
+    [batch] = documents.cut_batches(store, use_case.name, documents.source_of(use_case), use_case.settings.documents)
+    raw = documents.keep(store, use_case, batch.name)
+    valid, quarantined = examples.validate(store, use_case, raw)
+    kept = [path for path in (project.home / "own-store").rglob("*.parquet") if b"ana@correo.example" in _plain(path)]
+    assert [path.name for path in kept] == ([] if mask_raw else ["documents.parquet"])
+    assert valid.check("personal_data_is_absent").metadata["num_masked"] == valid.metadata["num_masked"] >= 1
+    assert raw.metadata["num_masked"] == (valid.metadata["num_masked"] if mask_raw else 0)
+    assert any("[EMAIL] or pay to [IBAN]" in text for text in pq.read_table(store.folder(valid) / "examples.parquet")["text"].to_pylist())
+
+
+def _plain(path: Path) -> bytes:
+    return json.dumps(pq.read_table(path).to_pylist(), default=str).encode()

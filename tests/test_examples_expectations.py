@@ -12,6 +12,7 @@ import pytest
 
 from fullft_assets import examples
 from fullft_assets.config.validation import load_use_case
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples import rules
 from fullft_assets.examples.expectation_names import EXPECTATIONS
@@ -85,6 +86,7 @@ HEAD = (
 )
 
 BETWEEN = "expect_column_values_to_be_between"
+MATCH = "expect_column_values_to_match_regex"
 OUTLIERS = "expect_column_values_to_not_be_outliers"
 
 
@@ -178,6 +180,35 @@ class TestProblems:
     def test_severities(self, changes: dict[str, Any], key: str, message: str) -> None:
         assert self.problem(ExamplesSettings(label="kind", **changes)) == (f"examples.severities.{key}", message)
 
+    @pytest.mark.parametrize(
+        ("name", "arguments", "key", "message"),
+        [
+            (BETWEEN, {"column": "num_words", "min_value": "five"}, "min_value", "five is not a number"),
+            (BETWEEN, {"column": "num_words", "min_value": "1e-2"}, "min_value", "1e-2 is not a number; write 0.01"),
+            (BETWEEN, {"column": "num_words", "min_value": 9, "max_value": 5}, "min_value", "9 is more than max_value (5), so no value passes; swap them"),
+            (BETWEEN, {"column": "num_words", "min_value": 9, "mostly": 95}, "mostly", "95 is not a share from 0 to 1"),
+            (BETWEEN, {"column": "num_words", "min_value": 9, "strict_min": "yes"}, "strict_min", "yes is not true or false"),
+            (MATCH, {"column": "label", "regex": "a("}, "regex", "a( is not a regular expression (missing ), unterminated subpattern at position 1)"),
+            (f"{MATCH}_list", {"column": "label", "regex_list": ["a", "["]}, "regex_list.1", "[ is not a regular expression (unterminated character set at position 0)"),
+            ("expect_column_values_to_be_in_set", {"column": "label", "value_set": "a"}, "value_set", "a is not a list; write [a]"),
+        ],
+    )  # fmt: skip
+    def test_values_of_arguments(self, name: str, arguments: dict[str, Any], key: str, message: str) -> None:
+        own = {"name": name, "arguments": arguments}
+        found = self.problem(ExamplesSettings.model_validate({"label": "kind", "expectations": [own]}))
+        assert found == (f"examples.expectations.0.arguments.{key}", message)
+
+    def test_a_range_has_an_end(self) -> None:
+        key, message = self.problem(with_own(BETWEEN, column="num_words"))
+        assert (key, message) == ("examples.expectations.0.arguments", f"{BETWEEN} needs `min_value` or `max_value`")
+
+    @pytest.mark.parametrize(
+        ("given", "meant"), [("ger", "de"), ("deu", "de"), ("de-AT", "de"), ("fre", "fr"), ("zho", "zh"), ("EN", "en")]
+    )
+    def test_other_codes_of_a_language(self, given: str, meant: str) -> None:
+        _, message = self.problem(ExamplesSettings(label="kind", languages=[given]))
+        assert message == f"`{given}` is no language that can be identified; did you mean `{meant}`?"
+
     def test_languages(self) -> None:
         key, message = self.problem(ExamplesSettings(label="kind", languages=["en", "english"]))
         assert (key, message.partition(";")[0]) == ("examples.languages.1", "`english` is no language that can be identified")
@@ -228,7 +259,9 @@ class TestFindings:
         examined = examples.examine(table(sound_rows({}, {"group": "g"})), settings, "b")
         check = own_check(examined)
         assert (len(examined.valid), check.passed, check.severity, check.metadata["num_failed"]) == (num_valid, False, severity, 1)
-        assert check.description.startswith("1 of 2 rows found (breaks expectation 1 (column_values_to_not_be_null on group)): a.csv:2; ")
+        assert check.description.startswith(
+            f"1 of 2 rows found (breaks expectation 1 (column_values_to_not_be_null on group)): {alias('a.csv')}:2; "
+        )
 
     @pytest.mark.parametrize("at_once", [0, 10], ids=["many-rows", "few-rows"])
     def test_mostly_judges_the_batch_not_the_row(self, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.documents.aliases import alias
 from fullft_assets.examples import identity
 from fullft_assets.examples.identity import Seen
 from fullft_assets.settings import ExamplesSettings
@@ -45,7 +46,7 @@ class TestOneRowAnId:
         check = next(c for c in examples.examine(table(rows), PLAIN, "b").checks if c.name == "ids_are_unique")
         assert (check.passed, check.severity, check.metadata["num_failed"]) == (False, "warn", 1)
         assert check.description == (
-            "1 of 4 rows found (id twice in one file): a.csv:2; the snapshot decides over all batches which of them count"
+            f"1 of 4 rows found (id twice in one file): {alias('a.csv')}:2; the snapshot decides over all batches which of them count"
         )
         assert rows_of(seen(rows).superseded) == [0, 2]
 
@@ -190,6 +191,8 @@ class TestFixedDelivery:
         rows = projects.licence_rows(400)
         stages.deliver("delivery-1.jsonl", rows, 0)
         before = stages.snapshot_labels()
-        _, quarantined = stages.deliver("correction.jsonl", [{**rows[0], "kind": "poem"}, {"text": "a new one", "kind": "tag"}], 10)
+        _, quarantined = stages.deliver(
+            "correction.jsonl", [{**rows[0], "kind": "poem"}, {"text": "a new one", "kind": "tag", "expression": "mit"}], 10
+        )
         assert quarantined["id"].to_pylist() == [rows[0]["id"]]
         assert stages.snapshot_labels().items() >= before.items()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from fullft_assets import examples
-from fullft_assets.examples import pii
 from fullft_assets.examples.damage import damage_shares
 from fullft_assets.examples.language import LANGUAGES, UNKNOWN, identify
+from fullft_assets.personal_data import pii
 from fullft_assets.settings import ExamplesSettings
 from tests.licence_delivery import Delivery
 from tests.test_examples import sound_rows, table

@@ -97,7 +97,12 @@ class ChatTemplate:
             for block in self._compiled.generate(**variables, **self.variables):
                 blocks.append(block)
         except (jinja2.TemplateError, TypeError) as error:
-            raise DataError(f"the chat template refuses the conversation: {error}") from error
+            # A template may quote what it refuses.
+            quotes = any(
+                len(value.strip()) > 3 and value.strip() in str(error) for message in messages for value in (message["content"],) if value
+            )
+            why = type(error).__name__ if quotes else error
+            raise DataError(f"the chat template refuses the conversation: {why}") from None
         return "".join(blocks), written
 
     def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:

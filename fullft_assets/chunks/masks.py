@@ -14,7 +14,7 @@ CharacterSpans = Sequence[Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedSpans:
     """Labelled spans in tokens.
 
     `marks` [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later one.
@@ -48,7 +48,7 @@ def token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, n
     return rows, np.maximum(first, encoded.bounds[rows]), np.minimum(last, encoded.bounds[rows + 1])
 
 
-def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> Located:
+def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> LocatedSpans:
     """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has a token."""
     stripped = [[strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)]
     rows, first, last = token_ranges(encoded, stripped)
@@ -66,7 +66,7 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     marks[inside] = -np.repeat(number, sizes)
     marks[first] = number
-    return Located(marks, int((~found).sum()))
+    return LocatedSpans(marks, int((~found).sum()))
 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from fullft_assets.chunks.general_words import GeneralWords
 from fullft_assets.chunks.metadata import ChunkCounts, ChunksMetadata
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
@@ -280,7 +281,7 @@ def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
 
 
 def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
-    return f"{examples['source'][row].as_py()}:{examples['row'][row].as_py()}"
+    return f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}"
 
 
 def check_specs(task: Task) -> tuple[CheckSpec, ...]:

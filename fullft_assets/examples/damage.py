@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,3 +35,14 @@ def damage_shares(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     whole = pc.utf8_length(pc.replace_substring_regex(texts.take(rows), _DAMAGE, ""))
     damaged[rows] = lengths[rows] - np.asarray(whole)
     return damaged / np.maximum(lengths, 1)
+
+
+def damage_share(text: str) -> float:
+    """Return the share of one text's characters that are damaged; 0 for empty."""
+    return sum(len(found[0]) for found in _pattern().finditer(text)) / max(1, len(text))
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    # RE2 writes a character by its number in braces.
+    return re.compile(re.sub(r"\\x\{([0-9a-f]+)\}", lambda match: re.escape(chr(int(match[1], 16))), _DAMAGE))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectation_names import EXPECTATIONS
-from fullft_assets.examples.language import LANGUAGES
+from fullft_assets.examples.expectation_values import value_problems
+from fullft_assets.examples.language import LANGUAGES, two_letter_code
 from fullft_assets.examples.rules import ESSENTIAL, PROFILE_COLUMNS, applicable, check_name
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
 from fullft_assets.task import task_of
@@ -31,7 +33,8 @@ def problems(settings: ExamplesSettings) -> list[Problem]:
     """Return what is wrong with the severities, the languages and the expectations, found without Great Expectations."""
     found = [*_severity_problems(settings), *_language_problems(settings)]
     for number, expectation in enumerate(settings.expectations):
-        found += [(("examples", "expectations", number, *key), message) for key, message in _expectation_problems(expectation, settings)]
+        own = list(_expectation_problems(expectation, settings)) or list(_range_problems(expectation))
+        found += [(("examples", "expectations", number, *key), message) for key, message in own]
     return found
 
 
@@ -71,12 +74,15 @@ def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
 def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
     for number, language in enumerate(settings.languages or []):
         if language not in LANGUAGES:
-            yield ("examples", "languages", number), f"`{language}` is no language that can be identified{_near(language, LANGUAGES)}"
+            yield ("examples", "languages", number), f"`{language}` is no language that can be identified{_near_language(language)}"
 
 
 def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) -> Iterator[Problem]:
     if expectation.name not in EXPECTATIONS:
-        yield ("name",), f"Great Expectations has no `{expectation.name}` for a profile{_near(expectation.name, EXPECTATIONS)}"
+        yield (
+            ("name",),
+            f"Great Expectations has no `{expectation.name}` for a profile{_near(_in_snake_case(expectation.name), EXPECTATIONS)}",
+        )
         return
     known = EXPECTATIONS[expectation.name]
     if expectation.severity == "quarantine" and known.scope != "column_map":
@@ -100,6 +106,12 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
         elif argument in _COLUMNS_ARGUMENTS and isinstance(value, list):
             for at, column in enumerate(value):
                 yield from (((("arguments", argument, at)), message) for message in _column_problems(column, settings))
+    yield from ((("arguments", *key), message) for key, message in value_problems(expectation.arguments))
+
+
+def _range_problems(expectation: Expectation) -> Iterator[Problem]:
+    if expectation.name.endswith("_between") and not {"min_value", "max_value"} & expectation.arguments.keys():
+        yield ("arguments",), f"{expectation.name} needs `min_value` or `max_value`"
 
 
 def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
@@ -112,6 +124,16 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
         yield f"the profile has no column `{column}`{_near(str(column), PROFILE_COLUMNS)}"
     elif column in needs and not needs[column][1]:
         yield f"the profile has `{column}` only with {needs[column][0]}"
+
+
+def _near_language(given: str) -> str:
+    code = two_letter_code(given)
+    return f"; did you mean `{code}`?" if code in LANGUAGES else _near(given, LANGUAGES)
+
+
+def _in_snake_case(name: str) -> str:
+    """Return the name of an expectation where that of its class was given."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _near(given: str, choices: Iterable[str]) -> str:

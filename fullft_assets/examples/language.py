@@ -26,20 +26,39 @@ _CODES = (
     "uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu"
 )
 LANGUAGES = tuple(_CODES.split())
+#: Codes of three letters (ISO 639-2, both kinds) of languages that have one of two.
+_THREE_LETTERS = (
+    "af:afr am:amh ar:ara az:aze be:bel bg:bul bn:ben bs:bos ca:cat cs:ces,cze cy:cym,wel da:dan de:deu,ger el:ell,gre en:eng es:spa et:est "
+    "eu:eus,baq fa:fas,per fi:fin fr:fra,fre ga:gle gl:glg gu:guj ha:hau he:heb hi:hin hr:hrv hu:hun hy:hye,arm id:ind ig:ibo is:isl,ice "
+    "it:ita ja:jpn ka:kat,geo kk:kaz km:khm kn:kan ko:kor ky:kir lb:ltz lo:lao lt:lit lv:lav mg:mlg mk:mkd,mac ml:mal mn:mon mr:mar "
+    "ms:msa,may mt:mlt my:mya,bur ne:nep nl:nld,dut nn:nno no:nor pa:pan pl:pol ps:pus pt:por ro:ron,rum ru:rus rw:kin si:sin sk:slk,slo "
+    "sl:slv sn:sna so:som sq:sqi,alb sr:srp sv:swe sw:swa ta:tam te:tel tg:tgk th:tha tk:tuk tl:tgl tr:tur uk:ukr ur:urd uz:uzb vi:vie "
+    "xh:xho yo:yor zh:zho,chi zu:zul"
+)
+
+
+def two_letter_code(given: str) -> str | None:
+    """Return the ISO 639-1 code that a code of three letters (`ger`, `deu`) or a locale (`de-DE`) means, or None."""
+    codes = {three: two for two, threes in (part.split(":") for part in _THREE_LETTERS.split()) for three in threes.split(",")}
+    language = given.strip().lower().replace("_", "-").partition("-")[0]
+    return codes.get(language, language if len(language) == 2 else None)
 
 
 def identify(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be identified; None for null."""
     import pyarrow.compute as pc
 
-    prefixes = pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS)
-    num_letters = np.asarray(pc.fill_null(pc.count_substring_regex(prefixes, r"\pL"), 0))
-    classify = _identifier().classify
-    found = [
-        None if text is None else classify(text)[0] if enough else UNKNOWN
-        for text, enough in zip(prefixes.to_pylist(), num_letters >= MIN_LETTERS, strict=True)
-    ]
-    return np.array([UNKNOWN if language in _NONE else language for language in found], dtype=object)
+    prefixes = pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS).to_pylist()
+    return np.array([None if text is None else language_of(text) for text in prefixes], dtype=object)
+
+
+def language_of(text: str) -> str:
+    """Return a text's language (ISO 639-1), `UNKNOWN` where it cannot be identified."""
+    prefix = text[:PREFIX_CHARACTERS]
+    if sum(map(str.isalpha, prefix)) < MIN_LETTERS:
+        return UNKNOWN
+    language = _identifier().classify(prefix)[0]
+    return UNKNOWN if language in _NONE else language
 
 
 @cache

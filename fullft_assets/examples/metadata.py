@@ -17,6 +17,7 @@ class ExamplesMetadata(Metadata):
         taken_away: files of the batch that were gone before they could be read again.
         num_rows: rows in = `num_valid` + `num_quarantined`.
         num_masked: rows in which personal data was masked.
+        encodings: files by encoding, the most frequent first; a file without text counts for UTF-8.
         label_counts: valid rows (for spans: the spans) by label, the most frequent first.
         kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`, also of each label.
         num_items_annotated_twice: texts that the agreement is measured on.
@@ -32,6 +33,7 @@ class ExamplesMetadata(Metadata):
     num_valid: int
     num_quarantined: int
     num_masked: int = 0
+    encodings: dict[str, int] = {}
     label_counts: dict[str, int]
     kappa: float | None = None
     kappa_method: Literal["cohen", "fleiss"] | None = None

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.agreement import Agreement
+from fullft_assets.examples.label_names import may_be_named, named
 from fullft_assets.examples.rules import REASONS, Finding, Rule
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
 
 _FIX = "fix them in the source and deliver the file again"
 _SHOWN = 5
-#: A field with more distinct values, or longer ones, is no label: it may hold texts of documents.
-_MOST_LABELS, _LONGEST_LABEL = 50, 30
-#: Where a parser stopped: the same fault is at another place in each row.
-_POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)")
+#: Where a parser stopped, in an archive or a mailbox as well: the same fault is at another place in each row.
+_POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)|^(?:member \d+(?:, row \d+)?|message \d+): ")
 
 
 def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
@@ -91,10 +91,10 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
         return ""
     known = settings.labels or []
     found = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
-    if len(found) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in found):
+    if not may_be_named(found):
         return ""
-    named = ", ".join(f"`{label}` {count:,}" for label, count in found.most_common(_SHOWN))
-    return f"{named}; examples.labels has {', '.join(known)}"
+    most = found.most_common(_SHOWN)
+    return f"{named([(label, f'{count:,}') for label, count in most], len(most), found)}; examples.labels has {', '.join(known)}"
 
 
 def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
@@ -107,24 +107,24 @@ def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: Exampl
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
-    """Return the first five rows as file:row, and how many more there are."""
-    named = [f"{table['source'][row].as_py()}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
-    more = f" and {len(rows) - len(named):,} more" if len(rows) > len(named) else ""
-    return ", ".join(named) + more
+    """Return the first five rows as file:row (see `documents.aliases`), and how many more there are."""
+    shown = [f"{alias(table['source'][row].as_py())}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
+    more = f" and {len(rows) - len(shown):,} more" if len(rows) > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 def balance_outcome(rule: Rule, finding: Finding, labels: pd.DataFrame, settings: ExamplesSettings) -> CheckOutcome:
     """Return whether each label has its least share; `labels` is the profile that was tried."""
     rare = labels.iloc[finding.rows or []].sort_values("share", kind="stable")
-    shown = ", ".join(f"`{label}` {share:.2%}" for label, share in zip(rare["label"][:_SHOWN], rare["share"], strict=False))
-    more = f" and {len(rare) - _SHOWN:,} more" if len(rare) > _SHOWN else ""
+    shown = [(label, f"{share:.2%}") for label, share in zip(rare["label"][:_SHOWN], rare["share"], strict=False)]
     return CheckOutcome(
         name="labels_are_balanced",
         passed=finding.passed,
         severity=rule.severity,
         description=""
         if finding.passed
-        else f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): {shown}{more}; deliver more of them",
+        else f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
+        f"{named(shown, len(rare), labels['label'].tolist())}; deliver more of them",
         metadata={
             "num_labels": len(labels),
             "num_rare_labels": len(rare),
@@ -143,11 +143,11 @@ def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSet
     elif kappa is None:
         description = "all annotations are one label: kappa is not defined"
     elif not passed:
-        named = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[found.method]
+        method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[found.method]
         worst = sorted((k, label) for label, k in found.label_kappas.items() if k is not None)[:3]
-        least = ", ".join(f"`{label}` {k:.2f}" for k, label in worst)
+        least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), found.label_kappas)
         description = (
-            f"{named} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is below "
+            f"{method} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is below "
             f"examples.min_agreement ({settings.min_agreement:g}), least on {least}; sharpen the guideline for these labels"
         )
     metadata: dict[str, int | float] = {"num_items": 0 if found is None else found.num_items}

@@ -51,6 +51,7 @@ REASONS = {
 #: What is true of a batch when a rule on the batch as one is green.
 BATCH_TRUTHS = {
     "labels_are_balanced": "no label is rarer than examples.min_label_share",
+    "labels_have_one_spelling": "no two labels differ only in case, or in what separates their words",
     "annotators_agree": "kappa is at least examples.min_agreement",
     "rows_suffice": "the batch has examples.min_batch_rows valid rows",
 }
@@ -62,7 +63,12 @@ _LISTED_AT_ONCE = 5_000
 GATES = {
     "rows_are_accounted_for": "rows in = valid + quarantined",
     "quarantined_share_is_bounded": "most of the batch is usable",
+    "named_fields_have_values": "each field that documents.id, examples.group or examples.domain names has a value in some row",
 }
+#: Another one, of use cases with groups.
+GATE_OF_GROUPS = {"groups_are_given": "at most examples.max_ungrouped_share of the valid rows have no group"}
+#: Rules that only the snapshot can judge.
+_SNAPSHOT_RULES = ("labels_have_one_spelling",)
 #: Rules on what the valid rows are to each other. A batch counts what it sees of them; the snapshot decides, over all batches.
 IDENTITY_RULES = ("ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels")
 #: A row that breaks one of these cannot be trained on, so they cannot be turned off.
@@ -88,7 +94,7 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
     rules = {}
     for name in applicable(settings):
         severity = settings.severities.get(name, "warn")
-        if severity == "off":
+        if severity == "off" or name in _SNAPSHOT_RULES:
             continue
         if name in IDENTITY_RULES:
             rules[name] = Rule(REASONS[name], "warn", "row")
@@ -103,12 +109,13 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
         rules[check_name(number, own)] = Rule(
             reason, "error" if own.severity == "error" else "warn", "row" if quarantines else "batch", quarantines, is_own=True
         )
-    return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in GATES.items()}}
+    gates = GATES | (GATE_OF_GROUPS if settings.group is not None else {})
+    return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in gates.items()}}
 
 
 def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:
     """Return the rules that are judged over all batches, with the severities that the YAML gives them."""
-    over_all = [*IDENTITY_RULES, *(["annotators_agree"] if task_of(settings).compares_rows_of_an_id else [])]
+    over_all = [*IDENTITY_RULES, *_SNAPSHOT_RULES, *(["annotators_agree"] if task_of(settings).compares_rows_of_an_id else [])]
     rules = {}
     for name in applicable(settings):
         severity = settings.severities.get(name, "warn")
@@ -126,7 +133,8 @@ def _truth(rule: Rule) -> str:
     if rule.is_own:
         return f"Nothing {rule.reason}."
     if rule.scope == "row":
-        return f"No row is {'quarantined' if rule.quarantines else 'found'} for: {rule.reason}."
+        limit = " Names, addresses and places are not looked for." if rule.reason == REASONS["personal_data_is_absent"] else ""
+        return f"No row is {'quarantined' if rule.quarantines else 'found'} for: {rule.reason}.{limit}"
     return f"{rule.reason[:1].upper()}{rule.reason[1:]}."
 
 
@@ -150,6 +158,7 @@ def applicable(settings: ExamplesSettings) -> list[str]:
         "annotations_are_human": settings.human_annotated_only,
         "equal_texts_have_equal_labels": labelled,
         "labels_are_balanced": labelled,
+        "labels_have_one_spelling": labelled,
         "annotators_agree": labelled,
     }
     return [rule for rule in RULES if conditions.get(rule, True)]

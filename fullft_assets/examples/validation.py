@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullft_assets.documents import RawMetadata
+from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples import agreement, expectations, identity, pii
+from fullft_assets.examples import agreement, expectations, identity
 from fullft_assets.examples.agreement import Agreement
-from fullft_assets.examples.masking import mask_documents
+from fullft_assets.examples.fields import field_outcomes
 from fullft_assets.examples.metadata import ExamplesMetadata, QuarantineMetadata
 from fullft_assets.examples.outcomes import (
     agreement_outcome,
@@ -43,6 +43,9 @@ from fullft_assets.examples.rules import (
     run_expectations,
     suite_for,
 )
+from fullft_assets.examples.spelling import as_listed
+from fullft_assets.personal_data import pii
+from fullft_assets.personal_data.masking import mask_documents
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import messages_hash, text_hash
@@ -55,12 +58,12 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "7"
+VERSION = "8"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 #: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a row that is broken in it.
 QUARANTINED = "quarantined_rows.parquet"
-_QUARANTINED_COLUMNS = ["id", "text_hash", "group", "source", "row", "delivered_ns"]
+_QUARANTINED_COLUMNS = ["id", "text_hash", "group", "source", "row", "delivered_ns", "reasons"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,18 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     def examine_once() -> Examined:
         if not examined:
             documents = pq.read_table(store.folder(raw) / "documents.parquet")
-            examined.append(examine(documents, settings.examples, read.batch, any_file_was_read=bool(read.files)))
+            kinds = masked_kinds(settings)
+            masked = read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None
+            examined.append(
+                examine(
+                    documents,
+                    settings.examples,
+                    read.batch,
+                    any_file_was_read=bool(read.files),
+                    id_field=settings.documents.id,
+                    num_masked=masked,
+                )
+            )
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
@@ -117,6 +131,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
             num_valid=len(found.valid),
             num_quarantined=len(found.quarantined),
             num_masked=found.num_masked,
+            encodings=_encodings(read),
             label_counts=found.label_counts,
             **agreement.metadata_of(found.agreement),
         )
@@ -130,11 +145,19 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     shared: dict[str, Any] = {
         "version": VERSION,
         "settings": key_settings(settings),
-        "inputs": {"raw_documents": raw.content_digest},
+        # Rows without an id are the same whichever field it was looked for in; the gate on it is not.
+        "inputs": {"raw_documents": raw.content_digest, "id_field": settings.documents.id},
         "seed": settings.seed,
     }
     valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
+
+
+def _encodings(read: RawMetadata) -> dict[str, int]:
+    """Return the batch's files by encoding, most first; a file without text counts for UTF-8."""
+    counts = Counter(read.encodings.values())
+    counts["utf-8"] += len(read.files) - counts.total()
+    return {name: count for name, count in counts.most_common() if count}
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
@@ -142,7 +165,15 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     return settings.examples.model_dump()
 
 
-def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, *, any_file_was_read: bool = True) -> Examined:
+def examine(
+    documents: pa.Table,
+    settings: ExamplesSettings,
+    batch_name: str,
+    *,
+    any_file_was_read: bool = True,
+    id_field: str = "id",
+    num_masked: int | None = None,
+) -> Examined:
     """Validate a batch of documents.
 
     Args:
@@ -150,6 +181,8 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, *,
         settings: the rules' thresholds.
         batch_name: named in the messages of red checks.
         any_file_was_read: of the batch; where none was, having no rows is a failure.
+        id_field: `documents.id`.
+        num_masked: rows in which personal data was masked already as they were read; None: it was not.
 
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
@@ -157,7 +190,7 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, *,
     import pyarrow as pa
 
     rules = rules_for(settings)
-    documents, num_personal_data, num_masked = _masked(documents, settings)
+    documents, num_personal_data, num_masked = _masked(as_listed(documents, settings), settings, num_masked)
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
     frame = profile(table, settings, num_personal_data)
     findings = _try(frame, settings)
@@ -176,19 +209,29 @@ def examine(documents: pa.Table, settings: ExamplesSettings, batch_name: str, *,
     checks += _identity_outcomes(seen, rules, valid, len(table))
     checks += _batch_outcomes(frame.loc[is_valid], label_counts, agreed, rules, settings)
     checks += gate_outcomes(len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read)
+    checks += field_outcomes(documents, valid, settings, id_field)
     return Examined(valid, quarantined, checks, label_counts, num_masked, agreed)
 
 
-def _masked(documents: pa.Table, settings: ExamplesSettings) -> tuple[pa.Table, np.ndarray | None, int]:
+def _masked(documents: pa.Table, settings: ExamplesSettings, num_masked_before: int | None) -> tuple[pa.Table, np.ndarray | None, int]:
     """Return the documents, how much personal data is left in each, and in how many it was masked."""
+    import pyarrow.compute as pc
+
     if settings.pii == "off":
         return documents, None, 0
-    counts = pii.count(documents["text"])
+    kinds = pii.kinds_named(settings.pii_kinds)
+    if settings.pii == "mask" and num_masked_before is not None:
+        # What a placeholder leaves over may look like another piece.
+        rows = np.flatnonzero(pc.fill_null(pc.match_substring(documents["text"], "["), False))
+        counts = np.zeros(len(documents), np.int32)
+        counts[rows] = pii.count(documents["text"].take(rows), kinds)
+        return documents, counts, num_masked_before
+    counts = pii.count(documents["text"], kinds)
     if settings.pii != "mask":
         return documents, counts, 0
     rows = np.flatnonzero(counts)
-    documents = mask_documents(documents, counts)
-    counts[rows] = pii.count(documents["text"].take(rows))
+    documents = mask_documents(documents, counts, kinds)
+    counts[rows] = pii.count(documents["text"].take(rows), kinds)
     return documents, counts, len(rows)
 
 
