@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of
+from fullft_assets.snapshot.data_facts import DataFacts, Group, SetAside
+from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page
+from tests import prepared
+from tests import project as projects
 
 pytestmark = pytest.mark.quick
 
@@ -21,7 +24,8 @@ def metadata(**changes: Any) -> SnapshotMetadata:
     ]
     found = {"labels": ["cold", "flu"], "label_statistics": statistics, "rare_labels": ["cold"], "left_out": {"duplicate text": 1_200}}
     counts = dict.fromkeys(("num_batches", "num_validation_rows", "num_test_groups", "num_older_rows_kept", "num_rows_over_max_tokens"), 0)
-    empty = {"label_counts": {}, "batches_left_out": [], "parts": {}, "text_tokens": {}}
+    counts |= dict.fromkeys(("num_labels_set_aside", "num_labels_without_validation_row", "num_groups_moved"), 0)
+    empty = {"label_counts": {}, "batches_left_out": [], "parts": {}, "text_tokens": {}, "labels_set_aside": [], "labels_untested": []}
     return SnapshotMetadata.model_validate({**found, **counts, **empty, "num_train_rows": 40, "num_test_rows": 4, **changes})
 
 
@@ -29,7 +33,7 @@ def lines(found: SnapshotMetadata, num_tokens: list[int], **options: Any) -> lis
     return render(found, num_tokens, **{"max_tokens": 8, "max_windows": None, **options}).splitlines()
 
 
-def test_sizes_balance_and_what_is_left_out() -> None:
+def test_sizes_balance_and_excluded_rows() -> None:
     report = lines(metadata(), [3, 9, 40])
     assert "| rows | 40 | 0 | 4 |" in report
     assert "| cold | 30 (75%); 12 groups; k_eff 10.5 | 0 | 4 (100%); 4 groups; k_eff 4.0 |" in report
@@ -74,3 +78,64 @@ def test_what_is_trained_is_said_in_words(row: dict[str, Any], said: str) -> Non
 def test_quantiles_and_long_texts() -> None:
     found = length_metadata(np.arange(1, 101), 90)
     assert found == {"text_tokens": {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "longest": 100}, "num_rows_over_max_tokens": 10}
+
+
+HOSTILE = ("![t](http://host/x.png)", "<script>alert(1)</script>", "a|b", "``` x", "[a](http://b)", "**b**\n# h")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
+    statistics = [{"label": name, "split": "train", "rows": 1, "groups": 1, "k_eff": 1.0}]
+    found = metadata(labels=[name, name.upper()], label_statistics=statistics, rare_labels=[name])
+    facts = DataFacts(
+        num_rows=9,
+        num_valid=5,
+        quarantined=[SetAside(name, 4, [f"{name}:3"])],
+        num_groups=1,
+        largest_groups=[Group(name, "train", 1)],
+        encodings={name: 1},
+        held_back={name: ["groups_are_given"]},
+        to_do=[("groups_are_given", name)],
+    )
+    page = to_page(render(found, [3], max_tokens=8, max_windows=None, facts=facts, example=Example(name, name, [name])))
+    for tag in ("<script>alert", "<img", "<a ", "<h1>h", "<strong>b"):
+        assert tag not in page
+    assert page.count("<h2>") == 9 and page.count("<pre>") == 3
+    assert page.count("<td>") == 4 + 4 + 2 * 4 + 3, "a | ends no cell"
+
+
+def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_path) -> None:
+    rows = projects.licence_rows(600)
+    for n in (5, 9):
+        rows[n]["text"] = " "
+    for n in range(20, 28):
+        rows[n]["kind"] = "NULL"
+    rows[40]["text"] = rows[41]["text"]
+    rows[40] |= {"kind": rows[41]["kind"], "expression": rows[41]["expression"]}
+    rows[50]["expression"] = None
+    taken = prepared.prepare(tmp_path, tiny=True, delivered=rows)
+    folder = taken.store.folder(taken.snapshot)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert (
+        "- 8 no label: delivery-1.jsonl:21, delivery-1.jsonl:22, delivery-1.jsonl:23, delivery-1.jsonl:24, delivery-1.jsonl:25, ..." in text
+    )
+    assert "- 2 empty text: delivery-1.jsonl:6, delivery-1.jsonl:10\n" in text
+    assert "| 600 | 10 |" in text
+    left_out = text.partition("## Left out")[2].partition("##")[0]
+    counts = [int(line.split()[1].replace(",", "")) for line in left_out.splitlines() if line.startswith("- ")]
+    assert sum(counts) == sum(taken.snapshot.metadata["left_out"].values())
+    assert "delivery-1.jsonl:4" in left_out, "a copy is named by its place"
+    assert "1 rows without one. The largest:" in text and "- files by encoding: utf-8 1" in text
+    assert "en " in text.partition("- language of ")[2].partition("\n")[0]
+    assert "**labels_are_present**: batch " in text.partition("## What to do")[2].partition("##")[0]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "http" not in page.partition("One training row")[0]
+
+
+def test_labels_without_rows_on_a_side_are_named() -> None:
+    set_aside = {"label": "plague", "rows": 3, "groups": 1, "reason": "few_rows"}
+    changes = {"labels_set_aside": [set_aside], "num_labels_set_aside": 1, "labels_untested": ["flu"], "num_groups_moved": 2}
+    report = lines(metadata(**changes), [3])
+    assert "- plague: 3 rows, 1 groups; fewer than snapshot.min_rows_per_label" in report
+    assert "Trained but not tested, because there is no other group: flu." in report
+    assert "2 groups are not where their hash puts them, so that each label is in each split." in report

@@ -59,7 +59,7 @@ def test_estimate_of_pairs_at_the_threshold_is_not_far(size: int) -> None:
     assert (equal >= near_duplicates._least_estimate(first.sizes, 0.8, NUM_BINS)).all()
 
 
-def test_most_pairs_far_below_the_threshold_are_told_apart() -> None:
+def test_most_pairs_far_below_the_threshold_are_dropped() -> None:
     first, second = pairs(450, shared=300)
     equal = (first.signatures == second.signatures).mean(axis=1)
     assert (equal < near_duplicates._least_estimate(first.sizes, 0.8, NUM_BINS)).mean() > 0.99

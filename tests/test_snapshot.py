@@ -16,10 +16,12 @@ import pytest
 from scipy.sparse import csr_array
 
 from fullft_assets import snapshot
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, deliveries, freeze, labels, sketches, split
 from fullft_assets.snapshot.all_rows import BatchRows, collect
+from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
@@ -48,11 +50,13 @@ def table(rows: list[dict[str, Any]], delivered_ns: int = 1) -> pa.Table:
     return pa.Table.from_pylist(filled, schema=SCHEMA)
 
 
-def freeze_rows(*batches: list[dict[str, Any]], seed: int = 1, task: str = "classification", **changes: Any) -> Frozen:
+def freeze_rows(
+    *batches: list[dict[str, Any]], seed: int = 1, task: str = "classification", ledger: Ledger = EMPTY, **changes: Any
+) -> Frozen:
     """Freeze batches that were delivered one after the other, each as files of its own unless its rows say otherwise."""
     tables = {f"{n:05}-x": table([{"source": f"{n}.jsonl", **row} for row in rows], n) for n, rows in enumerate(batches, start=1)}
     files = {name: newest_deliveries(rows.to_pylist()) for name, rows in tables.items()}
-    return freeze(tables, files, SETTINGS.model_copy(update=changes), seed, task=task)
+    return freeze(tables, files, SETTINGS.model_copy(update=changes), seed, task=task, ledger=ledger)
 
 
 def newest_deliveries(rows: list[dict[str, Any]]) -> dict[str, int]:
@@ -170,8 +174,11 @@ class TestOrderAndGrowth:
 
     def test_more_data_never_moves_a_held_out_group_into_training(self, real: list[dict[str, Any]]) -> None:
         known: dict[str, str] = {}
+        ledger = EMPTY
         for size in (600, 900, 1_200, 1_500):
-            for row in rows_of(freeze_rows(real[:size])):
+            found = freeze_rows(real[:size], ledger=ledger)
+            ledger = found.ledger
+            for row in rows_of(found):
                 assert known.setdefault(row["group"], row["split"]) == row["split"]
 
     def test_another_seed_is_another_split(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
@@ -305,11 +312,6 @@ class TestTasks:
         counts = Counter((row["split"], label) for row in rows_of(found) for label in row["labels"])
         assert {(split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()} == counts
 
-    def test_a_label_too_rare_among_several_is_named(self, real: list[dict[str, Any]]) -> None:
-        rows = [{**row, "labels": [row["label"], *(["rare"] if n < 3 else [])]} for n, row in enumerate(real)]
-        with pytest.raises(DataError, match=r"^1\.jsonl:1: label `rare` has 3 rows, fewer than snapshot\.min_rows_per_label \(5\)"):
-            freeze_rows(rows, task="multi_label")
-
     def test_labels_of_spans_are_counted_by_row(self, real: list[dict[str, Any]]) -> None:
         spans = [{"start": 0, "end": 2, "label": "A"}, {"start": 3, "end": 4, "label": "A"}]
         rows = [{**row, "spans": spans if n % 3 else []} for n, row in enumerate(real)]
@@ -363,11 +365,6 @@ class TestOneLine:
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    def test_a_label_seen_once(self, real: list[dict[str, Any]]) -> None:
-        assert self.message([*real[:300], {"id": "q", "text": "roses are red", "label": "poem", "source": "odd.csv", "row": 7}]) == (
-            "odd.csv:7: label `poem` has 1 row, fewer than snapshot.min_rows_per_label (5); deliver more, or leave it out of examples.labels"
-        )
-
     def test_one_label_only(self, real: list[dict[str, Any]]) -> None:
         rows = [row for row in real if row["label"] == "notice"]
         assert self.message(rows) == f"snapshot: only one label (`notice`) in {len(rows):,} rows; a classifier needs two"
@@ -375,16 +372,6 @@ class TestOneLine:
     def test_no_rows(self) -> None:
         assert self.message([]) == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
         assert self.message() == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
-
-    def test_a_label_of_one_group_cannot_be_measured(self, real: list[dict[str, Any]]) -> None:
-        poems = [
-            {"id": f"q{n}", "text": f"{word} is the flower of verse {n}", "label": "poem", "group": "g"} for n, word in enumerate("abcdef")
-        ]
-        assert re.fullmatch(
-            r"snapshot: no (train|test|validation) row with label `poem` \(its rows share too few groups or are near-duplicates\); "
-            r"deliver more groups with it, or leave it out of examples\.labels",
-            self.message([*real, *poems]),
-        )
 
 
 def long_texts() -> list[dict[str, Any]]:
@@ -446,7 +433,9 @@ class TestWhatIsToldOfDeliveries:
         for frozen in (freeze_rows(first, second, min_rows_per_label=1), freeze_rows(second, first, min_rows_per_label=1)):
             check = self.check(frozen, "ids_name_one_document")
             assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (False, "warn", len({row["id"] for row in second}))
-            assert "120 of 120 ids name different texts in two files, such as 1.jsonl and 2.jsonl" in check.description
+            assert (
+                f"120 of 120 ids name different texts in two files, such as {alias('1.jsonl')} and {alias('2.jsonl')}" in check.description
+            )
             assert "documents.id" in check.description
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
@@ -467,8 +456,8 @@ class TestWhatIsToldOfDeliveries:
         assert "c" not in frozen.labels
         assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
         assert (
-            "5 rows of later batches lose to rows whose file has a newer time, such as 2.jsonl (2020-09-13 12:26:40) "
-            "to 1.jsonl of an earlier batch (2023-11-14 22:13:20)"
+            f"5 rows of later batches lose to rows whose file has a newer time, such as {alias('2.jsonl')} (2020-09-13 12:26:40) "
+            f"to {alias('1.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
         ) in check.description
         # What says the same again, and what was cut first, loses nothing.
         assert self.check(freeze_rows(kept, self.rows(0, 5, delivered_ns=1)), "later_rows_are_newer").passed
@@ -479,4 +468,7 @@ class TestWhatIsToldOfDeliveries:
         back = self.rows(100, 130, delivered_ns=1_600_000_000 * 10**9, source="a.jsonl")
         check = self.check(freeze_rows(kept, back), "later_rows_are_newer")
         assert check.metadata == {"num_late_rows": 10}, "those that stand as they are lose nothing"
-        assert "such as a.jsonl (2020-09-13 12:26:40) to a.jsonl of an earlier batch (2023-11-14 22:13:20)" in check.description
+        assert (
+            f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
+            in check.description
+        )

@@ -10,13 +10,14 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import Phase, given, settings
@@ -28,7 +29,9 @@ from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import Frozen, freeze
+from fullft_assets.snapshot import Frozen, freeze, near_rows
+from fullft_assets.snapshot.ledger import EMPTY, Ledger
+from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
@@ -67,11 +70,12 @@ def examined(batch: Batch) -> Examined:
     return examples.examine(pa.Table.from_pylist(rows, schema=schema()), EXAMPLES, "b")
 
 
-def snapshot_of(batches: list[Batch]) -> Frozen:
+def snapshot_of(batches: list[Batch], ledger: Ledger = EMPTY, known: Mapping[str, Verdicts] | None = None) -> Frozen:
     found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
     files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
     quarantined = {name: batch.quarantined for name, batch in found.items()}
-    return freeze({name: batch.valid for name, batch in found.items()}, files, SETTINGS, SEED, quarantined=quarantined)
+    valid = {name: batch.valid for name, batch in found.items()}
+    return freeze(valid, files, SETTINGS, SEED, quarantined=quarantined, ledger=ledger, known=known)
 
 
 def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
@@ -184,14 +188,58 @@ class TestOnceHeldOut:
     def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
         """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from validation to train."""
         once: dict[str, dict[str, int]] = {"id": {}, "text_hash": {}}
-        batches = [base()]
+        batches, ledger = [base()], EMPTY
         for cut in ([], data.draw(cuts(data.draw(deliveries())[NUM_FILES:])), data.draw(cuts(data.draw(deliveries())[NUM_FILES:]))):
             batches += cut
-            for row in snapshot_of(batches).index.to_pylist():
+            frozen = snapshot_of(batches, ledger)
+            ledger = frozen.ledger
+            for row in frozen.index.to_pylist():
                 for name, known in once.items():
                     place = ORDER[row["split"]]
                     assert place <= known.setdefault(row[name], place), f"{name} trains and was held out"
                     known[row[name]] = place
+
+
+class TestVerdictsOfAnEarlierSnapshot:
+    """A snapshot finds the same whether or not it is told what an earlier one found, and compares less."""
+
+    @settings(max_examples=10, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def test_change_nothing(self, data: st.DataObject) -> None:
+        batches: list[Batch] = [(*base(), near_copies())]
+        known: dict[str, Verdicts] | None = None
+        for cut in ([], *(data.draw(cuts(data.draw(deliveries())[NUM_FILES + 1 :])) for _ in range(3))):
+            batches += cut
+            told, alone = snapshot_of(batches, known=known), snapshot_of(batches)
+            assert told.index.equals(alone.index) and told.metadata == alone.metadata
+            for side, verdicts in alone.verdicts.items():
+                for name in ("reference", "candidates", "near"):
+                    assert np.array_equal(getattr(told.verdicts[side], name), getattr(verdicts, name))
+            known = told.verdicts
+
+    def test_leave_nothing_to_compare_where_nothing_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compared = []
+        monkeypatch.setattr(near_rows, "_read_texts", lambda *of, read=near_rows._read_texts: compared.append(len(of[2])) or read(*of))
+        first = snapshot_of([base(), (near_copies(),)])
+        again = snapshot_of([base(), (near_copies(),)], known=first.verdicts)
+        assert first.metadata["left_out"]["train rows near a test row"] >= 3
+        assert compared[0] > 5 and compared[1:] == [0] and again.index.equals(first.index)
+
+    def test_of_a_near_text_that_is_gone_do_not_count(self) -> None:
+        """A row that was near to a test row trains when that is withdrawn, unless another test row is near to it as well."""
+        text = next(row[1] for file in base() for row in file.rows if row[1] and len(row[1]) > 600)
+        held_out = tuple(File(f"held-out-{n}.jsonl", 1, ((f"t{n}", f"{text} and {n}", "notice", TESTS),)) for n in range(2))
+        trains = File("trains.jsonl", 1, (("c", f"{text} or so", "notice", TRAINS),))
+        batches: list[Batch] = [(*base(), *held_out, trains)]
+        known: dict[str, Verdicts] | None = None
+        found = []
+        for gone in (None, *held_out):
+            batches += [(File(gone.path, 5, ()),)] if gone else []
+            frozen = snapshot_of(batches, known=known)
+            found.append("c" in frozen.index["id"].to_pylist())
+            known = frozen.verdicts
+        # The text itself is in the base as well: its row is held out under no seed of these tests.
+        assert found == [False, False, True]
 
 
 def partitions(files: tuple[File, ...]) -> Iterator[list[Batch]]:
@@ -249,7 +297,10 @@ class TestAnnotators:
         project = projects.create(tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1})
         for n, who in enumerate(("ann", "bob")):
             labels = [("notice", "reference"), ("reference", "notice"), ("text", "text")]
-            rows = [{"id": f"x{i}", "text": f"{self.TEXT} {i}", "kind": said[n], "annotator": who} for i, said in enumerate(labels)]
+            rows = [
+                {"id": f"x{i}", "text": f"{self.TEXT} {i}", "kind": said[n], "annotator": who, "expression": f"e{i}"}
+                for i, said in enumerate(labels)
+            ]
             project.deliver(f"{who}.jsonl", rows)
         taken = prepared.take(project).snapshot
         assert len(taken.metadata["parts"]) == 3

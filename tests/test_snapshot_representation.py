@@ -319,7 +319,9 @@ class TestInDagster:
     def checkpoint(self, live: Live, key: str) -> Manifest:
         snapshot = latest(live.store, CASE, "training_snapshot")
         with live.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
-            return draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(snapshot=snapshot.ref))
+            return draft.commit(
+                settings={}, inputs={}, metadata=checkpoint_metadata(snapshot=snapshot.ref, labels=snapshot.metadata["labels"])
+            )
 
     def predict(self, live: Live, window: str, model: Manifest, label: int) -> None:
         """Write a window's drift report as if the model had predicted `label` for every document."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +20,34 @@ from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening
 from fullft_assets.snapshot.screening import Reference, Screen, overlapping, read_evaluation_texts
+from fullft_assets.snapshot.words import Words
 from fullft_assets.store import Manifest
 from tests import prepared
 from tests import project as projects
 
 WORD = re.compile(r"\w+")
 #: Few words, so that runs are often shared, in several scripts and cases.
-few_words = st.lists(st.sampled_from(["a", "B", "ä", "Привет", "x_1", "律师", "", "...", "b", "Μαΐου", "ΟΔΟΣ"]), max_size=25).map(" ".join)
+FEW = ["a", "B", "ä", "Привет", "x_1", "律师", "", "...", "b", "Μαΐου", "ΟΔΟΣ", "ไทย", "かな", "b。律"]
+few_words = st.lists(st.sampled_from(FEW), max_size=25).map(" ".join)
+#: A word and letters of scripts without spaces, with their lengths in sixths of a word.
+UNITS = ((re.compile("[律师]"), 3), (re.compile("[ไทยかな]"), 2), (re.compile(r"(?:(?![律师ไทยかな])\w)+"), 6))
 
 
 def slow_overlaps(texts: list[str], evaluation_texts: list[str], num_words: int) -> list[bool]:
     """Return for each text whether it shares a run of words with one of the others, word by word."""
 
-    def runs(text: str) -> set[tuple[str, ...]]:
-        words = WORD.findall(text.lower())
-        return {tuple(words[i : i + num_words]) for i in range(len(words) - num_words + 1)}
+    def runs(text: str) -> Iterator[tuple[str, ...]]:
+        found = sorted((match.start(), match[0], length) for unit, length in UNITS for match in unit.finditer(text.lower()))
+        for first in range(len(found)):
+            run, left = [], 6 * num_words
+            for _, word, length in found[first:]:
+                run.append(word)
+                left -= length
+                if left <= 0:
+                    yield tuple(run)
+                    break
 
-    known = set().union(*map(runs, evaluation_texts))
+    known = {run for text in evaluation_texts for run in runs(text)}
     return [not known.isdisjoint(runs(text)) for text in texts]
 
 
@@ -72,10 +84,10 @@ class TestRuns:
 
     def test_equal_hashes_of_other_words_are_refused(self, monkeypatch):
         def collide(column):
-            counts = [len(WORD.findall(text)) for text in column.to_pylist()]
-            return np.ones(sum(counts), np.uint64), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+            counts = np.array([len(WORD.findall(text)) for text in column.to_pylist()])
+            return Words(np.ones(counts.sum(), np.uint64), counts)
 
-        monkeypatch.setattr(screening, "word_hashes", collide)
+        monkeypatch.setattr(screening, "hash_words", collide)
         found = Screen(["one two three four five"], 5, 1.0).shares_a_run(["six seven eight nine ten", "zero one two three four five"])
         assert found.tolist() == [False, True]
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
+#: Rows of each reason that the data report names.
+MOST_NAMED = 5
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -55,10 +57,11 @@ class Rows(IdentityRows):
         group: int64 [n], code of each row's group, or of its text where it has none.
         batch, position: int64 [n], number of each row's batch and the row's position in it.
         place: float64 [n], see `BatchRows.places`.
-        tier: int64 [n], number (of SPLITS) of the split that the place gives.
+        tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until groups are moved.
         split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is left out.
         kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in each newer one.
         dropped: rows left out by reason.
+        dropped_rows: the first few of them, by reason.
     """
 
     group: np.ndarray
@@ -69,6 +72,7 @@ class Rows(IdentityRows):
     split: np.ndarray
     kept_older: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
+    dropped_rows: dict[str, list[int]] = field(default_factory=dict)
 
     def drop(self, rows: np.ndarray, reason: str) -> int:
         """Leave out rows (a mask, or positions) that are still in; count them and return how many they are."""
@@ -78,7 +82,18 @@ class Rows(IdentityRows):
         self.split[chosen] = -1
         num_dropped = int(chosen.sum())
         self.dropped[reason] += num_dropped
+        named = self.dropped_rows.setdefault(reason, [])
+        named += np.flatnonzero(chosen)[: MOST_NAMED - len(named)].tolist()
         return num_dropped
+
+    def places_left_out(self) -> dict[str, list[str]]:
+        """Return where the first rows that were left out were delivered, as file:row, by reason."""
+        source, row = self.table["source"], self.table["row"]
+        return {
+            reason: [f"{source[number].as_py()}:{row[number].as_py()}" for number in rows]
+            for reason, rows in self.dropped_rows.items()
+            if rows
+        }
 
     @property
     def kept(self) -> np.ndarray:
@@ -97,7 +112,7 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     table = pa.concat_tables(tables, promote_options="permissive") if tables else none
     sizes = [len(batch.rows) for batch in ordered]
     place = np.concatenate([np.zeros(0), *(batch.places for batch in ordered)])
-    tier = np.where(place < settings.test_share, TEST, np.where(place < settings.test_share + settings.validation_share, VALIDATION, TRAIN))
+    tier = hashed_split(place, settings)
     return Rows(
         **vars(IdentityRows.of(table)),
         group=codes(pc.coalesce(table["group"], table["text_hash"]))[0],
@@ -108,3 +123,9 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
         split=tier.copy(),
         kept_older=np.zeros(len(table), bool),
     )
+
+
+def hashed_split(place: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
+    """Return the number (of SPLITS) of the split that each place gives: int64 [n]."""
+    held_out = settings.test_share + settings.validation_share
+    return np.where(place < settings.test_share, TEST, np.where(place < held_out, VALIDATION, TRAIN))

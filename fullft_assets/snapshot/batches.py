@@ -12,6 +12,7 @@ import numpy as np
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
@@ -69,7 +70,7 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     if lost:
         named, more = list(lost)[:5], f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
         description = (
-            f"{num_files:,} files (such as {lost[named[0]][0]}) of {len(lost):,} batches ({', '.join(named)}{more}) are left out: they were "
+            f"{num_files:,} files (such as {alias(lost[named[0]][0])}) of {len(lost):,} batches ({', '.join(named)}{more}) are left out: they were "
             "taken away since they were read with other settings; deliver them again, or change the settings back "
             "(files_are_readable of raw_documents names them)"
         )
@@ -93,7 +94,7 @@ def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
     if namesakes:
         path, uris = min(namesakes.items())
         description = (
-            f"{len(namesakes):,} files were delivered from several sources, such as {path} from {' and '.join(uris)}; only the newest delivery "
+            f"{len(namesakes):,} files were delivered from several sources, such as {alias(path)} from {' and '.join(uris)}; only the newest delivery "
             "of a path counts: if these are different files, rename those of one source and deliver them again; if documents.path has "
             "moved, nothing is wrong"
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import snapshot_rules
+from fullft_assets.examples.spelling import variants
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.packing import Packing
@@ -18,6 +21,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("training_rows_suffice", "There are enough training rows to go on.", blocking=True),
     CheckSpec("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."),
     CheckSpec("labels_are_common", "Each label has enough independent groups in the test split."),
+    CheckSpec("labels_are_split", "Each label is in the training and in the test split, and none is set aside."),
     CheckSpec("ids_name_one_document", "Hardly an id names different texts in two files."),
     CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."),
     CheckSpec("archived_files_count", "Files that were taken away since their delivery count as they were read."),
@@ -31,6 +35,7 @@ _IDENTITY = {
     "ids_are_unique": "No id is twice in one file.",
     "texts_are_unique": "No text is repeated.",
     "equal_texts_have_equal_labels": "No two equal texts have different labels, and no vote of annotators is tied.",
+    "labels_have_one_spelling": "No two labels differ only in case, or in what separates their words.",
     "annotators_agree": "Annotators whose answers are rows of one id agree beyond chance.",
 }
 #: What happens to the rows that break a rule on row identity, and what to do about it.
@@ -61,6 +66,9 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
         if name == "annotators_agree":
             found.append(agreement_outcome(rule, frozen.agreement, settings))
             continue
+        if name == "labels_have_one_spelling":
+            found.append(_spelling_outcome(frozen.labels, rule.severity))
+            continue
         count = frozen.num_breaking[name]
         found.append(
             CheckOutcome(
@@ -72,6 +80,20 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
             )
         )
     return found
+
+
+def _spelling_outcome(labels: list[str], severity: Literal["error", "warn"]) -> CheckOutcome:
+    found = variants(labels)
+    return CheckOutcome(
+        name="labels_have_one_spelling",
+        passed=not found,
+        severity=severity,
+        description=f"{sum(map(len, found)):,} labels are {len(found):,} in several spellings, and the model learns to tell them apart; the data "
+        "report names them: list one spelling of each in examples.labels, or fix the source"
+        if found
+        else "",
+        metadata={"num_labels": len(labels), "num_spellings": sum(map(len, found))},
+    )
 
 
 def full_check(plan: Packing) -> CheckOutcome:

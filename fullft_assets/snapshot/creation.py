@@ -14,15 +14,18 @@ from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.snapshot import checks, data_report, general, packing, replay, screening, sketches
+from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening, sketches, verdicts
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import pin
+from fullft_assets.snapshot.ledger import EMPTY, FILE, History, Ledger, read_history
 from fullft_assets.snapshot.locations import Lists, Locations, locations_of
 from fullft_assets.snapshot.metadata import FrozenBatch, GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
+from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
+from fullft_assets.store.hashing import artifact_key
 from fullft_assets.task import TASKS, task_of
 
 if TYPE_CHECKING:
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "9"
+VERSION = "10"
+_STAGE = "training_snapshot"
 
 
 def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]) -> Manifest:
@@ -50,16 +54,27 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
     settings, expected = use_case.settings, Expected.of(use_case)
     usable = usable_batches(use_case, examples, chunks, expected)
     evaluation = screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None
-    creation = _Creation(store, use_case, examples, usable, {name: chunks[name] for name in usable}, expected, evaluation)
-    return store.ensure(
-        use_case.name,
-        "training_snapshot",
-        creation.write,
-        version=VERSION,
-        settings=settings.snapshot.model_dump(),
-        inputs=creation.inputs(),
-        seed=settings.seed,
-    )
+    history = read_history(store, use_case.name, settings.seed)
+    creation = _Creation(store, use_case, examples, usable, {name: chunks[name] for name in usable}, expected, evaluation, history)
+    made_by = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
+    inputs = creation.inputs()
+    found = _find_newest(store, history, inputs, made_by)
+    if found is not None:
+        return found
+    if history.ledger.digest is not None:
+        inputs["ledger"] = history.ledger.digest
+    return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **made_by)
+
+
+def _find_newest(store: Store, history: History, inputs: Mapping[str, Any], made_by: Mapping[str, Any]) -> Manifest | None:
+    """Return the newest snapshot where it is the one to be taken: the ledger that it left itself is no reason to take it again."""
+    if len(history.newest) != 1:
+        return None
+    newest = history.newest[0]
+    before = {name: value for name, value in newest.inputs.items() if name == "ledger"}
+    if newest.key != artifact_key(_STAGE, inputs={**inputs, **before}, **made_by):
+        return None
+    return store.find(newest.case, newest.stage, newest.key)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class _Creation:
         chunks: the `tokenized_chunks` of these.
         expected: what the chunks were made with.
         evaluation: external evaluation texts, where there are any.
+        history: the snapshots before it.
     """
 
     store: Store
@@ -83,6 +99,7 @@ class _Creation:
     chunks: Mapping[str, Manifest]
     expected: Expected
     evaluation: screening.EvaluationTexts | None
+    history: History
 
     def inputs(self) -> dict[str, Any]:
         """Return what the snapshot is made of, by content."""
@@ -102,7 +119,13 @@ class _Creation:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
         batches = read_batches(self.store, self.use_case, self.usable, self.evaluation)
-        frozen = freeze_batches(batches, settings.snapshot, settings.seed, task=task_of(settings.examples))
+        similarity = settings.snapshot.near_duplicate_similarity
+        compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, version=VERSION, similarity=similarity, seed=settings.seed)
+        frozen = freeze_batches(
+            batches, settings.snapshot, settings.seed, task=task_of(settings.examples), ledger=self.history.ledger, compared=compared
+        )
+        frozen.ledger.write(draft.path / FILE, self.history.keys)
+        verdicts.save(frozen.verdicts, draft.path)
         _write_table(frozen.index, draft.path / "index.parquet")
         _write_table(frozen.places, draft.path / "places.parquet")
         measured, plan, replayed = self._draw_general(frozen), None, None
@@ -130,9 +153,11 @@ class _Creation:
             **data_report.length_metadata(num_tokens, settings.chunks.max_tokens),
             num_evaluation_texts=None if self.evaluation is None else self.evaluation.num_texts,
         )
-        self._report_on_data(frozen, metadata, num_tokens, batches, draft.path / "report.md")
         outcomes = [*of_rows, frozen.order, archive_check(self.examples, self.usable), source_check(self.usable)]
         outcomes += self._optional_checks(plan, replayed)
+        report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
+        (draft.path / "report.md").write_text(report, encoding="utf-8")
+        (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
         return metadata.as_dict(), outcomes
 
     def _optional_checks(self, plan: Packing | None, replayed: Manifest | None) -> list[CheckOutcome]:
@@ -183,12 +208,23 @@ class _Creation:
         return num_tokens
 
     def _report_on_data(
-        self, frozen: Frozen, metadata: SnapshotMetadata, num_tokens: np.ndarray, batches: Mapping[str, BatchRows], path: Path
-    ) -> None:
-        settings = self.use_case.settings.chunks
-        example = self._example(frozen, locations_of(frozen.index, frozen.places), batches)
-        report = data_report.render(metadata, num_tokens, max_tokens=settings.max_tokens, max_windows=settings.max_windows, example=example)
-        path.write_text(report, encoding="utf-8")
+        self,
+        frozen: Frozen,
+        metadata: SnapshotMetadata,
+        num_tokens: np.ndarray,
+        batches: Mapping[str, BatchRows],
+        outcomes: list[CheckOutcome],
+    ) -> str:
+        settings, rows = self.use_case.settings.chunks, locations_of(frozen.index, frozen.places)
+        folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
+        return data_report.render(
+            metadata,
+            num_tokens,
+            max_tokens=settings.max_tokens,
+            max_windows=settings.max_windows,
+            facts=data_facts.gather(self.examples, folders, frozen, rows, batches, outcomes),
+            example=self._example(frozen, rows, batches),
+        )
 
     def _example(self, frozen: Frozen, rows: Locations, batches: Mapping[str, BatchRows]) -> data_report.Example | None:
         """Return the first training row in the order of the texts' hashes: any, but always the same."""
@@ -230,6 +266,8 @@ def freeze(
     *,
     task: str = "classification",
     quarantined: Mapping[str, pa.Table] | None = None,
+    ledger: Ledger = EMPTY,
+    known: Mapping[str, Verdicts] | None = None,
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
 
@@ -240,9 +278,11 @@ def freeze(
         seed: key of every hash.
         task: name of the task.
         quarantined: quarantined rows of each batch, with `id`, `source` and `delivered_ns`.
+        ledger: what earlier snapshots held out.
+        known: `Frozen.verdicts` of an earlier snapshot.
 
     Raises:
-        DataError: there are no rows, fewer than two labels, or a label is too rare to be split.
+        DataError: see `freeze_batches`.
     """
     found = {}
     for name, table in batches.items():
@@ -255,7 +295,7 @@ def freeze(
             texts=table["text"].take,
             quarantined=(quarantined or {}).get(name),
         )
-    return freeze_batches(found, settings, seed, task=TASKS.get(task))
+    return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger, compared=known)
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:

@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from fullft_assets.examples.spelling import variants
+from fullft_assets.markdown import escape, fenced, to_html
+from fullft_assets.snapshot.data_facts import DataFacts, SetAside
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 
 _BAR = 40
+_STYLE = (
+    "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
+    "table{border-collapse:collapse}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #e5e7eb;overflow-wrap:anywhere}"
+    "pre{background:#f1f5f9;padding:1em;overflow-x:auto;white-space:pre-wrap}h2{margin-top:1.6em;font-size:19px}"
+)
 _SPLITS = ("train", "validation", "test")
+_REASONS = {"few_rows": "fewer than snapshot.min_rows_per_label", "no_training_row": "no row that may train"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ def render(
     *,
     max_tokens: int,
     max_windows: int | None,
+    facts: DataFacts | None = None,
     example: Example | None = None,
 ) -> str:
     """Render the data report as Markdown.
@@ -56,20 +66,73 @@ def render(
         num_tokens: length of each kept text.
         max_tokens: longest window.
         max_windows: windows kept of a text, or None.
+        facts: what is known beside.
         example: one training row.
     """
-    lines = ["# Data report", "", *_sizes(metadata), *_labels(metadata), "", "## Left out", ""]
-    lines += [f"- {count:,} {reason}" for reason, count in metadata.left_out.items()] or ["- nothing"]
-    lines += ["", "## Length in tokens", "", "```", *_histogram(num_tokens), "```", ""]
+    facts = facts or DataFacts(left_out=[SetAside(reason, count, []) for reason, count in metadata.left_out.items()])
+    lines = ["# Data report", "", *_sizes(metadata), *_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
+    lines += [*_groups(facts), *_files(facts), "", "## Length in tokens", "", "```", *_histogram(num_tokens), "```", ""]
     over = int((np.asarray(num_tokens) > max_tokens).sum())
     fate = "is read in overlapping windows, nothing is cut" if max_windows is None else f"is cut after {max_windows} window(s)"
     lines.append(f"{over:,} of {len(num_tokens):,} texts are longer than chunks.max_tokens ({max_tokens}); such a text {fate}.")
     if metadata.num_packed_rows is not None:
         lines += ["", f"Packed for training: {metadata.num_packed_rows:,} rows, {metadata.packing_fill:.2%} full."]
     if example is not None:
-        lines += ["", "## One training row", "", f"what is trained: **{example.target}**", "", "```", example.text[:500], "```", ""]
-        lines += ["as the model reads it:", "", "```", " ".join(example.tokens[:120]), "```", ""]
+        lines += ["", "## One training row", "", f"what is trained: **{escape(example.target)}**", "", fenced(example.text[:500]), ""]
+        lines += ["as the model reads it:", "", fenced(" ".join(example.tokens[:120])), ""]
     return "\n".join(lines)
+
+
+def to_page(report: str) -> str:
+    """Return the report as a page of HTML that needs no other file."""
+    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Data report</title><style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
+
+
+def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
+    found = [f"- **{name}**: {escape(what)}" for name, what in facts.to_do]
+    for spellings in variants(metadata.labels):
+        named = ", ".join(map(escape, spellings))
+        found.append(f"- labels that hardly differ: {named}; list one spelling in examples.labels, or fix the source")
+    found += [
+        f"- batch {escape(name)} is left out, for these checks are red: {', '.join(red)}; its run names the rows and the fix"
+        for name, red in facts.held_back.items()
+    ]
+    return ["", "## What to do", "", *(found or ["Nothing: every check is green."])]
+
+
+def _set_aside(facts: DataFacts) -> list[str]:
+    kept = facts.num_valid - sum(each.num_rows for each in facts.left_out)
+    lines = []
+    if facts.num_rows:
+        lines += ["", "## Rows", "", "| read | quarantined | left out by the snapshot | kept |", "|---|---|---|---|"]
+        lines += [f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - kept:,} | {kept:,} |"]
+        lines += ["", "## Quarantined", "", *_reasons(facts.quarantined)]
+    return [*lines, "", "## Left out", "", *_reasons(facts.left_out)]
+
+
+def _reasons(found: Sequence[SetAside]) -> list[str]:
+    shown = []
+    for each in found:
+        places = ", ".join(escape(place) for place in each.places)
+        more = ", ..." if each.num_rows > len(each.places) else ""
+        shown.append(f"- {each.num_rows:,} {escape(each.reason)}{f': {places}{more}' if places else ''}")
+    return shown or ["- nothing"]
+
+
+def _groups(facts: DataFacts) -> list[str]:
+    if not facts.num_groups:
+        return []
+    lines = ["", "## Groups", "", f"{facts.num_groups:,} groups; {facts.num_ungrouped:,} rows without one. The largest:", ""]
+    lines += ["| group | split | rows |", "|---|---|---|"]
+    return [*lines, *(f"| {escape(group.name)} | {group.split} | {group.num_rows:,} |" for group in facts.largest_groups)]
+
+
+def _files(facts: DataFacts) -> list[str]:
+    encodings = ", ".join(f"{escape(name)} {count:,}" for name, count in facts.encodings.items())
+    languages = ", ".join(f"{name} {count / sum(facts.languages.values()):.0%}" for name, count in facts.languages.items())
+    lines = [f"- files by encoding: {encodings}"] if encodings else []
+    lines += [f"- language of {sum(facts.languages.values()):,} texts of some batches: {languages}"] if languages else []
+    return ["", "## Encodings and languages", "", *lines] if lines else []
 
 
 def _num_rows(metadata: SnapshotMetadata) -> dict[str, int]:
@@ -103,9 +166,19 @@ def _labels(metadata: SnapshotMetadata) -> list[str]:
                 if cell is None
                 else f"{cell.rows:,} ({cell.rows / max(1, num_rows):.0%}); {cell.groups:,} groups; k_eff {cell.k_eff:,.1f}"
             )
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {escape(label)} | {' | '.join(cells)} |")
     if metadata.rare_labels:
-        lines += ["", f"Too few test groups for a reliable score: {', '.join(metadata.rare_labels)}."]
+        lines += ["", f"Too few test groups for a reliable score: {escape(', '.join(metadata.rare_labels))}."]
+    if metadata.labels_untested:
+        lines += ["", f"Trained but not tested, because there is no other group: {escape(', '.join(metadata.labels_untested))}."]
+    if metadata.labels_set_aside:
+        lines += ["", f"{metadata.num_labels_set_aside:,} labels are set aside (settings: snapshot.rare_labels):", ""]
+        lines += [
+            f"- {escape(found.label)}: {found.rows:,} rows, {found.groups:,} groups; {_REASONS[found.reason]}"
+            for found in metadata.labels_set_aside
+        ]
+    if metadata.num_groups_moved:
+        lines += ["", f"{metadata.num_groups_moved:,} groups are not where their hash puts them, so that each label is in each split."]
     return lines
 
 

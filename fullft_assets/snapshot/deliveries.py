@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.identity import Versions, Votes, codes, superseded, twice_in_a_file
 from fullft_assets.snapshot.all_rows import BatchRows, Rows
 from fullft_assets.store import CheckOutcome
@@ -130,7 +131,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         old, new = pairs[:, counts.argmax()]
         names = [rows.table["source"][int(versions.row[np.flatnonzero(versions.source == rank)[0]])].as_py() for rank in (old, new)]
         description = (
-            f"{num_reused:,} of {num_ids:,} ids name different texts in two files, such as {names[0]} and {names[1]}, and only the "
+            f"{num_reused:,} of {num_ids:,} ids name different texts in two files, such as {alias(names[0])} and {alias(names[1])}, and only the "
             "newest counts; if these are different documents, name a field with unique ids in documents.id (rows without one are named "
             "file:row); if they are corrections, nothing is wrong"
         )
@@ -173,8 +174,8 @@ def _order_check(rows: Rows, by_file: dict[int, tuple[str, int]], versions: Vers
         place = rows.table["source"][row].as_py()
         by, at = (rows.table["source"][int(beats[0])].as_py(), int(rows.delivered[beats[0]])) if len(late) else by_file[row]
         description = (
-            f"{num_late:,} rows of later batches lose to rows whose file has a newer time, such as {place} ({_shown_time(rows.delivered[row])}) "
-            f"to {by} of an earlier batch ({_shown_time(at)}): a file's time decides what is newest; if these are corrections, give their files "
+            f"{num_late:,} rows of later batches lose to rows whose file has a newer time, such as {alias(place)} ({_shown_time(rows.delivered[row])}) "
+            f"to {alias(by)} of an earlier batch ({_shown_time(at)}): a file's time decides what is newest; if these are corrections, give their files "
             "a new time (touch)"
         )
     return CheckOutcome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.identity import codes
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
+from fullft_assets.examples.label_names import named
+from fullft_assets.snapshot.all_rows import SPLITS, Rows
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import Target
 
@@ -33,6 +34,11 @@ class Labels:
     def of(self, rows: np.ndarray) -> Labels:
         """Return the pairs of the rows chosen by a mask."""
         chosen = rows[self.row]
+        return Labels(self.row[chosen], self.code[chosen], self.names)
+
+    def without(self, codes: np.ndarray) -> Labels:
+        """Return the pairs of the labels that are not among these codes."""
+        chosen = ~np.isin(self.code, codes)
         return Labels(self.row[chosen], self.code[chosen], self.names)
 
 
@@ -58,47 +64,14 @@ def labels_of(table: pa.Table, target: Target | None) -> Labels:
     return Labels(pairs // max(1, len(names)), pairs % max(1, len(names)), names.take(order).to_pylist())
 
 
-def require_labels(rows: Rows, labels: Labels, settings: SnapshotSettings, at_least: int) -> None:
-    """Check that rows are left, and that each label left has enough of them.
+def require_rows(rows: Rows) -> None:
+    """Check that rows are left.
 
     Raises:
-        DataError: there are too few rows or labels; the message names the remedy.
+        DataError: there are none.
     """
-    num_rows = int(rows.kept.sum())
-    if not num_rows:
+    if not rows.kept.any():
         raise DataError("snapshot: no row is left of all batches: each has a newer delivery, or an equal text with another label")
-    if not labels.names:
-        return
-    kept = labels.of(rows.kept)
-    counts = np.bincount(kept.code, minlength=len(labels.names))
-    found = np.flatnonzero(counts)
-    if len(found) < at_least:
-        raise DataError(f"snapshot: only one label (`{labels.names[found[0]]}`) in {num_rows:,} rows; a classifier needs two")
-    for code in found[np.argsort(counts[found], kind="stable")].tolist():
-        count = int(counts[code])
-        if count < settings.min_rows_per_label:
-            # Named by the first in the order of sources: the message does not depend on the batches.
-            source, number = min((rows.table["source"][n].as_py(), int(rows.row[n])) for n in kept.row[kept.code == code].tolist())
-            raise DataError(
-                f"{source}:{number}: label `{labels.names[code]}` has {count} row{'s' * (count > 1)}, fewer than "
-                f"snapshot.min_rows_per_label ({settings.min_rows_per_label}); deliver more, or leave it out of examples.labels"
-            )
-
-
-def require_every_label(rows: Rows, labels: Labels) -> None:
-    """Check that each split has a row of each label.
-
-    Raises:
-        DataError: one has none.
-    """
-    known = np.unique(labels.code)
-    for split in (TRAIN, VALIDATION, TEST):
-        missing = np.setdiff1d(known, labels.code[rows.split[labels.row] == split])
-        if len(missing):
-            raise DataError(
-                f"snapshot: no {SPLITS[split]} row with label `{labels.names[missing[0]]}` (its rows share too few groups or are "
-                "near-duplicates); deliver more groups with it, or leave it out of examples.labels"
-            )
 
 
 def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> list[dict[str, Any]]:
@@ -135,8 +108,7 @@ def rare_labels(statistics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
     """Return whether each label has enough groups in the test split."""
     rare = rare_labels(statistics)
-    named = ", ".join(f"`{s['label']}` ({s['rows']:,} rows, k_eff {s['k_eff']:g})" for s in rare[:_SHOWN_LABELS])
-    more = f" and {len(rare) - _SHOWN_LABELS:,} more" if len(rare) > _SHOWN_LABELS else ""
+    named = name_labels({s["label"]: f"{s['rows']:,} rows, k_eff {s['k_eff']:g}" for s in rare}, {s["label"] for s in statistics})
     least = min((s["k_eff"] for s in statistics if s["split"] == "test"), default=None)
     return CheckOutcome(
         name="labels_are_common",
@@ -144,6 +116,11 @@ def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
         severity="warn",
         description=""
         if not rare
-        else f"too few test groups for a reliable score of {named}{more} (k_eff under {COMMON_GROUPS}); deliver more groups with them",
+        else f"too few test groups for a reliable score of {named} (k_eff under {COMMON_GROUPS}); deliver more groups with them",
         metadata={"num_rare_labels": len(rare), **({} if least is None else {"least_k_eff": least})},
     )
+
+
+def name_labels(about: Mapping[str, str], all_labels: Collection[str]) -> str:
+    """Name the first few of some labels, each with what is said about it; labels that may be texts are only counted."""
+    return named([(label, f"({said})") for label, said in list(about.items())[:_SHOWN_LABELS]], len(about), all_labels)

@@ -32,6 +32,15 @@ class LabelStatistics(_Value):
     k_eff: float
 
 
+class LabelSetAside(_Value):
+    """A label without rows in the snapshot, the rows and groups that it had, and why."""
+
+    label: str
+    rows: int
+    groups: int
+    reason: Literal["few_rows", "no_training_row"]
+
+
 class Erasure(_Value):
     """What an erasure took from a snapshot: its content digest before, and the splits (or `replay`, `general`) that lost documents."""
 
@@ -50,6 +59,8 @@ class SnapshotMetadata(Metadata):
         label_counts: rows by split and label.
         label_statistics, rare_labels: see `labels`.
         left_out: valid rows that are left out, by reason.
+        num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see `set_aside`; lists are cut.
+        num_groups_moved: groups that are not in the split that their hash gives (see `group_splits`).
         num_older_rows_kept: rows of older deliveries of a file that count because they are quarantined in each newer one.
         kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over all batches.
         batches_left_out: batches that a red check holds back.
@@ -76,6 +87,11 @@ class SnapshotMetadata(Metadata):
     label_statistics: list[LabelStatistics]
     rare_labels: list[str]
     left_out: dict[str, int]
+    num_labels_set_aside: int
+    labels_set_aside: list[LabelSetAside]
+    labels_untested: list[str]
+    num_labels_without_validation_row: int
+    num_groups_moved: int
     num_older_rows_kept: int
     kappa: float | None = None
     kappa_method: Literal["cohen", "fleiss"] | None = None

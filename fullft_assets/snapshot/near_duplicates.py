@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,8 +24,12 @@ _BLOCK_SIGNATURES = 1 << 15
 _BLOCK_PAIRS = 1 << 20
 #: Pairs of a candidate that are tried before it is asked whether any could be near at all.
 _TRIES_UNAIDED = 16
-#: Candidates with more pairs than this are tried without a look at the signatures.
+#: Candidates with more pairs than this are tried without a look at the signatures where the first one is not far by them ...
 _MANY_PAIRS = 64
+#: ... and those with more than this in any case.
+_TOO_MANY_PAIRS = 1_024
+#: Slots of the look-up table for the band keys of one side, for each of them.
+_SLOTS_A_KEY = 16
 #: Standard deviations that the estimate of a similarity may be off: more is seen of three pairs in a million.
 _DEVIATIONS = 4.5
 _UINT64 = np.uint64
@@ -69,7 +74,8 @@ class NearSearch:
         _, first, self._stands_for = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
         #: One row of each set of the others.
         self._chosen = self._rest[first]
-        self._proposals = _propose_near(sketches, self._reference, self._chosen, similarity)
+        self._are_far = partial(_are_far, sketches, similarity)
+        self._proposals = _propose_near(sketches, self._reference, self._chosen, self._are_far)
         self._owners, self._first = np.unique(self._proposals.owner, return_index=True)
         self._listed = self._proposals.listed(np.arange(len(self._proposals.owner)))
         self.rows = np.concatenate([self._chosen[self._owners], self._reference[self._listed]])
@@ -91,6 +97,7 @@ class NearSearch:
                 set_of=np.searchsorted(self._listed, np.arange(len(self._reference))) + len(self._owners),
                 is_out=is_out[self._reference],
                 similarity=self._similarity,
+                are_far=lambda mine, other: self._are_far(self._chosen[self._owners[mine]], self._reference[other]),
             )
             partner[self._owners] = search.run(~is_out[self._chosen[self._owners]])
         of_rest = partner[self._stands_for]
@@ -119,16 +126,16 @@ class _Proposals:
         return np.unique(self.lists[np.cumsum(edges[:-1]) > 0])
 
     def without(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Proposals:
-        """Return the pairs that are not far, each once; candidates with many keep all of theirs.
+        """Return the pairs that are not far, each once; candidates with many keep all of theirs where the first one is not far.
 
         Args:
             are_far: returns of (candidates, reference texts) which pairs to leave out.
         """
-        is_few = np.bincount(self.owner, self.count)[self.owner] <= _MANY_PAIRS if len(self.owner) else np.zeros(0, bool)
+        is_few = self._are_few(are_far)
         few, many = np.flatnonzero(is_few), np.flatnonzero(~is_few)
         size = int(self.lists.max(initial=0)) + 1
         kept = [np.zeros(0, np.int64)]
-        for block in _blocks_of(self.count[few], _BLOCK_PAIRS):
+        for block in blocks_of(self.count[few], _BLOCK_PAIRS):
             ranges = few[block]
             other = self.lists[expand(self.start[ranges], self.count[ranges])]
             pairs = np.repeat(self.owner[ranges], self.count[ranges]) * size + other
@@ -142,19 +149,31 @@ class _Proposals:
         order = np.argsort(owner, kind="stable")
         return _Proposals(owner[order], start[order], count[order], np.concatenate([self.lists, left % size]))
 
+    def _are_few(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return which ranges are of candidates whose pairs are all looked at: they are few, or the first one is far."""
+        owner, first = np.unique(self.owner, return_index=True)
+        pairs = np.add.reduceat(self.count, first) if len(first) else first
+        is_few = pairs <= _MANY_PAIRS
+        unsure = np.flatnonzero(~is_few & (pairs <= _TOO_MANY_PAIRS))
+        for block in blocks_of(np.ones(len(unsure), np.int64), _BLOCK_SIGNATURES):
+            chosen = unsure[block]
+            is_few[chosen] = are_far(owner[chosen], self.lists[self.start[first[chosen]]])
+        return np.repeat(is_few, np.diff(first, append=len(self.owner)))
+
 
 def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
     """Join the band keys [num_bands, n] of the rows of both sides by one sort a band.
 
     A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the cut is refused later.
     """
-    num_reference, num_rows, rows = len(reference), len(reference) + len(candidates), np.concatenate([reference, candidates])
+    num_reference, num_rows = len(reference), len(reference) + len(candidates)
     bits = _UINT64(int(num_rows).bit_length())
-    numbers = np.arange(num_rows, dtype=_UINT64)
     low = (_UINT64(1) << bits) - _UINT64(1)
     owners, starts, counts, lists, base = [], [], [], [], 0
     for band in bands:
-        packed = (band[rows] & ~low) | numbers
+        mine, theirs = _keys_of_both(band[reference], band[candidates])
+        keys = np.concatenate([band[reference[mine]], band[candidates[theirs]]])
+        packed = (keys & ~low) | np.concatenate([mine, theirs + num_reference]).astype(_UINT64)
         packed.sort()
         is_alike = (packed[1:] ^ packed[:-1]) <= low
         # Most texts are alone in their bucket.
@@ -165,12 +184,12 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
         number = (packed & low).astype(np.int64)
         is_reference = number < num_reference
         # Reference texts have the lower numbers: within a bucket they come first.
-        mine = np.bincount(bucket[is_reference], minlength=bucket[-1] + 1)
-        before = np.cumsum(mine) - mine
-        paired = ~is_reference & (mine[bucket] > 0)
+        num_mine = np.bincount(bucket[is_reference], minlength=bucket[-1] + 1)
+        before = np.cumsum(num_mine) - num_mine
+        paired = ~is_reference & (num_mine[bucket] > 0)
         owners.append(number[paired] - num_reference)
         starts.append(before[bucket[paired]] + base)
-        counts.append(mine[bucket[paired]])
+        counts.append(num_mine[bucket[paired]])
         lists.append(number[is_reference])
         base += len(lists[-1])
     if not lists:
@@ -181,19 +200,32 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
     return _Proposals(owner[order], np.concatenate(starts)[order], np.concatenate(counts)[order], np.concatenate(lists))
 
 
-def _propose_near(sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> _Proposals:
+def _keys_of_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions on the longer side whose key the shorter one may have (by a table of key bits), and all of the shorter one."""
+    if len(first) > len(second):
+        theirs, mine = _keys_of_both(second, first)
+        return mine, theirs
+    shift = _UINT64(64 - max(10, (_SLOTS_A_KEY * len(first)).bit_length()))
+    table = np.zeros(1 << (64 - int(shift)), bool)
+    table[first >> shift] = True
+    return np.arange(len(first)), np.flatnonzero(table[second >> shift])
+
+
+def _propose_near(
+    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> _Proposals:
     """Return the candidate pairs, by positions on both sides, without those that are far by their signatures."""
     none = np.zeros(0, np.int64)
     if not len(reference) or not len(candidates):
         return _Proposals(none, none, none, none)
+    return _propose(sketches.bands, reference, candidates).without(lambda mine, theirs: are_far(candidates[mine], reference[theirs]))
+
+
+def _are_far(sketches: Sketches, similarity: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return whether the signatures of two lists of rows show that they are no near-duplicates."""
     num_bins = sketches.signatures.shape[1]
-
-    def are_far(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        mine, theirs = candidates[mine], reference[theirs]
-        num_equal = np.count_nonzero(sketches.signatures[mine] == sketches.signatures[theirs], axis=1)
-        return num_equal < num_bins * _least_estimate(np.maximum(sketches.sizes[mine], sketches.sizes[theirs]), similarity, num_bins)
-
-    return _propose(sketches.bands, reference, candidates).without(are_far)
+    num_equal = np.count_nonzero(sketches.signatures[first] == sketches.signatures[second], axis=1)
+    return num_equal < num_bins * _least_estimate(np.maximum(sketches.sizes[first], sketches.sizes[second]), similarity, num_bins)
 
 
 def _least_estimate(sizes: np.ndarray, similarity: float, num_bins: int) -> np.ndarray:
@@ -224,6 +256,8 @@ class _Search:
         set_of: position in `sets` of each reference text.
         is_out: bool [reference texts], those that no candidate is compared with.
         similarity: the threshold.
+        are_far: returns of (candidates, reference texts) which pairs are far by their signatures. No such pair counts as near, also where
+            not all were looked at before: whether a pair is near depends on nothing but the two texts.
     """
 
     proposals: _Proposals
@@ -232,6 +266,7 @@ class _Search:
     set_of: np.ndarray
     is_out: np.ndarray
     similarity: float
+    are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
     def run(self, wanted: np.ndarray) -> np.ndarray:
         """Return for each candidate a reference text that it is near to, or -1; in rounds of 1, 2, 4, ... pairs a candidate.
@@ -246,9 +281,10 @@ class _Search:
         tries = 1
         while len(left):
             stop = np.minimum(done[left] + tries, end[left])
-            for block in _blocks_of(stop - done[left], _BLOCK_PAIRS):
+            for block in blocks_of(stop - done[left], _BLOCK_PAIRS):
                 who, other = self._pairs(left[block], done[left[block]], stop[block], pairs_before)
-                near = self._are_near(who, self.set_of[other])
+                near = np.flatnonzero(self._are_near(who, self.set_of[other]))
+                near = near[~self.are_far(who[near], other[near])]
                 partner[who[near]] = other[near]
             done[left] = stop
             left = left[(partner[left] < 0) & (done[left] < end[left])]
@@ -271,15 +307,8 @@ class _Search:
 
     def _are_near(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return whether the sets at two lists of positions are near, by the exact similarity."""
-        sizes = self.sets.sizes
-        both = sizes[first] + sizes[second]
-        shared = np.zeros(len(first), np.int64)
-        large, small = np.flatnonzero(both > _LARGE_PAIR), np.flatnonzero(both <= _LARGE_PAIR)
-        shared[large] = [
-            _num_shared(self.sets.row(a), self.sets.row(b)) for a, b in zip(first[large].tolist(), second[large].tolist(), strict=True)
-        ]
-        for block in _blocks_of(both[small], _BLOCK_VALUES, BLOCK_ROWS):
-            shared[small[block]] = _shared(self.sets, first[small[block]], second[small[block]])
+        both = self.sets.sizes[first] + self.sets.sizes[second]
+        shared = count_shared(self.sets, first, second)
         return shared / (both - shared) >= self.similarity
 
     def _have_support(self, who: np.ndarray) -> np.ndarray:
@@ -292,6 +321,16 @@ class _Search:
         sizes = self.sets.sizes[who]
         supported, _ = positions(known, self.sets.values[expand(self.sets.offsets[who], sizes)])
         return np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
+
+
+def count_shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return how many values the sets at two lists of positions share, pair by pair."""
+    both, shared = sets.sizes[first] + sets.sizes[second], np.zeros(len(first), np.int64)
+    large, small = np.flatnonzero(both > _LARGE_PAIR), np.flatnonzero(both <= _LARGE_PAIR)
+    shared[large] = [_num_shared(sets.row(a), sets.row(b)) for a, b in zip(first[large].tolist(), second[large].tolist(), strict=True)]
+    for block in blocks_of(both[small], _BLOCK_VALUES, BLOCK_ROWS):
+        shared[small[block]] = _shared(sets, first[small[block]], second[small[block]])
+    return shared
 
 
 def _num_shared(first: np.ndarray, second: np.ndarray) -> int:
@@ -314,7 +353,7 @@ def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndar
     return np.bincount(twice.astype(np.int64), minlength=len(first))
 
 
-def _blocks_of(sizes: np.ndarray, most: int, most_rows: int | None = None) -> list[slice]:
+def blocks_of(sizes: np.ndarray, most: int, most_rows: int | None = None) -> list[slice]:
     """Return slices of about `most` in the sum of sizes, and at most `most_rows` rows."""
     block = np.cumsum(sizes) // most
     cuts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(sizes)]

@@ -2,12 +2,12 @@
 
 A text overlaps where it shares a run of `snapshot.screen_words` consecutive words with an evaluation text: the
 n-gram overlap of Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C, n = 8 to 13), or where it
-is a near-duplicate of one. An evaluation text with fewer words than a run can only be found as a near-duplicate.
+is a near-duplicate of one. An evaluation text with fewer words than a run can only be found as a near-duplicate. Where a script
+has no spaces between words, two Chinese characters or three letters of another script are as long as a word (`words.SIXTHS`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.snapshot.minhash import concatenate, sketch
 from fullft_assets.snapshot.near_duplicates import find_near
-from fullft_assets.snapshot.shingles import shingle_sets, word_hashes
+from fullft_assets.snapshot.shingles import shingle_sets
+from fullft_assets.snapshot.words import SIXTHS, WORD, hash_words, split_words
 from fullft_assets.store import digest
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "1"
-_WORD = re.compile(r"\w+")
+VERSION = "2"
 #: Texts looked up at once: their words' hashes take about 10 MB.
 _BLOCK_ROWS = 10_000
 #: Runs of the evaluation texts a slot of the first look-up table, at most; the table takes at most 64 MiB.
@@ -119,11 +119,11 @@ def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[Sou
         raise DataError(f"{setting}: {path} not found; relative paths start at {use_case.project_root}")
     if is_file:
         folder, _, name = full.rpartition("/")
-        source = open_source(folder, use_case.project_root)
+        source = open_source(folder, use_case.project_root, follow_links=use_case.settings.documents.follow_links)
         found = source.status(name) if is_readable(name) else None
         files = [] if found is None else [found]
     else:
-        source = open_source(full, use_case.project_root)
+        source = open_source(full, use_case.project_root, follow_links=use_case.settings.documents.follow_links)
         files = source.files()
     if not files:
         raise DataError(f"{setting}: no readable file at {path}; known endings: {known_endings()}")
@@ -170,7 +170,7 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
 def _read_group(source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str) -> pa.Table:
     documents, task = way
     own = {"task": task, "label": None, "group": None, "domain": None}
-    read = read_documents(source, Batch(setting, group), documents, use_case.settings.examples.model_copy(update=own))
+    read = read_documents(source, Batch(setting, group), documents, use_case.settings.examples.model_copy(update=own), may_be_empty=True)
     for name, why in read.unreadable.items():
         raise DataError(f"{source.uri}/{name}: cannot be read ({why}); fix it, or take it out of {setting}")
     return read.table
@@ -191,8 +191,7 @@ def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
 
 def num_too_short(texts: Sequence[str], num_words: int) -> int:
     """Return how many texts have fewer words than a run: within a longer text they are not found, only copies of them are."""
-    _, offsets = word_hashes(_as_arrow(texts))
-    return int((np.diff(offsets) < num_words).sum())
+    return int((~_runs(_as_arrow(texts), num_words).is_long).sum())
 
 
 def overlapping(
@@ -239,12 +238,20 @@ class Reference:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Every run of words of some texts: [m] uint64 `hashes`, the `text` that each is in, and its first word's `position` there."""
+    """Every run of words of n texts, in their order.
+
+    Attributes:
+        hashes: uint64 [m].
+        text: int64 [m], the text that each run is in.
+        start, stop: int64 [m], its first word, and the one after its last, in that text.
+        is_long: bool [n], texts that have a run.
+    """
 
     hashes: np.ndarray
     text: np.ndarray
-    position: np.ndarray
-    num_words: np.ndarray  # [n] words of each text
+    start: np.ndarray
+    stop: np.ndarray
+    is_long: np.ndarray
 
 
 class Screen:
@@ -262,11 +269,12 @@ class Screen:
         self.num_words = num_words
         found = _runs(_as_arrow(self.texts), num_words)
         order = np.argsort(found.hashes, kind="stable")
-        self._hashes, self._text, self._position = found.hashes[order], found.text[order], found.position[order]
+        self._hashes, self._text = found.hashes[order], found.text[order]
+        self._start, self._stop = found.start[order], found.stop[order]
         #: Of the texts: what a cached verdict is keyed with, beside the other arguments.
         self.digest = digest(self.texts)
         #: Evaluation texts that are too short to share a run.
-        self.num_too_short = int((found.num_words < num_words).sum())
+        self.num_too_short = int((~found.is_long).sum())
         bits = int(min(_MAX_TABLE_BITS, max(10, _SLOTS_A_RUN * len(self._hashes)).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, bool)
@@ -310,50 +318,51 @@ class Screen:
         for text in np.unique(runs.text[hits]).tolist():
             words = _words(texts[text].as_py())
             for hit in range(edges[text], edges[text + 1]):
-                if self._is_same(words, int(runs.position[hits[hit]]), int(places[hit])):
+                if self._is_same(words[runs.start[hits[hit]] : runs.stop[hits[hit]]], int(places[hit])):
                     confirmed.append(text)
                     break
         return np.array(confirmed, np.int64)
 
-    def _is_same(self, words: list[str], position: int, place: int) -> bool:
+    def _is_same(self, run: list[str], place: int) -> bool:
         text = int(self._text[place])
         if text not in self._words:
             self._words[text] = _words(self.texts[text])
-        start = self._position[place]
-        return words[position : position + self.num_words] == self._words[text][start : start + self.num_words]
+        return run == self._words[text][self._start[place] : self._stop[place]]
 
 
 def _words(text: str) -> list[str]:
     # The words that were hashed are in lower case; of them a sigma's form depends on its neighbours, which casefold undoes.
-    return [word.casefold() for word in _WORD.findall(text.lower())]
+    return [word.casefold() for word in split_words(text)]
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> _Runs:
     """Return every run of `num_words` words, hashed.
 
-    A run's hash is a polynomial in its words' hashes, modulo 2^64. Doubling the length, H(2k, i) = H(k, i) * F^k + H(k, i + k),
-    it takes a few passes over the words, whatever the length of a run.
+    The hash of the words w[i], w[i + 1], ... of a run is the sum of w[i + k] * F^k modulo 2^64: a difference of two prefix sums over all
+    words, divided by F^i.
     """
-    words, offsets = word_hashes(texts)
-    counts = np.diff(offsets)
-    last = len(words) - num_words + 1
-    if last <= 0:
-        none = np.zeros(0, np.int64)
-        return _Runs(np.zeros(0, np.uint64), none, none, counts)
-    whole, done = np.zeros(len(words), np.uint64), 0
-    power, size, factor = words, 1, _FACTOR
-    for bit in bin(num_words)[:1:-1]:
-        if bit == "1":  # the runs of `size` words that follow the `done` first ones
-            whole[: len(words) - done] = whole[: len(words) - done] * np.uint64(factor) + power[done:]
-            done += size
-        if done < num_words:
-            longer = power * np.uint64(factor)
-            longer[:-size] += power[size:]
-            power, size, factor = longer, size * 2, factor * factor % 2**64
-    text = np.repeat(np.arange(len(counts)), counts)
-    position = np.arange(len(words)) - offsets[text]
-    inside = position + num_words <= counts[text]
-    return _Runs(whole[inside], text[inside], position[inside], counts)
+    words = hash_words(texts)
+    ends, numbers = np.cumsum(words.counts), np.arange(len(words.hashes))
+    text = np.repeat(np.arange(len(words.counts)), words.counts)
+    if words.kinds is None:
+        stop = numbers + num_words
+    else:
+        length = np.concatenate([[0], np.cumsum(words.sixths())])
+        # A run that ends with its text has that end, one that would be longer the next number after all words.
+        stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
+    start = numbers[stop <= ends[text]]
+    text, stop = text[start], stop[start]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
+    hashes = (sums[stop] - sums[start]) * _powers(pow(_FACTOR, -1, 2**64), len(numbers))[start]
+    begin = (ends - words.counts)[text]
+    return _Runs(hashes, text, start - begin, stop - begin, np.bincount(text, minlength=len(words.counts)) > 0)
+
+
+def _powers(factor: int, count: int) -> np.ndarray:
+    """Return factor^0 to factor^(count - 1) modulo 2^64."""
+    factors = np.full(count, factor, np.uint64)
+    factors[:1] = 1
+    return np.multiply.accumulate(factors)
 
 
 def _as_arrow(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array | pa.ChunkedArray:

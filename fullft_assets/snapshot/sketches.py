@@ -25,7 +25,7 @@ from fullft_assets.store.hashing import unit_hash
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = "1"
+VERSION = "2"
 STAGE = "near_duplicate_index"
 SCREENED = "screened_examples"
 

@@ -1,7 +1,7 @@
 """Which rows of all batches count, and which of them train, validate and test.
 
-The split is a keyed hash of the group (without groups, of the text): stable as data grows, and independent of the order of arrival
-and of the batches that rows came in. Nothing is joined into clusters, because joining near-duplicates and groups percolates; instead,
+The split is a keyed hash of the group (without groups, of the text), but for a few groups that are moved so that each label is in every
+split (`group_splits`): stable as data grows, and independent of the batches that rows came in. Nothing is joined into clusters, because joining near-duplicates and groups percolates; instead,
 rows near to a held-out row are left out, and counted. What was held out once is never trained on: a row is left out too where an
 older delivery of its id, or a copy of its text, was held out.
 
@@ -10,10 +10,8 @@ It is decided over all valid rows ever delivered (`all_rows`), so that it does n
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +23,21 @@ from fullft_assets.examples.identity import Votes, contradicting, ranks, repeate
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows, collect
 from fullft_assets.snapshot.deliveries import drop_superseded
-from fullft_assets.snapshot.labels import (
-    label_statistics,
-    labels_are_common,
-    labels_of,
-    rare_labels,
-    require_every_label,
-    require_labels,
-)
-from fullft_assets.snapshot.minhash import concatenate
-from fullft_assets.snapshot.near_duplicates import NearSearch
-from fullft_assets.snapshot.shingles import shingle_sets
+from fullft_assets.snapshot.draws import cap_held_out, subsample
+from fullft_assets.snapshot.group_splits import GroupSplits
+from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_common, labels_of, rare_labels, require_rows
+from fullft_assets.snapshot.ledger import EMPTY, Ledger
+from fullft_assets.snapshot.near_rows import drop_containing_rows, drop_near_duplicates
+from fullft_assets.snapshot.set_aside import SetAside
+from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome
-from fullft_assets.store.hashing import unit_hash
 from fullft_assets.task import Target, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Texts up to which several things are done at a time: that takes the memory of each.
-_SIDE_BY_SIDE = 1 << 18
+#: How often near-duplicates are looked for, where leaving them out costs a label a side: once but for rare cases.
+_MOST_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,10 @@ class Frozen:
         checks: outcomes that depend on the rows alone.
         order: whether rows arrived in their order; it alone depends on the names of the batches.
         num_breaking: rows that break each rule on row identity (`rules.IDENTITY_RULES`), over all batches.
+        ledger: what the next snapshot has to remember.
+        verdicts: which texts were compared, and which of them are near; for a later snapshot.
         agreement: how far annotators agree whose answers are rows of one id; None where there are none.
+        places_left_out: the first rows that were left out, as file:row, by reason.
     """
 
     index: pa.Table
@@ -69,57 +65,138 @@ class Frozen:
     checks: list[CheckOutcome]
     order: CheckOutcome
     num_breaking: dict[str, int]
+    ledger: Ledger
+    verdicts: dict[str, Verdicts]
     agreement: Agreement | None = None
+    places_left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
-def freeze_batches(batches: Mapping[str, BatchRows], settings: SnapshotSettings, seed: int, *, task: Task) -> Frozen:
+def freeze_batches(
+    batches: Mapping[str, BatchRows],
+    settings: SnapshotSettings,
+    seed: int,
+    *,
+    task: Task,
+    ledger: Ledger = EMPTY,
+    compared: Mapping[str, Verdicts] | None = None,
+) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
 
+    Args:
+        batches: by name.
+        settings: shares, caps and floors.
+        seed: key of every hash.
+        task: what is learned.
+        ledger: what earlier snapshots held out.
+        compared: `Frozen.verdicts` of an earlier snapshot; the result is the same without them.
+
     Raises:
-        DataError: there are no rows, fewer than two labels, or a label is too rare to be split.
+        DataError: there are no rows, too few labels, or nothing to train or test.
     """
     rows = collect(batches, settings)
     if not len(rows):
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
     old = drop_superseded(rows, batches, task.target)
-    num_breaking = {"ids_are_unique": old.num_twice_in_a_file, **_drop_equal_texts(rows, old.votes, task.target)}
-    _drop_once_held_out(rows)
-    labels = labels_of(rows.table, task.target)
-    require_labels(rows, labels, settings, at_least=task.min_labels)
-    _drop_overlaps(rows, batches)
-    # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any of them never trains.
-    _drop_near_duplicates(rows, batches, settings, seed)
-    _cap_heldout(rows, settings, seed)
-    _subsample(rows, TRAIN, settings.max_train_rows, seed)
-    _subsample(rows, VALIDATION, settings.max_validation_rows, seed)
-    kept = labels.of(rows.kept)
-    present = [labels.names[n] for n in np.unique(kept.code).tolist()]
-    require_every_label(rows, kept)
-    index, places = _index(rows, sorted(batches), task.target)
-    statistics = label_statistics(kept, rows.split, rows.group)
-    metadata = _metadata(rows, present, statistics, len(batches))
+    num_contradicting = _drop_contradictions(rows, old.votes, task.target)
+    require_rows(rows)
+    aside, names = SetAside(), labels_of(rows.table, task.target)
+    known = aside.take_rare(rows, names, settings, task)
+    aside.require_some_left(rows, names, settings, task.min_labels)
+    groups = GroupSplits.of(rows, ledger, settings)
+    counted = np.unique(rows.group[rows.kept])
+    num_copies, verdicts = _split(rows, batches, known, groups, settings, seed, compared or {})
+    labels = known.of(rows.kept)
+    cap_held_out(rows, labels, settings, seed)
+    subsample(rows, labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
+    subsample(rows, labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
+    labels = aside.take_untrainable(rows, labels.of(rows.kept), known, settings, task)
+    aside.require_some_left(rows, labels, settings, task.min_labels)
+    _require_splits(rows, len(counted), settings, seed)
+    present = [labels.names[n] for n in np.unique(labels.code).tolist()]
+    index, places = _index(rows, sorted(batches), task.target, labels if aside.reasons else None)
+    statistics = label_statistics(labels, rows.split, rows.group)
+    metadata = {
+        **_metadata(rows, present, statistics, len(batches)),
+        **aside.metadata(names),
+        "num_groups_moved": groups.num_moved(counted),
+    }
     agreement = of_votes(rows, old.votes, task.target) if task.compares_rows_of_an_id else None
-    return Frozen(index, places, present, metadata, [*_checks(rows, statistics, settings), old.reused], old.order, num_breaking, agreement)
+    num_breaking = {
+        "ids_are_unique": old.num_twice_in_a_file,
+        "texts_are_unique": num_copies,
+        "equal_texts_have_equal_labels": num_contradicting,
+    }
+    checks = [*_checks(rows, statistics, settings), aside.check(names, settings), old.reused]
+    remembered = Ledger.join([ledger, groups.to_ledger(counted)])
+    return Frozen(
+        index, places, present, metadata, checks, old.order, num_breaking, remembered, verdicts, agreement, rows.places_left_out()
+    )
 
 
-def _drop_equal_texts(rows: Rows, votes: Votes, target: Target | None) -> dict[str, int]:
-    """Leave out equal texts with different targets, all of them, and all but one of those with one target; return the counts by rule.
+def _drop_contradictions(rows: Rows, votes: Votes, target: Target | None) -> int:
+    """Leave out equal texts with different targets, all of them; return how many they are."""
+    num_tied = rows.drop(votes.tied, "annotators of their id disagree without a majority")
+    return num_tied + rows.drop(contradicting(rows, rows.kept, votes.tied, target), "equal text with another label")
 
-    Of equal texts the one stays whose group has the smallest place; of one group the smallest id. So a later copy can move a text from
-    train to test, never from test to train.
+
+def _split(
+    rows: Rows,
+    batches: Mapping[str, BatchRows],
+    labels: Labels,
+    groups: GroupSplits,
+    settings: SnapshotSettings,
+    seed: int,
+    compared: Mapping[str, Verdicts],
+) -> tuple[int, dict[str, Verdicts]]:
+    """Give the rows the splits of their groups, without what leaks from one to another.
+
+    Where what is left out costs a label a side, further groups are moved, and all is left out anew.
+
+    Returns:
+        How many copies were left out, and the verdicts on near-duplicates.
+    """
+    kept, dropped = rows.kept, rows.dropped.copy()
+    labels = labels.of(kept)
+    groups.serve(_with_every_side(rows, labels, groups), rows.group)
+    num_copies, verdicts = 0, dict(compared)
+    for attempt in range(_MOST_ATTEMPTS):
+        rows.tier, rows.dropped = groups.split[rows.group], dropped.copy()
+        rows.split = np.where(kept, rows.tier, -1)
+        num_copies = _drop_copies(rows)
+        _drop_once_held_out(rows)
+        _drop_overlaps(rows, batches)
+        # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any of them never trains.
+        verdicts = drop_near_duplicates(rows, batches, settings, seed, verdicts)
+        if settings.contained_share is not None:
+            drop_containing_rows(rows, batches, settings.contained_share, seed)
+        if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(_with_every_side(rows, labels.of(rows.kept), groups), rows.group):
+            break
+    return num_copies, verdicts
+
+
+def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
+    """Return the labels of the rows that are in; where a split would be empty, with one more that all of these rows have."""
+    every = np.flatnonzero(rows.kept)
+    if np.bincount(groups.split[rows.group[every]], minlength=len(SPLITS)).all():
+        return labels
+    code = np.full(len(every), len(labels.names))
+    return Labels(np.concatenate([labels.row, every]), np.concatenate([labels.code, code]), [*labels.names, ""])
+
+
+def _drop_copies(rows: Rows) -> int:
+    """Leave out all but one of the rows with one text; return how many.
+
+    The one stays whose group has the first split, and in it the smallest place; of one group the smallest id. So a later copy can move a
+    text from train to test, never from test to train.
     """
     import pyarrow.compute as pc
 
-    num_tied = rows.drop(votes.tied, "annotators of their id disagree without a majority")
-    contradicts = contradicting(rows, rows.kept, votes.tied, target)
-    num_contradicting = rows.drop(contradicts, "equal text with another label")
     group, id_ = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     same = several(rows.text, rows.kept)
     if len(same):
         chosen = rows.table.select(["id", "group", "text_hash"]).take(same)
         group[same], id_[same] = ranks(pc.coalesce(chosen["group"], chosen["text_hash"])), ranks(chosen["id"])
-    num_copies = rows.drop(repeated(rows, rows.kept, rows.place, group, id_), "duplicate text")
-    return {"texts_are_unique": num_copies, "equal_texts_have_equal_labels": num_tied + num_contradicting}
+    return rows.drop(repeated(rows, rows.kept, rows.tier, rows.place, group, id_), "duplicate text")
 
 
 def _drop_once_held_out(rows: Rows) -> None:
@@ -137,83 +214,25 @@ def _drop_overlaps(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
     rows.drop(np.concatenate(found) & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
 
 
-def _drop_near_duplicates(rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings, seed: int) -> None:
-    ordered = [batches[name] for name in sorted(batches)]
-    sketches = concatenate((batch.sketches() for batch in ordered), len(rows))
+def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, seed: int) -> None:
+    """Check that there is something to train on and to test on.
 
-    def search_for(guarded: int, others: tuple[int, ...]) -> NearSearch:
-        reference, candidates = np.flatnonzero(rows.split == guarded), np.flatnonzero(np.isin(rows.split, others))
-        return NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
-
-    sides = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
-    searches = dict(zip(sides, _each(lambda side: search_for(*side), sides, len(sketches)), strict=True))
-    # Read at once: what of a batch holds a text is decoded as a whole.
-    needed = np.concatenate([search.rows for search in searches.values()])
-    sets = shingle_sets(_read_texts(rows, batches, needed), seed)
-    begin, dropped = 0, np.zeros(len(rows), bool)
-    for (guarded, others), search in searches.items():
-        near, _ = search.run(sets.select(np.arange(begin, begin + len(search.rows))), left_out=dropped)
-        begin += len(search.rows)
-        dropped[near] = True
-        is_near = np.zeros(len(rows), bool)
-        is_near[near] = True
-        for other in others:
-            rows.drop(is_near & (rows.split == other), f"{SPLITS[other]} rows near a {SPLITS[guarded]} row")
+    Raises:
+        DataError: a split is empty; the message has the shares, the seed and the counts.
+    """
+    counts = {split: int((rows.split == number).sum()) for number, split in enumerate(SPLITS)}
+    for split in ("train", "test", "validation"):
+        if not counts[split]:
+            raise DataError(
+                f"snapshot: no {split} row, of {sum(counts.values()):,} rows that are left of {num_groups:,} groups ({counts['train']:,} train, "
+                f"{counts['validation']:,} validation, {counts['test']:,} test; test_share {settings.test_share:g}, validation_share "
+                f"{settings.validation_share:g}, seed {seed}); deliver more groups, or set examples.group to a field with more values, or "
+                "to none"
+            )
 
 
-def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray) -> pa.ChunkedArray:
-    """Return the texts of rows, in their order; each batch is read once, several at a time."""
-    import pyarrow as pa
-
-    order, names = np.argsort(rows.batch[chosen], kind="stable"), sorted(batches)
-
-    def read(number: int) -> list[pa.Array]:
-        texts = batches[names[number]].texts(rows.position[chosen[rows.batch[chosen] == number]])
-        return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
-
-    parts = [part for found in _each(read, np.unique(rows.batch[chosen]).tolist(), len(rows)) for part in found]
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return pa.chunked_array(parts, pa.string()).take(pa.array(back))
-
-
-def _each(do: Callable[[Any], Any], items: Sequence[Any], num_texts: int) -> list[Any]:
-    """Return what is made of each item; of few texts side by side, since sorting and decoding go on without the interpreter's lock."""
-    if num_texts > _SIDE_BY_SIDE:
-        return list(map(do, items))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(do, items))
-
-
-def _cap_heldout(rows: Rows, settings: SnapshotSettings, seed: int) -> None:
-    """Keep at most so many held-out rows of a group, drawn by hash."""
-    held_out = np.flatnonzero((rows.split == TEST) | (rows.split == VALIDATION))
-    sizes = np.bincount(rows.group[held_out], minlength=1)
-    large = held_out[sizes[rows.group[held_out]] > settings.max_heldout_rows_per_group]
-    if not len(large):
-        return
-    order = large[np.lexsort((_draw(rows, large, seed, "cap"), rows.group[large]))]
-    begin = np.flatnonzero(np.concatenate([[True], rows.group[order[1:]] != rows.group[order[:-1]]]))
-    number = np.arange(len(order)) - np.repeat(begin, np.diff(np.append(begin, len(order))))
-    over = np.zeros(len(rows), bool)
-    over[order[number >= settings.max_heldout_rows_per_group]] = True
-    rows.drop(over, "held-out rows over the cap of their group")
-
-
-def _subsample(rows: Rows, split: int, most: int | None, seed: int) -> None:
-    chosen = np.flatnonzero(rows.split == split)
-    if most is None or len(chosen) <= most:
-        return
-    over = np.zeros(len(rows), bool)
-    over[chosen[np.argsort(_draw(rows, chosen, seed, "subsample"), kind="stable")[most:]]] = True
-    rows.drop(over, f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows")
-
-
-def _draw(rows: Rows, chosen: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    return np.array([unit_hash(seed, purpose, hash_) for hash_ in rows.table["text_hash"].take(chosen).to_pylist()])
-
-
-def _index(rows: Rows, names: list[str], target: Target | None) -> tuple[pa.Table, pa.Table]:
+def _index(rows: Rows, names: list[str], target: Target | None, labels: Labels | None) -> tuple[pa.Table, pa.Table]:
+    """Return index and places; `labels` replace those of rows that may have several, where some were set aside."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -222,7 +241,7 @@ def _index(rows: Rows, names: list[str], target: Target | None) -> tuple[pa.Tabl
     split = pa.array(SPLITS).take(pa.array(rows.split[kept]))
     columns = {"split": split, "id": table["id"], "text_hash": table["text_hash"]}
     if target is not None:
-        columns[target] = table[target]
+        columns[target] = table[target] if labels is None or target != "labels" else _lists(labels, kept)
     columns["group"] = pc.coalesce(table["group"], table["text_hash"])
     index = pa.table(columns)
     order = pc.sort_indices(index, sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")])
@@ -230,6 +249,16 @@ def _index(rows: Rows, names: list[str], target: Target | None) -> tuple[pa.Tabl
     places = pa.table({"source": table["source"], "row": table["row"], "batch": batch, "position": rows.position[kept]})
     # One chunk a column: how the file is cut into pages must not depend on the batches either.
     return index.take(order).combine_chunks(), places.take(order).combine_chunks()
+
+
+def _lists(labels: Labels, rows: np.ndarray) -> pa.Array:
+    """Return the sorted labels of rows (positions, ascending)."""
+    import pyarrow as pa
+
+    order = np.lexsort((labels.code, labels.row))
+    names = pa.array(labels.names, pa.string()).take(pa.array(labels.code[order]))
+    offsets = np.append(np.searchsorted(labels.row[order], rows), len(order))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
 
 
 def _metadata(rows: Rows, present: list[str], statistics: list[dict[str, Any]], num_batches: int) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""Which groups were ever held out, and which train although their hash holds them out: the memory of one snapshot for the next.
+
+Each snapshot keeps the ledger that it ends with in a file of its own, `ledger.parquet`. It contains what it found of those before it, so
+the newest one is enough; where several were frozen side by side, all of them are read and joined. There is no other copy: a snapshot
+that was not finished left none, and one that is deleted takes nothing along that a later one does not have.
+
+A group is known by its place, the keyed hash that also gives it its split; its name is nowhere in the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fullft_assets.errors import StoreError
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.all_rows import SPLITS, TRAIN, hashed_split
+from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import unit_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILE = "ledger.parquet"
+_STAGE = "training_snapshot"
+#: A group that the ledger does not have.
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The split of each group that is held out, or trains against its hash.
+
+    Attributes:
+        places: float64 [m], sorted, each once: see `sketches.places`.
+        splits: int8 [m], numbers of SPLITS.
+    """
+
+    places: np.ndarray
+    splits: np.ndarray
+
+    @classmethod
+    def of(cls, places: np.ndarray, splits: np.ndarray) -> Ledger:
+        """Return the ledger of these entries; of several with one place the split that goes first counts."""
+        order = np.lexsort((splits, places))
+        places, splits = places[order].astype(np.float64), splits[order].astype(np.int8)
+        first = np.append(True, places[1:] != places[:-1])[: len(places)]
+        return cls(places[first], splits[first])
+
+    @classmethod
+    def join(cls, ledgers: Iterable[Ledger]) -> Ledger:
+        """Return all entries of several ledgers: what one of them holds out is held out."""
+        found = [EMPTY, *ledgers]
+        return cls.of(np.concatenate([each.places for each in found]), np.concatenate([each.splits for each in found]))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def look_up(self, places: np.ndarray) -> np.ndarray:
+        """Return the split of each place, or UNKNOWN: int64 [n]."""
+        if not len(self):
+            return np.full(len(places), UNKNOWN)
+        found = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
+        return np.where(self.places[found] == places, self.splits[found], UNKNOWN).astype(np.int64)
+
+    def without(self, places: np.ndarray) -> Ledger:
+        """Return the ledger without these places."""
+        left = ~np.isin(self.places, places)
+        return Ledger(self.places[left], self.splits[left])
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the entries; None where there are none."""
+        content = self.places.astype("<f8").tobytes() + self.splits.tobytes()
+        return hashlib.sha256(content).hexdigest()[:20] if len(self) else None
+
+    def write(self, path: Path, covered: Iterable[str]) -> None:
+        """Write the ledger, and the keys of the snapshots whose entries it contains."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table({"place": self.places, "split": self.splits})
+        pq.write_table(table.replace_schema_metadata({"covered": json.dumps(sorted(covered))}), path, compression="zstd")
+
+
+EMPTY = Ledger(np.zeros(0), np.zeros(0, np.int8))
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known of the snapshots before one.
+
+    Attributes:
+        ledger: the entries of all of them that have the seed.
+        newest: those whose ledgers contain all others', one a key.
+        keys: of all snapshots in the store whose entries are in this ledger, or cannot be since they have another seed.
+    """
+
+    ledger: Ledger
+    newest: list[Manifest]
+    keys: set[str]
+
+
+def read_history(store: Store, case: str, seed: int) -> History:
+    """Read the ledgers of the snapshots of a seed, newest first, until those that were read know of all others.
+
+    A ledger that is lost is made again from the index of its snapshot.
+    """
+    keys: set[str] = set()
+    covered: set[str] = set()
+    found: list[tuple[Manifest, Ledger]] = []
+    for ref in store.refs(case, _STAGE):
+        key = ref.split("/")[2]
+        manifest = None if key in keys | covered else _load(store, ref)
+        if manifest is not None and manifest.seed == seed and FILE in manifest.files:
+            read = read_ledger(store, manifest)
+            if read is None:
+                continue
+            found.append((manifest, read[0]))
+            covered |= read[1]
+        if manifest is not None or key in covered:
+            keys.add(key)
+    # One that an erasure rewrote is younger than another that knows of it.
+    newest = [manifest for manifest, _ in found if manifest.key not in covered]
+    return History(Ledger.join(ledger for _, ledger in found), newest, keys)
+
+
+def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]] | None:
+    """Return a snapshot's ledger and the keys of those that it contains; None where neither it nor the index is there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = store.read_bytes(f"{snapshot.ref}/{FILE}")
+    if content is not None and len(content) == snapshot.files[FILE].bytes:
+        table = pq.read_table(BytesIO(content))
+        covered = json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))
+        return Ledger(table["place"].to_numpy(), table["split"].to_numpy()), set(covered)
+    content = store.read_bytes(f"{snapshot.ref}/index.parquet")
+    if content is None or len(content) != snapshot.files["index.parquet"].bytes:
+        return None
+    index = pq.read_table(pa.BufferReader(content), columns=["group", "split"])
+    return _of_index(index, SnapshotSettings.model_validate(snapshot.settings), snapshot.seed), set()
+
+
+def _of_index(index: pa.Table, settings: SnapshotSettings, seed: int) -> Ledger:
+    """Return the ledger that the rows of a snapshot tell of."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = index.group_by(["group", "split"]).aggregate([])
+    places = np.array([unit_hash(seed, "split", group) for group in rows["group"].to_pylist()], np.float64)
+    splits = pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy().astype(np.int8)
+    counts = (splits != TRAIN) | (hashed_split(places, settings) != TRAIN)
+    return Ledger.of(places[counts], splits[counts])
+
+
+def _load(store: Store, ref: str) -> Manifest | None:
+    try:
+        return store.load(ref)
+    except StoreError:  # it was rewritten or removed meanwhile
+        return None

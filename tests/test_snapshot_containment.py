@@ -1,0 +1,124 @@
+"""Held-out texts inside longer training texts: mails quoted in replies, made of real licence texts, against comparing all pairs."""
+
+from __future__ import annotations
+
+import random
+import re
+import textwrap
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fullft_assets.samples import licences
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot import Frozen, containment, freeze
+from fullft_assets.snapshot.containment import ContainmentSearch
+from fullft_assets.snapshot.shingles import minimizers, shingle_sets
+from fullft_assets.store.hashing import text_hash
+
+SHARE, SEED, NUM_MAILS = 0.95, 17, 150
+
+
+@cache
+def passages() -> list[str]:
+    """Real texts of 30 to 250 words, no two of which begin alike."""
+    found: dict[str, str] = {}
+    for rule in sorted(licences.rules(), key=lambda rule: rule["id"][::-1]):
+        words = re.findall(r"\w+", rule["text"].lower())
+        if 30 <= len(words) <= 250:
+            found.setdefault(" ".join(words[:6]), rule["text"])
+    return list(found.values())[: 6 * NUM_MAILS]
+
+
+def quoted(text: str) -> str:
+    """Return a text as a mail program quotes it: wrapped, each line with a mark."""
+    return textwrap.indent(textwrap.fill(" ".join(text.split()), 72), "> ")
+
+
+@cache
+def mails() -> tuple[list[str], list[str]]:
+    """Return mails, and other ones: the first are replies to the mails, the rest have nothing of theirs."""
+    chosen, texts = random.Random(SEED), passages()
+    first, rest = texts[:NUM_MAILS], texts[NUM_MAILS:]
+    replies = [f"{chosen.choice(rest)}\n\nOn Monday someone wrote:\n{quoted(text)}\n-- \n{chosen.choice(rest)}" for text in first]
+    return first, [*replies, *rest]
+
+
+def share_of(first: str, second: str) -> float:
+    """Return the share of the shingles of the first text that the second one has."""
+    sets = []
+    for text in (first, second):
+        words = re.findall(r"\w+", text.lower())
+        sets.append({tuple(words[n : n + 3]) for n in range(len(words) - 2)})
+    return len(sets[0] & sets[1]) / len(sets[0])
+
+
+def containing(reference: list[str], candidates: list[str]) -> set[int]:
+    texts = pa.array([*reference, *candidates])
+    rows = np.arange(len(texts))
+    search = ContainmentSearch(minimizers(texts, SEED), rows[: len(reference)], rows[len(reference) :], SHARE)
+    found = search.run(shingle_sets(texts.take(pa.array(search.rows)), SEED))
+    return {int(row) - len(reference) for row in found}
+
+
+def test_found_are_those_that_comparing_every_pair_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, "MAX_ROWS", 10_000)  # the texts of licences have standard clauses
+    reference, candidates = mails()
+    expected = {n for n, text in enumerate(candidates) if any(share_of(first, text) >= SHARE for first in reference)}
+    assert set(range(NUM_MAILS)) <= expected, "each mail is in its reply"
+    assert containing(reference, candidates) == expected
+
+
+@pytest.mark.parametrize(("num_edits", "least"), [(1, 0.95), (2, 0.9)])
+def test_a_quote_with_an_edit_is_found(num_edits: int, least: float) -> None:
+    """Words replaced in quotes so long that this leaves 95% of the shingles."""
+    chosen = random.Random(SEED)
+    reference = [text for text in passages() if len(text.split()) > 80 * num_edits]
+    changed = []
+    for text in reference:
+        words = text.split()
+        for at in chosen.sample(range(len(words)), num_edits):
+            words[at] = "otherwise"
+        changed.append(f"{chosen.choice(passages())} {' '.join(words)}")
+    expected = {n for n, text in enumerate(changed) if share_of(reference[n], text) >= SHARE}
+    assert len(expected) > 50
+    assert len(containing(reference, changed) & expected) >= least * len(expected)
+
+
+def test_what_many_texts_have_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clause, *others = passages()[:40]
+    replies = [f"{text} {clause}" for text in others]
+    assert containing([clause], replies) == set(range(len(replies)))
+    monkeypatch.setattr(containment, "MAX_ROWS", 20)
+    assert containing([clause], replies) == set()
+
+
+def test_nothing_contains_nothing() -> None:
+    assert containing(["a short text"], ["and a short text in another one"]) == set()
+    assert containing([], ["a text"]) == set()
+
+
+def frozen(share: float | None) -> Frozen:
+    reference, candidates = mails()
+    texts = [*reference, *candidates]
+    numbers = pa.array(range(len(texts)))
+    groups = [f"group {n}" for n in range(len(texts))]
+    columns = {"id": pa.array(map(str, range(len(texts)))), "group": pa.array(groups), "text": pa.array(texts)}
+    columns |= {"text_hash": pa.array(map(text_hash, texts)), "source": pa.array(["a"] * len(texts)), "row": numbers}
+    columns |= {"delivered_ns": numbers, "annotator": pa.nulls(len(texts), pa.string())}
+    settings = SnapshotSettings(contained_share=share, min_train_rows=1)
+    return freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, SEED, task="language_modeling")
+
+
+def test_no_training_row_of_a_snapshot_contains_a_held_out_one() -> None:
+    without, with_it = frozen(None), frozen(SHARE)
+    texts = [text for part in mails() for text in part]
+    counted = {reason: count for reason, count in with_it.metadata["left_out"].items() if "that contain" in reason}
+    assert counted["train rows that contain a test row"] > 5 and not any(
+        "that contain" in reason for reason in without.metadata["left_out"]
+    )
+    assert len(without.index) - len(with_it.index) == sum(counted.values())
+    of_split = {split: [texts[int(row["id"])] for row in with_it.index.to_pylist() if row["split"] == split] for split in ("test", "train")}
+    assert not [first for first in of_split["test"] for text in of_split["train"] if share_of(first, text) >= SHARE]

@@ -1,0 +1,330 @@
+"""The split keeps labels: each is on every side that it has groups for, what was held out never trains, rare labels are set aside."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fullft_assets.documents.aliases import alias
+from fullft_assets.errors import DataError
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot import Frozen, freeze
+from fullft_assets.snapshot.ledger import EMPTY, Ledger
+from fullft_assets.store import CheckOutcome
+from fullft_assets.store.hashing import text_hash, unit_hash
+from tests import project as projects
+from tests.test_snapshot import SCHEMA
+
+pytestmark = pytest.mark.quick
+
+SETTINGS = SnapshotSettings(min_train_rows=1)
+SPLITS = ("train", "validation", "test")
+ORDER = {"test": 0, "validation": 1, "train": 2}
+
+
+def rows_of_groups(groups: dict[str, tuple[str, int]], start: int = 0) -> list[dict[str, Any]]:
+    """Rows of groups, given the label and the number of rows of each group."""
+    found = [(group, label) for group, (label, count) in groups.items() for _ in range(count)]
+    words = [f"w{start + n}x{k}" for n in range(len(found)) for k in range(8)]
+    return [
+        {"id": f"{start + n}-{group}", "text": " ".join(words[8 * n : 8 * n + 8]), "group": group, "label": label}
+        for n, (group, label) in enumerate(found)
+    ]
+
+
+def take(*batches: list[dict[str, Any]], ledger: Ledger = EMPTY, seed: int = 1, task: str = "classification", **changes: Any) -> Frozen:
+    """Freeze batches of rows with `id`, `text`, `group` and a target."""
+    tables = {}
+    for number, rows in enumerate(batches):
+        filled = [
+            {"source": f"{number}.jsonl", "delivered_ns": 1, "row": n, "text_hash": text_hash(row["text"]), **row}
+            for n, row in enumerate(rows, start=1)
+        ]
+        tables[f"{number:05}"] = pa.Table.from_pylist(filled, schema=SCHEMA)
+    return freeze(tables, {}, SETTINGS.model_copy(update=changes), seed, task=task, ledger=ledger)
+
+
+def splits_of(frozen: Frozen, label: str) -> dict[str, str]:
+    return {row["group"]: row["split"] for row in frozen.index.to_pylist() if row["label"] == label}
+
+
+def check_of(frozen: Frozen, name: str = "labels_are_split") -> CheckOutcome:
+    return next(check for check in frozen.checks if check.name == name)
+
+
+def groups_hashed_to(split: str, number: int, seed: int = 1, prefix: str = "g") -> list[str]:
+    """Names of groups that the hash alone puts into a split."""
+    low, high = {"test": (0, 0.15), "validation": (0.15, 0.25), "train": (0.25, 1)}[split]
+    names = (f"{prefix}{n}" for n in range(100_000))
+    return [name for name in names if low <= unit_hash(seed, "split", name) < high][:number]
+
+
+@pytest.fixture(scope="module")
+def common() -> list[dict[str, Any]]:
+    """Two labels of 60 groups each, which no move is needed for."""
+    return rows_of_groups({f"common {n}": ("ab"[n % 2], 2) for n in range(120)})
+
+
+class TestSides:
+    def test_where_each_label_is_everywhere_the_hash_alone_decides(self, common: list[dict[str, Any]]) -> None:
+        frozen = take(common)
+        assert frozen.metadata["num_groups_moved"] == 0
+        for row in frozen.index.to_pylist():
+            place = unit_hash(1, "split", row["group"])
+            assert row["split"] == ("test" if place < 0.15 else "validation" if place < 0.25 else "train")
+        assert check_of(frozen).passed and check_of(frozen).description == ""
+
+    @pytest.mark.parametrize("hashed", SPLITS)
+    @pytest.mark.parametrize(("number", "expected"), [(1, ["train"]), (2, ["test", "train"]), (3, ["test", "train", "validation"])])
+    def test_a_label_of_few_groups_has_the_sides_that_it_can_have(
+        self, common: list[dict[str, Any]], hashed: str, number: int, expected: list[str]
+    ) -> None:
+        rare = rows_of_groups(dict.fromkeys(groups_hashed_to(hashed, number), ("rare", 5)), start=1_000)
+        frozen = take([*common, *rare])
+        assert sorted(splits_of(frozen, "rare").values()) == expected
+        assert frozen.metadata["labels_untested"] == (["rare"] if number == 1 else [])
+        assert frozen.metadata["num_labels_without_validation_row"] == (number < 3)
+        assert frozen.labels == ["a", "b", "rare"]
+
+    def test_without_labels_no_split_is_empty(self) -> None:
+        rows = rows_of_groups(dict.fromkeys(groups_hashed_to("train", 5), ("", 3)))
+        frozen = take(rows, task="language_modeling")
+        assert {row["split"] for row in frozen.index.to_pylist()} == set(SPLITS)
+        assert frozen.metadata["num_groups_moved"] == 2
+
+    def test_a_group_with_most_of_a_labels_rows_trains(self, common: list[dict[str, Any]]) -> None:
+        first, second, third = sorted(groups_hashed_to("train", 3), key=lambda group: unit_hash(1, "split", group))
+        rare = rows_of_groups({first: ("rare", 100), second: ("rare", 5), third: ("rare", 5)}, start=1_000)
+        assert splits_of(take([*common, *rare]), "rare") == {first: "train", second: "test", third: "validation"}
+
+    def test_a_side_that_near_duplicates_take_is_given_another_group(self, common: list[dict[str, Any]]) -> None:
+        test, validation = groups_hashed_to("test", 1)[0], groups_hashed_to("validation", 1)[0]
+        rare = rows_of_groups({test: ("rare", 5), **dict.fromkeys(groups_hashed_to("train", 3), ("rare", 5))}, start=1_000)
+        for row in rare[:5]:
+            row["text"] = " ".join(f"{row['text']} {n}" for n in range(9))
+        near = [{**row, "id": f"near {row['id']}", "text": f"{row['text']} more", "group": validation} for row in rare[:5]]
+        frozen = take([*common, *rare, *near])
+        assert frozen.metadata["left_out"]["validation rows near a test row"] == 5
+        splits = splits_of(frozen, "rare")
+        assert validation not in splits and sorted(splits.values()) == ["test", "train", "train", "validation"]
+
+    def test_of_several_labels_a_row_each_counts(self) -> None:
+        common = [
+            {**row, "labels": ["a", "b"] if n % 3 else ["a"]}
+            for n, row in enumerate(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}))
+        ]
+        rare = rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000)
+        frozen = take([*common, *({**row, "labels": ["a", "rare"]} for row in rare)], task="multi_label")
+        where = {row["split"] for row in frozen.index.to_pylist() if "rare" in row["labels"]}
+        assert where == set(SPLITS)
+
+    def test_spans_count_by_their_types(self) -> None:
+        def marked(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
+            return [{**row, "spans": [{"start": 0, "end": 2, "label": label}]} for row in rows]
+
+        rare = marked(rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000), "RARE")
+        frozen = take([*marked(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}), "COMMON"), *rare], task="token_classification")
+        assert {row["split"] for row in frozen.index.to_pylist() if row["spans"][0]["label"] == "RARE"} == set(SPLITS)
+
+
+class TestGrowth:
+    @pytest.fixture(scope="class")
+    def real(self) -> list[dict[str, Any]]:
+        """Real groups and two fields of real rules: the labels of 1,500 rows, many of them rare."""
+        return [
+            {
+                "id": row["id"],
+                "text": f"{row['id']} {row['text'][:300]}",
+                "label": row["expression"].split("-")[0],
+                "group": row["expression"],
+            }
+            for row in projects.licence_rows(1_500)
+        ]
+
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    def test_no_group_goes_from_held_out_to_training(self, real: list[dict[str, Any]], seed: int) -> None:
+        chosen, ledger = random.Random(seed), EMPTY
+        rows, known, num_moved = chosen.sample(real, len(real)), dict[str, str](), 0
+        for stop in range(300, len(rows) + 1, 300):
+            frozen = take(rows[:stop], ledger=ledger, seed=seed)
+            ledger, num_moved = frozen.ledger, num_moved + frozen.metadata["num_groups_moved"]
+            for row in frozen.index.to_pylist():
+                before = known.setdefault(row["group"], row["split"])
+                assert ORDER[row["split"]] <= ORDER[before], f"{row['group']} was {before}"
+                known[row["group"]] = row["split"]
+            untested = set(frozen.metadata["labels_untested"])
+            tested = {row["label"] for row in frozen.index.to_pylist() if row["split"] == "test"}
+            assert tested | untested == set(frozen.labels)
+        assert num_moved > 0, "the hash alone would have done"
+
+    def test_the_same_rows_with_one_ledger_are_one_split_however_they_are_cut(self, real: list[dict[str, Any]]) -> None:
+        ledger = take(real[:600]).ledger
+        alone = take(real, ledger=ledger)
+        assert alone.metadata["num_groups_moved"] > 0
+        rows = random.Random(0).sample(real, len(real))
+        again = take(*(rows[n::7] for n in range(7)), ledger=ledger)
+        columns = ["split", "id", "text_hash", "label", "group"]
+        assert again.index.select(columns).equals(alone.index.select(columns))
+        assert again.ledger.digest == alone.ledger.digest
+
+    def test_a_label_whose_only_training_group_is_erased_is_set_aside_until_a_new_group_comes(self, common: list[dict[str, Any]]) -> None:
+        first, second = groups_hashed_to("train", 2)
+        rare = rows_of_groups({first: ("rare", 5), second: ("rare", 5)}, start=1_000)
+        before = take([*common, *rare])
+        trains = next(group for group, split in splits_of(before, "rare").items() if split == "train")
+        left = take([*common, *(row for row in rare if row["group"] != trains)], ledger=before.ledger)
+        assert left.labels == ["a", "b"]
+        assert left.metadata["labels_set_aside"] == [{"label": "rare", "rows": 5, "groups": 1, "reason": "no_training_row"}]
+        assert "1 label set aside that have no row that may train" in check_of(left).description
+        new = rows_of_groups({groups_hashed_to("test", 1)[0]: ("rare", 5)}, start=2_000)
+        again = take([*common, *(row for row in rare if row["group"] != trains), *new], ledger=left.ledger)
+        assert sorted(splits_of(again, "rare").values()) == ["test", "train"]
+
+    def test_what_was_held_out_stays_so_where_the_shares_shrink(self, common: list[dict[str, Any]]) -> None:
+        before = take(common, test_share=0.4, validation_share=0.2)
+        after = take(common, ledger=before.ledger)
+        held_out = {row["group"] for row in before.index.to_pylist() if row["split"] != "train"}
+        assert not held_out & {row["group"] for row in after.index.to_pylist() if row["split"] == "train"}
+
+    def test_another_seed_has_a_memory_of_its_own(self, common: list[dict[str, Any]]) -> None:
+        frozen = take(common, ledger=take(common, seed=1).ledger, seed=2)
+        assert frozen.metadata["num_groups_moved"] == 0
+
+
+class TestSetAside:
+    def test_rare_labels_are_set_aside_counted_and_named(self, common: list[dict[str, Any]]) -> None:
+        odd = rows_of_groups({"q1": ("poem", 3), "q2": ("song", 1)}, start=1_000)
+        frozen = take([*common, *odd])
+        assert frozen.labels == ["a", "b"]
+        assert frozen.metadata["left_out"]["rows of labels that are set aside"] == 4
+        assert frozen.metadata["labels_set_aside"] == [
+            {"label": "poem", "rows": 3, "groups": 1, "reason": "few_rows"},
+            {"label": "song", "rows": 1, "groups": 1, "reason": "few_rows"},
+        ]
+        check = check_of(frozen)
+        assert (check.passed, check.severity) == (False, "warn")
+        assert check.description == (
+            "2 labels set aside that have fewer than snapshot.min_rows_per_label (5) rows: deliver more of them, or leave them out of "
+            "examples.labels: `poem` (3 rows, 1 group), `song` (1 row, 1 group)"
+        )
+        assert frozen.index.equals(take(common).index), "the rest is as without them"
+
+    def test_copies_do_not_make_a_label_common(self, common: list[dict[str, Any]]) -> None:
+        odd = [{**rows_of_groups({"q": ("poem", 1)}, start=1_000)[0], "id": f"q{n}"} for n in range(9)]
+        assert take([*common, *odd]).labels == ["a", "b"]
+
+    def test_where_a_row_has_several_labels_it_stays_without_the_rare_one(self) -> None:
+        rows = rows_of_groups({f"c{n}": ("", 1) for n in range(200)})
+        labelled = [{**row, "labels": ["a", "b"] if n % 3 else ["a"]} for n, row in enumerate(rows)]
+        for row in labelled[:3]:
+            row["labels"] = [*row["labels"], "rare"]
+        frozen = take(labelled, task="multi_label")
+        assert frozen.labels == ["a", "b"] and len(frozen.index) == len(rows)
+        given = {row["id"]: row["labels"] for row in labelled}
+        assert all(row["labels"] == [name for name in given[row["id"]] if name != "rare"] for row in frozen.index.to_pylist())
+
+    def test_they_are_kept_or_refused_where_the_setting_says_so(self, common: list[dict[str, Any]]) -> None:
+        rows = [*common, *rows_of_groups({"q1": ("poem", 1), "q2": ("poem", 1)}, start=1_000)]
+        kept = take(rows, rare_labels="keep")
+        assert sorted(splits_of(kept, "poem").values()) == ["test", "train"]
+        with pytest.raises(
+            DataError,
+            match=rf"^{alias('0.jsonl')}:241: label `poem` has 2 rows, fewer than snapshot\.min_rows_per_label \(5\); .*rare_labels",
+        ):
+            take(rows, rare_labels="refuse")
+        one_group = [*common, *rows_of_groups({"q1": ("poem", 5)}, start=1_000)]
+        with pytest.raises(DataError, match=r"^snapshot: no test row with label `poem` .*snapshot\.rare_labels to set_aside$"):
+            take(one_group, rare_labels="refuse")
+
+    def test_a_label_that_may_be_a_text_is_not_named(self, common: list[dict[str, Any]]) -> None:
+        label = "a text that came in the place of a label " * 20
+        description = check_of(take([*common, *rows_of_groups({"q": (label, 1)}, start=1_000)])).description
+        assert "a text that came" not in description and "1 label (not named" in description
+
+
+class TestRefusals:
+    def message(self, rows: list[dict[str, Any]], **changes: Any) -> str:
+        with pytest.raises(DataError) as raised:
+            take(rows, **changes)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    def test_no_two_labels_are_left(self) -> None:
+        rows = rows_of_groups({"g1": ("a", 30), "g2": ("b", 3), "g3": ("c", 1)})
+        assert self.message(rows) == (
+            "snapshot: 1 of 3 labels are left, with 30 rows: 2 have fewer than snapshot.min_rows_per_label (5) rows; the task needs at least "
+            "2: deliver more rows of them, or check that examples.label names the right field"
+        )
+
+    def test_nothing_to_test(self) -> None:
+        rows = [{**row, "label": "ab"[n % 2]} for n, row in enumerate(rows_of_groups({"g": ("", 30)}))]
+        assert self.message(rows, seed=7) == (
+            "snapshot: no test row, of 30 rows that are left of 1 groups (30 train, 0 validation, 0 test; test_share 0.15, validation_share "
+            "0.1, seed 7); deliver more groups, or set examples.group to a field with more values, or to none"
+        )
+
+
+class TestDraws:
+    @pytest.fixture(scope="class")
+    def long_tail(self) -> list[dict[str, Any]]:
+        """41 labels from 1,200 rows to 6, in groups of up to 40 rows."""
+        sizes = {f"label {n:02}": max(6, int(1_200 / (1 + n) ** 1.5)) for n in range(41)}
+        groups = {}
+        for label, size in sizes.items():
+            for number, begin in enumerate(range(0, size, step := 40 if size > 400 else 2)):
+                groups[f"{label} {number}"] = (label, min(step, size - begin))
+        return rows_of_groups(groups)
+
+    @pytest.mark.parametrize(("most", "split"), [(100, "validation"), (400, "train"), (41, "train")])
+    def test_no_label_is_lost(self, long_tail: list[dict[str, Any]], most: int, split: str) -> None:
+        everything = take(long_tail)
+        drawn = take(long_tail, max_train_rows=most) if split == "train" else take(long_tail, max_validation_rows=most)
+        labels = {row["label"] for row in drawn.index.to_pylist() if row["split"] == split}
+        assert labels == {row["label"] for row in everything.index.to_pylist() if row["split"] == split}
+        assert drawn.metadata[f"num_{split}_rows"] == min(most, everything.metadata[f"num_{split}_rows"])
+
+    def test_training_rows_are_drawn_from_more_groups_than_evenly(self) -> None:
+        groups = {f"giant {n}": ("ab"[n % 2], 300) for n in range(4)} | {f"small {n}": ("ab"[n % 2], 1) for n in range(300)}
+        drawn = take(rows_of_groups(groups), max_train_rows=200)
+        rows = [row for row in drawn.index.to_pylist() if row["split"] == "train"]
+        giants = sum(row["group"].startswith("giant") for row in rows)
+        num_giant = sum(
+            split == "train"
+            for group, split in {r["group"]: r["split"] for r in take(rows_of_groups(groups)).index.to_pylist()}.items()
+            if group.startswith("giant")
+        )
+        assert len(rows) == 200
+        assert giants / 200 < 0.75 * 300 * num_giant / (300 * num_giant + 225), "an even draw would take them by their rows"
+
+    def test_the_cap_keeps_a_label_that_one_giant_group_alone_tests(self) -> None:
+        group = groups_hashed_to("test", 1)[0]
+        rows = rows_of_groups({f"c{n}": ("", 1) for n in range(100)} | {group: ("", 60)})
+        labelled = [{**row, "labels": ["a"]} for row in rows]
+        rare = rows_of_groups({groups_hashed_to("train", 1, prefix="t")[0]: ("", 8), group: ("", 1)}, start=5_000)
+        labelled += [{**row, "labels": ["a", "rare"]} for row in rare]
+        for seed in range(1, 4):
+            chosen = groups_hashed_to("test", 1, seed)[0]
+            renamed = [{**row, "group": chosen if row["group"] == group else row["group"]} for row in labelled]
+            frozen = take(renamed, task="multi_label", seed=seed)
+            tested = [row for row in frozen.index.to_pylist() if row["split"] == "test" and row["group"] == chosen]
+            assert len(tested) == 10 and any("rare" in row["labels"] for row in tested)
+
+
+class TestLedger:
+    def test_of_one_place_the_split_that_goes_first_counts(self) -> None:
+        first = Ledger.of(np.array([0.1, 0.4]), np.array([0, 1]))
+        second = Ledger.of(np.array([0.4, 0.2]), np.array([0, 2]))
+        joined = Ledger.join([first, second])
+        assert joined.places.tolist() == [0.1, 0.2, 0.4] and joined.splits.tolist() == [0, 2, 0]
+        assert joined.digest == Ledger.join([second, first]).digest != first.digest
+        assert joined.look_up(np.array([0.4, 0.3, 0.1, 0.9])).tolist() == [0, -1, 0, -1]
+        assert EMPTY.digest is None and EMPTY.look_up(np.array([0.5])).tolist() == [-1]
+        assert joined.without(np.array([0.2])).places.tolist() == [0.1, 0.4]
+
+    def test_no_name_of_a_group_is_in_it(self, common: list[dict[str, Any]], tmp_path) -> None:
+        take(common).ledger.write(tmp_path / "ledger.parquet", ["x"])
+        assert b"common" not in (tmp_path / "ledger.parquet").read_bytes()

@@ -1,0 +1,108 @@
+"""Near-duplicates and screening in scripts without spaces between words, and in those with marks on their letters, on real texts."""
+
+from __future__ import annotations
+
+import importlib
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot import freeze
+from fullft_assets.snapshot.screening import Screen, num_too_short
+from fullft_assets.snapshot.words import hash_words, split_words
+from fullft_assets.store.hashing import text_hash
+from tests.text_in_other_scripts import texts
+
+# The package has a function of that name.
+near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicates").near_duplicates
+
+#: Letters of a text in which one letter is less than the difference at the default similarity.
+LANGUAGES = {"zh_Hans": 60, "ja": 100, "th": 120, "km": 120, "my": 80, "ar": 400, "hi": 250, "ko": 150}
+#: Letters that are as long as 13 words, and too few: of Japanese it depends on how many are Chinese characters.
+SCREENED = {"zh_Hans": (26, 25), "ja": (39, 25), "th": (39, 38), "km": (39, 38), "my": (39, 38)}
+
+
+def with_another_letter(text: str, part: float) -> str:
+    """Return a text with one letter, about that part of the way through it, replaced by another one of it."""
+    letters = [n for n, letter in enumerate(text) if letter.isalpha() and not letter.isascii()]
+    at = letters[int(part * len(letters))]
+    other = next(text[n] for n in letters[::-1] if text[n].casefold() != text[at].casefold())
+    return text[:at] + other + text[at + 1 :]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+class TestOneLetter:
+    @pytest.mark.parametrize("part", [0, 0.4, 0.999])
+    def test_makes_a_near_duplicate(self, language: str, part: float) -> None:
+        originals = texts(language, LANGUAGES[language])
+        changed = [with_another_letter(text, part) for text in originals]
+        assert len(originals) >= 7 and not set(originals) & set(changed)
+        assert near_duplicates(originals, changed, 0.8, seed=17) == {n: n for n in range(len(originals))}
+
+    def test_unrelated_texts_are_none(self, language: str) -> None:
+        found = texts(language, LANGUAGES[language])
+        assert near_duplicates(found[::2], found[1::2], 0.8, seed=17) == {}
+
+    def test_never_on_both_sides_of_the_split(self, language: str) -> None:
+        pairs = [(text, with_another_letter(text, 0.5)) for text in texts(language, LANGUAGES[language])]
+        found = [text for pair in pairs for text in pair]
+        ids = pa.array([f"{number // 2} {number % 2}" for number in range(len(found))])
+        numbers = pa.array(range(len(found)))
+        columns = {"id": ids, "group": ids, "text": pa.array(found), "text_hash": pa.array(map(text_hash, found))}
+        columns |= {"source": pa.array(["a"] * len(found)), "row": numbers, "delivered_ns": numbers}
+        columns |= {"annotator": pa.nulls(len(found), pa.string())}
+        settings = SnapshotSettings(test_share=0.3, validation_share=0.3, min_train_rows=1)
+        frozen = freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, seed=17, task="language_modeling")
+        sides: dict[str, set[str]] = {}
+        for row in frozen.index.to_pylist():
+            sides.setdefault(row["id"].split()[0], set()).add(row["split"])
+        assert max(map(len, sides.values())) == 1
+        assert sum(count for reason, count in frozen.metadata["left_out"].items() if "near" in reason) >= 2
+
+
+class TestScreening:
+    @pytest.mark.parametrize("language", SCREENED)
+    def test_a_run_as_long_as_13_words_is_found_within_another_text(self, language: str) -> None:
+        first, *others = texts(language, 150)
+        evaluation = "".join(letter for letter in first if letter.isalpha() and not letter.isascii())
+        passage, short = (evaluation[5 : 5 + length] for length in SCREENED[language])
+        screen = Screen([evaluation], 13, 0.8)
+        within = [f"{others[0]} said {part} and {others[1]}" for part in (passage, short)]
+        assert screen.shares_a_run(within).tolist() == [True, False]
+        assert not screen.overlapping(others).any()
+        assert num_too_short([passage, short], 13) == 1
+
+    def test_a_run_of_several_scripts_is_found(self) -> None:
+        question = "请解释 gradient accumulation 在 PyTorch 中的作用，并说明它与 batch size 的关系以及适用的场景"
+        screen = Screen([question], 13, 0.8)
+        assert screen.shares_a_run([f"Q: {question}?", "请解释 gradient accumulation 在 TensorFlow 中的作用"]).tolist() == [True, False]
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("Deep 学习, v2", ["deep", "学", "习", "v2"]),
+            ("ラーメン屋", ["ラ", "ー", "メ", "ン", "屋"]),
+            ("กินข้าว", ["ก", "น", "ข", "า", "ว"]),
+            ("كِتَابٌ جديد", ["كتاب", "جديد"]),
+            ("हिन्दी में", ["हनद", "म"]),
+            ("한국어 문장", ["한국어", "문장"]),
+            ("L’État", ["l", "état"]),
+            (unicodedata.normalize("NFD", "Übergröße か\u3099"), ["übergröße", "が"]),
+        ],
+    )
+    def test_of_any_script(self, text: str, words: list[str]) -> None:
+        assert split_words(text) == words
+
+    def test_are_hashed_alike_alone_and_in_any_block(self) -> None:
+        chosen = ["plain words only", "学习 and ไทย words", "", "emoji 😀 here", "がぎ"]
+        whole = hash_words(pa.array(chosen))
+        alone = [hash_words(pa.array([text])) for text in chosen]
+        assert whole.counts.tolist() == [len(split_words(text)) for text in chosen]
+        assert np.array_equal(whole.hashes, np.concatenate([words.hashes for words in alone]))
+        assert np.array_equal(whole.sixths(), np.concatenate([words.sixths() for words in alone]))
+        assert whole.sixths().tolist() == [6, 6, 6, 3, 3, 6, 2, 2, 2, 6, 6, 6, 2, 2]
