@@ -43,7 +43,7 @@ def write(project: Path, more: str = "", name: str = "x") -> Path:
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fullft_assets.config.check", *arguments, "--defs", "defs"]
-    environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[2])}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -89,7 +89,7 @@ def test_imports_nothing_heavy(project):
         "import sys; from fullft_assets.config.check import main; status = main(['x', '--defs', 'defs']);"
         f"print('LOADED', status, [name for name in {HEAVY} if name in sys.modules])"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "LOADED 0 []"
 
@@ -189,7 +189,7 @@ def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project,
 )
 def test_a_file_that_cannot_be_read_is_noted_and_the_rest_is_counted(project, name, content, why):
     path = project / "data" / name
-    path.symlink_to(project / "nowhere") if content is None else path.write_bytes(content)
+    path.symlink_to("nowhere") if content is None else path.write_bytes(content)
     text = report(project)
     assert line(text, "documents").endswith(" 200 rows")
     assert line(text, "note").endswith(f"{path}: cannot be read ({why}); it will be left out")
@@ -259,22 +259,79 @@ def test_a_plan_over_the_limit_says_so(project):
     assert "more than planning.max_hours (1e-06)" in report(project, "  planning: {max_hours: 1e-6}\n")
 
 
-def test_a_field_that_no_row_has_is_noted_with_the_near_one(project):
+def with_patients(project: Path, name: str = "patient") -> None:
+    rows = [{"text": f"The licence number {i} permits use.", "kind": "ab"[i % 2], name: f"P{i % 40}", "doc": i} for i in range(200)]
+    (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("documents", "examples", "problem"),
+    [
+        ("path: data", "label: kin", "examples.label: none of 200 rows read has a `kin`; did you mean `kind`?"),
+        (
+            "path: data, text: body",
+            "label: kind",
+            "documents.text: none of 200 rows read has a `body`; their fields: text, kind, Patient, doc",
+        ),
+        ("path: data, id: dok", "label: kind", "documents.id: none of 200 rows read has a `dok`; did you mean `doc`?"),
+        ("path: data", "label: kind, group: patient", "examples.group: none of 200 rows read has a `patient`; did you mean `Patient`?"),
+        ("path: data", "label: kind, domain: patent", "examples.domain: none of 200 rows read has a `patent`; did you mean `Patient`?"),
+    ],
+)
+def test_a_field_that_no_row_has_is_an_error_with_the_near_one(project, documents, examples, problem):
+    with_patients(project, "Patient")
+    write(project).write_text(YAML.replace("path: data", documents).replace("label: kind", examples))
+    done = run(project, "x")
+    line = 4 if problem.startswith("documents") else 5
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"defs/x/defs.yaml:{line}: {problem}\n")
+
+
+def test_a_group_that_many_rows_lack_is_an_error_with_their_places(project):
+    with_patients(project)
+    rows = (project / "data/a.jsonl").read_text().splitlines()
+    other = [row.replace("patient", "Patient") for row in rows[:20]]
+    (project / "data/b.jsonl").write_text("\n".join(other))
     path = write(project)
-    path.write_text(YAML.replace("label: kind", "label: kin"))
-    note = line(check.check_use_case(load_use_case(path)), "note")
-    assert note.endswith("examples.label: none of the first 100 rows has a `kin`; did you mean `kind`?")
-    path.write_text(YAML.replace("{path: data}", "{path: data, text: body}"))
-    note = line(check.check_use_case(load_use_case(path)), "note")
-    assert note.endswith("documents.text: none of the first 100 rows has a `body`; their fields: text, kind")
+    path.write_text(YAML.replace("label: kind", "label: kind, group: patient"))
+    done = run(project, "x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("defs/x/defs.yaml:5: examples.group: 20 of 220 rows read have no `patient` (b.jsonl:1, b.jsonl:10, ")
+    assert done.stderr.endswith("more than examples.max_ungrouped_share (0.05); did you mean `Patient`?\n")
+    path.write_text(YAML.replace("label: kind", "label: kind, group: patient, max_ungrouped_share: 0.1"))
+    assert run(project, "x").returncode == 0
+
+
+def test_a_field_that_is_empty_in_each_row_is_an_error(project):
+    rows = [{"text": f"The licence number {i}.", "kind": None, "kinds": "a"} for i in range(9)]
+    (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(project)
+    assert run(project, "x").stderr == "defs/x/defs.yaml:5: examples.label: `kind` is empty in each of 9 rows read; did you mean `kinds`?\n"
+
+
+def test_the_control_of_an_export_is_suggested(project):
+    annotated = {"result": [{"from_name": "kinds", "value": {"choices": ["notice"]}}], "was_cancelled": False}
+    (project / "data/a.jsonl").unlink()
+    (project / "data/tasks.json").write_text(json.dumps([{"id": 1, "data": {"text": "one two"}, "annotations": [annotated]}]))
+    write(project)
+    assert run(project, "x").stderr.endswith("examples.label: none of 1 rows read has a `kind`; did you mean `kinds`?\n")
+
+
+def test_the_sample_is_drawn_from_all_rows_that_are_counted(project, monkeypatch):
+    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 40)
+    use_case = load_use_case(write(project))
+    model = check.read_header(check.find_base_model(use_case.settings, project))
+    first, again = (corpus.look_at_documents(use_case, model).sample for _ in range(2))
+    numbers = [int(found.place.partition(":")[2]) for found in first]
+    assert (len(numbers), [found.place for found in again]) == (40, [found.place for found in first])
+    assert sum(numbers) / 40 == pytest.approx(100, abs=25) and max(numbers) > 150
 
 
 def test_files_with_other_endings_are_counted(project):
     assert "not read" not in report(project)
-    for name in ("b.docx", "c.docx", "d.txt.gz"):
+    for name in ("b.doc", "c.doc", "d.txt.gz"):
         (project / "data" / name).write_text("x")
     (project / "data/e.tsv").write_text("text\tkind\nA licence\tnotice\n")
     assert line(report(project), "not read").endswith(
-        "3 file(s) are left in place because their endings are not read: 2 .docx (b.docx, c.docx), 1 .txt.gz (d.txt.gz)"
+        "3 file(s) are left in place because their endings are not read: 2 .doc (b.doc, c.doc), 1 .txt.gz (d.txt.gz)"
     )
     assert "201 rows" in line(report(project), "documents")

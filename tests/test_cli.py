@@ -27,7 +27,7 @@ def test_help_names_each_command(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("run", "check", "prepare", "predict", "rollback"))
+    assert all(command in text for command in ("run", "check", "ingest", "report", "prepare", "predict", "rollback"))
 
 
 def test_make_check_prints_what_a_newcomer_needs():
@@ -115,3 +115,19 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
     assert done.stderr == "letters: no champion was promoted yet, so there is nothing to roll back\n"
     assert os.readlink(project.home / "dagster.yaml") == str(project.root / "dagster.yaml")
     assert (project.home / "storage").is_dir() or (project.home / "history").is_dir()
+
+
+def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: Project):
+    none = project.fullft("report", "letters", "data")
+    assert (none.returncode, none.stderr) == (1, "letters has no data report yet; `fullft ingest letters` writes one\n")
+    done = project.fullft("ingest", "letters")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    page = next(line.split(maxsplit=2)[2] for line in lines if line.startswith("  data report"))
+    assert "snapshot: training_snapshot done in " in done.stdout and "feasibility_plan" not in done.stdout
+    assert next(line for line in lines if line.startswith("  next")).endswith("fullft run letters")
+    found = project.fullft("report", "letters", "data")
+    assert (found.returncode, found.stdout) == (0, f"{page}\n")
+    assert Path(page).read_text(encoding="utf-8").startswith("<!doctype html>")
+    none = project.fullft("report", "letters")
+    assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")

@@ -153,9 +153,9 @@ ONE_MISTAKE = {
         "9: chunks.stride: must be less than half of chunks.max_tokens (chunks.stride is 200, chunks.max_tokens is 256 by default)",
     ),
     "rule across sections, only the other key given": (
-        GOOD + "  chunks:\n    max_tokens: 64\n",
-        "9: chunks.max_tokens: chunks.stride must be less than half of chunks.max_tokens "
-        "(chunks.max_tokens is 64, chunks.stride is 32 by default)",
+        GOOD + "  monitoring:\n    min_window_rows: 2000\n",
+        "9: monitoring.min_window_rows: is larger than monitoring.max_window_rows "
+        "(monitoring.min_window_rows is 2000, monitoring.max_window_rows is 1000 by default)",
     ),
     "duplicate key": (
         TRAINING + "    epochs: 1\n    epochs: 2\n",
@@ -254,6 +254,10 @@ ONE_MISTAKE = {
         "5: documents.path: gs://bucket/licences is neither a folder on this machine nor s3://bucket/prefix; "
         "copy or mount the documents and name that folder",
     ),
+    "bucket with credentials": (
+        GOOD.replace("data/licences", "s3://AKIAKEY:sec/ret@bucket/licences"),
+        "5: documents.path: s3://***@bucket/licences: a path has no credentials; give them in the environment, by a profile or by a role",
+    ),
     "bucket without a name": (
         GOOD.replace("data/licences", "s3:///licences"),
         "5: documents.path: s3:///licences is not s3://bucket/prefix; "
@@ -311,8 +315,8 @@ ONE_MISTAKE = {
     ),
     "format": (
         GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
-        "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf; "
-        "did you mean `csv`?",
+        "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf, "
+        "docx, xlsx, eml, mbox, msg, rtf, xml, zip; did you mean `csv`?",
     ),
     "encoding": (
         GOOD.replace("path: data/licences", "path: data/licences\n    encoding: UTF9"),
@@ -368,8 +372,6 @@ attributes:
         "4: documents.formt: unknown key `formt`; did you mean `format`?",
         "4: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
         "5: examples: empty; a section with `label`: What makes a document a valid labelled example.",
-        "6: chunks.max_tokens: chunks.stride must be less than half of chunks.max_tokens "
-        "(chunks.max_tokens is 64, chunks.stride is 32 by default)",
         "8: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
         "10: training.batch_size: given twice, first in line 9; remove one",
         "10: training.batch_size: 0 is not a whole number >= 1",
@@ -458,3 +460,33 @@ def test_dagster_takes_every_cron_that_passes(cron):
 
     if cron_problem(cron) is None:
         assert is_valid_cron_schedule(cron)
+
+
+def test_a_wrong_key_within_a_list_is_told_with_its_number(project):
+    between = "expect_column_values_to_be_between"
+    more = f"""\
+    expectations:
+      - name: {between}
+        arguments: {{column: num_words, min_value: 1}}
+      - name: {between}
+        arguments: {{column: num_words, min_value: 1}}
+        severity: block
+      - name: {between}
+        column: num_words
+      - arguments: {{}}
+    min_characters: 0
+"""
+    assert problems(project, GOOD + more) == [
+        "13: examples.expectations.1.severity: block is not one of error, warn, quarantine",
+        "15: examples.expectations.2.column: unknown key `column`; known keys: name, arguments, severity",
+        "16: examples.expectations.3.name: missing; The expectation, such as `expect_column_values_to_be_between`.",
+        "17: examples.min_characters: 0 is not a whole number >= 1",
+    ]
+
+
+def test_the_class_of_an_expectation_is_told_its_name(project):
+    more = "    expectations:\n      - name: ExpectColumnValuesToBeBetween\n        arguments: {column: num_words, min_value: 1}\n"
+    assert problems(project, GOOD + more) == [
+        "9: examples.expectations.0.name: Great Expectations has no `ExpectColumnValuesToBeBetween` for a profile; "
+        "did you mean `expect_column_values_to_be_between`?"
+    ]

@@ -1,4 +1,4 @@
-"""`fullft`: run, check, prepare, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
+"""`fullft`: run, check, ingest, report, prepare, files, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
 
 import argparse
 import os
@@ -55,8 +55,14 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
     add("check", _check, "Validate a use case in seconds, without loading a model.")
+    add("ingest", _ingest, "Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
+    report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
+    report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
+    report.add_argument("--open", action="store_true", help="open it in the browser, too")
     prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
     prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
+    files = add("files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`.")
+    files.add_argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)")
     predict = add("predict", _predict, "Classify a text with the champion; a language model continues it, or answers it (sft).")
     predict.add_argument("text", help="the text")
     predict.add_argument(
@@ -104,6 +110,28 @@ def _run(parsed: argparse.Namespace) -> int:
     return run(_load(parsed))
 
 
+def _ingest(parsed: argparse.Namespace) -> int:
+    from fullft_assets.cli.run import ingest
+
+    return ingest(_load(parsed))
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from fullft_assets.cli.summary import data_report, evaluation_report
+
+    use_case = _load(parsed)
+    page = (data_report if parsed.which == "data" else evaluation_report)(use_case, _store(use_case))
+    if page is None:
+        first = "ingest" if parsed.which == "data" else "run"
+        raise FullftError(f"{use_case.name} has no {parsed.which} report yet; `fullft {first} {use_case.name}` writes one")
+    print(page)
+    if parsed.open:
+        import webbrowser
+
+        webbrowser.open(page.as_uri())
+    return 0
+
+
 def _check(parsed: argparse.Namespace) -> int:
     from fullft_assets.config.check import check_use_case
     from fullft_assets.samples import prepare
@@ -134,6 +162,21 @@ def _store(use_case: UseCase) -> Store:
 
     with dg.DagsterInstance.get() as instance:
         return open_store(use_case, instance)
+
+
+def _files(parsed: argparse.Namespace) -> int:
+    from fullft_assets import documents
+
+    use_case = _load(parsed)
+    store = _store(use_case)
+    lines = documents.named_files(store, use_case.name)
+    shown = [line for line in lines if not parsed.alias or line[0] in parsed.alias]
+    for alias, batch, path in shown:
+        print(f"{alias}  {batch}  {path}")
+    missing = sorted({*parsed.alias} - {alias for alias, *_ in shown})
+    for alias in missing:
+        print(f"{alias}: no file of {use_case.name} is called so; `fullft files {use_case.name}` lists them all", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def _predict(parsed: argparse.Namespace) -> int:

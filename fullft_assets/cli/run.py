@@ -1,9 +1,9 @@
-"""`fullft run`: evaluate a use case's sensors, launch its jobs on the instance, follow them, and sum up."""
+"""`fullft run` and `fullft ingest`: evaluate a use case's sensors, launch its jobs on the instance, follow them, and sum up."""
 
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from fullft_assets import documents
 from fullft_assets.assets.case import Case
 from fullft_assets.cli.code_location import CodeLocation, LocationError, open_code_location
 from fullft_assets.cli.follower import POLL_SECONDS, FollowedRun, Follower
-from fullft_assets.cli.summary import summary
+from fullft_assets.cli.summary import data_summary, summary
 from fullft_assets.cli.terminal import Terminal, own_terminal
 from fullft_assets.config.project import find_use_cases, read_dg_project
 from fullft_assets.config.validation import load_use_case
@@ -34,18 +34,38 @@ _PARALLEL_RUNS = 2
 
 def run(use_case: UseCase) -> int:
     """Run a use case's whole graph on the instance; return the exit status for the shell."""
+    return _drive(use_case, Driver.run, summary)
+
+
+def ingest(use_case: UseCase) -> int:
+    """Run a use case's data stages on the instance, up to the snapshot and its data report; return the exit status for the shell."""
+    return _drive(use_case, Driver.ingest, data_summary)
+
+
+def _drive(
+    use_case: UseCase,
+    drive: Callable[["Driver"], bool],
+    sum_up: Callable[[UseCase, Store, dict[str, float], float], list[str]],
+) -> int:
     began = time.monotonic()
     with dg.DagsterInstance.get() as instance, _workspace_file(use_case.project_root) as workspace_file:
         log, store = Path(instance.root_directory) / "run.log", open_store(use_case, instance)
+
+        def with_names(text: str) -> str:
+            return documents.restore(text, lambda: [path for _, _, path in documents.named_files(store, use_case.name)])
+
         try:
-            with own_terminal(log) as terminal, open_code_location(instance, workspace_file, f"{use_case.name}_model") as location:
+            with (
+                own_terminal(log, with_names) as terminal,
+                open_code_location(instance, workspace_file, f"{use_case.name}_model") as location,
+            ):
                 driver = Driver(use_case, instance, store, location, terminal)
-                ok = driver.run()
+                ok = drive(driver)
         except LocationError as error:
             # One broken use case keeps Dagster from loading any: its own lines name what to fix.
             broken = _broken_use_cases(use_case.yaml_path.parent.parent)
             raise SettingsError("\n".join(broken) or f"{use_case.project_root}: {error}") from error
-        lines = summary(use_case, store, driver.follower.seconds, time.monotonic() - began)
+        lines = map(with_names, sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began))
     print("\n" + "\n".join(lines), flush=True)
     if not ok:
         print(f"\nAt least one run failed: its line above gives the reason; all events are in {log} and in the UI.", file=sys.stderr)
@@ -59,18 +79,31 @@ class Driver:
         self.use_case, self.instance, self.store, self.location, self.terminal = use_case, instance, store, location, terminal
         self.follower = Follower(instance, terminal, use_case.name, location.launch_queued)
 
+    def ingest(self) -> bool:
+        """Ingest what is new and freeze the snapshot; return whether every run succeeded."""
+        ok, is_usable = self._ingest()
+        return is_usable and self.follower.follow([self.launch(f"{self.use_case.name}_snapshot", {}, "snapshot")]) and ok
+
     def run(self) -> bool:
         """Ingest what is new, make the model, watch production; return whether every run succeeded."""
-        self.follower.settle()
         name = self.use_case.name
-        ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
-        if not latest_by_partition(self.store, name, "tokenized_chunks"):
-            self.terminal.line("no batch is usable, so there is nothing to train on; fix what is named above and deliver it again")
+        ok, is_usable = self._ingest()
+        if not is_usable:
             return False
         ok = self.follower.follow([self.launch(f"{name}_model", {}, "model")]) and ok
         if ok and Case(self.use_case).is_monitored:
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
         return ok
+
+    def _ingest(self) -> tuple[bool, bool]:
+        """Ingest what is new; return whether every run succeeded, and whether there is anything to train on."""
+        self.follower.settle()
+        name = self.use_case.name
+        ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
+        is_usable = bool(latest_by_partition(self.store, name, "tokenized_chunks"))
+        if not is_usable:
+            self.terminal.line("no batch is usable, so there is nothing to train on; fix what is named above and deliver it again")
+        return ok, is_usable
 
     def launch(self, job: str, tags: dict[str, str], title: str) -> FollowedRun:
         """Launch a job; its lines begin with the title."""
@@ -117,7 +150,8 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
             terminal.line(f"{where}: {num_young:,} file(s) were just written to; waiting until they are complete")
             waits = True
         time.sleep(min(settings.settle_seconds, POLL_SECONDS))
-    for line in documents.left_in_place(found.others):
+    left = documents.left_in_place(found.others, named=True)
+    for line in (*documents.kept_out(found.kept_out, named=True), *left, *documents.skipped(found.skipped, named=True)):
         terminal.line(f"{where}: {line}")
 
 

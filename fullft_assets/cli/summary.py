@@ -1,4 +1,4 @@
-"""The lines that `fullft run` ends with."""
+"""The lines that `fullft run` and `fullft ingest` end with."""
 
 import os
 import sys
@@ -7,31 +7,40 @@ from pathlib import Path
 from fullft_assets import evaluation, release
 from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
+
+
+def data_summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: float) -> list[str]:
+    """Return the lines that an ingestion ends with: rows, splits, time, and where the data report is."""
+    lines = [*_data(use_case, store), _time(seconds, total)]
+    if (page := data_report(use_case, store)) is not None:
+        lines.append(f"  data report    {page}")
+        lines.append(f"  next           {_command('fullft')} run {use_case.name}")
+    return lines
+
+
+def data_report(use_case: UseCase, store: Store) -> Path | None:
+    """Return the page about the newest snapshot's data, or None before the first snapshot."""
+    snapshot = latest(store, use_case.name, "training_snapshot")
+    return None if snapshot is None else store.folder(snapshot) / "report.html"
+
+
+def evaluation_report(use_case: UseCase, store: Store) -> Path | None:
+    """Return the page of the newest evaluation, or None before the first one."""
+    report = latest(store, use_case.name, "evaluation_report")
+    return None if report is None else store.folder(report) / "report.html"
 
 
 def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: float) -> list[str]:
     """Return the lines that a run ends with: rows, splits, scores, verdict, time, and where the results are."""
     name = use_case.name
-    lines = [f"{name}: summary"]
-    examples = latest_by_partition(store, name, "labeled_examples").values()
-    lines.append(
-        f"  rows in        {sum(m.metadata['num_rows'] for m in examples):,} in {len(examples)} batches: "
-        f"{sum(m.metadata['num_valid'] for m in examples):,} valid, {sum(m.metadata['num_quarantined'] for m in examples):,} quarantined"
-    )
-    for manifest in examples:
-        held_back = [check.description for check in manifest.checks if not check.passed and check.severity == "error"]
-        lines += [f"  held back      {description}" for description in held_back]
-    snapshot = latest(store, name, "training_snapshot")
-    if snapshot is not None:
-        counts = snapshot.metadata
-        lines.append(
-            f"  split          {counts['num_train_rows']:,} train, {counts['num_validation_rows']:,} validation, {counts['num_test_rows']:,} test"
-        )
+    lines = _data(use_case, store)
     report = latest(store, name, "evaluation_report")
     if report is not None:
         lines += _scores(store, use_case, report)
@@ -39,12 +48,9 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         lines.append(f"  drift          not watched: the task {use_case.settings.examples.task} does not detect it")
     for window, drift in latest_by_partition(store, name, "drift_report").items():
         lines.append(f"  drift          {window}: {DriftMetadata.of(drift).status}; {DriftMetadata.of(drift).summary}")
-    stages = {"ingest": INGEST, "model": MODEL, "monitor": MONITOR}
-    known = {asset for assets in stages.values() for asset in assets} | set(seconds)
-    spent = ", ".join(f"{step} {seconds[step]:.1f} s" for step in seconds if step in known)
-    lines.append(f"  time           {total:.1f} s in all: {spent}")
+    lines.append(_time(seconds, total))
     if report is not None:
-        lines.append(f"  report         {store.folder(report) / 'report.html'}")
+        lines.append(f"  report         {evaluation_report(use_case, store)}")
     champion = release.read_champion(store, name)
     if champion is not None:
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
@@ -55,6 +61,33 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
     return lines
 
 
+def _data(use_case: UseCase, store: Store) -> list[str]:
+    name = use_case.name
+    lines = [f"{name}: summary"]
+    examples = latest_by_partition(store, name, "labeled_examples").values()
+    rows = [ExamplesMetadata.of(manifest) for manifest in examples]
+    lines.append(
+        f"  rows in        {sum(batch.num_rows for batch in rows):,} in {len(rows)} batches: "
+        f"{sum(batch.num_valid for batch in rows):,} valid, {sum(batch.num_quarantined for batch in rows):,} quarantined"
+    )
+    for manifest in examples:
+        held_back = [check.description for check in manifest.checks if not check.passed and check.severity == "error"]
+        lines += [f"  held back      {description}" for description in held_back]
+    snapshot = latest(store, name, "training_snapshot")
+    if snapshot is not None:
+        taken = SnapshotMetadata.of(snapshot)
+        lines.append(
+            f"  split          {taken.num_train_rows:,} train, {taken.num_validation_rows:,} validation, {taken.num_test_rows:,} test"
+        )
+    return lines
+
+
+def _time(seconds: dict[str, float], total: float) -> str:
+    known = {*INGEST, *MODEL, *MONITOR} | set(seconds)
+    spent = ", ".join(f"{step} {seconds[step]:.1f} s" for step in seconds if step in known)
+    return f"  time           {total:.1f} s in all: {spent}"
+
+
 def _command(name: str) -> str:
     """Return a console script of this environment as a person here would type it."""
     path = Path(sys.executable).parent / name
@@ -62,21 +95,20 @@ def _command(name: str) -> str:
 
 
 def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
-    found, others = report.metadata, EvaluationMetadata.of(report).systems
+    found = EvaluationMetadata.of(report)
     champion = release.read_champion(store, use_case.name)
-    is_champion = champion is not None and champion.checkpoint == found["checkpoint"]
-    primary = found["primary_metric"]
+    is_champion = champion is not None and champion.checkpoint == found.checkpoint
     # Perplexity is the token probability of a language model in the unit that people know.
-    metrics = ("token_probability", "perplexity") if "perplexity" in found else (primary if f"{primary}_low" in found else "macro_f1",)
+    metrics = ("token_probability", "perplexity") if found.score(None, "perplexity") is not None else (found.primary_metric,)
     lines = []
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"
-        ours = f"{found[metric]:.3f} [{found[f'{metric}_low']:.3f}, {found[f'{metric}_high']:.3f}] fine-tuned"
-        scores = [ours, ", ".join(f"{found[f'{name}_{metric}']:.3f} {name}" for name in others if f"{name}_{metric}" in found)]
-        lines.append(f"  {heading:<14} {'; '.join(scores)}")
+        score, low, high = (found.score(None, name) for name in (metric, f"{metric}_low", f"{metric}_high"))
+        others = [f"{theirs:.3f} {name}" for name in found.systems if (theirs := found.score(name, metric)) is not None]
+        lines.append(f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] fine-tuned; {', '.join(others)}")
     return [
         *lines,
-        f"  gain           {found['gain_over_best_baseline']:+.3f} [{found['gain_over_best_baseline_low']:+.3f}, "
-        f"{found['gain_over_best_baseline_high']:+.3f}] over {found['best_baseline']}",
-        f"  verdict        {found['verdict']}" + (" It is the champion now." if is_champion else ""),
+        f"  gain           {found.gain_over_best_baseline:+.3f} [{found.gain_over_best_baseline_low:+.3f}, "
+        f"{found.gain_over_best_baseline_high:+.3f}] over {found.best_baseline}",
+        f"  verdict        {found.verdict}" + (" It is the champion now." if is_champion else ""),
     ]

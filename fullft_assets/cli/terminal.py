@@ -3,17 +3,22 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 
 class Terminal:
-    """Prints lines with the elapsed time, and one bar that is redrawn in place."""
+    """Prints lines with the elapsed time, and one bar that is redrawn in place.
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    Args:
+        stream: where to.
+        worded: makes of a line what is printed.
+    """
+
+    def __init__(self, stream: TextIO, worded: Callable[[str], str] = str) -> None:
+        self.stream, self.worded = stream, worded
         self.is_interactive = stream.isatty()
         self.began = time.monotonic()
         self._bar_is_open = False
@@ -23,7 +28,7 @@ class Terminal:
         if self._bar_is_open:
             self.stream.write("\r\033[K")
             self._bar_is_open = False
-        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", file=self.stream, flush=True)
+        print(f"[{time.monotonic() - self.began:6.1f} s] {self.worded(text)}", file=self.stream, flush=True)
 
     def bar(self, title: str, done: int, total: int, message: str) -> None:
         """Redraw the bar."""
@@ -34,8 +39,8 @@ class Terminal:
 
 
 @contextmanager
-def own_terminal(log: Path) -> Iterator[Terminal]:
-    """Keep the terminal for our lines: what Dagster's processes print of each event goes to a file."""
+def own_terminal(log: Path, worded: Callable[[str], str] = str) -> Iterator[Terminal]:
+    """Keep the terminal for our lines, `worded` as it says: what Dagster's processes print of each event goes to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
@@ -43,7 +48,7 @@ def own_terminal(log: Path) -> Iterator[Terminal]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield Terminal(terminal)
+            yield Terminal(terminal, worded)
         finally:
             for descriptor, saved in zip((1, 2), kept, strict=True):
                 os.dup2(saved, descriptor)

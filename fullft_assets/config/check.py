@@ -17,10 +17,14 @@ from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
 from fullft_assets.config.corpus import Corpus, look_at_documents
+from fullft_assets.config.fields import field_problems
+from fullft_assets.config.findings import findings
 from fullft_assets.config.project import DEFS, find_use_case, find_use_cases
 from fullft_assets.config.validation import load_use_case
-from fullft_assets.documents.delivery import left_in_place
+from fullft_assets.config.yaml_source import read_source
+from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.errors import FullftError
+from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -28,9 +32,8 @@ from fullft_assets.task import TASKS, task_of
 
 #: Floating-point operations a second that training reaches on one CPU core (MiniLM in fp32 reached 70).
 CPU_CORE_GFLOPS = 60
-#: 40% of the vendor's dense 16-bit peak, in TFLOP/s; the first name that is part of the card's name counts.
-GPU_TFLOPS = {"B200": 900, "H200": 395, "H100": 395, "A100": 125, "L40S": 145, "L4": 48, "A10": 50, "V100": 50}
-OTHER_GPU_TFLOPS = 40
+#: Share of a card's dense 16-bit peak that training reaches, and the peak assumed of a card that is not known, in FLOP/s.
+REACHED_SHARE, OTHER_PEAK = 0.4, 100e12
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ def check_use_case(use_case: UseCase) -> str:
     """Return the lines that a person wants to see before training.
 
     Raises:
-        SettingsError: the base model's tokenizer cannot be read.
+        SettingsError: the base model's tokenizer cannot be read; or the rows do not have a field that the settings name.
     """
     settings = use_case.settings
     model = read_header(find_base_model(settings, use_case.project_root))
     corpus = look_at_documents(use_case, model)
+    _refuse_wrong_fields(use_case, corpus)
     device = find_device(settings.launcher.processes)
     rows = {
         "model": _model_line(settings, model),
@@ -70,11 +74,24 @@ def check_use_case(use_case: UseCase) -> str:
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"none: drift is watched for the task {watched} alone, so {settings.monitoring.path} is not read"
+    found = findings(corpus, settings, settings.seed)
     if corpus.others:
-        (rows["not read"],) = left_in_place(corpus.others)
+        (rows["not read"],) = left_in_place(corpus.others, named=True)
+    if corpus.skipped:
+        (rows["skipped"],) = skipped(corpus.skipped, named=True)
     if corpus.note:
         rows["note"] = corpus.note
-    return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in rows.items())])
+    lines = [*rows.items(), *found]
+    return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in lines)])
+
+
+def _refuse_wrong_fields(use_case: UseCase, corpus: Corpus) -> None:
+    source = None
+    for key, message in field_problems(corpus.sample, use_case.settings):
+        source = source or read_source(use_case.yaml_path)
+        source.add(key, message)
+    if source is not None:
+        source.raise_problems()
 
 
 def find_device(processes: int) -> Device:
@@ -83,7 +100,7 @@ def find_device(processes: int) -> Device:
     if cards:
         models = [line.split(":", 1)[1].strip() for line in cards[0].read_text().splitlines() if "Model" in line]
         name = models[0] if models else "GPU"
-        tflops = next((speed for known, speed in GPU_TFLOPS.items() if known in name), OTHER_GPU_TFLOPS)
+        tflops = round(REACHED_SHARE * (peak_flops(name, "bf16") or OTHER_PEAK) / 1e12)
         used = min(processes, len(cards))
         return Device(f"{used} x {name} at an assumed {tflops} TFLOP/s", True, used * tflops * 1e12)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,11 @@
-"""corpus: the delivered documents as far as a quick look goes: rows counted, the first ones read as ingestion reads them."""
+"""corpus: the delivered documents as far as a quick look goes: rows counted, a sample of them read as ingestion reads them."""
 
 from __future__ import annotations
 
-import difflib
+import heapq
+import random
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,16 +14,43 @@ from typing import Any
 from fullft_assets.base_model import BaseModelHeader
 from fullft_assets.documents.formats import Delivered, Format, Reading, Record, Unreadable
 from fullft_assets.documents.formats.delivered import Head
+from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Folder, SourceFile
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 
 #: Rows are counted in this many bytes, and estimated from them beyond.
 COUNTED_BYTES = 50 * 2**20
-SAMPLE_ROWS = 100
-SAMPLE_CHARACTERS = 20_000
+#: Rows that are looked at, drawn from those that are counted; no more files are opened for them after so many bytes.
+SAMPLE_ROWS = 2_000
+SAMPLE_BYTES = 20 * 2**20
+#: Rows of a file whose rows are known without reading it.
+_LEAST_ROWS_A_FILE = 20
+#: Texts that are tokenised, and characters of each.
+TOKENISED_ROWS = 100
+TOKENISED_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A row of the sample.
+
+    Attributes:
+        record: its fields as they were delivered; empty where the row is none.
+        row: what ingestion makes of it.
+        place: its file and its number there.
+        text_field: the field that the text was looked for in.
+        is_plain: its label is a field of the record, as in no export.
+        is_elsewhere: its text is in another file or object, which is not opened.
+    """
+
+    record: dict[str, Any]
+    row: Row
+    place: str
+    text_field: str
+    is_plain: bool
+    is_elsewhere: bool
 
 
 @dataclass(frozen=True)
@@ -33,10 +63,15 @@ class Corpus:
     is_exact: bool
     #: Mean tokens of a sampled text, special tokens included.
     mean_tokens: float | None
-    #: What looks wrong in the files or in the sampled rows.
+    #: A file that cannot be read.
     note: str | None
     #: Delivered files whose endings are not read.
     others: list[str] = field(default_factory=list)
+    #: Why other entries of the folder are left out, by path.
+    skipped: dict[str, str] = field(default_factory=dict)
+    sample: list[Sampled] = field(default_factory=list)
+    #: Files that were read by encoding.
+    encodings: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_bytes(self) -> int:
@@ -45,7 +80,7 @@ class Corpus:
 
 
 def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
-    """Count rows within `COUNTED_BYTES` and tokenise the first `SAMPLE_ROWS` texts; a bucket is not looked at.
+    """Count rows within `COUNTED_BYTES`, read a sample of them and tokenise some of its texts; a bucket is not looked at.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -54,50 +89,61 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
     settings = use_case.settings
     if settings.documents.path.startswith("s3://"):
         return Corpus(files=[], num_rows=None, is_exact=False, mean_tokens=None, note=None)
-    source = Folder(use_case.resolve(settings.documents.path))
+    source = Folder(use_case.resolve(settings.documents.path), follow_links=settings.documents.follow_links)
     files = source.files()
     with FileReader(source, settings.documents, settings.examples, all_fields=True) as reader:
-        look = _Look(reader)
+        look = _Look(reader, len(files))
         for file in files:
-            look.add(source.folder / file.path, file)
-    texts = [found.text for found in look.sample if found.text]
-    note = look.note or (_note(look.sample, settings) if texts else _no_text_note(look.sample) if look.has_sampled else None)
-    return Corpus(files, look.num_rows, look.is_exact, _mean_tokens(texts, model), note, source.others)
+            look.add(source, file)
+        sample = look.sample()
+    texts = [found.row["text"] for found in sample if found.row.get("text")]
+    mean_tokens = _mean_tokens(texts[:TOKENISED_ROWS], model)
+    return Corpus(files, look.num_rows, look.is_exact, mean_tokens, look.note, source.others, source.skipped, sample, look.encodings)
 
 
-@dataclass(frozen=True)
-class _Sampled:
-    """One sampled record: its fields, its text, and the field that the text was looked for in."""
+@dataclass(frozen=True, order=True)
+class _Drawn:
+    """A record of the sample; of all records those with the largest `draw` are in it."""
 
-    record: dict[str, Any]
-    text: str | None
-    field: str
-    #: Why there is no text.
-    problem: str | None
-    #: False: an export whose label is not a field of its record.
-    is_plain: bool
+    draw: float
+    place: str
+    record: Record = field(compare=False)
+    meaning: Format = field(compare=False)
+    reading: Reading = field(compare=False)
 
+    def sampled(self) -> Sampled:
+        """Return the row that ingestion makes of it."""
+        fetched: list[str] = []
 
-class _NotFetched(Exception):
-    """The text of a record is in another file or object, which a quick look does not open."""
+        def fetch(references: list[str]) -> list[str | OSError]:
+            fetched.extend(references)
+            return [""] * len(references)
+
+        number = int(self.place.rpartition(":")[2])
+        row = next((row for _, row in self.meaning.rows([(number, self.record)], replace(self.reading, fetch=fetch))), {})
+        record = self.record if isinstance(self.record, dict) else {}
+        text_field = self.reading.wanted.text or self.meaning.text
+        return Sampled(record, row, self.place, text_field, not self.meaning.written_as, bool(fetched))
 
 
 class _Look:
-    """Counts rows and keeps the first ones: files of rows are read within `COUNTED_BYTES` in all, others only for the sample."""
+    """Counts rows and draws some: files of rows are read within `COUNTED_BYTES` in all, others only for the sample."""
 
-    def __init__(self, reader: FileReader) -> None:
+    def __init__(self, reader: FileReader, num_files: int) -> None:
         self.is_exact = True
         self.note: str | None = None
-        self.sample: list[_Sampled] = []
-        #: Rows were read whose text should be in them.
-        self.has_sampled = False
+        self.encodings: Counter[str] = Counter()
+        self._drawn: list[_Drawn] = []
         self._reader = reader
+        self._rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, num_files))
         self._known_rows = 0
         self._read_rows = 0
         #: Bytes of the files whose rows are counted by reading; and those that were read, as delivered and unpacked.
         self._bytes = 0
         self._read_bytes = 0
         self._unpacked_bytes = 0
+        #: Bytes of the other files that were opened for the sample.
+        self._opened_bytes = 0
 
     @property
     def num_rows(self) -> int:
@@ -106,23 +152,32 @@ class _Look:
             return self._known_rows + self._read_rows
         return self._known_rows + round(self._read_rows * self._bytes / self._read_bytes)
 
-    def add(self, path: Path, file: SourceFile) -> None:
+    def sample(self) -> list[Sampled]:
+        """Return the rows that were drawn, in the order of their places; the reader must still be open."""
+        return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: drawn.place)]
+
+    def add(self, source: Folder, file: SourceFile) -> None:
         """Count one file. One that cannot be read is noted: ingestion leaves it out too."""
         try:
-            written, _ = self._reader.formats(file.path)
-            if written.is_whole_file or written.num_rows is not None:
-                if self._has_room and not written.is_slow:
-                    self._read(Delivered(path, file.path))
-                self._known_rows += 1 if written.num_rows is None else written.num_rows(path)
-            else:
-                self._count(path, file)
+            with source.local(file.path) as path:
+                self._add(path, file)
         except (OSError, Unreadable) as error:
             why = getattr(error, "strerror", None) or error
-            self.note = self.note or f"{path}: cannot be read ({why}); it will be left out"
+            self.note = self.note or f"{source.folder / file.path}: cannot be read ({why}); it will be left out"
+
+    def _add(self, path: Path, file: SourceFile) -> None:
+        written, _ = self._reader.formats(Delivered(path, file.path))
+        if written.is_whole_file or written.num_rows is not None:
+            if self._has_room and not written.is_slow:
+                self._opened_bytes += file.bytes
+                self._read(Delivered(path, file.path))
+            self._known_rows += 1 if written.num_rows is None else written.num_rows(path)
+        else:
+            self._count(path, file)
 
     @property
     def _has_room(self) -> bool:
-        return len(self.sample) < SAMPLE_ROWS
+        return len(self._drawn) < SAMPLE_ROWS and self._opened_bytes < SAMPLE_BYTES
 
     def _count(self, path: Path, file: SourceFile) -> None:
         budget = COUNTED_BYTES - self._unpacked_bytes
@@ -137,38 +192,29 @@ class _Look:
         self._bytes += file.bytes
 
     def _read(self, file: Delivered) -> int:
-        """Read a file's rows until its head ends, without a head until the sample is full; return how many these were."""
+        """Read a file's rows until its head ends, without a head only its part of the sample; return how many these were."""
 
-        def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> tuple[int, list[_Sampled], int]:
-            num_rows, sample, num_elsewhere = 0, list[_Sampled](), 0
+        def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> tuple[int, list[_Drawn]]:
+            # Seeded anew: a file may be read again in another encoding.
+            draw, num_rows, drawn = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape"))), 0, list(self._drawn)
             try:
-                for _, record in records:
+                for number, record in records:
                     num_rows += 1
-                    has_room = len(self.sample) + len(sample) < SAMPLE_ROWS
-                    if has_room and isinstance(record, dict):
-                        try:
-                            sample.append(_sampled(record, meaning, reading))
-                        except _NotFetched:
-                            num_elsewhere += 1
-                    elif not has_room and file.head is None:
+                    number_drawn = draw.random()
+                    if len(drawn) < SAMPLE_ROWS or number_drawn > drawn[0].draw:
+                        heapq.heappush(drawn, _Drawn(number_drawn, f"{file.name}:{number}", record, meaning, reading))
+                    if len(drawn) > SAMPLE_ROWS:
+                        heapq.heappop(drawn)
+                    if file.head is None and num_rows >= self._rows_a_file:
                         break
             except Unreadable:
                 if file.head is None or not file.head.is_cut:
                     raise
-            return num_rows, sample, num_elsewhere
+            return num_rows, drawn
 
-        (num_rows, sample, num_elsewhere), _ = self._reader.read(file, take)
-        self.sample += sample
-        self.has_sampled = self.has_sampled or not num_elsewhere
+        (num_rows, self._drawn), encoding = self._reader.read(file, take)
+        self.encodings.update([encoding.removesuffix("-sig")] if encoding else [])
         return num_rows
-
-
-def _sampled(record: dict[str, Any], meaning: Format, reading: Reading) -> _Sampled:
-    def fetch(references: list[str]) -> list[str | OSError]:
-        raise _NotFetched
-
-    row = next((row for _, row in meaning.rows([(1, record)], replace(reading, fetch=fetch))), {})
-    return _Sampled(record, row.get("text"), reading.wanted.text or meaning.text, row.get("problem"), not meaning.written_as)
 
 
 def _mean_tokens(texts: list[str], model: BaseModelHeader) -> float | None:
@@ -185,31 +231,6 @@ def _mean_tokens(texts: list[str], model: BaseModelHeader) -> float | None:
     tokenizer.no_padding()
     total = 0.0
     for text in texts:
-        shown = text[:SAMPLE_CHARACTERS]
+        shown = text[:TOKENISED_CHARACTERS]
         total += len(tokenizer.encode(shown).ids) * len(text) / len(shown)
     return total / len(texts)
-
-
-def _note(sample: list[_Sampled], settings: UseCaseSettings) -> str | None:
-    label = settings.examples.label
-    if label is None or any(label in found.record or not found.is_plain for found in sample):
-        return None
-    return _missing_field("examples.label", label, sample)
-
-
-def _no_text_note(sample: list[_Sampled]) -> str | None:
-    if not sample:
-        return "no row could be read; rows that are not JSON objects are quarantined"
-    field, problem = sample[0].field, sample[0].problem
-    if problem not in (None, f"no field `{field}`"):
-        return f"none of the first {len(sample)} rows can be used; the first: {problem}"
-    if any(field in found.record for found in sample):
-        return f"documents.text: `{field}` is empty in each of the first {len(sample)} rows; such rows are quarantined"
-    return _missing_field("documents.text", field, sample)
-
-
-def _missing_field(key: str, field: str, sample: list[_Sampled]) -> str:
-    fields = list(dict.fromkeys(name for found in sample for name in found.record if name))
-    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"their fields: {', '.join(fields)}"
-    return f"{key}: none of the first {len(sample)} rows has a `{field}`; {hint}"

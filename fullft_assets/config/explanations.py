@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from fullft_assets.config.yaml_source import Key, YamlSource
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.schema import OneOf
+from fullft_assets.settings.base import OneOf
 
 BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
 
@@ -102,12 +102,13 @@ def given_value(key: Key, source: YamlSource) -> str:
 
 
 def field_of(key: Key) -> FieldInfo | None:
-    """Return the setting that a key names; None where there is none."""
+    """Return the setting that a key names, of an item of a list the list's; None where there is none."""
     model: Any = UseCaseSettings
     info = None
     for name in key:
         if isinstance(name, int):
-            break
+            model = _item_type(info) if info is not None else None
+            continue
         fields = getattr(model, "model_fields", {})
         if name not in fields:
             return None
@@ -127,7 +128,7 @@ def _plain_type(annotation: Any) -> Any:
 
 def _item_type(info: FieldInfo) -> Any:
     parts = (info.annotation, *typing.get_args(info.annotation))
-    return next(typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list)
+    return next((typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list), None)
 
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import takewhile
 from typing import Any
 
 from pydantic import ValidationError
@@ -62,12 +63,13 @@ def _attributes(source: YamlSource) -> dict[str, Any]:
 
 
 def _take_out(data: dict[str, Any], key: Key) -> None:
-    """Remove a key, or put a placeholder where it is required, so that the rest can be checked."""
-    *sections, last = [name for name in key if isinstance(name, str)]
+    """Remove a key, or put a placeholder where it is required, so that the rest can be checked; of a list, all of it."""
+    names = [str(name) for name in takewhile(lambda name: isinstance(name, str), key)]
+    *sections, last = names
     for name in sections:
         data = data.setdefault(name, {})
     data.pop(last, None)
-    info = field_of(key)
+    info = field_of(tuple(names))
     if info is not None and info.is_required():
         data[last] = "?" if info.annotation is str else {}
 

@@ -18,11 +18,19 @@ def is_bucket(path: str) -> bool:
     return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
 
 
+def without_credentials(path: str) -> str:
+    """Return a path for a message, without what stands before the host or the bucket."""
+    scheme, mark, rest = path.partition("://")
+    return f"{scheme}{mark}***@{rest.rpartition('@')[2]}" if "@" in rest else path
+
+
 def place_problem(path: str, root: Path) -> str | None:
     """Return what is wrong with a path that documents may come from, or None."""
     folder = locate(path, root)
     if is_bucket(path):
         return None
+    if "://" in path and "@" in path:
+        return f"{without_credentials(path)}: a path has no credentials; give them in the environment, by a profile or by a role"
     if path.startswith("s3:"):
         return f"{path} is not s3://bucket/prefix; a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
     if "://" in path:
@@ -40,7 +48,8 @@ def contents_problem(path: str, root: Path) -> str | None:
     folder = locate(path, root)
     try:
         # Stops at the first one: a folder may contain 100,000 files, and definitions load often.
-        if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder).walk()):
+        # Links that are not followed are counted by the check and by each look.
+        if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder, follow_links=True).walk()):
             return None
     except DataError as error:
         return str(error)

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fullft_assets.alerts import channel_problems
 from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.config.cron import cron_problem
 from fullft_assets.config.explanations import did_you_mean
 from fullft_assets.config.parsing import covers, parse
-from fullft_assets.config.places import contents_problem, external_problem, is_bucket, overlap, place_problem
+from fullft_assets.config.places import contents_problem, external_problem, is_bucket, overlap, place_problem, without_credentials
 from fullft_assets.config.project import DEFS, find_project_root, fitting_name
 from fullft_assets.config.yaml_source import Key, YamlSource, read_source
 from fullft_assets.documents.formats import FORMATS
@@ -88,6 +89,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_task,
         _check_optimizer,
         _check_guards,
+        _check_alerts,
         _check_launcher,
         _check_snapshot,
         _check_owners,
@@ -124,7 +126,8 @@ def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         yield Problem(("documents", "path"), problem)
     if settings.documents.queue is not None and not path.startswith("s3://"):
         yield Problem(
-            ("documents", "queue"), f"a queue reports objects on S3, but documents.path is {path}; remove it, or give s3://bucket/prefix"
+            ("documents", "queue"),
+            f"a queue reports objects on S3, but documents.path is {without_credentials(path)}; remove it, or give s3://bucket/prefix",
         )
     format_ = settings.documents.format
     if format_ != "auto" and format_ not in FORMATS:
@@ -181,6 +184,11 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for number, label in enumerate(examples.labels or []):
         if label in (examples.labels or [])[:number]:
             yield Problem(("examples", "labels", number), f"{label} is listed twice; remove one")
+        if label.strip().casefold() in {word.strip().casefold() for word in settings.documents.missing_values}:
+            yield Problem(
+                ("examples", "labels", number),
+                f"`{label}` is one of documents.missing_values, so no row has it as its label; remove it there",
+            )
     if examples.min_characters > examples.max_characters:
         yield Problem(
             ("examples", "min_characters"),
@@ -249,6 +257,11 @@ def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
 def _check_guards(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for name, message in guard_problems(settings.training.guards):
         yield Problem(("training", "guards", "more", name), message)
+
+
+def _check_alerts(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    for name, message in channel_problems(settings.alerts):
+        yield Problem(("alerts", "channels", name), message)
 
 
 def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:

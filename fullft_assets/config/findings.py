@@ -1,0 +1,166 @@
+"""findings: what a sample of the delivered rows says of the data: labels, groups, languages, encodings, and which rows will be lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fullft_assets.config.corpus import Corpus, Sampled
+from fullft_assets.config.fields import flat
+from fullft_assets.config.group_candidates import candidates
+from fullft_assets.documents.formats.names import group_key
+from fullft_assets.documents.formats.rows import value_of
+from fullft_assets.examples import damage, language
+from fullft_assets.examples.rules import REASONS, ROLES
+from fullft_assets.examples.spelling import variants
+from fullft_assets.personal_data import pii
+from fullft_assets.settings import ExamplesSettings, UseCaseSettings
+from fullft_assets.snapshot.expected_loss import rows_over_cap
+from fullft_assets.task import Target, task_of
+
+#: Texts whose language is identified.
+_LANGUAGE_TEXTS = 200
+_SHOWN, _LONGEST = 8, 30
+
+
+def findings(corpus: Corpus, settings: UseCaseSettings, seed: int) -> Iterator[tuple[str, str]]:
+    """Yield (what it is about, one line); some of them tell what to do."""
+    rows = corpus.sample
+    if not rows:
+        return
+    scale = max(1.0, (corpus.num_rows or 0) / len(rows))
+    yield from _labels(rows, settings, scale)
+    yield from _groups(rows, settings.examples)
+    yield from _languages(rows)
+    if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
+        yield "encodings", ", ".join(f"{name} in {count:,} files" for name, count in corpus.encodings.most_common())
+    yield "loss", _loss(corpus, settings, seed, scale)
+
+
+def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Iterator[tuple[str, str]]:
+    task = task_of(settings.examples)
+    if not task.has_labels:
+        return
+    counts = Counter(label for found in rows for label in labels_of(found, task.target, settings.examples))
+    shown = ", ".join(f"{_printed(label)} {count:,}" for label, count in counts.most_common(_SHOWN))
+    more = f" and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else ""
+    yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {shown}{more}"
+    least = settings.snapshot.min_rows_per_label
+    rare = sorted((count, label) for label, count in counts.items() if count * scale < least)
+    if rare:
+        named = ", ".join(f"{_printed(label)} about {count * scale:.0f}" for count, label in rare[:_SHOWN])
+        yield "rare", f"{len(rare):,} labels have fewer rows than snapshot.min_rows_per_label ({least}): {named}"
+    for spellings in variants(counts)[:_SHOWN]:
+        yield (
+            "spelling",
+            f"labels that hardly differ: {', '.join(map(_printed, spellings))}; list one spelling in examples.labels, or fix the source",
+        )
+
+
+def _printed(label: str) -> str:
+    """Return a label so that it stays within its line."""
+    return "".join(character if character.isprintable() else " " for character in label[:_LONGEST])
+
+
+def labels_of(found: Sampled, target: Target | None, examples: ExamplesSettings) -> list[str]:
+    """Return the labels of a row, in the case that examples.labels has."""
+    value = found.row.get(target or "label")
+    names = [value] if isinstance(value, str) else [each["label"] if isinstance(each, dict) else each for each in value or []]
+    known = {label.casefold(): label for label in examples.labels or []}
+    return [known.get(name.casefold(), name) for name in names]
+
+
+def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
+    if examples.group is None:
+        yield from _suggested_group(rows, examples)
+        return
+    sizes = Counter(found.row["group"] for found in rows if "group" in found.row)
+    if not sizes:
+        return
+    without = sum("group" not in found.row for found in rows)
+    line = f"{len(sizes):,} in {len(rows):,} rows read, the largest has {sizes.most_common(1)[0][1]:,}"
+    yield "groups", line + (f"; {without:,} rows have none, and each is a group of its own" if without else "")
+    # By their places: a group may be a person, and a terminal's output is kept in many places.
+    spellings: dict[str, dict[str, str]] = {}
+    for found in rows:
+        if isinstance(given := value_of(flat(found.record), examples.group), str) and "group" in found.row:
+            spellings.setdefault(group_key(given), {}).setdefault(given, found.place)
+    several = [list(places.values()) for places in spellings.values() if len(places) > 1]
+    if several:
+        named = "; ".join(" and ".join(places[:2]) for places in several[:3])
+        yield "spelling", f"{len(several):,} groups are written in several ways, and each counts as one: {named}"
+
+
+def _suggested_group(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
+    usable = [found for found in rows if found.row.get("text") and found.record]
+    records = [_names(found.record, {examples.label, examples.domain, *_content(found)}) for found in usable]
+    fields = {name: [record.get(name) for record in records] for name in dict.fromkeys(name for record in records for name in record)}
+    labels = ["|".join(labels_of(found, task_of(examples).target, examples)) for found in usable]
+    for found in candidates([found.row["text"] for found in usable], labels, fields)[:1]:
+        yield (
+            "group",
+            f"none is set, and rows of equal `{found.field}` share text ({found.agreement:.0%} of them are nearest to one of their own, "
+            f"{found.chance:.0%} by chance): if it ties rows together, set examples.group: {found.field}",
+        )
+
+
+def _content(found: Sampled) -> set[str]:
+    return {found.text_field, "text", "messages", "annotations"}
+
+
+def _names(record: Mapping[str, Any], left_out: set[str | None]) -> dict[str, str]:
+    """Return the fields of a record that may name a group: short text and whole numbers."""
+    return {
+        name: str(value)
+        for name, value in flat(dict(record)).items()
+        if name and name not in left_out and type(value) in (str, int) and 0 < len(str(value)) <= 200
+    }
+
+
+def _languages(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
+    texts = [text for found in rows if (text := found.row.get("text"))][:_LANGUAGE_TEXTS]
+    if texts:
+        counts = Counter(map(language.language_of, texts))
+        yield "languages", ", ".join(f"{name} {count / len(texts):.0%}" for name, count in counts.most_common(_SHOWN))
+
+
+def _loss(corpus: Corpus, settings: UseCaseSettings, seed: int, scale: float) -> str:
+    rows = corpus.sample
+    counts = Counter(reason for found in rows for reason in broken(found, settings.examples))
+    about = "" if scale == 1 else "about "
+    lost = [f"{about}{count * scale:,.0f} {reason}" for reason, count in counts.most_common()]
+    over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, seed, corpus.num_rows)
+    if over:
+        lost.append(f"about {over:,} over snapshot.max_heldout_rows_per_group ({settings.snapshot.max_heldout_rows_per_group})")
+    return f"expected: {', '.join(lost)}" if lost else f"none of {len(rows):,} rows read would be quarantined"
+
+
+def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
+    """Return the reasons that a row would be quarantined for, as far as they are seen without Great Expectations."""
+    row, task = found.row, task_of(examples)
+    text = row.get("text", "")
+    target = row.get(task.target or "label")
+    labels = labels_of(found, task.target, examples)
+    confidence = row.get("confidence")
+    wanted = examples.languages and {*examples.languages, language.UNKNOWN}
+    breaks = {
+        "rows_are_well_formed": "problem" in row,
+        "texts_are_present": not text.strip() and not found.is_elsewhere,
+        "text_lengths_are_in_bounds": bool(text.strip()) and not examples.min_characters <= len(text) <= examples.max_characters,
+        "languages_are_expected": bool(wanted) and "text" in row and language.language_of(text) not in wanted,
+        "encodings_are_intact": damage.damage_share(text) > examples.max_damage_share,
+        "personal_data_is_absent": examples.pii == "quarantine" and bool(pii.find(text, pii.kinds_named(examples.pii_kinds))),
+        "labels_are_present": task.has_labels and target is None,
+        "labels_are_known": task.has_labels and examples.labels is not None and any(label not in examples.labels for label in labels),
+        "spans_are_in_range": task.target == "spans" and any(not 0 <= s["start"] < s["end"] <= len(text) for s in target or []),
+        "assistant_turns_are_present": task.has_messages and _lacks_answers(row.get("messages") or []),
+        "annotations_are_confident": confidence is not None and not examples.min_confidence <= confidence <= 1,
+        "annotations_are_human": examples.human_annotated_only and row.get("human_annotated") is False,
+    }
+    return [REASONS[rule] for rule, is_broken in breaks.items() if is_broken and examples.severities.get(rule) != "off"]
+
+
+def _lacks_answers(turns: list[dict[str, Any]]) -> bool:
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    return not answers or any(turn["role"] not in ROLES for turn in turns) or any(not (turn["content"] or "").strip() for turn in answers)

