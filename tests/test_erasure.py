@@ -16,6 +16,7 @@ import pytest
 from fullft_assets import documents, erasure, release, snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, open_store
+from fullft_assets.snapshot.verdicts import FILE as VERDICTS
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.prepared import write_tiny_model
@@ -66,7 +67,7 @@ def text_of(store: Store, id_: str) -> str:
 
 
 def files_with(store: Store, text: str, id_: str) -> list[str]:
-    """Return the files of the store in which a text or an id stands, Parquet ones read as tables."""
+    """Return the files of the store that contain a text or an id, Parquet ones read as tables."""
     found = []
     for path in Path(store.url).rglob("*"):
         if path.suffix == ".parquet":
@@ -85,8 +86,10 @@ def test_a_training_document_is_gone_everywhere_and_the_champion_is_named(store:
     id_ = index_rows(store, "train")[3]["id"]
     text = text_of(store, id_)
     assert files_with(store, text, id_), "it was there"
+    assert VERDICTS in store.artifacts(CASE, "training_snapshot")[0].files
     report = erasure.erase(store, CASE, [id_], reason="asked for")
     assert files_with(store, text, id_) == []
+    assert VERDICTS not in store.artifacts(CASE, "training_snapshot")[0].files, "hashes of the text, too"
     (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
     assert report.num_found == 1
     assert report.trained_on == [checkpoint.ref]
@@ -102,7 +105,7 @@ def trained_again(store: Store, checkpoint: Manifest, key: str) -> Manifest:
         return draft.commit(settings=checkpoint.settings, inputs=checkpoint.inputs, metadata=checkpoint.metadata)
 
 
-def test_champions_of_today_and_of_before_are_told_from_other_checkpoints(store: Store):
+def test_present_and_past_champions_are_marked_among_the_checkpoints(store: Store):
     (first,) = store.artifacts(CASE, "finetuned_checkpoint")
     second, other = trained_again(store, first, "k2"), trained_again(store, first, "k3")
     for number, made in enumerate((first, second)):
@@ -115,8 +118,8 @@ def test_champions_of_today_and_of_before_are_told_from_other_checkpoints(store:
     report = erasure.erase(store, CASE, [index_rows(store, "train")[3]["id"]])
     assert report.trained_on == [first.ref, second.ref, other.ref]
     assert report.champions == [first.ref, second.ref]
-    told = [line for line in report.lines() if line.startswith("learned from")]
-    assert told == [f"learned from {first.ref} (champion)", f"learned from {second.ref} (champion)", f"learned from {other.ref}"]
+    shown = [line for line in report.lines() if line.startswith("learned from")]
+    assert shown == [f"learned from {first.ref} (champion)", f"learned from {second.ref} (champion)", f"learned from {other.ref}"]
     assert store.read_pointer(f"{CASE}/erasures/{store.list_pointers(f'{CASE}/erasures')[0]}")["champions"] == report.champions
 
 
@@ -207,22 +210,22 @@ def test_all_documents_of_a_group(store: Store):
 
 
 def weak_groups(store: Store) -> tuple[list[str], list[str]]:
-    """Return the weakest groups that the evaluation's figures name, and those that its page does."""
+    """Return the weakest groups that the evaluation's JSON names, and those that its page does."""
     (made,) = store.artifacts(CASE, "evaluation_report")
     folder = store.folder(made)
     named = [row["group"] for row in json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["weakest_groups"]]
     return named, re.findall(r'<tr data-group="(.*?)"><td', (folder / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_name_of_a_group_without_a_row_left_is_told_nowhere(project: Project, store: Store):
+def test_the_name_of_a_group_without_rows_is_nowhere(project: Project, store: Store):
     (gone, *others), shown = weak_groups(store)
     assert shown == [gone, *others] and others
-    told = [f"| {gone} |", f"`{gone}`", f'"{gone}"']
-    assert not [mark for mark in told if mark in project.logged()], "nor was it ever told to Dagster"
+    forms = [f"| {gone} |", f"`{gone}`", f'"{gone}"']
+    assert not [mark for mark in forms if mark in project.logged()], "nor was it ever logged"
     erasure.erase(store, CASE, [gone], by="group")
     assert weak_groups(store) == (others, others)
     pages = [path for path in Path(store.url).rglob("*") if path.suffix in (".html", ".md") or path.name == "evaluation.json"]
-    assert not [path for path in pages for mark in (*told, f">{gone}<") if mark in path.read_text(encoding="utf-8")]
+    assert not [path for path in pages for mark in (*forms, f">{gone}<") if mark in path.read_text(encoding="utf-8")]
 
 
 def test_the_command(project: Project, tmp_path: Path):
@@ -274,7 +277,7 @@ def own_words(store: Store) -> tuple[str, list[str]]:
 
 
 def files_with_word(store: Store, word: str) -> list[str]:
-    """Return the files of the store in which a word stands, whatever their kind."""
+    """Return the files of the store that contain a word, whatever their kind."""
     found = []
     for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
         content = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()

@@ -14,7 +14,7 @@ from tests.prepared import Prepared, prepare
 from tests.test_erasure_drawn import traces
 
 QUIET = Progress(silent=True)
-#: A word of each of these persons that stands in all of their documents and nowhere else.
+#: A word of each of these persons that is in all of their documents and nowhere else.
 WORDS = {"patient-0": "zorblaxine", "patient-1": "quentavimab", "patient-2": "drubasterol", "patient-3": "hexopramil"}
 NUM_VALID, NUM_ROWS = 4, 400
 

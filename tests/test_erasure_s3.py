@@ -18,11 +18,11 @@ from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows
 
 
 def traces(root: Path, *values: str) -> list[str]:
-    """Return the files below a folder in which a value stands, or that are called after it."""
+    """Return the files below a folder that contain a value, or are named after it."""
     found = []
     for path in (path for path in root.rglob("*") if path.is_file()):
-        told = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
-        if any(value in told or value in str(path) for value in values):
+        content = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+        if any(value in content or value in str(path) for value in values):
             found.append(str(path.relative_to(root)))
     return found
 
@@ -69,7 +69,7 @@ class TestStore:
             for name, text in files.items():
                 (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (draft.path / name).write_text(text)
-            return draft.commit(settings={}, inputs={}, metadata={"told": "by him"})
+            return draft.commit(settings={}, inputs={}, metadata={"note": "by him"})
 
     @pytest.mark.parametrize("files", [{"a.txt": "of him", "deep/b.txt": "of him"}, {}], ids=["files", "none"])
     def test_what_is_deleted_is_gone_with_its_copy(self, store: Store, places: dict[str, Path], files: dict[str, str]) -> None:
@@ -95,7 +95,7 @@ class TestStore:
 
         def edit(folder: Path) -> dict[str, str]:
             (folder / "a.txt").write_text(GONE)
-            return {"told": GONE}
+            return {"note": GONE}
 
         again = store.rewrite(made, edit)
         assert [path for place in places.values() for path in traces(place, "of him", "by him", made.attempt)] == []

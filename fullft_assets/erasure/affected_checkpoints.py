@@ -10,15 +10,15 @@ from fullft_assets.store import Store
 from fullft_assets.training.lineage import erased_since, learned_what_was_erased, trainings
 
 
-class Learned(NamedTuple):
-    """Checkpoints by `Manifest.ref`: see `Report`."""
+class AffectedCheckpoints(NamedTuple):
+    """Checkpoints by `Manifest.ref`: see `ErasureReport`."""
 
     trained_on: list[str]
     measured_on: list[str]
     champions: list[str]
 
 
-def name_checkpoints(store: Store, case: str) -> Learned:
+def name_checkpoints(store: Store, case: str) -> AffectedCheckpoints:
     """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
     taken = store.artifacts(case, "training_snapshot")
     snapshots = {_key_ref(made.ref): made for made in taken if SnapshotMetadata.of(made).erased_from}
@@ -31,7 +31,7 @@ def name_checkpoints(store: Store, case: str) -> Learned:
         elif any(each.checkpoint == checkpoint.ref and erased_since(made, each) for made, each in every):
             measured_on.append(checkpoint.ref)
     champions = _champions(store, case)
-    return Learned(trained_on, measured_on, [ref for ref in trained_on if ref in champions])
+    return AffectedCheckpoints(trained_on, measured_on, [ref for ref in trained_on if ref in champions])
 
 
 def _champions(store: Store, case: str) -> set[str]:

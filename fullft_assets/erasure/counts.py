@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.examples import ExamplesMetadata, count_labels, count_reasons
+from fullft_assets.chunks import ChunksMetadata
+from fullft_assets.documents import RawMetadata
+from fullft_assets.examples import ExamplesMetadata, QuarantineMetadata, count_labels, count_reasons
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Manifest, digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_METADATA = {
+    "raw_documents": RawMetadata,
+    "production_documents": RawMetadata,
+    "labeled_examples": ExamplesMetadata,
+    "quarantined_examples": QuarantineMetadata,
+    "tokenized_chunks": ChunksMetadata,
+}
+
+
+def files_of(manifest: Manifest) -> set[str] | None:
+    """Return the files that a table's metadata names; None where it names none."""
+    metadata = _METADATA[manifest.stage].of(manifest)
+    return set(metadata.files) if isinstance(metadata, RawMetadata | ExamplesMetadata) else None
 
 
 def batch_of(manifest: Manifest) -> str:
@@ -18,15 +35,8 @@ def batch_of(manifest: Manifest) -> str:
 
 
 def recounted(manifest: Manifest, kept: pa.Table, num_gone: int, num_gone_quarantined: int) -> dict[str, Any]:
-    """Return the metadata that counts rows, without the erased ones.
-
-    Args:
-        manifest: as it was.
-        kept: its rows that stay.
-        num_gone: its erased rows.
-        num_gone_quarantined: of examples, the erased rows of their batch's quarantine.
-    """
-    counts: dict[str, Any] = {"num_erased": manifest.metadata.get("num_erased", 0) + num_gone}
+    """Return the metadata that counts rows, without the erased ones."""
+    counts: dict[str, Any] = {"num_erased": (_METADATA[manifest.stage].of(manifest).num_erased or 0) + num_gone}
     if manifest.stage == "labeled_examples":
         num_quarantined = ExamplesMetadata.of(manifest).num_quarantined - num_gone_quarantined
         counts |= {"num_rows": len(kept) + num_quarantined, "num_valid": len(kept), "num_quarantined": num_quarantined}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fullft_assets.documents.erasure import By, erased_digest, has_made_up_id, row_digests, was_found, write_tombstones
 from fullft_assets.documents.formats import is_whole_file
+from fullft_assets.documents.formats.names import group_key
 from fullft_assets.errors import DataError
 from fullft_assets.store import Manifest, Store
 
@@ -49,7 +50,7 @@ def read_list(path: Path) -> dict[str, int]:
 
 
 @dataclass
-class Found:
+class ListedDocuments:
     """What an erasure list means here.
 
     Attributes:
@@ -70,25 +71,25 @@ class Found:
         """Write the tombstones: of what was found, and of what may yet come."""
         found = {erased_digest(case, value, by) for value in self.values} | {erased_digest(case, id_) for id_ in self.ids} | self.rows
         write_tombstones(store, case, sorted(found), by=by, reason=reason, found=True)
-        unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line)}
+        unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
         write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
 
 
-def search(store: Store, case: str, listed: Iterable[str], by: By) -> Found:
+def search(store: Store, case: str, listed: Iterable[str], by: By) -> ListedDocuments:
     """Find the documents that a list names.
 
-    A line is an id (or a group) exactly as it is, else without the white space around it, else the name of a file that is
-    one document.
+    A line is an id exactly as it is, else without the white space around it, else the name of a file that is one document; or a
+    group in any of its spellings.
     """
     import pyarrow as pa
 
     lines = list(dict.fromkeys(listed))
-    met, files = _met(store, case, {form for line in lines for form in _forms(line)}, by)
-    found = Found()
+    met, files = _met(store, case, {form for line in lines for form in _forms(line, by)}, by)
+    found = ListedDocuments()
     for line in lines:
-        value = next((form for form in _forms(line) if form in met), None)
+        value = next((form for form in _forms(line, by) if form in met), None)
         if value is None and by == "id":
-            value = next((f"{form}:1" for form in _forms(line) if form in files), None)
+            value = next((f"{form}:1" for form in _forms(line, by) if form in files), None)
         if value is not None:
             found.values.add(value)
         else:
@@ -103,12 +104,12 @@ def search(store: Store, case: str, listed: Iterable[str], by: By) -> Found:
     return found
 
 
-def _forms(line: str) -> list[str]:
-    return list(dict.fromkeys((line, line.strip())))
+def _forms(line: str, by: By) -> list[str]:
+    return [group_key(line)] if by == "group" else list(dict.fromkeys((line, line.strip())))
 
 
 def _was_erased(store: Store, case: str, line: str, by: By) -> bool:
-    forms = [form for form in _forms(line) for form in ((form, f"{form}:1") if by == "id" else (form,))]
+    forms = [form for form in _forms(line, by) for form in ((form, f"{form}:1") if by == "id" else (form,))]
     return any(was_found(store, case, erased_digest(case, form, by)) for form in forms)
 
 
@@ -133,9 +134,11 @@ def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], s
         met.update(pc.unique(table[by].filter(pc.is_in(table[by], values))).to_pylist())
         if by == "id":
             named = table.filter(pc.is_in(table["source"], values))
-            sources = set(pc.unique(named["source"]).to_pylist())
-            ids = set(named["id"].to_pylist())
-            files.update(source for source in sources if is_whole_file(source) and f"{source}:1" in ids)
+            ids: dict[str, set[str]] = {}
+            for source, id_ in zip(named["source"].to_pylist(), named["id"].to_pylist(), strict=True):
+                ids.setdefault(source, set()).add(id_)
+            # A file that was read by its content, whatever its ending, may have several rows.
+            files.update(source for source, found in ids.items() if is_whole_file(source) and found == {f"{source}:1"})
     return met, files
 
 

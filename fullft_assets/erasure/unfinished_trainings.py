@@ -20,10 +20,6 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
 
     Of a store on S3 only this machine's folders are seen.
 
-    Args:
-        store, case: where.
-        trained_on: refs of checkpoints that learned from an erased document.
-
     Returns:
         How many were removed, and how many are being trained and were left alone.
     """
