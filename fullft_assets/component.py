@@ -60,7 +60,7 @@ class FullFineTune(Component):
             assets=[asset for stage in stages for asset in stage.build(case)],
             asset_checks=representation.build(case) if case.is_monitored else [],
             jobs=automation.build_jobs(case),
-            sensors=automation.build_sensors(case),
+            sensors=[*automation.build_sensors(case), *automation.build_alert_sensor(case)],
             schedules=automation.build_schedules(case),
             resources=case.resources(),
         )

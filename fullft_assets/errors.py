@@ -43,12 +43,7 @@ class GateError(FullftError):
 
 
 class WorkloadError(FullftError):
-    """A launched workload ended without its manifest.
-
-    Args:
-        message: the workload's own message, in one line.
-        failure: the cause that the workload found.
-    """
+    """A launched workload ended without its manifest."""
 
     def __init__(self, message: str, failure: FailureClass = "unknown"):
         super().__init__(message)

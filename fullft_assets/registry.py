@@ -25,7 +25,6 @@ class Registry(Generic[T]):
 
     Args:
         kind: one of them, as messages call it, such as `format`.
-        group: the group of entry points that other packages register theirs in.
         ours: `module:attribute` by name.
     """
 
@@ -71,8 +70,7 @@ class Registry(Generic[T]):
 
     def _load(self, name: str) -> Any:
         if name in self._ours:
-            module, _, attribute = self._ours[name].partition(":")
-            return getattr(import_module(module), attribute)
+            return load_attribute(self._ours[name])
         if name not in self._theirs:
             near = difflib.get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -84,6 +82,12 @@ class Registry(Generic[T]):
             raise SettingsError(
                 f"{self.kind} {name} of {_package(point)} cannot be imported ({error!r}); reinstall or remove it"
             ) from error
+
+
+def load_attribute(place: str) -> Any:
+    """Return what `module:attribute` names."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _package(point: EntryPoint) -> str:

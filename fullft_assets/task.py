@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from fullft_assets.registry import Registry
+from fullft_assets.registry import Registry, load_attribute
 
 #: Columns of the examples that may hold what a row teaches: one name, a sorted list of names, or spans of characters with names.
 Target = Literal["label", "labels", "spans"]
@@ -21,10 +21,7 @@ class Task(ABC):
     """One task. A subclass is imported with the definitions, so its methods import heavy libraries, not its module.
 
     Attributes:
-        name: as `examples.task` gives it.
         target: column with what a row teaches; None: its text, or its assistant turns, teach the next token.
-        min_labels: labels that the examples must have at least.
-        has_messages: rows are conversations, with the column `messages`.
         is_generative: the model predicts the next token. Training packs documents into rows, replay is possible, general text has a loss.
         ends_texts: an end-of-text token follows each text, and windows share no tokens, so that each token is trained once.
         plain_task: name of the task whose tokenization reads plain general text.
@@ -33,10 +30,10 @@ class Task(ABC):
         shown_metrics: names of the metrics in the table of the systems, in order.
         baselines: names of the baselines by default, the cheapest first.
         required_baseline: the one that the report compares the model with in detail, so it cannot be left out.
-        detects_drift: production documents are compared with the held-out rows.
-        measures_calibration: the evaluation has a calibration error.
         no_label_weights: why `training.balance_labels` does not apply; None: it does.
         templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have (see `report/templates`).
+        scoring: `module:function` behind `evaluate`.
+        evaluation: `module:class` behind `evaluation_type`.
     """
 
     name: ClassVar[str]
@@ -55,6 +52,8 @@ class Task(ABC):
     measures_calibration: ClassVar[bool] = False
     no_label_weights: ClassVar[str | None] = None
     templates: ClassVar[Path]
+    scoring: ClassVar[str]
+    evaluation: ClassVar[str]
 
     @property
     def has_labels(self) -> bool:
@@ -72,13 +71,13 @@ class Task(ABC):
     def open_recipe(self, data: Any) -> Any:
         """Return the `engine.recipe.Recipe` of a `tasks.opening.TrainingData`."""
 
-    @abstractmethod
     def evaluate(self, context: Any, test: Any) -> Any:
         """Return the `tasks.context.EvaluationResult` of a `tasks.context.EvaluationContext` on the test rows, a `snapshot.Split`."""
+        return load_attribute(self.scoring)(context, test)
 
-    @abstractmethod
     def evaluation_type(self) -> Any:
         """Return the subclass of `evaluation.Evaluation` that this task's evaluations are stored as."""
+        return load_attribute(self.evaluation)
 
     @abstractmethod
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
@@ -90,10 +89,7 @@ class Task(ABC):
 
         Args:
             model: a `base_model.ModelFolder` with a fine-tuned model.
-            settings: `settings.UseCaseSettings`.
             labels: in the order of the model's outputs.
-            text: to be read.
-            max_new_tokens: most tokens that are written, if the model writes.
         """
 
 
@@ -120,7 +116,7 @@ METRICS: Registry[Any] = Registry(
         "token_probability": "fullft_assets.evaluation.metrics.tokens:TOKEN_PROBABILITY",
         "token_accuracy": "fullft_assets.evaluation.metrics.tokens:TOKEN_ACCURACY",
         "perplexity": "fullft_assets.evaluation.metrics.tokens:PERPLEXITY",
-        "matthews_corrcoef": "fullft_assets.evaluation.metrics.matthews_corrcoef:METRIC",
+        "matthews_corrcoef": "fullft_assets.evaluation.metrics.labels:MATTHEWS_CORRCOEF",
     },
 )
 #: Subclasses of `tasks.baseline.Baseline`.

@@ -26,11 +26,7 @@ _HUB_ID = re.compile(r"(?P<org>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>[^
 
 
 def find_base_model(settings: UseCaseSettings, project_root: Path) -> ModelFolder:
-    """Return the folder of a use case's base model, with the right to run its code where the use case gives that.
-
-    Raises:
-        SettingsError: see `resolve_base_model`.
-    """
+    """Return the folder of a use case's base model, with the right to run its code where the use case gives that."""
     return with_rights(resolve_base_model(settings.base_model, project_root), settings)
 
 

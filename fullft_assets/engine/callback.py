@@ -20,9 +20,6 @@ class SegmentCallback(TrainerCallback):
     """Follows one segment of a run, from its start, a resume or a roll-back to its end.
 
     Args:
-        recorder: takes the metrics of each step.
-        validator: scores the weights.
-        guards: check each recorded line.
         history: may have an early end of the run.
         evaluate_at: steps after which the validation rows are scored.
         keep_checkpoints: newest planned checkpoints to keep; 0 = none are written.
@@ -54,12 +51,7 @@ class SegmentCallback(TrainerCallback):
         self._recorder.meter.start()
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, model: Any = None, **kwargs):
-        """Record and check a step, validate where that is planned, and end the segment where that is due.
-
-        Raises:
-            DivergenceError, IdleError, RolledBack: a guard asks for it.
-            OutOfMemory: scoring does not fit.
-        """
+        """Record and check a step, validate where that is planned, and end the segment where that is due."""
         if logs is None or "loss" not in logs:
             return
         step = state.global_step
@@ -89,10 +81,6 @@ class SegmentCallback(TrainerCallback):
         """Score the weights after a step and check the scores; return whether to keep the weights as the best.
 
         A request to stop cuts it short; the next segment scores the same weights then.
-
-        Raises:
-            DivergenceError, RolledBack: a guard asks for it.
-            OutOfMemory: scoring does not fit.
         """
         try:
             line = self._validator.validate(step, model)

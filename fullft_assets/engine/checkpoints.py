@@ -39,7 +39,6 @@ def claim(folder: Path, inputs: Mapping[str, str]) -> None:
     """Record the inputs of the work in a folder; refuse to continue work that began with other inputs.
 
     Args:
-        folder: of the unfinished work.
         inputs: a digest or revision of each input, by its name.
 
     Raises:
@@ -78,9 +77,6 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
     A complete one that is there keeps existing under another name until the new one has its own: a folder cannot be replaced by a rename.
 
     Args:
-        aside: the written folder.
-        target: its place; a checkpoint that is there is replaced.
-        num_incidents: incidents of the run so far.
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
     (aside / _ORIGIN).write_text(json.dumps({"num_incidents": num_incidents, "is_planned": is_planned}))
@@ -105,10 +101,6 @@ def first_damaged(checkpoint: Path, listener: Listener) -> str | None:
     """Return the name of the first file of a complete checkpoint whose content is not what was written, or None.
 
     All files are read once: 16 bytes a trained weight in fp32.
-
-    Args:
-        checkpoint: its folder.
-        listener: asked between chunks whether to stop.
     """
     known = json.loads((checkpoint / _DIGESTS).read_text())
     return next((name for name, digest in known.items() if _digest(checkpoint / name, listener) != digest), None)
@@ -171,9 +163,6 @@ def retain(folder: Path, history: RunHistory, *, newest: int, best: int | None) 
     """Delete all checkpoints but the newest planned ones, the best one and the newest of all.
 
     Args:
-        folder: of the work.
-        history: its incidents.
-        newest: number of planned checkpoints to keep.
         best: step of the one with the lowest validation loss.
     """
     complete = complete_checkpoints(folder, history)
@@ -210,15 +199,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 @contextmanager
 def room_needed(folder: Path, what: str) -> Iterator[None]:
-    """Turn the many errors of a full disk into one line.
-
-    Args:
-        folder: where it is written.
-        what: what is written.
-
-    Raises:
-        DiskError: there is no room.
-    """
+    """Turn the many errors of a full disk into one line."""
     try:
         yield
     except Exception as error:
@@ -240,7 +221,6 @@ class StepLog:
     Incidents stay, although the steps that they undid are dropped.
 
     Args:
-        path: the file.
         resumed_from: step of the checkpoint; 0 = a new start.
         is_writer: False on every rank but the first: the others only read.
         incidents: of the run so far; those not yet in the file are added.

@@ -42,9 +42,6 @@ class DistilledTokenLoss:
     distributions at the temperature T; of each other trained token its cross-entropy. Divided by the number of trained tokens it is a mean.
 
     Args:
-        hard: the cross-entropy of the model that is trained.
-        teacher: the base model, `frozen`.
-        settings: weight and temperature.
         tokens: which trained tokens are distilled; unless `all`, each batch has a mask of the replayed tokens.
     """
 
@@ -168,11 +165,6 @@ def distil_representations(
 ) -> Callable[[nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]:
     """Return the summed loss of a pass of a classifier: (1 - weight) times its own + weight times the summed distance (1 - cosine) of each
     row's pooled representation from the base model's, once for each label that the row learns from, since the sum is divided by these.
-
-    Args:
-        total_loss: (output, labels) -> its own summed loss.
-        teacher: the base model, `frozen`.
-        weight: share of the distance.
     """
 
     def total(model: nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:

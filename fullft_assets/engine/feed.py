@@ -21,7 +21,6 @@ class Feed:
     Attributes:
         dataset: the items; the processes take passes in turn.
         collate: a list of items -> the batch of a pass, `labels` included.
-        items_a_pass: items of one forward pass.
         num_rows: rows as the batch size counts them, over all epochs.
         lengths: [documents] tokens of each document that attends to itself alone, in the order of training.
         num_predicted: [documents] tokens of it for which the output head computes a loss.

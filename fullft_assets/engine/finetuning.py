@@ -44,23 +44,18 @@ def fine_tune(
     progress: Progress,
     *,
     num_processes: int = 1,
-    evaluate_at: Callable[[float], Iterable[int]] | Iterable[int] | None = None,
+    evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fit:
     """Train every weight of a model.
 
     Args:
-        recipe: the task: model, rows and scores.
-        settings: hyperparameters.
         seed: of what is new in the model, of the order and of dropout.
         work_folder: checkpoints and the step log; training resumes from a valid checkpoint there.
-        progress: reports each logged step; has the request to stop.
-        num_processes: processes that share the batch.
         evaluate_at: steps after which validation rows are scored, beside the last; or a function that returns them, given the number of
             steps, of which the last one may be a part. Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
-        callbacks: of the Trainer, beside its own.
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
@@ -79,18 +74,23 @@ def fine_tune(
         folder=work_folder,
         progress=progress,
         num_processes=num_processes,
-        evaluate_at=evaluate_at if evaluate_at is None or callable(evaluate_at) else tuple(evaluate_at),
+        evaluate_at=evaluate_at,
         resumable=resumable,
         callbacks=callbacks,
         history=RunHistory(work_folder, is_writer=is_first_rank()),
     )
+    return _train_in_segments(run)
+
+
+def _train_in_segments(run: TrainingRun) -> Fit:
+    """Train to the end, with a new segment after each setback."""
     resumed_from_step = None
     while True:
         segment = _set_up(run)
         if resumed_from_step is None:
             resumed_from_step = segment.first_step
             for name, value in segment.prepared.about.items():
-                progress.say(f"{name}: {value}")
+                run.progress.say(f"{name}: {value}")
         try:
             return replace(segment.run(), resumed_from_step=resumed_from_step)
         except DamagedCheckpoint:
@@ -107,11 +107,7 @@ def fine_tune(
 
 
 def _set_up(run: TrainingRun) -> TrainingSegment:
-    """Load what the next segment needs.
-
-    Raises:
-        OutOfMemory: it does not fit; smaller micro-batches would not help.
-    """
+    """Load what the next segment needs."""
     try:
         return TrainingSegment(run)
     except Exception as error:
@@ -130,9 +126,6 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Lock a folder of unfinished work; a second process is refused instead of writing into it.
 
     Of several ranks the first one locks it for all.
-
-    Raises:
-        SettingsError: another process has locked it.
     """
     import fcntl
 

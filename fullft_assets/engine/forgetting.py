@@ -27,7 +27,6 @@ class Forgetting:
 
     Attributes:
         measure: of a model, not wrapped: one of `GENERAL_MEASURES` by its name; nothing where there is no general set.
-        max_rise: the budget; None: no limit.
     """
 
     measure: Callable[[PreTrainedModel, Listener], dict[str, float]]

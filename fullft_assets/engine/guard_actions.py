@@ -21,15 +21,7 @@ class RolledBack(SegmentOver):
 
 
 class GuardActions:
-    """The guards of one segment and what follows from their findings.
-
-    Args:
-        settings: of this segment.
-        recorder: its log has the steps so far, which the guards are shown first.
-        history: takes the incidents.
-        num_steps: planned optimizer steps.
-        resumable: checkpoints are written.
-    """
+    """The guards of one segment and what follows from their findings."""
 
     def __init__(self, settings: TrainingSettings, recorder: StepRecorder, history: RunHistory, *, num_steps: int, resumable: bool):
         self._settings, self._recorder, self._history, self._resumable = settings, recorder, history, resumable
@@ -43,13 +35,13 @@ class GuardActions:
             DivergenceError, IdleError: the run ends.
             RolledBack: it continues from an earlier checkpoint.
         """
-        verdict = self._guards.observe(StepMetrics.of_line(line))
-        for finding in verdict.findings:
+        findings = self._guards.observe(StepMetrics.of_line(line))
+        for finding in findings:
             if finding.action == "warn":
                 self._recorder.record(finding.line())
                 self._say(finding.step, f"warning: {finding.rule}: {finding.reason}; {finding.fix}")
-        if verdict.action in ("roll_back", "stop"):
-            self._act(verdict.gravest)
+        if findings and findings[0].action in ("roll_back", "stop"):
+            self._act(findings[0])
 
     def _act(self, finding: GuardFinding) -> None:
         if finding.action == "roll_back" and self._may_roll_back(finding):

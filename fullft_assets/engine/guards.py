@@ -13,18 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from fullft_assets.settings import (
-    DeadGradientGuard,
-    ExplodingGradientGuard,
-    GuardSettings,
-    GuardsSettings,
-    IdleGuard,
-    LossSpikeGuard,
-    NonFiniteGuard,
-    NoProgressGuard,
-    OverfittingGuard,
-)
-from fullft_assets.settings.guards import GUARDS, guard_settings
+from fullft_assets.settings import GuardsSettings
+from fullft_assets.settings import guards as thresholds
+from fullft_assets.settings.guards import GUARDS, GuardSettings, guard_settings
 
 #: Healthy steps before a running median is used.
 _MIN_HISTORY = 20
@@ -32,7 +23,7 @@ _MIN_HISTORY = 20
 _MIN_DEVIATION = 0.05
 #: Below this share of the first steps' loss there is nothing left to learn: gradients may vanish.
 _LEARNED_SHARE = 0.01
-#: Of several findings at a step the strongest action counts.
+#: Actions; of several findings at a step the strongest one counts.
 _STRENGTH = ("off", "warn", "roll_back", "stop")
 
 
@@ -41,9 +32,6 @@ class StepMetrics:
     """The metrics of one optimizer step; None = not measured at this step.
 
     Attributes:
-        step: 1 for the first.
-        loss: mean of the step's batch.
-        grad_norm: before clipping.
         validation_loss: of the weights after the step.
         data_wait_share: share of the time that the accelerator waited for data; None without an accelerator.
         tokens_per_second: useful tokens, averaged over the last steps.
@@ -64,12 +52,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The plan of the run that a guard watches.
-
-    Attributes:
-        num_steps: planned optimizer steps.
-        max_grad_norm: the norm that gradients are clipped to.
-    """
+    """The plan of the run that a guard watches."""
 
     num_steps: int
     max_grad_norm: float
@@ -122,40 +105,15 @@ class GuardFinding:
         return {"step": self.step, "event": self.rule, "action": self.action, "since": self.since, "reason": self.reason}
 
 
-@dataclass(frozen=True)
-class GuardVerdict:
-    """The findings of all guards at one step."""
-
-    findings: tuple[GuardFinding, ...] = ()
-
-    @property
-    def action(self) -> str:
-        """The strongest action asked for; `off` without a finding."""
-        return self.gravest.action if self.findings else "off"
-
-    @property
-    def gravest(self) -> GuardFinding:
-        """The first finding with the strongest action."""
-        return max(self.findings, key=lambda finding: _STRENGTH.index(finding.action))
-
-
 class GuardSet:
-    """All guards that the settings leave on.
-
-    Args:
-        settings: thresholds and actions.
-        run: the plan of the run that they watch.
-
-    Raises:
-        SettingsError: `more` names a guard that is not registered, or gives it settings that it does not have.
-    """
+    """All guards that the settings leave on."""
 
     def __init__(self, settings: GuardsSettings, run: PlannedRun):
         chosen = {name: given for name, given in guard_settings(settings).items() if given.action != "off"}
         self._guards: dict[str, tuple[Guard, str]] = {name: (GUARDS.get(name)(given, run), given.action) for name, given in chosen.items()}
 
-    def observe(self, metrics: StepMetrics) -> GuardVerdict:
-        """Show the guards one step; return their findings."""
+    def observe(self, metrics: StepMetrics) -> list[GuardFinding]:
+        """Show the guards one step; return their findings, the one with the strongest action first."""
         # The other guards would take numbers that are not finite into their medians.
         names = self._guards if _is_finite(metrics) else self._guards.keys() & {"non_finite"}
         findings = []
@@ -164,7 +122,7 @@ class GuardSet:
             symptom = guard.look(metrics)
             if symptom is not None:
                 findings.append(GuardFinding(name, action, metrics.step, symptom.since, symptom.reason, guard.fix))
-        return GuardVerdict(tuple(findings))
+        return sorted(findings, key=lambda finding: -_STRENGTH.index(finding.action))
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Show the guards the step log so far; what they found then was acted on then."""
@@ -180,14 +138,13 @@ def _is_finite(metrics: StepMetrics) -> bool:
 class NonFinite:
     """A loss, gradient or validation loss that is not a finite number."""
 
-    settings_class = NonFiniteGuard
+    settings_class = thresholds.NonFiniteGuard
     fix = "lower training.learning_rate or use precision fp32"
 
-    def __init__(self, settings: NonFiniteGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.NonFiniteGuard, run: PlannedRun):
         del settings, run  # it has no thresholds
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         if _is_finite(metrics):
             return None
         if metrics.loss is None:
@@ -214,10 +171,10 @@ class Streak:
 class LossSpike:
     """A loss above the running median by many robust standard deviations (1.4826 times the median absolute deviation)."""
 
-    settings_class = LossSpikeGuard
+    settings_class = thresholds.LossSpikeGuard
     fix = "lower training.learning_rate, or look at the rows of these steps"
 
-    def __init__(self, settings: LossSpikeGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.LossSpikeGuard, run: PlannedRun):
         self._deviations = settings.deviations
         self._recent: deque[float] = deque(maxlen=settings.window)
         self._first: list[float] = []
@@ -225,7 +182,6 @@ class LossSpike:
         self._streak = Streak(settings.steps)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         if metrics.loss is None:
             return None
         if len(self._first) < _MIN_HISTORY:
@@ -252,17 +208,16 @@ class LossSpike:
 class ExplodingGradient:
     """Gradient norms many times the running median and many times the norm that they are clipped to."""
 
-    settings_class = ExplodingGradientGuard
+    settings_class = thresholds.ExplodingGradientGuard
     fix = "lower training.learning_rate or raise training.warmup_share"
 
-    def __init__(self, settings: ExplodingGradientGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.ExplodingGradientGuard, run: PlannedRun):
         self._factor, self._clipped_to = settings.factor, run.max_grad_norm
         self._recent: deque[float] = deque(maxlen=settings.window)
         self._min_history = min(settings.window, _MIN_HISTORY)
         self._streak = Streak(settings.steps)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         norm = metrics.grad_norm
         if norm is None:
             return None
@@ -280,16 +235,15 @@ class ExplodingGradient:
 class DeadGradient:
     """Gradient norms of about zero while the loss is not."""
 
-    settings_class = DeadGradientGuard
+    settings_class = thresholds.DeadGradientGuard
     fix = "lower training.learning_rate (weights that grew too large no longer learn) or unfreeze layers"
 
-    def __init__(self, settings: DeadGradientGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.DeadGradientGuard, run: PlannedRun):
         self._below = settings.below
         self._first: float | None = None
         self._streak = Streak(settings.steps)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         if metrics.loss is None or metrics.grad_norm is None:
             return None
         self._first = metrics.loss if self._first is None else self._first
@@ -303,10 +257,10 @@ class DeadGradient:
 class NoProgress:
     """Mean losses of the first and the last quarter of the steps so far, compared once."""
 
-    settings_class = NoProgressGuard
+    settings_class = thresholds.NoProgressGuard
     fix = "raise or lower training.learning_rate, or look at the labels"
 
-    def __init__(self, settings: NoProgressGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.NoProgressGuard, run: PlannedRun):
         self._min_fall = settings.min_fall
         step = math.ceil(settings.share * run.num_steps)
         # With fewer steps there are too few to judge.
@@ -314,7 +268,6 @@ class NoProgress:
         self._losses: list[float] = []
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         last_step = self._look_at_step
         if last_step is None or metrics.loss is None or metrics.step > last_step:
             return None
@@ -331,16 +284,15 @@ class NoProgress:
 class Overfitting:
     """Validation losses above their best by a factor, at several validations in a row."""
 
-    settings_class = OverfittingGuard
+    settings_class = thresholds.OverfittingGuard
     fix = "lower training.epochs, or set training.keep_best"
 
-    def __init__(self, settings: OverfittingGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.OverfittingGuard, run: PlannedRun):
         self._factor = settings.factor
         self._best, self._best_step = math.inf, 0
         self._streak = Streak(settings.looks)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         loss = metrics.validation_loss
         if loss is None:
             return None
@@ -355,15 +307,14 @@ class Overfitting:
 class Idle:
     """An accelerator that waits for data during too large a share of the time."""
 
-    settings_class = IdleGuard
+    settings_class = thresholds.IdleGuard
     fix = "the rows arrive too slowly: use a faster disk, or larger batches"
 
-    def __init__(self, settings: IdleGuard, run: PlannedRun):
+    def __init__(self, settings: thresholds.IdleGuard, run: PlannedRun):
         self._share = settings.share
         self._streak = Streak(settings.steps)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        """See `Guard`."""
         if metrics.data_wait_share is None:
             return None
         since = self._streak.add(metrics.step, metrics.data_wait_share > self._share)

@@ -46,12 +46,7 @@ def interpolate(
     """Put weights between the original's and a model's own into the model: those with the lowest validation loss within the budget.
 
     Args:
-        model: fine-tuned, not wrapped; changed in place.
         original: the base model; a new head of it is not used: the fine-tuned head stays.
-        alphas: shares of the fine-tuned weights to try.
-        score: of the model as it is: `validation_loss` among others.
-        has_new_head: the weights outside of the base model are new.
-        is_spent: whether a model of these scores is over the forgetting budget.
 
     Returns:
         The chosen interpolation; None where no alpha is within the budget, the model is then as it was.

@@ -57,11 +57,7 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
 
 
 def families() -> Mapping[str, Callable[..., None]]:
-    """Return the functions that replace the layers of a family of models, by the family's `model_type`.
-
-    Raises:
-        CannotLoad: liger-kernel does not work with the other packages, or with the GPU's driver.
-    """
+    """Return the functions that replace the layers of a family of models, by the family's `model_type`."""
     try:
         monkey_patch = importlib.import_module("liger_kernel.transformers.monkey_patch")
     except Exception as error:  # packages that do not fit together raise all kinds; the message has which
@@ -81,14 +77,6 @@ def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings
 
     The outputs are compared: that they are the same is not assumed. Functions of transformers' own modules are replaced, too, and so for
     all models of the family in this process.
-
-    Args:
-        model: loaded; it is moved to the accelerator if it gets kernels.
-        prepared: its training.
-        settings: of the training.
-
-    Raises:
-        SettingsError: the outputs are not the same.
     """
     name = model.config.model_type
     # A model's own code may have the name of a family and other layers.

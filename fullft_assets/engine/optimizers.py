@@ -32,16 +32,7 @@ def dtype_of_weights(settings: TrainingSettings) -> torch.dtype:
 
 
 def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings ask for.
-
-    Args:
-        groups: parameter groups, each with `lr` and `weight_decay`.
-        settings: of the training.
-        seed: of the rounding.
-
-    Raises:
-        SettingsError: adamw_8bit without its package.
-    """
+    """Return the optimizer that the settings ask for."""
     if settings.optimizer == "adamw_8bit":
         return _eight_bit(groups)
     if settings.optimizer == "adamw" and settings.weights == "fp32":
@@ -68,12 +59,9 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
     The same seed and steps give the same bits: the noise of each rounding is drawn from the seed, the step and the weight's number.
 
     Args:
-        groups: parameter groups, each with `lr` and `weight_decay` (decoupled).
         rule: adamw, adafactor (without first moment and relative step) or lomo (gradient descent).
-        seed: of the rounding.
         in_backward: update in the backward pass; each pass then needs the context `updating`.
         max_norm: clip the gradients of a step to this norm, which an earlier pass measures; only in the backward pass.
-        max_value: clip each element of a gradient to this.
     """
 
     def __init__(

@@ -27,7 +27,12 @@ _POOL_BATCHES = 50
 #: In place of the number of a row. Several processes must get the same number of passes; the last ones are filled with empty rows
 #: rather than with the first rows once more.
 NO_ROW = -1
-_EMPTY = {"ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32), "positions": np.zeros(1, np.int64)}
+_EMPTY = {
+    "ids": np.zeros(1, np.int32),
+    "labels": np.full(1, IGNORED, np.int32),
+    "positions": np.zeros(1, np.int64),
+    "replayed": np.zeros(1, bool),
+}
 
 
 def packed(
@@ -54,8 +59,8 @@ def packed(
     tokens = sums_between(plan.length[numbers], np.concatenate([[0], np.cumsum(count)]))
     longest, rows = np.maximum.reduceat(tokens, starts[:-1]), np.diff(starts)
     return Feed(
-        dataset=PackedRows(pieces, order, with_replayed=with_replayed),
-        collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat),
+        dataset=PackedRows(pieces, order),
+        collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat, with_replayed=with_replayed),
         items_a_pass=rows_a_pass,
         num_rows=num_rows,
         lengths=plan.length[numbers],
@@ -89,8 +94,8 @@ def padded(
     passes += [np.zeros(0, np.int64)] * (-len(passes) % num_processes)
     numbers = np.concatenate(passes)
     return Feed(
-        dataset=PaddedPasses(pieces, passes, with_replayed=with_replayed),
-        collate=lambda items: collate_padded(items, pad_id),
+        dataset=PaddedPasses(pieces, passes),
+        collate=lambda items: collate_padded(items, pad_id, with_replayed=with_replayed),
         items_a_pass=1,
         num_rows=rows_a_batch * len(batches),
         lengths=length[numbers],
@@ -101,11 +106,7 @@ def padded(
 
 
 class Pieces:
-    """The pieces of a packing plan, each with its token ids and labels.
-
-    Args:
-        training: the windows, their marks and the plan.
-    """
+    """The pieces of a packing plan, each with its token ids and labels."""
 
     def __init__(self, training: Training):
         self.plan = training.packing
@@ -153,45 +154,37 @@ def _join(lists: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 class PackedRows(Dataset):
-    """Packed rows in the order of training; an item is `ids`, `labels` and `positions` of one row [t].
+    """Packed rows in the order of training; an item is `ids`, `labels`, `positions` and `replayed` of one row [t]. `NO_ROW` is empty."""
 
-    Args:
-        pieces: of the rows.
-        order: numbers of rows, or NO_ROW.
-        with_replayed: items have `replayed` [t], too.
-    """
-
-    def __init__(self, pieces: Pieces, order: np.ndarray, *, with_replayed: bool = False):
-        self._pieces, self._order, self._with_replayed = pieces, order, with_replayed
+    def __init__(self, pieces: Pieces, order: np.ndarray):
+        self._pieces, self._order = pieces, order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, place: int) -> dict[str, np.ndarray]:
         if self._order[place] == NO_ROW:
-            return _EMPTY | ({"replayed": np.zeros(1, bool)} if self._with_replayed else {})
+            return _EMPTY
         plan = self._pieces.plan
         chosen = plan.row(self._order[place])
         numbers = range(chosen.start, chosen.stop)
-        extra = {"replayed": np.concatenate([self._pieces.replayed(number) for number in numbers])} if self._with_replayed else {}
-        return extra | {
+        return {
+            "replayed": np.concatenate([self._pieces.replayed(number) for number in numbers]),
             "ids": np.concatenate([self._pieces.ids(number) for number in numbers]),
             "labels": np.concatenate([self._pieces.labels(number) for number in numbers]),
             "positions": np.concatenate([np.arange(length) for length in plan.length[chosen]]),
         }
 
 
-def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_flat: bool = False) -> Batch:
-    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if they have it: no attention mask.
+def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_flat: bool = False, with_replayed: bool = False) -> Batch:
+    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if asked for: no attention mask.
 
     Shorter rows are filled up with a document of padding, which is not trained on.
 
     Args:
-        rows: items of `PackedRows`.
-        pad_id: the token to fill up with.
         is_flat: join the rows to a single one [1, tokens] instead.
     """
-    fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, **({"replayed": 0} if "replayed" in rows[0] else {})}
+    fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, "replayed": 0}
     if is_flat:
         joined = {name: np.concatenate([row[name] for row in rows])[None] for name in fill}
     else:
@@ -203,37 +196,33 @@ def collate_packed(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, is_
             for name, values in joined.items():
                 values[number, :length] = row[name]
             joined["positions"][number, length:] = np.arange(longest - length)
-    replayed = joined.pop("replayed", None)
-    extra = {} if replayed is None else {IS_REPLAYED: torch.from_numpy(replayed.astype(bool))}
+    replayed = torch.from_numpy(joined.pop("replayed").astype(bool))
+    extra = {IS_REPLAYED: replayed} if with_replayed else {}
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
     return extra | {names[name]: torch.from_numpy(values.astype(np.int64)) for name, values in joined.items()}
 
 
 class PaddedPasses(Dataset):
-    """Pieces of similar length, each on a padded row of its own; an item is a complete pass: `ids` and `labels` of its pieces.
+    """Pieces of similar length, each on a padded row of its own; an item is a complete pass: `ids`, `labels` and `replayed` of each piece.
 
     Args:
-        pieces: of the rows.
         passes: numbers of the pieces of each pass; none of a pass that only keeps processes in step.
-        with_replayed: items have `replayed` [t] of each piece, too.
     """
 
-    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray], *, with_replayed: bool = False):
-        self._pieces, self._passes, self._with_replayed = pieces, passes, with_replayed
+    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray]):
+        self._pieces, self._passes = pieces, passes
 
     def __len__(self) -> int:
         return len(self._passes)
 
     def __getitem__(self, place: int) -> list[dict[str, np.ndarray]]:
-        found = [{"ids": self._pieces.ids(number), "labels": self._pieces.labels(number)} for number in self._passes[place]]
-        if self._with_replayed:
-            for number, item in zip(self._passes[place], found, strict=True):
-                item["replayed"] = self._pieces.replayed(number)
-        return found or [_EMPTY | ({"replayed": np.zeros(1, bool)} if self._with_replayed else {})]
+        pieces = self._pieces
+        found = [{"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)} for n in self._passes[place]]
+        return found or [_EMPTY]
 
 
-def collate_padded(passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id: int) -> Batch:
-    """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of the one given pass."""
+def collate_padded(passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id: int, *, with_replayed: bool = False) -> Batch:
+    """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of the one given pass, `is_replayed` if asked for."""
     (rows,) = passes
     shape = (len(rows), max(len(row["ids"]) for row in rows))
     batch = {
@@ -241,11 +230,11 @@ def collate_padded(passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id:
         "labels": torch.full(shape, IGNORED, dtype=torch.long),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
     }
-    if "replayed" in rows[0]:
+    if with_replayed:
         batch[IS_REPLAYED] = torch.zeros(shape, dtype=torch.bool)
     for number, row in enumerate(rows):
         length = len(row["ids"])
-        if "replayed" in row:
+        if with_replayed:
             batch[IS_REPLAYED][number, :length] = torch.from_numpy(row["replayed"])
         batch["input_ids"][number, :length] = torch.from_numpy(row["ids"])
         batch["labels"][number, :length] = torch.from_numpy(row["labels"])
@@ -266,13 +255,6 @@ def planned_batches(lengths: np.ndarray, capacity: int, rows_a_batch: int, epoch
 
     If a packed row has room for n pieces as long as the batch's longest, a batch has n pieces for each row. Pieces that do not
     fill a batch move to the next pool, and at the end to a last, smaller batch. The last part of an epoch is a draw of pieces.
-
-    Args:
-        lengths: [n] tokens of each piece.
-        capacity: tokens of a packed row.
-        rows_a_batch: packed rows of a batch.
-        epochs: how often each piece is trained on.
-        seed: of the order.
     """
     generator = np.random.default_rng(seed)
     total = max(1, round(epochs * len(lengths)))

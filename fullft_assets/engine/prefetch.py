@@ -14,7 +14,6 @@ class Prefetcher:
     It uses a thread and not a process: a thread shares the arrays and ends with this process, whatever ends it. It draws no random number.
 
     Args:
-        feed: the items in the order of training.
         depth: passes collated ahead; Trainer asks for all passes of a step at once.
     """
 

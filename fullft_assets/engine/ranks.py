@@ -56,13 +56,6 @@ def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Val
     """Run work in the first process alone and return its result in all processes; all must call this.
 
     The others synchronize with it as often as the work asks whether to stop: a process that waited for the end at once would time out.
-
-    Args:
-        work: takes a listener; its result can be pickled.
-        progress: reports how far the work is, and has the request to stop.
-
-    Raises:
-        Interrupted: one process was asked to stop.
     """
     result: list[_Value] = []
     if is_first_rank():
@@ -91,11 +84,7 @@ class StopListener:
         self._progress = progress
 
     def raise_if_stopped(self) -> None:
-        """End the scoring if one process was asked to stop.
-
-        Raises:
-            Interrupted: one was.
-        """
+        """End the scoring if one process was asked to stop."""
         if any_rank(self._progress.stop_requested):
             raise Interrupted("stopped on request while scoring")
 

@@ -25,7 +25,6 @@ class Prepared:
     """A model's training, ready to begin.
 
     Attributes:
-        feed: the items that it reads.
         total_loss: the loss; that of an optimizer step is the sum over its passes, divided by the number of labels that are not -100.
         about: facts about the training for the checkpoint's metadata, the plan and the log.
     """
@@ -66,9 +65,6 @@ class Recipe(Protocol):
 
         Args:
             model: as `load` returned it; its frozen weights are frozen already.
-            settings: batch sizes and epochs.
-            seed: of the order.
-            num_processes: processes that share a batch.
 
         Raises:
             DataError, SettingsError: the model cannot be trained on these rows.
@@ -80,17 +76,11 @@ class Recipe(Protocol):
 
         Args:
             model: not wrapped; its mode is restored.
-            listener: gets the progress; an exception of it ends the scoring.
         """
         ...
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """Return a model's score on the general set: one of `training.GENERAL_MEASURES` by its name; nothing without a general set.
-
-        Args:
-            model: not wrapped; its mode is restored.
-            listener: gets the progress; an exception of it ends the scoring.
-        """
+        """Return a model's score on the general set: one of `training.GENERAL_MEASURES` by its name; nothing without a general set."""
         ...
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
@@ -98,7 +88,6 @@ class Recipe(Protocol):
 
         Args:
             model: with its final weights; its mode is restored.
-            listener: gets the progress.
         """
         ...
 
@@ -107,7 +96,6 @@ class Recipe(Protocol):
 
         Args:
             model: the base model, on its device, not in training.
-            seed: of the drawn texts.
         """
         ...
 
@@ -115,8 +103,6 @@ class Recipe(Protocol):
         """Fit baselines, and yield the name of each and its metrics on the validation rows.
 
         Args:
-            names: of registered baselines, the cheapest first.
             folder: where what each has learned is saved.
-            listener: gets the progress.
         """
         ...

@@ -21,14 +21,7 @@ _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib
 
 
 class StepRecorder:
-    """Writes down the metrics of each step, of each validation and of each event.
-
-    Args:
-        log: the step log, in the folder of the unfinished work.
-        trackers: each line of the log is copied to them.
-        meter: times the steps.
-        progress: reports each step.
-    """
+    """Writes down the metrics of each step, of each validation and of each event."""
 
     def __init__(self, log: StepLog, trackers: Trackers, meter: Meter, progress: Progress):
         self.log, self.trackers, self.meter, self.progress = log, trackers, meter, progress
@@ -50,14 +43,7 @@ class StepRecorder:
         self.trackers.log(line)
 
     def record_step(self, step: int, num_steps: int, logs: dict[str, Any], *, is_fp16: bool) -> dict[str, Any]:
-        """Write the line of an optimizer step and report it; return the line.
-
-        Args:
-            step: 1 for the first.
-            num_steps: planned steps.
-            logs: Trainer's `loss`, `grad_norm` and `learning_rate`.
-            is_fp16: the step was computed in fp16.
-        """
+        """Write the line of an optimizer step and report it; return the line."""
         rates = self.meter.step_done(step)
         norm = logs.get("grad_norm")
         # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers the scale: this is not a divergence.

@@ -19,9 +19,6 @@ def anchors(recipe: Recipe, settings: TrainingSettings, seed: int) -> list[layer
     """Return the pulls that the settings ask for; they lead to the base model also where training starts from another one.
 
     Torch's random state stays as it is.
-
-    Raises:
-        SettingsError: EWC without any general or replayed text.
     """
     if not settings.l2_sp and not settings.ewc:
         return []
@@ -44,9 +41,7 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
     empirical Fisher information: of the given texts, not of texts that the model would write.
 
     Args:
-        recipe: has the texts and computes their log-likelihoods.
         model: the base model; its gradients are dropped, its mode is restored.
-        seed: of the texts that the recipe draws.
 
     Raises:
         SettingsError: there is no text.

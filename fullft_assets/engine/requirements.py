@@ -13,11 +13,7 @@ from fullft_assets.settings.guards import guard_settings
 
 
 def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
-    """Return the forward passes of each process in one optimizer step.
-
-    Raises:
-        SettingsError: the batch cannot be divided so.
-    """
+    """Return the forward passes of each process in one optimizer step."""
     rows_a_pass = settings.micro_batch_size * num_processes
     if settings.batch_size % rows_a_pass:
         raise SettingsError(f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes ({rows_a_pass})")

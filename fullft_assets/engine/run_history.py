@@ -22,13 +22,9 @@ class Incident:
     Attributes:
         kind: `roll_back`: back to `to_step` with a lower learning rate; `out_of_memory`: smaller micro-batches from `to_step` on;
             `early_stop`: `to_step` is the last step.
-        step: where it happened.
         to_step: the checkpoint that training continues from; 0 = the base model.
-        reason: one line.
         seconds: training seconds up to then, over all segments.
-        rule: the guard that found it.
         learning_rate: the peak rate from then on.
-        micro_batch_size: rows a forward pass from then on.
     """
 
     kind: IncidentKind
@@ -50,7 +46,6 @@ class RunHistory:
     """The incidents of a run so far, stored in its work folder.
 
     Args:
-        folder: of the unfinished work.
         is_writer: False on every rank but the first.
     """
 
@@ -65,7 +60,6 @@ class RunHistory:
         """Record an incident; it is on the disk before anything acts on it.
 
         Args:
-            incident: what happened.
             is_local: it happened on this rank alone, which therefore writes it.
         """
         self.incidents.append(incident)

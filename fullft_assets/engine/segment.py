@@ -56,14 +56,8 @@ class Fit:
         step: the step after which the model had them: the last one, or with `keep_best` the best by validation loss; within the forgetting
             budget, if there is one.
         num_steps: steps taken; fewer than planned if a guard ended training early.
-        num_tokens: useful tokens of these steps.
-        seconds: of training, over all segments.
         resumed_from_step: the step at which this process began.
-        peak_memory_bytes: of this process.
-        history: the lines of the step log.
-        incidents: events after which the run continued differently from planned.
         micro_batch_size: rows a forward pass at the end.
-        about: what the recipe reports about the training.
         scores: of the model: `validation_loss` and others, and those on the general set.
         interpolated: how the model's weights were chosen between the base model's and those after `step`; None: they are the latter.
     """
@@ -97,7 +91,7 @@ class TrainingRun:
     folder: Path
     progress: Progress
     num_processes: int
-    evaluate_at: Callable[[float], Iterable[int]] | tuple[int, ...] | None
+    evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
     resumable: bool
     callbacks: Sequence[TrainerCallback]
     history: RunHistory
@@ -108,7 +102,6 @@ class TrainingSegment:
 
     Attributes:
         first_step: of the checkpoint that the segment begins at; 0 = the base model.
-        prepared: the model's training, as the recipe prepared it.
     """
 
     def __init__(self, run: TrainingRun):
@@ -211,11 +204,7 @@ class TrainingSegment:
         return trainer
 
     def run(self) -> Fit:
-        """Train to the end; see `finetuning.fine_tune`.
-
-        Raises:
-            SegmentOver: another segment continues.
-        """
+        """Train to the end; see `finetuning.fine_tune`."""
         if self.checkpoint:
             self.shared.progress.say(f"resuming at step {self.first_step} of {self.num_steps} ({self.checkpoint.name})")
         ending: Ending = "FAILED"
@@ -254,11 +243,7 @@ class TrainingSegment:
             raise Interrupted(f"{place}; run the same command to {again}")
 
     def _require_undamaged(self, checkpoint: Path) -> None:
-        """Check the digests of a checkpoint; a damaged one is discarded.
-
-        Raises:
-            DamagedCheckpoint: it is damaged.
-        """
+        """Check the digests of a checkpoint; a damaged one is discarded."""
 
         def discard_damaged(listener: Listener) -> bool:
             damaged = first_damaged(checkpoint, listener)
@@ -285,12 +270,7 @@ class TrainingSegment:
                 self.callback.validate(self.first_step, self.model)
 
     def _finish(self) -> Fit:
-        """Choose the weights that training returns.
-
-        Raises:
-            DivergenceError: none are within the forgetting budget, or they are not finite.
-            StoreError: the best checkpoint is damaged.
-        """
+        """Choose the weights that training returns."""
         seconds, num_steps = self.recorder.seconds, self._last_step()
         model, step = self._choose_weights(num_steps)
         # The first rank removes the folder at the end, while another may still load the best checkpoint.
@@ -320,12 +300,7 @@ class TrainingSegment:
         )
 
     def _choose_weights(self, last_step: int) -> tuple[PreTrainedModel, int]:
-        """Return the complete trained model, and the step after which it had these weights: the last one, or the best.
-
-        Raises:
-            DivergenceError: none are within the forgetting budget.
-            StoreError: the best checkpoint is damaged.
-        """
+        """Return the complete trained model, and the step after which it had these weights: the last one, or the best."""
         best, forgetting = self.validator.best_step(), self.validator.forgetting
         is_over = forgetting.max_rise is not None and forgetting.is_spent(_scores_of(self.recorder.log.lines, last_step))
         if is_over and (best is None or not self.shared.resumable):
@@ -347,12 +322,7 @@ class TrainingSegment:
         free_memory()
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
-        """Put the best weights between the base model's and the trained ones into the model; of several processes the first one does.
-
-        Raises:
-            DivergenceError: none are within the forgetting budget.
-            Interrupted: a stop was requested.
-        """
+        """Put the best weights between the base model's and the trained ones into the model; of several processes the first one does."""
         recipe, log, progress = self.shared.recipe, self.recorder.log, self.shared.progress
         forgetting = Forgetting(recipe.score_general, self.settings.max_general_rise)
 

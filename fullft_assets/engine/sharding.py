@@ -56,11 +56,7 @@ def _units(model: PreTrainedModel) -> list[str]:
 
 
 def enable_on_cpu(trainer: Trainer) -> None:
-    """Enable sharding on CPUs: accelerate knows FSDP for accelerators alone, and would silently fall back to DDP.
-
-    Args:
-        trainer: whose accelerator was just made.
-    """
+    """Enable sharding on CPUs: accelerate knows FSDP for accelerators alone, and would silently fall back to DDP."""
     if not trainer.args.fsdp or trainer.is_fsdp_enabled:
         return
     state = trainer.accelerator.state
@@ -85,13 +81,7 @@ class _ShardingTrainer(Trainer):
 def shard(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, arguments: TrainingArguments
 ) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
-    """Return a model and its optimizer sharded as in training, without a training; all processes must call this.
-
-    Args:
-        model: complete.
-        optimizer: of its weights.
-        arguments: Trainer's, those of `sharding_arguments` among them.
-    """
+    """Return a model and its optimizer sharded as in training, without a training; all processes must call this."""
     return _ShardingTrainer(model=model, args=arguments).accelerator.prepare(model, optimizer)
 
 
@@ -99,8 +89,6 @@ def load(trainer: Trainer, checkpoint: Path, model: PreTrainedModel | None = Non
     """Load a checkpoint's weights into a complete model.
 
     Args:
-        trainer: not training.
-        checkpoint: a folder that it has written.
         model: as `gather` returned it. Default: the trainer's own, which is not yet sharded.
     """
     if not trainer.is_fsdp_enabled:
@@ -114,7 +102,6 @@ def gather(trainer: Trainer, make: Callable[[], PreTrainedModel]) -> PreTrainedM
     """Return a trained model as one process holds it; a sharded one is gathered, for which all processes must call this.
 
     Args:
-        trainer: after training.
         make: loads the same model, untrained. Only the first process gets trained weights.
     """
     trained = _model_of(trainer)

@@ -22,11 +22,7 @@ class ModelShape:
 
     Attributes:
         num_weights: without embeddings and the output head of a language model.
-        num_trained: those of them that are trained.
         num_head_weights: of that head, which is computed where a token is predicted.
-        num_trained_head_weights: those of them that are trained.
-        num_layers: transformer layers.
-        hidden: size of a hidden state.
     """
 
     num_weights: int
@@ -62,9 +58,7 @@ def step_flops(lengths: np.ndarray, num_predicted: np.ndarray, bounds: np.ndarra
 
     Args:
         lengths: tokens of each document that attends to itself alone, in the order of training.
-        num_predicted: tokens of each document that a language model's head is computed for.
         bounds: [steps + 1] the documents of each step.
-        shape: of the model.
     """
     sizes = np.asarray(lengths, np.float64)
     found = sizes * (2 * shape.num_weights + 4 * shape.num_trained) + 12 * shape.num_layers * shape.hidden * sizes**2

@@ -30,11 +30,7 @@ _MAX_METRICS = 900
 
 
 def require_trackers(track: Sequence[str]) -> None:
-    """Refuse MLflow where it is not installed; TensorBoard is optional.
-
-    Raises:
-        SettingsError: MLflow is missing.
-    """
+    """Refuse MLflow where it is not installed; TensorBoard is optional."""
     if "mlflow" in track and importlib.util.find_spec("mlflow") is None:
         raise SettingsError(
             "training.track: mlflow is not installed; `pip install mlflow-skinny` (or the extra `tracking`), or take it out of the list"
@@ -42,15 +38,7 @@ def require_trackers(track: Sequence[str]) -> None:
 
 
 class Trackers:
-    """All trackers that the settings name. One that fails is dropped with a line in the log: it does not end a run of hours.
-
-    Args:
-        track: their names.
-        folder: of the unfinished work; a tracker stores there what it needs after a resume.
-        resumed_from: step that training continues from.
-        params: settings shown beside the run.
-        progress: reports a tracker that is missing or fails.
-    """
+    """All trackers that the settings name. One that fails is dropped with a line in the log: it does not end a run of hours."""
 
     def __init__(self, track: Sequence[str], folder: Path, resumed_from: int, params: Mapping[str, Any], progress: Progress):
         self._progress = progress

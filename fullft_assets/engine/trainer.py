@@ -38,17 +38,7 @@ def training_arguments(
     """Return Trainer's arguments.
 
     Args:
-        settings: hyperparameters.
-        model: to train.
-        folder: of the unfinished work; checkpoints are written there.
-        seed: of dropout.
-        num_processes: processes that share the batch.
         items_a_pass: items of the dataset in a forward pass.
-        num_steps: planned optimizer steps.
-        resumable: write checkpoints.
-
-    Raises:
-        SettingsError: the batch cannot be divided as asked, or the hardware lacks the precision.
     """
     return TrainingArguments(
         output_dir=str(folder),
@@ -113,13 +103,8 @@ class FineTuner(Trainer):
     """Trainer whose checkpoints are complete or not there at all, with a learning rate for each depth of the model.
 
     Args:
-        prepared: what is learned from.
-        settings: of this segment of the run.
-        seed: of the rounding of bf16 weights.
-        meter: counts the time that batches were waited for.
         publish: moves a checkpoint that was written aside to its place; called in the first process with both folders.
         unfreezing: drops the gradients of weights that are not trained yet; None where that is not needed.
-        options: of Trainer.
     """
 
     def __init__(

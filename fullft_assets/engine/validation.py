@@ -19,20 +19,13 @@ class Validator:
 
     Args:
         score: of a model, not wrapped: its scores on the validation rows by name, `loss` among them.
-        forgetting: scores a model on the general set.
-        recorder: takes each line.
     """
 
     def __init__(self, score: Callable[[PreTrainedModel, Listener], dict[str, float]], forgetting: Forgetting, recorder: StepRecorder):
         self._score, self.forgetting, self._recorder = score, forgetting, recorder
 
     def score_before(self, model: PreTrainedModel) -> None:
-        """Score the weights that training begins with on the general set, once a run.
-
-        Raises:
-            Interrupted: a stop was requested.
-            OutOfMemory: scoring does not fit.
-        """
+        """Score the weights that training begins with on the general set, once a run."""
         recorder = self._recorder
         with scoring():
             line = self.forgetting.score_before(model, recorder.log, ranks.StopListener(recorder.progress))
@@ -42,16 +35,7 @@ class Validator:
             recorder.progress.say(f"before training: {in_words(shown)}")
 
     def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
-        """Score the weights after a step; return the recorded line.
-
-        Args:
-            step: the step.
-            model: may be wrapped.
-
-        Raises:
-            Interrupted: a stop was requested.
-            OutOfMemory: scoring does not fit.
-        """
+        """Score the weights after a step; return the recorded line."""
         recorder = self._recorder
         unwrapped: Any = getattr(model, "module", model)
         listener = ranks.StopListener(recorder.progress)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 
 from fullft_assets.evaluation.comparison import Justification
 from fullft_assets.evaluation.intervals import Interval, Record
 from fullft_assets.evaluation.titles import CHAMPION, FINETUNED
+from fullft_assets.task import TASKS
+
+VERSION = "3"
 
 
 class Evaluation(Record, ABC):
     """What a release and a report need to know of an evaluation; `scores` and `gains` go metric -> system.
 
     Attributes:
-        task: name of the task.
         metrics: names of the metrics that a table of the systems shows, in order.
         gains: fine-tuned minus each other system.
         calibration_error: None: not measured for this task.
@@ -67,3 +70,9 @@ class Evaluation(Record, ABC):
     def gain_over_champion(self) -> Interval | None:
         """Primary metric, fine-tuned minus champion; None without a champion."""
         return self.gains[self.primary_metric].get(CHAMPION)
+
+
+def read_evaluation(text: str | bytes) -> Evaluation:
+    """Return an evaluation that was stored as JSON, in the type of its task."""
+    found = json.loads(text)
+    return TASKS.get(found["task"]).evaluation_type().model_validate(found)

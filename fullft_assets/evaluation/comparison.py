@@ -27,15 +27,7 @@ class Justification(Record):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the systems of an evaluation are compared.
-
-    Attributes:
-        settings: level and size of the bootstrap, and further metrics.
-        metric: name of the metric that decides.
-        seed: of the bootstrap.
-        task: name of the task.
-        min_gain: gain over the best baseline that would justify the fine-tuning.
-    """
+    """How the systems of an evaluation are compared."""
 
     settings: EvaluationSettings
     metric: str
@@ -55,8 +47,6 @@ class Comparison:
 
         Args:
             predictions: of `finetuned`, each baseline and, if there is one, `champion`.
-            groups: the group of each row [rows].
-            num_rows: test rows.
 
         Raises:
             ValueError: input is misaligned, there are fewer than two groups, or there is no baseline among the systems.
@@ -105,15 +95,9 @@ def justification(
     """Was full fine-tuning justified: is the interval of its gain over the best baseline above `min_gain` (and zero)?
 
     Args:
-        scores: the metric of each system, the fine-tuned one among them.
         gains: fine-tuned minus each other system.
         baselines: names of the baselines; the one with the highest estimate counts.
-        metric: which metric that is.
-        confidence: level of the intervals.
         min_gain: gain that the interval's lower end must exceed.
-
-    Raises:
-        ValueError: there are no baselines.
     """
     if not baselines:
         raise ValueError("there is no baseline to compare with; materialise cheaper_baselines")

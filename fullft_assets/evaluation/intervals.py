@@ -48,11 +48,7 @@ class Bootstrap(Record):
 
 
 def number_groups(groups: Sequence[str], num_rows: int) -> tuple[np.ndarray, int]:
-    """Return the number of each row's group [rows], and how many groups there are.
-
-    Raises:
-        ValueError: there are more or fewer than the rows, or fewer than two groups.
-    """
+    """Return the number of each row's group [rows], and how many groups there are."""
     if len(groups) != num_rows:
         raise ValueError(f"groups: {len(groups)} for {num_rows} rows")
     names, index = np.unique(np.asarray(groups), return_inverse=True)
@@ -77,16 +73,8 @@ def bootstrap_over_groups(
     function of sums only needs each group's sums, so a resample is a product of group weights with those.
 
     Args:
-        metric: what is computed.
-        predictions: of each system, on the same n rows.
         index: number of each row's group [n], from 0.
         reference: the system whose gain over each other one is estimated.
-        resamples: number of resamples.
-        confidence: level of the intervals, such as 0.95.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: the reference is not among the systems, or a score is out of the metric's bounds.
     """
     if reference not in predictions:
         raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(predictions)}")

@@ -33,7 +33,6 @@ def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
     """Return sentences on the weakest label, and on those that the test set lacks.
 
     Args:
-        scores: of each label.
         unit: what is counted, such as `test rows`.
     """
     measured = [score for score in scores if score.support]

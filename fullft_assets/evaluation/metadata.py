@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
-from fullft_assets.store import Manifest
 from fullft_assets.store.metadata import Metadata
 
 
 class EvaluationMetadata(Metadata):
     """Metadata of `evaluation_report`.
 
-    A manifest keeps `measured` flat beside the other keys, so that the UI plots each number: METRIC, METRIC_low and METRIC_high of the
-    fine-tuned model, SYSTEM_METRIC of the others, and what the task adds.
-
     Attributes:
         verdict: whether the candidate is promoted, in words.
         justification: whether full fine-tuning was worth it, in words.
-        metrics: names of the metrics that the table of the systems shows, in order.
         num_test_rows_left_out: test rows that a compared model had learned from.
-        checkpoint: reference of the candidate.
         incumbent: reference of the champion that it was compared with. None: there was none.
-        measured: numbers by name, and lists of labels.
+        measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, SYSTEM_METRIC of the others, and what the task adds.
     """
 
+    rest = "measured"
     verdict: str
     justification: str
     promote: bool
@@ -41,19 +36,6 @@ class EvaluationMetadata(Metadata):
     checkpoint: str
     incumbent: str | None = None
     measured: dict[str, Any]
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        """Return the metadata of an evaluation report."""
-        known = set(cls.model_fields) - {"measured"}
-        measured = {name: value for name, value in manifest.metadata.items() if name not in known}
-        return cls.model_validate({**{name: manifest.metadata[name] for name in known & set(manifest.metadata)}, "measured": measured})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what a manifest keeps."""
-        found = super().as_dict()
-        measured = found.pop("measured")
-        return {**found, **measured}
 
     @property
     def systems(self) -> list[str]:

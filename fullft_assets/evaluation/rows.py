@@ -18,7 +18,7 @@ class GroupScore(Record):
     num_errors: int
 
 
-class Agreement(Record):
+class SystemAgreement(Record):
     """Test rows by who was right: the fine-tuned model, the best baseline, both or neither."""
 
     both_right: int
@@ -40,9 +40,9 @@ def weakest_groups(right: np.ndarray, groups: Sequence[str], *, most: int = 5, m
     return sorted(scores, key=lambda s: (-s.num_errors / s.num_rows, -s.num_errors, s.group))[:most]
 
 
-def agreement(ours: np.ndarray, theirs: np.ndarray) -> Agreement:
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> SystemAgreement:
     """Count the rows by which of two systems was right on them, bool [n] each."""
-    return Agreement(
+    return SystemAgreement(
         both_right=int((ours & theirs).sum()),
         only_finetuned_right=int((ours & ~theirs).sum()),
         only_baseline_right=int((~ours & theirs).sum()),

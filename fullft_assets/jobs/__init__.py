@@ -1,5 +1,3 @@
 """The job file that one entry point and every launcher understand."""
 
 from fullft_assets.jobs.job import Job, read_job
-
-__all__ = ["Job", "read_job"]

@@ -73,11 +73,7 @@ class Progress:
         self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *shown]))
 
     def raise_if_stopped(self) -> None:
-        """End work that needs no checkpoint, if it was asked to stop.
-
-        Raises:
-            Interrupted: it was.
-        """
+        """End work that needs no checkpoint, if it was asked to stop."""
         if self.stop_requested:
             raise Interrupted("stopped on request; run the same command to start this part again")
 

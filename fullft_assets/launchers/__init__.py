@@ -1,5 +1,3 @@
 """Where heavy work runs: one protocol, one module a backend."""
 
 from fullft_assets.launchers.base import Launcher
-
-__all__ = ["Launcher"]

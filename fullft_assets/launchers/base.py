@@ -26,9 +26,6 @@ class Launcher(ABC):
 
     Another package adds a launcher by an entry point in the group `fullft_assets.launchers` that names a subclass;
     `launcher.kind` of a YAML chooses it.
-
-    Args:
-        settings: the section `launcher` of the use case.
     """
 
     def __init__(self, settings: LauncherSettings):

@@ -32,12 +32,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 class LocalLauncher(Launcher):
-    """Runs a workload under a supervisor; its output goes to the step's compute logs.
-
-    Args:
-        settings: number of processes and grace time.
-        package: where the workloads' modules are.
-    """
+    """Runs a workload under a supervisor; its output goes to the step's compute logs."""
 
     def __init__(self, settings: LauncherSettings, package: str = "fullft_assets.workloads"):
         self.settings = settings

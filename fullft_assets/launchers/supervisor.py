@@ -50,11 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Supervisor:
-    """One supervised command.
-
-    Args:
-        grace_seconds: time between SIGTERM and SIGKILL.
-    """
+    """One supervised command."""
 
     _command: subprocess.Popen[bytes]
 

@@ -22,7 +22,6 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
     Args:
         model: just loaded from `base_model`; changed in place.
         base_model: its folder, with the original tokenizer.
-        added_tokens: of the settings with which the windows were made.
 
     Raises:
         SettingsError: the weights have no embedding for a token of the folder's own tokenizer.

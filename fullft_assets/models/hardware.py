@@ -42,7 +42,6 @@ def peak_flops(device: str, precision: str) -> float | None:
     """Return the dense peak of a card in FLOP/s; None where it is not known, as for every CPU.
 
     Args:
-        device: the card's name as its driver reports it.
         precision: fp32, tf32, bf16 or fp16.
     """
     for name, half, single in _PEAKS:

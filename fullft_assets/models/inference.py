@@ -75,31 +75,21 @@ def move_unless_sharded(model: PreTrainedModel) -> None:
 
 
 def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load a sequence classifier.
-
-    Raises:
-        SettingsError: models of its kind have no such head.
-    """
-    config = loading.read_config(folder)
-    if not loading.has_kind(config, AutoModelForSequenceClassification):
-        raise SettingsError(
-            f"base_model: {folder} (model_type {config.model_type}) has no head for labels in transformers, nor in its own code"
-        )
-    return loading.load(AutoModelForSequenceClassification, folder, dtype=dtype, **options)
+    """Load a sequence classifier."""
+    return _load_with_head(AutoModelForSequenceClassification, folder, "labels in transformers, nor in its own code", dtype, options)
 
 
 def load_tagger(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load a token classifier.
+    """Load a token classifier."""
+    missing = "tokens in transformers; give an encoder such as BERT"
+    return _load_with_head(AutoModelForTokenClassification, folder, missing, dtype, options)
 
-    Raises:
-        SettingsError: models of its kind have no head for tokens.
-    """
+
+def _load_with_head(kind: type, folder: ModelFolder, missing: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     config = loading.read_config(folder)
-    if not loading.has_kind(config, AutoModelForTokenClassification):
-        raise SettingsError(
-            f"base_model: {folder} (model_type {config.model_type}) has no head for tokens in transformers; give an encoder such as BERT"
-        )
-    return loading.load(AutoModelForTokenClassification, folder, dtype=dtype, **options)
+    if not loading.has_kind(config, kind):
+        raise SettingsError(f"base_model: {folder} (model_type {config.model_type}) has no head for {missing}")
+    return loading.load(kind, folder, dtype=dtype, **options)
 
 
 def load_for_training(
@@ -119,14 +109,7 @@ def load_for_training(
     `left_out_head` describes it, and is empty where there was none.
 
     Args:
-        folder: a transformers folder with safetensors.
-        labels: names of the head's outputs.
-        attention_dropout: in place of the model's own.
-        added_tokens: that its tokenizer did not have.
-        load: reads the model.
         keeps_head: the folder's head is for these labels.
-        dtype: of the weights.
-        changes: of its configuration.
 
     Raises:
         SettingsError: weights below the head do not have the shapes of its configuration.
@@ -175,9 +158,6 @@ def load_causal(
 
     Args:
         folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added tokens already.
-        added_tokens: that the base model's tokenizer did not have.
-        attention_dropout: in place of the model's own.
-        dtype: of the weights.
 
     Raises:
         SettingsError: there is no language model in it.
@@ -211,11 +191,6 @@ def predict(model_folder: ModelFolder, windows: Sequence[Sequence[Sequence[int]]
 
     One label a row: the mean of the windows' logits, then a softmax. Several: the mean of the windows' probabilities of each
     label. A label of a single window still counts then, which a mean of logits would hide.
-
-    Args:
-        model_folder: a transformers folder with a sequence classifier.
-        windows: each document's windows of token ids.
-        progress: reports how many windows are done.
     """
     return predict_with(load_classifier(model_folder), windows, progress=progress)
 
@@ -251,11 +226,7 @@ def embed(
     """Return the mean-pooled last hidden states [rows, hidden] of a base model, before any training.
 
     Args:
-        model_folder: a transformers folder with safetensors.
-        windows: each document's windows of token ids.
-        added_tokens: that its tokenizer did not have.
         computed_in: precision of the passes. Default: that of `auto` on this machine.
-        progress: reports how many windows are done.
     """
     model = loading.load(AutoModel, model_folder, dtype=torch.float32)
     precision.set_scoring(model, computed_in)
@@ -293,17 +264,7 @@ def _forward(model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]],
 def forward_batches(
     model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None, **options: object
 ) -> Iterator[tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]]:
-    """Yield (document, window) of each window of a pass, its inputs, padded, and the model's output; the mode is restored.
-
-    Args:
-        model: not wrapped.
-        windows: each document's windows of token ids.
-        progress: reports how many windows are done.
-        options: of the forward pass.
-
-    Raises:
-        OutOfMemory: a single window does not fit.
-    """
+    """Yield (document, window) of each window of a pass, its inputs, padded, and the model's output; the mode is restored."""
     was_training = model.training
     model.eval()
     move_unless_sharded(model)
@@ -328,7 +289,6 @@ def in_batches(
     """Yield the result of each batch of windows that are scored; if memory runs out, batches are halved, down to a single window.
 
     Args:
-        lengths: tokens of each window, the longest first.
         forward: makes the forward pass of the windows from the first index up to, not including, the second one.
         model: that is scored. Batches of a sharded one are not halved: its processes wait for each other within a pass.
         progress: reports how many windows are done; asked whether to stop after each batch of the size before any halving.
@@ -374,11 +334,7 @@ def in_batches(
 
 @contextmanager
 def scoring() -> Iterator[None]:
-    """Name scoring as the place where memory ran out; otherwise training would halve its own passes in vain.
-
-    Raises:
-        OutOfMemory: memory ran out.
-    """
+    """Name scoring as the place where memory ran out; otherwise training would halve its own passes in vain."""
     try:
         yield
     except Exception as error:

@@ -56,9 +56,7 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     """Test a model on packed rows of random tokens; its weights, gradients and mode stay as they were.
 
     Args:
-        model: a causal language model on its device.
         capacity: tokens in a row, at least 6.
-        seed: of the tokens.
     """
     name = model.config.model_type
     if "position_ids" not in inspect.signature(model.forward).parameters:

@@ -32,15 +32,11 @@ def depth(name: str, layers: int) -> int:
 
 
 def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
-    """Freeze the weights that the settings name.
-
-    Raises:
-        SettingsError: the model has fewer layers.
-    """
+    """Freeze the weights that the settings name."""
     layers = num_layers(name for name, _ in model.named_parameters())
     if settings.freeze_layers > layers:
         raise SettingsError(f"training.freeze_layers: {settings.freeze_layers} is more than the {layers} layers of the base model")
-    frozen_below = settings.freeze_layers if settings.freeze_layers else 0 if settings.freeze == "embeddings" else -1
+    frozen_below = settings.freeze_layers or (0 if settings.freeze == "embeddings" else -1)
     for name, parameter in model.named_parameters():
         if depth(name, layers) <= frozen_below:
             parameter.requires_grad_(False)
@@ -60,9 +56,7 @@ def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings)
     The rate of a group is `learning_rate` times `layer_decay` to the number of layers between it and the head.
 
     Args:
-        model: whose trained parameters are grouped.
         decayed: names of the parameters that weight decay applies to.
-        settings: rates and decay.
     """
     decayed = set(decayed)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -82,12 +76,7 @@ class Unfreezing:
     weight decay begin when it is unfrozen.
 
     Args:
-        model: the weights that the settings freeze are frozen already.
         share: of the steps after which one more layer is trained.
-        num_steps: optimizer steps of the whole training.
-
-    Raises:
-        SettingsError: the lowest weights would never be trained.
     """
 
     def __init__(self, model: PreTrainedModel, share: float, num_steps: int):
@@ -141,9 +130,6 @@ class Anchor:
     clipping, so that a large loss gradient does not outweigh it. A new head is not pulled.
 
     Args:
-        model: with its pretrained weights.
-        strength: factor of the distance.
-        has_new_head: the weights outside of the base model are new.
         importance: of each weight, by parameter. Default: equal.
     """
 

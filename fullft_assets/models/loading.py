@@ -51,16 +51,7 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
 
 
 def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
-    """Return the result of `kind.from_pretrained` for a folder.
-
-    Args:
-        kind: AutoModel, or one of those with a head.
-        folder: with config.json and safetensors.
-        options: of `from_pretrained`.
-
-    Raises:
-        SettingsError: it needs code of its own, which is not trusted or cannot be imported.
-    """
+    """Return the result of `kind.from_pretrained` for a folder."""
     with _trust(folder) as is_trusted:
         return kind.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=is_trusted, **options)
 

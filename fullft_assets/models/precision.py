@@ -40,11 +40,7 @@ def resolve(setting: str) -> Precision:
 
 
 def of(settings: TrainingSettings) -> Precision:
-    """Return the precision that a training computes in; bf16 weights are used as they are.
-
-    Raises:
-        SettingsError: fp16 without a GPU, or tf32 without one that has it.
-    """
+    """Return the precision that a training computes in; bf16 weights are used as they are."""
     return "bf16" if settings.weights == "bf16" else resolve(settings.precision)
 
 

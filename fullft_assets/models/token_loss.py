@@ -45,21 +45,13 @@ class TokenLoss:
         """Return the sum over all trained tokens, in fp32, differentiable.
 
         Args:
-            model: the model, which may be wrapped by now.
-            inputs: of its forward pass, without labels.
             labels: [rows, tokens] the token ids of the rows, IGNORED where not trained. The first token of a row is never trained.
         """
         return self._fused(model, inputs, labels) if self.is_fused else plain(model, inputs, labels)
 
     @torch.no_grad()
     def of_tokens(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it first: [tokens] both.
-
-        Args:
-            model: the model, which may be wrapped by now.
-            inputs: of its forward pass, without labels.
-            labels: as for `total`.
-        """
+        """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it first: [tokens] both."""
         predicted = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][predicted]
         found: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -44,13 +44,8 @@ class TokenScores:
         count = self.num_tokens.sum()
         return float(self.loss.sum() / count) if count else math.nan
 
-    def perplexity(self) -> float:
-        """Return exp(mean loss); infinite where that overflows."""
-        loss = self.mean_loss()
-        return math.exp(loss) if not loss > 700 else math.inf
-
     def token_probability(self) -> float:
-        """Return the geometric mean of the tokens' probabilities, 1 / perplexity: in [0, 1], higher is better."""
+        """Return the geometric mean of the tokens' probabilities, 1 / perplexity."""
         return math.exp(-self.mean_loss())
 
     def token_accuracy(self) -> float:
@@ -72,14 +67,8 @@ def score_documents(
     row of its own, longest first, so packing does not matter.
 
     Args:
-        model: not wrapped; it is moved to the accelerator, if there is one.
-        windows: token ids of each document's windows.
         marks: aligned with the windows, 1 where a token is trained; None: all are.
         progress: reports how many windows are done; asked between batches whether to stop.
-
-    Raises:
-        Interrupted: a stop was requested.
-        OutOfMemory: a single window does not fit.
     """
     num_tokens, loss, num_right = (np.zeros(len(windows), kind) for kind in (np.int64, np.float64, np.int64))
     rows = _rows(windows, marks)

@@ -5,26 +5,3 @@ from fullft_assets.monitoring.features import Features, build_features, one_per_
 from fullft_assets.monitoring.metadata import DriftMetadata, ReferenceMetadata
 from fullft_assets.monitoring.rendering import render_report, render_table
 from fullft_assets.monitoring.verdict import CHECKS, VERSION, DriftVerdict, Status, check, compare, insufficient, key_settings
-
-__all__ = [
-    "CHECKS",
-    "DriftMetadata",
-    "DriftVerdict",
-    "Features",
-    "MIN_EXPECTED_COUNT",
-    "ReferenceMetadata",
-    "Status",
-    "VERSION",
-    "build_features",
-    "check",
-    "compare",
-    "compare_embeddings",
-    "compare_lengths",
-    "compare_predictions",
-    "insufficient",
-    "key_settings",
-    "one_per_group",
-    "render_report",
-    "render_table",
-    "vocabulary_of",
-]

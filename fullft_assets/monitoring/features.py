@@ -57,11 +57,7 @@ class Features:
 
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Read what `save` wrote.
-
-        Raises:
-            StoreError: an array is missing.
-        """
+        """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             missing = [field.name for field in fields(cls) if field.name not in arrays]
             if missing:
@@ -76,9 +72,7 @@ def one_per_group(texts: Sequence[str], groups: Sequence[str | None], seed: int,
     without a group is grouped with the texts equal to it. The choice depends on the texts, not on their order.
 
     Args:
-        texts: [n] texts.
         groups: [n] group of each row; None or "" = none.
-        seed: key of the hash.
         limit: maximum number of rows, drawn by the same hash. Default: all groups.
     """
     ranks = [_keyed_hash(f"{seed}:{text}") for text in texts]
@@ -108,7 +102,6 @@ def build_features(
     Args:
         texts: [n] texts.
         num_tokens: [n] tokens of the full text, without special tokens.
-        vocabulary: words of the training texts (`vocabulary_of`); a set.
         probabilities: [n, k] predicted label distribution.
         embeddings: [n, d] pooled last hidden state.
     """

@@ -10,8 +10,6 @@ class DriftMetadata(Metadata):
     """Metadata of a `drift_report`.
 
     Attributes:
-        summary: the verdict in one line.
-        table: the tests as Markdown.
         num_rows: compared documents of the window, one a group.
         num_related_left_out: documents of groups that another document represents.
         num_reference_rows: None where the window has too few documents to be compared.

@@ -15,6 +15,7 @@ import numpy as np
 
 from fullft_assets.documents import RawMetadata
 from fullft_assets.monitoring.features import Features
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.frozen_batches import folder_of
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -42,7 +43,6 @@ class Composition:
     Attributes:
         labels: documents by label (a document with several labels, or spans, counts once for each label).
         domains: documents by domain.
-        num_rows: documents.
         num_independent: equivalent number of independent documents (Kish's effective sample size over the groups:
             related documents that arrive in bursts carry less information than their number).
         lengths: [n] characters of each text.
@@ -83,6 +83,7 @@ def judge(
     windows: Mapping[str, Manifest],
     reports: Mapping[str, Manifest],
     model: Manifest | None,
+    labels: Sequence[str],
     max_difference: float,
     seed: int = 0,
 ) -> CheckOutcome:
@@ -91,13 +92,9 @@ def judge(
     Production's labels are those of its documents; if none has a label, those that the model predicted.
 
     Args:
-        store: has the artifacts.
-        snapshot: `training_snapshot`.
         windows: `production_documents` by window; names sort by age.
-        reports: `drift_report` by window.
         model: the checkpoint in production; predictions of other checkpoints do not count.
-        max_difference: see `compare`.
-        seed: see `compare`.
+        labels: in the order of its outputs.
     """
     newest: dict[str, Manifest] = {}
     for name in sorted(windows, reverse=True):
@@ -106,20 +103,19 @@ def judge(
         newest[name] = windows[name]
     if not newest:
         return _outcome(True, "no production documents yet", {"production": "no production documents yet", "num_production_rows": 0})
-    predicted = predictions(store, [reports[name] for name in newest if name in reports], model) if model is not None else {}
+    predicted = predictions(store, [reports[name] for name in newest if name in reports], model, labels) if model is not None else {}
     outcome = compare(of_snapshot(store, snapshot), of_production(store, list(newest.values()), predicted), max_difference, seed=seed)
     return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": len(newest)}})
 
 
-def predictions(store: Store, reports: Iterable[Manifest], model: Manifest) -> Counter[str]:
+def predictions(store: Store, reports: Iterable[Manifest], model: Manifest, labels: Sequence[str]) -> Counter[str]:
     """Return documents by the label that a model predicted, over the drift reports that it made."""
-    names = store.load(model.metadata["snapshot"]).metadata["labels"]
     counts: Counter[str] = Counter()
     for report in reports:
         # A window with insufficient data was not read by the model.
         if report.inputs["finetuned_checkpoint"] == model.content_digest and "features.npz" in report.files:
             predicted = Features.load(store.folder(report) / "features.npz").predicted
-            counts.update({names[n]: count for n, count in enumerate(np.bincount(predicted, minlength=len(names)).tolist()) if count})
+            counts.update({labels[n]: count for n, count in enumerate(np.bincount(predicted, minlength=len(labels)).tolist()) if count})
     return counts
 
 
@@ -132,8 +128,6 @@ def of_production(store: Store, windows: Sequence[Manifest], predicted: Mapping[
     """Return the composition of production documents.
 
     Args:
-        store: has the windows.
-        windows: `production_documents` of the latest windows.
         predicted: independent documents by predicted label; used if no document has a label.
     """
     import pyarrow.parquet as pq
@@ -185,10 +179,7 @@ def compare(training: Composition, production: Composition, max_difference: floa
     labels) is not compared, and reported.
 
     Args:
-        training: composition of the snapshot's training rows.
-        production: composition of production documents.
         max_difference: total variation distance beyond chance above which it warns (`snapshot.max_share_difference`).
-        seed: seed of the bootstrap.
     """
     sizes = {"num_training_rows": training.num_rows, "num_production_rows": production.num_rows}
     metadata = {**sizes, "num_characters": _length_quantiles(training, production)}
@@ -229,7 +220,6 @@ def difference(
     Args:
         training, production: counts by name; neither may be empty.
         num_training, num_production: independent documents behind the counts.
-        seed: of the draws.
     """
     names = sorted({*training, *production})
     counts = np.array([[side.get(name, 0) for name in names] for side in (training, production)], np.float64)
@@ -318,7 +308,7 @@ def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
     places = pq.read_table(folder / "places.parquet", columns=["batch", "position"])
     split = pq.read_table(folder / "index.parquet", columns=["split"])["split"]
     places = places.append_column("split", split).filter(pc.field("split") == "train")
-    for batch in sorted(snapshot.metadata["parts"]):
+    for batch in sorted(SnapshotMetadata.of(snapshot).parts):
         path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
         known = set(pq.read_schema(path).names)
         positions = places.filter(pc.field("batch") == batch)["position"]

@@ -60,9 +60,6 @@ def compare(reference: Features, current: Features, settings: MonitoringSettings
     Args:
         reference: held-out rows of the snapshot that the model was trained on.
         current: the window's rows, read by the same model.
-        settings: rows needed, false alarm rate over all tests together, minimum number of permutations.
-        seed: seed of the permutations and of the embedding test's subsample.
-        labels: names of the predicted labels, for the descriptions.
     """
     if min(len(reference), len(current)) < settings.min_window_rows:
         return insufficient(len(current), settings, num_reference_rows=len(reference))
@@ -86,13 +83,7 @@ def compare(reference: Features, current: Features, settings: MonitoringSettings
 
 
 def insufficient(num_rows: int, settings: MonitoringSettings, *, num_reference_rows: int | None = None) -> DriftVerdict:
-    """Return the verdict for a window, or a reference, with too few rows.
-
-    Args:
-        num_rows: rows of the window, one for each group.
-        settings: rows needed.
-        num_reference_rows: None if the reference was not read.
-    """
+    """Return the verdict for a window, or a reference, with too few rows."""
     counts = {"window": num_rows, "reference": num_reference_rows}
     return DriftVerdict(
         status="insufficient_data",

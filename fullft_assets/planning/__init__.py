@@ -9,21 +9,3 @@ from fullft_assets.planning.memory import next_rung, state_bytes
 from fullft_assets.planning.metadata import BaselinesMetadata, PilotMetadata, PlanMetadata
 from fullft_assets.planning.pilot import Point, extrapolate, pilot_check, pilot_rows
 from fullft_assets.planning.plan import PILOT_CHECKS, PLAN_CHECKS, VERSION, plan_checks
-
-__all__ = [
-    "BaselinesMetadata",
-    "Measured",
-    "PILOT_CHECKS",
-    "PLAN_CHECKS",
-    "PilotMetadata",
-    "PlanMetadata",
-    "Point",
-    "VERSION",
-    "extrapolate",
-    "next_rung",
-    "pilot_check",
-    "pilot_rows",
-    "plan_checks",
-    "state_bytes",
-    "stop_note",
-]

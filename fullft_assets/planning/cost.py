@@ -34,7 +34,7 @@ def stop_seconds(measured: Measured, training: TrainingSettings) -> float:
     """Return the seconds from a request to stop to the checkpoint: the current step, and saving weights and moments to a slow disk."""
     width = bytes_per_weight(training.weights)
     moments = state_bytes(training.optimizer, training.weights) - width * (1 if training.steps_in_backward else 2)
-    saved = width * measured.num_parameters + moments * measured.trained
+    saved = width * measured.num_parameters + moments * measured.num_trained_parameters
     return measured.predicted_seconds / max(1, measured.num_steps) + saved / _SAVED_BYTES_PER_SECOND
 
 

@@ -9,7 +9,6 @@ class Measured(BaseModel):
     """What the planning workload measured with real training steps.
 
     Attributes:
-        num_trained_parameters: parameters that are not frozen. None: all.
         host_memory_bytes: memory of the host, if the accelerator has its own memory.
         num_processes: processes that shared the model during the measurement; memory is that of each one.
     """
@@ -17,6 +16,7 @@ class Measured(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     num_parameters: int
+    num_trained_parameters: int
     num_rows: int
     num_steps: int
     num_tokens: int
@@ -26,11 +26,5 @@ class Measured(BaseModel):
     available_memory_bytes: int
     device: str
     precision: str
-    num_trained_parameters: int | None = None
     host_memory_bytes: int | None = None
     num_processes: int = 1
-
-    @property
-    def trained(self) -> int:
-        """Number of parameters that are not frozen."""
-        return self.num_parameters if self.num_trained_parameters is None else self.num_trained_parameters

@@ -30,7 +30,6 @@ class MemoryEstimate:
 
     Attributes:
         peak: of each process on the device that computes: on the accelerator, if there is one.
-        state: part of the peak for weights, gradients and moments.
         host: of all processes in the host's memory, if the accelerator has its own memory.
         origin: how the peak was estimated, for the check's description; empty if it was measured.
     """
@@ -64,7 +63,7 @@ def state_bytes(optimizer: Optimizer, weights: Weights = "fp32") -> int:
 def total_state_bytes(measured: Measured, training: TrainingSettings) -> int:
     """Return the bytes of all weights, and of the gradients and moments of those that are trained."""
     width = bytes_per_weight(training.weights)
-    return width * measured.num_parameters + (state_bytes(training.optimizer, training.weights) - width) * measured.trained
+    return width * measured.num_parameters + (state_bytes(training.optimizer, training.weights) - width) * measured.num_trained_parameters
 
 
 def memory_check(
@@ -98,9 +97,6 @@ def estimate_memory(measured: Measured, activations: int, training: TrainingSett
 
     Args:
         measured: a run in one process that holds the full model, or in processes that share it.
-        activations: bytes beside weights, gradients and moments (`activation_bytes`).
-        training: settings of the training that is estimated.
-        processes: number of processes that will train.
     """
     state = total_state_bytes(measured, training)
     all_weights = bytes_per_weight(training.weights) * measured.num_parameters
@@ -178,7 +174,7 @@ def _gradient_buckets(measured: Measured, training: TrainingSettings, processes:
     """Return the bytes of the buckets in which unsharded processes sum their gradients (DDP): a second copy of these."""
     if training.sharding != "none" or processes == 1:
         return 0
-    return bytes_per_weight(training.weights) * measured.trained
+    return bytes_per_weight(training.weights) * measured.num_trained_parameters
 
 
 def _limit(measured: Measured, settings: PlanningSettings, processes: int) -> int:

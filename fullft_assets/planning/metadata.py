@@ -12,10 +12,8 @@ class PlanMetadata(Measured, Metadata):
     """Metadata of `feasibility_plan`: the measurements, and what follows from them.
 
     Attributes:
-        peak_memory_gib: of each process, as planned.
         state_memory_gib: part of the peak for weights, gradients and moments.
         stop_seconds: from a request to stop to the checkpoint.
-        padding_share: share of the tokens that are padding.
     """
 
     #: A task's recipe reports more: which kernels it uses, whether rows are packed.

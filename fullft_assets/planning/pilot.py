@@ -43,9 +43,6 @@ def pilot_rows(num_rows: int, epochs: float, share: float, batch_size: int) -> l
     The pilot is one run over nested, growing subsets, each row read once, so that `share` of the
     planned row visits buys the longest possible learning curve. It takes at least two batches, as a
     curve has two points.
-
-    Raises:
-        SettingsError: there are fewer rows than two batches.
     """
     if num_rows < 2 * batch_size:
         raise SettingsError(
@@ -63,9 +60,6 @@ def extrapolate(points: Sequence[Point], target_rows: int) -> PredictedScore:
     over the later half of the curve, where the transient of the first steps is over, with b >= 0: more data of
     the same kind does not hurt, and b <= 0.5: part of the gain at the last point comes from its lower learning rate. The band takes b
     from half to one and a half times the fit.
-
-    Raises:
-        ValueError: fewer than two points.
     """
     if len(points) < 2:
         raise ValueError(f"a learning curve needs two points, got {len(points)}; raise planning.pilot_share")

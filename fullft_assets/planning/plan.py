@@ -24,8 +24,6 @@ def plan_checks(
     """Return the plan and the gates on memory, time and price.
 
     Args:
-        measured: measurements of real training steps.
-        settings: the limits.
         training: the settings that were measured. Default: the default settings.
         processes: number of processes that will train. With `sharding` each holds a part of the state, without it all of it, and
             buckets of its gradients. On a CPU they share the machine's memory.

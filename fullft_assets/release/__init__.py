@@ -4,21 +4,4 @@ from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict
 from fullft_assets.release.champion import MAX_HISTORY, Champion, promote, read_champion, read_history, rollback
 from fullft_assets.release.decision import ReleaseOutcome, incumbent, publish
 from fullft_assets.release.metadata import ChampionMetadata
-from fullft_assets.release.model_card import VERSION, model_card
-
-__all__ = [
-    "Champion",
-    "ChampionMetadata",
-    "MAX_HISTORY",
-    "ReleaseOutcome",
-    "ReleaseVerdict",
-    "VERSION",
-    "incumbent",
-    "model_card",
-    "promote",
-    "publish",
-    "read_champion",
-    "read_history",
-    "rollback",
-    "verdict",
-]
+from fullft_assets.release.model_card import VERSION

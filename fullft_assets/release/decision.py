@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
 from fullft_assets.release.champion import Champion, promote, read_champion, read_history
 from fullft_assets.release.model_card import write_card
@@ -41,15 +42,7 @@ def incumbent(store: Store, case: str, candidate: Manifest) -> str | None:
 
 
 def consider(store: Store, case: str, verdict: ReleaseVerdict, candidate: Champion, judged_against: str | None) -> ReleaseOutcome:
-    """Return what a recorded verdict leads to now; nothing is written.
-
-    Args:
-        store: has the champion's pointer.
-        case: the use case.
-        verdict: the verdict recorded with the evaluation.
-        candidate: the record of the candidate as champion.
-        judged_against: ref of the incumbent's checkpoint in that evaluation.
-    """
+    """Return what a recorded verdict leads to now; nothing is written."""
     current = read_champion(store, case)
     if current is not None and current.checkpoint == candidate.checkpoint:
         return ReleaseOutcome("already_champion", "Already champion: nothing to change.", current)
@@ -85,7 +78,7 @@ def publish(
             "champion_model refused: evaluation_report judged by other settings of release; materialise evaluation_report again"
         )
     folder, case = store.folder(report), use_case.name
-    verdict, judged_against = read_verdict(folder), report.metadata.get("incumbent")
+    verdict, judged_against = read_verdict(folder), EvaluationMetadata.of(report).incumbent
     candidate = Champion(
         checkpoint=checkpoint.ref,
         snapshot=CheckpointMetadata.of(checkpoint).snapshot,

@@ -9,9 +9,6 @@ class ChampionMetadata(Metadata):
     """Metadata of a `champion_model`.
 
     Attributes:
-        checkpoint: ref of the `finetuned_checkpoint`.
-        score: primary metric on the test rows.
-        verdict: the release verdict in words.
         model: folder of the model within the store.
     """
 

@@ -7,7 +7,7 @@ from fullft_assets.release.champion import read_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store
-from fullft_assets.training.lineage import learned_what_was_erased, trainings
+from fullft_assets.training.lineage import learned_what_was_erased, tokenizer_of, trainings
 from fullft_assets.training.metadata import CheckpointMetadata, PastTraining
 
 _FROM_BASE = "set training.retrain_from: base"
@@ -19,11 +19,6 @@ def find(store: Store, case: str, settings: UseCaseSettings, snapshot: Manifest,
     The answer to the first call is recorded: a champion that this training makes, or a later one, does not change where it began.
 
     Args:
-        store: has the champion's pointer.
-        case: the use case.
-        settings: with `training.retrain_from`.
-        snapshot: the training snapshot.
-        revision: of the base model.
         decision: key of the training without its starting point; names the record.
 
     Raises:
@@ -50,7 +45,7 @@ def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -
         return "has another base_model"
     if made.labels != label_names(snapshot):
         return f"has the labels {', '.join(made.labels)}, the snapshot has {', '.join(label_names(snapshot))}"
-    if _tokenizer(store, store.load(made.snapshot)) != _tokenizer(store, snapshot):
+    if tokenizer_of(store, store.load(made.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
     if any(_held_erased(store, training) for training in trainings(start)):
         return "learned from documents that were erased since, and a model trained from it would keep what it learned"
@@ -63,9 +58,3 @@ def _held_erased(store: Store, training: PastTraining) -> bool:
     except StoreError:  # deleted by the user: no erasure is known
         return False
     return learned_what_was_erased(store, snapshot, training)
-
-
-def _tokenizer(store: Store, snapshot: Manifest) -> str:
-    """Return the digest of the tokenizer of all windows of a snapshot."""
-    part = next(iter(snapshot.metadata["parts"].values()))
-    return store.load(part["chunks"]).inputs["tokenizer"]

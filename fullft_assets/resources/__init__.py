@@ -5,16 +5,3 @@ from fullft_assets.resources.io_manager import ManifestIOManager, manifest_io_ma
 from fullft_assets.resources.launcher import launcher_resource
 from fullft_assets.resources.pointers import latest, latest_by_partition, set_latest
 from fullft_assets.resources.store import open_store, s3_options, store_resource
-
-__all__ = [
-    "ManifestIOManager",
-    "latest",
-    "latest_by_partition",
-    "launcher_resource",
-    "manifest_io_manager",
-    "one_line_errors",
-    "open_store",
-    "s3_options",
-    "set_latest",
-    "store_resource",
-]

@@ -1,5 +1,3 @@
 """Sample deliveries: real data from packages, written as a labelling job or an archive would deliver them, and a real model."""
 
 from fullft_assets.samples.demos import brings_model, is_dormant, prepare
-
-__all__ = ["brings_model", "is_dormant", "prepare"]

@@ -23,11 +23,7 @@ MIN_CHARACTERS = 200
 
 
 def texts() -> Iterator[dict[str, str]]:
-    """Yield `id`, `text` and `license-expression` of every full licence text.
-
-    Raises:
-        SettingsError: the package with the rules is not installed.
-    """
+    """Yield `id`, `text` and `license-expression` of every full licence text."""
     for rule in licences.rules():
         if rule["kind"] == "text" and len(rule["text"]) >= MIN_CHARACTERS:
             yield {"id": rule["id"], "text": rule["text"], "license-expression": rule["expression"]}
@@ -46,7 +42,6 @@ def write(folder: Path, *, max_texts: int | None = None) -> Path:
 
     Args:
         folder: where to; written aside and renamed, so a killed call leaves nothing half-written.
-        max_texts: fewer licence texts, for a quick look. Default: all.
     """
     if folder.is_dir():
         return folder

@@ -28,11 +28,7 @@ PRODUCTION_PART = 10
 
 
 def rules() -> Iterator[dict[str, str]]:
-    """Yield `id`, `kind`, `expression` and `text` of every rule of exactly one of the four kinds.
-
-    Raises:
-        SettingsError: the package with the rules is not installed.
-    """
+    """Yield `id`, `kind`, `expression` and `text` of every rule of exactly one of the four kinds."""
     spec = importlib.util.find_spec("licensedcode")
     if spec is None or not spec.submodule_search_locations:
         raise SettingsError("package licensedcode-data is not installed; pip install 'fullft-assets[demo]'")
@@ -49,7 +45,6 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
 
     Args:
         folder: where to; written aside and renamed, so a killed call leaves nothing half-written.
-        max_rules: fewer rules, for a quick look. Default: all.
     """
     if folder.is_dir():
         return folder

@@ -12,5 +12,3 @@ from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key, digest
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
 from fullft_assets.store.store import Store
-
-__all__ = ["CheckOutcome", "Draft", "Identity", "MANIFEST", "Manifest", "Outcome", "Store", "artifact_key", "digest", "sync"]

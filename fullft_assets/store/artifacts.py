@@ -103,6 +103,11 @@ class Artifacts(Files):
         """Return every readable attempt at every artifact of a stage, oldest first."""
         return sorted(self._readable(self._sizes(f"{case}/{stage}")), key=_age)
 
+    def refs(self, case: str, stage: str) -> list[str]:
+        """Return the refs of the finished attempts at the artifacts of a stage, without reading one; the last that was begun comes first."""
+        names = (name for name in self._sizes(f"{case}/{stage}") if name.count("/") == 4 and name.endswith(f"/{MANIFEST}"))
+        return sorted((name.removesuffix(f"/{MANIFEST}") for name in names), key=lambda ref: ref.rsplit("/", 1)[-1], reverse=True)
+
     def _readable(self, names: Iterable[str]) -> Iterator[Manifest]:
         """Yield the manifests among these files that can be read."""
         for name in names:

@@ -19,11 +19,8 @@ def artifact_key(stage: str, version: str, settings: Any, inputs: Mapping[str, A
     """Return the key of an artifact.
 
     Args:
-        stage: the asset's name.
-        version: the stage's code version.
         settings: the settings that determine the content (JSON-serialisable).
         inputs: content digest (or any JSON value that pins the content) of each input, by name.
-        seed: the use case's seed.
     """
     return digest({"stage": stage, "version": version, "settings": settings, "inputs": dict(inputs), "seed": seed})
 

@@ -81,6 +81,11 @@ class Manifest(BaseModel):
         return f"{self.case}/{self.stage}/{self.key}/{self.attempt}"
 
     @property
+    def replaces(self) -> list[str]:
+        """Content digests of the artifacts that this one replaced under its key (`Store.rewrite`), the oldest first."""
+        return self.metadata.get("replaces", [])
+
+    @property
     def content_digest(self) -> str:
         """Digest of the content: the data version in Dagster, the input of downstream keys.
 
@@ -93,11 +98,7 @@ class Manifest(BaseModel):
         return digest({"key": self.key, "files": content})
 
     def check(self, name: str) -> CheckOutcome:
-        """Return the outcome of the named check.
-
-        Raises:
-            StoreError: the artifact has no such check.
-        """
+        """Return the outcome of the named check."""
         for outcome in self.checks:
             if outcome.name == name:
                 return outcome

@@ -65,8 +65,6 @@ class Store(Artifacts, Pointers, WorkFolders):
         """Return the artifact that these arguments determine: found if it exists, else written now.
 
         Args:
-            case: the use case.
-            stage: the asset's name.
             write: fills a draft's folder and returns the metadata and check outcomes.
             version, settings, inputs, seed: see `artifact_key`.
         """
@@ -91,17 +89,13 @@ class Store(Artifacts, Pointers, WorkFolders):
         """Replace an artifact by an edited copy under the same key; a reference to the old attempt finds the new one.
 
         Args:
-            manifest: the artifact.
             edit: changes the copied files below a folder and returns the metadata that changed with them.
-            inputs: replaces the recorded inputs. Default: as they were.
-            checks: replaces the recorded outcomes. Default: as they were.
-            identity: replaces what determines the content. Default: as it was.
         """
         with self.create(manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed) as draft:
             shutil.copytree(self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
             draft.identity = identity or manifest.identity
             # Content digests of the artifacts that this replaces, so that a digest that was recorded as an input can still be matched.
-            replaces = [*manifest.metadata.get("replaces", []), manifest.content_digest]
+            replaces = [*manifest.replaces, manifest.content_digest]
             metadata = {**manifest.metadata, **edit(draft.path), "replaces": replaces}
             made = draft.commit(
                 settings=manifest.settings,

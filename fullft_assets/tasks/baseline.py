@@ -22,10 +22,6 @@ class BaselineContext:
     """What a baseline may use beside rows.
 
     Attributes:
-        base_model: a transformers folder: the pretrained model, not fine-tuned.
-        labels: names in label order; none for tasks without labels.
-        progress: is informed of how far long work is, and may stop it.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
         tokenization: that made the windows; None where the task's baselines read texts or windows alone.
     """
 
@@ -37,13 +33,7 @@ class BaselineContext:
 
 
 class Baseline(ABC):
-    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import heavy libraries.
-
-    Attributes:
-        name: as a YAML and the manifests give it.
-        title: as people call it.
-        tasks: names of the tasks that it applies to.
-    """
+    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import heavy libraries."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -75,6 +65,24 @@ class Baseline(ABC):
     @abstractmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         """Read what `save` wrote."""
+
+
+class UntrainedBaseline(Baseline):
+    """A baseline that learns nothing from the training rows."""
+
+    def __init__(self, context: BaselineContext):
+        self.context = context
+
+    @classmethod
+    def fit(cls, train: Any, context: BaselineContext) -> Self:
+        return cls(context)
+
+    def save(self, folder: Path) -> None:
+        pass
+
+    @classmethod
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        return cls(context)
 
 
 def fit_all(names: Iterable[str], train: Any, context: BaselineContext, folder: Path) -> Iterator[tuple[str, Baseline]]:

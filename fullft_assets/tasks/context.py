@@ -15,10 +15,12 @@ from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison, Evaluation, title
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.report import Answer, Continuation
+from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.report import AnsweredRow, Continuation
 from fullft_assets.snapshot import Split, label_names
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.training.lineage import tokenizer_of
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ class EvaluationResult:
     """What a task's evaluation returns.
 
     Attributes:
-        evaluation: everything measured.
         headline: of the fine-tuned model, for the manifest's metadata; no text of a row.
         rows: one a test row, with `id` and `group`; no text either.
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
@@ -43,7 +44,7 @@ class EvaluationResult:
     evaluation: Evaluation
     headline: Mapping[str, Any]
     rows: pa.Table
-    examples: Sequence[Answer | Continuation]
+    examples: Sequence[AnsweredRow | Continuation]
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,7 @@ class EvaluationContext:
     """What is evaluated.
 
     Attributes:
-        job: with the settings.
-        store: where the artifacts are.
         inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one.
-        progress: is informed of what goes on.
     """
 
     job: Job
@@ -75,7 +73,7 @@ class EvaluationContext:
     @property
     def baseline_labels(self) -> list[str]:
         """The label order of the baselines."""
-        return self.inputs["cheaper_baselines"].metadata["labels"]
+        return BaselinesMetadata.of(self.inputs["cheaper_baselines"]).labels
 
     def predict_with_all(
         self,
@@ -87,10 +85,8 @@ class EvaluationContext:
         """Return what each system predicts of the test rows: the candidate, the baselines and, if there is one, the champion.
 
         Args:
-            test: the rows.
             by_checkpoint: takes the name of a checkpoint among the inputs.
             by_baseline: takes a baseline's name, and the baseline.
-            tokenization: for the baselines that need it.
         """
         found = {}
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
@@ -120,25 +116,16 @@ class EvaluationContext:
         Token ids only mean something to the tokenizer that made them.
         """
         trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
-        return self._tokenizer_of(trained_on) == self._tokenizer_of(self.inputs["training_snapshot"])
+        return tokenizer_of(self.store, trained_on) == tokenizer_of(self.store, self.inputs["training_snapshot"])
 
     def _load_baselines(self, tokenization: Tokenization | None) -> dict[str, Baseline]:
         artifact, added_tokens = self.inputs["cheaper_baselines"], self.job.settings.chunks.added_tokens
         context = BaselineContext(self.base_model, self.baseline_labels, self.progress, added_tokens, tokenization)
-        return load_all(artifact.metadata["scores"], self.store.folder(artifact), context)
-
-    def _tokenizer_of(self, snapshot: Manifest) -> str:
-        """Return the digest of the tokenizer that made all windows of a snapshot."""
-        part = next(iter(snapshot.metadata["parts"].values()))
-        return self.store.load(part["chunks"]).inputs["tokenizer"]
+        return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
 
 
 def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
-    """Return which of our labels a system knows, in our order.
-
-    Raises:
-        StoreError: none.
-    """
+    """Return which of our labels a system knows, in our order."""
     shared = [label for label in ours if label in theirs]
     if not shared:
         raise StoreError(

@@ -35,12 +35,8 @@ class Encoder(ABC):
     """The part of a recipe that is the same whatever the head.
 
     Attributes:
-        base_model: a transformers folder with safetensors.
         train: rows to learn from; each window is one training row.
-        validation: rows scored on the way.
         labels: in the order of the model's outputs; those of spans in the order of their tags.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which forgetting is measured, or None.
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
@@ -59,17 +55,14 @@ class Encoder(ABC):
         return len(self.train)
 
     def first(self, num_rows: int) -> Self:
-        """See `Recipe`."""
         return replace(self, train=self.train.select(range(num_rows)))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
         if self.start is not None:  # it has its head and its added tokens
             return precision.score_alike(self._load(self.start, settings, keeps_head=True), settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
         return precision.score_alike(self._load(self.base_model, settings, self.added_tokens), settings)
 
     @abstractmethod
@@ -108,7 +101,6 @@ class Encoder(ABC):
         return {}
 
     def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        """See `Recipe`."""
         for name, fitted in fit_all(names, self.train, self._baseline_context(listener), folder):
             yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
 

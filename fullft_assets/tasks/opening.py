@@ -12,26 +12,16 @@ from fullft_assets.engine.recipe import Recipe
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.snapshot import Split, Training, general, label_names, load_split, load_training
+from fullft_assets.snapshot import SnapshotMetadata, Split, Training, general, label_names, load_split, load_training
 from fullft_assets.snapshot.general import General
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
+from fullft_assets.training.lineage import tokenizer_of
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a task's recipe is made of.
-
-    Attributes:
-        base_model: a transformers folder.
-        validation: rows scored on the way.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which forgetting is measured, or None.
-        start: folder of the fine-tuned model that training begins with; None: the base model.
-        store: where the snapshot's parts are.
-        snapshot: the `training_snapshot`.
-        settings: of the use case.
-    """
+    """What a task's recipe is made of."""
 
     base_model: ModelFolder
     validation: Split
@@ -74,9 +64,6 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     """Read what a job trains on.
 
     Args:
-        job: with the settings of the use case.
-        store: where the snapshot's parts are stored.
-        snapshot: the `training_snapshot`.
         start: the checkpoint whose weights training begins with. Default: the base model's.
 
     Raises:
@@ -93,16 +80,14 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
 
 
 def _require_general_text(snapshot: Manifest, job: Job) -> None:
-    chosen = job.settings.snapshot
+    chosen, drawn = job.settings.snapshot, SnapshotMetadata.of(snapshot).drawn()
     for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
-        if wanted is not None and snapshot.metadata.get(name) is None:
+        if wanted is not None and name not in drawn:
             raise DataError(f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot again")
 
 
 def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFolder, job: Job) -> None:
-    part = next(iter(snapshot.metadata["parts"].values()))
-    made_with = store.load(part["chunks"]).inputs["tokenizer"]
-    if made_with != tokenizer_digest(base_model, job.settings.chunks, job.settings.examples.task):
+    if tokenizer_of(store, snapshot) != tokenizer_digest(base_model, job.settings.chunks, job.settings.examples.task):
         raise DataError(
             "the snapshot's windows were made with another tokenizer than base_model's with chunks.added_tokens; tokenise the batches "
             f"again ({job.case}_retokenize) and take the snapshot again"

@@ -1,5 +1,3 @@
 """training: the settings that determine a checkpoint, its checks, and its lineage. A workload does the training itself."""
 
 from fullft_assets.training.checkpoint import CHECKS, GENERAL_MEASURES, VERSION, checks, key_settings, plan_settings, score_before
-
-__all__ = ["CHECKS", "GENERAL_MEASURES", "VERSION", "checks", "key_settings", "plan_settings", "score_before"]

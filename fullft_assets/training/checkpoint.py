@@ -47,7 +47,6 @@ def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[C
     """Return the checks of a finished training, from its step log with `loss` and `validation_loss` by step.
 
     Args:
-        history: the log's lines.
         scores: metrics of the saved model, `validation_loss` among them; its weights may be those of no step.
     """
     losses = [line["loss"] for line in history if "loss" in line]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fullft_assets.errors import StoreError
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.metadata import CheckpointMetadata, PastTraining
 
@@ -32,6 +33,12 @@ def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     if "isolation" in made.facts:
         found.append(("Rows", f"{'several documents' if made.facts['is_packed'] else 'one document'} each: {made.facts['isolation']}"))
     return [*found, *((f"Training {number}", _training(each)) for number, each in enumerate(made.lineage, start=1))]
+
+
+def tokenizer_of(store: Store, snapshot: Manifest) -> str:
+    """Return the digest of the tokenizer that made all windows of a snapshot."""
+    frozen = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
+    return store.load(frozen.chunks).inputs["tokenizer"]
 
 
 def _training(each: PastTraining) -> str:
@@ -60,11 +67,9 @@ def erased_since(snapshot: Manifest, training: PastTraining) -> list[str]:
     """Return what lost documents to an erasure since a training read its snapshot: splits, `replay`, `general`."""
     if snapshot.content_digest == training.snapshot_digest:
         return []
-    losses = snapshot.metadata.get("erasures", [])
-    read = next((n for n, each in enumerate(losses) if each["snapshot_digest"] == training.snapshot_digest), None)
-    if read is None:  # the snapshot was first rewritten before its erasures were recorded
-        return list(snapshot.metadata.get("erased_from", []))
-    return sorted({part for each in losses[read:] for part in each["lost_from"]})
+    losses = SnapshotMetadata.of(snapshot).erasures or []
+    read = next((n for n, each in enumerate(losses) if each.snapshot_digest == training.snapshot_digest), 0)
+    return sorted({part for each in losses[read:] for part in each.lost_from})
 
 
 def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTraining) -> bool:
@@ -72,7 +77,7 @@ def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTrai
     lost = erased_since(snapshot, training)
     if "train" in lost or "replay" in lost:
         return True
-    if "general" not in lost or snapshot.metadata.get("replay") is not None:
+    if "general" not in lost or SnapshotMetadata.of(snapshot).replay is not None:
         return False
     # The general set is only measured on, except by EWC without replay, which estimates the importance of weights on it.
     try:

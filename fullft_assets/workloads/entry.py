@@ -28,11 +28,7 @@ _LONGEST_REASON = 500
 
 
 def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
-    """Run a workload's `work` on the job that the command line names, then exit.
-
-    Args:
-        work: reads the job's inputs from the store and writes its artifact there.
-    """
+    """Run a workload's `work` on the job that the command line names, then exit."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--job", required=True, metavar="URI", help="the job file, in the store")
     uri = parser.parse_args().job

@@ -52,7 +52,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
-        shown = report.Report(
+        shown = report.EvaluationReport(
             case=job.case,
             evaluation=found,
             verdict=decision,
@@ -79,9 +79,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the snapshot
     (periodic evaluation, a champion) was trained on another one's.
-
-    Raises:
-        DataError: no row is left.
     """
     settings = job.settings.snapshot
     evaluated = [inputs[name] for name in ("finetuned_checkpoint", "champion") if name in inputs]

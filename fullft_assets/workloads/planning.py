@@ -174,22 +174,13 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, shared.job.settings.seed)
     if shared.processes > 1:
         model, optimizer = _shard(model, optimizer, prepared, settings, shared.processes)
-    by_size = np.argsort(-feed.sizes, kind="stable")
-    # The largest pass first: it decides the memory, and warms everything up.
-    picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
     chosen = precision.of(settings)
     precision.enable(chosen)
-    _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
-    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
+    seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared, chosen)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
-    # The time of passes between the timed sizes is interpolated linearly.
-    sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
-    seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
-    passes = float(np.interp(feed.sizes, sizes, seconds).sum())
     # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the model is sharded.
     sharing = shared.processes if shared.processes > 1 else min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
-    predicted = passes / sharing + num_steps * float(np.median(timed[:, 1]))
     measured = planning.Measured(
         num_parameters=model.num_parameters(),
         num_trained_parameters=model.num_parameters(only_trainable=True),
@@ -197,7 +188,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
         num_steps=num_steps,
         num_tokens=int(feed.lengths.sum()),
         num_padded_tokens=int(feed.sizes.sum()),
-        predicted_seconds=predicted,
+        predicted_seconds=seconds_of_passes / sharing + num_steps * seconds_of_a_step,
         peak_memory_bytes=_largest(peak_memory_bytes(), shared.processes),
         available_memory_bytes=_available_memory_bytes(shared.processes),
         host_memory_bytes=psutil.virtual_memory().total if torch.cuda.is_available() else None,
@@ -233,6 +224,21 @@ def _largest(number: int, processes: int) -> int:
     found = torch.tensor(number, device=device())
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return int(found)
+
+
+def _time_passes(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, chosen: precision.Precision
+) -> tuple[float, float]:
+    """Return the seconds of all passes of the feed, interpolated linearly between the sizes that are timed, and those of an optimizer step."""
+    feed = prepared.feed
+    by_size = np.argsort(-feed.sizes, kind="stable")
+    # The largest pass first: it decides the memory, and warms everything up.
+    picks = by_size[np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)]
+    _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
+    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
+    sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
+    seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
+    return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(timed[:, 1]))
 
 
 def _timed_pass(

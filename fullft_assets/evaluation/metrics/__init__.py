@@ -1,5 +1,3 @@
 """Metrics: each is one object, registered by name; a task lists its own, `evaluation.metrics` adds others."""
 
 from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric, compute
-
-__all__ = ["Metric", "Predictions", "SummedMetric", "compute"]

@@ -17,7 +17,6 @@ class Predictions:
     """What one system predicted of n rows, beside the truth. What a task does not have is None.
 
     Attributes:
-        labels: names in label order.
         truth: in the task's own form: label int [n] (classification), labels bool [n, labels] (multi_label), spans of each row
             (token_classification); None where each next token is the truth.
         predicted: probabilities [n, labels] (classification), labels bool [n, labels] (multi_label), spans of each row
@@ -52,9 +51,6 @@ class Metric(ABC):
     """A score of predictions. Subclass it, or `SummedMetric` where the score is a function of sums over rows.
 
     Attributes:
-        name: as a YAML and the manifests give it.
-        title: as people call it.
-        tasks: names of the tasks that it applies to.
         higher_is_better: False for losses and the like.
         bounds: smallest and largest value; None: there is no bound.
     """
@@ -74,11 +70,7 @@ class Metric(ABC):
         """Return the score. Its interval is found by computing it anew on every resample of the rows' groups."""
 
     def require_in_bounds(self, value: float) -> float:
-        """Return the value.
-
-        Raises:
-            ValueError: it is out of the metric's bounds.
-        """
+        """Return the value, which is refused outside of the metric's bounds."""
         low, high = self.bounds
         if (low is not None and value < low - 1e-9) or (high is not None and value > high + 1e-9):
             raise ValueError(f"metric {self.name}: computed {value:g}, out of its bounds {low} to {high}")
@@ -86,18 +78,26 @@ class Metric(ABC):
 
 
 class SummedMetric(Metric):
-    """A metric that is a function of sums over rows, such as a ratio of counts. A resample then costs one product of matrices."""
+    """A metric that is a function of sums over rows, such as a ratio of counts. A resample then costs one product of matrices.
 
-    @abstractmethod
+    Attributes:
+        summed: fields of `Predictions` that are summed; override `count` to sum something else.
+    """
+
+    summed: ClassVar[tuple[str, ...]] = ()
+
+    def measures(self, predictions: Predictions) -> bool:
+        return all(getattr(predictions, name) is not None for name in self.summed)
+
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return tables [n] or [n, k], one row each row of the predictions."""
+        return tuple(getattr(predictions, name) for name in self.summed)
 
     @abstractmethod
     def score(self, *sums: np.ndarray) -> np.ndarray:
         """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or [resamples, k] each."""
 
     def compute(self, predictions: Predictions) -> float:
-        """See `Metric`."""
         return float(self.score(*(np.asarray(table, np.float64).sum(0, keepdims=True) for table in self.count(predictions)))[0])
 
 

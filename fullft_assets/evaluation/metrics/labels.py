@@ -13,36 +13,27 @@ from fullft_assets.evaluation import counts
 from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
 
 _LABELLED = ("classification", "multi_label", "token_classification")
+#: True positives, support and predicted counts.
+_COUNTS = ("found", "true", "given")
 
 
-class _OfLabelCounts(SummedMetric):
-    def measures(self, predictions: Predictions) -> bool:
-        """See `Metric`."""
-        return predictions.found is not None
-
-    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return true positives, support and predicted counts [n, labels]."""
-        assert predictions.found is not None and predictions.true is not None and predictions.given is not None
-        return predictions.found, predictions.true, predictions.given
-
-
-class MacroF1(_OfLabelCounts):
+class MacroF1(SummedMetric):
     """Unweighted mean of the F1 of each label that occurs in the truth."""
 
     name, title, tasks = "macro_f1", "macro-F1", _LABELLED
+    summed = _COUNTS
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """See `SummedMetric`."""
         return counts.macro_f1(*sums)
 
 
-class MicroF1(_OfLabelCounts):
+class MicroF1(SummedMetric):
     """F1 of all labels' counts together."""
 
     name, title, tasks = "micro_f1", "micro-F1", ("multi_label", "token_classification")
+    summed = _COUNTS
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """See `SummedMetric`."""
         return counts.micro_f1(*sums)
 
 
@@ -50,18 +41,14 @@ class Accuracy(SummedMetric):
     """Share of rows whose prediction is right."""
 
     name, title, tasks = "accuracy", "accuracy", ("classification",)
-
-    def measures(self, predictions: Predictions) -> bool:
-        """See `Metric`."""
-        return predictions.is_right is not None
+    summed = ("is_right",)
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return whether each row is right, and 1 [n] each."""
-        assert predictions.is_right is not None
-        return predictions.is_right, np.ones(len(predictions.is_right))
+        (is_right,) = super().count(predictions)
+        return is_right, np.ones(len(is_right))
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """See `SummedMetric`."""
         return counts.ratio(*sums)
 
 
@@ -71,4 +58,22 @@ class SubsetAccuracy(Accuracy):
     name, title, tasks = "subset_accuracy", "subset accuracy", ("multi_label",)
 
 
-MACRO_F1, MICRO_F1, ACCURACY, SUBSET_ACCURACY = MacroF1(), MicroF1(), Accuracy(), SubsetAccuracy()
+class MatthewsCorrelation(SummedMetric):
+    """Correlation of true and predicted label, 0 at chance; 0 as well where all rows have, or are given, one label.
+
+    Of several labels: Gorodkin 2004, Comparing two K-category assignments by a K-category correlation coefficient.
+    """
+
+    name, title, tasks = "matthews_corrcoef", "Matthews correlation", ("classification",)
+    bounds = (-1.0, 1.0)
+    summed = _COUNTS
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        found, true, given = sums
+        rows = true.sum(1)
+        covariance = found.sum(1) * rows - (true * given).sum(1)
+        spread = (rows**2 - (true**2).sum(1)) * (rows**2 - (given**2).sum(1))
+        return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(rows)), where=spread > 0)
+
+
+MACRO_F1, MICRO_F1, ACCURACY, SUBSET_ACCURACY, MATTHEWS_CORRCOEF = MacroF1(), MicroF1(), Accuracy(), SubsetAccuracy(), MatthewsCorrelation()

@@ -5,44 +5,33 @@ from __future__ import annotations
 import numpy as np
 
 from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
+from fullft_assets.evaluation.metrics.base import SummedMetric
 
 _GENERATIVE = ("sft", "language_modeling")
 #: Larger mean losses are as bad, and their exponential would not be a number.
 _MAX_LOSS = 700.0
 
 
-class _OfLoss(SummedMetric):
-    def measures(self, predictions: Predictions) -> bool:
-        """See `Metric`."""
-        return predictions.loss is not None
-
-    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return summed losses and numbers of tokens [n]."""
-        assert predictions.loss is not None and predictions.num_tokens is not None
-        return predictions.loss, predictions.num_tokens
-
-
-class TokenProbability(_OfLoss):
+class TokenProbability(SummedMetric):
     """Geometric mean of the probabilities that the model gave the tokens: exp(-mean loss)."""
 
     name, title, tasks = "token_probability", "token probability", _GENERATIVE
+    summed = ("loss", "num_tokens")
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """See `SummedMetric`."""
         loss, tokens = sums
         return np.exp(-loss / tokens)
 
 
-class Perplexity(_OfLoss):
+class Perplexity(SummedMetric):
     """Inverse of the token probability: exp(mean loss)."""
 
     name, title, tasks = "perplexity", "perplexity", _GENERATIVE
     higher_is_better = False
     bounds = (1.0, None)
+    summed = ("loss", "num_tokens")
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """See `SummedMetric`."""
         return perplexity(*sums)
 
 
@@ -50,18 +39,9 @@ class TokenAccuracy(SummedMetric):
     """Share of tokens that were predicted right; a model with another tokenizer than the test set's has none."""
 
     name, title, tasks = "token_accuracy", "token accuracy", ("token_classification", *_GENERATIVE)
-
-    def measures(self, predictions: Predictions) -> bool:
-        """See `Metric`."""
-        return predictions.num_right_tokens is not None
-
-    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return numbers of right and of all tokens [n]."""
-        assert predictions.num_right_tokens is not None and predictions.num_tokens is not None
-        return predictions.num_right_tokens, predictions.num_tokens
+    summed = ("num_right_tokens", "num_tokens")
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """See `SummedMetric`."""
         return counts.ratio(*sums)
 
 

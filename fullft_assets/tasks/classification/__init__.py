@@ -1,5 +1,3 @@
 """Classification with one label a row."""
 
 from fullft_assets.tasks.classification.task import TASK
-
-__all__ = ["TASK"]

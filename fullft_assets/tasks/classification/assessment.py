@@ -11,14 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from fullft_assets.evaluation import label_scores as tables
 from fullft_assets.evaluation.base import Evaluation
 from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
-from fullft_assets.evaluation.label_scores import LabelScore
+from fullft_assets.evaluation.label_scores import LabelScore, label_scores, weakest_label
 from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.evaluation.metrics.labels import ACCURACY, MACRO_F1
-from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
+from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement, weakest_groups
 from fullft_assets.evaluation.titles import FINETUNED
 
 
@@ -44,18 +43,13 @@ class ClassificationEvaluation(Evaluation):
     #: Rows: true label, columns: predicted label.
     confusion: list[list[int]]
     weakest_groups: list[GroupScore]
-    agreement: Agreement
+    agreement: SystemAgreement
 
     @property
     def limits(self) -> list[str]:
         """The weakest label, labels without a test row, and how far off the probabilities are."""
-        weakest = min((s for s in self.per_label if s.support), key=lambda s: s.f1)
-        found = [f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} test rows)."]
-        unmeasured = [s.label for s in self.per_label if not s.support]
-        if unmeasured:
-            found.append(f"The test set has no row of {', '.join(f'`{label}`' for label in unmeasured)}: quality there is unknown.")
-        found.append(f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration error).")
-        return found
+        off = f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration error)."
+        return [*weakest_label(self.per_label, "test rows"), off]
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -72,12 +66,6 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int)
     """Counts [k, k]: rows are true labels, columns predicted ones."""
     labels, predicted = require_labels(labels, predicted, num_labels)
     return np.bincount(labels * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
-
-
-def label_scores(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScore]:
-    """The per-class table, in label order; a ratio without a denominator is 0."""
-    matrix = confusion_matrix(labels, predicted, len(names))
-    return tables.label_scores(np.diag(matrix), matrix.sum(1), matrix.sum(0), names)
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> list[ReliabilityBin]:
@@ -105,22 +93,14 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, nu
 
 
 def predictions_of(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], name: str = "probabilities") -> Predictions:
-    """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n].
-
-    Raises:
-        ValueError: input is empty, misaligned, not finite or out of range.
-    """
+    """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n]."""
     probabilities = require_probabilities(probabilities, labels, len(label_names), name)
     found = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
     return replace(found, labels=label_names, predicted=probabilities)
 
 
 def of_labels(labels: np.ndarray, predicted: np.ndarray, num_labels: int | None = None, name: str = "predictions") -> Predictions:
-    """Return what metrics of labels take of predicted labels [n].
-
-    Raises:
-        ValueError: input is empty, misaligned or out of range.
-    """
+    """Return what metrics of labels take of predicted labels [n]."""
     labels, predicted = require_labels(labels, predicted, num_labels, name)
     one_hot = np.eye(num_labels or 1 + max(int(labels.max()), int(predicted.max())), dtype=bool)
     true, given = one_hot[labels], one_hot[predicted]
@@ -136,8 +116,6 @@ def assess(
         labels: true labels [n].
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
         groups: the group of each row [n].
-        label_names: the k names in label order.
-        comparison: how the systems are compared.
 
     Raises:
         ValueError: input is empty, misaligned, not finite or out of range; the message names what.
@@ -147,13 +125,14 @@ def assess(
     shared = comparison.run(predictions, groups, len(labels))
     tuned, bins = np.asarray(probabilities[FINETUNED]).argmax(axis=1), comparison.settings.calibration_bins
     is_right = {name: np.asarray(found).argmax(axis=1) == labels for name, found in probabilities.items()}
+    confusion = confusion_matrix(labels, tuned, len(label_names))
     return ClassificationEvaluation(
         **shared,
         labels=list(label_names),
         calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], bins),
         reliability=reliability(labels, probabilities[FINETUNED], bins),
-        per_label=label_scores(labels, tuned, label_names),
-        confusion=confusion_matrix(labels, tuned, len(label_names)).tolist(),
+        per_label=label_scores(np.diag(confusion), confusion.sum(1), confusion.sum(0), label_names),
+        confusion=confusion.tolist(),
         weakest_groups=weakest_groups(is_right[FINETUNED], groups),
         agreement=agreement(is_right[FINETUNED], is_right[shared["justification"].best_baseline]),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -31,22 +31,18 @@ class Majority(Baseline):
         self.shares = shares
 
     @classmethod
-    def fit(cls, train: Split, context: BaselineContext) -> Majority:
-        """Count the training labels."""
+    def fit(cls, train: Split, context: BaselineContext) -> Self:
         return cls(np.bincount(train.labels, minlength=len(context.labels)) / len(train))
 
     def predict(self, rows: Split) -> np.ndarray:
-        """Return the training shares for every row [rows, labels]."""
         return np.tile(self.shares, (len(rows), 1))
 
     def save(self, folder: Path) -> None:
-        """Write `majority.npz`."""
-        np.savez(folder / "majority.npz", shares=self.shares)
+        np.savez(folder / f"{self.name}.npz", shares=self.shares)
 
     @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> Majority:
-        """Read what `save` wrote."""
-        return cls(np.load(folder / "majority.npz")["shares"])
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        return cls(np.load(folder / f"{cls.name}.npz")["shares"])
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,6 @@ class LogisticHead:
     Attributes:
         coefficients: [labels, features].
         intercept: [labels].
-        is_exclusive: a row has one label.
     """
 
     coefficients: np.ndarray
@@ -104,13 +99,11 @@ class Tfidf(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Tfidf:
-        """Fit vectorizer and regression on the training texts."""
         vectorizer = cls._vectorizer()
         features = vectorizer.fit_transform(train.texts)
         return cls(vectorizer, LogisticHead.fit(features, train.labels, len(context.labels), C=10.0))
 
     def predict(self, rows: Split) -> np.ndarray:
-        """Return label probabilities [rows, labels]."""
         return self.head.probabilities(self.vectorizer.transform(rows.texts))
 
     def save(self, folder: Path) -> None:
@@ -121,7 +114,6 @@ class Tfidf(Baseline):
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Tfidf:
-        """Read what `save` wrote."""
         arrays = np.load(folder / "tfidf.npz")
         vectorizer = cls._vectorizer(json.loads((folder / "tfidf.json").read_text(encoding="utf-8")))
         vectorizer.idf_ = arrays["idf"]
@@ -138,14 +130,12 @@ class FrozenProbe(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> FrozenProbe:
-        """Fit on the embeddings of the training rows."""
         embeddings = _embed(train, context)
         mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
         head = LogisticHead.fit((embeddings - mean) / scale, train.labels, len(context.labels), C=0.1)
         return cls(mean, scale, head, context)
 
     def predict(self, rows: Split) -> np.ndarray:
-        """Return label probabilities [rows, labels]."""
         return self.predict_embedded(_embed(rows, self.context))
 
     def predict_embedded(self, embeddings: np.ndarray) -> np.ndarray:
@@ -153,12 +143,10 @@ class FrozenProbe(Baseline):
         return self.head.probabilities((embeddings - self.mean) / self.scale)
 
     def save(self, folder: Path) -> None:
-        """Write `frozen_probe.npz`."""
         self.head.save(folder / "frozen_probe.npz", mean=self.mean, scale=self.scale)
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> FrozenProbe:
-        """Read what `save` wrote."""
         arrays = np.load(folder / "frozen_probe.npz")
         return cls(arrays["mean"], arrays["scale"], LogisticHead.of(arrays), context)
 

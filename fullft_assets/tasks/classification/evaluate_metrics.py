@@ -43,29 +43,17 @@ class _Metric(evaluate.Metric):
 
     # evaluate copies these methods without their closure, where `super()` would not work.
     def add_batch(self, *, predictions: Any = None, references: Any = None, **other: Any) -> None:
-        """Add rows to be scored.
-
-        Raises:
-            ValueError: a column is empty, of another length, or not what the metric takes.
-        """
+        """Add rows to be scored."""
         self._validate(predictions, references)
         evaluate.Metric.add_batch(self, predictions=predictions, references=references, **other)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **other: Any) -> None:
-        """Add one row to be scored.
-
-        Raises:
-            ValueError: the prediction or the reference is not what the metric takes.
-        """
+        """Add one row to be scored."""
         self._validate(np.asarray([prediction]), np.asarray([reference]))
         evaluate.Metric.add(self, prediction=prediction, reference=reference, **other)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
-        """Score the rows given and those added before.
-
-        Raises:
-            ValueError: there are none, or they are not what the metric takes.
-        """
+        """Score the rows given and those added before."""
         if predictions is None and references is None and self.writer is None:
             raise ValueError(f"{self.name}: nothing to score; add predictions and references first")
         found = evaluate.Metric.compute(self, predictions=predictions, references=references, **options)
@@ -73,7 +61,7 @@ class _Metric(evaluate.Metric):
         return found
 
 
-class Accuracy(_Metric):
+class EvaluateAccuracy(_Metric):
     """Share of rows whose prediction is the label."""
 
     summary = "Share of rows whose predicted label is the true one."
@@ -82,7 +70,7 @@ class Accuracy(_Metric):
         return {"accuracy": assessment.accuracy(np.asarray(references), np.asarray(predictions))}
 
 
-class MacroF1(_Metric):
+class EvaluateMacroF1(_Metric):
     """Mean F1 over the labels that occur."""
 
     summary = "Unweighted mean of the F1 of each label that occurs among the references."
@@ -91,7 +79,7 @@ class MacroF1(_Metric):
         return {"macro_f1": assessment.macro_f1(np.asarray(references), np.asarray(predictions))}
 
 
-class CalibrationError(_Metric):
+class EvaluateCalibrationError(_Metric):
     """Expected calibration error; predictions are rows of label probabilities."""
 
     summary = "Mean distance between confidence and accuracy over equal-width bins of the highest probability."
@@ -111,7 +99,7 @@ def headline(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> di
     """Return `accuracy`, `macro_f1` and `calibration_error` of label probabilities [n, k]."""
     predicted = probabilities.argmax(axis=1)
     return {
-        **Accuracy().compute(predictions=predicted, references=labels),
-        **MacroF1().compute(predictions=predicted, references=labels),
-        **CalibrationError().compute(predictions=probabilities, references=labels, num_bins=num_bins),
+        **EvaluateAccuracy().compute(predictions=predicted, references=labels),
+        **EvaluateMacroF1().compute(predictions=predicted, references=labels),
+        **EvaluateCalibrationError().compute(predictions=probabilities, references=labels, num_bins=num_bins),
     }

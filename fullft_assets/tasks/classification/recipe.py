@@ -30,7 +30,7 @@ _POOL_BATCHES = 50
 
 
 class ClassificationRecipe(Encoder):
-    """See `Recipe`."""
+    """Each window of a row learns the row's label."""
 
     def _load(
         self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
@@ -39,7 +39,6 @@ class ClassificationRecipe(Encoder):
         return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
-        """See `Recipe`."""
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
         return self._prepared(model, feed, _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None), settings)
 
@@ -66,16 +65,7 @@ def window_feed(
     seed: int,
     to_tensor: Callable[[list[Any]], torch.Tensor],
 ) -> Feed:
-    """Return a feed of windows, each a training row, padded to similar ones.
-
-    Args:
-        windows: token ids of each.
-        labels: of each window.
-        model: loaded; its configuration has the padding token.
-        settings: batch sizes and epochs.
-        seed: of the order.
-        to_tensor: the labels of a pass -> its tensor of labels.
-    """
+    """Return a feed of windows, each a training row, padded to similar ones."""
     lengths = np.array([len(window) for window in windows])
     order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, seed)
     bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
@@ -130,7 +120,6 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
     the gradients and the logged loss would be as many times too large as there are micro-batches.
 
     Args:
-        train: the rows; each window counts, as each is a training row.
         balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
     """
     weights = None
@@ -145,13 +134,7 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
 
 
 def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:
-    """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite.
-
-    Args:
-        model: a classifier.
-        split: the rows.
-        listener: is informed of how far it is; what it raises ends the scoring.
-    """
+    """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite."""
     found = predict_with(model, split.windows, progress=listener).probabilities
     if not np.isfinite(found).all():
         return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)

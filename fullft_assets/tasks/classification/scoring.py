@@ -55,9 +55,6 @@ def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) ->
     """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both know.
 
     A label that the model does not know has probability 0.
-
-    Raises:
-        StoreError: the two label lists have nothing in common.
     """
     if theirs == ours:
         return probabilities
@@ -70,10 +67,12 @@ def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) ->
     return np.where(known > 0, mapped / np.where(known > 0, known, 1), uniform)
 
 
-def _pick_answers(test: Split, probabilities: Mapping[str, np.ndarray], found: ClassificationEvaluation, seed: int) -> list[report.Answer]:
+def _pick_answers(
+    test: Split, probabilities: Mapping[str, np.ndarray], found: ClassificationEvaluation, seed: int
+) -> list[report.AnsweredRow]:
     tuned, baseline = (probabilities[name].argmax(1) for name in (FINETUNED, found.justification.best_baseline))
     return [
-        report.Answer(report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned)))
+        report.AnsweredRow(report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned)))
         for i in pick_rows(tuned == baseline, seed)
     ]
 

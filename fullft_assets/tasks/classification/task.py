@@ -21,27 +21,15 @@ class Classification(Task):
     detects_drift = True
     measures_calibration = True
     templates = Path(__file__).parent / "templates"
+    scoring = "fullft_assets.tasks.classification.scoring:evaluate"
+    evaluation = "fullft_assets.tasks.classification.assessment:ClassificationEvaluation"
 
     def open_recipe(self, data: Any) -> Any:
-        """See `Task`."""
         from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 
         return ClassificationRecipe(data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
 
-    def evaluate(self, context: Any, test: Any) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.classification import scoring
-
-        return scoring.evaluate(context, test)
-
-    def evaluation_type(self) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
-
-        return ClassificationEvaluation
-
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        """See `Task`."""
         from fullft_assets.tasks.classification import pictures
 
         return {"confusion": pictures.confusion(evaluation), "reliability": pictures.reliability(evaluation)}

@@ -106,7 +106,6 @@ class LanguageEvaluation(Evaluation):
     """Everything measured of a language model.
 
     Attributes:
-        num_test_tokens: trained tokens of the test documents that were predicted.
         num_rows_without_tokens: test documents that have none, left out.
         rescaled: systems with another tokenizer than the test set's.
         per_length: quarters of the documents by length.
@@ -152,10 +151,8 @@ def in_tokens_of(theirs: DocumentScores, their_lengths: np.ndarray, ours: Docume
     out over our tokens.
 
     Args:
-        theirs: of the model with its own tokenizer.
         their_lengths: int [n], tokens of the full documents in its tokenizer.
         ours: of the test set's tokenizer; only its `num_tokens` count.
-        our_lengths: likewise.
     """
     known = (theirs.num_tokens > 0) & (our_lengths > 0)
     mean = np.divide(theirs.loss, theirs.num_tokens, out=np.zeros(len(known)), where=known)
@@ -168,9 +165,6 @@ def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Seq
 
     Args:
         scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the same n documents.
-        ids: of the documents [n].
-        groups: of the documents [n].
-        comparison: how the systems are compared.
 
     Raises:
         DataError: no document has a token to predict.

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.baseline import UntrainedBaseline
 from fullft_assets.tasks.language.assessment import DocumentScores
 
 
-class BaseModel(Baseline):
+class BaseModel(UntrainedBaseline):
     """The base model without any training."""
 
     name, title, tasks = "base_model", "base model, not fine-tuned", ("sft", "language_modeling")
 
-    def __init__(self, context: BaselineContext):
-        self.context = context
-
-    @classmethod
-    def fit(cls, train: Any, context: BaselineContext) -> BaseModel:
-        """Learn nothing."""
-        return cls(context)
-
     def predict(self, rows: Split) -> DocumentScores:
-        """Return how it predicts the trained tokens of documents."""
         from fullft_assets.models.inference import load_causal
         from fullft_assets.models.token_scores import score_documents
 
         model = load_causal(self.context.base_model, self.context.added_tokens)
         found = score_documents(model, rows.windows, rows.marks, progress=self.context.progress)
         return DocumentScores(found.num_tokens, found.loss, found.num_right)
-
-    def save(self, folder: Path) -> None:
-        """Write nothing."""
-
-    @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> BaseModel:
-        """Read nothing."""
-        return cls(context)

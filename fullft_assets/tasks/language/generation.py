@@ -15,13 +15,7 @@ from fullft_assets.models.inference import device, move
 
 
 class Writer:
-    """A causal language model that writes with its tokenizer; it is moved to the accelerator, if there is one.
-
-    Args:
-        model: not wrapped.
-        tokenization: of the model, loaded for its task.
-        max_new_tokens: most tokens of what is written.
-    """
+    """A causal language model that writes with its tokenizer; it is moved to the accelerator, if there is one."""
 
     def __init__(self, model: PreTrainedModel, tokenization: Tokenization, max_new_tokens: int):
         self._model, self._tokenization = model, tokenization

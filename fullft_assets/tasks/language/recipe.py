@@ -48,11 +48,6 @@ class NextTokenRecipe:
     """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones.
 
     Attributes:
-        base_model: a transformers folder with the safetensors of a causal language model.
-        training: packed, of the snapshot.
-        validation: documents scored on the way.
-        added_tokens: tokens of the windows that the base model's tokenizer did not have.
-        general: text on which forgetting is measured, or None.
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
 
@@ -70,18 +65,15 @@ class NextTokenRecipe:
         return self.training.packing.num_rows
 
     def first(self, num_rows: int) -> NextTokenRecipe:
-        """See `Recipe`."""
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
         if self.start is not None:  # it has its added tokens
             model = load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
             return precision.score_alike(model, settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
         dtype = dtype_of_weights(settings)
         model = load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
         return precision.score_alike(model, settings)
@@ -130,7 +122,6 @@ class NextTokenRecipe:
             yield -plain(model, {"input_ids": ids}, ids)
 
     def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        """See `Recipe`."""
         for name, fitted in fit_all(names, self.training, BaselineContext(self.base_model, [], listener, self.added_tokens), folder):
             found: DocumentScores = fitted.predict(self.validation)
             if found.num_right is None:

@@ -51,12 +51,7 @@ class SystemOutput:
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
-    """Score every system on the test documents' trained tokens.
-
-    Raises:
-        DataError: no document has such a token.
-        SettingsError: token accuracy is to decide between models with different tokenizers.
-    """
+    """Score every system on the test documents' trained tokens."""
     scorer = _Scorer(context, test)
     outputs = context.predict_with_all(test, scorer.score_checkpoint, scorer.score_baseline)
     scores = {name: output.scores for name, output in outputs.items()}

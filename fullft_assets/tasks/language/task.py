@@ -21,27 +21,15 @@ class NextToken(Task):
     required_baseline = "base_model"
     no_label_weights = "its rows have no labels"
     templates = Path(__file__).parent / "templates"
+    scoring = "fullft_assets.tasks.language.scoring:evaluate"
+    evaluation = "fullft_assets.tasks.language.assessment:LanguageEvaluation"
 
     def open_recipe(self, data: Any) -> Any:
-        """See `Task`."""
         from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
         return NextTokenRecipe(data.base_model, data.packed, data.validation, data.added_tokens, data.general, data.start)
 
-    def evaluate(self, context: Any, test: Any) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.language import scoring
-
-        return scoring.evaluate(context, test)
-
-    def evaluation_type(self) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.language.assessment import LanguageEvaluation
-
-        return LanguageEvaluation
-
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        """See `Task`."""
         from fullft_assets.tasks.language import pictures
 
         return {"per_length": pictures.per_length(evaluation), "changes": pictures.changes(evaluation)}

@@ -1,5 +1,3 @@
 """Classification with several labels a row."""
 
 from fullft_assets.tasks.multi_label.task import TASK
-
-__all__ = ["TASK"]

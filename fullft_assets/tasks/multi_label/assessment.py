@@ -15,7 +15,7 @@ from fullft_assets.evaluation.base import Evaluation
 from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.label_scores import LabelScore, label_scores, weakest_label
 from fullft_assets.evaluation.metrics.base import Predictions, compute
-from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
+from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement, weakest_groups
 from fullft_assets.evaluation.titles import FINETUNED
 
 METRICS = ("macro_f1", "micro_f1", "subset_accuracy")
@@ -47,7 +47,7 @@ class MultiLabelEvaluation(Evaluation):
     per_label: list[ThresholdScore]
     unmeasured: list[str]
     weakest_groups: list[GroupScore]
-    agreement: Agreement
+    agreement: SystemAgreement
 
     @property
     def limits(self) -> list[str]:
@@ -65,9 +65,6 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     Args:
         labels: bool [n, k].
         probabilities: float [n, k].
-
-    Raises:
-        ValueError: they are empty, not aligned or not finite.
     """
     labels, probabilities = require_aligned(labels, probabilities)
     return np.array([_threshold(labels[:, i], probabilities[:, i]) for i in range(labels.shape[1])])
@@ -125,9 +122,7 @@ def assess(
         labels: true labels, bool [n, k].
         decisions: labels given, bool [n, k], by `finetuned`, each baseline and, if there is one, `champion`.
         groups: the group of each row [n].
-        label_names: the k names in label order.
         thresholds: of the fine-tuned model [k].
-        comparison: how the systems are compared.
 
     Raises:
         ValueError: input is empty, misaligned or not finite; the message names what.

@@ -38,11 +38,6 @@ class MultiLabelRecipe(ClassificationRecipe):
         return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
-        """See `Recipe`.
-
-        Raises:
-            DataError: the rows' labels are not those of the head.
-        """
         for name, split in (("training", self.train), ("validation", self.validation)):
             if split.labels.shape != (len(split), model.config.num_labels):
                 raise DataError(

@@ -36,11 +36,7 @@ class LabelDecisions:
         return self.probabilities >= self.thresholds
 
     def in_order(self, theirs: list[str], ours: list[str]) -> LabelDecisions:
-        """Bring it from their label order into ours; a label that the system does not know it never gives.
-
-        Raises:
-            StoreError: the two label lists have nothing in common.
-        """
+        """Bring it from their label order into ours; a label that the system does not know it never gives."""
         shared = shared_labels(theirs, ours)
         to, source = [ours.index(label) for label in shared], [theirs.index(label) for label in shared]
         probabilities, thresholds = np.zeros((len(self.probabilities), len(ours))), np.ones(len(ours))
@@ -88,10 +84,10 @@ def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
     return np.array(thresholds, np.float64)
 
 
-def _pick_answers(test: Split, decisions: Mapping[str, np.ndarray], found: MultiLabelEvaluation, seed: int) -> list[report.Answer]:
+def _pick_answers(test: Split, decisions: Mapping[str, np.ndarray], found: MultiLabelEvaluation, seed: int) -> list[report.AnsweredRow]:
     tuned, baseline = decisions[FINETUNED], decisions[found.justification.best_baseline]
     return [
-        report.Answer(
+        report.AnsweredRow(
             report.shorten(test.texts[i]), *(", ".join(_named(each[i], found.labels)) or "none" for each in (test.labels, baseline, tuned))
         )
         for i in pick_rows((tuned == baseline).all(axis=1), seed)

@@ -19,27 +19,15 @@ class MultiLabel(Task):
     baselines = ("label_shares", "tfidf", "frozen_probe")
     no_label_weights = "the thresholds of several labels are chosen on the validation rows"
     templates = Path(__file__).parent / "templates"
+    scoring = "fullft_assets.tasks.multi_label.scoring:evaluate"
+    evaluation = "fullft_assets.tasks.multi_label.assessment:MultiLabelEvaluation"
 
     def open_recipe(self, data: Any) -> Any:
-        """See `Task`."""
         from fullft_assets.tasks.multi_label.recipe import MultiLabelRecipe
 
         return MultiLabelRecipe(data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
 
-    def evaluate(self, context: Any, test: Any) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.multi_label import scoring
-
-        return scoring.evaluate(context, test)
-
-    def evaluation_type(self) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
-
-        return MultiLabelEvaluation
-
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        """See `Task`."""
         from fullft_assets.report import pictures
 
         return {"label_scores": pictures.label_scores(evaluation.per_label)}

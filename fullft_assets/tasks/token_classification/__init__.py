@@ -1,5 +1,3 @@
 """Labelled spans: a token classifier."""
 
 from fullft_assets.tasks.token_classification.task import TASK
-
-__all__ = ["TASK"]

@@ -19,7 +19,7 @@ from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.evaluation.label_scores import LabelScore, label_scores, weakest_label
 from fullft_assets.evaluation.metrics.base import Predictions, compute
-from fullft_assets.evaluation.rows import Agreement, GroupScore, agreement, weakest_groups
+from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement, weakest_groups
 from fullft_assets.evaluation.titles import FINETUNED
 
 #: (start, end exclusive, position of the label), in characters.
@@ -31,7 +31,6 @@ class SpanErrors(Record):
     """What is wrong with the fine-tuned model's spans.
 
     Attributes:
-        num_right: predicted spans that are exactly true ones.
         num_wrong_label: predicted at the place of a true one, with another label.
         num_wrong_edges: predicted over a part of a true one, or over more.
         num_invented: predicted where no true one is.
@@ -49,11 +48,7 @@ class SpanEvaluation(Evaluation):
     """Everything measured of a model that finds spans.
 
     Attributes:
-        num_spans: true spans of the test rows.
-        num_rows_without_spans: test rows that have none.
-        num_tokens: tokens of the test rows.
         per_label: support counts spans.
-        unmeasured: labels that no test row has.
         agreement: a row is right where all its spans are, and there are no others.
     """
 
@@ -67,7 +62,7 @@ class SpanEvaluation(Evaluation):
     unmeasured: list[str]
     errors: SpanErrors
     weakest_groups: list[GroupScore]
-    agreement: Agreement
+    agreement: SystemAgreement
 
     @property
     def limits(self) -> list[str]:
@@ -83,11 +78,7 @@ class SpanEvaluation(Evaluation):
 
 
 def count_spans(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> tuple[np.ndarray, ...]:
-    """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span twice counts once.
-
-    Raises:
-        ValueError: there are not as many predicted rows, or a label is out of range.
-    """
+    """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span twice counts once."""
     if len(truth) != len(predicted):
         raise ValueError(f"predictions: {len(predicted)} rows, the truth has {len(truth)}")
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
@@ -107,11 +98,7 @@ def scores(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]],
 
 
 def predictions_of(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> Predictions:
-    """Return what metrics take of the spans that a system found in rows with true spans.
-
-    Raises:
-        ValueError: there are not as many predicted rows, or a label is out of range.
-    """
+    """Return what metrics take of the spans that a system found in rows with true spans."""
     found, true, given = count_spans(truth, predicted, num_labels)
     is_right = np.array([set(row) == set(mine) for row, mine in zip(truth, predicted, strict=True)], bool)
     return Predictions(truth=truth, predicted=predicted, found=found, true=true, given=given, is_right=is_right)
@@ -151,13 +138,9 @@ def assess(
     """Measure everything of an evaluation.
 
     Args:
-        truth: the true spans of each row.
         predicted: those of `finetuned`, each baseline and, if there is one, `champion`.
         right_tokens: of each of them, how many tokens of each row [n] have the true tag.
         num_tokens: tokens of each row [n].
-        groups: the group of each row [n].
-        label_names: names in label order.
-        comparison: how the systems are compared.
 
     Raises:
         ValueError: input is empty or misaligned; the message names what.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline
 from fullft_assets.tasks.token_classification.assessment import Span
 
 if TYPE_CHECKING:
@@ -29,27 +29,13 @@ _LEAST_PRECISION = 0.5
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class NoSpans(Baseline):
+class NoSpans(UntrainedBaseline):
     """Never finds a span."""
 
     name, title, tasks = "no_spans", "no spans at all", ("token_classification",)
 
-    @classmethod
-    def fit(cls, train: Split, context: BaselineContext) -> NoSpans:
-        """Learn nothing."""
-        return cls()
-
     def predict(self, rows: Split) -> list[list[Span]]:
-        """Return no span for each row."""
         return [[] for _ in rows.texts]
-
-    def save(self, folder: Path) -> None:
-        """Write nothing."""
-
-    @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> NoSpans:
-        """Read nothing."""
-        return cls()
 
 
 class Dictionary(Baseline):
@@ -70,7 +56,6 @@ class Dictionary(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Dictionary:
-        """Collect the phrases of the training spans."""
         from fullft_assets.tasks.token_classification.tagging import normal
 
         assert train.spans is not None
@@ -105,7 +90,6 @@ class Dictionary(Baseline):
         return cls({_digest(phrase): label for phrase, label in labels.items()}, longest_first)
 
     def predict(self, rows: Split) -> list[list[Span]]:
-        """Return the spans of each row."""
         return self.find(rows.texts)
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
@@ -126,12 +110,10 @@ class Dictionary(Baseline):
         return found
 
     def save(self, folder: Path) -> None:
-        """Write `dictionary.json`."""
         (folder / "dictionary.json").write_text(json.dumps({"phrases": self.phrases, "lengths": self.lengths}), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Dictionary:
-        """Read what `save` wrote."""
         return cls(**json.loads((folder / "dictionary.json").read_text(encoding="utf-8")))
 
 
@@ -153,7 +135,6 @@ class TokenProbe(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> TokenProbe:
-        """Fit on tokens of the training rows."""
         from fullft_assets.tasks.token_classification.tagging import Frame, tag_names
         from fullft_assets.tasks.token_classification.token_head import TokenHead
 
@@ -163,21 +144,18 @@ class TokenProbe(Baseline):
         return cls(TokenHead.fit(_backbone(context), train.windows, tags, num_tags, progress=context.progress), context)
 
     def predict(self, rows: Split) -> list[list[Span]]:
-        """Return the spans of each row."""
-        from fullft_assets.tasks.token_classification.tagging import Reading, find_spans
+        from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans
 
         assert self.context.tokenization is not None
-        reading = Reading.of(self.context.tokenization, rows.texts)
+        reading = TokenizedTexts.of(self.context.tokenization, rows.texts)
         return find_spans(_backbone(self.context), reading, scores=self.head.scores, progress=self.context.progress)
 
     def save(self, folder: Path) -> None:
-        """Write `token_probe.npz`."""
         head = self.head
         np.savez(folder / "token_probe.npz", mean=head.mean, scale=head.scale, coefficients=head.coefficients, intercept=head.intercept)
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> TokenProbe:
-        """Read what `save` wrote."""
         from fullft_assets.tasks.token_classification.token_head import TokenHead
 
         arrays = np.load(folder / "token_probe.npz")

@@ -32,16 +32,12 @@ from fullft_assets.tasks.classification.recipe import window_feed
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span
-from fullft_assets.tasks.token_classification.tagging import Frame, Reading, normal, tag, tag_names
+from fullft_assets.tasks.token_classification.tagging import Frame, TokenizedTexts, normal, tag, tag_names
 
 
 @dataclass(frozen=True)
 class TokenClassificationRecipe(Encoder):
-    """See `Recipe`.
-
-    Attributes:
-        tokenization: that made the windows.
-    """
+    """Each token of a window that belongs to it learns a tag."""
 
     tokenization: Tokenization = field(kw_only=True)
 
@@ -52,11 +48,6 @@ class TokenClassificationRecipe(Encoder):
         return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
-        """See `Recipe`.
-
-        Raises:
-            DataError: marks and spans of a row do not belong together.
-        """
         windows = [window for document in self.train.windows for window in document]
         tags = [window for document in self._tags(self.train) for window in document]
         return self._prepared(model, window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings)
@@ -76,8 +67,8 @@ class TokenClassificationRecipe(Encoder):
         return self._scores(predicted)
 
     @cached_property
-    def _reading(self) -> Reading:
-        reading = Reading.of(self.tokenization, self.validation.texts)
+    def _reading(self) -> TokenizedTexts:
+        reading = TokenizedTexts.of(self.tokenization, self.validation.texts)
         if reading.windows != self.validation.windows:
             raise DataError("the snapshot's windows are not those that base_model's tokenizer makes of its texts; take the snapshot again")
         return reading

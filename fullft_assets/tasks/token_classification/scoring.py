@@ -16,7 +16,7 @@ from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, pick_rows, shared_labels
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span, SpanEvaluation
-from fullft_assets.tasks.token_classification.tagging import Reading, find_spans, load_finder, normal, tags_of
+from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder, normal, tags_of
 
 #: Characters of a test row that the report shows.
 _SHOWN_CHARACTERS = 400
@@ -53,7 +53,7 @@ def _find_all(context: EvaluationContext, test: Split, names: list[str], tokeniz
 def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[str]) -> list[list[Span]]:
     """Return the spans that a checkpoint finds; each reads the texts with its own tokenizer, and spans are characters to all."""
     folder, settings = context.model_folder(checkpoint), context.job.settings
-    reading = Reading.of(Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts)
+    reading = TokenizedTexts.of(Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts)
     model, labels = load_finder(folder)
     found = find_spans(model, reading, progress=context.progress)
     del model
@@ -63,11 +63,7 @@ def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[
 
 
 def in_order(found: Sequence[Sequence[Span]], theirs: Sequence[str], ours: Sequence[str]) -> list[list[Span]]:
-    """Bring spans from a system's label order into ours; those of a label that we do not know are left out.
-
-    Raises:
-        StoreError: the two label lists have nothing in common.
-    """
+    """Bring spans from a system's label order into ours; those of a label that we do not know are left out."""
     known = shared_labels(theirs, ours)
     place = {number: ours.index(label) for number, label in enumerate(theirs) if label in known}
     return [[(start, end, place[label]) for start, end, label in row if label in place] for row in found]
@@ -93,11 +89,11 @@ def count_right_tokens(
 
 def _pick_answers(
     test: Split, truth: Sequence[Sequence[Span]], found: Mapping[str, Sequence[Sequence[Span]]], evaluation: SpanEvaluation, seed: int
-) -> list[report.Answer]:
+) -> list[report.AnsweredRow]:
     tuned, baseline = found[FINETUNED], found[evaluation.justification.best_baseline]
     agrees = np.array([set(ours) == set(theirs) for ours, theirs in zip(tuned, baseline, strict=True)])
     return [
-        report.Answer(
+        report.AnsweredRow(
             report.shorten(test.texts[i], _SHOWN_CHARACTERS),
             *(_listed(test.texts[i], each[i], evaluation.labels) for each in (truth, baseline, tuned)),
             id=test.ids[i],

@@ -72,7 +72,6 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     Args:
         tags: int [tokens].
         characters: int [tokens, 2], the characters of each token.
-        text: of the document.
     """
     tags = np.asarray(tags, np.int64)
     inside = np.flatnonzero(tags != OUTSIDE)
@@ -98,12 +97,7 @@ def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[S
 
 
 def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
-    """Return for each window of a text which of its tokens belong to it: bool [tokens].
-
-    Args:
-        lengths: tokens of each window, special tokens left out.
-        stride: tokens that neighbours share.
-    """
+    """Return for each window of a text which of its tokens belong to it: bool [tokens]."""
     begins = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64) - stride)])[: len(lengths)]
     total = int(begins[-1] + lengths[-1])
     best, owner = np.full(total, -1), np.zeros(total, np.int64)
@@ -179,12 +173,7 @@ def tag(
     """Predict the tag of each token, once, in the window that it belongs to.
 
     Args:
-        model: not wrapped; its mode is restored.
-        windows: each document's windows of token ids.
-        frame: of the windows.
         truth: aligned with the windows, -100 where nothing is to be predicted; for the loss.
-        scores: an output -> the tags' scores.
-        progress: is informed of how many windows are done.
     """
     mine = [frame.owned(document) for document in windows]
     found = [[np.zeros(0, np.int16)] * len(document) for document in windows]
@@ -205,14 +194,11 @@ def tag(
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenizedTexts:
     """Texts as a tokenizer reads them.
 
     Attributes:
-        texts: the documents.
-        windows: each document's windows of token ids.
         characters: int [tokens, 2] of each document, the characters of its tokens.
-        frame: of the windows.
     """
 
     texts: Sequence[str]
@@ -221,7 +207,7 @@ class Reading:
     frame: Frame
 
     @classmethod
-    def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> Reading:
+    def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
         """Read texts with a tokenizer that was loaded for the task token_classification."""
         encoded, cuts = tokenization.read(texts, spans=True)
         windows = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
@@ -237,18 +223,14 @@ class Reading:
 
 
 def find_spans(
-    model: PreTrainedModel, reading: Reading, *, scores: Scores = lambda output: output.logits, progress: Listener | None = None
+    model: PreTrainedModel, reading: TokenizedTexts, *, scores: Scores = lambda output: output.logits, progress: Listener | None = None
 ) -> list[list[Span]]:
     """Return the spans that a model finds in each text; labels are positions in its own order."""
     return reading.spans(tag(model, reading.windows, reading.frame, scores=scores, progress=progress).tags)
 
 
 def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
-    """Load a fine-tuned token classifier and the labels of its spans.
-
-    Raises:
-        StoreError: its outputs are no tags of spans.
-    """
+    """Load a fine-tuned token classifier and the labels of its spans."""
     model = load_tagger(model_folder)
     names: dict[Any, str] = dict(model.config.id2label or {})
     return model, labels_of_tags([names[i] for i in range(len(names))])

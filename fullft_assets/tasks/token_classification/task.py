@@ -20,28 +20,16 @@ class TokenClassification(Task):
     baselines = ("no_spans", "dictionary", "token_probe")
     no_label_weights = "most tokens have none"
     templates = Path(__file__).parent / "templates"
+    scoring = "fullft_assets.tasks.token_classification.scoring:evaluate"
+    evaluation = "fullft_assets.tasks.token_classification.assessment:SpanEvaluation"
 
     def open_recipe(self, data: Any) -> Any:
-        """See `Task`."""
         from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 
         about = (data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
         return TokenClassificationRecipe(*about, tokenization=data.tokenization)
 
-    def evaluate(self, context: Any, test: Any) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.token_classification import scoring
-
-        return scoring.evaluate(context, test)
-
-    def evaluation_type(self) -> Any:
-        """See `Task`."""
-        from fullft_assets.tasks.token_classification.assessment import SpanEvaluation
-
-        return SpanEvaluation
-
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        """See `Task`."""
         from fullft_assets.report import pictures
 
         return {"label_scores": pictures.label_scores(evaluation.per_label)}
@@ -49,10 +37,10 @@ class TokenClassification(Task):
     def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
         """See `Task`: each span with its characters and its label."""
         from fullft_assets.chunks import Tokenization
-        from fullft_assets.tasks.token_classification.tagging import Reading, find_spans, load_finder
+        from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder
 
         finder, names = load_finder(model)
-        reading = Reading.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), [text])
+        reading = TokenizedTexts.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), [text])
         for start, end, label in find_spans(finder, reading)[0]:
             yield f"{start:>5} to {end:<5} {names[label]}: {text[start:end]}"
 

@@ -43,12 +43,7 @@ class TokenHead:
         """Fit on tokens of the training rows, drawn at random.
 
         Args:
-            backbone: the base model.
-            windows: each document's windows of token ids.
             tags: aligned with the windows, -100 where a token is not trained.
-            num_tags: outputs.
-            seed: of the draw.
-            progress: is informed of how many windows are done.
         """
         total = sum(tag != IGNORED for document in tags for window in document for tag in window)
         rng = np.random.default_rng(seed)

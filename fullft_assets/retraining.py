@@ -7,7 +7,7 @@ here reads a clock, a store or Dagster, so months of operation can be simulated 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -129,7 +129,7 @@ class RecordedDecision(_Frozen):
     decision: Decision
 
 
-class _RuleResult(_Frozen):
+class _RuleResult(NamedTuple):
     """Result of one rule: the action that it calls for, and why."""
 
     rule: Literal["new_data", "drift", "score", "age"]
@@ -209,76 +209,57 @@ def _was_asked(state: State, signals: Signals, result: _RuleResult) -> bool:
 def _new_data(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     enough = signals.num_new_examples >= settings.min_new_examples
     relation = "new examples reach" if enough else "new examples, fewer than"
-    return _RuleResult(
-        rule="new_data",
-        action="retrain" if enough else "wait",
-        reason=f"{signals.num_new_examples:,} {relation} min_new_examples = {settings.min_new_examples:,}",
-    )
+    reason = f"{signals.num_new_examples:,} {relation} min_new_examples = {settings.min_new_examples:,}"
+    return _RuleResult("new_data", "retrain" if enough else "wait", reason)
 
 
 def _drift(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     drifted = len(signals.drifted_windows)
     row = f"{drifted} drifted window{'' if drifted == 1 else 's'} in a row since the last training"
     if drifted < settings.drift_windows:
-        return _RuleResult(rule="drift", action="wait", reason=f"{row}, fewer than drift_windows = {settings.drift_windows}")
-    needed = _labels_needed(settings)
-    if signals.num_new_examples < needed:
-        return _RuleResult(
-            rule="drift",
-            action="ask_for_labels",
-            reason=f"{row}, but only {signals.num_new_examples:,} new labelled examples of {needed:,} needed: "
-            "label some of these production documents",
-        )
-    return _RuleResult(
-        rule="drift",
-        action="retrain",
-        reason=f"{row}, and {signals.num_new_examples:,} new labelled examples to learn from",
-    )
+        return _RuleResult("drift", "wait", f"{row}, fewer than drift_windows = {settings.drift_windows}")
+    if lacking := _lacking_labels(signals, settings):
+        return _RuleResult("drift", "ask_for_labels", f"{row}, {lacking}: label some of these production documents")
+    return _RuleResult("drift", "retrain", f"{row}, and {signals.num_new_examples:,} new labelled examples to learn from")
 
 
 def _score(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
-    if signals.score_drop is None:
-        return _RuleResult(rule="score", action="wait", reason="the champion's score on newer rows is unknown")
-    if signals.score_drop < settings.max_score_drop:
-        return _RuleResult(
-            rule="score",
-            action="wait",
-            reason=f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within "
-            f"max_score_drop = {settings.max_score_drop:g}",
-        )
     limit = f"max_score_drop = {settings.max_score_drop:g}"
+    if signals.score_drop is None:
+        return _RuleResult("score", "wait", "the champion's score on newer rows is unknown")
+    if signals.score_drop < settings.max_score_drop:
+        change = f"{0 - signals.score_drop:+.3f} on newer rows, within {limit}"
+        return _RuleResult("score", "wait", f"the champion's score changed by {change}")
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
-    needed = _labels_needed(settings)
-    if signals.num_new_examples < needed:
-        return _RuleResult(
-            rule="score",
-            action="ask_for_labels",
-            reason=f"{reason}, but only {signals.num_new_examples:,} new labelled examples of {needed:,} needed",
-        )
-    return _RuleResult(rule="score", action="retrain", reason=reason)
+    if lacking := _lacking_labels(signals, settings):
+        return _RuleResult("score", "ask_for_labels", f"{reason}, {lacking}")
+    return _RuleResult("score", "retrain", reason)
 
 
-def _labels_needed(settings: RetrainingSettings) -> int:
-    """Return the number of new examples from which a drift or a worse score retrains.
+def _lacking_labels(signals: Signals, settings: RetrainingSettings) -> str:
+    """Return which new examples a drift or a worse score lacks for a retrain, or an empty string.
 
     Either may last for months; without a minimum, each new example would start a training that changes nothing.
     """
-    return max(settings.min_new_examples_on_drift, 1)
+    needed = max(settings.min_new_examples_on_drift, 1)
+    if signals.num_new_examples >= needed:
+        return ""
+    return f"but only {signals.num_new_examples:,} new labelled examples of {needed:,} needed"
 
 
 def _age(state: State, signals: Signals, settings: RetrainingSettings) -> _RuleResult:
     if state.champion_since is None:
-        return _RuleResult(rule="age", action="wait", reason="there is no champion yet, so it has no age")
+        return _RuleResult("age", "wait", "there is no champion yet, so it has no age")
     # A training since then that did not beat the champion has used the newer data, too.
     days = (signals.now - max(state.champion_since, state.trained_at or 0.0)) / DAY_SECONDS
     reason = f"the champion was trained or challenged {days:.0f} days ago (max_age_days = {settings.max_age_days:g})"
     if days < settings.max_age_days:
-        return _RuleResult(rule="age", action="wait", reason=reason)
+        return _RuleResult("age", "wait", reason)
     if not signals.scheduled:
-        return _RuleResult(rule="age", action="wait", reason=f"{reason}; the schedule will decide")
+        return _RuleResult("age", "wait", f"{reason}; the schedule will decide")
     if signals.num_new_examples == 0:
-        return _RuleResult(rule="age", action="wait", reason=f"{reason}, but there is nothing new to learn")
-    return _RuleResult(rule="age", action="retrain", reason=reason)
+        return _RuleResult("age", "wait", f"{reason}, but there is nothing new to learn")
+    return _RuleResult("age", "retrain", reason)
 
 
 def _obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> list[str]:
