@@ -22,6 +22,7 @@ from benchmarks.low_memory import measure_activations, measure_low_memory, measu
 from benchmarks.near_duplicates import measure_near_duplicates
 from benchmarks.packed_training import measure_packed_training
 from benchmarks.packing import measure_packing
+from benchmarks.personal_data import measure_personal_data
 from benchmarks.preparation import Preparation
 from benchmarks.tick import measure_tick
 
@@ -31,6 +32,7 @@ NAMES = (
     "second_run",
     "check",
     "near_duplicates",
+    "personal_data",
     "preparation",
     "preparation_one_percent_more",
     "preparation_with_pii_and_language",
@@ -76,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             "second_run": lambda: measure_second_run(demo),
             "check": lambda: measure_check(LICENCES.name, demo.logs),
             "near_duplicates": lambda: measure_near_duplicates(demo.logs),
+            "personal_data": measure_personal_data,
             "preparation": preparation.measure,
             "preparation_one_percent_more": preparation.measure_one_percent_more,
             "preparation_with_pii_and_language": preparation.measure_pii_and_language,

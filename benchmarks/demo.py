@@ -30,7 +30,7 @@ STAGES = {
     "monitoring": ("production_documents", "drift_report", "training_snapshot_training_data_represents_production"),
 }
 WORKLOADS = ("planning", "training", "evaluation", "monitoring")
-#: What lies outside all stages: our processes, Dagster and its sensors; the script's imports.
+#: Time outside all stages: our processes, Dagster and its sensors; the script's imports.
 BETWEEN = "start and between"
 
 
@@ -61,7 +61,7 @@ class Side:
     macro_f1: float
 
     def with_rest(self) -> dict[str, float]:
-        """Return the stages and what lies outside them; together the whole time."""
+        """Return the stages and the time outside them; together the whole time."""
         return {**self.stages, BETWEEN: self.timing.wall - sum(self.stages.values())}
 
 
@@ -151,7 +151,7 @@ class Demo:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the seconds that at least one span covers: steps of two runs may stand side by side."""
+    """Return the seconds that at least one span covers: steps of two runs may run side by side."""
     total, until = 0.0, float("-inf")
     for began, ended in sorted(spans):
         total += max(0.0, ended - max(began, until))

@@ -29,9 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import low_memory, packed_training
-from benchmarks.packed_training import SCALES, PairedRow, Rounds, take_turns, times_as_fast
+from benchmarks import low_memory
+from benchmarks.packed_sides import SCALES, documents
+from benchmarks.packed_training import ROUNDS
 from benchmarks.table import Goal, Row, render
+from benchmarks.turns import PairedRow, Rounds, take_turns, times_as_fast
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -79,7 +81,7 @@ def _rates(model: Path, found: Rounds, side: str, seconds: float, scale: str) ->
 
     with torch.device("meta"):
         shape = ModelShape.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
-    lengths = np.array([len(window) for window in packed_training.documents(model, SCALES[scale])])
+    lengths = np.array([len(window) for window in documents(model, SCALES[scale])])
     flops = float(step_flops(lengths, lengths - 1, np.array([0, len(lengths)]), shape).sum()) / seconds
     peak = peak_flops(gpu_name() or "", precision.resolve("auto"))
     rates = [
@@ -226,9 +228,7 @@ def main(arguments: Sequence[str]) -> int:
         rungs = (low_memory.RUNGS[0], low_memory.LOWEST) if chosen.small else low_memory.RUNGS
         rows: list[Row] = [measure_resume(model, Path(scratch)), low_memory.measure_low_memory(Path(scratch), rungs, model=model)]
         if not chosen.small:
-            rows.append(
-                measure_training(write_model(build / "llama-1.2b"), build / "bench-logs", rounds=packed_training.ROUNDS, scale="gpu")
-            )
+            rows.append(measure_training(write_model(build / "llama-1.2b"), build / "bench-logs", rounds=ROUNDS, scale="gpu"))
     print(render(rows))
     print(f"written to {keep(rows, chosen.results)}")
     return 0

@@ -29,8 +29,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.packed_training import NUM_PADDED_ROWS, ROUNDS, SCALES, Rounds, Turns, documents, paired_row, take_turns, times_as_fast
+from benchmarks.packed_sides import NUM_PADDED_ROWS, SCALES, documents
+from benchmarks.packed_training import ROUNDS
 from benchmarks.table import Row
+from benchmarks.turns import Rounds, Turns, paired_row, take_turns, times_as_fast
 
 #: What each side has beside the defaults.
 SIDES: dict[str, dict[str, Any]] = {"llamafactory": {}, "llamafactory_no_checkpointing": {"disable_gradient_checkpointing": True}}
@@ -159,10 +161,10 @@ def _main(side: str, model: str, file: str) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             counts = {"num_tokens": self._num_tokens, "num_fed": self._num_fed}
-            told = f"{self._num_rows} rows in {self._num_passes} passes, {self._checkpointing} checkpointing"
+            about = f"{self._num_rows} rows in {self._num_passes} passes, {self._checkpointing} checkpointing"
             installed = {name: version(name) for name in ("llamafactory", *_PACKAGES)}
             self._clear()
-            turns.step_done({**counts, "about": told, "versions": installed}, **counts)
+            turns.step_done({**counts, "about": about, "versions": installed}, **counts)
 
         def _clear(self) -> None:
             self._num_tokens = self._num_fed = self._num_rows = self._num_passes = 0

@@ -26,7 +26,7 @@ _GOAL_SECONDS = 1.0
 
 
 def measure_tick(scratch: Path, logs: Path, num_files: int = NUM_FILES) -> Row:
-    """Measure the tick that finds all files new, the one that finds them cut, and quiet ones; the dearest counts."""
+    """Measure the tick that finds all files new, the one that finds them cut, and quiet ones; the slowest counts."""
     folder = write_files(scratch / "many-files", num_files)
     found: dict[str, dict[str, float]] = {}
     num_requests = 0

@@ -18,6 +18,20 @@ from tests.licence_delivery import Delivery
 HEAVY = ("torch", "transformers", "dagster")
 
 
+#: Has the context variable with what the instance that was entered last knows of definitions.
+_DEFS_STATE = "dagster._core.storage.defs_state.base"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Forget the Dagster instance of an earlier test: where instances end in another order than they began, a gone one stays in a context variable.
+
+    Definitions that are loaded next would ask it for their state.
+    """
+    if _DEFS_STATE in sys.modules:
+        sys.modules[_DEFS_STATE]._current_storage.set(None)
+
+
 @pytest.fixture(autouse=True)
 def _stays_quick(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the quick test that loads what a quick test may not; looked at only where no other tests share the process."""

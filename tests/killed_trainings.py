@@ -93,14 +93,14 @@ def _fork(run: Any, processes: int) -> int:
         child, status = os.wait()
         ended[children.index(child)] = status
     for rank in set(range(processes)) - set(ended):
-        # The first one's own SIGKILL is told from this by the signal; neither lets Python tidy up.
+        # The first one's own SIGKILL differs from this by the signal; neither lets Python tidy up.
         os.kill(children[rank], signal.SIGKILL if rank else signal.SIGTERM)
         ended[rank] = os.waitpid(children[rank], 0)[1]
     return next((status for _, status in sorted(ended.items()) if status), 0)
 
 
 def _train_until(uri: str, touches: int, counts: Callable[[str, str], bool]) -> None:
-    """Train until the n-th touch that counts, told by its name (as Python tells its audit hooks; `sync`) and its path."""
+    """Train until the n-th touch that counts, identified by its name (as in Python's audit hooks; `sync`) and its path."""
     if os.environ.get("RANK", "0") != "0":
         _train(uri)
         return

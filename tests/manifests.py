@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata, Status
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata, PlanMetadata
 
@@ -12,6 +13,7 @@ def plan(**changes: Any) -> dict[str, Any]:
     """Return the metadata of a `feasibility_plan`."""
     values: dict[str, Any] = {
         "num_parameters": 1_000,
+        "num_trained_parameters": 1_000,
         "num_rows": 100,
         "num_steps": 10,
         "num_tokens": 900,
@@ -67,3 +69,24 @@ def drift(status: Status) -> dict[str, Any]:
         p_values={},
         effects={},
     ).as_dict()
+
+
+def evaluation(**given: Any) -> dict[str, Any]:
+    """Return the metadata of an `evaluation_report`; what it measured are keys like the others."""
+    values: dict[str, Any] = {
+        "verdict": "Promoted: every gate passed.",
+        "justification": "Full fine-tuning was worth it.",
+        "promote": True,
+        "justified": True,
+        "primary_metric": "macro_f1",
+        "metrics": ["macro_f1", "accuracy"],
+        "num_test_rows": 100,
+        "num_test_groups": 50,
+        "num_test_rows_left_out": 0,
+        "best_baseline": "tfidf",
+        "gain_over_best_baseline": 0.1,
+        "gain_over_best_baseline_low": 0.05,
+        "gain_over_best_baseline_high": 0.15,
+        "checkpoint": "letters/finetuned_checkpoint/k1",
+    }
+    return EvaluationMetadata.model_validate(values | given).as_dict()

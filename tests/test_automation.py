@@ -196,10 +196,15 @@ class TestDeliverySensor:
         bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 0})
         assert len(self.asked(bench)) == 1
 
-    def test_files_with_other_endings_are_reported(self, bench):
-        (bench.prepared.project.documents / "a.docx").write_text("x")
-        said = "1 file(s) are left in place because their endings are not read: 1 .docx (a.docx)"
-        assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {said}"
+    def test_files_with_other_endings_are_reported_and_shown_by_a_check_once(self, bench):
+        (bench.prepared.project.documents / "a.doc").write_text("x")
+        said = "1 file(s) are left in place because their endings are not read: 1 .doc"
+        first = bench.tick("new_documents")
+        assert first.skip_reason.skip_message == f"nothing new in data/letters/documents; {said}"
+        (event,) = first.asset_events
+        assert (event.check_name, event.passed, event.severity) == ("delivered_files_are_read", False, dg.AssetCheckSeverity.WARN)
+        assert event.metadata["num_not_read"].value == 1
+        assert first.cursor
 
     def test_missing_folder_is_one_line_and_no_skip(self, bench):
         case = bench.case

@@ -134,7 +134,7 @@ def test_a_broken_folder_is_one_line_that_names_it(tiny, breaks, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_reference_is_a_folder_or_stands_in_a_package_that_is_not_imported(tmp_path, monkeypatch):
+def test_a_reference_is_a_folder_or_inside_a_package_that_is_not_imported(tmp_path, monkeypatch):
     package = tmp_path / "site/weights_package/model"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").write_text("raise RuntimeError('imported')")

@@ -26,7 +26,7 @@ FAST = Row("fast", 1.0, "another way", 10.0, Goal("ratio", 0.125), 2.0, 8.0, ["a
 SLOW = Row("slow", 61.0, "the first run", 600.0, Goal("ours", 60))
 
 
-def test_table_shows_figures_goal_and_notes() -> None:
+def test_table_shows_times_goal_and_notes() -> None:
     header, _, fast, note, slow = render([FAST, SLOW]).splitlines()
     assert header.split() == ["name", "ours", "instead", "of", "theirs", "ratio", "CPU", "ratio", "goal", "met"]
     assert fast.split() == ["fast", "1.000", "s", "another", "way", "10.0", "s", "0.1", "0.25", "ratio", "<=", "0.125", "yes"]
@@ -127,7 +127,7 @@ def test_one_percent_more_is_measured_against_the_whole(preparation: Preparation
 @pytest.mark.slow
 def test_preparation_with_rules_on_texts_and_in_memory(preparation: Preparation) -> None:
     checked = preparation.measure_pii_and_language()
-    assert str(checked.goal) == "ratio <= 3"
+    assert str(checked.goal) == "ratio <= 2.2"
     memory = preparation.measure_memory()
     assert 0.1 < memory.ours < 2 and memory.as_json()["ours_gib"] == memory.ours
     assert "GiB" in render([memory])
@@ -184,13 +184,17 @@ def test_plain_script_tests_on_the_rows_of_the_snapshot(demo: Demo, plain: Side)
     (output,) = demo.scratch.glob("plain-*")
     theirs = set(pq.read_table(output / "predictions.parquet")["id"].to_pylist())
     # Of equal texts each side keeps another id.
-    assert len(ours ^ theirs) <= 0.03 * len(ours)
+    # The script splits by the plain hash; we move a few groups so that each label is in each split, which in so few rows are many.
+    assert len(ours ^ theirs) <= 0.25 * len(ours)
 
 
 @pytest.mark.slow
 def test_demo_row_compares_the_same_work(demo: Demo) -> None:
     row = measure_demo(demo)
-    assert row.details["num_rows"]["ours"] == row.details["num_rows"]["plain script"]
+    ours, theirs = (row.details["num_rows"][side] for side in ("ours", "plain script"))
+    # We move a few groups so that each label is in each split; the drawn splits are as large.
+    assert (ours["train"], ours["validation"]) == (theirs["train"], theirs["validation"])
+    assert ours["test"] == pytest.approx(theirs["test"], rel=0.25)
     assert list(row.details["stages"]) == [*STAGES, BETWEEN]
     assert sum(stage["ours_seconds"] for stage in row.details["stages"].values()) == pytest.approx(row.ours)
     assert row.cpu_ratio > 0

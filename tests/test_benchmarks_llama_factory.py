@@ -13,7 +13,8 @@ import pytest
 from benchmarks import llama_factory
 from benchmarks.__main__ import NAMES, OPTIONAL_NAME, SLOW_NAMES, chosen, main
 from benchmarks.llama_factory import arguments, find_python, measure_llama_factory, padding, versions
-from benchmarks.packed_training import SCALES, Rounds
+from benchmarks.packed_sides import SCALES
+from benchmarks.turns import Rounds
 from tests.smollm2 import write_tiny_model
 
 
@@ -42,12 +43,12 @@ def test_a_step_holds_all_documents_and_the_rest_is_default() -> None:
     assert changed == given | {"disable_gradient_checkpointing": True}
 
 
-def test_versions_of_both_are_told() -> None:
-    told = versions({"llamafactory": "0.9.5", **dict.fromkeys(("transformers", "torch", "accelerate", "datasets"), "1.2")})
-    assert told.startswith(f"LLaMA-Factory 0.9.5 with what it pins: transformers 1.2 (ours {version('transformers')}), torch 1.2")
+def test_versions_of_both_are_reported() -> None:
+    message = versions({"llamafactory": "0.9.5", **dict.fromkeys(("transformers", "torch", "accelerate", "datasets"), "1.2")})
+    assert message.startswith(f"LLaMA-Factory 0.9.5 with what it pins: transformers 1.2 (ours {version('transformers')}), torch 1.2")
 
 
-def test_the_row_is_left_out_where_no_environment_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_row_is_skipped_where_no_environment_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert chosen(None, slow=True, llamafactory=None) == [name for name in (*NAMES, *SLOW_NAMES) if name != OPTIONAL_NAME]
     assert re.fullmatch(r"left out: packed_training_llamafactory needs .*LLAMAFACTORY=folder.*\n", capsys.readouterr().err)
     assert OPTIONAL_NAME in chosen(None, slow=False, llamafactory=Path("environment"))
@@ -55,18 +56,18 @@ def test_the_row_is_left_out_where_no_environment_is_given(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([], "needs a virtual environment with LLaMA-Factory, LLAMAFACTORY=folder"),
         (["--llamafactory", "nowhere"], "nowhere is no virtual environment"),
         (["--llamafactory", sys.prefix], "llamafactory is not installed in"),
     ],
 )
-def test_asked_for_without_an_environment_is_one_line(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_asked_for_without_an_environment_is_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--only", OPTIONAL_NAME, *given])
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import binom
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from benchmarks import packed_training
-from benchmarks.packed_training import PairedRow, median_interval
+from benchmarks import packed_sides
 from benchmarks.table import Goal, render
+from benchmarks.turns import PairedRow, median_interval
 
 
 @pytest.mark.parametrize(("count", "ends"), [(1, (0, 0)), (5, (0, 4)), (7, (0, 6)), (9, (1, 7)), (25, (7, 17))])
@@ -29,15 +29,15 @@ def test_ratio_is_the_median_of_pairs_not_of_sides() -> None:
     assert "0.45" in render([row])
 
 
-@pytest.mark.parametrize("scale", packed_training.SCALES.values(), ids=packed_training.SCALES)
-def test_documents_fill_the_rows_and_are_typical(tmp_path: Path, scale: packed_training.StepSize) -> None:
+@pytest.mark.parametrize("scale", packed_sides.SCALES.values(), ids=packed_sides.SCALES)
+def test_documents_fill_the_rows_and_are_typical(tmp_path: Path, scale: packed_sides.StepSize) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    windows = packed_training.documents(tmp_path, scale)
+    windows = packed_sides.documents(tmp_path, scale)
     assert sum(map(len, windows)) == scale.num_tokens
-    assert packed_training.packed(windows, scale).packing.num_rows == scale.num_rows
-    if scale is packed_training.SCALES["cpu"]:
+    assert packed_sides.packed(windows, scale).packing.num_rows == scale.num_rows
+    if scale is packed_sides.SCALES["cpu"]:
         # Over many draws the padding is 57.9%.
-        assert packed_training._padding(windows) == pytest.approx(0.579, abs=0.01)
+        assert packed_sides._padding(windows) == pytest.approx(0.579, abs=0.01)

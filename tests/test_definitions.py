@@ -133,7 +133,7 @@ def test_without_a_monitoring_folder_there_is_nothing_of_monitoring(project):
     assert "window" not in text and "drift" not in text and "monitor" not in text
 
 
-def test_two_use_cases_stand_side_by_side(tmp_path):
+def test_two_use_cases_load_side_by_side(tmp_path):
     first = projects.create(tmp_path, "letters")
     second = projects.Project(tmp_path, "contracts")
     second.deliver("a.jsonl", projects.licence_rows(5))

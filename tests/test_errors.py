@@ -79,7 +79,7 @@ def test_an_unknown_use_case_names_the_known_ones(project):
 
 
 def test_a_folder_without_documents(project):
-    (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.docx")
+    (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.doc")
     line = f": documents.path: no readable document below data/letters/documents; known endings: {known_endings()}"
     for command in ("check", "run"):
         done = project.fullft(command, "letters")
@@ -119,14 +119,15 @@ def test_one_project_through_every_bad_delivery(tmp_path):
         # A look that asks for all that it may is followed by another.
         documents={"max_batch_files": 1, "max_runs_per_tick": 1},
         examples={"labels": [*licences.KINDS, "poem"]},
-        snapshot={"min_train_rows": 5_000},
+        snapshot={"min_train_rows": 5_000, "rare_labels": "refuse"},
     )
     delivery = project.documents / "delivery-1.jsonl"
     delivery.write_bytes("Lizenz für alle – ".encode() + b"\xff\n")
     done = project.fullft("run", "letters")
     (line,) = failures(done)
     assert line.endswith(
-        f"raw_documents FAILED: {delivery}: cannot be read (not UTF-8 on line 1; where it has another encoding, set documents.encoding); fix the file and deliver it again"
+        f"raw_documents FAILED: {delivery.parent}: {delivery.name} cannot be read (not UTF-8 on line 1; where it has another encoding, "
+        "set documents.encoding); fix the file and deliver it again"
     )
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
@@ -149,7 +150,7 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     line = failures(done)[-1]
     assert line == (
         "model: training_snapshot FAILED: delivery-2.jsonl:401: label `poem` has 1 row, fewer than snapshot.min_rows_per_label (5); "
-        "deliver more, or leave it out of examples.labels"
+        "deliver more, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
     )
     assert latest(store(project), "letters", "training_snapshot") is None
     assert not half_written(project)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from fullft_assets.evaluation import FINETUNED, Comparison, Interval, comparison, intervals, read_evaluation
+from fullft_assets.evaluation.label_scores import label_scores
 from fullft_assets.evaluation.rows import weakest_groups
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.task import METRICS
@@ -28,8 +29,9 @@ def test_scores_equal_sklearn(pairs):
     expected = f1_score(labels, predicted, labels=occurring, average="macro", zero_division=0)
     assert evaluation.macro_f1(labels, predicted) == pytest.approx(expected)
     assert evaluation.accuracy(labels, predicted) == pytest.approx(accuracy_score(labels, predicted))
-    assert (evaluation.confusion_matrix(labels, predicted, 5) == confusion_matrix(labels, predicted, labels=range(5))).all()
-    table = evaluation.label_scores(labels, predicted, list("abcde"))
+    matrix = evaluation.confusion_matrix(labels, predicted, 5)
+    assert (matrix == confusion_matrix(labels, predicted, labels=range(5))).all()
+    table = label_scores(np.diag(matrix), matrix.sum(1), matrix.sum(0), list("abcde"))
     expected = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
     found = np.array([(row.precision, row.recall, row.f1, row.support) for row in table]).T
     assert found == pytest.approx(np.array(expected))

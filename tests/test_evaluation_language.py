@@ -102,7 +102,7 @@ def test_groups_widen_the_interval_and_pairing_narrows_the_gain() -> None:
     assert by_group.gain_over_best_baseline.half_width < 0.5 * by_group.score.half_width
 
 
-def test_the_sentence_names_both_metrics_and_figures_survive_json() -> None:
+def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
     found = assessed(*drawn(champion=0.2))
     assert found.justification.justified and found.gain_over_champion.low > 0
     assert found.justification.sentence.startswith("Full fine-tuning was worth it: token probability is 0.")
@@ -165,7 +165,7 @@ def test_limits_that_go_into_the_card_name_no_group() -> None:
 
 
 def test_another_tokenizer_that_is_as_sure_of_the_text_scores_the_same() -> None:
-    # The same text in half as many tokens, each twice as dear: equal nats on equal text.
+    # The same text in half as many tokens, each twice as expensive: equal nats on equal text.
     ours = DocumentScores(np.array([99, 199]), np.array([198.0, 398.0]), np.array([1, 1]))
     theirs = DocumentScores(np.array([49, 99]), np.array([196.0, 396.0]), np.array([9, 9]))
     found = language.in_tokens_of(theirs, np.array([50, 100]), ours, np.array([100, 200]))
@@ -190,7 +190,7 @@ def test_token_accuracy_is_not_compared_over_other_tokens() -> None:
         assessed(systems, groups, metric="token_accuracy")
 
 
-def test_a_candidate_with_another_tokenizer_has_no_token_accuracy_and_its_figures_all_the_same() -> None:
+def test_a_candidate_with_another_tokenizer_has_all_scores_but_token_accuracy() -> None:
     systems, groups = drawn()
     systems[FINETUNED] = DocumentScores(systems[FINETUNED].num_tokens, systems[FINETUNED].loss, None)
     found = assessed(systems, groups)
@@ -231,7 +231,7 @@ def test_one_group_alone_is_refused() -> None:
         assessed(systems, ["same"] * len(groups))
 
 
-def test_a_hopeless_model_has_figures_all_the_same() -> None:
+def test_a_hopeless_model_has_scores_too() -> None:
     tokens = np.array([10, 10])
     good, hopeless = DocumentScores(tokens, tokens * 1.0, tokens), DocumentScores(tokens, tokens * 1e4, tokens)
     found = assessed({FINETUNED: hopeless, BASE_MODEL: good}, ["a", "b"])

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from fullft_assets import erasure
 from fullft_assets.chunks import Tokenization, save_tokenizer
-from fullft_assets.erasure import rewriting
+from fullft_assets.erasure import evaluation_reports
 from fullft_assets.evaluation import BASE_MODEL, read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs.progress import Progress
@@ -106,7 +106,7 @@ class Lab:
         work(context.job, self.store, QUIET)
         return self.store.find("letters", "evaluation_report", context.job.key)
 
-    def figures(self, report: Manifest) -> LanguageEvaluation:
+    def read(self, report: Manifest) -> LanguageEvaluation:
         return read_evaluation((self.store.folder(report) / "evaluation.json").read_bytes())
 
 
@@ -153,7 +153,7 @@ def losses_one_by_one(model: Path, lab: Lab) -> list[tuple[float, int]]:
     return found
 
 
-def test_figures_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, report: Manifest) -> None:
+def test_scores_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, report: Manifest) -> None:
     table = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
     assert table["id"] == lab.test.ids and table["group"] == lab.test.groups
     for name, model in (("finetuned", lab.store.folder(learned) / "model"), ("base_model", lab.model)):
@@ -185,10 +185,10 @@ def test_a_worse_candidate_than_the_champion_is_refused(lab: Lab, learned: Manif
     assert found.metadata["gain_over_best_baseline"] == 0.0
     assert found.metadata["champion_perplexity"] < found.metadata["perplexity"]
     assert found.metadata["incumbent"] == learned.ref
-    assert lab.figures(found).has_champion
+    assert lab.read(found).has_champion
 
 
-def test_the_report_is_whole_and_texts_stand_only_in_the_html(lab: Lab, report: Manifest) -> None:
+def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report: Manifest) -> None:
     folder = lab.store.folder(report)
     assert {f"pictures/{name}.png" for name in ("scores", "changes", "per_length", "loss", "learning_curve")} <= set(report.files)
     page = (folder / "report.html").read_text()
@@ -220,17 +220,17 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
     gone = documents_that_are_continued(page)[0]
     written = re.search(rf'<tr data-document="{re.escape(gone)}">(.*?)</tr>', page)[1]
     its_group = lab.test.groups[lab.test.ids.index(gone)]
-    weakest, *others = [row.group for row in lab.figures(made).weakest_groups if row.group != its_group]
+    weakest, *others = [row.group for row in lab.read(made).weakest_groups if row.group != its_group]
     assert f'<tr data-group="{weakest}">' in page and f"| {weakest} |" not in (lab.store.folder(made) / "report.md").read_text()
     before = {manifest.ref for manifest in lab.store.artifacts("letters", "evaluation_report")}
-    report = erasure.Report(num_listed=1)
+    report = erasure.ErasureReport(num_listed=1)
 
     def judged_erased(store: Store, made: Manifest, table: pa.Table, *_: object) -> np.ndarray:
         return np.array([row["id"] == gone or row["group"] == weakest for row in table.to_pylist()])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewriting, "_judged_erased", judged_erased)
-        rewriting._drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
+        patch.setattr(evaluation_reports, "_judged_erased", judged_erased)
+        evaluation_reports.drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] >= 1 and set(after) != before
     for manifest in after.values():
@@ -242,7 +242,7 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
         assert f'data-group="{weakest}"' not in (folder / "report.html").read_text()
         assert f'"group": "{weakest}"' not in (folder / "evaluation.json").read_text()
         if manifest.key == made.key:
-            assert {*others} <= {row.group for row in lab.figures(manifest).weakest_groups}
+            assert {*others} <= {row.group for row in lab.read(manifest).weakest_groups}
         assert read_evaluation((folder / "evaluation.json").read_bytes()).num_test_rows == len(lab.test)
 
 

@@ -61,7 +61,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def small_model(labels: list[str], order: list[int], *, head: list[str] | None = None) -> BertForSequenceClassification:
-    """A seeded model whose outputs stand in the given order of the same head's rows."""
+    """A seeded model whose outputs are in the given order of the same head's rows."""
     torch.manual_seed(3)
     names = head or [labels[i] for i in order]
     config = BertConfig(
@@ -188,7 +188,7 @@ def test_gates_carry_numbers_to_plot(lab, report):
     assert report.check("score_is_sufficient").metadata == {"macro_f1": report.metadata["macro_f1"]}
 
 
-def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_left_out(lab, candidate):
+def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_excluded(lab, candidate):
     # A larger test share moves groups from training to test: the older checkpoint has seen them.
     newer = lab.take(dataclasses.replace(lab.use_case, settings=with_test_share(lab.use_case.settings, 0.6)))
     test = load_split(lab.store, newer, "test")
@@ -227,7 +227,7 @@ def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report)
     assert "0 h 1 min 1 s" in page
 
 
-def test_texts_stand_only_in_the_html(lab, report):
+def test_texts_are_only_in_the_html(lab, report):
     folder = lab.store.folder(report)
     shown = [text for text in lab.test.texts if text in (folder / "report.html").read_text()]
     assert len(shown) >= 5

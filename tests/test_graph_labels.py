@@ -56,16 +56,16 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tup
 
 
 def assert_whole(project: projects.Project, printed: str, metric: str, kind: str) -> Store:
-    """What holds of any task: every asset materialised with metadata, promoted, told, and no text in the event log."""
+    """What holds of any task: every asset materialised with metadata, promoted, summarised, and no text in the event log."""
     store = Store(str(project.home / "store"))
     report = latest(store, CASE, "evaluation_report")
     assert report.metadata["promote"] and report.metadata["primary_metric"] == metric
     assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
-    figures = report.metadata
+    metrics = report.metadata
     name = metric.replace("_f1", "-F1")
-    best = figures["best_baseline"]
+    best = metrics["best_baseline"]
     for pattern in (
-        rf"test {name} +{figures[metric]:.3f} \[{figures[f'{metric}_low']:.3f}, .+\] fine-tuned; .*{figures[f'{best}_{metric}']:.3f} {best}",
+        rf"test {name} +{metrics[metric]:.3f} \[{metrics[f'{metric}_low']:.3f}, .+\] fine-tuned; .*{metrics[f'{best}_{metric}']:.3f} {best}",
         r"verdict +Promoted: every gate passed\. It is the champion now\.",
         r"try it +\S+ predict letters",
     ):
@@ -92,9 +92,9 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
     project, printed = labelled
     store = assert_whole(project, printed, "macro_f1", "multi_label")
     assert re.search(r"rows in +261 in 1 batches: 260 valid, 1 quarantined", printed)
-    figures = latest(store, CASE, "evaluation_report").metadata
+    metrics = latest(store, CASE, "evaluation_report").metadata
     for system in ("label_shares", "tfidf", "frozen_probe"):
-        assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "subset_accuracy")} <= set(figures)
+        assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "subset_accuracy")} <= set(metrics)
     checkpoint = latest(store, CASE, "finetuned_checkpoint")
     assert list(checkpoint.metadata["label_thresholds"]) == LABELS
     card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
@@ -125,9 +125,9 @@ def test_a_second_candidate_is_judged_against_the_champion(
         graph = Graph(copy, instance)
         graph.approve()
         assert graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model").success
-        figures = graph.latest("evaluation_report").metadata
-    assert figures[f"champion_{metric}"] > 0
-    assert figures["gain_over_champion"] == pytest.approx(figures[metric] - figures[f"champion_{metric}"])
+        metrics = graph.latest("evaluation_report").metadata
+    assert metrics[f"champion_{metric}"] > 0
+    assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - metrics[f"champion_{metric}"])
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def spanned(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tupl
     rows = licence_labels.spanned_rows(300)
     beyond = {"start": 5, "end": 400, "label": "url"}
     rows += [
-        {"id": "none", "text": "A text in which nothing stands.", "spans": [], "expression": "none"},
+        {"id": "none", "text": "A text in which nothing is marked.", "spans": [], "expression": "none"},
         {"id": "beyond", "text": "A span that ends behind its text.", "spans": [beyond], "expression": "none"},
         {
             "id": "odd",
@@ -196,9 +196,9 @@ def test_what_an_answer_quotes_goes_with_its_document(spanned: tuple[projects.Pr
 
 @pytest.mark.parametrize("examples", [MULTI_LABEL, SPANS])
 def test_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -> None:
-    project = create(tmp_path, examples, licence_labels.labelled_rows(5), monitoring={"path": "data/letters/production"})
-    repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
-    names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "model", "evaluate")}
+    rows = licence_labels.spanned_rows(5) if examples is SPANS else licence_labels.labelled_rows(5)
+    project = create(tmp_path, examples, rows, monitoring={"path": "data/letters/production"})
+    names = {job.name for job in FullFineTune(load_use_case(project.yaml_path)).build_defs().jobs or ()}
+    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate")}
     said = project.fullft("check", CASE)
     assert "drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout

@@ -79,10 +79,10 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
     isolation = "several documents each: documents that share a row of llama do not move one another ("
     assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()
-    figures = report.metadata
+    metrics = report.metadata
     for pattern in (
-        rf"test perplexity +{figures['perplexity']:.3f} \[.+\] fine-tuned; {figures['base_model_perplexity']:.3f} base_model",
-        rf"gain +\+{figures['gain_over_best_baseline']:.3f} .+ over base_model",
+        rf"test perplexity +{metrics['perplexity']:.3f} \[.+\] fine-tuned; {metrics['base_model_perplexity']:.3f} base_model",
+        rf"gain +\+{metrics['gain_over_best_baseline']:.3f} .+ over base_model",
         r"verdict +Promoted: every gate passed\. It is the champion now\.",
         r"try it +\S+ predict letters",
     ):
@@ -91,10 +91,11 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
 
 def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: projects.Project) -> None:
     with dg.DagsterInstance.from_config(str(finished.home)) as instance:
+        # Another test runs the project a second time, which finds the same artifacts.
         for asset in ASSETS:
-            (event,) = events(instance, asset)
+            event, *_ = events(instance, asset)
             assert {"path", "made_in_seconds"} <= set(event.metadata), asset
-        (event,) = events(instance, "evaluation_report")
+        event, *_ = events(instance, "evaluation_report")
     lines = event.metadata["systems"].value.splitlines()
     assert lines[0] == "| system | token_probability | perplexity | token_accuracy |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| finetuned", "| base_model"]
@@ -102,7 +103,7 @@ def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: proje
     assert not without_manifest(finished)
 
 
-def test_no_document_and_nothing_written_stands_in_the_event_log_or_the_run_log(finished: projects.Project) -> None:
+def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(finished: projects.Project) -> None:
     logged = finished.logged()
     assert "evaluation_report" in logged
     excerpts = {found[0] for row in projects.licence_rows(160) if (found := re.search(r"[A-Za-z ,.]{50}", row["text"]))}
@@ -142,9 +143,9 @@ def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
     (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "beats_champion"]
     assert not check.passed
     assert champion(graph) == old != graph.latest("finetuned_checkpoint").ref
-    figures = graph.latest("evaluation_report").metadata
-    assert figures["champion_perplexity"] < figures["perplexity"] < figures["base_model_perplexity"]
-    assert figures["verdict"].startswith("Not promoted: gain over the champion is -")
+    metrics = graph.latest("evaluation_report").metadata
+    assert metrics["champion_perplexity"] < metrics["perplexity"] < metrics["base_model_perplexity"]
+    assert metrics["verdict"].startswith("Not promoted: gain over the champion is -")
 
 
 def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(finished: projects.Project, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(fi
     configure(project, monitoring={"path": "data/letters/production"})
     repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
     names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "model", "evaluate")}
+    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate")}
     assert {sensor.name for sensor in repository.sensor_defs} == {"letters_new_documents", "letters_retraining"}
     assert {schedule.name for schedule in repository.schedule_defs} == {"letters_retraining_schedule", "letters_evaluation_schedule"}
     said = project.fullft("check", CASE)

@@ -110,7 +110,7 @@ def test_collate_pads_and_masks() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_stop_is_heard_between_batches(model, windows) -> None:
+def test_stop_is_checked_between_batches(model, windows) -> None:
     progress = Progress(silent=True)
     progress.stop_requested = True
     with pytest.raises(Interrupted, match="stopped on request"):

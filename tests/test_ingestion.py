@@ -13,6 +13,7 @@ import pytest
 from fullft_assets import automation, chunks, documents, examples, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.chunks import ingestion
+from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
@@ -160,7 +161,7 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_told(tmp_path:
     data.project.configure(documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_characters": 9_000})
     check = take()
     assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_files_of_several_sources": 1})
-    assert f"delivery-2.jsonl from {data.project.documents} and {other};" in check.description
+    assert f"{alias('delivery-2.jsonl')} from {data.project.documents} and {other};" in check.description
 
 
 def test_each_batch_is_sketched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,7 @@ class TestArchivedFiles:
         assert {first, second} == {name for _, name in data.due()}
         raw = data.read(first)
         assert (
-            "delivery-1.jsonl: taken away since it was read with another examples.group; deliver it again"
+            f"{alias('delivery-1.jsonl')}: taken away since it was read with another examples.group; deliver it again"
             in raw.check("files_are_readable").description
         )
         assert (raw.metadata["num_rows"], raw.metadata["files"], raw.metadata["taken_away"]) == (0, {}, ["delivery-1.jsonl"])
@@ -226,7 +227,7 @@ class TestArchivedFiles:
         assert taken.metadata["batches_left_out"] == [first]
         check = taken.check("archived_files_count")
         assert (check.passed, check.metadata) == (False, {"num_files_left_out": 1, "num_batches": 1})
-        assert f"1 files (such as delivery-1.jsonl) of 1 batches ({first}) are left out" in check.description
+        assert f"1 files (such as {alias('delivery-1.jsonl')}) of 1 batches ({first}) are left out" in check.description
         # Delivered again under its name, it is no loss.
         named = valid.model_copy(update={"metadata": {**valid.metadata, "files": {"delivery-1.jsonl": 1}}})
         assert batches.archive_check({first: empty, second: valid}, {second: named}).passed
@@ -265,7 +266,7 @@ class TestArchivedFiles:
         data.project.configure(chunks={"max_tokens": 48})
         raw = data.read(batch)
         assert raw.metadata["num_rows"] == 40
-        assert "other.csv" in raw.check("files_are_readable").description
+        assert alias("other.csv") in raw.check("files_are_readable").description
 
 
 def _minilm() -> Path:

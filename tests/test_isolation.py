@@ -193,7 +193,7 @@ def test_probe_leaves_the_model_as_it_was() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_figures_that_are_no_numbers_fail() -> None:
+def test_changes_that_are_not_numbers_fail() -> None:
     model = build(APART["llama"])
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))

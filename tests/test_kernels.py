@@ -98,11 +98,11 @@ def test_without_liger_kernel_a_gpu_computes_as_torch_does(monkeypatch: pytest.M
 
 @needs_liger
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "granite"])
-def test_losses_are_left_out_and_layers_replaced(family: str) -> None:
+def test_losses_stay_and_layers_are_replaced(family: str) -> None:
     """Also where a family's own default is another."""
-    told = kernels.switches(family)
-    assert not told["cross_entropy"] and not told["fused_linear_cross_entropy"]
-    assert told["rms_norm"] and told["rope"] and (told.get("swiglu") or told.get("geglu"))
+    chosen = kernels.switches(family)
+    assert not chosen["cross_entropy"] and not chosen["fused_linear_cross_entropy"]
+    assert chosen["rms_norm"] and chosen["rope"] and (chosen.get("swiglu") or chosen.get("geglu"))
 
 
 @needs_liger
@@ -136,10 +136,10 @@ def model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, Pr
 def test_kernels_that_move_the_outputs_are_refused(model_on_a_gpu, moved_by: float, is_refused: bool, monkeypatch) -> None:
     """What replaces the layers is injected: liger-kernel's own, right on every card tried, would move nothing."""
     model, prepared = model_on_a_gpu
-    told: list[dict[str, bool]] = []
+    chosen: list[dict[str, bool]] = []
 
     def replace(model: PreTrainedModel, switches: dict[str, bool]) -> None:
-        told.append(switches)
+        chosen.append(switches)
         model.lm_head.weight.data *= 1 + moved_by
 
     monkeypatch.setattr(kernels, "apply_liger_kernel", replace)
@@ -152,7 +152,7 @@ def test_kernels_that_move_the_outputs_are_refused(model_on_a_gpu, moved_by: flo
     else:
         version = importlib.metadata.version("liger-kernel")
         assert kernels.apply(model, prepared, settings).about == {"kernels": f"liger-kernel {version}: rms_norm, rope, swiglu"}
-    assert told == [kernels.switches("llama")]
+    assert chosen == [kernels.switches("llama")]
 
 
 @needs_liger
@@ -181,7 +181,7 @@ def test_kernels_that_compute_something_else_are_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(kernels, "why_not", lambda *_: "")
     monkeypatch.setattr(kernels, "switches", lambda name: {"swiglu": True})
     monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "9.9")
-    monkeypatch.setattr(kernels, "apply_liger_kernel", lambda model, told: model.get_output_embeddings().weight.data.mul_(2))
+    monkeypatch.setattr(kernels, "apply_liger_kernel", lambda model, chosen: model.get_output_embeddings().weight.data.mul_(2))
     with pytest.raises(
         SettingsError, match=r"^training\.liger: liger-kernel 9\.9 moves the outputs of llama by 1\.0e\+00 of the largest; set off$"
     ):

@@ -90,7 +90,7 @@ def test_its_yaml_says_what_is_missing_and_the_command_that_writes_it(tmp_path: 
 
 @pytest.mark.slow
 def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
-    """The shipped YAML with fewer and shorter rows, and the real SmolLM2: from documents to a verdict that follows from the figures."""
+    """The shipped YAML with fewer and shorter rows, and the real SmolLM2: from documents to a verdict that follows from the metrics."""
     project = projects.create(tmp_path, "texts", rows=0)
     model = smollm.write(tmp_path / "data" / "models" / "smollm2-135m")
     licence_texts.write(tmp_path / "data" / "licence_texts", max_texts=400)
@@ -106,11 +106,11 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     store = Store(str(project.home / "store"))
     report = latest(store, "texts", "evaluation_report")
-    figures = report.metadata
-    assert 1 < figures["perplexity"] < 60 and 1 < figures["base_model_perplexity"] < 60, "a real model of English"
-    assert figures["perplexity"] < figures["base_model_perplexity"]
-    assert figures["promote"] == (figures["gain_over_best_baseline_low"] > 0)
-    assert ("It is the champion now." in done.stdout) == figures["promote"]
+    metrics = report.metadata
+    assert 1 < metrics["perplexity"] < 60 and 1 < metrics["base_model_perplexity"] < 60, "a real model of English"
+    assert metrics["perplexity"] < metrics["base_model_perplexity"]
+    assert metrics["promote"] == (metrics["gain_over_best_baseline_low"] > 0)
+    assert ("It is the champion now." in done.stdout) == metrics["promote"]
     checkpoint = latest(store, "texts", "finetuned_checkpoint")
     assert checkpoint.metadata["num_trained_parameters"] == 134_515_008 == checkpoint.metadata["num_parameters"]
     assert latest(store, "texts", "training_snapshot").metadata["num_replay_tokens"] > 0
@@ -119,6 +119,6 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     assert "What it writes" in page
     second = project.fullft("run", "texts", timeout=300)
     assert second.returncode == 0 and "nothing new" in second.stdout
-    if figures["promote"]:
+    if metrics["promote"]:
         written = project.fullft("predict", "texts", "Permission is hereby granted, free of", "--max-new-tokens", "4")
         assert written.stdout.startswith("Permission is hereby granted, free of charge"), written.stdout + written.stderr

@@ -58,14 +58,14 @@ def champion(encoder: Prepared) -> Manifest:
 
 
 class TestTraining:
-    def test_goes_on_from_the_champions_weights_head_included(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_continues_from_the_champions_weights_head_included(self, encoder: Prepared, champion: Manifest) -> None:
         again = train(encoder, "second", champion, **STILL)
         assert_near(encoder, champion, again)
         other = train(encoder, "from base", **STILL)
         name = "bert.encoder.layer.0.output.dense.weight"
         assert not torch.allclose(weights(encoder, champion)[name], weights(encoder, other)[name], atol=1e-4)
 
-    def test_a_language_model_goes_on_with_its_added_tokens(self, tmp_path: Path) -> None:
+    def test_a_language_model_continues_with_its_added_tokens(self, tmp_path: Path) -> None:
         small_language_model.write(tmp_path / "model", [row["text"] for row in projects.licence_rows(80)])
         options = {"training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"}}
         case = prepare_language_model(tmp_path, rows=80, base_model="model", chunks={"added_tokens": ["sublicense"]}, **options)
@@ -98,7 +98,7 @@ class TestTraining:
         assert lineage.snapshots_learned_from(third) == [encoder.snapshot.ref]
 
     @pytest.mark.slow
-    def test_killed_it_goes_on_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_a_killed_one_resumes_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
         runs = [Run(encoder, f"{kind}-continued") for kind in ("straight", "killed")]
         for run in runs:
             job = encoder.job(STAGE, run.key)
@@ -111,6 +111,11 @@ class TestTraining:
 
 
 class TestStartingPoint:
+    @pytest.fixture(autouse=True)
+    def no_champion(self, encoder: Prepared) -> None:
+        """Begin without a champion: the store is shared, and other tests promote one."""
+        Path(encoder.store.url, "pointers", encoder.use_case.name, "champion.json").unlink(missing_ok=True)
+
     def find(
         self, case: Prepared, decision: str, on: Manifest | None = None, retrain_from: str = "champion", revision: str = ""
     ) -> Manifest | None:
@@ -124,6 +129,8 @@ class TestStartingPoint:
         release.promote(case.store, case.use_case.name, crowned)
 
     def test_is_fixed_when_it_is_first_asked_for(self, encoder: Prepared, champion: Manifest) -> None:
+        # Another test may have crowned one.
+        Path(encoder.store.url, "pointers", encoder.use_case.name, "champion.json").unlink(missing_ok=True)
         assert self.find(encoder, "one") is None
         self.crown(encoder, champion)
         assert self.find(encoder, "one") is None
@@ -161,7 +168,7 @@ class TestWhatItLearned:
             judged = evaluation.unseen(encoder.job("evaluation_report"), encoder.store, inputs, test)
             assert set(judged.texts) & seen == expected
 
-    def test_a_training_that_goes_on_learns_from_the_old_rows_again(self, tmp_path: Path) -> None:
+    def test_a_training_from_the_champion_learns_from_the_old_rows_again(self, tmp_path: Path) -> None:
         case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
         first = train(case, "first")
         case.project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))

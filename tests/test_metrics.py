@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from fullft_assets.tasks.classification.assessment import expected_calibration_error
-from fullft_assets.tasks.classification.evaluate_metrics import Accuracy, CalibrationError, MacroF1, headline
+from fullft_assets.tasks.classification.evaluate_metrics import EvaluateAccuracy, EvaluateCalibrationError, EvaluateMacroF1, headline
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_headline_equals_sklearn(scored):
 
 
 def test_they_are_metrics_with_features():
-    for metric in (Accuracy(), MacroF1(), CalibrationError()):
+    for metric in (EvaluateAccuracy(), EvaluateMacroF1(), EvaluateCalibrationError()):
         assert isinstance(metric, evaluate.Metric)
         assert set(metric.features) == {"predictions", "references"}
         assert metric.description
@@ -52,7 +52,7 @@ def test_they_are_metrics_with_features():
 def test_rows_may_be_added_one_by_one_and_in_batches(scored):
     labels, probabilities = scored
     predicted = probabilities.argmax(1)
-    metric = MacroF1()
+    metric = EvaluateMacroF1()
     metric.add(prediction=predicted[0], reference=labels[0])
     metric.add_batch(predictions=predicted[1:200], references=labels[1:200])
     metric.add_batch(predictions=predicted[200:], references=labels[200:])
@@ -60,7 +60,7 @@ def test_rows_may_be_added_one_by_one_and_in_batches(scored):
     assert metric.compute(predictions=[1, 0], references=[1, 0]) == {"macro_f1": 1.0}
 
 
-@pytest.mark.parametrize("metric", [Accuracy, MacroF1])
+@pytest.mark.parametrize("metric", [EvaluateAccuracy, EvaluateMacroF1])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
@@ -79,11 +79,11 @@ def test_bad_labels_are_refused(metric, predictions, references, message):
 
 
 def test_nothing_to_score_is_an_error():
-    for metric in (Accuracy(), MacroF1(), CalibrationError()):
+    for metric in (EvaluateAccuracy(), EvaluateMacroF1(), EvaluateCalibrationError()):
         with pytest.raises(ValueError, match="nothing to score"):
             metric.compute()
     with pytest.raises(ValueError, match="labels are whole numbers"):
-        Accuracy().add(prediction=0.7, reference=1)
+        EvaluateAccuracy().add(prediction=0.7, reference=1)
 
 
 def test_bad_probabilities_are_refused():
@@ -94,4 +94,4 @@ def test_bad_probabilities_are_refused():
         ([], "rows of label probabilities"),
     ):
         with pytest.raises(ValueError, match=message):
-            CalibrationError().compute(predictions=predictions, references=[0, 1])
+            EvaluateCalibrationError().compute(predictions=predictions, references=[0, 1])

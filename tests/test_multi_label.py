@@ -68,7 +68,7 @@ class TestThresholds:
                 best = max(plain_f1(labels[:, i], probabilities[:, i] >= cut) for cut in np.linspace(0, 1, 41))
                 assert plain_f1(labels[:, i], probabilities[:, i] >= threshold) == pytest.approx(best)
 
-    def test_lies_between_two_probabilities_and_near_to_a_half(self):
+    def test_is_between_two_probabilities_and_near_to_a_half(self):
         labels = np.array([[1], [1], [0], [0]], bool)
         assert multi_label.fit_thresholds(labels, np.array([[0.9], [0.3], [0.2], [0.1]]))[0] == pytest.approx(0.25)
         # Between 0.9 and 0.1 all cuts are equal: the middle of the gap.
@@ -157,8 +157,8 @@ class TestRecipe:
     def test_thresholds_are_of_the_final_weights_and_found_by_who_loads_the_model(self, tiny: Prepared, tmp_path: Path):
         recipe = tiny.recipe
         model = recipe.load(tiny.use_case.settings.training)
-        told = recipe.finish(model, QUIET)["label_thresholds"]
-        assert list(told) == KNOWN
+        thresholds = recipe.finish(model, QUIET)["label_thresholds"]
+        assert list(thresholds) == KNOWN
         model.save_pretrained(tmp_path)
         expected = multi_label.fit_thresholds(recipe.validation.labels, predict_with(model, recipe.validation.windows).probabilities)
         np.testing.assert_array_equal(read_thresholds(tmp_path), expected)

@@ -281,7 +281,7 @@ class TestPlan:
          (300_000_000, {}, "; or set training.optimizer: adafactor_in_backward and training.weights: bf16 (about"),
          (400_000_000, {}, None),
          (100_000_000, {"optimizer": "adafactor_in_backward"}, None),
-         # What other settings forbid is left out.
+         # Rungs that contradict other settings are skipped.
          (80_000_000, {"l2_sp": 0.1}, "; or set training.optimizer: adafactor (about"),
          (80_000_000, {"unfreeze_share": 0.5}, None),
          (200_000_000, {"ewc": 0.1}, None),
@@ -312,12 +312,12 @@ class TestPlan:
         named = {key: int(value) if value.isdigit() else value for key, value in re.findall(r"training\.(\w+): (\w+)", advice)}
         assert list(contradictions(training.model_copy(update=named), processes)) == []
 
-    def test_steps_in_the_backward_pass_are_not_told_to_take_smaller_passes_than_the_batch(self):
+    def test_no_smaller_passes_are_proposed_for_steps_in_the_backward_pass(self):
         training = TrainingSettings(optimizer="lomo", micro_batch_size=32)
         _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=1), training)
         assert "lower training.batch_size and micro_batch_size" in fits.description
 
-    def test_what_lies_in_the_hosts_memory_is_taken_from_there(self):
+    def test_state_in_the_hosts_memory_counts_there(self):
         chosen, state = TrainingSettings(sharding="fsdp2_offload"), 22_000_000 * 16
         plan, (fits, _) = planning.plan_checks(CARD, PlanningSettings(), chosen, 2)
         assert plan.peak_memory_gib * 2**30 == pytest.approx(MEASURED.peak_memory_bytes - state) and plan.state_memory_gib == 0
@@ -425,7 +425,7 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights"), [("adafactor_in_backward", "bf16")])
-def test_plan_foretells_the_peak_of_a_rung(tmp_path: Path, name: str, weights: str) -> None:
+def test_plan_predicts_the_peak_of_a_rung(tmp_path: Path, name: str, weights: str) -> None:
     """Both are processes of their own that train the real MiniLM; the plan has the libraries of scikit-learn beside it."""
     case = prepare(tmp_path)
     chosen = {"optimizer": name, "weights": weights, "batch_size": 8, "micro_batch_size": 8, "precision": "auto", "epochs": 0.3}
@@ -477,7 +477,7 @@ def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path, num_
 
 @pytest.mark.slow
 def test_processes_that_share_a_model_take_less_memory_each(tmp_path: Path) -> None:
-    """The last rung, with offload, too: what two processes hold of a model is a half in each, wherever that lies."""
+    """The last rung, with offload, too: each of two processes has half of the model, in whichever memory."""
     row = low_memory.measure_sharing(tmp_path)
     parts, offloaded, whole = (row.details[kind] for kind in ("fsdp2", "fsdp2_offload", "ddp"))
     assert row.met, row.notes

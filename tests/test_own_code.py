@@ -97,7 +97,7 @@ def test_no_copy_of_the_code_is_left(checkpoint: Manifest, places: dict[str, Pat
     assert list(places["TMPDIR"].glob("fullft-*")) == []
 
 
-def test_training_goes_on_from_such_a_checkpoint(case: Prepared, checkpoint: Manifest) -> None:
+def test_training_continues_from_such_a_checkpoint(case: Prepared, checkpoint: Manifest) -> None:
     recipe = open_recipe(case.job("finetuned_checkpoint"), case.store, case.snapshot, checkpoint)
     weights = load_file(case.store.folder(checkpoint) / "model" / "model.safetensors")
     assert (recipe.load(case.use_case.settings.training).bert.gate.weight == weights["bert.gate.weight"]).all()

@@ -68,8 +68,8 @@ def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command
     first, second = played["out_of_memory"]
     # The rank that has room only sees that the other one is gone, and fails later.
     assert (first["status"], second["status"]) == (1, EXIT_FIXABLE)
-    told = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to continue with 2"
-    assert (first["failure"]["failure"], first["failure"]["reason"]) == ("out_of_memory", told)
+    reason = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to continue with 2"
+    assert (first["failure"]["failure"], first["failure"]["reason"]) == ("out_of_memory", reason)
     for again in played["out_of_memory_again"]:
         assert again["status"] == 0 and max(again["passes"]) == 2
     made = played["out_of_memory_again"][0]["metadata"]

@@ -1,4 +1,4 @@
-"""What the README promises, run as it stands there: each command is run by a test, and the demo as a newcomer runs it."""
+"""What the README promises, run as it is written: each command is run by a test, and the demo as a newcomer runs it."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ def test_demo(checkout: Path, tmp_path: Path):
     rows = re.search(r"rows in +([\d,]+) in 3 batches: ([\d,]+) valid, ([\d,]+) quarantined", first)
     total, valid, quarantined = (int(number.replace(",", "")) for number in rows.groups())
     assert total == valid + quarantined == 30_692
-    assert quarantined >= 60, "the delivery's dirt; its copies are valid, and left out of the snapshot"
+    assert quarantined >= 60, "the delivery's dirt; its copies are valid, and excluded from the snapshot"
     report = Path(re.search(r"report +(\S+report\.html)", first)[1])
     found = json.loads((report.parent / "evaluation.json").read_text())
     gain = found["justification"]["gain"]
-    # The verdict must follow from the figures, whichever way they fell.
+    # The verdict must follow from the metrics, whatever they are.
     assert ("Promoted" in first) == (gain["low"] > 0)
     assert found["scores"]["macro_f1"]["finetuned"]["estimate"] > found["scores"]["macro_f1"]["majority"]["estimate"] + 0.3
     assert re.findall(r"drift +\S+-\w+: (\w+);", first) == ["stable", "drifted"], "the second production file is shifted"

@@ -16,13 +16,16 @@ from fullft_assets import release
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation, Interval, Justification
 from fullft_assets.evaluation.label_scores import LabelScore
-from fullft_assets.evaluation.rows import Agreement
+from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.release import Champion, decision
+from fullft_assets.report import render
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, ReliabilityBin
+from tests import manifests
 from tests.checkpoint_metadata import checkpoint_metadata
+from tests.test_data_report import metadata as snapshot_metadata
 
 pytestmark = pytest.mark.quick
 
@@ -60,7 +63,7 @@ def evaluated(
         ],
         confusion=[[48, 12], [8, 32]],
         weakest_groups=[],
-        agreement=Agreement(both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15),
+        agreement=SystemAgreement(both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15),
         justification=Justification(best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."),
     )
 
@@ -231,7 +234,8 @@ def use_case(tmp_path: Path) -> UseCase:
     return UseCase(name="demo", settings=settings, yaml_path=tmp_path / "defs.yaml", project_root=tmp_path)
 
 
-SNAPSHOT = {"num_train_rows": 1_000, "num_validation_rows": 50, "num_test_rows": 100, "parts": {"b1": {}}}
+_REFS = {"examples": "", "chunks": "", "examples_digest": "", "chunks_digest": ""}
+SNAPSHOT = snapshot_metadata(num_train_rows=1_000, num_validation_rows=50, num_test_rows=100, parts={"b1": _REFS}).as_dict()
 
 
 class Lab:
@@ -260,7 +264,7 @@ class Lab:
         }
         inputs = {"finetuned_checkpoint": checkpoint.content_digest, "training_snapshot": self.snapshot.content_digest}
         settings = {"release": ReleaseSettings().model_dump(mode="json")}
-        return self.artifact("evaluation_report", name, {"incumbent": judged_against}, inputs, files, settings)
+        return self.artifact("evaluation_report", name, manifests.evaluation(incumbent=judged_against), inputs, files, settings)
 
     def publish(self, report: Manifest, checkpoint: Manifest):
         return release.publish(self.store, self.use_case, report=report, checkpoint=checkpoint, snapshot=self.snapshot, run_id="run")
@@ -364,16 +368,19 @@ def test_a_report_by_other_gates_is_refused(lab):
 
 
 def test_the_card_has_intended_use_metrics_and_weaknesses():
-    card = release.model_card(
-        "demo",
-        evaluated(over_champion=interval(0.02)),
+    evaluation = evaluated(over_champion=interval(0.02))
+    card = render(
+        "model_card.md.j2",
+        evaluation,
+        is_page=False,
+        case="demo",
         lineage=[("snapshot", "demo/training_snapshot/x/1")],
         training=[("epochs", "3")],
         data=[("training rows", "1,000")],
         base_model="models/tiny",
         decision=release.verdict(evaluated(), ReleaseSettings()),
         attribution="Licence texts: CC-BY-4.0.",
-        limits=["English only."],
+        limits=[*evaluation.limits, "English only."],
     )
     for expected in (
         "# Model card: demo", "Intended use", "| fully fine-tuned model | 0.850 (0.830 to 0.870) |", "| champion | 0.830",

@@ -16,9 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullft_assets import release, report
+from fullft_assets import markdown, release, report
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.report import markdown
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment as evaluation
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
@@ -54,7 +53,7 @@ class Checker(HTMLParser):
         self.text.append(data)
 
 
-def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1) -> ClassificationEvaluation:
+def evaluation_of(labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1) -> ClassificationEvaluation:
     rng = np.random.default_rng(seed)
     k = len(labels)
     truth = rng.integers(0, k, n)
@@ -74,14 +73,14 @@ def figures(labels: list[str], *, n: int = 400, champion: bool = False, seed: in
     )
 
 
-def full_report(found: ClassificationEvaluation, **changed) -> report.Report:
-    return report.Report(
+def full_report(found: ClassificationEvaluation, **changed) -> report.EvaluationReport:
+    return report.EvaluationReport(
         **{
             "case": "licences",
             "evaluation": found,
             "verdict": release.verdict(found, ReleaseSettings()),
             "base_model": "models/tiny",
-            "answers": [report.Answer("Licensed <script>alert(1)</script> under & terms", "notice", "text", "notice")],
+            "answers": [report.AnsweredRow("Licensed <script>alert(1)</script> under & terms", "notice", "text", "notice")],
             "training_log": [{"step": s, "loss": 1 / s} for s in range(1, 9)] + [{"step": 8, "validation_loss": 0.3}],
             "learning_curve": [{"rows": 100, "macro_f1": 0.5}, {"rows": 200, "macro_f1": 0.6}],
             "data": [("training rows", "1,000")],
@@ -101,7 +100,7 @@ def parse(path: Path) -> Checker:
 
 
 def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
-    pictures = report.write(tmp_path, full_report(figures(LABELS, champion=True)))
+    pictures = report.write(tmp_path, full_report(evaluation_of(LABELS, champion=True)))
     assert pictures == ["scores", "confusion", "reliability", "loss", "learning_curve"]
     page = parse(tmp_path / "report.html")
     assert page.loaded == []
@@ -117,12 +116,12 @@ def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     assert set(on_disk) == set(pictures)
     embedded = {base64.b64decode(image["src"].split(",")[1]) for image in page.images}
     assert embedded == set(on_disk.values())
-    # Small enough to stand in Dagster's event log.
+    # Small enough for Dagster's event log.
     assert all(len(data) < 60_000 for data in on_disk.values())
 
 
 def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
-    found = figures(LABELS, champion=True)
+    found = evaluation_of(LABELS, champion=True)
     shown = full_report(found)
     report.write(tmp_path, shown)
     text = " ".join(" ".join(parse(tmp_path / "report.html").text).split())
@@ -135,8 +134,8 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
     assert text.index(shown.verdict.sentence) < text.index("What was compared")
 
 
-def test_markdown_has_the_figures_the_pictures_and_no_text_of_a_row(tmp_path):
-    found = figures(LABELS)
+def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
+    found = evaluation_of(LABELS)
     pictures = report.write(tmp_path, full_report(found))
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Licensed" not in markdown
@@ -151,19 +150,19 @@ def test_markdown_has_the_figures_the_pictures_and_no_text_of_a_row(tmp_path):
         assert len(widths) == 1, table
 
 
-def test_what_is_missing_is_left_out(tmp_path):
-    bare = full_report(figures(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[])
+def test_missing_parts_are_not_shown(tmp_path):
+    bare = full_report(evaluation_of(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[])
     assert report.write(tmp_path, bare) == ["scores", "confusion", "reliability"]
     page = parse(tmp_path / "report.html")
     assert len(page.images) == 3
     assert "side by side" not in " ".join(page.text)
-    other_metric = full_report(figures(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}])
+    other_metric = full_report(evaluation_of(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}])
     assert report.write(tmp_path, other_metric) == ["scores", "confusion", "reliability"]
 
 
 def test_many_labels_fit(tmp_path):
     names = [f"label number {i} with a name that is far too long to print" for i in range(60)]
-    report.write(tmp_path, full_report(figures(names, n=1_500)))
+    report.write(tmp_path, full_report(evaluation_of(names, n=1_500)))
     assert matplotlib.image.imread(tmp_path / "pictures/confusion.png").shape[0] < 1_200
 
 
@@ -183,7 +182,7 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
 
 def test_a_missing_value_is_an_error():
     with pytest.raises(jinja2.UndefinedError):
-        report.render("report.md.j2", figures(LABELS), report=full_report(figures(LABELS)))
+        report.render("report.md.j2", evaluation_of(LABELS), report=full_report(evaluation_of(LABELS)))
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"])).map(report.shorten), st.text(max_size=20))
@@ -212,5 +211,5 @@ def test_shorten_keeps_one_line():
 def test_pictures_leave_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 
-    report.draw(tmp_path, full_report(figures(LABELS)))
+    report.write(tmp_path, full_report(evaluation_of(LABELS)))
     assert plt.get_fignums() == []

@@ -56,7 +56,7 @@ class TestOpenStore:
             project.configure(store="artifacts")
             assert open_store(project.use_case(), instance).url == str(project.root / "artifacts")
 
-    def test_the_standard_aws_variables_lead_to_the_server(
+    def test_the_standard_aws_variables_name_the_server(
         self, project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
     ) -> None:
         folder = s3_env.make_bucket("from-the-environment")

@@ -131,7 +131,7 @@ def _after(hours: float, *, spent: float = 1.0, evidence: str = "other") -> Stat
     return RUNNING.model_copy(update={"attempts": [attempt]})
 
 
-def test_what_stands_in_the_way_is_named_beside_what_calls() -> None:
+def test_obstacles_are_named_beside_the_reasons() -> None:
     decision = _decide(_after(3), num_new_examples=1_200, num_runs_in_flight=1)
     assert decision.action == "wait"
     assert decision.reasons == [

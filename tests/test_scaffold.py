@@ -47,7 +47,7 @@ def test_only_what_the_example_needs_is_given():
     }
 
 
-def test_each_commented_key_shows_its_default_and_none_is_left_out():
+def test_each_commented_key_shows_its_default_and_none_is_missing():
     uncommented = re.sub(r"^(\s*)#(?=[a-z0-9_]+:)", r"\1", render_defs_yaml("my_case"), flags=re.MULTILINE)
     attributes = yaml.safe_load(uncommented)["attributes"]
     settings = UseCaseSettings.model_validate(attributes)

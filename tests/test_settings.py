@@ -77,7 +77,7 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
         ({"training": {"precision": "fp8"}}, "training.precision", "Input should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ({"snapshot": {"test_share": 0.5, "validation_share": 0.4}}, "", "Value error, snapshot.test_share + snapshot.validation_share leave less"),
         ({"chunks": {"max_tokens": 64, "stride": 32}}, "", "Value error, chunks.stride must be less than half of chunks.max_tokens"),
-        ({"training": {"batch_size": 4}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),
+        ({"training": {"batch_size": 4, "micro_batch_size": 8}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),
         ({"monitoring": {"min_window_rows": 200, "max_window_rows": 100}}, "", "Value error, monitoring.min_window_rows is larger than"),
         ({"store": "gs://bucket/a"}, "", "Value error, store must be a folder or s3://bucket/prefix"),
         ({"examples": {"label": "a", "labels": ["one"]}}, "examples.labels", "List should have at least 2 items"),
@@ -140,3 +140,11 @@ def test_a_bare_off_is_off_wherever_a_setting_may_be() -> None:
     )
     assert (settings.examples.pii, settings.examples.severities) == ("off", {"texts_are_unique": "off"})
     assert problem(examples={"label": "kind", "pii": True})[0] == "examples.pii"
+
+
+def test_a_default_fits_the_key_that_it_depends_on() -> None:
+    """Whoever shortens the windows or the batches does not have to think of a second key."""
+    short = UseCaseSettings.model_validate({**LEAST, "chunks": {"max_tokens": 48}, "training": {"batch_size": 4}})
+    assert (short.chunks.stride, short.training.micro_batch_size) == (12, 4)
+    usual = UseCaseSettings.model_validate(LEAST)
+    assert (usual.chunks.stride, usual.training.micro_batch_size) == (32, 16)

@@ -30,8 +30,8 @@ from fullft_assets.tasks.token_classification.baselines import Dictionary
 from fullft_assets.tasks.token_classification.scoring import count_right_tokens, in_order
 from fullft_assets.tasks.token_classification.tagging import (
     Frame,
-    Reading,
     Span,
+    TokenizedTexts,
     decode,
     find_spans,
     labels_of_tags,
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.numeric
 
 QUIET = Progress(silent=True)
 EXAMPLES = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
-PLAIN = {"id": "plain", "text": "Nothing of that kind stands in here.", "spans": [], "expression": "none"}
+PLAIN = {"id": "plain", "text": "Nothing of that kind is in here.", "spans": [], "expression": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ class TestTags:
 class TestOwnership:
     @settings(max_examples=100, deadline=None)
     @given(st.integers(1, 12), st.lists(st.integers(1, 20), min_size=1, max_size=6))
-    def test_each_token_belongs_to_the_window_where_it_stands_farthest_from_an_edge(self, stride: int, more: list[int]):
+    def test_each_token_belongs_to_the_window_where_it_is_farthest_from_an_edge(self, stride: int, more: list[int]):
         lengths = [stride + length for length in more]
         begins = [sum(length - stride for length in lengths[:n]) for n in range(len(lengths))]
         mine = owned(lengths, stride)
@@ -248,7 +248,7 @@ class TestRecipe:
         chosen = tiny.use_case.settings.training
         feed = recipe.prepare(recipe.load(chosen), chosen, 1, 1).feed
         trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in feed.batches())
-        reading = Reading.of(recipe.tokenization, recipe.train.texts)
+        reading = TokenizedTexts.of(recipe.tokenization, recipe.train.texts)
         assert max(map(len, reading.windows)) >= 3
         assert reading.windows == recipe.train.windows
         assert trained == sum(map(len, reading.characters))
@@ -302,12 +302,12 @@ def test_the_snapshots_spans_are_those_of_its_marks(tiny: Prepared) -> None:
         split: Split = tiny.split(name)
         assert split.select([0]).spans == split.spans[:1]
         num_empty += sum(not row for row in split.spans)
-        reading = Reading.of(tiny.recipe.tokenization, split.texts)
+        reading = TokenizedTexts.of(tiny.recipe.tokenization, split.texts)
         tags = [reading.frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)]
         once = [np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in document]) for document in tags]
         found = reading.spans(once)
         true = [sorted(row) for row in normal(split.texts, split.spans)]
-        # A span that ends within a token cannot be told by tokens.
+        # Tokens cannot represent a span that ends within a token.
         assert np.mean([mine == row for mine, row in zip(found, true, strict=True)]) > 0.97
     assert num_empty
 
@@ -327,7 +327,7 @@ class TestDictionary:
     texts = ["The MIT License (MIT).", "mit  license, or GPL.", "GPL GPL GPL", "as is: GPL"]
     spans: list[list[Span]] = [[(4, 15, 1), (17, 20, 0)], [(0, 12, 1)], [], [(7, 10, 0)]]
 
-    def test_longest_phrase_counts_and_what_is_mostly_no_span_is_left_out(self):
+    def test_longest_phrase_counts_and_a_phrase_that_is_mostly_no_span_does_not(self):
         found = Dictionary.of_spans(self.texts, self.spans)
         # GPL is a span once in five places.
         assert sorted(found.phrases.values()) == [0, 1]
@@ -381,7 +381,7 @@ def test_find_spans_reads_whole_texts(tiny: Prepared) -> None:
     recipe = tiny.recipe
     model = recipe.load(tiny.use_case.settings.training).eval()
     texts = [*recipe.validation.texts[:5], ""]
-    found = find_spans(model, Reading.of(recipe.tokenization, texts))
+    found = find_spans(model, TokenizedTexts.of(recipe.tokenization, texts))
     assert len(found) == len(texts) and found[-1] == []
     assert tagging.OUTSIDE == 0
     assert all(0 <= start < end <= len(text) for text, row in zip(texts, found, strict=True) for start, end, _ in row)

@@ -112,7 +112,7 @@ class TestArtifacts:
                 assert place.store.find("mail", "s", "k") == made[0]
         assert made[0].attempt > made[1].attempt
 
-    def test_who_comes_second_goes_on_with_the_first_ones_attempt(self, place: Place) -> None:
+    def test_the_second_writer_uses_the_first_ones_attempt(self, place: Place) -> None:
         first = []
 
         def write(draft: Draft) -> Outcome:
@@ -264,13 +264,24 @@ class Renamed(Metadata):
     num_lines: int
 
 
+class Scored(Metadata):
+    rest = "scores"
+    num_rows: int
+    scores: dict[str, float] = {}
+
+
 class TestMetadata:
     def test_a_model_writes_what_it_reads(self, tmp_path: Path) -> None:
         made = Place(str(tmp_path), tmp_path).make({"a": "1", "b": "2"})
         assert Counted.of(made) == Counted(num_rows=2)
         assert Counted(num_rows=2).as_dict() == made.metadata == {"num_rows": 2}
 
-    def test_a_rewritten_artifact_keeps_what_it_replaces(self, tmp_path: Path) -> None:
+    def test_the_items_of_one_field_are_keys_like_the_others(self, tmp_path: Path) -> None:
+        scored = Scored(num_rows=2, scores={"macro_f1": 0.5})
+        assert scored.as_dict() == {"num_rows": 2, "macro_f1": 0.5}
+        assert Scored.model_validate(scored.as_dict()) == scored
+
+    def test_a_rewritten_artifact_lists_the_digests_that_it_replaces(self, tmp_path: Path) -> None:
         place = Place(str(tmp_path), tmp_path)
         made = place.make({"a": "1"})
         assert Counted.of(place.store.rewrite(made, lambda _: {})).replaces == [made.content_digest]

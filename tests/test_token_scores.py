@@ -69,11 +69,10 @@ def test_scores_are_those_of_windows_alone(name: str, marked: bool, monkeypatch:
     assert found.mean_loss() == pytest.approx(expected.mean_loss(), rel=1e-5)
 
 
-def test_pooled_figures() -> None:
+def test_pooled_scores() -> None:
     found = TokenScores(np.array([3, 1]), np.array([1.0, 3.0]), np.array([2, 0]))
     assert (found.mean_loss(), found.token_accuracy()) == (1.0, 0.5)
-    assert found.perplexity() == pytest.approx(math.e) == 1 / found.token_probability()
-    assert TokenScores(np.array([1]), np.array([800.0]), np.array([0])).perplexity() == math.inf
+    assert found.token_probability() == pytest.approx(1 / math.e)
 
 
 def test_outputs_that_are_not_finite_are_no_scores() -> None:
@@ -82,7 +81,7 @@ def test_outputs_that_are_not_finite_are_no_scores() -> None:
         model.lm_head.weight.fill_(torch.nan)
     found = score_documents(model, [[[5, 6, 7]], [[5]]], None)
     assert np.isnan(found.loss).tolist() == [True, False]
-    assert all(map(math.isnan, (found.mean_loss(), found.perplexity(), found.token_probability(), found.token_accuracy())))
+    assert all(map(math.isnan, (found.mean_loss(), found.token_probability(), found.token_accuracy())))
     empty = score_documents(model, [[[5]]], None)
     assert empty.num_tokens.tolist() == [0] and math.isnan(empty.mean_loss()) and math.isnan(empty.token_accuracy())
 

@@ -373,7 +373,7 @@ class TestRecord:
         assert WorkloadFailure.read(tmp_path / "reason").failure == "out_of_memory"
         assert tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"] == "out_of_memory"
 
-    def test_a_store_that_fails_does_not_stand_in_place_of_the_reason(self, tiny, monkeypatch, capsys):
+    def test_a_store_that_fails_does_not_replace_the_reason(self, tiny, monkeypatch, capsys):
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 

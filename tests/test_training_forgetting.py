@@ -24,7 +24,7 @@ from fullft_assets.workloads import training
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows
-from tests.test_report import LABELS, figures, full_report
+from tests.test_report import LABELS, evaluation_of, full_report
 from tests.test_resume import Run, assert_same_as
 
 STAGE = "finetuned_checkpoint"
@@ -144,7 +144,7 @@ class TestKilled:
 
 def test_report_shows_it(tmp_path: Path) -> None:
     log = [{"step": 0, "general_loss": 2.0}, {"step": 4, "loss": 1.0, "validation_loss": 1.0, "general_loss": 2.5, "general_rise": 0.5}]
-    shown = full_report(figures(LABELS), training_log=log, forgetting=[("rise", "+0.5000; no budget was set")])
+    shown = full_report(evaluation_of(LABELS), training_log=log, forgetting=[("rise", "+0.5000; no budget was set")])
     assert "general" in report.write(tmp_path, shown)
     for name in ("report.md", "report.html"):
         page = (tmp_path / name).read_text()

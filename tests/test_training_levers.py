@@ -139,13 +139,13 @@ class TestDistilledTokenLoss:
 
 
 class TestDistillation:
-    def test_batches_tell_which_tokens_are_replayed(self, language: Prepared) -> None:
+    def test_batches_mark_which_tokens_are_replayed(self, language: Prepared) -> None:
         recipe = language.recipe
         settings = language.use_case.settings.training.model_copy(update={"distillation": DistillationSettings(weight=1.0)})
         feed = recipe.prepare(recipe.load(settings), settings, 17, 1).feed
-        told = [(int(batch["is_replayed"].sum()), batch["is_replayed"].numel()) for batch in feed.batches()]
+        counts = [(int(batch["is_replayed"].sum()), batch["is_replayed"].numel()) for batch in feed.batches()]
         share = language.snapshot.metadata["num_replay_tokens"] / recipe.training.packing.num_tokens
-        assert sum(count for count, _ in told) == 2 * language.snapshot.metadata["num_replay_tokens"]
+        assert sum(count for count, _ in counts) == 2 * language.snapshot.metadata["num_replay_tokens"]
         assert 0.25 < share < 0.4
 
     def test_holds_a_language_model_to_the_original(self, language: Prepared, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ class TestWeightsInBetween:
         (chosen,) = made.metadata["wise_ft_scores"]
         assert made.check("is_not_overfitted").metadata["validation_loss"] == chosen["validation_loss"] == made.metadata["validation_loss"]
 
-    def test_a_language_models_tied_head_lies_in_between_as_well(self, language: Prepared, tmp_path: Path) -> None:
+    def test_a_language_models_tied_head_is_interpolated_as_well(self, language: Prepared, tmp_path: Path) -> None:
         found = fit(language, tmp_path, wise_ft=[0.5], epochs=0.5)
         tuned = fit(language, tmp_path, epochs=0.5)
         base = dict(load_causal(language.base_model).named_parameters())

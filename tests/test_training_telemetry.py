@@ -201,17 +201,17 @@ class TestProgress:
     def test_dagster_hears_of_the_steps_sparsely_with_the_time_left(self, tiny, tmp_path, monkeypatch):
         now = [0.0]
         monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: now[0])
-        heard: list[str] = []
-        progress = Progress(heard.append, silent=False)
+        lines: list[str] = []
+        progress = Progress(lines.append, silent=False)
         for step in range(1, 2_001):
             now[0] += 1.0
             progress.step(step, 2_000, loss=0.5, learning_rate=1e-4, tokens_per_second=512.0, memory_gib=1.5)
-        assert heard[1] == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5, ETA 33 min 09 s"
-        assert len(heard) < 200
+        assert lines[1] == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5, ETA 33 min 09 s"
+        assert len(lines) < 200
 
 
 class TestMeter:
-    def test_rates_are_those_of_the_last_steps_without_what_lies_between(self, monkeypatch):
+    def test_rates_are_those_of_the_last_steps_without_the_time_between(self, monkeypatch):
         now = [0.0]
         monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
         meter = Meter(np.full(50, 100), np.full(50, 1e9), peak=1e10)
