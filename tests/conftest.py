@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,9 +38,7 @@ def _stays_quick(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.config.getoption("markexpr").startswith("quick and not heavy"):
         loaded = [name for name in HEAVY if name in sys.modules]
-        if loaded:
-            # One of the newest quick tests loads one of them in some orders; which one is still to be found.
-            warnings.warn(f"a quick test, or what it imports, loads {', '.join(loaded)}", stacklevel=1)
+        assert not loaded, f"a quick test, or what it imports, loads {', '.join(loaded)}"
 
 
 @pytest.fixture

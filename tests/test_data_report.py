@@ -104,6 +104,7 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
     assert page.count("<td>") == 4 + 4 + 2 * 4 + 3, "a | ends no cell"
 
 
+@pytest.mark.heavy
 def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_path) -> None:
     rows = projects.licence_rows(600)
     for n in (5, 9):
