@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
-from fullft_assets.escaping import visible
-
 _SPECIAL = re.compile(r"[\\`*\[\]|!~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 #: Encloses what a table row is about, in front of its first cell: see `about_row`.
 _MARK = "\ue000"
@@ -18,7 +16,7 @@ _BETWEEN_CELLS = re.compile(r"\n(?=<t[dhr]|</t[rhdb]|<tbody|</table)")
 
 def escape(value: object) -> str:
     """Return a value so that Markdown shows it as it is, also in a cell of a table."""
-    text = visible(str(value).replace(_MARK, " ").replace("\n", " "))
+    text = str(value).replace(_MARK, " ").replace("\n", " ")
     return _SPECIAL.sub(lambda match: f"\\{match[0]}", text).replace("<", "&lt;")
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fullft_assets.escaping import visible
 from fullft_assets.examples.spelling import variants
-from fullft_assets.markdown import escape, fenced, to_html
+from fullft_assets.markdown import escape as escape_markdown
+from fullft_assets.markdown import fenced, to_html
 from fullft_assets.snapshot.data_facts import DataFacts, SetAside
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 
@@ -21,6 +23,11 @@ _STYLE = (
 )
 _SPLITS = ("train", "validation", "test")
 _REASONS = {"few_rows": "fewer than snapshot.min_rows_per_label", "no_training_row": "no row that may train"}
+
+
+def escape(name: str) -> str:
+    """Return a name so that Markdown shows it as it is, also the characters in it that are not seen."""
+    return escape_markdown(visible(name))
 
 
 @dataclass(frozen=True)
