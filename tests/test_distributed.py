@@ -157,7 +157,7 @@ def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Pa
     # Each process would draw its own.
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
     write_general(tmp_path / "general", 10)
-    # Whole steps alone: a last step of 7 rows has 7/6 of the gradient's norm in two processes, which is not understood yet.
+    # Whole steps alone: where the last pass of a process is short, accelerate fills it with the first rows, which then train twice.
     snapshot = {"general": {"path": "general", "max_tokens": 500}, "max_train_rows": 240}
     case = prepare(tmp_path, base_model="model", snapshot=snapshot)
     made = {}

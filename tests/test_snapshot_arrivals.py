@@ -201,7 +201,7 @@ class TestOnceHeldOut:
 
 
 class TestVerdictsOfAnEarlierSnapshot:
-    """A snapshot finds the same whether or not it is told what an earlier one found, and compares less."""
+    """A snapshot finds the same with and without the verdicts of an earlier one, and compares less with them."""
 
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
@@ -210,12 +210,12 @@ class TestVerdictsOfAnEarlierSnapshot:
         known: dict[str, Verdicts] | None = None
         for cut in ([], *(data.draw(cuts(data.draw(deliveries())[NUM_FILES + 1 :])) for _ in range(3))):
             batches += cut
-            told, alone = snapshot_of(batches, known=known), snapshot_of(batches)
-            assert told.index.equals(alone.index) and told.metadata == alone.metadata
+            informed, alone = snapshot_of(batches, known=known), snapshot_of(batches)
+            assert informed.index.equals(alone.index) and informed.metadata == alone.metadata
             for side, verdicts in alone.verdicts.items():
                 for name in ("reference", "candidates", "near"):
-                    assert np.array_equal(getattr(told.verdicts[side], name), getattr(verdicts, name))
-            known = told.verdicts
+                    assert np.array_equal(getattr(informed.verdicts[side], name), getattr(verdicts, name))
+            known = informed.verdicts
 
     def test_leave_nothing_to_compare_where_nothing_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compared = []

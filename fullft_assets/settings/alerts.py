@@ -19,7 +19,7 @@ class ChannelSettings(Settings):
 
 
 class AlertsSettings(Settings):
-    """Who is told what happened, and how."""
+    """Who is notified of what happened, and how."""
 
     channels: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

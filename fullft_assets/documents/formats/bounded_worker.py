@@ -102,7 +102,7 @@ def _together(records: Iterator[Any], alarm: Alarm) -> Iterator[list[Any]]:
 
 
 def _failure(error: Exception) -> tuple[Any, ...]:
-    """Return what the other process is told of an error; the message of an unexpected one may contain text and is dropped."""
+    """Return what is sent to the other process about an error; the message of an unexpected one may contain text and is dropped."""
     if type(error).__name__ == "Unreadable":
         return ("unreadable", str(error))
     if isinstance(error, UnicodeError):

@@ -1,7 +1,7 @@
 """CSV: a header, then one record a row; fields in quotes may contain line ends.
 
 The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or a tab by the ending .tsv; else the one of comma,
-semicolon, tab and bar that stands in the header outside of quotes and gives the first rows as many fields as the header.
+semicolon, tab and bar that is in the header outside of quotes and gives the first rows as many fields as the header.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DELIMITERS = ",;\t|"
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 #: Lines after the header that its delimiter is tried on.
 _TRIED_LINES = 50
-#: Lines inside one field, each with as many delimiters as a row, that a quote which is not closed is told by.
+#: Number of lines inside one field, each with as many delimiters as a row, from which on the field's quote counts as not closed.
 #: A comma is in prose as well, so that more lines are needed where a row has only one.
 _ROWS_IN_FIELD = 2
 _ROWS_OF_ONE_COMMA = 8

@@ -1,6 +1,6 @@
 """DOCX: the text as a reader sees it with all changes accepted: headers, body with tables and notes in their order, footers.
 
-Deleted text, the old place of moved text, comments and the codes of fields are left out. Word computes the numbers of lists, so the file
+Deleted text, the old place of moved text, comments and the codes of fields are excluded. Word computes the numbers of lists, so the file
 does not contain them. (ECMA-376, part 1, WordprocessingML)
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 * 2**20
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
-#: What stands for an older program beside the same content.
+#: The variant for an older program, beside the same content.
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _DROPPED = {
     _FALLBACK,
@@ -98,7 +98,7 @@ class _Body:
                 yield from self.lines(child)
 
     def _rows(self, table: Any) -> Iterator[str]:
-        """Yield a line a row, its cells separated by tabs; a row whose deletion is tracked is left out."""
+        """Yield a line a row, its cells separated by tabs; a row whose deletion is tracked is excluded."""
         for row in table.iter(f"{_W}tr"):
             if next(row.iterancestors(f"{_W}tbl")) is table and row.find(f"{_W}trPr/{_W}del") is None:
                 cells = [cell for cell in row.iter(f"{_W}tc") if next(cell.iterancestors(f"{_W}tr")) is row]

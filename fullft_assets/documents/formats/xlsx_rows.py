@@ -32,7 +32,7 @@ _ESCAPED = re.compile(r"_x000([9AaDd])_")
 
 
 class _Fault(str):
-    """What stands for the value of a cell that has none: why."""
+    """Placeholder for the value of a cell that has none, with the reason."""
 
 
 _ERROR = _Fault("an error in place of its value")
