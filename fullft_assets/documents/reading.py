@@ -107,8 +107,6 @@ def read_documents(
         DataError: not one file of the batch could be read, and `may_be_empty` is false.
         SettingsError: `documents.encoding` is no encoding.
     """
-    import pyarrow as pa
-
     if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
         raise SettingsError(f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave it out")
     read: dict[str, tuple[list[pa.RecordBatch], str | None]] = {}
@@ -138,15 +136,28 @@ def read_documents(
     if unreadable and len(unreadable) == len(batch.files) and not may_be_empty:
         path, why = next(iter(unreadable.items()))
         raise DataError(f"{source.uri.rstrip('/')}: {alias(path)} cannot be read ({why}); fix the file and deliver it again")
-    found = {file.path: read[file.path] for file in batch.files if file.path in read}
+    in_order = {file.path: read[file.path] for file in batch.files if file.path in read}
+    detected = frozenset(file.path for file in undecided)
+    return _read_batch(in_order, unreadable, detected, {path: number for path, number in pages.items() if path in read})
+
+
+def _read_batch(
+    found: Mapping[str, tuple[list[pa.RecordBatch], str | None]],
+    unreadable: dict[str, str],
+    detected: frozenset[str],
+    pages_without_text: dict[str, int],
+) -> ReadBatch:
+    """Return what was read of a batch; `found` has the rows and the encoding of each file in the batch's order."""
+    import pyarrow as pa
+
     names = {path: "utf-8" if name == "utf-8-sig" else name for path, (_, name) in found.items() if name is not None}
     return ReadBatch(
         pa.Table.from_batches([each for batches, _ in found.values() for each in batches], schema=schema()),
         unreadable,
         {path: name for path, name in names.items() if name not in ("utf-8", encodings.ASCII)},
-        frozenset(file.path for file in undecided),
+        detected,
         Counter(names.values()),
-        {path: number for path, number in pages.items() if path in read},
+        pages_without_text,
     )
 
 

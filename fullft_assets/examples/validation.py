@@ -103,19 +103,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     def examine_once() -> Examined:
         if not examined:
-            documents = pq.read_table(store.folder(raw) / "documents.parquet")
-            kinds = masked_kinds(settings)
-            masked = read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None
-            examined.append(
-                examine(
-                    documents,
-                    settings.examples,
-                    read.batch,
-                    any_file_was_read=bool(read.files),
-                    id_field=settings.documents.id,
-                    num_masked=masked,
-                )
-            )
+            examined.append(_examine_raw(store, raw, settings))
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
@@ -151,6 +139,20 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     }
     valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
+
+
+def _examine_raw(store: Store, raw: Manifest, settings: UseCaseSettings) -> Examined:
+    import pyarrow.parquet as pq
+
+    read, kinds = RawMetadata.of(raw), masked_kinds(settings)
+    return examine(
+        pq.read_table(store.folder(raw) / "documents.parquet"),
+        settings.examples,
+        read.batch,
+        any_file_was_read=bool(read.files),
+        id_field=settings.documents.id,
+        num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
+    )
 
 
 def _encodings(read: RawMetadata) -> dict[str, int]:
