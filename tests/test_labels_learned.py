@@ -47,13 +47,13 @@ def test_several_labels(tmp_path: Path) -> None:
     options = {
         "examples": {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"},
         "snapshot": {**SNAPSHOT, "validation_share": 0.15},
-        "chunks": {"max_tokens": 14, "max_windows": 1, "stride": 4},
+        "chunks": {"max_tokens": 24, "max_windows": 1, "stride": 4},
         "training": {"epochs": 3, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 5e-4},
     }
     prepared = prepare(tmp_path, delivered=rows, **options)
     found, baselines = learned(prepared, tmp_path)
-    # The names of licences are in the texts: words alone show much.
-    assert found["macro_f1"] > baselines["tfidf"]["macro_f1"]
+    # The names of licences stand in the texts: words alone tell much.
+    assert found["macro_f1"] > 0.015 + baselines["tfidf"]["macro_f1"]
     assert found["macro_f1"] > 0.05 + baselines["frozen_probe"]["macro_f1"]
     assert baselines["frozen_probe"]["macro_f1"] > 0.1 + baselines["label_shares"]["macro_f1"]
-    assert found["micro_f1"] > -0.02 + max(scores["micro_f1"] for scores in baselines.values())
+    assert found["micro_f1"] > 0.015 + max(scores["micro_f1"] for scores in baselines.values())
