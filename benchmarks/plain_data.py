@@ -45,7 +45,8 @@ def clean(rows: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     rows = rows.drop_duplicates("id").sort_values(["group", "id"], na_position="first")
     rows = rows[rows.groupby("text")["label"].transform("nunique").eq(1)].drop_duplicates("text")
     keys = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for text in rows["text"]]
-    return rows.assign(key=keys, group=rows["group"].fillna(pd.Series(keys, rows.index)))
+    # A group has one spelling on the platform, too.
+    return rows.assign(key=keys, group=rows["group"].str.casefold().fillna(pd.Series(keys, rows.index)))
 
 
 def place(seed: int, purpose: str, values: pd.Series) -> pd.Series:
