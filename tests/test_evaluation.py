@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from fullft_assets.evaluation import FINETUNED, Comparison, Interval, comparison, intervals, read_evaluation
+from fullft_assets.evaluation import FINETUNED, Comparison, Interval, comparison, read_evaluation, resampling
+from fullft_assets.evaluation.intervals import Gain, bounded_interval, effective_number, holm
 from fullft_assets.evaluation.label_scores import label_scores
 from fullft_assets.evaluation.rows import weakest_groups
+from fullft_assets.evaluation.seed_noise import Run, pooled
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.classification import assessment as evaluation
@@ -75,10 +78,10 @@ def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> t
     return labels, predictions, [f"g{g}" for g in group]
 
 
-def cluster_bootstrap(labels, predictions, groups, *, metric: str, **options) -> intervals.Bootstrap:
+def measured(labels, predictions, groups, *, metric: str, **options) -> resampling.Measured:
     counted = {name: evaluation.of_labels(labels, predicted, name=name) for name, predicted in predictions.items()}
-    index, _ = intervals.number_groups(groups, len(labels))
-    return intervals.bootstrap_over_groups(METRICS.get(metric), counted, index, **options)
+    index, _ = resampling.number_groups(groups, len(labels))
+    return resampling.measure(METRICS.get(metric), counted, index, **options)
 
 
 def ends(interval: Interval) -> tuple[float, float, float]:
@@ -86,10 +89,10 @@ def ends(interval: Interval) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
-def test_bootstrap_equals_a_slow_reference(metric):
+def test_intervals_equal_a_slow_reference(metric):
     labels, predictions, groups = clustered(np.random.default_rng(5), 23, 4)
     options = {"metric": metric, "reference": "finetuned", "resamples": 200, "confidence": 0.9, "seed": 11}
-    found = cluster_bootstrap(labels, predictions, groups, **options)
+    found = measured(labels, predictions, groups, **options)
 
     def score(picked: np.ndarray, name: str) -> float:
         truth, answer = labels[picked], predictions[name][picked]
@@ -107,21 +110,31 @@ def test_bootstrap_equals_a_slow_reference(metric):
             draws[name].append(score(picked, name))
     everything = np.arange(len(labels))
     for name in predictions:
-        low, high = np.quantile(draws[name], [0.05, 0.95])
-        assert ends(found.scores[name]) == pytest.approx((score(everything, name), low, high))
-    gains = np.subtract(draws["finetuned"], draws["other"])
-    low, high = np.quantile(gains, [0.05, 0.95])
-    estimate = score(everything, "finetuned") - score(everything, "other")
-    assert ends(found.gains["other"]) == pytest.approx((estimate, low, high))
+        estimate = score(everything, name)
+        without = np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of.values()])
+        influence = without - without.mean()
+        jackknife = np.sqrt(22 / 23 * (influence**2).sum())
+        error = np.hypot(max(np.std(draws[name], ddof=1), jackknife), np.mean(draws[name]) - estimate)
+        freedom = min(22, 2 * (influence**2).sum() ** 2 / ((influence**4).sum() - (influence**2).sum() ** 2 / 23))
+        reach = student.ppf(0.95, freedom) * error / (estimate * (1 - estimate))
+        low, high = (1 / (1 + np.exp(-(np.log(estimate / (1 - estimate)) + side * reach))) for side in (-1, 1))
+        assert ends(found.scores[name]) == pytest.approx((estimate, low, high))
+    error = np.std(np.subtract(draws["finetuned"], draws["other"]), ddof=1)
+    estimate, reach = score(everything, "finetuned") - score(everything, "other"), student.ppf(0.95, 22) * error
+    gain = found.gains["other"]
+    assert ends(gain) == pytest.approx((estimate, estimate - reach, estimate + reach))
+    assert gain.p_value == pytest.approx(2 * student.sf(abs(estimate) / error, 22))
+    assert gain.detectable == pytest.approx(reach + student.ppf(0.8, 22) * error)
+    assert found.effective_groups == pytest.approx(23)
 
 
 def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
     labels, predictions, groups = clustered(np.random.default_rng(6), 37, 3)
     options = {"metric": "macro_f1", "reference": "finetuned", "resamples": 150, "confidence": 0.95, "seed": 1}
-    whole = cluster_bootstrap(labels, predictions, groups, **options)
-    monkeypatch.setattr(intervals, "_CHUNK_NUMBERS", 37 * 7)
-    assert cluster_bootstrap(labels, predictions, groups, **options) == whole
-    assert cluster_bootstrap(labels, predictions, groups, **{**options, "seed": 2}) != whole
+    whole = measured(labels, predictions, groups, **options)
+    monkeypatch.setattr(resampling, "_CHUNK_NUMBERS", 37 * 7)
+    assert measured(labels, predictions, groups, **options) == whole
+    assert measured(labels, predictions, groups, **{**options, "seed": 2}) != whole
 
 
 def test_groups_cover_where_rows_do_not():
@@ -130,7 +143,7 @@ def test_groups_cover_where_rows_do_not():
     for trial in range(trials):
         labels, predictions, groups = clustered(np.random.default_rng(1_000 + trial), 80, 10)
         for kind, given_groups in (("groups", groups), ("rows", [str(i) for i in range(len(labels))])):
-            interval = cluster_bootstrap(
+            interval = measured(
                 labels, predictions, given_groups,
                 metric="accuracy", reference="finetuned", resamples=300, confidence=0.95, seed=trial,
             ).scores["finetuned"]  # fmt: skip
@@ -144,7 +157,7 @@ def test_pairing_narrows_the_interval_of_the_gain():
     labels = rng.integers(0, 3, 600)
     worse = np.where(rng.random(600) < 0.7, labels, (labels + 1) % 3)
     better = np.where(rng.random(600) < 0.1, labels, worse)
-    found = cluster_bootstrap(
+    found = measured(
         labels, {"finetuned": better, "other": worse}, [str(i) for i in range(600)],
         metric="macro_f1", reference="finetuned", resamples=500, confidence=0.95, seed=0,
     )  # fmt: skip
@@ -170,7 +183,7 @@ def test_bad_input_is_named(change, message):
         "metric": "macro_f1", "reference": "finetuned", "resamples": 100, "confidence": 0.95, "seed": 0,
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        cluster_bootstrap(**given_input)
+        measured(**given_input)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +227,8 @@ def test_assess_agrees_with_itself_and_survives_json():
     assert np.array(found.confusion).sum() == found.num_test_rows == 900
     assert sum(row.support for row in found.per_label) == 900
     assert sum(found.agreement.model_dump().values()) == 900
-    assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(np.trace(found.confusion) / 900)
+    # A group counts as one, whatever its rows.
+    assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(np.trace(found.confusion) / 900, abs=0.01)
     assert found.gain_over_champion is None
     assert found.baselines == ["majority", "tfidf"]
     assert read_evaluation(found.model_dump_json()) == found
@@ -237,7 +251,7 @@ def test_justification_says_which_way_it_went(finetuned, baseline, justified, op
 
 def test_a_required_gain_must_be_exceeded():
     scores = {name: Interval(estimate=e, low=e, high=e) for name, e in {FINETUNED: 0.8, "tfidf": 0.7}.items()}
-    gains = {"tfidf": Interval(estimate=0.1, low=0.05, high=0.15)}
+    gains = {"tfidf": Gain(estimate=0.1, low=0.05, high=0.15, standard_error=0.025, degrees_of_freedom=100)}
     for min_gain, justified in ((0.0, True), (0.04, True), (0.05, False), (0.1, False)):
         found = comparison.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
         assert found.justified is justified
@@ -257,3 +271,89 @@ def test_an_interval_is_finite_and_ordered():
     for low, high in ((0.5, 0.4), (float("nan"), 0.5), (0.1, float("inf"))):
         with pytest.raises(ValueError, match="not an interval"):
             Interval(estimate=0.45, low=low, high=high)
+
+
+def test_a_faultless_score_is_not_certain():
+    found = bounded_interval(1.0, 0.0, 39, 0.95, (0.0, 1.0))
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
+    assert ends(bounded_interval(-1.0, 0.0, 39, 0.95, (-1.0, 1.0))) == pytest.approx((-1, -1, -1 + 2 * (1 - 0.025 ** (1 / 40))))
+
+
+@pytest.mark.parametrize(("num_differing", "excludes_zero"), [(5, False), (6, True), (None, True)])
+def test_a_gain_that_few_groups_show_is_none(num_differing, excludes_zero):
+    gain = Gain.of(0.05, 0.01, 199, 0.95, num_differing)
+    assert (gain.low > 0) is excludes_zero
+    assert gain.low <= 0.05 - 0.0195
+
+
+def test_equal_predictions_differ_by_less_than_the_groups_can_show():
+    labels = np.arange(200) % 2
+    found = measured(
+        labels, {"finetuned": labels, "other": labels}, [str(n) for n in range(200)],
+        metric="accuracy", reference="finetuned", resamples=100, confidence=0.95, seed=0,
+    ).gains["other"]  # fmt: skip
+    assert ends(found) == pytest.approx((0, -(1 - 0.025 ** (1 / 200)), 1 - 0.025 ** (1 / 200)))
+    assert found.p_value == 1
+
+
+def test_p_values_hold_for_all_comparisons_together():
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+
+
+def test_giant_groups_are_few_groups():
+    assert effective_number(np.ones(40)) == 40
+    assert effective_number(np.array([100.0, *np.ones(39)])) == pytest.approx(139**2 / (100**2 + 39))
+
+
+class TestWeights:
+    """Each group counts as one; labels that few groups have are left out and named."""
+
+    def run(self, labels: np.ndarray, predicted: np.ndarray, groups: list[str], num_labels: int) -> ClassificationEvaluation:
+        systems = {FINETUNED: predicted, "majority": np.zeros_like(predicted)}
+        probabilities = {name: probabilities_of(found, num_labels) for name, found in systems.items()}
+        compare = Comparison(EvaluationSettings(resamples=100), "macro_f1", seed=1, task="classification")
+        return evaluation.assess(labels, probabilities, groups, [f"l{n}" for n in range(num_labels)], compare)
+
+    def test_a_group_of_nine_rows_counts_as_one_row_does(self):
+        labels = np.array([0, 1] * 20 + [1] * 9)
+        predicted = np.where(np.arange(49) < 40, labels, 0)
+        groups = [*(str(n) for n in range(40)), *["large"] * 9]
+        found = self.run(labels, predicted, groups, 2)
+        assert found.scores["accuracy"][FINETUNED].estimate == pytest.approx(40 / 41)
+        assert found.effective_groups == pytest.approx(41)
+
+    def test_only_rows_up_to_the_tenth_are_shared_out(self):
+        labels, groups = np.array([0, 1] * 20 + [1] * 20), [*(str(n) for n in range(40)), *["large"] * 20]
+        found = self.run(labels, np.where(np.arange(60) < 40, labels, 0), groups, 2)
+        assert found.scores["accuracy"][FINETUNED].estimate == pytest.approx(40 / 42)
+
+    def test_a_label_of_few_groups_is_named_and_not_averaged(self):
+        labels = np.array([0, 1] * 20 + [2] * 4 + [3] * 5)
+        predicted = np.where(labels == 2, 0, labels)
+        found = self.run(labels, predicted, [str(n) for n in range(49)], 5)
+        assert (found.rare_labels, found.measurable_labels, found.rare_micro_f1) == (["l2"], 3, 0.0)
+        assert found.score.estimate == pytest.approx((2 * 20 / 44 + 1 + 1) / 3)
+        assert any("1 labels have too few test groups to be measured; together their F1 is 0.000" in said for said in found.measured_on)
+
+    def test_rows_of_one_group_do_not_make_a_label_measurable(self):
+        labels = np.array([0, 1] * 20 + [2] * 12)
+        groups = [*(str(n) for n in range(40)), *["x"] * 6, *["y"] * 6]
+        assert self.run(labels, labels, groups, 3).rare_labels == ["l2"]
+
+
+def test_seed_noise_leaves_out_what_the_rows_explain():
+    rng = np.random.default_rng(6)
+    found = {True: [], False: []}
+    for with_noise in found:
+        for _ in range(200):
+            right = rng.random((12, 300)) < 0.8 + (rng.normal(0, 0.03, (12, 1)) if with_noise else 0)
+            means = right.mean(1, keepdims=True)
+            runs = [Run(score=float(mean[0]), influences=((row - mean) / 299).tolist()) for row, mean in zip(right, means, strict=True)]
+            noise = pooled([runs])
+            assert noise is not None and (noise.num_runs, noise.degrees_of_freedom) == (12, 11)
+            found[with_noise].append(noise.variance)
+    # Without noise of seeds half of the estimates are cut off at zero.
+    assert np.mean(found[False]) < 0.1 * 0.03**2 + 0.16 / 300 * 0.25
+    assert np.mean(found[True]) == pytest.approx(0.03**2, rel=0.15)
+    assert pooled([runs[:8]]) is None and pooled([runs[:1]] * 12) is None

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from fullft_assets import release
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, Comparison, intervals, read_evaluation
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, Comparison, read_evaluation, resampling
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.language import assessment as language
 from fullft_assets.tasks.language.assessment import DocumentScores, LanguageEvaluation
@@ -50,49 +51,67 @@ def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -
 
 
 @pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
-def test_bootstrap_equals_a_slow_reference(metric: str) -> None:
+def test_intervals_equal_a_slow_reference(metric: str) -> None:
     systems, groups = drawn(champion=0.05)
     found = assessed(systems, groups, settings=EvaluationSettings(resamples=150, confidence=0.9), seed=11)
 
+    # A group counts as one, and a document at most as many tokens as nine in ten have.
+    tokens = systems[FINETUNED].num_tokens
+    cap = round(np.quantile(tokens, 0.9))
+    weights = np.minimum(tokens, cap) / tokens / np.array([groups.count(group) for group in groups])
+
     def score(rows: np.ndarray, name: str) -> float:
-        tokens = sum(int(systems[name].num_tokens[row]) for row in rows)
+        counted = sum(weights[row] * systems[name].num_tokens[row] for row in rows)
         if metric == "token_accuracy":
-            return sum(int(systems[name].num_right[row]) for row in rows) / tokens
-        mean = sum(float(systems[name].loss[row]) for row in rows) / tokens
+            return sum(weights[row] * systems[name].num_right[row] for row in rows) / counted
+        mean = sum(weights[row] * systems[name].loss[row] for row in rows) / counted
         return math.exp(mean if metric == "perplexity" else -mean)
 
     names = np.unique(groups)
     rows_of = [np.flatnonzero(np.array(groups) == name) for name in names]
     picks = np.random.default_rng(11).integers(0, len(names), (150, len(names)))
     draws = {name: np.array([score(np.concatenate([rows_of[g] for g in pick]), name) for pick in picks]) for name in systems}
-    everything = np.arange(len(groups))
+    everything, k = np.arange(len(groups)), len(names)
+    masses = np.array([(weights * tokens)[rows].sum() for rows in rows_of])
+    effective = masses.sum() ** 2 / (masses**2).sum()
+    assert (found.token_cap, found.effective_groups) == (cap, pytest.approx(effective))
     for name in systems:
-        low, high = np.quantile(draws[name], [0.05, 0.95])
+        estimate = score(everything, name)
+        without = np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of])
+        squares, fourth = (((without - without.mean()) ** power).sum() for power in (2, 4))
+        error = math.hypot(max(draws[name].std(ddof=1), math.sqrt((k - 1) / k * squares)), draws[name].mean() - estimate)
+        reach = student.ppf(0.95, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
+        if metric == "perplexity":
+            ends = [1 + (estimate - 1) * math.exp(side * reach / (estimate - 1)) for side in (-1, 1)]
+        else:
+            logit = math.log(estimate / (1 - estimate))
+            ends = [1 / (1 + math.exp(-logit - side * reach / estimate / (1 - estimate))) for side in (-1, 1)]
         interval = found.columns[metric][name]
-        assert (interval.estimate, interval.low, interval.high) == pytest.approx((score(everything, name), low, high))
-    if metric != "perplexity":
-        for name in (BASE_MODEL, CHAMPION):
-            low, high = np.quantile(draws[FINETUNED] - draws[name], [0.05, 0.95])
-            gain = found.gains[metric][name]
-            assert (gain.low, gain.high) == pytest.approx((low, high))
-            assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
+        assert (interval.estimate, interval.low, interval.high) == pytest.approx((estimate, *ends))
+    for name in (BASE_MODEL, CHAMPION):
+        gain, reach = found.gains[metric][name], student.ppf(0.95, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1)
+        assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
+        assert (gain.low, gain.high) == pytest.approx((gain.estimate - reach, gain.estimate + reach))
 
 
 def test_resamples_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = assessed(*drawn())
-    monkeypatch.setattr(intervals, "_CHUNK_NUMBERS", 15 * 7)
-    assert assessed(*drawn()) == whole
+    monkeypatch.setattr(resampling, "_CHUNK_NUMBERS", 15 * 7)
+    chunked = assessed(*drawn())
+    for name, score in whole.scores["token_probability"].items():
+        assert vars(chunked.scores["token_probability"][name]) == pytest.approx(vars(score), rel=1e-9)
     assert assessed(*drawn(), seed=4).score != whole.score
 
 
 def test_tokens_count_not_documents() -> None:
-    # One long document at 1 nat a token, nine short ones at 3: the mean of means would be 2.8.
+    # One long document at 1 nat a token, nine short ones at 3: the mean of means would be 2.8, that of all tokens 1.18. The long one
+    # counts as the 100 tokens that nine in ten stay within.
     tokens = np.array([910] + [10] * 9)
     loss = np.where(tokens > 100, 1.0, 3.0) * tokens
     scores = DocumentScores(tokens, loss, np.zeros(10, int))
     found = assessed({FINETUNED: scores, BASE_MODEL: scores}, [f"g{n}" for n in range(10)])
-    assert found.score.estimate == pytest.approx(math.exp(-1.18))
-    assert found.perplexity[FINETUNED].estimate == pytest.approx(math.exp(1.18))
+    assert found.score.estimate == pytest.approx(math.exp(-370 / 190))
+    assert found.perplexity[FINETUNED].estimate == pytest.approx(math.exp(370 / 190))
 
 
 def test_groups_widen_the_interval_and_pairing_narrows_the_gain() -> None:
@@ -103,7 +122,7 @@ def test_groups_widen_the_interval_and_pairing_narrows_the_gain() -> None:
 
 
 def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
-    found = assessed(*drawn(champion=0.2))
+    found = assessed(*drawn(200, champion=0.2))
     assert found.justification.justified and found.gain_over_champion.low > 0
     assert found.justification.sentence.startswith("Full fine-tuning was worth it: token probability is 0.")
     assert found.justification.sentence.endswith(

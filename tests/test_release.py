@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from fullft_assets import release
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
+from fullft_assets.evaluation.seed_noise import SeedNoise
 from fullft_assets.release import Champion, decision
 from fullft_assets.report import render
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
@@ -34,14 +36,27 @@ def interval(estimate: float, low: float | None = None, high: float | None = Non
     return Interval(estimate=estimate, low=estimate if low is None else low, high=estimate if high is None else high)
 
 
+def gained(estimate: float, low: float | None = None, high: float | None = None) -> Gain:
+    found = interval(estimate, low, high)
+    return Gain(**found.model_dump(), standard_error=found.half_width / 1.97, degrees_of_freedom=200)
+
+
 def evaluated(
-    *, score: float = 0.85, gain: Interval | None = None, over_champion: Interval | None = None, calibration_error: float = 0.03
+    *,
+    score: float = 0.85,
+    gain: Gain | None = None,
+    over_champion: Gain | None = None,
+    calibration_error: float = 0.03,
+    over_anchor: Gain | None = None,
+    effective_groups: float = 40,
 ) -> Evaluation:
-    gain = gain or interval(0.05, 0.02, 0.08)
+    gain = gain or gained(0.05, 0.02, 0.08)
     scores = {FINETUNED: interval(score, score - 0.02, score + 0.02), "tfidf": interval(score - gain.estimate)}
     gains = {"tfidf": gain}
     if over_champion is not None:
         scores[CHAMPION], gains[CHAMPION] = interval(score - over_champion.estimate), over_champion
+    if over_anchor is not None:
+        scores[ANCHOR], gains[ANCHOR] = interval(score - over_anchor.estimate), over_anchor
     return ClassificationEvaluation(
         task="classification",
         metrics=["macro_f1", "accuracy"],
@@ -51,6 +66,7 @@ def evaluated(
         labels=["notice", "text"],
         num_test_rows=100,
         num_test_groups=40,
+        effective_groups=effective_groups,
         baselines=["tfidf"],
         has_champion=over_champion is not None,
         scores={"macro_f1": scores, "accuracy": scores},
@@ -78,15 +94,17 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
     ("evaluation", "changed", "expected"),
     [
         (evaluated(), {}, set()),
-        (evaluated(gain=interval(0.05, 0.0, 0.1)), {}, {"beats_baselines"}),
-        (evaluated(gain=interval(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
-        (evaluated(gain=interval(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
+        (evaluated(gain=gained(0.05, 0.0, 0.1)), {}, {"beats_baselines"}),
+        (evaluated(gain=gained(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
+        (evaluated(gain=gained(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
         (evaluated(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
-        (evaluated(over_champion=interval(0.01, -0.01, 0.03)), {}, set()),
-        (evaluated(over_champion=interval(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
-        (evaluated(over_champion=interval(-0.01, -0.02, 0.01)), {}, {"beats_champion"}),
-        (evaluated(over_champion=interval(-0.01, -0.02, 0.01)), {"min_gain_over_champion": -0.05}, set()),
-        (evaluated(over_champion=interval(-0.02, -0.03, -0.01)), {"min_gain_over_champion": -0.05}, {"beats_champion"}),
+        (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {}, set()),
+        (evaluated(over_champion=gained(0.01, -0.01, 0.03)), {}, {"beats_champion"}),
+        (evaluated(over_champion=gained(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
+        (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {"min_gain_over_champion": 0.01}, {"beats_champion"}),
+        (evaluated(over_champion=gained(-0.01, -0.02, 0.01)), {"min_gain_over_champion": -0.05}, set()),
+        (evaluated(effective_groups=29.9), {}, {"test_set_is_large_enough"}),
+        (evaluated(effective_groups=29.9), {"min_effective_groups": 20}, set()),
         (evaluated(score=0.85), {"min_score": 0.85}, set()),
         (evaluated(score=0.85), {"min_score": 0.86}, {"score_is_sufficient"}),
         (evaluated(calibration_error=0.4), {}, set()),
@@ -94,7 +112,7 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(calibration_error=0.06), {"max_calibration_error": 0.05}, {"is_calibrated"}),
         (evaluated(calibration_error=float("nan")), {"max_calibration_error": 0.05}, {"is_calibrated"}),
         (
-            evaluated(score=0.5, gain=interval(-0.1, -0.2, 0.0), over_champion=interval(-0.1, -0.2, -0.05)),
+            evaluated(score=0.5, gain=gained(-0.1, -0.2, 0.0), over_champion=gained(-0.1, -0.2, -0.05)),
             {"min_score": 0.6},
             {"beats_baselines", "beats_champion", "score_is_sufficient"},
         ),
@@ -111,7 +129,7 @@ def test_no_champion_passes_and_is_reported():
 
 
 def test_the_sentence_names_each_failing_gate():
-    found = release.verdict(evaluated(score=0.4, gain=interval(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6))
+    found = release.verdict(evaluated(score=0.4, gain=gained(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6))
     assert found.sentence.startswith("Not promoted: ")
     assert "release.min_gain_over_baselines" in found.sentence
     assert "release.min_score" in found.sentence
@@ -120,7 +138,7 @@ def test_the_sentence_names_each_failing_gate():
 
 share = st.floats(0, 1)
 difference = st.floats(-1, 1)
-gains = st.tuples(difference, difference, difference).map(sorted).map(lambda t: interval(t[1], t[0], t[2]))
+gains = st.tuples(difference, difference, difference).map(sorted).map(lambda t: gained(t[1], t[0], t[2]))
 gates = st.builds(
     ReleaseSettings,
     min_gain_over_baselines=difference,
@@ -139,7 +157,7 @@ def test_promotion_needs_every_gate(evaluation, settings):
     expected = evaluation.gain_over_best_baseline.low > settings.min_gain_over_baselines
     expected &= evaluation.score.estimate >= settings.min_score
     if over_champion is not None:
-        expected &= over_champion.estimate > settings.min_gain_over_champion and over_champion.high >= 0
+        expected &= over_champion.low > settings.min_gain_over_champion
     if settings.max_calibration_error is not None:
         expected &= evaluation.calibration_error <= settings.max_calibration_error
     assert found.promote == expected
@@ -151,8 +169,68 @@ def test_promotion_needs_every_gate(evaluation, settings):
 def test_a_higher_lower_end_never_costs_the_promotion(evaluation, settings, step):
     gain = evaluation.gain_over_best_baseline
     raised = gain.model_copy(update={"low": gain.low + step * (gain.high - gain.low)})
-    better = evaluation.model_copy(update={"justification": evaluation.justification.model_copy(update={"gain": raised})})
+    better = evaluation.model_copy(update={"gains": {"macro_f1": {**evaluation.gains["macro_f1"], "tfidf": raised}}})
     assert release.verdict(better, settings).promote >= release.verdict(evaluation, settings).promote
+
+
+# After new data
+
+
+@pytest.mark.parametrize(
+    ("over_champion", "over_anchor", "changed", "answer"),
+    [
+        # What is detectable here is 1.43 half widths.
+        (gained(-0.01, -0.03, 0.01), None, {}, "inconclusive"),
+        (gained(0.0, -0.02, 0.02), None, {}, "promote"),
+        (gained(-0.003, -0.023, 0.017), None, {}, "promote"),
+        (gained(-0.02, -0.03, -0.01), None, {}, "keep"),
+        # A test set that cannot show a loss of five points decides nothing, unless the candidate is better.
+        (gained(0.0, -0.04, 0.04), None, {}, "inconclusive"),
+        (gained(0.0, -0.04, 0.04), None, {"max_tolerable_loss": 0.06}, "promote"),
+        (gained(0.05, 0.01, 0.09), None, {}, "promote"),
+        # Small losses in a row add up to what the first champion shows.
+        (gained(0.0, -0.02, 0.02), gained(0.0, -0.02, 0.02), {}, "promote"),
+        (gained(0.0, -0.02, 0.02), gained(-0.015, -0.035, 0.005), {}, "inconclusive"),
+        (gained(0.0, -0.02, 0.02), gained(-0.03, -0.05, -0.01), {}, "keep"),
+        (gained(-0.01, -0.03, 0.01), gained(-0.03, -0.05, -0.01), {}, "keep"),
+        (gained(0.0, -0.02, 0.02), None, {"champion_rule": "superiority"}, "inconclusive"),
+    ],
+)
+def test_after_new_data_it_may_not_be_worse_than_the_test_set_can_show(over_champion, over_anchor, changed, answer):
+    found = evaluated(over_champion=over_champion, over_anchor=over_anchor)
+    assert release.verdict(found, ReleaseSettings(**changed), "non_inferiority").answer == answer
+
+
+def test_a_test_set_that_cannot_decide_says_how_many_groups_would():
+    found = release.verdict(evaluated(over_champion=gained(0.0, -0.07, 0.07)), ReleaseSettings(), "non_inferiority")
+    assert found.headline == "INCONCLUSIVE"
+    assert "this test set finds losses from 0.100, release.max_tolerable_loss is 0.05; about 160 test groups would decide" in found.sentence
+
+
+def test_the_noise_of_seeds_widens_a_claim():
+    over_champion = gained(0.03, 0.005, 0.055)
+    found = evaluated(over_champion=over_champion)
+    noise = SeedNoise(variance=0.02**2, degrees_of_freedom=11, num_runs=12)
+    assert release.verdict(found, ReleaseSettings()).promote
+    widened = release.verdict(found, ReleaseSettings(), seed_noise=noise)
+    assert widened.answer == "inconclusive"
+    assert "noise of seeds of 12 trainings included" in widened.sentence
+
+
+@pytest.mark.parametrize(
+    ("found", "headline"),
+    [
+        (evaluated(), "PROMOTE"),
+        (evaluated(score=0.1), "DO NOT PROMOTE"),
+        (evaluated(score=0.1, over_champion=gained(0.02, 0.01, 0.03)), "KEEP CHAMPION"),
+        (evaluated(effective_groups=5, score=0.1), "INSUFFICIENT DATA"),
+        (evaluated(gain=gained(0.05, -0.01, 0.1)), "INCONCLUSIVE"),
+    ],
+)
+def test_headline(found, headline):
+    verdict = release.verdict(found, ReleaseSettings(min_score=0.5))
+    assert verdict.headline == headline
+    assert verdict.promote is (headline == "PROMOTE")
 
 
 # The pointer
@@ -218,6 +296,23 @@ def test_a_torn_write_leaves_the_old_champion_and_history(store):
     assert release.rollback(store, "demo") == champion("a")
 
 
+def test_the_anchor_is_the_first_champion_that_was_not_rolled_back(store):
+    assert release.read_anchor(store, "demo") is None
+    for name in "ab":
+        release.promote(store, "demo", champion(name))
+    assert release.read_anchor(store, "demo") == champion("a")
+    release.rollback(store, "demo")
+    assert release.read_anchor(store, "demo") == champion("a")
+    for number in range(release.MAX_HISTORY + 5):
+        release.promote(store, "demo", champion(str(number)))
+    assert release.read_anchor(store, "demo") == champion("a")
+    release.promote(store, "other", champion("x"))
+    release.promote(store, "other", champion("y"))
+    release.rollback(store, "other")
+    release.promote(store, "other", champion("z"))
+    assert release.read_anchor(store, "other") == champion("x")
+
+
 def test_the_history_is_bounded(store):
     for number in range(release.MAX_HISTORY + 5):
         release.promote(store, "demo", champion(str(number)))
@@ -253,18 +348,28 @@ class Lab:
                 (draft.path / name).write_text(text)
             return draft.commit(settings=settings or {"training": {"epochs": 3}}, inputs=inputs, metadata=metadata)
 
-    def checkpoint(self, name: str) -> Manifest:
-        return self.artifact("finetuned_checkpoint", name, checkpoint_metadata(snapshot=self.snapshot.ref), {}, {})
+    def checkpoint(self, name: str, *, snapshot: str | None = None, base: str = "r1", **training: Any) -> Manifest:
+        made = checkpoint_metadata(snapshot=snapshot or self.snapshot.ref, base_model_revision=base)
+        return self.artifact("finetuned_checkpoint", name, made, {}, {}, {"training": {"epochs": 3, **training}})
 
     def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str) -> Manifest:
-        judged_against = release.incumbent(self.store, "demo", checkpoint)
+        against = release.judged_against(self.store, "demo", checkpoint, ReleaseSettings())
         files = {
             "evaluation.json": evaluation.model_dump_json(),
             "decision.json": release.verdict(evaluation, ReleaseSettings()).model_dump_json(),
         }
         inputs = {"finetuned_checkpoint": checkpoint.content_digest, "training_snapshot": self.snapshot.content_digest}
         settings = {"release": ReleaseSettings().model_dump(mode="json")}
-        return self.artifact("evaluation_report", name, manifests.evaluation(incumbent=judged_against), inputs, files, settings)
+        return self.artifact(
+            "evaluation_report",
+            name,
+            manifests.evaluation(
+                checkpoint=checkpoint.ref, incumbent=against.champion, anchor=against.anchor, seed_runs=list(against.seed_runs)
+            ),
+            inputs,
+            files,
+            settings,
+        )
 
     def publish(self, report: Manifest, checkpoint: Manifest):
         return release.publish(self.store, self.use_case, report=report, checkpoint=checkpoint, snapshot=self.snapshot, run_id="run")
@@ -292,24 +397,68 @@ def test_publish_promotes_once_and_finds_it_the_second_time(lab):
 def test_a_red_gate_keeps_the_champion(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
     lab.publish(lab.report(first, evaluated(), "ra"), first)
-    report = lab.report(second, evaluated(over_champion=interval(-0.01, -0.02, 0.0)), "rb")
+    report = lab.report(second, evaluated(over_champion=gained(-0.01, -0.02, 0.0)), "rb")
     assert report.metadata["incumbent"] == first.ref
     outcome, manifest = lab.publish(report, second)
     assert (outcome.kind, manifest) == ("kept", None)
-    assert "gain over the champion is -0.010" in outcome.sentence
+    assert "gain over the champion is -0.010 (-0.020 to +0.000), equal" in outcome.sentence
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 
 def test_the_incumbent_is_fixed_with_the_decision(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    assert release.incumbent(lab.store, "demo", first) is None
+    assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
     lab.publish(lab.report(first, evaluated(), "ra"), first)
-    assert release.incumbent(lab.store, "demo", first) is None
-    assert release.incumbent(lab.store, "demo", second) == first.ref
-    lab.publish(lab.report(second, evaluated(over_champion=interval(0.02)), "rb"), second)
+    assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
+    assert release.judged_against(lab.store, "demo", second, ReleaseSettings()).champion == first.ref
+    lab.publish(lab.report(second, evaluated(over_champion=gained(0.02)), "rb"), second)
     assert release.read_champion(lab.store, "demo").checkpoint == second.ref
-    assert release.incumbent(lab.store, "demo", first) is None
-    assert release.incumbent(lab.store, "demo", second) == first.ref
+    assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
+    assert release.judged_against(lab.store, "demo", second, ReleaseSettings()).champion == first.ref
+
+
+class TestWhatItIsJudgedAgainst:
+    def test_the_rule_follows_from_what_changed(self, lab):
+        champion = lab.checkpoint("a")
+        for changed, rule in (
+            ({"snapshot": "demo/training_snapshot/t/1"}, "non_inferiority"),
+            ({"snapshot": "demo/training_snapshot/t/1", "retry_epoch": 1, "retrain_from": "champion"}, "non_inferiority"),
+            ({"retry_epoch": 1}, "superiority"),
+            ({"snapshot": "demo/training_snapshot/t/1", "learning_rate": 1e-4}, "superiority"),
+            ({"snapshot": "demo/training_snapshot/t/1", "base": "r2"}, "superiority"),
+        ):
+            assert release.champion_rule(lab.checkpoint("b", **changed), champion) == rule, changed
+
+    def test_the_anchor_is_asked_for_after_new_data_only(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        for name, checkpoint in (("ra", first), ("rb", second)):
+            lab.publish(lab.report(checkpoint, evaluated(over_champion=gained(0.02) if name == "rb" else None), name), checkpoint)
+        retrained = lab.checkpoint("c", snapshot="demo/training_snapshot/t/1")
+        for changed, anchor in (({}, first.ref), ({"champion_rule": "superiority"}, None)):
+            found = release.judged_against(lab.store, "demo", retrained, ReleaseSettings(**changed))
+            assert (found.champion, found.anchor) == (second.ref, anchor)
+        assert release.judged_against(lab.store, "demo", lab.checkpoint("d"), ReleaseSettings()).anchor is None
+
+    def test_repeated_trainings_are_kept_in_mind_and_fixed_with_the_decision(self, lab):
+        reports = {}
+        for number in range(3):
+            checkpoint = lab.checkpoint(f"seed{number}", retry_epoch=number)
+            reports[number] = lab.report(checkpoint, evaluated(over_champion=gained(0.0, -0.01, 0.01) if number else None), f"r{number}")
+            lab.publish(reports[number], checkpoint)
+        alone = lab.checkpoint("alone", epochs=5)
+        assert set(release.judged_against(lab.store, "demo", alone, ReleaseSettings()).seed_runs) == {
+            found.ref for found in reports.values()
+        }
+        # A second training of a recipe was judged when only one of it was known.
+        second = lab.store.load(latest_checkpoint_of(reports[1]))
+        assert release.judged_against(lab.store, "demo", second, ReleaseSettings()).seed_runs == ()
+        another = lab.checkpoint("b", epochs=4)
+        lab.publish(lab.report(another, evaluated(over_champion=gained(0.0, -0.01, 0.01)), "rc"), another)
+        assert len(release.judged_against(lab.store, "demo", alone, ReleaseSettings()).seed_runs) == 3
+
+
+def latest_checkpoint_of(report: Manifest) -> str:
+    return report.metadata["checkpoint"]
 
 
 def test_an_old_decision_does_not_depose_a_newer_champion(lab):
@@ -326,7 +475,7 @@ def test_an_old_decision_does_not_depose_a_newer_champion(lab):
 def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
     lab.publish(lab.report(first, evaluated(), "ra"), first)
-    report = lab.report(second, evaluated(over_champion=interval(0.02)), "rb")
+    report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
     lab.publish(report, second)
     release.rollback(lab.store, "demo")
     outcome, _ = lab.publish(report, second)
@@ -368,7 +517,7 @@ def test_a_report_by_other_gates_is_refused(lab):
 
 
 def test_the_card_has_intended_use_metrics_and_weaknesses():
-    evaluation = evaluated(over_champion=interval(0.02))
+    evaluation = evaluated(over_champion=gained(0.02))
     card = render(
         "model_card.md.j2",
         evaluation,

@@ -218,7 +218,7 @@ class TestScores:
             {FINETUNED: tuned, "no_spans": [[] for _ in truth], "dictionary": other},
             {FINETUNED: tokens - 1, "no_spans": tokens - 2, "dictionary": tokens - 4},
             tokens,
-            [f"g{n // 3}" for n in range(len(truth))],
+            [f"g{n // 4}" for n in range(len(truth))],
             ["a", "b", "c"],
             Comparison(EvaluationSettings(resamples=100), "micro_f1", seed=1, task="token_classification"),
         )

@@ -51,9 +51,11 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 "pilot_run": pilot_run,
                 "finetuned_checkpoint": finetuned_checkpoint,
             }
-            incumbent = release.incumbent(store, case.name, finetuned_checkpoint)
-            if incumbent is not None:
-                inputs["champion"] = store.load(incumbent)
+            against = release.judged_against(store, case.name, finetuned_checkpoint, case.settings.release)
+            for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
+                if ref is not None:
+                    inputs[name] = store.load(ref)
+            inputs |= {f"{evaluation.SEED_RUN}{number}": store.load(ref) for number, ref in enumerate(against.seed_runs)}
             key = evaluation_key(case, inputs)
             manifest = case.find_or_launch(context, "evaluation", "evaluation_report", key, inputs)
         return case.result(manifest, "evaluation_report", store, _shown(store, manifest))

@@ -1,6 +1,6 @@
 """evaluation: how good, how sure, where weak, and was full fine-tuning worth it. What all tasks share; each task's own is in its folder."""
 
 from fullft_assets.evaluation.base import VERSION, Evaluation, read_evaluation
-from fullft_assets.evaluation.comparison import MAX_HALF_WIDTH, Comparison, Justification
+from fullft_assets.evaluation.comparison import Comparison, Justification
 from fullft_assets.evaluation.intervals import Interval
-from fullft_assets.evaluation.titles import BASE_MODEL, CHAMPION, FINETUNED, title
+from fullft_assets.evaluation.titles import ANCHOR, BASE_MODEL, CHAMPION, FINETUNED, SEED_RUN, title

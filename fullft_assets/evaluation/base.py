@@ -6,11 +6,11 @@ import json
 from abc import ABC, abstractmethod
 
 from fullft_assets.evaluation.comparison import Justification
-from fullft_assets.evaluation.intervals import Interval, Record
-from fullft_assets.evaluation.titles import CHAMPION, FINETUNED
+from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
-VERSION = "3"
+VERSION = "4"
 
 
 class Evaluation(Record, ABC):
@@ -18,6 +18,13 @@ class Evaluation(Record, ABC):
 
     Attributes:
         metrics: names of the metrics that a table of the systems shows, in order.
+        effective_groups: how many groups of equal weight the primary metric rests on.
+        measurable_labels: labels that enough groups have; macro-F1 is the mean over them. None: the task has no labels.
+        rare_labels: the other labels that occur: unmeasured.
+        rare_micro_f1: F1 of the rare labels' counts together; it has no interval.
+        influences: of each test group on the fine-tuned model's primary metric, in the order of the groups' names, and
+        groups_digest: which groups these are: two trainings on the same test groups are compared by them.
+        token_cap: a document counts at most as many tokens. None: tokens are not counted.
         gains: fine-tuned minus each other system.
         calibration_error: None: not measured for this task.
     """
@@ -29,10 +36,17 @@ class Evaluation(Record, ABC):
     resamples: int
     num_test_rows: int
     num_test_groups: int
+    effective_groups: float
+    measurable_labels: int | None = None
+    rare_labels: list[str] = []
+    rare_micro_f1: float | None = None
+    token_cap: int | None = None
+    influences: list[float] = []
+    groups_digest: str = ""
     baselines: list[str]
     has_champion: bool
     scores: dict[str, dict[str, Interval]]
-    gains: dict[str, dict[str, Interval]]
+    gains: dict[str, dict[str, Gain]]
     justification: Justification
     calibration_error: float | None = None
 
@@ -62,17 +76,46 @@ class Evaluation(Record, ABC):
         return self.scores[self.primary_metric][FINETUNED]
 
     @property
-    def gain_over_best_baseline(self) -> Interval:
+    def gain_over_best_baseline(self) -> Gain:
         """Primary metric, fine-tuned minus the best baseline."""
         return self.justification.gain
 
     @property
-    def gain_over_champion(self) -> Interval | None:
+    def gain_over_champion(self) -> Gain | None:
         """Primary metric, fine-tuned minus champion; None without a champion."""
         return self.gains[self.primary_metric].get(CHAMPION)
+
+    @property
+    def gain_over_anchor(self) -> Gain | None:
+        """Primary metric, fine-tuned minus the first champion; None where that is the present one."""
+        return self.gains[self.primary_metric].get(ANCHOR)
+
+    @property
+    def secondary_p_values(self) -> dict[str, float]:
+        """P-value of each gain that does not decide, `METRIC over SYSTEM`, corrected for their number."""
+        found = {f"{metric} over {name}": gain.p_value for metric in self.metrics for name, gain in self.gains.get(metric, {}).items()}
+        decisive = {f"{self.primary_metric} over {name}" for name in (*self.baselines, CHAMPION, ANCHOR)}
+        return holm({name: value for name, value in found.items() if name not in decisive})
+
+    @property
+    def measured_on(self) -> list[str]:
+        """What the test set cannot show, one sentence each."""
+        found = [f"It rests on {self.num_test_groups:,} groups that tell as much as {self.effective_groups:,.0f} of equal weight."]
+        if self.token_cap is not None:
+            found.append(f"A test row counts at most {self.token_cap:,} tokens, so that a few long ones do not decide alone.")
+        if self.rare_labels:
+            tail = "" if self.rare_micro_f1 is None else f"; together their F1 is {self.rare_micro_f1:.3f}, without an interval"
+            found.append(f"{len(self.rare_labels)} labels have too few test groups to be measured{tail}: {_some(self.rare_labels)}.")
+        return found
 
 
 def read_evaluation(text: str | bytes) -> Evaluation:
     """Return an evaluation that was stored as JSON, in the type of its task."""
     found = json.loads(text)
     return TASKS.get(found["task"]).evaluation_type().model_validate(found)
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(f"`{name}`" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

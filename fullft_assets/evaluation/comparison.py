@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fullft_assets.evaluation.intervals import Bootstrap, Interval, Record, bootstrap_over_groups, number_groups
+import numpy as np
+
+from fullft_assets.evaluation import counts
+from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.titles import CHAMPION, FINETUNED, title
+from fullft_assets.evaluation.resampling import Measured, measure, number_groups
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
+from fullft_assets.store.hashing import digest
 from fullft_assets.task import METRICS, TASKS
 
-#: A wider interval around the primary metric (half its width) means that the test set is small.
-MAX_HALF_WIDTH = 0.05
+#: Rows of a group beyond this many add nothing that the group's other rows did not tell.
+MAX_GROUP_WEIGHT = 10
+#: A label that fewer groups of equal weight have is not measurable: no interval of its F1 holds what it promises.
+MIN_LABEL_GROUPS = 5
+#: Documents of more trained tokens than this share of them has count as this many.
+TOKEN_CAP_QUANTILE = 0.9
 
 
 class Justification(Record):
     """Whether full fine-tuning beat the best baseline, and the sentence that says so."""
 
     best_baseline: str
-    gain: Interval
+    gain: Gain
     justified: bool
     sentence: str
 
@@ -53,10 +62,11 @@ class Comparison:
         """
         index, num_groups = number_groups(groups, num_rows)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *self.settings.metrics]))
+        predictions, shared = _prepare(predictions, index, num_groups)
         found = {name: measured for name in shown if (measured := self._measure(name, predictions, index)) is not None}
         primary, confidence = found[self.metric], self.settings.confidence
-        baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION)]
-        return {
+        baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
+        return shared | {
             "task": self.task,
             "metrics": shown,
             "primary_metric": self.metric,
@@ -64,6 +74,9 @@ class Comparison:
             "resamples": self.settings.resamples,
             "num_test_rows": num_rows,
             "num_test_groups": num_groups,
+            "effective_groups": primary.effective_groups,
+            "influences": primary.influences,
+            "groups_digest": digest(sorted(set(groups))),
             "baselines": baselines,
             "has_champion": CHAMPION in primary.scores,
             "scores": {metric: each.scores for metric, each in found.items()},
@@ -73,30 +86,68 @@ class Comparison:
             ),
         }
 
-    def _measure(self, name: str, predictions: Mapping[str, Predictions], index: Any) -> Bootstrap | None:
+    def _measure(self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray) -> Measured | None:
         """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not one of them."""
         metric, settings = METRICS.get(name), self.settings
         measured = {system: found for system, found in predictions.items() if metric.measures(found)}
         if FINETUNED not in measured:
             return None
         sampling = {"resamples": settings.resamples, "confidence": settings.confidence, "seed": self.seed}
-        return bootstrap_over_groups(metric, measured, index, reference=FINETUNED, **sampling)
+        return measure(metric, measured, index, reference=FINETUNED, **sampling)
+
+
+def _prepare(predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int) -> tuple[dict[str, Predictions], dict[str, Any]]:
+    """Return the predictions with the weight of each row and the labels that can be measured, and the fields that say so.
+
+    Each group counts as one however many rows it has, up to `MAX_GROUP_WEIGHT`: rows of one group tell nearly the same. A document
+    counts at most as many tokens as nine in ten have: the mean of unbounded lengths has no interval that holds.
+    """
+    ours, shared = predictions[FINETUNED], {}
+    weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
+    if ours.loss is not None and ours.num_tokens is not None:
+        cap = max(1, round(float(np.quantile(ours.num_tokens, TOKEN_CAP_QUANTILE))))
+        weights = weights * np.minimum(ours.num_tokens, cap) / np.maximum(ours.num_tokens, 1)
+        shared["token_cap"] = cap
+    changes: dict[str, Any] = {"weights": weights}
+    if ours.true is not None and ours.found is not None and ours.given is not None:
+        changes["measurable"] = measurable = measurable_labels(ours.true, index, num_groups, weights)
+        too_rare = ~measurable & (ours.true.sum(0) > 0)
+        if not measurable.any():
+            changes["measurable"] = None
+        names = ours.labels or [str(label) for label in range(len(measurable))]
+        shared["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
+        shared["measurable_labels"] = int(measurable.sum())
+        if too_rare.any():
+            tables = (np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True) for table in (ours.found, ours.true, ours.given))
+            shared["rare_micro_f1"] = float(counts.micro_f1(*tables)[0])
+    return {name: replace(found, **changes) for name, found in predictions.items()}, shared
+
+
+def measurable_labels(true: np.ndarray, index: np.ndarray, num_groups: int, weights: np.ndarray) -> np.ndarray:
+    """Return which labels at least `MIN_LABEL_GROUPS` groups of equal weight have: bool [labels].
+
+    Args:
+        true: how often each row has each label [n, labels].
+    """
+    in_groups = counts.by_group(np.asarray(true, np.float64) * weights[:, None], index, num_groups)
+    squares = (in_groups**2).sum(0)
+    return counts.ratio(in_groups.sum(0) ** 2, squares) >= MIN_LABEL_GROUPS
 
 
 def justification(
     scores: Mapping[str, Interval],
-    gains: Mapping[str, Interval],
+    gains: Mapping[str, Gain],
     baselines: Sequence[str],
     *,
     metric: str,
     confidence: float,
     min_gain: float = 0.0,
 ) -> Justification:
-    """Was full fine-tuning justified: is the interval of its gain over the best baseline above `min_gain` (and zero)?
+    """Was full fine-tuning justified: is the interval of its gain over each baseline above `min_gain` (and zero)?
 
     Args:
         gains: fine-tuned minus each other system.
-        baselines: names of the baselines; the one with the highest estimate counts.
+        baselines: names of the baselines; the one with the highest estimate is named.
         min_gain: gain that the interval's lower end must exceed.
     """
     if not baselines:
@@ -104,7 +155,7 @@ def justification(
     best = max(baselines, key=lambda name: scores[name].estimate)
     gain = gains[best]
     # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
-    justified = gain.low > max(min_gain, 0.0)
+    justified = all(gains[name].low > max(min_gain, 0.0) for name in baselines)
     asked = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
     if justified:
         opening = "Full fine-tuning was worth it"

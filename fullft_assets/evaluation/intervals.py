@@ -1,18 +1,17 @@
-"""Intervals by resampling groups with all their rows: rows of one group err together."""
+"""Estimates with the ends of their intervals, and the t statistics behind them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from fullft_assets.evaluation.counts import by_group
-from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric
-
-#: Numbers in one chunk of resampling weights (float64: 32 MB).
-_CHUNK_NUMBERS = 4_000_000
+#: Probability with which a difference of the minimum detectable size is found.
+POWER = 0.8
+#: Wider intervals on a log scale say as little, and their ends would not be numbers.
+_MAX_LOG_REACH = 50.0
 
 
 class Record(BaseModel):
@@ -22,7 +21,7 @@ class Record(BaseModel):
 
 
 class Interval(Record):
-    """An estimate with the ends of its percentile interval."""
+    """An estimate with the ends of its interval."""
 
     estimate: float
     low: float
@@ -40,95 +39,131 @@ class Interval(Record):
         return (self.high - self.low) / 2
 
 
-class Bootstrap(Record):
-    """Each system's score, and the reference's gain over every other system."""
+class Gain(Interval):
+    """A difference between two systems on the same rows, with what a decision needs of it.
 
-    scores: dict[str, Interval]
-    gains: dict[str, Interval]
+    Attributes:
+        standard_error: of the estimate, in the metric's units.
+        degrees_of_freedom: of the t distribution that the interval is taken from.
+    """
+
+    standard_error: float
+    degrees_of_freedom: float
+
+    @classmethod
+    def of(
+        cls, estimate: float, standard_error: float, degrees_of_freedom: float, confidence: float, num_differing: int | None = None
+    ) -> Gain:
+        """Return the symmetric t interval of a difference.
+
+        Where few groups differ their spread says nothing yet. No sign test of five can reach 95%, so the interval holds 0 then, and
+        reaches as far as what may go unseen in so many groups.
+
+        Args:
+            num_differing: groups on which the systems differ. None: most of them.
+        """
+        half = t_quantile(confidence, degrees_of_freedom) * standard_error
+        if num_differing is not None and num_differing < math.log2(2 / (1 - confidence)):
+            half = max(half, _unseen(confidence, degrees_of_freedom + 1), abs(estimate))
+        return cls(
+            estimate=estimate,
+            low=estimate - half,
+            high=estimate + half,
+            standard_error=standard_error,
+            degrees_of_freedom=degrees_of_freedom,
+        )
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that there is no difference."""
+        from scipy.special import stdtr
+
+        if not self.standard_error:
+            return float(not self.estimate)
+        return float(2 * stdtr(self.degrees_of_freedom, -abs(self.estimate) / self.standard_error))
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that is found with a probability of 0.8: the minimum detectable difference."""
+        from scipy.special import stdtrit
+
+        return self.half_width + float(stdtrit(self.degrees_of_freedom, POWER)) * self.standard_error
+
+    def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
+        """Return the gain as a claim on two recipes instead of two files: the variance between seeds is added.
+
+        Degrees of freedom by Satterthwaite 1946, An approximate distribution of estimates of variance components.
+
+        Args:
+            variance: of the difference, that seeds alone explain.
+            degrees_of_freedom: of that variance.
+        """
+        rows = self.standard_error**2
+        if not variance or not rows + variance:
+            return self
+        freedom = (rows + variance) ** 2 / (rows**2 / self.degrees_of_freedom + variance**2 / degrees_of_freedom)
+        return Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
 
 
-def number_groups(groups: Sequence[str], num_rows: int) -> tuple[np.ndarray, int]:
-    """Return the number of each row's group [rows], and how many groups there are."""
-    if len(groups) != num_rows:
-        raise ValueError(f"groups: {len(groups)} for {num_rows} rows")
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("groups: all rows belong to one group, so no interval can be computed; deliver more groups")
-    return index, len(names)
+def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
+    """Return how many standard errors a two-sided t interval reaches to each side."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, (1 + confidence) / 2))
 
 
-def bootstrap_over_groups(
-    metric: Metric,
-    predictions: Mapping[str, Predictions],
-    index: np.ndarray,
-    *,
-    reference: str,
-    resamples: int,
+def effective_number(masses: np.ndarray) -> float:
+    """Return how many groups of equal mass tell as much as these [groups]: (sum m)^2 / sum m^2 (Kish 1965)."""
+    total = float((masses**2).sum())
+    return float(masses.sum()) ** 2 / total if total else 0.0
+
+
+def bounded_interval(
+    estimate: float,
+    standard_error: float,
+    degrees_of_freedom: float,
     confidence: float,
-    seed: int,
-) -> Bootstrap:
-    """Percentile intervals from resampling whole groups, the same resample for every system.
+    bounds: tuple[float | None, float | None],
+) -> Interval:
+    """Return the t interval of a score on the scale on which it has no bounds: logit, log, or its own.
 
-    Resampling rows would promise intervals that are far too narrow (Davison and Hinkley 1997, section 3.8). A metric that is a
-    function of sums only needs each group's sums, so a resample is a product of group weights with those.
+    At a bound (all right, all wrong) nothing varies; the exact binomial limit of as many groups is the other end then.
 
     Args:
-        index: number of each row's group [n], from 0.
-        reference: the system whose gain over each other one is estimated.
+        bounds: smallest and largest value of the score; None: there is none.
     """
-    if reference not in predictions:
-        raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(predictions)}")
-    weights = _group_weights(int(index.max()) + 1, resamples, seed)
-    if isinstance(metric, SummedMetric):
-        estimates, draws = _from_sums(metric, predictions, index, weights)
+    low, high = bounds
+    reach = t_quantile(confidence, degrees_of_freedom) * standard_error
+    if low is None:
+        return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach)
+    if high is None:
+        above = estimate - low
+        factor = math.exp(min(reach / above, _MAX_LOG_REACH)) if above > 0 else 1.0
+        return Interval(estimate=estimate, low=low + above / factor, high=low + above * factor)
+    width = high - low
+    share = min(max((estimate - low) / width, 0.0), 1.0)
+    unseen = _unseen(confidence, degrees_of_freedom + 1)
+    if share * (1 - share) < 1e-12:
+        ends = (0.0, unseen) if share < 0.5 else (1 - unseen, 1.0)
     else:
-        estimates, draws = _from_rows(metric, predictions, index, weights)
-    for estimate in estimates.values():
-        metric.require_in_bounds(estimate)
-    others = [name for name in predictions if name != reference]
-    return Bootstrap(
-        scores={name: _interval(estimates[name], draws[name], confidence) for name in predictions},
-        gains={name: _interval(estimates[reference] - estimates[name], draws[reference] - draws[name], confidence) for name in others},
-    )
+        centre, reach = math.log(share / (1 - share)), reach / width / (share * (1 - share))
+        ends = _expit(centre - reach), _expit(centre + reach)
+    return Interval(estimate=estimate, low=low + width * ends[0], high=low + width * ends[1])
 
 
-def _from_sums(
-    metric: SummedMetric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return each system's score, and its scores [resamples]."""
-    num_groups = int(index.max()) + 1
-    sums = {name: tuple(by_group(table, index, num_groups) for table in metric.count(found)) for name, found in predictions.items()}
-    estimates = {name: float(metric.score(*(table.sum(0, keepdims=True) for table in tables))[0]) for name, tables in sums.items()}
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
-    for chunk in weights:
-        for name, tables in sums.items():
-            draws[name].append(metric.score(*(chunk @ table for table in tables)))
-    return estimates, {name: np.concatenate(parts) for name, parts in draws.items()}
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values that hold for all of them together (Holm 1979, A simple sequentially rejective multiple test procedure)."""
+    adjusted, reached = {}, 0.0
+    for position, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        reached = max(reached, min(1.0, (len(p_values) - position) * p_values[name]))
+        adjusted[name] = reached
+    return adjusted
 
 
-def _from_rows(
-    metric: Metric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Likewise, computed anew on the rows of each resample."""
-    draws: dict[str, list[float]] = {name: [] for name in predictions}
-    for chunk in weights:
-        for drawn in chunk:
-            rows = np.repeat(np.arange(len(index)), drawn[index].astype(np.int64))
-            for name, found in predictions.items():
-                draws[name].append(metric.compute(found.take(rows)))
-    return {name: metric.compute(found) for name, found in predictions.items()}, {name: np.array(each) for name, each in draws.items()}
+def _unseen(confidence: float, num_groups: float) -> float:
+    """Return the largest share that may go unseen in so many groups (Clopper and Pearson 1934, with no case seen)."""
+    return 1 - ((1 - confidence) / 2) ** (1 / max(num_groups, 1.0))
 
 
-def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each group was drawn, [resamples in the chunk, groups]."""
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_NUMBERS // num_groups)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = rng.integers(0, num_groups, (size, num_groups)) + num_groups * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * num_groups).reshape(size, num_groups).astype(np.float64)
-
-
-def _interval(estimate: float, drawn: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate=estimate, low=float(low), high=float(high))
+def _expit(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

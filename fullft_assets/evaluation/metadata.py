@@ -14,19 +14,25 @@ class EvaluationMetadata(Metadata):
         verdict: whether the candidate is promoted, in words.
         justification: whether full fine-tuning was worth it, in words.
         num_test_rows_left_out: test rows that a compared model had learned from.
+        answer: promote, keep, inconclusive or insufficient_data.
+        effective_groups: how many groups of equal weight the primary metric rests on.
         incumbent: reference of the champion that it was compared with. None: there was none.
+        anchor: reference of the first champion, where it was compared with that, too.
+        seed_runs: references of the reports that the noise of seeds was taken from.
         measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, SYSTEM_METRIC of the others, and what the task adds.
     """
 
     rest = "measured"
     verdict: str
     justification: str
+    answer: str
     promote: bool
     justified: bool
     primary_metric: str
     metrics: list[str]
     num_test_rows: int
     num_test_groups: int
+    effective_groups: float
     num_test_rows_left_out: int
     best_baseline: str
     gain_over_best_baseline: float
@@ -35,6 +41,8 @@ class EvaluationMetadata(Metadata):
     gain_over_champion: float | None = None
     checkpoint: str
     incumbent: str | None = None
+    anchor: str | None = None
+    seed_runs: list[str] = []
     measured: dict[str, Any]
 
     @property

@@ -6,8 +6,12 @@ from fullft_assets.task import BASELINES, METRICS
 
 FINETUNED = "finetuned"
 CHAMPION = "champion"
+#: The first champion, where it is not the present one: many small losses in a row must not add up.
+ANCHOR = "first_champion"
 BASE_MODEL = "base_model"
-_SYSTEMS = {FINETUNED: "fully fine-tuned model", CHAMPION: "champion"}
+#: Inputs of an evaluation, `seed_run_0` and so on: reports on trainings that tell how much the seed alone changes.
+SEED_RUN = "seed_run_"
+_SYSTEMS = {FINETUNED: "fully fine-tuned model", CHAMPION: "champion", ANCHOR: "first champion"}
 
 
 def title(name: str) -> str:

@@ -5,48 +5,115 @@ The evaluation workload computes it once and stores it with the report; all othe
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.evaluation import Evaluation, title
+from fullft_assets.evaluation.intervals import Gain
+from fullft_assets.evaluation.seed_noise import SeedNoise
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION
 from fullft_assets.settings import ReleaseSettings
 
 #: File of an `evaluation_report` with its verdict.
 DECISION = "decision.json"
 
+ChampionRule = Literal["superiority", "non_inferiority"]
+Relation = Literal["better", "worse", "equal", "undecided"]
+Answer = Literal["promote", "keep", "inconclusive", "insufficient_data"]
+#: An answer as the report's headline.
+HEADLINES: dict[Answer, str] = {
+    "promote": "PROMOTE",
+    "keep": "KEEP CHAMPION",
+    "inconclusive": "INCONCLUSIVE",
+    "insufficient_data": "INSUFFICIENT DATA",
+}
+
 
 class GateResult(BaseModel):
-    """Result of one gate; `gate` is also the name of the check on `evaluation_report`."""
+    """Result of one gate; `gate` is also the name of the check on `evaluation_report`.
+
+    Attributes:
+        is_undecided: it did not pass, but more test groups could show that it should.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: str
     passed: bool
     text: str
+    is_undecided: bool = False
 
 
 class ReleaseVerdict(BaseModel):
-    """Whether to promote a candidate, with the result of every gate."""
+    """Whether to promote a candidate, with the result of every gate.
+
+    Attributes:
+        has_champion: there was one to keep.
+        seed_runs: trainings that the noise of seeds was taken from; 0: it is unknown.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    promote: bool
+    answer: Answer
+    has_champion: bool
+    seed_runs: int = 0
     reasons: list[GateResult]
+
+    @property
+    def promote(self) -> bool:
+        """Whether every gate passed."""
+        return self.answer == "promote"
+
+    @property
+    def headline(self) -> str:
+        """The answer in capitals."""
+        return "DO NOT PROMOTE" if self.answer == "keep" and not self.has_champion else HEADLINES[self.answer]
 
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        failing = [reason.text for reason in self.reasons if not reason.passed]
-        return f"Not promoted: {'; '.join(failing)}." if failing else "Promoted: every gate passed."
+        failing = [reason.text for reason in sorted(self.reasons, key=lambda reason: reason.is_undecided) if not reason.passed]
+        opening = {
+            "promote": "Promoted: every gate passed",
+            "keep": "Not promoted",
+            "inconclusive": "Not promoted, since the test set cannot decide",
+            "insufficient_data": "Not promoted, since there is not enough test data to decide",
+        }[self.answer]
+        return f"{opening}: {'; '.join(failing)}." if failing else f"{opening}."
 
 
-def verdict(evaluation: Evaluation, settings: ReleaseSettings) -> ReleaseVerdict:
-    """Judge a candidate: it is promoted if, and only if, every gate passes."""
-    reasons = [_beats_baselines(evaluation, settings), _beats_champion(evaluation, settings), _score_is_sufficient(evaluation, settings)]
+def verdict(
+    evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule = "superiority", seed_noise: SeedNoise | None = None
+) -> ReleaseVerdict:
+    """Judge a candidate: it is promoted if, and only if, every gate passes.
+
+    Args:
+        rule: what it must show against the champion where `release.champion_rule` is auto.
+        seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their recipes.
+    """
+    reasons = [_test_set_is_large_enough(evaluation, settings), _beats_baselines(evaluation, settings)]
+    reasons.append(_beats_champion(evaluation, settings, rule, seed_noise))
+    reasons.append(_score_is_sufficient(evaluation, settings))
     if settings.max_calibration_error is not None:
         reasons.append(_is_calibrated(evaluation.calibration_error, settings.max_calibration_error))
-    return ReleaseVerdict(promote=all(reason.passed for reason in reasons), reasons=reasons)
+    return ReleaseVerdict(
+        answer=_answer(reasons),
+        has_champion=evaluation.has_champion,
+        seed_runs=0 if seed_noise is None else seed_noise.num_runs,
+        reasons=reasons,
+    )
+
+
+def relation(gain: Gain, margin: float) -> Relation:
+    """Return what the interval of a gain says; equal: it lies within the margin on both sides (two one-sided tests, Schuirmann 1987)."""
+    if gain.low > 0:
+        return "better"
+    if gain.high < 0:
+        return "worse"
+    return "equal" if -margin < gain.low and gain.high < margin else "undecided"
 
 
 def write_verdict(folder: Path, found: ReleaseVerdict) -> None:
@@ -59,28 +126,91 @@ def read_verdict(folder: Path) -> ReleaseVerdict:
     return ReleaseVerdict.model_validate_json((folder / DECISION).read_bytes())
 
 
-def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
-    gain, best = evaluation.gain_over_best_baseline, title(evaluation.justification.best_baseline)
-    passed = gain.low > settings.min_gain_over_baselines
+def _answer(reasons: list[GateResult]) -> Answer:
+    failing = [reason for reason in reasons if not reason.passed]
+    if not failing:
+        return "promote"
+    if any(reason.gate == "test_set_is_large_enough" for reason in failing):
+        return "insufficient_data"
+    return "inconclusive" if all(reason.is_undecided for reason in failing) else "keep"
+
+
+def _test_set_is_large_enough(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
+    found, needed = evaluation.effective_groups, settings.min_effective_groups
     text = (
-        f"gain over {best} is {gain.estimate:+.3f}, its interval starts at {gain.low:+.3f}, "
-        f"{'above' if passed else 'not above'} {settings.min_gain_over_baselines:+.3f} (release.min_gain_over_baselines)"
+        f"{title(evaluation.primary_metric)} is known to ±{evaluation.score.half_width:.3f} on {evaluation.num_test_groups:,} test groups; they "
+        f"tell as much as {found:,.0f} of equal weight, {needed:,g} are needed (release.min_effective_groups)"
     )
-    return GateResult(gate="beats_baselines", passed=passed, text=text)
+    passed = found >= needed
+    if evaluation.measurable_labels == 0:
+        passed, text = False, f"no label has enough test groups for {title(evaluation.primary_metric)} to be measured"
+    return GateResult(gate="test_set_is_large_enough", passed=passed, text=text if passed else f"{text}; deliver more groups")
 
 
-def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
-    gain = evaluation.gain_over_champion
-    if gain is None:
+def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
+    """Each baseline must be beaten, so no correction for their number is due (intersection-union test, Berger 1982)."""
+    gains = {name: evaluation.gains[evaluation.primary_metric][name] for name in evaluation.baselines}
+    hardest = min(gains, key=lambda name: gains[name].low)
+    gain, bar = gains[hardest], settings.min_gain_over_baselines
+    passed = gain.low > bar
+    text = (
+        f"gain over {title(hardest)} is {gain.estimate:+.3f}, its interval starts at {gain.low:+.3f}, "
+        f"{'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
+    )
+    return GateResult(gate="beats_baselines", passed=passed, text=text, is_undecided=not passed and gain.high > bar)
+
+
+def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule, seed_noise: SeedNoise | None) -> GateResult:
+    compared = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
+    gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in compared.items() if gain is not None}
+    if CHAMPION not in gains:
         return GateResult(gate="beats_champion", passed=True, text="no champion yet")
-    significantly_worse = gain.high < 0
-    passed = gain.estimate > settings.min_gain_over_champion and not significantly_worse
-    text = f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
-    if significantly_worse:
-        text += ", significantly worse"
+    asked = rule if settings.champion_rule == "auto" else settings.champion_rule
+    noise = "" if seed_noise is None else f", the noise of seeds of {seed_noise.num_runs} trainings included"
+    if asked == "superiority":
+        result = _is_superior(gains[CHAMPION], settings.min_gain_over_champion, settings.max_tolerable_loss)
     else:
-        text += f", {'above' if passed else 'not above'} {settings.min_gain_over_champion:+.3f} (release.min_gain_over_champion)"
-    return GateResult(gate="beats_champion", passed=passed, text=text)
+        results = [_is_not_inferior(name, gain, settings, evaluation.num_test_groups) for name, gain in gains.items()]
+        result = next((each for each in results if not each.passed and not each.is_undecided), None) or min(
+            results, key=lambda each: each.passed
+        )
+    return result.model_copy(update={"text": result.text + noise})
+
+
+def _is_superior(gain: Gain, bar: float, margin: float) -> GateResult:
+    passed = gain.low > bar
+    text = (
+        f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, margin)}: its interval is "
+        f"{'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
+    )
+    return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=not passed and gain.high > max(bar, 0.0))
+
+
+def _is_not_inferior(name: str, gain: Gain, settings: ReleaseSettings, num_groups: int) -> GateResult:
+    """Non-inferior at the smallest loss that the test set can show; see docs/decisions/0020."""
+    margin, tolerable = gain.detectable, settings.max_tolerable_loss
+    found = f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, tolerable)}"
+    if gain.low > 0:
+        return GateResult(gate="beats_champion", passed=True, text=found)
+    if gain.high < 0:
+        return GateResult(gate="beats_champion", passed=False, text=found)
+    if margin > tolerable:
+        groups = math.ceil(num_groups * (margin / tolerable) ** 2)
+        text = (
+            f"{found}: this test set finds losses from {margin:.3f}, release.max_tolerable_loss is {tolerable:g}; about {groups:,} test groups "
+            "would decide"
+        )
+        return GateResult(gate="beats_champion", passed=False, text=text, is_undecided=True)
+    passed = gain.low > -margin
+    text = f"{found}: after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}, what this test set can show"
+    return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=not passed)
+
+
+def _claim(gain: Gain, seed_noise: SeedNoise | None, confidence: float) -> Gain:
+    """Return a gain as one of recipes: each side was trained once, so the variance between seeds counts twice."""
+    if seed_noise is None:
+        return gain
+    return gain.with_seed_noise(2 * seed_noise.variance, seed_noise.degrees_of_freedom, confidence)
 
 
 def _score_is_sufficient(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:

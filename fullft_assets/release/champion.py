@@ -58,6 +58,12 @@ def read_history(store: Store, case: str) -> list[Retired]:
     return [] if pointer is None else pointer.history
 
 
+def read_anchor(store: Store, case: str) -> Champion | None:
+    """Return the first champion that was not rolled back: what a row of small losses is measured against. None before the first promotion."""
+    kept = [past.champion for past in read_history(store, case) if not past.rolled_back]
+    return kept[-1] if kept else read_champion(store, case)
+
+
 def promote(store: Store, case: str, champion: Champion) -> None:
     """Make this the champion; the previous one joins the history in the same atomic write."""
     pointer = _read(store, case)
@@ -66,7 +72,7 @@ def promote(store: Store, case: str, champion: Champion) -> None:
         if pointer.current.checkpoint == champion.checkpoint:
             return
         history = [Retired(champion=pointer.current, rolled_back=False, retired_at=time.time()), *history]
-    _write(store, case, champion, history[:MAX_HISTORY])
+    _write(store, case, champion, _trimmed(history))
 
 
 def rollback(store: Store, case: str) -> Champion:
@@ -85,6 +91,13 @@ def rollback(store: Store, case: str) -> Champion:
             _write(store, case, retired.champion, history)
             return retired.champion
     raise GateError(f"{case}: {pointer.current.checkpoint} is the first champion; there is none before it to roll back to")
+
+
+def _trimmed(history: list[Retired]) -> list[Retired]:
+    """Return the newest past champions, and the first one that counts as the anchor."""
+    kept, older = history[: MAX_HISTORY - 1], history[MAX_HISTORY - 1 :]
+    anchor = [past for past in older if not past.rolled_back][-1:]
+    return [*kept, *(anchor or older[:1])]
 
 
 def _read(store: Store, case: str) -> _Pointer | None:

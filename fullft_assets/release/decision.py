@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
-from fullft_assets.release.champion import Champion, promote, read_champion, read_history
+from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, read_verdict
+from fullft_assets.release.champion import Champion, promote, read_anchor, read_champion, read_history
 from fullft_assets.release.model_card import write_card
 from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import digest
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
+    from fullft_assets.settings import ReleaseSettings
     from fullft_assets.settings.use_case import UseCase
+
+
+#: Judged trainings that are kept in mind.
+_MAX_RUNS = 100
+#: The one asks for another seed, the other for other initial weights of what is the same recipe.
+_NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
 
 
 @dataclass(frozen=True)
@@ -28,20 +37,53 @@ class ReleaseOutcome:
     champion: Champion | None
 
 
-def incumbent(store: Store, case: str, candidate: Manifest) -> str | None:
-    """Return the ref of the checkpoint that a candidate checkpoint is judged against, or None if there is none.
+@dataclass(frozen=True)
+class JudgedAgainst:
+    """Refs of the checkpoints that a candidate is judged against.
+
+    Attributes:
+        champion: None: there was none.
+        anchor: the first champion, where non-inferiority to it is asked for and it is not the champion itself.
+        seed_runs: reports on trainings that others of their recipe repeat with another seed; they tell how much seeds alone change.
+    """
+
+    champion: str | None
+    anchor: str | None
+    seed_runs: tuple[str, ...] = ()
+
+
+def judged_against(store: Store, case: str, candidate: Manifest, settings: ReleaseSettings) -> JudgedAgainst:
+    """Return what a candidate checkpoint is judged against.
 
     Once `publish` has decided on a candidate this is fixed. A later champion, the candidate itself
     included, does not reopen the decision: a repeated run finds the recorded one.
     """
     fixed = store.read_pointer(_decision_pointer(candidate))
     if fixed is not None:
-        return fixed["incumbent"]
-    champion = read_champion(store, case)
-    return champion.checkpoint if champion else None
+        return JudgedAgainst(fixed["incumbent"], fixed["anchor"], tuple(fixed["seed_runs"]))
+    champion, anchor = read_champion(store, case), read_anchor(store, case)
+    if champion is None or anchor is None:
+        return JudgedAgainst(None, None)
+    runs = seed_runs(store, case)
+    asked = champion_rule(candidate, store.load(champion.checkpoint)) if settings.champion_rule == "auto" else settings.champion_rule
+    needs_anchor = asked == "non_inferiority" and anchor.checkpoint not in (champion.checkpoint, candidate.ref)
+    return JudgedAgainst(
+        champion.checkpoint, anchor.checkpoint if needs_anchor else None, tuple(ref for refs in runs.values() for ref in refs)
+    )
 
 
-def consider(store: Store, case: str, verdict: ReleaseVerdict, candidate: Champion, judged_against: str | None) -> ReleaseOutcome:
+def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
+    """Return what a candidate must show: non-inferiority where the champion's recipe was trained on other data, else superiority.
+
+    Data that grow seldom help by what a test set can show, so superiority would keep an old champion for ever; a changed recipe is
+    a choice, and has to be better.
+    """
+    same_recipe = _recipe(candidate) == _recipe(champion)
+    same_data = CheckpointMetadata.of(candidate).snapshot == CheckpointMetadata.of(champion).snapshot
+    return "non_inferiority" if same_recipe and not same_data else "superiority"
+
+
+def consider(store: Store, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None) -> ReleaseOutcome:
     """Return what a recorded verdict leads to now; nothing is written."""
     current = read_champion(store, case)
     if current is not None and current.checkpoint == candidate.checkpoint:
@@ -51,7 +93,7 @@ def consider(store: Store, case: str, verdict: ReleaseVerdict, candidate: Champi
     if any(past.rolled_back and past.champion.checkpoint == candidate.checkpoint for past in read_history(store, case)):
         text = "Not promoted: this checkpoint was champion and was rolled back; deliver new data or raise training.retry_epoch."
         return ReleaseOutcome("kept", text, current)
-    if (current.checkpoint if current else None) != judged_against:
+    if (current.checkpoint if current else None) != incumbent:
         text = "Not promoted: the champion has changed since this candidate was judged; raise training.retry_epoch to train again."
         return ReleaseOutcome("kept", text, current)
     return ReleaseOutcome("promoted", verdict.sentence, candidate)
@@ -78,7 +120,7 @@ def publish(
             "champion_model refused: evaluation_report judged by other settings of release; materialise evaluation_report again"
         )
     folder, case = store.folder(report), use_case.name
-    verdict, judged_against = read_verdict(folder), EvaluationMetadata.of(report).incumbent
+    verdict, found = read_verdict(folder), EvaluationMetadata.of(report)
     candidate = Champion(
         checkpoint=checkpoint.ref,
         snapshot=CheckpointMetadata.of(checkpoint).snapshot,
@@ -88,9 +130,11 @@ def publish(
         run_id=run_id,
     )
     if store.read_pointer(_decision_pointer(checkpoint)) is None:
-        record = {"incumbent": judged_against, "evaluation": report.ref, "promote": verdict.promote}
+        _record_run(store, case, checkpoint, report)
+        against = {"incumbent": found.incumbent, "anchor": found.anchor, "seed_runs": found.seed_runs}
+        record = {**against, "evaluation": report.ref, "promote": verdict.promote}
         store.write_pointer(_decision_pointer(checkpoint), record)
-    outcome = consider(store, case, verdict, candidate, judged_against)
+    outcome = consider(store, case, verdict, candidate, found.incumbent)
     if outcome.kind == "kept":
         return outcome, None
     if outcome.kind == "already_champion":
@@ -102,6 +146,31 @@ def publish(
         # The pointer moves last: a run killed before it finds the card and moves it then.
         promote(store, case, candidate)
     return outcome, manifest
+
+
+def recipe_digest(checkpoint: Manifest) -> str:
+    """Return a digest of recipe and snapshot: trainings with the same one differ in the seed alone."""
+    return digest({**_recipe(checkpoint), "snapshot": CheckpointMetadata.of(checkpoint).snapshot})
+
+
+def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
+    """Return the reports on trainings that differ in the seed alone (`training.retry_epoch`), by a digest of what they share."""
+    recorded: dict[str, list[str]] = defaultdict(list)
+    for run in (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]:
+        recorded[run["recipe"]].append(run["evaluation"])
+    return {recipe: refs for recipe, refs in recorded.items() if len(refs) > 1}
+
+
+def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
+    """Keep in mind which recipe a judged training had."""
+    runs = (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]
+    store.write_pointer(f"{case}/runs", {"runs": [{"recipe": recipe_digest(checkpoint), "evaluation": report.ref}, *runs][:_MAX_RUNS]})
+
+
+def _recipe(checkpoint: Manifest) -> dict[str, Any]:
+    """Return what a training would repeat: its settings, its base model and the version of its code."""
+    training = {name: value for name, value in checkpoint.settings["training"].items() if name not in _NOT_OF_A_RECIPE}
+    return {"training": training, "base": CheckpointMetadata.of(checkpoint).base_model_revision, "version": checkpoint.version}
 
 
 def _decision_pointer(checkpoint: Manifest) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, Evaluation, Interval, title
+from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.report import pictures
 from fullft_assets.snapshot import SnapshotMetadata
@@ -128,7 +128,7 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
 def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str) -> list[tuple[str, str]]:
     """Return what made a model and its evaluation, as (name, value) rows."""
     checkpoint = inputs["finetuned_checkpoint"]
-    rows = [(name.replace("_", " "), manifest.ref) for name, manifest in inputs.items()]
+    rows = [(name.replace("_", " "), manifest.ref) for name, manifest in inputs.items() if not name.startswith(SEED_RUN)]
     rows.append(("evaluation key", key))
     rows.append(("base model", settings.base_model))
     rows.append(("base model revision", CheckpointMetadata.of(checkpoint).base_model_revision))

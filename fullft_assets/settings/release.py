@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from fullft_assets.settings.base import Float, Settings
@@ -14,13 +16,31 @@ class ReleaseSettings(Settings):
         default=0.0,
         ge=-1,
         le=1,
-        description="The lower end of the confidence interval of the gain over the best baseline must exceed this.",
+        description="The lower end of the confidence interval of the gain over each baseline must exceed this.",
+    )
+    champion_rule: Literal["auto", "superiority", "non_inferiority"] = Field(
+        default="auto",
+        description="What a candidate must show against the champion. superiority: the interval of its gain lies above min_gain_over_champion. "
+        "non_inferiority: it loses less than the test set can detect, against the champion and against the first champion, where that is "
+        "at most max_tolerable_loss. auto: non_inferiority where the same recipe was trained on new data, else superiority.",
     )
     min_gain_over_champion: Float = Field(
         default=0.0,
         ge=-1,
         le=1,
-        description="The estimated gain over the champion must exceed this, and its interval must not be entirely negative.",
+        description="Under superiority the lower end of the interval of the gain over the champion must exceed this.",
+    )
+    max_tolerable_loss: Float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="The largest loss of the primary metric that may go undetected under non_inferiority. A test set that cannot show a loss "
+        "of this size decides nothing: the report says how many groups would.",
+    )
+    min_effective_groups: Float = Field(
+        default=30.0,
+        ge=2,
+        description="Test groups of equal weight that a decision needs; with fewer the verdict is insufficient data.",
     )
     min_score: Float = Field(default=0.0, ge=0, le=1, description="The primary metric must be at least this.")
     max_calibration_error: Float | None = Field(

@@ -12,7 +12,7 @@ import numpy as np
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison, Evaluation, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, title
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
@@ -52,7 +52,7 @@ class EvaluationContext:
     """What is evaluated.
 
     Attributes:
-        inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one.
+        inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and `first_champion` where that is another.
     """
 
     job: Job
@@ -82,7 +82,7 @@ class EvaluationContext:
         by_baseline: Callable[[str, Baseline], Output],
         tokenization: Tokenization | None = None,
     ) -> dict[str, Output]:
-        """Return what each system predicts of the test rows: the candidate, the baselines and, if there is one, the champion.
+        """Return what each system predicts of the test rows: the candidate, the baselines and, if there are any, the champions.
 
         Args:
             by_checkpoint: takes the name of a checkpoint among the inputs.
@@ -92,8 +92,9 @@ class EvaluationContext:
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
         for name, baseline in self._load_baselines(tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
-        if CHAMPION in self.inputs:
-            systems[CHAMPION] = lambda: by_checkpoint(CHAMPION)
+        for name in (CHAMPION, ANCHOR):
+            if name in self.inputs:
+                systems[name] = lambda name=name: by_checkpoint(name)
         for name, predict in systems.items():
             self.progress.raise_if_stopped()
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")

@@ -6,6 +6,7 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --jo
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pyarrow.parquet as pq
 
 from fullft_assets import evaluation, report
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import FINETUNED, checks
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict, write_verdict
+from fullft_assets.evaluation.seed_noise import seed_noise
+from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, write_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
+from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
@@ -45,7 +48,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
     result = task_of(job.settings.examples).evaluate(EvaluationContext(job, store, inputs, progress), test)
     found = result.evaluation
-    decision = verdict(found, job.settings.release)
+    noise = seed_noise(_seed_runs(store, inputs))
+    decision = verdict(found, job.settings.release, _rule(inputs), noise)
     progress.say(found.justification.sentence)
     progress.say(decision.sentence)
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
@@ -75,13 +79,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 
 def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) -> Split:
-    """Return the test rows that neither the candidate nor the champion has learned from, literally or nearly.
+    """Return the test rows that neither the candidate nor a champion has learned from, literally or nearly.
 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the snapshot
     (periodic evaluation, a champion) was trained on another one's.
     """
     settings = job.settings.snapshot
-    evaluated = [inputs[name] for name in ("finetuned_checkpoint", "champion") if name in inputs]
+    evaluated = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
     learned_from = dict.fromkeys(ref for checkpoint in evaluated for ref in snapshots_learned_from(checkpoint))
     trained_on = {snapshot.content_digest: snapshot for snapshot in map(store.load, learned_from)}
     trained_on.pop(inputs["training_snapshot"].content_digest, None)
@@ -101,6 +105,21 @@ def read_step_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
+def _rule(inputs: Mapping[str, Manifest]) -> ChampionRule:
+    """Return what the candidate must show against the champion."""
+    return champion_rule(inputs["finetuned_checkpoint"], inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
+
+
+def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:
+    """Return the evaluations that tell how much the seed alone changes, by the snapshot and settings that their trainings share."""
+    found: dict[str, list[Evaluation]] = defaultdict(list)
+    for name, manifest in inputs.items():
+        if name.startswith(SEED_RUN):
+            recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
+            found[recipe].append(read_evaluation((store.folder(manifest) / "evaluation.json").read_bytes()))
+    return found
+
+
 def _metadata(result: EvaluationResult, decision: ReleaseVerdict, inputs: Mapping[str, Manifest], num_left_out: int) -> EvaluationMetadata:
     found, candidate = result.evaluation, inputs["finetuned_checkpoint"]
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
@@ -111,12 +130,14 @@ def _metadata(result: EvaluationResult, decision: ReleaseVerdict, inputs: Mappin
     return EvaluationMetadata(
         verdict=decision.sentence,
         justification=found.justification.sentence,
+        answer=decision.answer,
         promote=decision.promote,
         justified=found.justification.justified,
         primary_metric=found.primary_metric,
         metrics=found.metrics,
         num_test_rows=found.num_test_rows,
         num_test_groups=found.num_test_groups,
+        effective_groups=found.effective_groups,
         num_test_rows_left_out=num_left_out,
         best_baseline=found.justification.best_baseline,
         gain_over_best_baseline=gain.estimate,
@@ -124,7 +145,9 @@ def _metadata(result: EvaluationResult, decision: ReleaseVerdict, inputs: Mappin
         gain_over_best_baseline_high=gain.high,
         gain_over_champion=over_champion.estimate if over_champion else None,
         checkpoint=candidate.ref,
-        incumbent=inputs["champion"].ref if "champion" in inputs else None,
+        incumbent=inputs[CHAMPION].ref if CHAMPION in inputs else None,
+        anchor=inputs[ANCHOR].ref if ANCHOR in inputs else None,
+        seed_runs=[manifest.ref for name, manifest in inputs.items() if name.startswith(SEED_RUN)],
         measured=measured,
     )
 

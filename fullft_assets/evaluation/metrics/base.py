@@ -11,6 +11,9 @@ import numpy as np
 
 from fullft_assets.task import METRICS
 
+#: Fields of `Predictions` that have nothing to do with rows.
+_OF_LABELS = ("labels", "measurable")
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -28,6 +31,8 @@ class Predictions:
         num_tokens: tokens of each row that were predicted: int [n].
         num_right_tokens: how many of them the system predicted right: int [n].
         loss: summed cross-entropy of each row's tokens in nats: float [n].
+        weights: how much each row counts: float [n]. None: all the same.
+        measurable: the labels that enough groups have, bool [labels]; metrics that average over labels leave the others out. None: all.
     """
 
     labels: Sequence[str] = ()
@@ -40,10 +45,23 @@ class Predictions:
     num_tokens: np.ndarray | None = None
     num_right_tokens: np.ndarray | None = None
     loss: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    measurable: np.ndarray | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows; 0 where there is nothing to count."""
+        counted = (self.is_right, self.found, self.num_tokens, self.loss, self.truth)
+        return next((len(values) for values in counted if values is not None), 0)
+
+    @property
+    def row_weights(self) -> np.ndarray:
+        """How much each row counts [n]."""
+        return np.ones(self.num_rows) if self.weights is None else self.weights
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Return those of some rows, by position; a position may be given more than once."""
-        taken = {field.name: _take(getattr(self, field.name), rows) for field in fields(self) if field.name != "labels"}
+        taken = {field.name: _take(getattr(self, field.name), rows) for field in fields(self) if field.name not in _OF_LABELS}
         return replace(self, **taken)
 
 
@@ -69,6 +87,10 @@ class Metric(ABC):
     def compute(self, predictions: Predictions) -> float:
         """Return the score. Its interval is found by computing it anew on every resample of the rows' groups."""
 
+    def mass(self, predictions: Predictions) -> np.ndarray:
+        """Return how much of the score rests on each row [n], beside its weight: 1, or what its denominator counts."""
+        return np.ones(predictions.num_rows)
+
     def require_in_bounds(self, value: float) -> float:
         """Return the value, which is refused outside of the metric's bounds."""
         low, high = self.bounds
@@ -93,12 +115,19 @@ class SummedMetric(Metric):
         """Return tables [n] or [n, k], one row each row of the predictions."""
         return tuple(getattr(predictions, name) for name in self.summed)
 
+    def weighted(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return the tables of `count` as floats, each row times its weight."""
+        tables = [np.asarray(table, np.float64) for table in self.count(predictions)]
+        if predictions.weights is None:
+            return tuple(tables)
+        return tuple(table * (predictions.weights if table.ndim == 1 else predictions.weights[:, None]) for table in tables)
+
     @abstractmethod
     def score(self, *sums: np.ndarray) -> np.ndarray:
         """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or [resamples, k] each."""
 
     def compute(self, predictions: Predictions) -> float:
-        return float(self.score(*(np.asarray(table, np.float64).sum(0, keepdims=True) for table in self.count(predictions)))[0])
+        return float(self.score(*(table.sum(0, keepdims=True) for table in self.weighted(predictions)))[0])
 
 
 def compute(names: Iterable[str], predictions: Predictions) -> dict[str, float]:

@@ -18,10 +18,14 @@ _COUNTS = ("found", "true", "given")
 
 
 class MacroF1(SummedMetric):
-    """Unweighted mean of the F1 of each label that occurs in the truth."""
+    """Unweighted mean of the F1 of each label that occurs in the truth, of the measurable ones where predictions say which these are."""
 
     name, title, tasks = "macro_f1", "macro-F1", _LABELLED
     summed = _COUNTS
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        tables = super().count(predictions)
+        return tables if predictions.measurable is None else tuple(table[:, predictions.measurable] for table in tables)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
         return counts.macro_f1(*sums)
@@ -32,6 +36,10 @@ class MicroF1(SummedMetric):
 
     name, title, tasks = "micro_f1", "micro-F1", ("multi_label", "token_classification")
     summed = _COUNTS
+
+    def mass(self, predictions: Predictions) -> np.ndarray:
+        assert predictions.true is not None, "only what has counts is measured"
+        return predictions.true.sum(1)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
         return counts.micro_f1(*sums)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.metrics.base import SummedMetric
+from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
 
 _GENERATIVE = ("sft", "language_modeling")
-#: Larger mean losses are as bad, and their exponential would not be a number.
-_MAX_LOSS = 700.0
+#: Larger mean losses are as bad, and the variance of their exponential would not be a number.
+_MAX_LOSS = 70.0
 
 
-class TokenProbability(SummedMetric):
+class _TokenMetric(SummedMetric):
+    """A metric that counts tokens: a long row weighs more than a short one."""
+
+    def mass(self, predictions: Predictions) -> np.ndarray:
+        assert predictions.num_tokens is not None, "only what has tokens is measured"
+        return predictions.num_tokens
+
+
+class TokenProbability(_TokenMetric):
     """Geometric mean of the probabilities that the model gave the tokens: exp(-mean loss)."""
 
     name, title, tasks = "token_probability", "token probability", _GENERATIVE
@@ -23,7 +31,7 @@ class TokenProbability(SummedMetric):
         return np.exp(-loss / tokens)
 
 
-class Perplexity(SummedMetric):
+class Perplexity(_TokenMetric):
     """Inverse of the token probability: exp(mean loss)."""
 
     name, title, tasks = "perplexity", "perplexity", _GENERATIVE
@@ -35,7 +43,7 @@ class Perplexity(SummedMetric):
         return perplexity(*sums)
 
 
-class TokenAccuracy(SummedMetric):
+class TokenAccuracy(_TokenMetric):
     """Share of tokens that were predicted right; a model with another tokenizer than the test set's has none."""
 
     name, title, tasks = "token_accuracy", "token accuracy", ("token_classification", *_GENERATIVE)

@@ -1,0 +1,400 @@
+"""How often intervals and the release gate are right: `python -m benchmarks.release_gate [--trials N]`, a line of JSON each.
+
+Coverage is counted on drawn test sets whose truth is known: scores and differences by labels, groups and kind of error, and scores of
+documents of unequal length. Decisions are counted on real predictions: one recipe (TF-IDF, 100 dimensions, a small neural network) is
+trained with many seeds on three public sets. Test groups are drawn from those that no training saw, and what is true of a model is
+its score on all of them. A candidate is then a twin (the same recipe, another seed) or a twin that was made better or worse by as
+much as the test set can detect. The seed noise comes from twelve trainings that are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from benchmarks.split import SETS
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
+from fullft_assets.evaluation.comparison import measurable_labels
+from fullft_assets.evaluation.counts import macro_f1
+from fullft_assets.evaluation.intervals import Gain
+from fullft_assets.evaluation.metrics.base import Predictions
+from fullft_assets.evaluation.resampling import number_groups
+from fullft_assets.evaluation.seed_noise import Run, SeedNoise, pooled
+from fullft_assets.evaluation.titles import ANCHOR
+from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict
+from fullft_assets.settings import EvaluationSettings, ReleaseSettings
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, assess
+
+CONFIDENCE, RESAMPLES, NUM_RUNS, NUM_SEED_RUNS = 0.95, 400, 40, 12
+#: Name -> (set, rows, test groups of a draw): balanced, long tail, tiny.
+REAL = {
+    "licence rules by kind": ("licence rules by kind", 4_000, 300),
+    "docstrings by package, long tail": ("docstrings by package", 4_000, 200),
+    "licence rules by kind, tiny": ("licence rules by kind", 700, 60),
+}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Rows with their groups [n] and labels [n]."""
+
+    labels: np.ndarray
+    groups: np.ndarray
+    num_labels: int
+
+    def draw(self, rng: np.random.Generator, num_groups: int) -> tuple[np.ndarray, list[str]]:
+        """Draw groups with replacement; return rows by position, and the group of each as drawn."""
+        names, index = np.unique(self.groups, return_inverse=True)
+        drawn = rng.integers(0, len(names), num_groups)
+        rows = [np.flatnonzero(index == group) for group in drawn]
+        return np.concatenate(rows), [f"{place:05}" for place, found in enumerate(rows) for _ in found]
+
+    def truth(self, predicted: np.ndarray, measurable: np.ndarray) -> float:
+        """Return macro-F1 over these labels on all rows, each group counting once."""
+        return float(macro_f1(*(table[:, measurable].sum(0, keepdims=True) for table in self._tables(predicted)))[0])
+
+    def _tables(self, predicted: np.ndarray) -> Iterator[np.ndarray]:
+        weights = weights_of(self.groups)[:, None]
+        one_hot = np.eye(self.num_labels, dtype=bool)
+        true, given = one_hot[self.labels], one_hot[predicted]
+        yield from (table * weights for table in (true & given, true, given))
+
+
+def weights_of(groups: np.ndarray) -> np.ndarray:
+    """Return 1 / min(rows of the group, 10) for each row."""
+    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    return 1.0 / np.minimum(sizes, 10)[index]
+
+
+def evaluate(test: TestSet, rows: np.ndarray, groups: list[str], systems: dict[str, np.ndarray], seed: int) -> ClassificationEvaluation:
+    """Evaluate predicted labels of all rows on those drawn; `tfidf` is a baseline that is always wrong."""
+    one_hot = np.eye(test.num_labels)
+    wrong = (test.labels[rows] + 1) % test.num_labels
+    probabilities = {name: one_hot[predicted[rows]] for name, predicted in systems.items()} | {"tfidf": one_hot[wrong]}
+    comparison = Comparison(EvaluationSettings(resamples=RESAMPLES), "macro_f1", seed, "classification")
+    return assess(test.labels[rows], probabilities, groups, [str(label) for label in range(test.num_labels)], comparison)
+
+
+# Coverage
+
+
+def coverage(trials: int) -> Iterator[dict[str, Any]]:
+    """Yield how often 95% intervals hold the truth, a cell each."""
+    for num_labels, num_groups, tail, together in product((2, 7, 22, 77), (40, 100, 300, 800), (False, True), (False, True)):
+        if num_groups < 2 * num_labels:
+            continue
+        held: dict[str, list[bool]] = {"accuracy": [], "macro_f1": [], "difference": []}
+        widths = []
+        for trial in range(trials):
+            found = _one_cell(
+                np.random.default_rng([trial, num_labels, num_groups, tail, together]), num_labels, num_groups, tail, together
+            )
+            if found is None:
+                continue
+            for name, is_held in found[0].items():
+                held[name].append(is_held)
+            widths.append(found[1])
+        cell = {"labels": num_labels, "groups": num_groups, "long tail": tail, "groups err together": together}
+        measured = {name: round(float(np.mean(values)), 3) for name, values in held.items()} if widths else {}
+        yield {**cell, "insufficient": trials - len(widths), **measured, "half width": round(float(np.mean(widths or [0])), 3)}
+
+
+def _one_cell(
+    rng: np.random.Generator, num_labels: int, num_groups: int, tail: bool, together: bool
+) -> tuple[dict[str, bool], float] | None:
+    """Return whether each interval holds the truth on one drawn test set, and the half width of macro-F1; None: insufficient data."""
+    # One population for all trials of a cell.
+    fixed = np.random.default_rng([num_labels, tail, together])
+    shares = 1 / np.arange(1, num_labels + 1) if tail else np.ones(num_labels)
+    shares /= shares.sum()
+    skill = {FINETUNED: fixed.uniform(0.6, 0.95, num_labels)}
+    skill[CHAMPION] = np.clip(skill[FINETUNED] - fixed.uniform(-0.05, 0.1, num_labels), 0.3, 0.99)
+    population = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
+    names = np.unique(population.groups)
+    drawn = rng.choice(names, num_groups, replace=False)
+    rows = np.flatnonzero(np.isin(population.groups, drawn))
+    test = TestSet(population.labels, population.groups, num_labels)
+    found = evaluate(test, rows, [str(group) for group in population.groups[rows]], population.predicted, int(rng.integers(2**31)))
+    decision = verdict(found, ReleaseSettings())
+    if decision.answer == "insufficient_data":
+        return None
+    groups, drawn_index = population.groups[rows], number_groups([str(group) for group in population.groups[rows]], len(rows))[0]
+    one_hot = np.eye(num_labels, dtype=bool)[population.labels[rows]]
+    measurable = measurable_labels(one_hot, drawn_index, num_groups, weights_of(groups))
+    truth = {name: test.truth(predicted, measurable) for name, predicted in population.predicted.items()}
+    weights = weights_of(population.groups)
+    accuracy = float(np.average(population.predicted[FINETUNED] == population.labels, weights=weights))
+    scores, gain = found.scores, found.gains["macro_f1"][CHAMPION]
+    ours, right = scores["macro_f1"][FINETUNED], scores["accuracy"][FINETUNED]
+    difference = truth[FINETUNED] - truth[CHAMPION]
+    return {
+        "accuracy": right.low <= accuracy <= right.high,
+        "macro_f1": ours.low <= truth[FINETUNED] <= ours.high,
+        "difference": gain.low <= difference <= gain.high,
+    }, ours.half_width
+
+
+@dataclass(frozen=True)
+class Population:
+    labels: np.ndarray
+    groups: np.ndarray
+    predicted: dict[str, np.ndarray]
+
+
+_POPULATIONS: dict[tuple[Any, ...], Population] = {}
+
+
+def _population(rng: np.random.Generator, num_rows: int, shares: np.ndarray, skill: dict[str, np.ndarray], together: bool) -> Population:
+    """Return rows in groups of 1 to 10 whose rows have one label nine times in ten, and err together or each alone."""
+    key = (len(shares), float(shares[0]), together)
+    if key in _POPULATIONS:
+        return _POPULATIONS[key]
+    sizes = rng.integers(1, 11, num_rows // 5)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    main = rng.choice(len(shares), len(sizes), p=shares)[groups]
+    labels = np.where(rng.random(len(groups)) < 0.9, main, rng.choice(len(shares), len(groups), p=shares))
+    # Part of the luck is common to all systems: a hard row is hard for both.
+    luck_of_group, luck_of_row = rng.random(len(sizes))[groups], rng.random(len(groups))
+    predicted = {}
+    for name, of_labels in skill.items():
+        own = rng.random(len(groups))
+        luck = np.where(rng.random(len(groups)) < 0.7, luck_of_group if together else luck_of_row, own)
+        other = rng.choice(len(shares), len(groups), p=shares)
+        predicted[name] = np.where(luck < of_labels[labels], labels, other)
+    return _POPULATIONS.setdefault(key, Population(labels, groups, predicted))
+
+
+def token_coverage(trials: int) -> Iterator[dict[str, Any]]:
+    """Yield how often intervals of token probability hold the truth, for documents of lognormal lengths."""
+    for num_documents, sigma in product((50, 150, 600), (0.5, 1.0, 2.0)):
+        held = {"score": [], "difference": []}
+        for trial in range(trials):
+            rng = np.random.default_rng([trial, num_documents, int(10 * sigma)])
+            found, cap = _one_of_tokens(rng, num_documents, sigma)
+            truth, gain = _true_tokens(sigma, cap)
+            interval, difference = found["scores"]["token_probability"][FINETUNED], found["gains"]["token_probability"][CHAMPION]
+            held["score"].append(interval.low <= truth <= interval.high)
+            held["difference"].append(difference.low <= gain <= difference.high)
+        yield {"documents": num_documents, "sigma": sigma, **{name: round(float(np.mean(values)), 3) for name, values in held.items()}}
+
+
+def _documents(rng: np.random.Generator, num_documents: int, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return tokens, loss a token of the one and of the other system; long documents are easier."""
+    tokens = np.maximum(1, np.exp(rng.normal(5, sigma, num_documents))).astype(int)
+    ours = 3 - 0.15 * (np.log(tokens) - 5) + rng.normal(0, 0.5, num_documents)
+    return tokens, ours, ours + rng.normal(0.05, 0.15, num_documents)
+
+
+def _one_of_tokens(rng: np.random.Generator, num_documents: int, sigma: float) -> tuple[dict[str, Any], int]:
+    tokens, ours, theirs = _documents(rng, num_documents, sigma)
+    predictions = {
+        name: Predictions(num_tokens=tokens, num_right_tokens=tokens, loss=loss * tokens)
+        for name, loss in ((FINETUNED, ours), (CHAMPION, theirs), ("base_model", theirs + 1))
+    }
+    comparison = Comparison(EvaluationSettings(resamples=RESAMPLES), "token_probability", int(rng.integers(2**31)), "language_modeling")
+    found = comparison.run(predictions, [str(number) for number in range(num_documents)], num_documents)
+    return found, found["token_cap"]
+
+
+def _true_tokens(sigma: float, cap: int) -> tuple[float, float]:
+    tokens, ours, theirs = _documents(np.random.default_rng(11), 400_000, sigma)
+    capped = np.minimum(tokens, cap)
+    scores = [float(np.exp(-np.average(loss, weights=capped))) for loss in (ours, theirs)]
+    return scores[0], scores[0] - scores[1]
+
+
+# Decisions
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A test set, and the predicted labels of each of many trainings that differ in the seed."""
+
+    test: TestSet
+    predicted: list[np.ndarray]
+
+
+def train(name: str, num_rows: int) -> Trained:
+    """Train a recipe with `NUM_RUNS` seeds on half of the groups."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.neural_network import MLPClassifier
+
+    unique = list({row["text"]: row for row in SETS[name]()}.values())
+    rows = random.Random(3).sample(unique, min(num_rows, len(unique)))
+    names = sorted({row["label"] for row in rows})
+    labels, groups = np.array([names.index(row["label"]) for row in rows]), np.array([row["group"] for row in rows])
+    known = np.unique(groups)
+    held_out = np.isin(groups, known[np.random.default_rng(5).random(len(known)) < 0.5])
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
+    texts = [row["text"] for row in rows]
+    found = vectorizer.fit([text for text, out in zip(texts, held_out, strict=True) if not out]).transform(texts)
+    reduced = TruncatedSVD(100, random_state=0).fit(found[~held_out]).transform(found)
+    predicted = []
+    for seed in range(NUM_RUNS):
+        network = MLPClassifier((32,), max_iter=25, random_state=seed, learning_rate_init=0.01)
+        with warnings.catch_warnings():
+            # 25 passes are the recipe.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            network.fit(reduced[~held_out], labels[~held_out])
+        predicted.append(network.predict(reduced[held_out]))
+    return Trained(TestSet(labels[held_out], groups[held_out], len(names)), predicted)
+
+
+def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:
+    """Return predictions whose macro-F1 on all rows is higher by `gain` (or lower): errors mended, or made, on rows drawn at random."""
+    everything = np.bincount(test.labels, minlength=test.num_labels) > 0
+    aim, found = test.truth(predicted, everything) + gain, predicted.copy()
+    order = rng.permutation(np.flatnonzero((predicted != test.labels) if gain > 0 else (predicted == test.labels)))
+    step = max(1, len(order) // 200)
+    for begin in range(0, len(order), step):
+        rows = order[begin : begin + step]
+        found[rows] = test.labels[rows] if gain > 0 else (test.labels[rows] + rng.integers(1, test.num_labels, len(rows))) % test.num_labels
+        score = test.truth(found, everything)
+        if score >= aim if gain > 0 else score <= aim:
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What was decided on a candidate under each rule."""
+
+    called_different: bool
+    superior: bool
+    not_inferior: bool
+    detectable: float
+    insufficient: bool
+
+
+def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: float) -> Decided:
+    """Compare two trainings that differ in the seed and, by `gain`, in truth."""
+    test, order = trained.test, rng.permutation(len(trained.predicted))
+    ours, theirs, others = trained.predicted[order[0]], trained.predicted[order[1]], order[2 : 2 + NUM_SEED_RUNS]
+    ours = changed(test, ours, gain, rng) if gain else ours
+    rows, groups = test.draw(rng, num_groups)
+    noise = seed_noise_of([trained.predicted[other] for other in others], test, rows, groups)
+    found = evaluate(test, rows, groups, {FINETUNED: ours, CHAMPION: theirs}, int(rng.integers(2**31)))
+    answers = {rule: _beats(verdict(found, ReleaseSettings(champion_rule=rule, max_tolerable_loss=1), seed_noise=noise)) for rule in _RULES}
+    claim = _claim(found.gain_over_champion, noise)
+    insufficient = verdict(found, ReleaseSettings()).answer == "insufficient_data"
+    return Decided(claim.low > 0 or claim.high < 0, answers["superiority"], answers["non_inferiority"], claim.detectable, insufficient)
+
+
+_RULES = ("superiority", "non_inferiority")
+
+
+def seed_noise_of(predicted: Sequence[np.ndarray], test: TestSet, rows: np.ndarray, groups: list[str]) -> SeedNoise | None:
+    """Return the noise of seeds that trainings show on the drawn rows."""
+    systems = {str(number): each for number, each in enumerate(predicted)}
+    runs = []
+    for each in systems.values():
+        found = evaluate(test, rows, groups, {FINETUNED: each}, 0)
+        runs.append(Run(score=found.score.estimate, influences=found.influences))
+    return pooled([runs])
+
+
+def _claim(gain: Gain | None, noise: SeedNoise | None) -> Gain:
+    assert gain is not None, "there is a champion"
+    return gain if noise is None else gain.with_seed_noise(2 * noise.variance, noise.degrees_of_freedom, CONFIDENCE)
+
+
+def _beats(found: ReleaseVerdict) -> bool:
+    return next(reason for reason in found.reasons if reason.gate == "beats_champion").passed
+
+
+def decisions(trials: int) -> Iterator[dict[str, Any]]:
+    """Yield, for each set and true gain, how often a candidate is called different, and promoted under each rule."""
+    for title, (name, num_rows, num_groups) in REAL.items():
+        trained = train(name, num_rows)
+        rng = np.random.default_rng(1)
+        detectable = float(np.mean([decide(trained, rng, num_groups, 0).detectable for _ in range(20)]))
+        for gain in (0.0, 1.0, 2.0, -0.5, -1.0):
+            rng = np.random.default_rng([2, int(10 * abs(gain))])
+            found = [decide(trained, rng, num_groups, gain * detectable) for _ in range(trials)]
+            shares = {
+                field: round(float(np.mean([getattr(each, field) for each in found])), 3)
+                for field in ("called_different", "superior", "not_inferior", "insufficient")
+            }
+            yield {
+                "set": title,
+                "groups": num_groups,
+                "true gain in detectable differences": gain,
+                "detectable": round(detectable, 4),
+                **shares,
+            }
+
+
+def retrains(trials: int, num_retrains: int = 12) -> Iterator[dict[str, Any]]:
+    """Yield how far the champion ends from the first after retrains in a row, in detectable differences, under the default rule."""
+    num_groups, error, seeds = 200, 0.012, 0.007
+    noise = SeedNoise(variance=seeds**2, degrees_of_freedom=11, num_runs=12)
+    for drift in (0.0, 0.3, -0.3):
+        ends, promoted = [], 0
+        for trial in range(trials):
+            rng = np.random.default_rng([trial, int(10 * drift) + 5])
+            end, count, detectable = _row_of_retrains(rng, num_retrains, drift, num_groups, error, noise)
+            ends.append(end / detectable)
+            promoted += count
+        below = float(np.mean(np.array(ends) < -1))
+        yield {
+            "gain of each retrain": drift,
+            "promoted": round(promoted / trials / num_retrains, 3),
+            "worst end": round(min(ends), 2),
+            "ends more than 1 below": below,
+        }
+
+
+def _row_of_retrains(
+    rng: np.random.Generator, num_retrains: int, drift: float, num_groups: int, error: float, noise: SeedNoise
+) -> tuple[float, int, float]:
+    """Return the true score of the last champion, the promotions, and the detectable difference; scores are relative to the first champion."""
+    template = Gain.of(0.0, error, num_groups - 1, CONFIDENCE)
+    detectable = _claim(template, noise).detectable
+    champion, count = 0.0, 0
+    for number in range(1, num_retrains + 1):
+        candidate = drift * number * detectable + rng.normal(0, noise.variance**0.5)
+        gains = {CHAMPION: candidate - champion, **({ANCHOR: candidate} if count else {})}
+        found = {name: Gain.of(true + rng.normal(0, error), error, num_groups - 1, CONFIDENCE) for name, true in gains.items()}
+        if _beats(verdict(_evaluation(found), ReleaseSettings(max_tolerable_loss=1), "non_inferiority", noise)):
+            champion, count = candidate, count + 1
+    return champion, count, detectable
+
+
+def _evaluation(gains: dict[str, Gain]) -> ClassificationEvaluation:
+    rng = np.random.default_rng(0)
+    test = TestSet(rng.integers(0, 2, 80), np.arange(80), 2)
+    found = _EVALUATED.get("any")
+    if found is None:
+        found = _EVALUATED.setdefault("any", evaluate(test, np.arange(80), [str(n) for n in range(80)], {FINETUNED: test.labels}, 0))
+    return found.model_copy(update={"gains": {"macro_f1": {**found.gains["macro_f1"], **gains}}})
+
+
+_EVALUATED: dict[str, ClassificationEvaluation] = {}
+
+
+def main(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield a line of JSON a cell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--parts", nargs="*", default=["coverage", "token_coverage", "decisions", "retrains"])
+    given = parser.parse_args(arguments)
+    measured = {"coverage": coverage, "token_coverage": token_coverage, "decisions": decisions, "retrains": retrains}
+    for part in given.parts:
+        for row in measured[part](given.trials):
+            yield json.dumps({"part": part, **row})
+
+
+if __name__ == "__main__":
+    for line in main(sys.argv[1:]):
+        print(line, flush=True)

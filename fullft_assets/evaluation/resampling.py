@@ -1,0 +1,176 @@
+"""Scores and gains with intervals by resampling groups with all their rows: rows of one group err together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fullft_assets.evaluation.counts import by_group
+from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval, effective_number
+from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric
+
+#: Numbers in one chunk of resampling weights (float64: 32 MB).
+_CHUNK_NUMBERS = 4_000_000
+#: Fewer degrees of freedom than this give intervals as wide as the scale.
+_MIN_DEGREES_OF_FREEDOM = 1.0
+
+
+class Measured(Record):
+    """What a metric gives the systems.
+
+    Attributes:
+        gains: the reference's over every other system.
+        effective_groups: how many groups of equal weight stand behind them.
+        influences: of each group on the reference's score, in the order of the groups' numbers: what the score would lose without it.
+            Empty for a metric that is no function of sums.
+    """
+
+    scores: dict[str, Interval]
+    gains: dict[str, Gain]
+    effective_groups: float
+    influences: list[float]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What a metric gives a system.
+
+    Attributes:
+        draws: scores on resamples [resamples].
+        left_out: scores without each group [groups], and
+        sums: of each group, tables [groups] or [groups, k]; None and empty for a metric that is no function of sums.
+    """
+
+    estimate: float
+    draws: np.ndarray
+    left_out: np.ndarray | None = None
+    sums: tuple[np.ndarray, ...] = ()
+
+    def num_differing(self, other: _Samples) -> int | None:
+        """Return the number of groups on which two systems differ; None where that is not known."""
+        if not self.sums:
+            return None if (self.draws != other.draws).any() else 0
+        pairs = zip(self.sums, other.sums, strict=True)
+        return int(np.any([(ours != theirs).reshape(len(ours), -1).any(axis=1) for ours, theirs in pairs], axis=0).sum())
+
+
+def number_groups(groups: Sequence[str], num_rows: int) -> tuple[np.ndarray, int]:
+    """Return the number of each row's group [rows], and how many groups there are."""
+    if len(groups) != num_rows:
+        raise ValueError(f"groups: {len(groups)} for {num_rows} rows")
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("groups: all rows belong to one group, so no interval can be computed; deliver more groups")
+    return index, len(names)
+
+
+def measure(
+    metric: Metric,
+    predictions: Mapping[str, Predictions],
+    index: np.ndarray,
+    *,
+    reference: str,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Measured:
+    """Return every system's score and the reference's gains, each with its interval.
+
+    Whole groups are resampled, the same for every system: resampling rows would promise intervals that are far too narrow
+    (Davison and Hinkley 1997, section 3.8). A score's standard error is the larger of those of the bootstrap and of the jackknife
+    over groups, widened by the bootstrap's bias, which is not corrected; its t interval is taken on the logit scale, with the
+    degrees of freedom that the groups' influences leave. A gain's is the bootstrap's alone. docs/decisions/0020 has their coverage.
+
+    Args:
+        index: number of each row's group [n], from 0.
+        reference: the system whose gain over each other one is estimated.
+    """
+    if reference not in predictions:
+        raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(predictions)}")
+    num_groups = int(index.max()) + 1
+    weights = _group_weights(num_groups, resamples, seed)
+    if isinstance(metric, SummedMetric):
+        found = _from_sums(metric, predictions, index, weights)
+    else:
+        found = _from_rows(metric, predictions, index, weights)
+    for samples in found.values():
+        metric.require_in_bounds(samples.estimate)
+    ours, left_out = predictions[reference], found[reference].left_out
+    effective = effective_number(by_group(metric.mass(ours) * ours.row_weights, index, num_groups))
+    return Measured(
+        scores={name: _score(metric, samples, effective, confidence) for name, samples in found.items()},
+        gains={name: _gain(found[reference], found[name], effective, confidence) for name in predictions if name != reference},
+        effective_groups=effective,
+        influences=[] if left_out is None else (found[reference].estimate - left_out).tolist(),
+    )
+
+
+def _score(metric: Metric, samples: _Samples, effective_groups: float, confidence: float) -> Interval:
+    """Return a score's interval: see `measure`."""
+    error, freedom = samples.draws.std(ddof=1), effective_groups - 1
+    if samples.left_out is not None:
+        num_groups = len(samples.left_out)
+        influence = samples.left_out.mean() - samples.left_out
+        squares = float((influence**2).sum())
+        error = max(error, np.sqrt((num_groups - 1) / num_groups * squares))
+        # How sure a variance is that comes from influences of unequal size.
+        spread = float((influence**4).sum()) - squares**2 / num_groups
+        # Equal influences leave only rounding.
+        if spread > 1e-9 * squares**2:
+            freedom = min(freedom, 2 * squares**2 / spread)
+    bias = samples.draws.mean() - samples.estimate
+    freedom = max(freedom, _MIN_DEGREES_OF_FREEDOM)
+    return bounded_interval(samples.estimate, float(np.hypot(error, bias)), freedom, confidence, metric.bounds)
+
+
+def _gain(ours: _Samples, theirs: _Samples, effective_groups: float, confidence: float) -> Gain:
+    error = float((ours.draws - theirs.draws).std(ddof=1))
+    freedom = max(effective_groups - 1, _MIN_DEGREES_OF_FREEDOM)
+    return Gain.of(ours.estimate - theirs.estimate, error, freedom, confidence, ours.num_differing(theirs))
+
+
+def _from_sums(
+    metric: SummedMetric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
+) -> dict[str, _Samples]:
+    """Return what a metric gives each system: a function of sums only needs each group's, so a resample is a product of matrices."""
+    num_groups = int(index.max()) + 1
+    sums = {name: tuple(by_group(table, index, num_groups) for table in metric.weighted(found)) for name, found in predictions.items()}
+    totals = {name: tuple(table.sum(0, keepdims=True) for table in tables) for name, tables in sums.items()}
+    draws: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
+    for chunk in weights:
+        for name, tables in sums.items():
+            draws[name].append(metric.score(*(chunk @ table for table in tables)))
+    return {
+        name: _Samples(
+            float(metric.score(*totals[name])[0]),
+            np.concatenate(draws[name]),
+            metric.score(*(total - table for total, table in zip(totals[name], tables, strict=True))),
+            tables,
+        )
+        for name, tables in sums.items()
+    }
+
+
+def _from_rows(
+    metric: Metric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
+) -> dict[str, _Samples]:
+    """Likewise, computed anew on the rows of each resample; leaving out each group in turn would cost too much."""
+    draws: dict[str, list[float]] = {name: [] for name in predictions}
+    for chunk in weights:
+        for drawn in chunk:
+            rows = np.repeat(np.arange(len(index)), drawn[index].astype(np.int64))
+            for name, found in predictions.items():
+                draws[name].append(metric.compute(found.take(rows)))
+    return {name: _Samples(metric.compute(found), np.array(draws[name])) for name, found in predictions.items()}
+
+
+def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each group was drawn, [resamples in the chunk, groups]."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_NUMBERS // num_groups)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        drawn = rng.integers(0, num_groups, (size, num_groups)) + num_groups * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * num_groups).reshape(size, num_groups).astype(np.float64)
