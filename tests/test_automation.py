@@ -417,6 +417,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     daemon.stop()
 
 
+@pytest.mark.slow
 def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) -> None:
     daemon.turn_on("sensor", "letters_new_documents")
     for schedule in ("letters_retraining_schedule", "letters_evaluation_schedule"):

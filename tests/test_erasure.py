@@ -24,6 +24,8 @@ from tests.project import Project
 
 CASE = "letters"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -295,7 +297,6 @@ def test_no_word_that_only_they_had_is_left_of_what_the_baselines_learned(store:
     assert files_with_word(store, word) == []
 
 
-@pytest.mark.slow
 def test_the_next_run_plans_again_without_them(project: Project, store: Store):
     word, ids = own_words(store)
     erasure.erase(store, CASE, ids)

@@ -112,6 +112,7 @@ def test_a_project_without_a_workspace_is_one_line(project):
     assert_one_line(done, f"{project.root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either")
 
 
+@pytest.mark.slow
 def test_one_project_through_every_bad_delivery(tmp_path):
     """An unreadable file, a batch with no valid row, a label seen once; each is fixed by delivering again, or by removing the file."""
     project = projects.create(tmp_path, rows=0)

@@ -180,6 +180,7 @@ def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
             assert len({event.tags["dagster/data_version"] for event in made}) == 1, asset
 
 
+@pytest.mark.slow
 def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     """The decisions of a champion's life, each recorded by the gates of the YAML at that time."""
     lenient = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}

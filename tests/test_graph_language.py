@@ -20,6 +20,8 @@ from tests import project as projects
 from tests.test_graph import ASSETS, CASE, Graph, attempts, champion, events, without_manifest
 from tests.test_graph import environment as environment
 
+pytestmark = pytest.mark.slow
+
 
 def create(root: Path, task: str) -> projects.Project:
     """A project whose base model is a narrow Llama with random weights: anything learned is a gain."""
@@ -161,7 +163,6 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(fi
     assert "monitoring none: drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout
 
 
-@pytest.mark.slow
 def test_conversations_become_a_promoted_assistant(tmp_path: Path, environment: None) -> None:
     project = create(tmp_path, "sft")
     done = project.fullft("run", CASE)

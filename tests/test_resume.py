@@ -272,6 +272,7 @@ def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight
 
 
 @pytest.mark.numeric
+@pytest.mark.slow
 def test_two_processes_train_together_and_resume(prepared: Prepared, straight: Run) -> None:
     run = Run(prepared, "two", processes=2, training={"micro_batch_size": 4}, launcher={"processes": 2})
     process = run.start()

@@ -19,7 +19,7 @@ from tests import plans
 from tests import project as projects
 from tests.ui import Screen, Services, chromium, wait_for
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 ASSETS = {
     "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "tokenizer_audit", "training_snapshot",
