@@ -118,10 +118,10 @@ def length_grouped(lengths: np.ndarray, epochs: int, size: int, rng: np.random.G
     return batches
 
 
-def train(base: Path, rows: pd.DataFrame, validation: pd.DataFrame, settings: UseCaseSettings, *, pilot_points: list[int] | None = None):
+def train(base: Path, rows: pd.DataFrame, validation: pd.DataFrame, settings: UseCaseSettings, *, scores: int | None = None):
     """Train every weight; return the model and the log of (step, loss) and validation scores.
 
-    With `pilot_points` (numbers of rows) one epoch at a constant learning rate, scored at these points.
+    `scores`: how often they are scored, evenly; each half epoch by default.
     """
     chosen, num_labels = settings.training, len(label_names(settings))
     torch.manual_seed(settings.seed)
@@ -133,13 +133,10 @@ def train(base: Path, rows: pd.DataFrame, validation: pd.DataFrame, settings: Us
     optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate, fused=True)
     ids, labels = rows["ids"].tolist(), rows["label"].to_numpy()
     rng = np.random.default_rng(settings.seed)
-    batches = length_grouped(np.array([len(row) for row in ids]), 1 if pilot_points else round(chosen.epochs), chosen.batch_size, rng)
-    kind = "constant_with_warmup" if pilot_points else chosen.scheduler
-    schedule = get_scheduler(kind, optimizer, round(chosen.warmup_share * len(batches)), len(batches))
-    half_epoch = len(batches) / chosen.epochs / 2
-    score_at = {round(rows / chosen.batch_size) for rows in pilot_points or []} or {
-        round(half_epoch * i) for i in range(1, 1 + 2 * round(chosen.epochs))
-    }
+    batches = length_grouped(np.array([len(row) for row in ids]), round(chosen.epochs), chosen.batch_size, rng)
+    schedule = get_scheduler(chosen.scheduler, optimizer, round(chosen.warmup_share * len(batches)), len(batches))
+    scores = scores or 2 * round(chosen.epochs)
+    score_at = {round(len(batches) * i / scores) for i in range(1, 1 + scores)}
     log: list[dict[str, float]] = []
     model.train()
     for step, batch in enumerate(batches, start=1):
@@ -192,10 +189,10 @@ class Baselines:
 
 
 def pilot_points(num_rows: int, settings: UseCaseSettings) -> list[int]:
-    """Return the pilot's rows: an eighth, a quarter, a half and the whole of its share of the training."""
+    """Return the rows of the pilot's trainings: an eighth, a quarter, a half and the whole of its share."""
     size = settings.training.batch_size
-    budget = min(num_rows, int(num_rows * settings.training.epochs * settings.planning.pilot_share)) // size * size
-    return sorted({max(size, budget * part // 8 // size * size) for part in (1, 2, 4, 8)})
+    largest = min(num_rows, max(2 * size, int(num_rows * settings.planning.pilot_share)))
+    return sorted({max(size, largest * part // 8) for part in (1, 2, 4, 8)})
 
 
 # ------------------------------------------------------------------ evaluation
@@ -267,7 +264,7 @@ def write_report(
     axes["loss"].plot([line["step"] for line in log if "loss" in line], [line["loss"] for line in log if "loss" in line])
     scored = [line for line in log if "validation_loss" in line]
     axes["loss"].plot([line["step"] for line in scored], [line["validation_loss"] for line in scored], "o-")
-    axes["learning curve"].plot([line["step"] for line in pilot], [line["macro_f1"] for line in pilot], "o-")
+    axes["learning curve"].plot([line["rows"] for line in pilot], [line["macro_f1"] for line in pilot], "o-")
     images = []
     for figure, _ in pictures.values():
         figure.tight_layout()
@@ -387,9 +384,10 @@ def run(settings: UseCaseSettings, base: Path, documents: Path, production: Path
     with clock.stage("planning"):
         baselines = Baselines(base, training, len(label_names(settings)))
         cheaper = {name: scores_of(validation["label"].to_numpy(), found) for name, found in baselines.predict(validation).items()}
-        points = pilot_points(len(training), settings)
-        _, pilot = train(base, training.head(points[-1]), validation, settings, pilot_points=points)
-        pilot = [line for line in pilot if "macro_f1" in line]
+        pilot = []
+        for count in pilot_points(len(training), settings):
+            _, small = train(base, training.head(count), validation, settings, scores=1)
+            pilot.append({**small[-1], "rows": count})
     with clock.stage("training"):
         model, log = train(base, training, validation, settings)
         model.save_pretrained(output / "model")

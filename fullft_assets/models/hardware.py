@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 #: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers' data sheets, which give TF32
@@ -74,6 +75,25 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes of the host's memory this process and its like may take together.
+
+    It is what other processes leave of the machine's memory, and not more than the limit of the process's control group, which a
+    container has (v2: memory.max, v1: memory.limit_in_bytes).
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = (cgroup / name).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            free = min(free, int(limit))
+    return free
 
 
 def free_memory() -> None:

@@ -8,6 +8,7 @@ from fullft_assets.report.rendering import (
     data_rows,
     forgetting_rows,
     lineage_rows,
+    promise_rows,
     render,
     shorten,
     write,

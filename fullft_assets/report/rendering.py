@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
+from fullft_assets.planning import PilotMetadata
 from fullft_assets.report import pictures
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
@@ -68,6 +69,7 @@ class EvaluationReport:
     lineage: Sequence[tuple[str, str]] = ()
     cost: Sequence[tuple[str, str]] = ()
     forgetting: Sequence[tuple[str, str]] = ()
+    promise: Sequence[tuple[str, str]] = ()
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
@@ -153,6 +155,17 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
         ("useful tokens a second", f"{made.tokens_per_second:,.0f}"),
         ("peak memory", f"{made.peak_memory_gib:.2f} GiB"),
         ("precision", made.precision),
+    ]
+
+
+def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return what the pilot promised and what came of it, as (name, value) rows; the one is of validation rows, the other of test rows."""
+    promised, score = PilotMetadata.of(pilot), evaluation.score.estimate
+    place = "within" if promised.predicted_low <= score <= promised.predicted_high else "outside"
+    return [
+        ("promised by the pilot", f"{promised.predicted:.3f}, 90% interval {promised.predicted_low:.3f} to {promised.predicted_high:.3f}"),
+        ("came of it", f"{score:.3f}, {place} the interval"),
+        ("best baseline then", f"{promised.best_baseline_score:.3f} ({title(promised.best_baseline)})"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,13 +22,21 @@ class PlanningSettings(Settings):
         default=None, gt=0, description="Maximum memory of a training process in GiB. Default: the memory of the device."
     )
     pilot_share: Float = Field(
-        default=0.25, gt=0, le=1, description="Share of the planned training rows (rows times epochs) that the pilot may read."
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the training rows that the pilot's largest training has; the smaller ones have a half, a quarter and an eighth of it.",
+    )
+    pilot_unknown: Literal["go_on", "stop"] = Field(
+        default="go_on",
+        description="What to do where the pilot's 90% interval is wider than 10 points, so that it predicts nothing.",
     )
     min_predicted_gain: Float = Field(
         default=0.0,
         ge=-1,
         le=1,
-        description="Minimum gain in the primary metric over the best baseline that the pilot must predict; otherwise training is refused.",
+        description="Minimum gain in the primary metric over the best baseline; training is refused where even the optimistic end of what the pilot "
+        "predicts is less.",
     )
     baselines: list[BaselineName] | None = Field(
         default=None,

@@ -68,6 +68,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             lineage=report.lineage_rows(inputs, job.settings, job.key),
             cost=report.cost_rows(checkpoint),
             forgetting=report.forgetting_rows(checkpoint),
+            promise=report.promise_rows(inputs["pilot_run"], found),
         )
         report.write(draft.path, shown)
         draft.commit(
