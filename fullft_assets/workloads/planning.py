@@ -25,7 +25,7 @@ from fullft_assets.engine.recipe import Prepared, Recipe
 from fullft_assets.engine.requirements import accumulation_steps, require
 from fullft_assets.engine.segment import Fit
 from fullft_assets.engine.trainer import training_arguments
-from fullft_assets.errors import OutOfMemory, is_out_of_memory
+from fullft_assets.errors import DataError, OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
@@ -306,7 +306,7 @@ def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:
 def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifest | None:
     settings = shared.job.settings
     metric = settings.primary_metric
-    fits = {count: _pilot_fit(shared, count) for count in _pilot_rows(shared.recipe, settings)}
+    fits = _pilot_fits(shared)
     points = [planning.Point(rows=count, score=fit.scores[f"validation_{metric}"]) for count, fit in fits.items()]
     prediction = planning.predict_score(points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows)
     to_beat = planning.BaselinesMetadata.of(baselines)
@@ -327,6 +327,20 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     history = {str(count): fit.history for count, fit in fits.items()}
     (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
     return shared.commit(draft, metadata, [check])
+
+
+def _pilot_fits(shared: Planning) -> dict[int, Fit]:
+    """Return the pilot's trainings by their number of rows; parts without anything to learn are left out."""
+    counts, fits = _pilot_rows(shared.recipe, shared.job.settings), {}
+    for count in counts:
+        try:
+            fits[count] = _pilot_fit(shared, count)
+        except DataError as error:
+            # A few packed rows of conversations may have no trained token; that all have none is an error.
+            if count == counts[-1]:
+                raise
+            shared.progress.say(f"pilot on {count:,} rows left out: {error}")
+    return fits
 
 
 def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
