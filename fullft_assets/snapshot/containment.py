@@ -37,10 +37,16 @@ def common(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
 
     They never become fewer as texts are added: a pair that was refused once stays refused, so that it need not be looked at again.
     """
-    values = minimizers.values[expand(minimizers.offsets[rows], minimizers.counts[rows])]
+    values = _values(minimizers, rows)
     values.sort()
     repeated = values[MAX_ROWS:]
     return np.unique(repeated[repeated == values[: len(repeated)]])
+
+
+def are_looked_for(minimizers: Minimizers, sizes: np.ndarray, common: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return which pairs of rows, one inside the other, are still found by minimizers that are not common."""
+    least = _LEAST_RARE * minimizers.counts[_shorter(sizes, minimizers.counts, first, second)]
+    return _count_shared(minimizers, common, first, second) >= least
 
 
 class ContainmentSearch:
@@ -93,6 +99,26 @@ class ContainmentSearch:
         return rows, text[found][chosen]
 
 
+def _shorter(sizes: np.ndarray, counts: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the row of each pair that has fewer shingles, or as many and fewer minimizers: the same one from either side."""
+    is_first = (sizes[first] < sizes[second]) | ((sizes[first] == sizes[second]) & (counts[first] < counts[second]))
+    return np.where(is_first, first, second)
+
+
+def _count_shared(minimizers: Minimizers, without: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return how many minimizers pairs of rows share, not counting those that are `without` (ascending)."""
+    rows = np.unique(np.concatenate([first, second]))
+    values, text = _values(minimizers, rows), np.repeat(np.arange(len(rows)), minimizers.counts[rows])
+    is_counted = ~positions(without, values)[0]
+    counts = np.bincount(text[is_counted], minlength=len(rows))
+    sets = ShingleSets(values[is_counted].astype(np.uint64), np.concatenate([[0], np.cumsum(counts)]))
+    return count_shared(sets, np.searchsorted(rows, first), np.searchsorted(rows, second))
+
+
+def _values(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
+    return minimizers.values[expand(minimizers.offsets[rows], minimizers.counts[rows])]
+
+
 def _least_shared(counts: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
     """Return how many of the minimizers of each text another one has that has a share of its shingles; at least one."""
     lost = _LOST * np.floor((1 - share) * sizes + 1e-9)
@@ -115,12 +141,11 @@ class _Lookup:
     """
 
     def __init__(self, minimizers: Minimizers, sizes: np.ndarray, common: np.ndarray, least: np.ndarray):
-        self._minimizers, self._offsets = minimizers, minimizers.offsets
-        self._sizes, self._common, self._least = sizes, common, least
+        self._minimizers, self._sizes, self._common, self._least = minimizers, sizes, common, least
 
     def pairs(self, few: np.ndarray, many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs of two lists of rows that share enough minimizers."""
-        values, text = self._values(few), np.repeat(np.arange(len(few)), self._minimizers.counts[few])
+        values, text = _values(self._minimizers, few), np.repeat(np.arange(len(few)), self._minimizers.counts[few])
         is_rare = ~positions(self._common, values)[0]
         order = np.argsort(values[is_rare], kind="stable")
         text = text[is_rare][order]
@@ -145,9 +170,9 @@ class _Lookup:
         shift = np.uint32(32 - min(_MOST_TABLE_BITS, (_SLOTS_A_VALUE * len(known)).bit_length()))
         table = np.zeros((1 << 32) >> int(shift), bool)
         table[known >> shift] = True
-        is_wanted = np.zeros(len(self._offsets), bool)
+        is_wanted = np.zeros(len(self._sizes), bool)
         is_wanted[rows] = True
-        ends = self._offsets + self._minimizers.counts
+        ends = np.cumsum(self._minimizers.counts)
         places, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for start in range(0, len(self._minimizers.values), _BLOCK_VALUES):
             values = self._minimizers.values[start : start + _BLOCK_VALUES]
@@ -168,18 +193,10 @@ class _Lookup:
 
     def _share_enough(self, first: np.ndarray, second: np.ndarray, num_rare: np.ndarray) -> np.ndarray:
         """Return the places of the pairs of rows that share enough minimizers, of which some are in few texts."""
-        sizes, counts = self._sizes, self._minimizers.counts
-        # Of two with as many shingles the one with fewer minimizers, so that it does not matter which of them is the first.
-        is_first = (sizes[first] < sizes[second]) | ((sizes[first] == sizes[second]) & (counts[first] < counts[second]))
-        shorter = np.where(is_first, first, second)
+        counts = self._minimizers.counts
+        shorter = _shorter(self._sizes, counts, first, second)
         chosen = np.flatnonzero(num_rare >= _LEAST_RARE * counts[shorter])
         least = self._least[shorter]
         unsure = chosen[num_rare[chosen] < least[chosen]]
-        rows = np.unique(np.concatenate([first[unsure], second[unsure]]))
-        offsets = np.concatenate([[0], np.cumsum(counts[rows])])
-        sets = ShingleSets(self._values(rows).astype(np.uint64), offsets)
-        shared = count_shared(sets, np.searchsorted(rows, first[unsure]), np.searchsorted(rows, second[unsure]))
+        shared = _count_shared(self._minimizers, np.zeros(0, np.uint32), first[unsure], second[unsure])
         return np.setdiff1d(chosen, unsure[shared < least[unsure]], assume_unique=True)
-
-    def _values(self, rows: np.ndarray) -> np.ndarray:
-        return self._minimizers.values[expand(self._offsets[rows], self._minimizers.counts[rows])]

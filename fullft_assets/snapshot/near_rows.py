@@ -12,7 +12,7 @@ import numpy as np
 
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows
-from fullft_assets.snapshot.containment import ContainmentSearch, common
+from fullft_assets.snapshot.containment import ContainmentSearch, are_looked_for, common
 from fullft_assets.snapshot.minhash import concatenate
 from fullft_assets.snapshot.near_duplicates import NearSearch
 from fullft_assets.snapshot.shingles import ShingleSets, join, shingle_sets
@@ -74,10 +74,19 @@ def drop_near_and_contained(
         return _run(rows, batches, near, seed)
     chosen = join(batches[name].minimizers() for name in sorted(batches))
     in_many = common(chosen, names.any_row())
-    known = {name: verdicts.under(in_many) for name, verdicts in known.items() if verdicts.hold_under(in_many)}
+
+    def still(near: np.ndarray, partner: np.ndarray) -> np.ndarray:
+        (has_first, first), (has_second, second) = names.find(near), names.find(partner)
+        both = has_first & has_second
+        # Of a text that is gone it does not matter.
+        kept = np.ones(len(near), bool)
+        kept[both] = are_looked_for(chosen, sketches.sizes, in_many, first[both[has_first]], second[both[has_second]])
+        return kept
 
     def find_contained(reference: np.ndarray, candidates: np.ndarray) -> ContainmentSearch:
         return ContainmentSearch(chosen, sketches, in_many, reference, candidates, share)
+
+    known = {name: verdicts.under(in_many, still) for name, verdicts in known.items() if verdicts.hold_under(in_many)}
 
     def contained() -> list[_Side]:
         return _sides(rows, names, find_contained, "{} rows that contain a {} row or are inside one", "{} contained", known)

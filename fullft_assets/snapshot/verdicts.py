@@ -44,13 +44,16 @@ class Verdicts:
         """Return whether they hold now that these are the common minimizers: as long as none came to count again, its texts being gone."""
         return bool(positions(common, self.common)[0].all())
 
-    def under(self, common: np.ndarray) -> Verdicts:
-        """Return what holds of them: where more minimizers are common, those that are near have to be looked at again."""
+    def under(self, common: np.ndarray, still: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdicts:
+        """Return what holds of them where these minimizers are common.
+
+        `still`: returns of texts and partners, by name, which pairs are near as well. What else was near has no verdict.
+        """
         if len(common) == len(self.common):
             return self
-        none = np.zeros(0, np.uint64)
-        left = np.setdiff1d(self.candidates, self.near, assume_unique=True)
-        return replace(self, candidates=left, near=none, partner=none, common=common)
+        kept = still(self.near, self.partner)
+        left = np.setdiff1d(self.candidates, self.near[~kept], assume_unique=True)
+        return replace(self, candidates=left, near=self.near[kept], partner=self.partner[kept], common=common)
 
 
 class Search(Protocol):
@@ -75,6 +78,11 @@ class Names:
         rows = np.empty(len(self._distinct), np.int64)
         rows[self._number] = np.arange(len(self._number))
         return rows
+
+    def find(self, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which names have a row, and one row of each of these."""
+        is_here, place = positions(self._distinct, names)
+        return is_here, self.any_row()[place[is_here]]
 
     def are_in(self, names: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return which rows have one of some names (ascending)."""
