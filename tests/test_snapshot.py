@@ -118,7 +118,7 @@ CLASSIFICATION = TASKS.get("classification")
 
 def batch_rows(rows: pa.Table) -> BatchRows:
     index = sketches.build(rows, SIMILARITY, 1)
-    return BatchRows(rows.drop_columns(["text"]), {}, index.places, lambda: index.sketches, rows["text"].take)
+    return BatchRows(rows.drop_columns(["text"]), {}, index.places, lambda: index.sketches, lambda: index.minimizers, rows["text"].take)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ class TestCaps:
         names = [str(number) for number in range(num_rows)]
         rows = pa.table({"id": names, "text_hash": names, "source": names, "row": range(num_rows), "delivered_ns": range(num_rows)})
         rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
-        batch = BatchRows(rows, {}, np.ones(num_rows), sketches=lambda: None, texts=lambda _: None)
+        batch = BatchRows(rows, {}, np.ones(num_rows), sketches=lambda: None, minimizers=lambda: None, texts=lambda _: None)
         settings = SnapshotSettings()
         assert settings.recommended_train_rows == 10_000
         check = next(c for c in split._checks(collect({"00001-x": batch}, settings), [], settings) if c.name == "training_rows_are_plenty")

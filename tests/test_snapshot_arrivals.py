@@ -29,7 +29,7 @@ from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import Frozen, freeze, near_rows
+from fullft_assets.snapshot import Frozen, containment, freeze, near_rows
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store.hashing import text_hash, unit_hash
@@ -38,7 +38,9 @@ from tests import project as projects
 from tests.test_snapshot import similar_pairs
 
 SEED = 1
-SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.25, validation_share=0.25, min_rows_per_label=1, max_heldout_rows_per_group=3)
+SETTINGS = SnapshotSettings(
+    contained_share=0.95, min_train_rows=20, test_share=0.25, validation_share=0.25, min_rows_per_label=1, max_heldout_rows_per_group=3
+)
 EXAMPLES = ExamplesSettings(label="kind", group="expression", labels=["notice", "reference"])
 #: Groups whose hash under the seed lets them train, and holds them out for the test.
 TRAINS, TESTS = "h1", "h2"
@@ -98,6 +100,23 @@ def near_copies() -> File:
     long = [row for file in base() for row in file.rows if len(row[1]) > 300][:3]
     groups = (("held out", TESTS), ("would train", TRAINS))
     return File("near.jsonl", 1, tuple((f"{row[0]} {said}", f"{row[1]} {said}", row[2], group) for row in long for said, group in groups))
+
+
+@cache
+def others() -> list[str]:
+    """Real texts that are not in `base`, no two of which begin alike."""
+    texts = [row["text"] for row in projects.licence_rows(2_000, skip=2_000) if 300 < len(row["text"]) < 2_000]
+    return list({text[:40]: text for text in texts}.values())
+
+
+@cache
+def quotes() -> File:
+    """Long texts in groups that are held out and, inside longer ones, in others that would train; and the other way round."""
+    rows = []
+    for number, (text, *around) in enumerate(zip(*[iter(others()[:12])] * 3, strict=True)):
+        groups = (TESTS, TRAINS) if number % 2 else (TRAINS, TESTS)
+        rows += [(f"quoted {number}", text, "notice", groups[0]), (f"quotes {number}", f" {text} ".join(around), "notice", groups[1])]
+    return File("quotes.jsonl", 1, tuple(rows))
 
 
 ROWS = st.integers(0, NUM_FILES * ROWS_A_FILE - 1)
@@ -206,23 +225,24 @@ class TestVerdictsOfAnEarlierSnapshot:
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_change_nothing(self, data: st.DataObject) -> None:
-        batches: list[Batch] = [(*base(), near_copies())]
+        batches: list[Batch] = [(*base(), near_copies(), quotes())]
         known: dict[str, Verdicts] | None = None
         for cut in ([], *(data.draw(cuts(data.draw(deliveries())[NUM_FILES + 1 :])) for _ in range(3))):
             batches += cut
             informed, alone = snapshot_of(batches, known=known), snapshot_of(batches)
             assert informed.index.equals(alone.index) and informed.metadata == alone.metadata
             for side, verdicts in alone.verdicts.items():
-                for name in ("reference", "candidates", "near"):
+                for name in ("reference", "candidates", "near", "common"):
                     assert np.array_equal(getattr(informed.verdicts[side], name), getattr(verdicts, name))
             known = informed.verdicts
 
     def test_leave_nothing_to_compare_where_nothing_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compared = []
         monkeypatch.setattr(near_rows, "_read_texts", lambda *of, read=near_rows._read_texts: compared.append(len(of[2])) or read(*of))
-        first = snapshot_of([base(), (near_copies(),)])
-        again = snapshot_of([base(), (near_copies(),)], known=first.verdicts)
+        first = snapshot_of([base(), (near_copies(), quotes())])
+        again = snapshot_of([base(), (near_copies(), quotes())], known=first.verdicts)
         assert first.metadata["left_out"]["train rows near a test row"] >= 3
+        assert first.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
         assert compared[0] > 5 and compared[1:] == [0] and again.index.equals(first.index)
 
     def test_of_a_near_text_that_is_gone_do_not_count(self) -> None:
@@ -240,6 +260,22 @@ class TestVerdictsOfAnEarlierSnapshot:
             known = frozen.verdicts
         # The text itself is in the base as well: its row is held out under no seed of these tests.
         assert found == [False, False, True]
+
+    def test_on_a_text_inside_others_hold_until_it_is_in_many_or_no_longer_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(containment, "MAX_ROWS", 3)
+        text, *around = sorted(others()[20:40], key=len)[:9:2]
+        quoting = [(f"r{n}", f"{before} {text}", "notice", TRAINS) for n, before in enumerate(around)]
+        first = File("first.jsonl", 1, (("quoted", text, "notice", TESTS), quoting[0]))
+        more = File("more.jsonl", 1, tuple(quoting[1:]))
+        known: dict[str, Verdicts] | None = None
+        found = []
+        for delivered in ([first], [first, more], [first]):
+            batches: list[Batch] = [base(), *((file,) for file in delivered)]
+            informed, alone = snapshot_of(batches, known=known), snapshot_of(batches)
+            assert informed.index.equals(alone.index)
+            found.append("r0" in informed.index["id"].to_pylist())
+            known = informed.verdicts
+        assert found == [False, True, False]
 
 
 def partitions(files: tuple[File, ...]) -> Iterator[list[Batch]]:

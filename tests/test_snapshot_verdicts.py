@@ -13,16 +13,14 @@ from tests import prepared
 
 def test_a_later_snapshot_reads_the_verdicts_of_the_newest_one_that_compared_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prepared.prepare(tmp_path, rows=400)
-    similarity = case.use_case.settings.snapshot.near_duplicate_similarity
+    settings = case.use_case.settings.snapshot
 
-    def read(
-        version: str = case.snapshot.version, similarity: float = similarity, seed: int = case.snapshot.seed
-    ) -> dict[str, verdicts.Verdicts]:
-        return verdicts.of_earlier_snapshot(case.store, case.use_case.name, version=version, similarity=similarity, seed=seed)
+    def read(version: str = case.snapshot.version, seed: int = case.snapshot.seed, **changed: float | None) -> dict[str, verdicts.Verdicts]:
+        return verdicts.of_earlier_snapshot(case.store, case.use_case.name, version, settings.model_copy(update=changed), seed)
 
     found = read()
-    assert found.keys() == {"test", "validation"} and len(found["test"].near)
-    assert read(version="another") == read(similarity=0.5) == read(seed=1) == {}
+    assert {"test", "validation"} <= found.keys() and len(found["test"].near)
+    assert read(version="another") == read(near_duplicate_similarity=0.5) == read(contained_share=0.9) == read(seed=1) == {}
 
     compared = []
     monkeypatch.setattr(near_rows, "_read_texts", lambda *of, read=near_rows._read_texts: compared.append(len(of[2])) or read(*of))

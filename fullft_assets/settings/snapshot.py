@@ -42,11 +42,11 @@ class SnapshotSettings(Settings):
         default=0.8, gt=0, le=1, description="Minimum Jaccard similarity of word shingles at which two texts count as near-duplicates."
     )
     contained_share: Float | None = Field(
-        default=None,
+        default=0.95,
         ge=0.8,
         le=1,
-        description="Minimum share of a held-out text's word shingles that one longer training text has (a mail quoted in the reply to it) at "
-        "which that text does not train, such as 0.95. Each snapshot then reads all texts. Default: not looked for.",
+        description="Minimum share of a text's word shingles that one longer text has at which the first is inside the second (a mail in the "
+        "reply that quotes it): then they are not in two splits. None: not looked for.",
     )
     screen: list[str] = Field(
         default_factory=list,

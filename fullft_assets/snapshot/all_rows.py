@@ -13,6 +13,7 @@ from fullft_assets.examples.identity import COLUMNS, codes
 from fullft_assets.examples.identity import Rows as IdentityRows
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.minhash import Sketches
+from fullft_assets.snapshot.shingles import Minimizers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +35,7 @@ class BatchRows:
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones,
             but for those that are quarantined in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
-        sketches: reads the sketches of the rows' texts.
+        sketches, minimizers: read those of the rows' texts.
         texts: reads the texts at positions, in that order.
         quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
@@ -44,6 +45,7 @@ class BatchRows:
     files: Mapping[str, int]
     places: np.ndarray
     sketches: Callable[[], Sketches]
+    minimizers: Callable[[], Minimizers]
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     quarantined: pa.Table | None = None
     overlaps: np.ndarray | None = None

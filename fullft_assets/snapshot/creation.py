@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "10"
+VERSION = "11"
 _STAGE = "training_snapshot"
 
 
@@ -119,8 +119,7 @@ class _Creation:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
         batches = read_batches(self.store, self.use_case, self.usable, self.evaluation)
-        similarity = settings.snapshot.near_duplicate_similarity
-        compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, version=VERSION, similarity=similarity, seed=settings.seed)
+        compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed)
         frozen = freeze_batches(
             batches, settings.snapshot, settings.seed, task=task_of(settings.examples), ledger=self.history.ledger, compared=compared
         )
@@ -292,6 +291,7 @@ def freeze(
             files=deliveries.get(name, {}),
             places=index.places,
             sketches=lambda made=index.sketches: made,
+            minimizers=lambda made=index.minimizers: made,
             texts=table["text"].take,
             quarantined=(quarantined or {}).get(name),
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NUM_BINS = 128
 #: Texts whose shingles are held at once.
-_BLOCK_TEXTS = 1 << 15
+BLOCK_TEXTS = 1 << 15
 #: Texts with more filled bins than this have so few empty ones that each asks the lenders one by one.
 _MANY_FILLED = 32
 _UINT64 = np.uint64
@@ -91,7 +91,7 @@ def concatenate(parts: Iterable[Sketches], num_texts: int) -> Sketches:
 
 def sketch(texts: pa.Array | pa.ChunkedArray, similarity: float, seed: int) -> Sketches:
     """Return the sketches of texts for one threshold; they depend on nothing but each text, the threshold and the seed."""
-    blocks = [texts.slice(start, _BLOCK_TEXTS) for start in range(0, max(1, len(texts)), _BLOCK_TEXTS)]
+    blocks = [texts.slice(start, BLOCK_TEXTS) for start in range(0, max(1, len(texts)), BLOCK_TEXTS)]
     return concatenate((sketch_sets(shingle_sets(block, seed), similarity) for block in blocks), len(texts))
 
 

@@ -74,7 +74,7 @@ class NearSearch:
         _, first, self._stands_for = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
         #: One row of each set of the others.
         self._chosen = self._rest[first]
-        self._are_far = partial(_are_far, sketches, similarity)
+        self._are_far = partial(are_far, sketches, similarity)
         self._proposals = _propose_near(sketches, self._reference, self._chosen, self._are_far)
         self._owners, self._first = np.unique(self._proposals.owner, return_index=True)
         self._listed = self._proposals.listed(np.arange(len(self._proposals.owner)))
@@ -221,14 +221,20 @@ def _propose_near(
     return _propose(sketches.bands, reference, candidates).without(lambda mine, theirs: are_far(candidates[mine], reference[theirs]))
 
 
-def _are_far(sketches: Sketches, similarity: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether the signatures of two lists of rows show that they are no near-duplicates."""
+def are_far(
+    sketches: Sketches, similarity: float | np.ndarray, first: np.ndarray, second: np.ndarray, deviations: float = _DEVIATIONS
+) -> np.ndarray:
+    """Return whether the signatures of two lists of rows show that they have less than a similarity.
+
+    `deviations`: standard deviations that an estimate may be off.
+    """
     num_bins = sketches.signatures.shape[1]
     num_equal = np.count_nonzero(sketches.signatures[first] == sketches.signatures[second], axis=1)
-    return num_equal < num_bins * _least_estimate(np.maximum(sketches.sizes[first], sketches.sizes[second]), similarity, num_bins)
+    larger = np.maximum(sketches.sizes[first], sketches.sizes[second])
+    return num_equal < num_bins * _least_estimate(larger, similarity, num_bins, deviations)
 
 
-def _least_estimate(sizes: np.ndarray, similarity: float, num_bins: int) -> np.ndarray:
+def _least_estimate(sizes: np.ndarray, similarity: float | np.ndarray, num_bins: int, deviations: float = _DEVIATIONS) -> np.ndarray:
     """Return the least share of equal bins that two texts with a similarity may be expected to have.
 
     Shingles fall into the bins by chance; each of the `empty` borrows the value of one of the `filled` by chance. So the share is a mean
@@ -238,11 +244,12 @@ def _least_estimate(sizes: np.ndarray, similarity: float, num_bins: int) -> np.n
         sizes: shingles of the larger text of each pair: their union has as many at least.
         similarity: that they have.
         num_bins: of a text.
+        deviations: standard deviations below the mean.
     """
     filled = num_bins * (1 - (1 - 1 / num_bins) ** sizes)
     empty = num_bins - filled
     variance = similarity * (1 - similarity) * (filled + 3 * empty + empty**2 / filled) / num_bins**2
-    return similarity - _DEVIATIONS * np.sqrt(variance)
+    return similarity - deviations * np.sqrt(variance)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,22 @@
-"""Which rows of the training and validation splits are near to a row of a split that goes before theirs, or contain its text."""
+"""Which rows of the training and validation splits are near to a row of a split that goes before theirs, contain its text, or are inside it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows
-from fullft_assets.snapshot.containment import ContainmentSearch, join
+from fullft_assets.snapshot.containment import ContainmentSearch, are_looked_for, common
 from fullft_assets.snapshot.minhash import concatenate
 from fullft_assets.snapshot.near_duplicates import NearSearch
-from fullft_assets.snapshot.shingles import ShingleSets, minimizers, shingle_sets
-from fullft_assets.snapshot.verdicts import KnownSearch, Names, Verdicts
+from fullft_assets.snapshot.shingles import ShingleSets, join, shingle_sets
+from fullft_assets.snapshot.verdicts import KnownSearch, Names, Search, Verdicts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,69 +27,111 @@ _SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
 _SIDE_BY_SIDE = 1 << 18
 
 
-def drop_near_duplicates(
+@dataclass(frozen=True)
+class _Side:
+    """A search for the rows of later splits that must not stay because of what is in a split that goes before theirs.
+
+    Attributes:
+        guarded, others: that split and the later ones.
+        reference: the rows of that split.
+        reason: why a row is left out, given its split and the guarded one.
+        key: name of the verdicts.
+        search: the search.
+    """
+
+    guarded: int
+    others: tuple[int, ...]
+    reference: np.ndarray
+    reason: str
+    key: str
+    search: KnownSearch
+
+
+def drop_near_and_contained(
     rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings, seed: int, known: Mapping[str, Verdicts]
 ) -> dict[str, Verdicts]:
-    """Leave out rows that are near-duplicates of a row of a split that goes before theirs.
+    """Leave out rows that are near to a row of a split that goes before theirs, contain its text, or are inside it.
 
     Args:
         rows: the rows of all batches.
         batches: where their sketches and texts are.
-        settings: from which similarity on texts are near.
+        settings: from which similarity on texts are near, and from which share on one is inside another.
         seed: of the shingles.
-        known: what an earlier snapshot found out, by the split that is guarded.
+        known: what an earlier snapshot found out, by the name of the search.
 
     Returns:
         The same for a later snapshot.
     """
     sketches = concatenate((batches[name].sketches() for name in sorted(batches)), len(rows))
-
     names = Names(sketches.sets)
 
-    def search(reference: np.ndarray, candidates: np.ndarray) -> NearSearch:
+    def find_near(reference: np.ndarray, candidates: np.ndarray) -> NearSearch:
         return NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
 
-    def search_for(guarded: int, others: tuple[int, ...]) -> KnownSearch:
+    near = _sides(rows, names, find_near, "{} rows near a {} row", "{}", known)
+    share = settings.contained_share
+    if share is None:
+        return _run(rows, batches, near, seed)
+    chosen = join(batches[name].minimizers() for name in sorted(batches))
+    in_many = common(chosen, names.any_row())
+
+    def still(near: np.ndarray, partner: np.ndarray) -> np.ndarray:
+        (has_first, first), (has_second, second) = names.find(near), names.find(partner)
+        both = has_first & has_second
+        # Of a text that is gone it does not matter.
+        kept = np.ones(len(near), bool)
+        kept[both] = are_looked_for(chosen, sketches.sizes, in_many, first[both[has_first]], second[both[has_second]])
+        return kept
+
+    def find_contained(reference: np.ndarray, candidates: np.ndarray) -> ContainmentSearch:
+        return ContainmentSearch(chosen, sketches, in_many, reference, candidates, share)
+
+    known = {name: verdicts.under(in_many, still) for name, verdicts in known.items() if verdicts.hold_under(in_many)}
+
+    def contained() -> list[_Side]:
+        return _sides(rows, names, find_contained, "{} rows that contain a {} row or are inside one", "{} contained", known)
+
+    if len(rows) <= _SIDE_BY_SIDE:
+        found = _run(rows, batches, [*near, *contained()], seed)
+    else:
+        found = _run(rows, batches, near, seed)
+        near.clear()  # what they hold is large
+        found |= _run(rows, batches, contained(), seed)
+    return {key: replace(each, common=in_many) if key.endswith("contained") else each for key, each in found.items()}
+
+
+def _sides(
+    rows: Rows, names: Names, search: Callable[[np.ndarray, np.ndarray], Search], reason: str, key: str, known: Mapping[str, Verdicts]
+) -> list[_Side]:
+    def side(guarded: int, others: tuple[int, ...]) -> _Side:
         reference, candidates = np.flatnonzero(rows.split == guarded), np.flatnonzero(np.isin(rows.split, others))
-        return KnownSearch(search, names, reference, candidates, known.get(SPLITS[guarded]))
+        name = key.format(SPLITS[guarded])
+        return _Side(guarded, others, reference, reason, name, KnownSearch(search, names, reference, candidates, known.get(name)))
+
+    return _each(lambda each: side(*each), _SIDES, len(rows))
+
+
+def _run(rows: Rows, batches: Mapping[str, BatchRows], sides: Sequence[_Side], seed: int) -> dict[str, Verdicts]:
+    """Leave out what several searches find, one after the other; return the verdicts of each."""
 
     def read(chosen: np.ndarray) -> ShingleSets:
         return shingle_sets(_read_texts(rows, batches, chosen), seed)
 
-    searches = _each(lambda side: search_for(*side), _SIDES, len(sketches))
     # Read at once: what of a batch holds a text is decoded as a whole.
-    sets = read(np.concatenate([each.rows for each in searches]))
-    begin, dropped, found = 0, np.zeros(len(rows), bool), {}
-    for (guarded, others), each in zip(_SIDES, searches, strict=True):
-        mine = sets.select(np.arange(begin, begin + len(each.rows)))
-        begin += len(each.rows)
-        near, found[SPLITS[guarded]] = each.run(mine, read, dropped)
-        dropped[near] = True
+    sets = read(np.concatenate([side.search.rows for side in sides]))
+    begin, found = 0, {}
+    for side in sides:
+        mine = sets.select(np.arange(begin, begin + len(side.search.rows)))
+        begin += len(side.search.rows)
+        # Candidates that were left out since are compared as well, since their verdicts save time later.
+        left_out = np.zeros(len(rows), bool)
+        left_out[side.reference] = ~rows.kept[side.reference]
+        near, found[side.key] = side.search.run(mine, read, left_out)
         is_near = np.zeros(len(rows), bool)
         is_near[near] = True
-        for other in others:
-            rows.drop(is_near & (rows.split == other), f"{SPLITS[other]} rows near a {SPLITS[guarded]} row")
+        for other in side.others:
+            rows.drop(is_near & (rows.split == other), side.reason.format(SPLITS[other], SPLITS[side.guarded]))
     return found
-
-
-def drop_containing_rows(rows: Rows, batches: Mapping[str, BatchRows], share: float, seed: int) -> None:
-    """Leave out rows that contain the text of a row of a split that goes before theirs.
-
-    Args:
-        rows: the rows of all batches.
-        batches: where their texts are.
-        share: least share of the contained text's shingles.
-        seed: of the shingles.
-    """
-    ordered = (batches[name] for name in sorted(batches))
-    chosen = join(minimizers(batch.texts(np.arange(len(batch.rows))), seed) for batch in ordered)
-    for guarded, others in _SIDES:
-        reference, candidates = np.flatnonzero(rows.split == guarded), np.flatnonzero(np.isin(rows.split, others))
-        search = ContainmentSearch(chosen, reference, candidates, share)
-        contains = np.zeros(len(rows), bool)
-        contains[search.run(shingle_sets(_read_texts(rows, batches, search.rows), seed))] = True
-        for other in others:
-            rows.drop(contains & (rows.split == other), f"{SPLITS[other]} rows that contain a {SPLITS[guarded]} row")
 
 
 def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray) -> pa.ChunkedArray:

@@ -7,7 +7,7 @@ numpy. Where a script has no spaces, a shingle is three Chinese characters, or f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ BLOCK_ROWS = 1 << (64 - HASH_BITS)
 #: Rows sorted at once: fewer, so that they fit a core's cache.
 SORTED_ROWS = 1_024
 #: Consecutive shingles of which one is a minimizer; a power of 2.
-WINDOW = 16
+WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -68,28 +68,41 @@ class Minimizers:
     values: np.ndarray
     counts: np.ndarray
 
+    @property
+    def offsets(self) -> np.ndarray:
+        """Place of each text's first one."""
+        return np.cumsum(self.counts) - self.counts
+
 
 def shingle_sets(texts: pa.Array | pa.ChunkedArray, seed: int) -> ShingleSets:
     """Return each text's set of word shingles, hashed to `HASH_BITS` bits under a seed.
 
     A text of fewer than three words is one shingle; one without a word is compared as a whole.
     """
-    values, sizes = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for shingles, row, block in _shingles(texts, seed):
-        found, number = _distinct(shingles, row, len(block))
-        values.append(found)
-        sizes.append(number)
-    return ShingleSets(np.concatenate(values), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]))
+    return _as_sets([_distinct(shingles, row, len(block)) for shingles, row, block in _shingles(texts, seed)])
 
 
-def minimizers(texts: pa.Array | pa.ChunkedArray, seed: int) -> Minimizers:
-    """Return the minimizers of texts, of the shingles that `shingle_sets` has as sets."""
-    values, counts = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
+def sets_and_minimizers(texts: pa.Array | pa.ChunkedArray, seed: int) -> tuple[ShingleSets, Minimizers]:
+    """Return the shingle sets of texts, and the minimizers of the same shingles."""
+    sets, chosen = [], []
     for shingles, row, block in _shingles(texts, seed):
-        found, number = _least(shingles, row, len(block))
-        values.append(found)
-        counts.append(number)
-    return Minimizers(np.concatenate(values), np.concatenate(counts))
+        chosen.append(_least(shingles, row, len(block)))
+        sets.append(_distinct(shingles, row, len(block)))
+    return _as_sets(sets), join(chosen)
+
+
+def join(parts: Iterable[Minimizers]) -> Minimizers:
+    """Return the minimizers of several lists of texts as one."""
+    none = Minimizers(np.zeros(0, np.uint32), np.zeros(0, np.int64))
+    found = [none, *parts]
+    return Minimizers(np.concatenate([part.values for part in found]), np.concatenate([part.counts for part in found]))
+
+
+def _as_sets(parts: list[tuple[np.ndarray, np.ndarray]]) -> ShingleSets:
+    """Return sets of lists of texts, given as values and sizes, as one."""
+    values = [np.zeros(0, np.uint64), *(values for values, _ in parts)]
+    sizes = [np.zeros(1, np.int64), *(sizes for _, sizes in parts)]
+    return ShingleSets(np.concatenate(values), np.cumsum(np.concatenate(sizes)))
 
 
 def _shingles(texts: pa.Array | pa.ChunkedArray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Array]]:
@@ -153,8 +166,8 @@ def _distinct(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.
     return packed & np.uint64((1 << HASH_BITS) - 1), sizes
 
 
-def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct least hashes of all windows of each row, ascending, and how many they are."""
+def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> Minimizers:
+    """Return the distinct least hashes of all windows of each row, ascending."""
     least, size = (shingles >> np.uint64(HASH_BITS - 32)) | (row << np.uint64(32)), 1
     # A window that reaches over two rows has the least of the first one: it is left out below.
     while size < WINDOW:
@@ -164,7 +177,7 @@ def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.nda
     least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
     least.sort()
     least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
-    return least.astype(np.uint32), np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows)
+    return Minimizers(least.astype(np.uint32), np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows))
 
 
 def mix(values: np.ndarray) -> np.ndarray:

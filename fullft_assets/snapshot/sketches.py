@@ -6,7 +6,7 @@ batches are read only where they are a candidate for a pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,31 +16,42 @@ import numpy as np
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
-from fullft_assets.snapshot.minhash import Sketches, band_rows, sketch
+from fullft_assets.snapshot.minhash import BLOCK_TEXTS, Sketches, band_rows, concatenate, sketch_sets
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
+from fullft_assets.snapshot.shingles import Minimizers, join, sets_and_minimizers
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = "2"
+VERSION = "3"
 STAGE = "near_duplicate_index"
 SCREENED = "screened_examples"
 
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """What is kept of a batch's rows: their place in the split ([n] float64) and the sketches of their texts."""
+    """What is kept of a batch's rows: their place in the split ([n] float64), the sketches of their texts and the minimizers of them."""
 
     places: np.ndarray
     sketches: Sketches
+    minimizers: Minimizers
 
 
 def build(rows: pa.Table, similarity: float, seed: int) -> BatchIndex:
     """Return the index of rows with `text`, `text_hash` and `group`."""
-    return BatchIndex(places(rows, seed), sketch(rows["text"], similarity, seed))
+    chosen: list[Minimizers] = []
+
+    def made() -> Iterator[Sketches]:
+        for start in range(0, max(1, len(rows)), BLOCK_TEXTS):
+            sets, found = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
+            chosen.append(found)
+            yield sketch_sets(sets, similarity)
+
+    made_of_all = concatenate(made(), len(rows))
+    return BatchIndex(places(rows, seed), made_of_all, join(chosen))
 
 
 def places(rows: pa.Table, seed: int) -> np.ndarray:
@@ -59,7 +70,9 @@ def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed:
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"])
         index = build(rows, similarity, seed)
-        for name, values in {"places": index.places, **vars(index.sketches)}.items():
+        arrays = {"places": index.places, **vars(index.sketches)}
+        arrays |= {"minimizers": index.minimizers.values, "num_minimizers": index.minimizers.counts.astype(np.uint32)}
+        for name, values in arrays.items():
             np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
         batch = ExamplesMetadata.of(examples).batch
         return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows), num_bands=len(index.sketches.bands)).as_dict(), []
@@ -84,6 +97,12 @@ def read_places(folder: Path) -> np.ndarray:
 def read_sketches(folder: Path) -> Sketches:
     """Map the sketches in the folder of an index; they take memory as they are read, until they are let go."""
     return Sketches(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False) for field in fields(Sketches)})
+
+
+def read_minimizers(folder: Path) -> Minimizers:
+    """Map the minimizers in the folder of an index."""
+    counts = np.load(folder / "num_minimizers.npy", allow_pickle=False)
+    return Minimizers(np.load(folder / "minimizers.npy", mmap_mode="r", allow_pickle=False), counts.astype(np.int64))
 
 
 def ensure_screened(

@@ -27,7 +27,7 @@ from fullft_assets.snapshot.draws import cap_held_out, subsample
 from fullft_assets.snapshot.group_splits import GroupSplits
 from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_common, labels_of, rare_labels, require_rows
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_rows import drop_containing_rows, drop_near_duplicates
+from fullft_assets.snapshot.near_rows import drop_near_and_contained
 from fullft_assets.snapshot.set_aside import SetAside
 from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome
@@ -166,9 +166,7 @@ def _split(
         _drop_once_held_out(rows)
         _drop_overlaps(rows, batches)
         # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any of them never trains.
-        verdicts = drop_near_duplicates(rows, batches, settings, seed, verdicts)
-        if settings.contained_share is not None:
-            drop_containing_rows(rows, batches, settings.contained_share, seed)
+        verdicts = drop_near_and_contained(rows, batches, settings, seed, verdicts)
         if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(_with_every_side(rows, labels.of(rows.kept), groups), rows.group):
             break
     return num_copies, verdicts

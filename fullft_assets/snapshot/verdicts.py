@@ -8,13 +8,14 @@ hash of their shingle set (`Sketches.sets`). With or without verdicts a search f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from fullft_assets.errors import StoreError
+from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.near_duplicates import ReadSets, positions
 from fullft_assets.snapshot.shingles import ShingleSets
 from fullft_assets.store import Manifest, Store
@@ -30,12 +31,29 @@ class Verdicts:
         reference, candidates: the texts on both sides.
         near: the candidates that are near to a reference text.
         partner: one reference text for each of `near`.
+        common: minimizers that were in too many texts to count, where the search is for texts inside others.
     """
 
     reference: np.ndarray
     candidates: np.ndarray
     near: np.ndarray
     partner: np.ndarray
+    common: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
+
+    def hold_under(self, common: np.ndarray) -> bool:
+        """Return whether they hold now that these are the common minimizers: as long as none came to count again, its texts being gone."""
+        return bool(positions(common, self.common)[0].all())
+
+    def under(self, common: np.ndarray, still: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdicts:
+        """Return what holds of them where these minimizers are common.
+
+        `still`: returns of texts and partners, by name, which pairs are near as well. What else was near has no verdict.
+        """
+        if len(common) == len(self.common):
+            return self
+        kept = still(self.near, self.partner)
+        left = np.setdiff1d(self.candidates, self.near[~kept], assume_unique=True)
+        return replace(self, candidates=left, near=self.near[kept], partner=self.partner[kept], common=common)
 
 
 class Search(Protocol):
@@ -54,6 +72,17 @@ class Names:
     def __init__(self, sets: np.ndarray):
         self.of_rows = sets
         self._distinct, self._number = np.unique(sets, return_inverse=True)
+
+    def any_row(self) -> np.ndarray:
+        """Return one row of each name."""
+        rows = np.empty(len(self._distinct), np.int64)
+        rows[self._number] = np.arange(len(self._number))
+        return rows
+
+    def find(self, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which names have a row, and one row of each of these."""
+        is_here, place = positions(self._distinct, names)
+        return is_here, self.any_row()[place[is_here]]
 
     def are_in(self, names: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return which rows have one of some names (ascending)."""
@@ -146,10 +175,10 @@ def save(verdicts: Mapping[str, Verdicts], folder: Path) -> None:
     np.savez(folder / FILE, **arrays)
 
 
-def of_earlier_snapshot(store: Store, case: str, *, version: str, similarity: float, seed: int) -> dict[str, Verdicts]:
+def of_earlier_snapshot(store: Store, case: str, version: str, settings: SnapshotSettings, seed: int) -> dict[str, Verdicts]:
     """Return the verdicts of the newest whole snapshot that compared texts in the same way; none where there is no such snapshot."""
     for manifest in reversed(store.artifacts(case, "training_snapshot")):
-        if _compares_alike(manifest, version, similarity, seed):
+        if _compares_alike(manifest, version, settings, seed):
             try:
                 folder = store.folder(manifest)
             except StoreError:
@@ -157,11 +186,12 @@ def of_earlier_snapshot(store: Store, case: str, *, version: str, similarity: fl
                 continue
             with np.load(folder / FILE, allow_pickle=False) as arrays:
                 names = {name.partition("/")[0] for name in arrays.files}
-                return {name: Verdicts(**{field.name: arrays[f"{name}/{field.name}"] for field in fields(Verdicts)}) for name in names}
+                return {name: Verdicts(**{each.name: arrays[f"{name}/{each.name}"] for each in fields(Verdicts)}) for name in names}
     return {}
 
 
-def _compares_alike(manifest: Manifest, version: str, similarity: float, seed: int) -> bool:
+def _compares_alike(manifest: Manifest, version: str, settings: SnapshotSettings, seed: int) -> bool:
+    made = {name: getattr(settings, name) for name in ("near_duplicate_similarity", "contained_share")}
+    alike = (manifest.version, manifest.seed) == (version, seed) and made.items() <= manifest.settings.items()
     # An erasure removes the file.
-    alike = (manifest.version, manifest.seed, manifest.settings.get("near_duplicate_similarity")) == (version, seed, similarity)
     return alike and FILE in manifest.files
