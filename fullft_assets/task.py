@@ -117,6 +117,10 @@ METRICS: Registry[Any] = Registry(
         "token_accuracy": "fullft_assets.evaluation.metrics.tokens:TOKEN_ACCURACY",
         "perplexity": "fullft_assets.evaluation.metrics.tokens:PERPLEXITY",
         "matthews_corrcoef": "fullft_assets.evaluation.metrics.labels:MATTHEWS_CORRCOEF",
+        "weighted_f1": "fullft_assets.evaluation.metrics.labels:WEIGHTED_F1",
+        "auroc": "fullft_assets.evaluation.metrics.probabilities:AUROC",
+        "brier": "fullft_assets.evaluation.metrics.probabilities:BRIER",
+        "log_loss": "fullft_assets.evaluation.metrics.probabilities:LOG_LOSS",
     },
 )
 #: Subclasses of `tasks.baseline.Baseline`.

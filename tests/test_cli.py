@@ -27,7 +27,7 @@ def test_help_names_each_command(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("run", "check", "ingest", "report", "prepare", "predict", "rollback"))
+    assert all(command in text for command in ("run", "check", "ingest", "report", "verify", "prepare", "predict", "rollback"))
 
 
 def test_make_check_prints_what_a_newcomer_needs():
@@ -129,5 +129,6 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
     found = project.fullft("report", "letters", "data")
     assert (found.returncode, found.stdout) == (0, f"{page}\n")
     assert Path(page).read_text(encoding="utf-8").startswith("<!doctype html>")
-    none = project.fullft("report", "letters")
-    assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")
+    for command in ("report", "verify"):
+        none = project.fullft(command, "letters")
+        assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")

@@ -336,6 +336,12 @@ class TestWeights:
         assert found.score.estimate == pytest.approx((2 * 20 / 44 + 1 + 1) / 3)
         assert any("1 labels have too few test groups to be measured; together their F1 is 0.000" in said for said in found.measured_on)
 
+    @pytest.mark.parametrize("rows", range(1, 12))
+    def test_five_groups_are_enough_whatever_their_rows(self, rows):
+        index = np.repeat(np.arange(5), rows)
+        weights = 1 / np.minimum(np.bincount(index), 10)[index]
+        assert comparison.measurable_labels(np.ones((len(index), 1)), index, 5, weights).all()
+
     def test_rows_of_one_group_do_not_make_a_label_measurable(self):
         labels = np.array([0, 1] * 20 + [2] * 12)
         groups = [*(str(n) for n in range(40)), *["x"] * 6, *["y"] * 6]

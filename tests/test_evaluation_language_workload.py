@@ -50,6 +50,7 @@ class Lab:
             rows=150,
             chunks={"max_windows": None if task == "sft" else 2},
             snapshot={"min_train_rows": 10, "test_share": 0.25},
+            release={"min_effective_groups": 5},
         )
         self.model = self.prepared.base_model
         self.store, self.snapshot = self.prepared.store, self.prepared.snapshot
@@ -160,10 +161,15 @@ def test_scores_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, 
         expected = losses_one_by_one(model, lab)
         assert table["num_tokens"] == [count for _, count in expected]
         assert table[f"loss_{name}"] == pytest.approx([loss for loss, _ in expected], rel=1e-3)  # bf16 where the CPU has it
-    total, count = sum(table["loss_finetuned"]), sum(table["num_tokens"])
-    assert report.metadata["token_probability"] == pytest.approx(np.exp(-total / count))
-    assert report.metadata["perplexity"] == pytest.approx(np.exp(total / count))
-    assert report.metadata["num_test_tokens"] == count
+        assert table[f"num_tokens_{name}"] == table["num_tokens"]
+        assert all(0 <= right <= count for right, count in zip(table[f"num_right_{name}"], table["num_tokens"], strict=True))
+    # A group counts once, and a document as many tokens as nine in ten have.
+    counts, losses = np.array(table["num_tokens"]), np.array(table["loss_finetuned"])
+    weights = np.array([1 / min(table["group"].count(group), 10) for group in table["group"]])
+    mean = np.average(losses / counts, weights=weights * np.minimum(counts, round(np.quantile(counts, 0.9))))
+    assert report.metadata["token_probability"] == pytest.approx(np.exp(-mean))
+    assert report.metadata["perplexity"] == pytest.approx(np.exp(mean))
+    assert report.metadata["num_test_tokens"] == counts.sum()
 
 
 def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, report: Manifest) -> None:

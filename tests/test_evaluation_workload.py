@@ -203,7 +203,8 @@ def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_excluded(lab, c
 
 def test_predictions_recompute_the_headline(lab, report):
     table = pq.read_table(lab.store.folder(report) / "predictions.parquet")
-    assert table.column_names == ["id", "label", "predicted", "probability", "group"]
+    systems = ["", "majority.", "tfidf.", "frozen_probe."]
+    assert table.column_names == ["id", "label", "group", *(f"{name}{what}" for name in systems for what in ("predicted", "probability"))]
     rows = table.to_pydict()
     assert rows["id"] == lab.test.ids
     assert rows["label"] == [lab.labels[i] for i in lab.test.labels]
@@ -215,6 +216,7 @@ def test_predictions_recompute_the_headline(lab, report):
     assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (len(lab.test), len(set(lab.test.groups)))
     tfidf = Tfidf.load(lab.store.folder(lab.baselines), lab.context).predict(lab.test).argmax(1)
     assert report.metadata["tfidf_macro_f1"] == pytest.approx(f1_score(lab.test.labels, tfidf, average="macro", sample_weight=weights))
+    assert rows["tfidf.predicted"] == [lab.labels[i] for i in tfidf]
 
 
 def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report):

@@ -101,7 +101,8 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
     assert "| label | threshold | precision | recall | F1 | given | test rows |" in card and "subset accuracy" in card
     assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
     rows = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
-    assert rows.column_names == ["id", "labels", "predicted", "group"]
+    systems = ("label_shares", "tfidf", "frozen_probe")
+    assert rows.column_names == ["id", "labels", "group", "predicted", *(f"{name}.predicted" for name in systems)]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`fullft`: run, check, ingest, report, prepare, files, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
+"""`fullft`: run, check, ingest, report, verify, prepare, files, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
 
 import argparse
 import os
@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
     report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
     report.add_argument("--open", action="store_true", help="open it in the browser, too")
+    verified = add("verify", _verify, "Recompute an evaluation's numbers from its predictions and the snapshot; name those that differ.")
+    verified.add_argument("--report", metavar="REF", help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)")
     prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
     prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
     files = add("files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`.")
@@ -130,6 +132,22 @@ def _report(parsed: argparse.Namespace) -> int:
 
         webbrowser.open(page.as_uri())
     return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from fullft_assets.evaluation.verification import verify
+    from fullft_assets.resources import latest
+
+    use_case = _load(parsed)
+    name, store = use_case.name, _store(use_case)
+    report = store.load(parsed.report) if parsed.report else latest(store, name, "evaluation_report")
+    if report is None:
+        raise FullftError(f"{name} has no evaluation report yet; `fullft run {name}` writes one")
+    if report.stage != "evaluation_report":
+        raise FullftError(f"{parsed.report}: this is a {report.stage}; give {name}/evaluation_report/KEY/ATTEMPT")
+    found = verify(store, report)
+    print("\n".join(found.lines))
+    return 1 if found.differences else 0
 
 
 def _check(parsed: argparse.Namespace) -> int:

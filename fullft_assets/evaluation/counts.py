@@ -13,8 +13,12 @@ import numpy as np
 def macro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Mean F1 [resamples] over the labels that occur in each resample; 0 where none does."""
     occurs = true > 0
-    f1 = np.divide(2 * found, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=occurs)
-    return ratio(f1.sum(axis=1), occurs.sum(axis=1))
+    return ratio(_f1(found, true, predicted).sum(axis=1), occurs.sum(axis=1))
+
+
+def weighted_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Mean F1 [resamples] over the labels, weighted by how often each occurs; 0 where none does."""
+    return ratio((_f1(found, true, predicted) * true).sum(axis=1), true.sum(axis=1))
 
 
 def micro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -32,3 +36,7 @@ def by_group(values: np.ndarray, index: np.ndarray, num_groups: int) -> np.ndarr
 def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Return part / total, 0 where the total is 0."""
     return np.divide(part, total, out=np.zeros(np.shape(total), np.float64), where=np.asarray(total) > 0)
+
+
+def _f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return np.divide(2 * found, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=true > 0)

@@ -37,7 +37,7 @@ class EvaluationResult:
 
     Attributes:
         headline: of the fine-tuned model, for the manifest's metadata; no text of a row.
-        rows: one a test row, with `id` and `group`; no text either.
+        rows: one a test row, with `id`, `group` and what each system predicted of it (see `column_of`); no text either.
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
     """
 
@@ -123,6 +123,11 @@ class EvaluationContext:
         artifact, added_tokens = self.inputs["cheaper_baselines"], self.job.settings.chunks.added_tokens
         context = BaselineContext(self.base_model, self.baseline_labels, self.progress, added_tokens, tokenization)
         return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
+
+
+def column_of(system: str, what: str) -> str:
+    """Return the column of `EvaluationResult.rows` with what a system predicted; the fine-tuned model's is named by that alone."""
+    return what if system == FINETUNED else f"{system}.{what}"
 
 
 def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:

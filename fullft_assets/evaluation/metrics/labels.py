@@ -17,18 +17,33 @@ _LABELLED = ("classification", "multi_label", "token_classification")
 _COUNTS = ("found", "true", "given")
 
 
-class MacroF1(SummedMetric):
-    """Unweighted mean of the F1 of each label that occurs in the truth, of the measurable ones where predictions say which these are."""
+class _MeanF1(SummedMetric):
+    """A mean of the F1 of each label, of the measurable ones where predictions say which these are."""
 
-    name, title, tasks = "macro_f1", "macro-F1", _LABELLED
+    tasks = _LABELLED
     summed = _COUNTS
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         tables = super().count(predictions)
         return tables if predictions.measurable is None else tuple(table[:, predictions.measurable] for table in tables)
 
+
+class MacroF1(_MeanF1):
+    """Unweighted mean of the F1 of each measurable label that occurs in the truth."""
+
+    name, title = "macro_f1", "macro-F1"
+
     def score(self, *sums: np.ndarray) -> np.ndarray:
         return counts.macro_f1(*sums)
+
+
+class WeightedF1(_MeanF1):
+    """Mean of the F1 of each measurable label, weighted by how often it occurs in the truth."""
+
+    name, title = "weighted_f1", "weighted F1"
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        return counts.weighted_f1(*sums)
 
 
 class MicroF1(SummedMetric):
@@ -84,4 +99,5 @@ class MatthewsCorrelation(SummedMetric):
         return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(rows)), where=spread > 0)
 
 
-MACRO_F1, MICRO_F1, ACCURACY, SUBSET_ACCURACY, MATTHEWS_CORRCOEF = MacroF1(), MicroF1(), Accuracy(), SubsetAccuracy(), MatthewsCorrelation()
+MACRO_F1, WEIGHTED_F1, MICRO_F1, MATTHEWS_CORRCOEF = MacroF1(), WeightedF1(), MicroF1(), MatthewsCorrelation()
+ACCURACY, SUBSET_ACCURACY = Accuracy(), SubsetAccuracy()

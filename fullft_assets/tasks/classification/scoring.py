@@ -18,7 +18,7 @@ from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.classification import assessment, evaluate_metrics
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, pick_rows, shared_labels
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -28,7 +28,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     found = assessment.assess(test.labels, probabilities, test.groups, labels, context.comparison(test))
     tuned = probabilities[FINETUNED]
     headline = {**found.headline, **evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins)}
-    return EvaluationResult(found, headline, _rows(test, tuned, labels), _pick_answers(test, probabilities, found, settings.seed))
+    return EvaluationResult(found, headline, _rows(test, probabilities, labels), _pick_answers(test, probabilities, found, settings.seed))
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -84,12 +84,9 @@ def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list
     return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(test.texts)
 
 
-def _rows(test: Split, probabilities: np.ndarray, labels: list[str]) -> pa.Table:
-    columns = {
-        "id": test.ids,
-        "label": [labels[i] for i in test.labels],
-        "predicted": [labels[i] for i in probabilities.argmax(axis=1)],
-        "probability": probabilities.max(axis=1).astype(np.float32),
-        "group": test.groups,
-    }
+def _rows(test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]) -> pa.Table:
+    columns = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
+    for name, found in probabilities.items():
+        columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
+        columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
     return pa.table(columns)

@@ -185,4 +185,6 @@ def _headline(found: LanguageEvaluation) -> dict[str, object]:
 def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
     columns = {"id": test.ids, "group": test.groups, "num_tokens": scores[BASE_MODEL].num_tokens}
     columns |= {f"loss_{name}": found.loss for name, found in scores.items()}
+    columns |= {f"num_tokens_{name}": found.num_tokens for name, found in scores.items()}
+    columns |= {f"num_right_{name}": found.num_right for name, found in scores.items() if found.num_right is not None}
     return pa.table(columns)

@@ -17,7 +17,7 @@ from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.classification.scoring import model_labels, windows_for
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, pick_rows, shared_labels
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
 from fullft_assets.tasks.multi_label import assessment
 from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
 from fullft_assets.tasks.multi_label.recipe import thresholds_file
@@ -53,7 +53,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     evaluation = assessment.assess(test.labels, decisions, test.groups, names, thresholds, context.comparison(test))
     headline = {**evaluation.headline, "labels_a_row": evaluation.labels_a_row, "labels_without_test_rows": evaluation.unmeasured}
     answers = _pick_answers(test, decisions, evaluation, context.job.settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, decisions[FINETUNED], names), answers)
+    return EvaluationResult(evaluation, headline, _rows(test, decisions, names), answers)
 
 
 def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
@@ -98,11 +98,9 @@ def _named(row: np.ndarray, names: list[str]) -> list[str]:
     return [names[i] for i in np.flatnonzero(row)]
 
 
-def _rows(test: Split, decided: np.ndarray, names: list[str]) -> pa.Table:
-    columns = {
-        "id": test.ids,
-        "labels": [_named(row, names) for row in test.labels],
-        "predicted": [_named(row, names) for row in decided],
-        "group": test.groups,
-    }
+def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> pa.Table:
+    lists = pa.list_(pa.string())
+    columns = {"id": test.ids, "labels": pa.array([_named(row, names) for row in test.labels], lists), "group": test.groups}
+    for name, decided in decisions.items():
+        columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
     return pa.table(columns)

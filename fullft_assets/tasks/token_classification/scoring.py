@@ -13,7 +13,7 @@ from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.evaluation import FINETUNED
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, pick_rows, shared_labels
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span, SpanEvaluation
 from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder, normal, tags_of
@@ -21,6 +21,7 @@ from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, fin
 #: Characters of a test row that the report shows.
 _SHOWN_CHARACTERS = 400
 _SHOWN_SPANS = 8
+_SPANS = pa.list_(pa.struct({"start": pa.int64(), "end": pa.int64(), "label": pa.string()}))
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -40,7 +41,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         **evaluation.errors.model_dump(),
     }
     examples = _pick_answers(test, truth, found, evaluation, settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, truth, found[FINETUNED]), examples)
+    return EvaluationResult(evaluation, headline, _rows(test, truth, found, right, num_tokens, names), examples)
 
 
 def _find_all(context: EvaluationContext, test: Split, names: list[str], tokenization: Tokenization) -> dict[str, list[list[Span]]]:
@@ -108,12 +109,19 @@ def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
     return "; ".join(shown[:_SHOWN_SPANS]) + more if shown else "none"
 
 
-def _rows(test: Split, truth: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]]) -> pa.Table:
-    columns = {
-        "id": test.ids,
-        "num_spans": [len(set(row)) for row in truth],
-        "num_predicted": [len(set(row)) for row in found],
-        "num_right": [len(set(true) & set(row)) for true, row in zip(truth, found, strict=True)],
-        "group": test.groups,
-    }
+def _rows(
+    test: Split,
+    truth: Sequence[Sequence[Span]],
+    found: Mapping[str, Sequence[Sequence[Span]]],
+    right_tokens: Mapping[str, np.ndarray],
+    num_tokens: np.ndarray,
+    names: Sequence[str],
+) -> pa.Table:
+    columns = {"id": test.ids, "num_spans": [len(set(row)) for row in truth], "num_tokens": num_tokens, "group": test.groups}
+    for name, spans in found.items():
+        predicted = [[{"start": start, "end": end, "label": names[label]} for start, end, label in sorted(set(row))] for row in spans]
+        columns[column_of(name, "predicted")] = pa.array(predicted, _SPANS)
+        columns[column_of(name, "num_predicted")] = [len(row) for row in predicted]
+        columns[column_of(name, "num_right")] = [len(set(true) & set(row)) for true, row in zip(truth, spans, strict=True)]
+        columns[column_of(name, "num_right_tokens")] = right_tokens[name]
     return pa.table(columns)

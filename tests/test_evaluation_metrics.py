@@ -1,0 +1,97 @@
+"""Metrics beside the tasks' own, against scikit-learn with the weights of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss, f1_score, log_loss, roc_auc_score
+
+from fullft_assets.evaluation import FINETUNED, Comparison
+from fullft_assets.evaluation.metrics import Predictions
+from fullft_assets.settings import EvaluationSettings
+from fullft_assets.task import METRICS
+from fullft_assets.tasks.classification import assessment
+
+pytestmark = pytest.mark.quick
+
+seeds = st.integers(0, 10_000)
+NUM_LABELS = 4
+
+
+def drawn(seed: int) -> Predictions:
+    """Rows with weights, with probabilities that often tie, and with a label that is not measurable."""
+    rng = np.random.default_rng(seed)
+    num_rows = int(rng.integers(2, 60))
+    labels = rng.integers(0, NUM_LABELS, num_rows)
+    probabilities = rng.integers(1, 5, (num_rows, NUM_LABELS)) + 2.0 * np.eye(NUM_LABELS)[labels]
+    found = assessment.predictions_of(labels, probabilities / probabilities.sum(1, keepdims=True), list("abcd"))
+    measurable = np.array([True, True, True, False])
+    return replace(found, weights=1 / rng.integers(1, 11, num_rows), measurable=measurable)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds)
+def test_weighted_f1(seed: int) -> None:
+    found = drawn(seed)
+    predicted, measurable = found.predicted.argmax(1), np.flatnonzero(found.measurable)
+    expected = f1_score(found.truth, predicted, labels=measurable, average="weighted", sample_weight=found.weights, zero_division=0)
+    assert METRICS.get("weighted_f1").compute(found) == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds)
+def test_auroc(seed: int) -> None:
+    found = drawn(seed)
+    is_true = found.truth[:, None] == np.arange(NUM_LABELS)
+    has_curve = [label for label in range(3) if 0 < is_true[:, label].sum() < len(found.truth)]
+    areas = [roc_auc_score(is_true[:, label], found.predicted[:, label], sample_weight=found.weights) for label in has_curve]
+    assert METRICS.get("auroc").compute(found) == pytest.approx(np.mean(areas) if areas else 0.5)
+
+
+def test_ties_count_half() -> None:
+    labels = np.array([0, 0, 1, 1])
+    same = assessment.predictions_of(labels, np.full((4, 2), 0.5), ["a", "b"])
+    assert METRICS.get("auroc").compute(same) == 0.5
+    one_tie = np.array([0.9, 0.5, 0.5, 0.1])
+    # Three of four pairs are in order, and one ties.
+    assert METRICS.get("auroc").compute(assessment.predictions_of(labels, np.stack([one_tie, 1 - one_tie], 1), ["a", "b"])) == 3.5 / 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds)
+def test_brier_and_log_loss(seed: int) -> None:
+    found = drawn(seed)
+    options = {"sample_weight": found.weights, "labels": range(NUM_LABELS)}
+    assert METRICS.get("log_loss").compute(found) == pytest.approx(log_loss(found.truth, found.predicted, **options))
+    expected = brier_score_loss(found.truth, found.predicted, scale_by_half=False, **options)
+    assert METRICS.get("brier").compute(found) == pytest.approx(expected)
+
+
+def test_a_label_that_was_ruled_out_costs_as_much_as_in_scikit_learn() -> None:
+    labels, probabilities = np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]])
+    found = METRICS.get("log_loss").compute(assessment.predictions_of(labels, probabilities, ["a", "b"]))
+    assert found == pytest.approx(log_loss(labels, probabilities))
+    # In single precision a sum may be above 1, and so the distance above its bound.
+    above = assessment.predictions_of(np.array([0]), np.array([[0.0, 1.0000002]]), ["a", "b"])
+    assert METRICS.get("brier").require_in_bounds(METRICS.get("brier").compute(above)) == 2.0
+
+
+def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.arange(60) % 3
+    sure, unsure = (0.2 + share * np.eye(3)[labels] + 0.1 * rng.random((60, 3)) for share in (1.0, 0.05))
+    systems = {name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))}
+    names = ["weighted_f1", "auroc", "brier", "log_loss"]
+    comparison = Comparison(EvaluationSettings(metrics=names, resamples=100), "macro_f1", 1, "classification")
+    found = assessment.assess(labels, systems, [f"g{row // 2}" for row in range(60)], list("abc"), comparison)
+    for name in names:
+        for score in found.columns[name].values():
+            assert score.low <= score.estimate <= score.high
+        is_lower = found.columns[name][FINETUNED].estimate < found.columns[name]["tfidf"].estimate
+        assert is_lower is not METRICS.get(name).higher_is_better
+    without = assessment.of_labels(labels, labels)
+    assert [METRICS.get(name).measures(without) for name in names] == [True, False, False, False]

@@ -1,0 +1,329 @@
+"""`fullft verify`: reports of each task as the evaluation writes them, then with one number, prediction or label changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fullft_assets.chunks import save_tokenizer
+from fullft_assets.cli import commands, main
+from fullft_assets.errors import DataError, StoreError
+from fullft_assets.evaluation.recomputation import Labels
+from fullft_assets.evaluation.verification import verify
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.resources import set_latest
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import Split
+from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import file_digest
+from fullft_assets.tasks.language import scoring
+from fullft_assets.workloads.evaluation import work
+from tests import licence_labels, manifests
+from tests import test_evaluation_language_workload as language
+from tests import test_evaluation_workload as classification
+from tests.checkpoint_metadata import checkpoint_metadata
+from tests.prepared import Prepared, prepare
+
+QUIET = Progress(silent=True)
+METRICS = ["weighted_f1", "matthews_corrcoef", "brier"]
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
+    """A report with a champion, with metrics that can be recomputed and one that cannot."""
+    lab = classification.Lab(tmp_path_factory.mktemp("mail"))
+    settings: UseCaseSettings = lab.use_case.settings
+    more = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"metrics": METRICS})})
+    candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
+    champion = lab.checkpoint("champion", classification.small_model(lab.labels, [1, 0, 2], head=["invoice", "letter", "order"]))
+    return lab.store, lab.evaluate(candidate, "verified", champion, more)
+
+
+def labelled(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], chunks: dict[str, Any]) -> tuple[Store, Manifest]:
+    """Return a report on an untrained model, whose baselines are trained."""
+    prepared = prepare(root, tiny=True, delivered=rows, examples=examples, chunks=chunks, snapshot={"test_share": 0.3})
+    recipe, settings, store = prepared.recipe, prepared.use_case.settings, prepared.store
+
+    def artifact(stage: str, fill: Callable[[Path], dict[str, Any]]) -> Manifest:
+        with store.create("letters", stage, "k1", version="1", seed=17) as draft:
+            return draft.commit(settings={"training": {"epochs": 1}}, inputs={}, metadata=fill(draft.path))
+
+    def baselines(folder: Path) -> dict[str, Any]:
+        return manifests.baselines(recipe.labels, {name: 0.5 for name, _ in recipe.score_baselines(settings.baselines, folder, QUIET)})
+
+    def checkpoint(folder: Path) -> dict[str, Any]:
+        model = recipe.load(settings.training)
+        recipe.finish(model, QUIET)
+        model.save_pretrained(folder / "model")
+        save_tokenizer(prepared.base_model, [], folder / "model")
+        return checkpoint_metadata(snapshot=prepared.snapshot.ref)
+
+    inputs = {
+        "training_snapshot": prepared.snapshot,
+        "finetuned_checkpoint": artifact("finetuned_checkpoint", checkpoint),
+        "cheaper_baselines": artifact("cheaper_baselines", baselines),
+        "pilot_run": artifact("pilot_run", lambda _: manifests.pilot([{"rows": 8, settings.primary_metric: 0.1}])),
+    }
+    return store, evaluated(prepared, inputs)
+
+
+def evaluated(prepared: Prepared, inputs: dict[str, Manifest]) -> Manifest:
+    job = prepared.job("evaluation_report", "verified")
+    job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
+    work(job, prepared.store, QUIET)
+    return prepared.store.find("letters", "evaluation_report", "verified")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
+    known = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
+    examples = {"label": "labels", "labels": known, "task": "multi_label", "group": "expression"}
+    rows = licence_labels.labelled_rows(240, known=set(known))
+    rows = [{**row, "labels": [] if number % 11 == 0 else row["labels"]} for number, row in enumerate(rows)]
+    return labelled(tmp_path_factory.mktemp("several"), examples, rows, {"max_windows": 1})
+
+
+@pytest.fixture(scope="module")
+def spanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
+    examples = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
+    rows = licence_labels.spanned_rows(240)
+    return labelled(tmp_path_factory.mktemp("spans"), examples, rows, {"max_tokens": 32, "max_windows": None, "stride": 4})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
+    root = tmp_path_factory.mktemp("language")
+    lab = language.Lab(root / "lab", "sft")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "MAX_NEW_TOKENS", 4)
+        return lab.store, lab.evaluate(lab.checkpoint("learned", lab.learn(root / "model", steps=2)), key="verified")
+
+
+REPORTS = ["classified", "several", "spanned", "written"]
+
+
+@pytest.fixture
+def copied(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, Manifest]:
+    """A store with a report that the test may change."""
+    store, report = request.getfixturevalue(request.param)
+    shutil.copytree(store.url, tmp_path / "store")
+    return Store(str(tmp_path / "store")), report
+
+
+def forge(store: Store, made: Manifest, name: str, change: Callable[[Path], None], **inputs: str) -> Manifest:
+    """Change a file of an artifact, and its manifest as if it had been written so: digests do not tell."""
+    path = Path(store.url, made.ref, name)
+    change(path)
+    entry = made.files[name].model_copy(update={"bytes": path.stat().st_size, "sha256": file_digest(path)})
+    made = made.model_copy(update={"files": {**made.files, name: entry}, "inputs": {**made.inputs, **inputs}})
+    Path(store.url, made.ref, "manifest.json").write_text(made.model_dump_json())
+    return made
+
+
+def with_value(column: str, row: int, value: Any) -> Callable[[Path], None]:
+    """Return a change of one cell of a parquet file."""
+
+    def change(path: Path) -> None:
+        table = pq.read_table(path)
+        values = table[column].to_pylist()
+        assert values[row] != value
+        values[row] = value
+        at = table.column_names.index(column)
+        pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
+
+    return change
+
+
+def with_number(*keys: str | int) -> Callable[[Path], None]:
+    """Return a change of one number of evaluation.json."""
+
+    def change(path: Path) -> None:
+        found = json.loads(path.read_text())
+        part = found
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] += 1 if isinstance(part[keys[-1]], int) else -1e-4
+        path.write_text(json.dumps(found))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("classified", ["brier"]), ("several", []), ("spanned", []), ("written", [])], ids=lambda value: str(value)
+)
+def test_a_report_as_it_was_written_verifies(request: pytest.FixtureRequest, name: str, most: list[str]) -> None:
+    found = verify(*request.getfixturevalue(name))
+    assert found.differences == [] and found.unverified == most
+    assert found.num_agreeing > 40
+    assert found.lines == [f"{found.num_agreeing:,} numbers agree", *(["not recomputed: brier"] if most else [])]
+
+
+def test_a_span_is_compared_without_the_space_around_it() -> None:
+    truth = Split(["d1"], ["by Ann Lee, "], np.zeros((1, 1), bool), ["g"], [[]], spans=[[(2, 10, 0), (10, 12, 0)]])
+    given = [{"label": "name", "start": 3, "end": 10}]
+    rows = {"group": ["g"], "num_spans": [2], "predicted": [given]}
+    assert Labels(rows, truth, ["name"], "spans").score("micro_f1", "finetuned") == pytest.approx(2 / 3)
+    # Of a span of nothing but space there is nothing to find.
+    blank = replace(truth, texts=["by Ann Lee  "])
+    assert Labels(rows, blank, ["name"], "spans").score("micro_f1", "finetuned") == 1.0
+
+
+@pytest.mark.parametrize("copied", ["classified"], indirect=True)
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (("scores", "macro_f1", "tfidf", "estimate"), "macro_f1 of tfidf: stored "),
+        (("scores", "accuracy", "champion", "estimate"), "accuracy of champion: stored "),
+        (("scores", "weighted_f1", "finetuned", "estimate"), "weighted_f1 of finetuned: stored "),
+        (("gains", "accuracy", "majority", "estimate"), "gain in accuracy over majority: stored "),
+        (("num_test_groups",), "num_test_groups: stored "),
+        (("effective_groups",), "effective_groups: stored "),
+        (("measurable_labels",), "measurable_labels: stored 4, recomputed 3"),
+        (("per_label", 1, "f1"), "F1 of label 'letter': stored "),
+        (("calibration_error",), "calibration_error: stored "),
+        (("justification", "gain", "estimate"), "gain over the best baseline: stored "),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, str) else "-".join(map(str, value)),
+)
+def test_one_changed_number_is_found(copied: tuple[Store, Manifest], keys: tuple[str | int, ...], line: str) -> None:
+    store, report = copied
+    found = verify(store, forge(store, report, "evaluation.json", with_number(*keys)))
+    assert [text.startswith(line) for text in found.differences] == [True], found.differences
+
+
+@pytest.mark.parametrize("copied", ["classified"], indirect=True)
+def test_an_estimate_outside_of_its_interval_is_found(copied: tuple[Store, Manifest]) -> None:
+    store, report = copied
+
+    def change(path: Path) -> None:
+        found = json.loads(path.read_text())
+        score = found["scores"]["macro_f1"]["finetuned"]
+        score["low"] = score["high"]
+        path.write_text(json.dumps(found))
+
+    [line] = verify(store, forge(store, report, "evaluation.json", change)).differences
+    assert re.fullmatch(r"macro_f1 of finetuned: stored 0\.\d+ is not in its interval (0\.\d+) to \1", line)
+
+
+def a_hit(table: pa.Table, column: str) -> int:
+    """Return a row of which a system predicted something rightly; the first one for other columns."""
+    rows = table.to_pylist()
+    hits = {
+        "tfidf.predicted": lambda row: row["label"] == row[column],
+        "frozen_probe.predicted": lambda row: {*row["labels"]} & {*row[column]},
+        "dictionary.predicted": lambda row: row["dictionary.num_right"],
+    }
+    return next(number for number, row in enumerate(rows) if column not in hits or hits[column](row))
+
+
+@pytest.mark.parametrize(
+    ("copied", "column", "value", "lines"),
+    [
+        ("classified", "tfidf.predicted", "memo", ["macro_f1 of tfidf:", "accuracy of tfidf:"]),
+        ("classified", "probability", 0.999, ["calibration_error:"]),
+        ("classified", "group", "somebody", ["group of 1 rows, the first is row 0 of predictions.parquet: stored 'somebody'"]),
+        ("several", "frozen_probe.predicted", [], ["micro_f1 of frozen_probe:", "macro_f1 of frozen_probe:"]),
+        ("spanned", "dictionary.predicted", [], ["micro_f1 of dictionary:"]),
+        ("spanned", "token_probe.num_right_tokens", -5, ["token_accuracy of token_probe:"]),
+        ("written", "loss_base_model", 1.0, ["perplexity of base_model:", "token_probability of base_model:"]),
+        ("written", "num_right_finetuned", -9, ["token_accuracy of finetuned:"]),
+    ],
+    indirect=["copied"],
+)
+def test_one_changed_prediction_is_found(copied: tuple[Store, Manifest], column: str, value: Any, lines: list[str]) -> None:
+    store, report = copied
+    row = a_hit(pq.read_table(Path(store.url, report.ref, "predictions.parquet")), column)
+    found = verify(store, forge(store, report, "predictions.parquet", with_value(column, row, value)))
+    for line in lines:
+        assert any(text.startswith(line) for text in found.differences), found.differences
+
+
+@pytest.mark.parametrize(
+    ("copied", "column", "value"),
+    [("classified", "label", "order"), ("several", "labels", ["tag"]), ("spanned", "spans", [])],
+    indirect=["copied"],
+)
+def test_one_changed_label_of_the_snapshot_is_found(copied: tuple[Store, Manifest], column: str, value: Any) -> None:
+    store, report = copied
+    [snapshot] = store.artifacts(report.case, "training_snapshot")
+    rows = pq.read_table(store.folder(snapshot) / "index.parquet").select([column, "split"]).to_pylist()
+    row = next(n for n, found in enumerate(rows) if found["split"] == "test" and found[column] and found[column] != value)
+    snapshot = forge(store, snapshot, "index.parquet", with_value(column, row, value))
+    found = verify(store, forge(store, report, "evaluation.json", lambda _: None, training_snapshot=snapshot.content_digest))
+    stored = "num_spans" if column == "spans" else column
+    assert any(line.startswith(f"{stored} of 1 rows, the first is row ") for line in found.differences), found.differences
+    assert any("support of label" in line for line in found.differences)
+
+
+@pytest.mark.parametrize("copied", ["classified"], indirect=True)
+def test_files_and_models_other_than_the_report_names_are_found(copied: tuple[Store, Manifest]) -> None:
+    store, report = copied
+    checkpoint = store.load(report.metadata["checkpoint"])
+    path = Path(store.url, checkpoint.ref, "model", "config.json")
+    path.write_text(path.read_text().replace("absolute", "relative") if "absolute" in path.read_text() else path.read_text().swapcase())
+    [line] = verify(store, report).differences
+    assert line.startswith("digest of finetuned_checkpoint/model/config.json: stored ")
+    forge(store, checkpoint, "model/config.json", lambda _: None)
+    [line] = verify(store, report).differences
+    assert line.startswith("content of finetuned_checkpoint: stored ")
+    store.delete(store.load(report.metadata["incumbent"]))
+    assert [line.split(":")[0] for line in verify(store, report).differences] == ["content of finetuned_checkpoint", "champion"]
+
+
+@pytest.mark.parametrize("copied", ["classified"], indirect=True)
+def test_what_cannot_be_recomputed_says_why(copied: tuple[Store, Manifest]) -> None:
+    store, report = copied
+    rows = Path(store.url, report.ref, "predictions.parquet")
+    table = pq.read_table(rows)
+    without = forge(store, report, "predictions.parquet", lambda path: pq.write_table(table.slice(1), path))
+    assert "num_test_rows_left_out: stored 0, recomputed 1" in verify(store, without).differences
+    twice = forge(store, report, "predictions.parquet", lambda path: pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), path))
+    with pytest.raises(DataError, match="1 of [0-9]+ rows are no test rows of the snapshot, or are there twice; evaluate again"):
+        verify(store, twice)
+    older = forge(store, report, "predictions.parquet", lambda path: pq.write_table(table.drop(["tfidf.predicted"]), path))
+    with pytest.raises(DataError, match=r"there is no column tfidf\.predicted"):
+        verify(store, older)
+    forge(store, report, "predictions.parquet", lambda path: pq.write_table(table, path))
+    [snapshot] = store.artifacts(report.case, "training_snapshot")
+    rewritten = store.rewrite(snapshot, lambda folder: {})
+    pq.write_table(pq.read_table(store.folder(rewritten) / "index.parquet").slice(1), store.folder(rewritten) / "index.parquet")
+    moved = report.model_copy(update={"inputs": {**report.inputs, "training_snapshot": "gone"}})
+    with pytest.raises(StoreError, match=r"its snapshot \(content gone\) is not in the store"):
+        verify(store, moved)
+    forged = rewritten.model_copy(update={"metadata": {**rewritten.metadata, "replaces": ["gone"]}})
+    Path(store.url, forged.ref, "manifest.json").write_text(forged.model_dump_json())
+    with pytest.raises(DataError, match="rows of its snapshot were erased since"):
+        verify(store, moved)
+
+
+@pytest.mark.parametrize("copied", ["written"], indirect=True)
+def test_the_command_ends_with_1_where_a_number_differs(
+    copied: tuple[Store, Manifest], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, report = copied
+
+    class UseCase:
+        name = report.case
+
+    monkeypatch.setattr(commands, "_load", lambda parsed: UseCase)
+    monkeypatch.setattr(commands, "_store", lambda use_case: store)
+    command = ["verify", report.case, "--defs", "."]
+    assert main(command) == 1 and "has no evaluation report yet" in capsys.readouterr().err
+    set_latest(store, report.case, "evaluation_report", report, "all")
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith(" numbers agree\n")
+    forge(store, report, "evaluation.json", with_number("num_test_tokens"))
+    assert main([*command, "--report", report.ref]) == 1
+    assert capsys.readouterr().out.startswith("num_test_tokens: stored ")
+    assert main([*command, "--report", report.metadata["checkpoint"]]) == 1
+    assert "this is a finetuned_checkpoint; give letters/evaluation_report/KEY/ATTEMPT" in capsys.readouterr().err
