@@ -192,7 +192,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     graph.project.configure(release=lenient)
     assert graph.materialize(*judge).success
     assert champion(graph) == old.ref
-    card = (graph.store.folder(graph.latest("champion_model")) / "model_card.md").read_text()
+    card = (graph.store.folder(graph.latest("champion_model")) / "README.md").read_text()
     assert old.ref in card and graph.latest("training_snapshot").ref in card
 
     graph.project.configure(release={"min_gain_over_baselines": -1}, training={"learning_rate": "1e-6"})

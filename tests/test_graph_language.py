@@ -77,7 +77,7 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     report = latest(store, CASE, "evaluation_report")
     assert report.metadata["promote"] and report.metadata["primary_metric"] == "token_probability"
     assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
-    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
     assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
     isolation = "several documents each: documents that share a row of llama do not move one another ("
     assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()

