@@ -186,7 +186,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     lenient = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
     judge = ("evaluation_report", "champion_model")
     old = graph.latest("finetuned_checkpoint")
-    nothing = graph.project.fullft("rollback", CASE)
+    nothing = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert (nothing.returncode, nothing.stderr) == (1, "letters: no champion was promoted yet, so there is nothing to roll back\n")
 
     graph.project.configure(release=lenient)
@@ -213,11 +213,11 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     new = graph.latest("finetuned_checkpoint")
     assert champion(graph) == new.ref != old.ref
 
-    back = graph.project.fullft("rollback", CASE)
+    back = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert back.returncode == 0, back.stderr
     assert back.stdout.startswith(f"champion of letters is again {old.ref} ")
     assert champion(graph) == old.ref
-    refused = graph.project.fullft("rollback", CASE)
+    refused = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert "is the first champion" in refused.stderr
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.errors import GateError
+from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
@@ -255,21 +257,21 @@ def test_promote_and_roll_back(store):
         release.promote(store, "demo", champion(name))
     assert release.read_champion(store, "demo") == champion("c")
     assert release.read_champion(store, "other") is None
-    assert release.rollback(store, "demo") == champion("b") == release.read_champion(store, "demo")
+    assert release.rollback(store, "demo", reason="worse", by="run") == champion("b") == release.read_champion(store, "demo")
     # The one that was rolled back is not what a second rollback returns to.
-    assert release.rollback(store, "demo") == champion("a") == release.read_champion(store, "demo")
+    assert release.rollback(store, "demo", reason="worse", by="run") == champion("a") == release.read_champion(store, "demo")
     with pytest.raises(GateError, match="none before it to roll back to"):
-        release.rollback(store, "demo")
+        release.rollback(store, "demo", reason="worse", by="run")
     assert release.read_champion(store, "demo") == champion("a")
     assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [("b", True), ("c", True)]
 
 
 def test_nothing_to_roll_back(store):
     with pytest.raises(GateError, match="demo: no champion was promoted yet"):
-        release.rollback(store, "demo")
+        release.rollback(store, "demo", reason="worse", by="run")
     release.promote(store, "demo", champion("a"))
     with pytest.raises(GateError, match="is the first champion"):
-        release.rollback(store, "demo")
+        release.rollback(store, "demo", reason="worse", by="run")
 
 
 def test_promoting_the_champion_again_changes_nothing(store):
@@ -291,12 +293,12 @@ class Torn(Store):
 def test_a_torn_write_leaves_the_old_champion_and_history(store):
     for name in "ab":
         release.promote(store, "demo", champion(name))
-    for action in (lambda s: release.promote(s, "demo", champion("c")), lambda s: release.rollback(s, "demo")):
+    for action in (lambda s: release.promote(s, "demo", champion("c")), lambda s: release.rollback(s, "demo", reason="worse", by="run")):
         with pytest.raises(KeyboardInterrupt):
             action(Torn(store.url))
         assert release.read_champion(store, "demo") == champion("b")
         assert [r.champion for r in release.read_history(store, "demo")] == [champion("a")]
-    assert release.rollback(store, "demo") == champion("a")
+    assert release.rollback(store, "demo", reason="worse", by="run") == champion("a")
 
 
 def test_the_anchor_is_the_first_champion_that_was_not_rolled_back(store):
@@ -304,14 +306,14 @@ def test_the_anchor_is_the_first_champion_that_was_not_rolled_back(store):
     for name in "ab":
         release.promote(store, "demo", champion(name))
     assert release.read_anchor(store, "demo") == champion("a")
-    release.rollback(store, "demo")
+    release.rollback(store, "demo", reason="worse", by="run")
     assert release.read_anchor(store, "demo") == champion("a")
     for number in range(release.MAX_HISTORY + 5):
         release.promote(store, "demo", champion(str(number)))
     assert release.read_anchor(store, "demo") == champion("a")
     release.promote(store, "other", champion("x"))
     release.promote(store, "other", champion("y"))
-    release.rollback(store, "other")
+    release.rollback(store, "other", reason="worse", by="run")
     release.promote(store, "other", champion("z"))
     assert release.read_anchor(store, "other") == champion("x")
 
@@ -367,7 +369,11 @@ class Lab:
             "evaluation_report",
             name,
             manifests.evaluation(
-                checkpoint=checkpoint.ref, incumbent=against.champion, anchor=against.anchor, seed_runs=list(against.seed_runs)
+                checkpoint=checkpoint.ref,
+                incumbent=against.champion,
+                anchor=against.anchor,
+                seed_runs=list(against.seed_runs),
+                **evaluation.headline,
             ),
             inputs,
             files,
@@ -480,18 +486,187 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
     lab.publish(lab.report(first, evaluated(), "ra"), first)
     report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
     lab.publish(report, second)
-    release.rollback(lab.store, "demo")
+    release.rollback(lab.store, "demo", reason="worse", by="run")
     outcome, _ = lab.publish(report, second)
     assert outcome.kind == "kept"
     assert "was rolled back" in outcome.sentence
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 
+def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
+    record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
+    assert record is not None
+    assert record["sentence"] == release.recorded_outcome(lab.store, "demo", checkpoint.ref)
+    return record["outcome"], record["sentence"]
+
+
+class TestWhatIsSaidOfARelease:
+    """Outcome, decision pointer, card and metadata say the same, also where the report's verdict was not carried out."""
+
+    def test_promoted(self, lab):
+        first = lab.checkpoint("a")
+        report = lab.report(first, evaluated(), "ra")
+        for _ in range(2):
+            outcome, manifest = lab.publish(report, first)
+            metadata = release.ChampionMetadata.of(manifest)
+            sentence = "Promoted: every gate passed."
+            assert decision_on(lab, first) == ("promoted", sentence) and metadata.outcome == metadata.verdict == sentence
+            assert sentence in (lab.store.folder(manifest) / release.CARD).read_text()
+
+    def test_kept_though_every_gate_passed(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        old = lab.report(first, evaluated(), "ra")
+        lab.publish(lab.report(second, evaluated(), "rb"), second)
+        outcome, _ = lab.publish(old, first)
+        assert decision_on(lab, first) == ("kept", outcome.sentence) and outcome.sentence.startswith(
+            "Not promoted: the champion has changed"
+        )
+        assert decision_on(lab, second)[0] == "promoted"
+
+    def test_a_run_killed_after_the_promotion_is_recorded_by_the_next(self, lab, monkeypatch):
+        first = lab.checkpoint("a")
+        report = lab.report(first, evaluated(), "ra")
+        with monkeypatch.context() as patch:
+            patch.setattr(decision, "_record_outcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                lab.publish(report, first)
+        assert release.recorded_outcome(lab.store, "demo", first.ref) is None
+        assert lab.publish(report, first)[0].kind == "already_champion"
+        assert decision_on(lab, first) == ("promoted", "Promoted: every gate passed.")
+
+    def test_what_changes_between_question_and_promotion_counts(self, lab, monkeypatch):
+        """Here the champion is frozen while its successor's card is written."""
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        lab.publish(lab.report(first, evaluated(), "ra"), first)
+        report, write = lab.report(second, evaluated(over_champion=gained(0.02)), "rb"), decision.write_card
+
+        def write_and_freeze(*given, **more):
+            release.freeze(lab.store, "demo", reason="audit", by="run")
+            return write(*given, **more)
+
+        monkeypatch.setattr(decision, "write_card", write_and_freeze)
+        outcome, manifest = lab.publish(report, second)
+        assert (outcome.kind, manifest) == ("kept", None) and "the champion is frozen" in outcome.sentence
+        assert release.read_champion(lab.store, "demo").checkpoint == first.ref
+        assert decision_on(lab, second) == ("kept", outcome.sentence)
+
+
+class TestByHand:
+    def test_while_frozen_the_champion_stays_and_unfrozen_the_next_run_promotes(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        lab.publish(lab.report(first, evaluated(), "ra"), first)
+        release.freeze(lab.store, "demo", reason="audit\nuntil May", by="run-1")
+        report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
+        outcome, manifest = lab.publish(report, second)
+        assert (outcome.kind, manifest) == ("kept", None)
+        assert outcome.sentence == (
+            "Not promoted though every gate passed, since the champion is frozen. Frozen by hand (run-1): audit until May. "
+            "Run the job demo_unfreeze, then materialise champion_model again."
+        )
+        with pytest.raises(GateError, match=r"the champion is frozen already. Frozen by hand \(run-1\): audit until May"):
+            release.freeze(lab.store, "demo", reason="again", by="run-2")
+        release.unfreeze(lab.store, "demo", reason="audit done", by="run-3")
+        with pytest.raises(GateError, match="the champion is not frozen"):
+            release.unfreeze(lab.store, "demo", reason="again", by="run-4")
+        assert lab.publish(report, second)[0].kind == "promoted"
+        state = release.read_state(lab.store, "demo")
+        assert state is not None and state.frozen is None
+        assert [(each.action, each.by, each.after) for each in state.interventions] == [
+            ("unfreeze", "run-3", first.ref),
+            ("freeze", "run-1", first.ref),
+        ]
+
+    def test_a_freeze_outlives_what_people_do(self, lab, store):
+        for name in "ab":
+            release.promote(store, "demo", champion(name))
+        release.freeze(store, "demo", reason="audit", by="run")
+        release.rollback(store, "demo", reason="worse on Mondays", by="run-2")
+        release.promote(store, "demo", champion("c"), reason="needed")
+        state = release.read_state(store, "demo")
+        assert state is not None and state.frozen is not None and state.current == champion("c")
+        assert [(each.action, each.reason, each.by) for each in state.interventions] == [
+            ("promote", "needed", "r"),
+            ("rollback", "worse on Mondays", "run-2"),
+            ("freeze", "audit", "run"),
+        ]
+        assert (state.interventions[1].before, state.interventions[1].after) == (champion("b").checkpoint, champion("a").checkpoint)
+
+    def test_each_needs_a_reason_and_a_champion(self, store):
+        actions = (release.rollback, release.freeze, release.unfreeze)
+        for action in actions:
+            with pytest.raises(GateError, match="demo: no champion was promoted yet"):
+                action(store, "demo", reason="why", by="run")
+            with pytest.raises(GateError, match="reason: give one"):
+                action(store, "demo", reason=" \n", by="run")
+
+    def test_a_checkpoint_is_promoted_whatever_its_gates_say_and_its_card_says_so(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        lab.publish(lab.report(first, evaluated(), "ra"), first)
+        report = lab.report(second, evaluated(over_champion=gained(-0.2, -0.25, -0.15)), "rb")
+        assert lab.publish(report, second)[0].kind == "kept"
+        outcome, card = release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="the label `x` matters", by="run-7")
+        assert outcome.sentence.startswith(
+            "Promoted by hand (run-7): the label `x` matters. The gates said: Not promoted: gain over the champion"
+        )
+        metadata = release.ChampionMetadata.of(card)
+        assert metadata.outcome == outcome.sentence != metadata.verdict
+        assert decision_on(lab, second) == ("promoted", outcome.sentence)
+        text = (lab.store.folder(card) / release.CARD).read_text()
+        assert r"Promoted by hand (run-7): the label \`x\` matters." in text and "beats_champion: not passed" in text
+        state = release.read_state(lab.store, "demo")
+        assert state is not None and (state.checkpoint, state.run_id) == (second.ref, "run-7")
+        assert (state.interventions[0].before, state.interventions[0].after) == (first.ref, second.ref)
+        # A repeated run of the asset finds it, with the same card.
+        again, same = lab.publish(report, second)
+        assert (again.kind, same.ref) == ("already_champion", card.ref)
+        assert decision_on(lab, second) == ("promoted", outcome.sentence)
+        with pytest.raises(GateError, match="is the champion already"):
+            release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="again", by="run-8")
+        assert (
+            release.card_of(lab.store, "demo", release.rollback(lab.store, "demo", reason="worse", by="run")).metadata["checkpoint"]
+            == first.ref
+        )
+
+    def test_what_was_decided_first_stays_what_it_was_judged_against(self, lab):
+        first = lab.checkpoint("a")
+        lab.report(first, evaluated(score=0.2), "ra")
+        release.promote_by_hand(lab.store, lab.use_case, first.ref, reason="a start", by="run")
+        assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
+
+    def test_only_an_evaluated_checkpoint_of_the_use_case_is_promoted(self, lab):
+        never = lab.checkpoint("a")
+        for ref, problem in (
+            (never.ref, "was never evaluated"),
+            ("other/finetuned_checkpoint/a/1", "does not begin with demo/finetuned_checkpoint/"),
+            (lab.snapshot.ref, "does not begin with demo/finetuned_checkpoint/"),
+        ):
+            with pytest.raises(GateError, match=problem):
+                release.promote_by_hand(lab.store, lab.use_case, ref, reason="why", by="run")
+        with pytest.raises(StoreError, match="no such artifact"):
+            release.promote_by_hand(lab.store, lab.use_case, "demo/finetuned_checkpoint/gone/1", reason="why", by="run")
+        assert release.read_champion(lab.store, "demo") is None
+
+    @pytest.mark.heavy
+    def test_of_two_processes_that_promote_none_is_lost(self, store):
+        code = (
+            "import sys\nfrom fullft_assets import release\nfrom fullft_assets.store import Store\n"
+            "for n in range(20):\n"
+            "    champion = release.Champion(checkpoint=f'{sys.argv[2]}{n}', snapshot='s', evaluation='e', score=1, promoted_at=1, run_id='r')\n"
+            "    release.promote(Store(sys.argv[1]), 'demo', champion)\n"
+        )
+        processes = [subprocess.Popen([sys.executable, "-c", code, store.url, name]) for name in "ab"]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        state = release.read_state(store, "demo")
+        assert state is not None
+        seen = [state.checkpoint, *(past.champion.checkpoint for past in state.history)]
+        assert sorted(seen) == sorted(f"{name}{n}" for name in "ab" for n in range(20))
+
+
 def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):
     checkpoint = lab.checkpoint("a")
     report = lab.report(checkpoint, evaluated(), "ra")
     with monkeypatch.context() as patch:
-        patch.setattr(decision, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(decision, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             lab.publish(report, checkpoint)
     assert release.read_champion(lab.store, "demo") is None

@@ -12,6 +12,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.escaping import visible
 from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
+from fullft_assets.release.champion import Champion
 from fullft_assets.release.licence import stated_licence
 from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.snapshot import SnapshotMetadata
@@ -28,17 +29,26 @@ VERSION = "3"
 CARD = "README.md"
 
 
-def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest) -> Manifest:
-    """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written now unless it exists."""
+def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, by_hand: str | None = None) -> Manifest:
+    """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written now unless it exists.
+
+    Args:
+        by_hand: what the card says of the release where a person decided; None: the gates did.
+    """
     folder, settings = store.folder(report), use_case.settings
     evaluation, decision = read_evaluation((folder / "evaluation.json").read_bytes()), read_verdict(folder)
+    outcome = by_hand or decision.sentence
     base_licence = _base_licence(use_case, CheckpointMetadata.of(checkpoint).base_model)
 
     def write(draft: Draft) -> Outcome:
-        card = _render_card(store, use_case, report, checkpoint, evaluation, decision, base_licence)
+        card = _render_card(store, use_case, report, checkpoint, evaluation, decision, outcome, base_licence)
         (draft.path / CARD).write_text(card, encoding="utf-8")
         metadata = ChampionMetadata(
-            checkpoint=checkpoint.ref, score=evaluation.score.estimate, verdict=decision.sentence, model=f"{checkpoint.ref}/model"
+            checkpoint=checkpoint.ref,
+            score=evaluation.score.estimate,
+            verdict=decision.sentence,
+            outcome=outcome,
+            model=f"{checkpoint.ref}/model",
         )
         return metadata.as_dict(), []
 
@@ -47,10 +57,16 @@ def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Ma
         "champion_model",
         write,
         version=VERSION,
-        settings={**settings.release.model_dump(), "license": settings.release.license},
+        settings={**settings.release.model_dump(), "license": settings.release.license, "by_hand": by_hand},
         inputs={"finetuned_checkpoint": checkpoint.content_digest, "evaluation_report": report.content_digest},
         seed=settings.seed,
     )
+
+
+def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
+    """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
+    cards = store.artifacts(case, "champion_model")
+    return next((card for card in reversed(cards) if card.metadata["checkpoint"] == champion.checkpoint), None)
 
 
 def trained_weights(training: dict[str, Any], made: CheckpointMetadata) -> str:
@@ -85,6 +101,7 @@ def _render_card(
     checkpoint: Manifest,
     evaluation: Evaluation,
     decision: ReleaseVerdict,
+    outcome: str,
     base_licence: str | None,
 ) -> str:
     from fullft_assets.report import render
@@ -121,6 +138,7 @@ def _render_card(
         base_model=public_name(made.base_model),
         licences={"model": use_case.settings.release.license, "base": base_licence, "data": documents.attribution},
         decision=decision,
+        outcome=outcome,
         limits=evaluation.limits,
     )
     # A right-to-left mark in a label would turn around what follows it.
