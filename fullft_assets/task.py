@@ -65,6 +65,12 @@ class Task(ABC):
         """Annotators' answers that are rows of one id are compared over all batches; spans are compared within a batch alone."""
         return self.target in ("label", "labels")
 
+    @property
+    def pipeline_tag(self) -> str | None:
+        """What the Hugging Face hub calls this kind of task; None: it has no name for it."""
+        by_target = {"label": "text-classification", "labels": "text-classification", "spans": "token-classification"}
+        return by_target[self.target] if self.target is not None else "text-generation" if self.is_generative else None
+
     # What follows runs in processes that were launched. Its types lie in layers above this one, and are named in words.
 
     @abstractmethod

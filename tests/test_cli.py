@@ -110,7 +110,7 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
     environment = {name: value for name, value in project.env().items() if name != "DAGSTER_HOME"}
     (project.root / "dagster.yaml").write_text((project.home / "dagster.yaml").read_text())
     (project.home / "dagster.yaml").unlink()
-    command = [sys.executable, "-m", "fullft_assets.cli", "rollback", "letters"]
+    command = [sys.executable, "-m", "fullft_assets.cli", "rollback", "letters", "--reason", "worse"]
     done = subprocess.run(command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.stderr == "letters: no champion was promoted yet, so there is nothing to roll back\n"
     assert os.readlink(project.home / "dagster.yaml") == str(project.root / "dagster.yaml")

@@ -186,13 +186,13 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     lenient = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
     judge = ("evaluation_report", "champion_model")
     old = graph.latest("finetuned_checkpoint")
-    nothing = graph.project.fullft("rollback", CASE)
+    nothing = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert (nothing.returncode, nothing.stderr) == (1, "letters: no champion was promoted yet, so there is nothing to roll back\n")
 
     graph.project.configure(release=lenient)
     assert graph.materialize(*judge).success
     assert champion(graph) == old.ref
-    card = (graph.store.folder(graph.latest("champion_model")) / "model_card.md").read_text()
+    card = (graph.store.folder(graph.latest("champion_model")) / "README.md").read_text()
     assert old.ref in card and graph.latest("training_snapshot").ref in card
 
     graph.project.configure(release={"min_gain_over_baselines": -1}, training={"learning_rate": "1e-6"})
@@ -213,11 +213,11 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     new = graph.latest("finetuned_checkpoint")
     assert champion(graph) == new.ref != old.ref
 
-    back = graph.project.fullft("rollback", CASE)
+    back = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert back.returncode == 0, back.stderr
     assert back.stdout.startswith(f"champion of letters is again {old.ref} ")
     assert champion(graph) == old.ref
-    refused = graph.project.fullft("rollback", CASE)
+    refused = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert "is the first champion" in refused.stderr
 

@@ -97,7 +97,7 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
         assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "subset_accuracy")} <= set(metrics)
     checkpoint = latest(store, CASE, "finetuned_checkpoint")
     assert list(checkpoint.metadata["label_thresholds"]) == LABELS
-    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
     assert "| label | threshold | precision | recall | F1 | given | test rows |" in card and "subset accuracy" in card
     assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
     rows = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
@@ -172,7 +172,7 @@ def test_texts_with_spans_become_a_promoted_model(spanned: tuple[projects.Projec
     for system in ("no_spans", "dictionary", "token_probe"):
         assert {f"{system}_{metric}" for metric in ("macro_f1", "micro_f1", "token_accuracy")} <= set(report.metadata)
     assert report.metadata["no_spans_micro_f1"] == 0.0 < report.metadata["no_spans_token_accuracy"]
-    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
     assert "| label | precision | recall | F1 | test spans |" in card and "token accuracy" in card
     assert re.search(r"Of \d+ true spans it finds \d+ exactly", card)
     rows = pq.read_table(store.folder(report) / "predictions.parquet").to_pydict()

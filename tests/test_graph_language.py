@@ -77,7 +77,7 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     report = latest(store, CASE, "evaluation_report")
     assert report.metadata["promote"] and report.metadata["primary_metric"] == "token_probability"
     assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
-    card = (store.folder(latest(store, CASE, "champion_model")) / "model_card.md").read_text()
+    card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
     assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
     isolation = "several documents each: documents that share a row of llama do not move one another ("
     assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()
@@ -155,8 +155,9 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(fi
     shutil.copytree(finished.root / "model", tmp_path / "model")
     configure(project, monitoring={"path": "data/letters/production"})
     repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
+    by_hand = ("rollback", "freeze", "unfreeze", "promote")
     names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate")}
+    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate", *by_hand)}
     assert {sensor.name for sensor in repository.sensor_defs} == {"letters_new_documents", "letters_retraining"}
     assert {schedule.name for schedule in repository.schedule_defs} == {"letters_retraining_schedule", "letters_evaluation_schedule"}
     said = project.fullft("check", CASE)

@@ -217,7 +217,7 @@ def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_s
     assert project.fullft("run", project.name, timeout=600).returncode == 0
     assert len(list(store.artifacts(project.name, STAGE))) == 2
     [card] = [m for m in store.artifacts(project.name, "champion_model") if m.metadata["checkpoint"] == second.ref]
-    text = (store.folder(card) / "model_card.md").read_text()
+    text = (store.folder(card) / "README.md").read_text()
     assert f"| Trained from | {first.ref} |" in text and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
 
 

@@ -26,7 +26,7 @@ RUN_BY = {
     "make run": "test_demo",
     "make ui": "test_demo",
     '.venv/bin/fullft predict licences "Licensed under the Apache License, Version 2.0"': "test_demo",
-    ".venv/bin/fullft rollback licences": "test_demo",
+    '.venv/bin/fullft rollback licences --reason "too many false alarms"': "test_demo",
     '.venv/bin/fullft erase licences ids.txt --reason "request of 2026-11-20"': "test_demo",
     "make test": ".ci/run",
     "make test-all": ".ci/run",
@@ -121,7 +121,7 @@ def test_demo(checkout: Path, tmp_path: Path):
         answer = _fullft(checkout, home, "predict", "licences", "Licensed under the Apache License, Version 2.0")
         assert answer.returncode == 0, answer.stderr
         assert sum(float(line.split("%")[0]) for line in answer.stdout.splitlines()) == pytest.approx(100, abs=0.3)
-    refused = _fullft(checkout, home, "rollback", "licences")
+    refused = _fullft(checkout, home, "rollback", "licences", "--reason", "too many false alarms")
     assert refused.returncode == 1
     assert len(refused.stderr.strip().splitlines()) == 1
     _check_ui(checkout, home)

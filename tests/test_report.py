@@ -21,6 +21,7 @@ from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment as evaluation
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+from fullft_assets.tasks.multi_label import assessment as multi_label
 
 pytestmark = pytest.mark.quick
 
@@ -164,6 +165,33 @@ def test_many_labels_fit(tmp_path):
     names = [f"label number {i} with a name that is far too long to print" for i in range(60)]
     report.write(tmp_path, full_report(evaluation_of(names, n=1_500)))
     assert matplotlib.image.imread(tmp_path / "pictures/confusion.png").shape[0] < 1_200
+
+
+#: matplotlib reads what is between two `$` as a formula; some of these are none that it can draw.
+FORMULAS = ["$_$", "a_$b_$", r"$\frac$", "$", "$$", r"\$_\$", "cost in $ and $"]
+
+
+def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
+    found = evaluation_of(FORMULAS)
+    for scores in (*found.scores.values(), *found.gains.values()):
+        for metric in FORMULAS:
+            scores[metric] = scores["tfidf"]
+    named = found.model_copy(update={"justification": found.justification.model_copy(update={"best_baseline": FORMULAS[0]})})
+    general = [{"step": step, "general_loss": 1.0 + step / 10} for step in range(3)]
+    log = [*full_report(named).training_log, *general]
+    drawn = report.write(tmp_path / "one", full_report(named, training_log=log))
+    assert drawn == ["scores", "confusion", "reliability", "loss", "general", "learning_curve"]
+
+    truth = np.random.default_rng(1).random((200, len(FORMULAS))) < 0.4
+    systems = {FINETUNED: truth, "label_shares": ~truth}
+    comparison = Comparison(EvaluationSettings(resamples=100), "macro_f1", 1, "multi_label")
+    several = multi_label.assess(truth, systems, [str(n) for n in range(200)], FORMULAS, np.full(len(FORMULAS), 0.5), comparison)
+    drawn = report.write(tmp_path / "several", full_report(several))
+    assert "label_scores" in drawn
+    plain = multi_label.assess(truth, systems, [str(n) for n in range(200)], list("abcdefg"), np.full(len(FORMULAS), 0.5), comparison)
+    report.write(tmp_path / "plain", full_report(plain))
+    pixels = [matplotlib.image.imread(tmp_path / name / "pictures/label_scores.png") for name in ("several", "plain")]
+    assert pixels[0].shape == pixels[1].shape and (pixels[0] != pixels[1]).any(), "the names are drawn"
 
 
 def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):

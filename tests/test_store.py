@@ -12,12 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+import s3fs
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
 
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.errors import DiskError, GateError, StoreError
@@ -191,6 +195,92 @@ class TestArtifacts:
             list(pool.map(lambda n: place.store.write_pointer(f"mail/batch/{n:02}", {"n": n}), range(24)))
         assert place.store.list_pointers("mail/batch") == [f"{n:02}" for n in range(24)]
         assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [{"n": n} for n in range(24)]
+
+
+#: Counts a pointer up so many times, each time by one more than what is there.
+COUNT = """
+import os, sys
+from fullft_assets.store import Store
+store = Store(sys.argv[1])
+for _ in range(int(sys.argv[2])):
+    store.change_pointer("demo/champion", lambda found: {"n": (found or {"n": 0})["n"] + 1, "by": os.getpid()})
+"""
+
+
+def count_in_two_processes(url: str, times: int) -> int:
+    command = [sys.executable, "-c", COUNT, url, str(times)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    found = Store(url).read_pointer("demo/champion")
+    assert found is not None
+    return found["n"]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A bucket of a server that heeds the conditions of PutObject, as S3 does; rclone's ignores them.
+
+    It answers one request at a time: with threads it would compare and write in two steps.
+    """
+    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, value in {**env, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"b{abs(hash(tmp_path))}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    yield f"s3://{name}/some/prefix"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.shutdown()
+    thread.join()
+
+
+@pytest.mark.heavy
+class TestChangedPointers:
+    def test_no_change_of_two_processes_is_lost(self, tmp_path: Path) -> None:
+        assert count_in_two_processes(str(tmp_path / "store"), 200) == 400
+
+    def test_nor_in_a_bucket(self, bucket: str) -> None:
+        assert count_in_two_processes(bucket, 20) == 40
+
+    def test_a_change_that_was_overtaken_in_a_bucket_is_made_again(self, bucket: str) -> None:
+        store, seen = Store(bucket), []
+
+        def change(found: dict[str, Any] | None) -> dict[str, Any]:
+            seen.append(found)
+            if len(seen) < 3:  # once where there was nothing, once where there was something
+                Store(bucket).write_pointer("demo/champion", {"other": len(seen)})
+            return {**(found or {}), "mine": True}
+
+        store.change_pointer("demo/champion", change)
+        assert seen == [None, {"other": 1}, {"other": 2}]
+        assert store.read_pointer("demo/champion") == {"other": 2, "mine": True}
+
+    def test_a_write_whose_answer_was_lost_is_not_made_twice(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store(bucket)
+        write = store.write_if_version
+        monkeypatch.setattr(store, "write_if_version", lambda *given: write(*given) and False)
+        store.change_pointer("n", lambda found: {"n": (found or {"n": 0})["n"] + 1})
+        assert store.read_pointer("n") == {"n": 1}
+
+    def test_one_that_others_keep_changing_is_one_line(self, bucket: str) -> None:
+        times = iter(range(1_000))
+        with pytest.raises(StoreError, match=r"pointers/n\.json: other processes keep changing it; run the same command again"):
+            Store(bucket).change_pointer("n", lambda found: Store(bucket).write_pointer("n", {"n": next(times)}) or {"mine": True})
+
+    def test_an_error_or_none_leaves_it_and_frees_the_lock(self, place: Place) -> None:
+        place.store.write_pointer("n", {"n": 1})
+        with pytest.raises(GateError):
+            place.store.change_pointer("n", lambda found: (_ for _ in ()).throw(GateError("no")))
+        place.store.change_pointer("n", lambda found: None)
+        assert place.store.read_pointer("n") == {"n": 1}
+        place.store.change_pointer("n", lambda found: {"n": 2})
+        assert place.store.read_pointer("n") == {"n": 2}
+        assert place.store.list_pointers("") == ["n"]
 
 
 class TestContentDigest:

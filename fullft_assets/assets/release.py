@@ -1,13 +1,14 @@
 """release: evaluation_report, finetuned_checkpoint, training_snapshot -> champion_model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
 from fullft_assets import release
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.case import Case, sentences
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest
+from fullft_assets.store import Manifest, Store
 
 _INPUTS = ("evaluation_report", "finetuned_checkpoint", "training_snapshot")
 
@@ -18,7 +19,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=case.key("champion_model"),
         ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
-        description="The model in use: promoted only through its gates, with its card, lineage and history. `Keep the champion` is a normal outcome: then nothing new is emitted.",
+        description="The model in use: promoted only through its gates, with its card, lineage and history. `Keep the champion` is a normal outcome: then an observation says why.",
         code_version=case.code_version(release.VERSION, "release"),
         kinds={"huggingface"},
         output_required=False,
@@ -38,8 +39,21 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 run_id=context.run.run_id,
             )
         context.log.info(outcome.sentence)
-        if manifest is not None:
-            card = (store.folder(manifest) / "model_card.md").read_text(encoding="utf-8")
-            yield case.result(manifest, "champion_model", store, {"model_card": dg.MetadataValue.md(card)})
+        if manifest is None:
+            context.log_event(observation(case, outcome.sentence, outcome.champion))
+            return
+        yield case.result(manifest, "champion_model", store, shown(store, manifest))
 
     return [champion_model]
+
+
+def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Return what Dagster shows first of a champion: how its release ended, and its card."""
+    card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
+    return {"outcome": sentences(release.ChampionMetadata.of(manifest).outcome), "model_card": dg.MetadataValue.md(card)}
+
+
+def observation(case: Case, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:
+    """Return the event that says why the champion stays, or what a person did to it."""
+    about = {"outcome": sentences(sentence), "champion": "none" if champion is None else champion.checkpoint}
+    return dg.AssetObservation(asset_key=case.key("champion_model"), metadata=about)

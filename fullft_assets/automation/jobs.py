@@ -4,6 +4,7 @@ import dagster as dg
 
 from fullft_assets.assets import representation, retokenization
 from fullft_assets.assets.case import Case
+from fullft_assets.automation.by_hand import build_jobs_by_hand
 
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
 MODEL = (
@@ -43,4 +44,4 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         about = "One window of production documents: has it drifted?"
         # A new window may show that the training data is no longer what production sees.
         jobs.append(job("monitor", MONITOR, about, case.windows, (representation.check_key(case),)))
-    return jobs
+    return [*jobs, *build_jobs_by_hand(case)]

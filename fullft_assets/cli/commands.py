@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--max-new-tokens", type=_count, default=100, help="maximum number of tokens that a language model writes (default: 100)"
     )
-    add("rollback", _rollback, "Bring the previous champion back.")
+    back = add("rollback", _rollback, "Bring the previous champion back.")
+    back.add_argument("--reason", required=True, help="kept with the champion's history")
     erase = add("erase", _erase, "Erase documents everywhere in the store, and name the models that were trained on them.")
     erase.add_argument("list", type=Path, help="text file with one document id (or group) a line")
     erase.add_argument("--by", choices=["id", "group"], default="id", help="what is listed: document ids, or groups (a patient, a client)")
@@ -208,10 +209,17 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _rollback(parsed: argparse.Namespace) -> int:
+    import getpass
+
     from fullft_assets import release
+    from fullft_assets.resources import set_latest
 
     use_case = _load(parsed)
-    champion = release.rollback(_store(use_case), use_case.name)
+    store = _store(use_case)
+    champion = release.rollback(store, use_case.name, reason=parsed.reason, by=getpass.getuser())
+    card = release.card_of(store, use_case.name, champion)
+    if card is not None:
+        set_latest(store, use_case.name, "champion_model", card)
     print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
     return 0
 

@@ -51,8 +51,12 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
     lines.append(_time(seconds, total))
     if report is not None:
         lines.append(f"  report         {evaluation_report(use_case, store)}")
-    champion = release.read_champion(store, name)
+    champion = release.read_state(store, name)
     if champion is not None:
+        by_hand = [done for done in champion.interventions if done.action in ("promote", "rollback") and done.after == champion.checkpoint]
+        lines += [f"  by hand        {done.sentence}" for done in by_hand[:1]]
+        if champion.frozen is not None:
+            lines.append(f"  frozen         {champion.frozen.sentence}; `{name}_unfreeze` lets the gates decide again")
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     has_make = (use_case.project_root / "Makefile").is_file()
@@ -110,5 +114,6 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         *lines,
         f"  gain           {found.gain_over_best_baseline:+.3f} [{found.gain_over_best_baseline_low:+.3f}, "
         f"{found.gain_over_best_baseline_high:+.3f}] over {found.best_baseline}",
-        f"  verdict        {found.verdict}" + (" It is the champion now." if is_champion else ""),
+        f"  verdict        {release.recorded_outcome(store, use_case.name, found.checkpoint) or found.verdict}"
+        + (" It is the champion now." if is_champion else ""),
     ]

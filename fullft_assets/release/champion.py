@@ -1,15 +1,18 @@
-"""The champion: a pointer to the model in use, with a history of past champions."""
+"""The champion: a pointer to the model in use, with past champions, and with what people did to it by hand."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import GateError
+from fullft_assets.escaping import visible
 from fullft_assets.store import Store
 
-#: Past champions kept in the pointer; their artifacts stay in the store.
+#: Past champions, and interventions, kept in the pointer; the artifacts stay in the store.
 MAX_HISTORY = 50
 
 
@@ -36,61 +39,198 @@ class Retired(BaseModel):
     retired_at: float
 
 
-class _Pointer(Champion):
-    """The pointer's file: the champion's fields, and the past champions, newest first."""
+class Intervention(BaseModel):
+    """What a person did to the champion, and why.
+
+    Attributes:
+        by: who: the run, or the user of a terminal.
+        before: checkpoint in use before it; None: there was none.
+        after: checkpoint in use after it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: Literal["promote", "rollback", "freeze", "unfreeze"]
+    reason: str
+    by: str
+    at: float
+    before: str | None
+    after: str
+
+    @property
+    def sentence(self) -> str:
+        """What was done, in words."""
+        done = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "unfreeze": "Unfrozen"}[self.action]
+        return f"{done} by hand ({self.by}): {self.reason}"
+
+
+class ReleaseState(Champion):
+    """The pointer's file: the champion's fields, past champions and interventions, the newest first, and the freeze if there is one."""
 
     history: list[Retired] = []
+    interventions: list[Intervention] = []
+    frozen: Intervention | None = None
 
     @property
     def current(self) -> Champion:
-        return Champion(**self.model_dump(exclude={"history"}))
+        """The champion."""
+        return Champion(**self.model_dump(include=set(Champion.model_fields)))
+
+    def was_rolled_back(self, checkpoint: str) -> bool:
+        """Return whether a checkpoint was champion and was rolled back."""
+        return any(past.rolled_back and past.champion.checkpoint == checkpoint for past in self.history)
+
+
+def read_state(store: Store, case: str) -> ReleaseState | None:
+    """Return the champion with its history, or None before the first promotion."""
+    return _parse(store.read_pointer(_name(case)))
 
 
 def read_champion(store: Store, case: str) -> Champion | None:
     """Return the use case's champion, or None before the first promotion."""
-    pointer = _read(store, case)
-    return None if pointer is None else pointer.current
+    state = read_state(store, case)
+    return None if state is None else state.current
 
 
 def read_history(store: Store, case: str) -> list[Retired]:
     """Return the past champions, newest first."""
-    pointer = _read(store, case)
-    return [] if pointer is None else pointer.history
+    state = read_state(store, case)
+    return [] if state is None else state.history
 
 
 def read_anchor(store: Store, case: str) -> Champion | None:
     """Return the first champion that was not rolled back: what a row of small losses is measured against. None before the first promotion."""
-    kept = [past.champion for past in read_history(store, case) if not past.rolled_back]
-    return kept[-1] if kept else read_champion(store, case)
+    state = read_state(store, case)
+    if state is None:
+        return None
+    kept = [past.champion for past in state.history if not past.rolled_back]
+    return kept[-1] if kept else state.current
 
 
-def promote(store: Store, case: str, champion: Champion) -> None:
-    """Make this the champion; the previous one joins the history in the same atomic write."""
-    pointer = _read(store, case)
-    history = [] if pointer is None else pointer.history
-    if pointer is not None:
-        if pointer.current.checkpoint == champion.checkpoint:
-            return
-        history = [Retired(champion=pointer.current, rolled_back=False, retired_at=time.time()), *history]
-    _write(store, case, champion, _trimmed(history))
+def promote(
+    store: Store,
+    case: str,
+    champion: Champion,
+    *,
+    allowed: Callable[[ReleaseState | None], bool] = lambda _: True,
+    reason: str | None = None,
+) -> bool:
+    """Make this the champion, the previous one joining the history in the same atomic write; return whether it is the champion now.
+
+    Args:
+        allowed: asked of the state that the write replaces, so that nothing comes between question and promotion.
+        reason: of a promotion by hand; None: the gates decided.
+    """
+    done = False
+
+    def change(state: ReleaseState | None) -> ReleaseState | None:
+        nonlocal done
+        done = allowed(state)
+        if not done or (state is not None and state.checkpoint == champion.checkpoint):
+            return None
+        past = [] if state is None else [Retired(champion=state.current, rolled_back=False, retired_at=time.time()), *state.history]
+        new = _with(state, champion, _trimmed(past))
+        return new if reason is None else _noted(new, state, "promote", reason, champion.run_id)
+
+    _change(store, case, change)
+    return done
 
 
-def rollback(store: Store, case: str) -> Champion:
+def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
     """Bring back the newest past champion that was not itself rolled back, and return it.
 
     Raises:
-        GateError: there is no past champion to go back to.
+        GateError: there is no past champion to go back to, or no reason.
     """
-    pointer = _read(store, case)
-    if pointer is None:
-        raise GateError(f"{case}: no champion was promoted yet, so there is nothing to roll back")
-    for position, retired in enumerate(pointer.history):
-        if not retired.rolled_back:
-            taken_out = Retired(champion=pointer.current, rolled_back=True, retired_at=time.time())
-            history = [taken_out, *pointer.history[:position], *pointer.history[position + 1 :]]
-            _write(store, case, retired.champion, history)
-            return retired.champion
-    raise GateError(f"{case}: {pointer.current.checkpoint} is the first champion; there is none before it to roll back to")
+
+    def change(state: ReleaseState | None) -> ReleaseState:
+        state = _required(state, case, "nothing to roll back")
+        kept = [position for position, past in enumerate(state.history) if not past.rolled_back]
+        if not kept:
+            raise GateError(f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to")
+        back = state.history[kept[0]].champion
+        taken_out = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
+        new = _with(state, back, [taken_out, *state.history[: kept[0]], *state.history[kept[0] + 1 :]])
+        return _noted(new, state, "rollback", reason, by)
+
+    return _intervene(store, case, reason, change).current
+
+
+def freeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
+    """Keep the champion whatever the gates say, until `unfreeze`; return what is recorded. A person may still promote or roll back.
+
+    Raises:
+        GateError: there is no champion, it is frozen already, or no reason is given.
+    """
+
+    def change(state: ReleaseState | None) -> ReleaseState:
+        state = _required(state, case, "nothing to freeze")
+        if state.frozen is not None:
+            raise GateError(f"{case}: the champion is frozen already. {state.frozen.sentence}")
+        noted = _noted(state, state, "freeze", reason, by)
+        return noted.model_copy(update={"frozen": noted.interventions[0]})
+
+    return _intervene(store, case, reason, change).interventions[0]
+
+
+def unfreeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
+    """Let the gates decide again; return what is recorded.
+
+    Raises:
+        GateError: the champion is not frozen, or no reason is given.
+    """
+
+    def change(state: ReleaseState | None) -> ReleaseState:
+        state = _required(state, case, "nothing to unfreeze")
+        if state.frozen is None:
+            raise GateError(f"{case}: the champion is not frozen")
+        return _noted(state.model_copy(update={"frozen": None}), state, "unfreeze", reason, by)
+
+    return _intervene(store, case, reason, change).interventions[0]
+
+
+def one_line(reason: str) -> str:
+    """Return the reason that a person gave, on one line.
+
+    Raises:
+        GateError: it is empty.
+    """
+    found = visible(" ".join(reason.split()))
+    if not found:
+        raise GateError("reason: give one; it is kept with what you do")
+    return found
+
+
+def _intervene(store: Store, case: str, reason: str, change: Callable[[ReleaseState | None], ReleaseState]) -> ReleaseState:
+    one_line(reason)
+    made: list[ReleaseState] = []
+
+    def remember(state: ReleaseState | None) -> ReleaseState:
+        made.append(change(state))
+        return made[-1]
+
+    _change(store, case, remember)
+    return made[-1]
+
+
+def _required(state: ReleaseState | None, case: str, so: str) -> ReleaseState:
+    if state is None:
+        raise GateError(f"{case}: no champion was promoted yet, so there is {so}")
+    return state
+
+
+def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]) -> ReleaseState:
+    kept: dict[str, Any] = {} if state is None else {"interventions": state.interventions, "frozen": state.frozen}
+    return ReleaseState(**champion.model_dump(), history=history, **kept)
+
+
+def _noted(
+    new: ReleaseState, old: ReleaseState | None, action: Literal["promote", "rollback", "freeze", "unfreeze"], reason: str, by: str
+) -> ReleaseState:
+    """Return a state with an intervention added."""
+    before = None if old is None else old.checkpoint
+    made = Intervention(action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint)
+    return new.model_copy(update={"interventions": [made, *new.interventions][:MAX_HISTORY]})
 
 
 def _trimmed(history: list[Retired]) -> list[Retired]:
@@ -100,10 +240,17 @@ def _trimmed(history: list[Retired]) -> list[Retired]:
     return [*kept, *(anchor or older[:1])]
 
 
-def _read(store: Store, case: str) -> _Pointer | None:
-    value = store.read_pointer(f"{case}/champion")
-    return None if value is None else _Pointer.model_validate(value)
+def _name(case: str) -> str:
+    return f"{case}/champion"
 
 
-def _write(store: Store, case: str, current: Champion, history: list[Retired]) -> None:
-    store.write_pointer(f"{case}/champion", _Pointer(**current.model_dump(), history=history).model_dump())
+def _parse(value: dict[str, Any] | None) -> ReleaseState | None:
+    return None if value is None else ReleaseState.model_validate(value)
+
+
+def _change(store: Store, case: str, change: Callable[[ReleaseState | None], ReleaseState | None]) -> None:
+    def swap(value: dict[str, Any] | None) -> dict[str, Any] | None:
+        new = change(_parse(value))
+        return None if new is None else new.model_dump()
+
+    store.change_pointer(_name(case), swap)

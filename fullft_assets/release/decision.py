@@ -11,7 +11,7 @@ from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, read_verdict
-from fullft_assets.release.champion import Champion, promote, read_anchor, read_champion, read_history
+from fullft_assets.release.champion import Champion, ReleaseState, one_line, promote, read_anchor, read_champion, read_state
 from fullft_assets.release.model_card import write_card
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest
@@ -83,18 +83,22 @@ def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
     return "non_inferiority" if same_recipe and not same_data else "superiority"
 
 
-def consider(store: Store, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None) -> ReleaseOutcome:
-    """Return what a recorded verdict leads to now; nothing is written."""
-    current = read_champion(store, case)
-    if current is not None and current.checkpoint == candidate.checkpoint:
+def consider(state: ReleaseState | None, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None) -> ReleaseOutcome:
+    """Return what a recorded verdict leads to in this state; nothing is written."""
+    current = None if state is None else state.current
+    if state is not None and state.checkpoint == candidate.checkpoint:
         return ReleaseOutcome("already_champion", "Already champion: nothing to change.", current)
     if not verdict.promote:
         return ReleaseOutcome("kept", verdict.sentence, current)
-    if any(past.rolled_back and past.champion.checkpoint == candidate.checkpoint for past in read_history(store, case)):
+    if state is not None and state.was_rolled_back(candidate.checkpoint):
         text = "Not promoted: this checkpoint was champion and was rolled back; deliver new data or raise training.retry_epoch."
         return ReleaseOutcome("kept", text, current)
-    if (current.checkpoint if current else None) != incumbent:
+    if (None if state is None else state.checkpoint) != incumbent:
         text = "Not promoted: the champion has changed since this candidate was judged; raise training.retry_epoch to train again."
+        return ReleaseOutcome("kept", text, current)
+    if state is not None and state.frozen is not None:
+        text = f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}. "
+        text += f"Run the job {case}_unfreeze, then materialise champion_model again."
         return ReleaseOutcome("kept", text, current)
     return ReleaseOutcome("promoted", verdict.sentence, candidate)
 
@@ -110,6 +114,71 @@ def publish(
     Raises:
         GateError: a check upstream is red, or the report judged another checkpoint or snapshot, or by other gates.
     """
+    _require_judged(use_case, report, checkpoint, snapshot)
+    case, verdict = use_case.name, read_verdict(store.folder(report))
+    candidate, incumbent = _candidate(store, report, checkpoint, run_id), EvaluationMetadata.of(report).incumbent
+    _fix_decision(store, case, checkpoint, report, verdict)
+
+    def decide(state: ReleaseState | None) -> ReleaseOutcome:
+        return consider(state, case, verdict, candidate, incumbent)
+
+    def allowed(state: ReleaseState | None) -> bool:
+        nonlocal outcome
+        outcome = decide(state)
+        return outcome.kind != "kept"
+
+    outcome, manifest = decide(read_state(store, case)), None
+    if outcome.kind == "promoted":
+        manifest = write_card(store, use_case, report, checkpoint)
+        # The pointer moves last: a run killed before it finds the card and moves it then.
+        if not promote(store, case, candidate, allowed=allowed):
+            manifest = None
+    elif outcome.kind == "already_champion":
+        manifest = _card_of_champion(store, use_case, checkpoint)
+    _record_outcome(store, checkpoint, outcome, verdict)
+    return outcome, manifest
+
+
+def promote_by_hand(store: Store, use_case: UseCase, ref: str, *, reason: str, by: str) -> tuple[ReleaseOutcome, Manifest]:
+    """Make an evaluated checkpoint the champion whatever its gates say, with a model card that says so.
+
+    Args:
+        ref: `CASE/finetuned_checkpoint/KEY/ATTEMPT`, as the metadata of its asset have it.
+
+    Raises:
+        GateError: it is no checkpoint of this use case, was never evaluated, or is the champion; or no reason is given.
+        StoreError: there is no such artifact.
+    """
+    case, reason = use_case.name, one_line(reason)
+    if not ref.startswith(f"{case}/finetuned_checkpoint/"):
+        raise GateError(f"checkpoint: `{ref}` does not begin with {case}/finetuned_checkpoint/; copy it from `checkpoint` of an evaluation")
+    checkpoint = store.load(ref)
+    report = _newest_report_on(store, checkpoint)
+    champion, verdict = _candidate(store, report, checkpoint, by), read_verdict(store.folder(report))
+    current = read_champion(store, case)
+    if current is not None and current.checkpoint == champion.checkpoint:
+        raise GateError(f"{case}: {checkpoint.ref} is the champion already")
+    _fix_decision(store, case, checkpoint, report, verdict)
+    sentence = _by_hand(reason, by, verdict)
+    manifest = write_card(store, use_case, report, checkpoint, by_hand=sentence)
+    promote(store, case, champion, reason=reason)
+    outcome = ReleaseOutcome("promoted", sentence, champion)
+    _record_outcome(store, checkpoint, outcome, verdict)
+    return outcome, manifest
+
+
+def recorded_outcome(store: Store, case: str, checkpoint: str) -> str | None:
+    """Return the sentence that the release of a checkpoint (by its ref) ended with last, or None before its first decision."""
+    record = store.read_pointer(f"{case}/decisions/{checkpoint.split('/')[2]}")
+    return None if record is None else record.get("sentence")
+
+
+def recipe_digest(checkpoint: Manifest) -> str:
+    """Return a digest of recipe and snapshot: trainings with the same one differ in the seed alone."""
+    return digest({**_recipe(checkpoint), "snapshot": CheckpointMetadata.of(checkpoint).snapshot})
+
+
+def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, snapshot: Manifest) -> None:
     checkpoint.require_green("champion_model")
     snapshot.require_green("champion_model")
     for name, manifest in (("finetuned_checkpoint", checkpoint), ("training_snapshot", snapshot)):
@@ -119,38 +188,61 @@ def publish(
         raise GateError(
             "champion_model refused: evaluation_report judged by other settings of release; materialise evaluation_report again"
         )
-    folder, case = store.folder(report), use_case.name
-    verdict, found = read_verdict(folder), EvaluationMetadata.of(report)
-    candidate = Champion(
+
+
+def _card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> Manifest:
+    """Return the card of the present champion; it may have been evaluated again on newer rows, but its card stays with its promotion."""
+    state = read_state(store, use_case.name)
+    assert state is not None, "this checkpoint is the champion"
+    report = store.load(state.evaluation)
+    promoted = next((each for each in state.interventions if each.action == "promote" and each.after == checkpoint.ref), None)
+    by_hand = None if promoted is None else _by_hand(promoted.reason, promoted.by, read_verdict(store.folder(report)))
+    return write_card(store, use_case, report, checkpoint, by_hand=by_hand)
+
+
+def _by_hand(reason: str, by: str, verdict: ReleaseVerdict) -> str:
+    return f"Promoted by hand ({by}): {reason}. The gates said: {verdict.sentence}"
+
+
+def _candidate(store: Store, report: Manifest, checkpoint: Manifest, run_id: str) -> Champion:
+    return Champion(
         checkpoint=checkpoint.ref,
         snapshot=CheckpointMetadata.of(checkpoint).snapshot,
         evaluation=report.ref,
-        score=read_evaluation((folder / "evaluation.json").read_bytes()).score.estimate,
+        score=read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).score.estimate,
         promoted_at=time.time(),
         run_id=run_id,
     )
-    if store.read_pointer(_decision_pointer(checkpoint)) is None:
-        _record_run(store, case, checkpoint, report)
-        against = {"incumbent": found.incumbent, "anchor": found.anchor, "seed_runs": found.seed_runs}
-        record = {**against, "evaluation": report.ref, "promote": verdict.promote}
-        store.write_pointer(_decision_pointer(checkpoint), record)
-    outcome = consider(store, case, verdict, candidate, found.incumbent)
-    if outcome.kind == "kept":
-        return outcome, None
-    if outcome.kind == "already_champion":
-        # It may have been evaluated again on newer rows; its card stays with its promotion.
-        assert outcome.champion is not None, "this candidate is the champion"
-        report = store.load(outcome.champion.evaluation)
-    manifest = write_card(store, use_case, report, checkpoint)
-    if outcome.kind == "promoted":
-        # The pointer moves last: a run killed before it finds the card and moves it then.
-        promote(store, case, candidate)
-    return outcome, manifest
 
 
-def recipe_digest(checkpoint: Manifest) -> str:
-    """Return a digest of recipe and snapshot: trainings with the same one differ in the seed alone."""
-    return digest({**_recipe(checkpoint), "snapshot": CheckpointMetadata.of(checkpoint).snapshot})
+def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
+    for ref in store.refs(checkpoint.case, "evaluation_report"):
+        report = store.load(ref)
+        if report.inputs["finetuned_checkpoint"] == checkpoint.content_digest:
+            return report
+    raise GateError(f"{checkpoint.ref} was never evaluated; materialise evaluation_report of it first")
+
+
+def _fix_decision(store: Store, case: str, checkpoint: Manifest, report: Manifest, verdict: ReleaseVerdict) -> None:
+    """Record what a candidate was judged against, unless that is recorded already."""
+    if store.read_pointer(_decision_pointer(checkpoint)) is not None:
+        return
+    _record_run(store, case, checkpoint, report)
+    found = EvaluationMetadata.of(report)
+    against = {"incumbent": found.incumbent, "anchor": found.anchor, "seed_runs": found.seed_runs}
+    store.write_pointer(_decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote})
+
+
+def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, verdict: ReleaseVerdict) -> None:
+    """Record how the release ended; a repeated run that finds the champion leaves how it became that."""
+    record = store.read_pointer(_decision_pointer(checkpoint)) or {}
+    kind, sentence = outcome.kind, outcome.sentence
+    if kind == "already_champion":
+        if record.get("outcome") == "promoted":
+            return
+        # A run was killed after the promotion.
+        kind, sentence = "promoted", verdict.sentence
+    store.write_pointer(_decision_pointer(checkpoint), {**record, "outcome": kind, "sentence": sentence})
 
 
 def seed_runs(store: Store, case: str) -> dict[str, list[str]]:

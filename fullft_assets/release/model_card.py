@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import Evaluation, read_evaluation
+import yaml
+
+from fullft_assets.base_model import resolve_base_model
+from fullft_assets.errors import SettingsError
+from fullft_assets.escaping import visible
+from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
+from fullft_assets.release.champion import Champion
+from fullft_assets.release.licence import stated_licence
 from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store
+from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "2"
+VERSION = "3"
+#: The name under which the Hugging Face hub and its libraries look for a model's card.
+CARD = "README.md"
 
 
-def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest) -> Manifest:
-    """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written now unless it exists."""
-    folder = store.folder(report)
+def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, by_hand: str | None = None) -> Manifest:
+    """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written now unless it exists.
+
+    Args:
+        by_hand: what the card says of the release where a person decided; None: the gates did.
+    """
+    folder, settings = store.folder(report), use_case.settings
     evaluation, decision = read_evaluation((folder / "evaluation.json").read_bytes()), read_verdict(folder)
+    outcome = by_hand or decision.sentence
+    base_licence = _base_licence(use_case, CheckpointMetadata.of(checkpoint).base_model)
 
     def write(draft: Draft) -> Outcome:
-        (draft.path / "model_card.md").write_text(_render_card(store, use_case, report, checkpoint, evaluation, decision), encoding="utf-8")
+        card = _render_card(store, use_case, report, checkpoint, evaluation, decision, outcome, base_licence)
+        (draft.path / CARD).write_text(card, encoding="utf-8")
         metadata = ChampionMetadata(
-            checkpoint=checkpoint.ref, score=evaluation.score.estimate, verdict=decision.sentence, model=f"{checkpoint.ref}/model"
+            checkpoint=checkpoint.ref,
+            score=evaluation.score.estimate,
+            verdict=decision.sentence,
+            outcome=outcome,
+            model=f"{checkpoint.ref}/model",
         )
         return metadata.as_dict(), []
 
@@ -35,18 +57,56 @@ def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Ma
         "champion_model",
         write,
         version=VERSION,
-        settings=use_case.settings.release.model_dump(),
+        settings={**settings.release.model_dump(), "license": settings.release.license, "by_hand": by_hand},
         inputs={"finetuned_checkpoint": checkpoint.content_digest, "evaluation_report": report.content_digest},
-        seed=use_case.settings.seed,
+        seed=settings.seed,
     )
 
 
+def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
+    """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
+    cards = store.artifacts(case, "champion_model")
+    return next((card for card in reversed(cards) if card.metadata["checkpoint"] == champion.checkpoint), None)
+
+
+def trained_weights(training: dict[str, Any], made: CheckpointMetadata) -> str:
+    """Return the sentence that says which weights of the base model were trained.
+
+    Args:
+        training: the settings of the training.
+    """
+    layers = training.get("freeze_layers", 0)
+    counts = f"{made.num_trained_parameters:,} of {made.num_parameters:,} parameters"
+    if layers:
+        lowest = "lowest layer" if layers == 1 else f"lowest {layers} layers"
+        found = f"The embeddings and the {lowest} were frozen; all other weights were fine-tuned ({counts})."
+    elif training.get("freeze") == "embeddings":
+        found = f"The embeddings were frozen; all other weights were fine-tuned ({counts})."
+    else:
+        found = f"All weights were fine-tuned ({counts})."
+    return found + (" Layers were unfrozen one after the other, the top one first." if training.get("unfreeze_share") else "")
+
+
+def _base_licence(use_case: UseCase, reference: str) -> str | None:
+    try:
+        return stated_licence(resolve_base_model(reference, use_case.project_root))
+    except SettingsError:  # it was removed since, and the checkpoint is all that is needed of it
+        return None
+
+
 def _render_card(
-    store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, evaluation: Evaluation, decision: ReleaseVerdict
+    store: Store,
+    use_case: UseCase,
+    report: Manifest,
+    checkpoint: Manifest,
+    evaluation: Evaluation,
+    decision: ReleaseVerdict,
+    outcome: str,
+    base_licence: str | None,
 ) -> str:
     from fullft_assets.report import render
 
-    made = CheckpointMetadata.of(checkpoint)
+    made, documents = CheckpointMetadata.of(checkpoint), use_case.settings.documents
     # The snapshot that the model was trained on; a later evaluation may use another one.
     learned = store.load(made.snapshot)
     taken = SnapshotMetadata.of(learned)
@@ -59,21 +119,69 @@ def _render_card(
         ("Settings digest", made.settings_digest),
         ("Seed", str(checkpoint.seed)),
     ]
-    training = [(name, str(value)) for name, value in checkpoint.settings["training"].items() if value not in (None, [], {})]
+    settings = checkpoint.settings["training"]
+    training = [(name, str(value)) for name, value in settings.items() if value not in (None, [], {})]
     training += [("precision used", made.precision), ("trained parameters", f"{made.num_trained_parameters:,}")]
     counts = {"train rows": taken.num_train_rows, "validation rows": taken.num_validation_rows, "test rows": taken.num_test_rows}
     data = [(name, f"{count:,}") for name, count in counts.items()]
-    data += [("source", use_case.settings.documents.path), ("batches", f"{len(taken.parts):,}")]
-    return render(
+    data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
+    card = render(
         "model_card.md.j2",
         evaluation,
         is_page=False,
         case=use_case.name,
+        front_matter=front_matter(use_case, made.base_model, evaluation),
         lineage=made_by,
         training=training,
+        trained_weights=trained_weights(settings, made),
         data=data,
-        base_model=made.base_model,
+        base_model=public_name(made.base_model),
+        licences={"model": use_case.settings.release.license, "base": base_licence, "data": documents.attribution},
         decision=decision,
-        attribution=use_case.settings.documents.attribution,
+        outcome=outcome,
         limits=evaluation.limits,
     )
+    # A right-to-left mark in a label would turn around what follows it.
+    return "\n".join(visible(line) for line in card.split("\n"))
+
+
+def front_matter(use_case: UseCase, base_model: str, evaluation: Evaluation) -> str:
+    """Return the YAML that the Hugging Face hub reads at the beginning of a card."""
+    task = TASKS.get(evaluation.task)
+    facts: dict[str, Any] = {
+        "license": use_case.settings.release.license,
+        "library_name": "transformers",
+        "pipeline_tag": task.pipeline_tag,
+        "base_model": _hub_name(base_model),
+        "base_model_relation": "finetune",
+        # A local folder's path would read as the name of somebody's data set on the hub.
+        "datasets": [path if "://" in (path := use_case.settings.documents.path) else use_case.name],
+        "metrics": evaluation.metrics,
+        "tags": ["full-fine-tuning", evaluation.task],
+    }
+    if task.pipeline_tag is not None:
+        facts["model-index"] = [{"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}]
+    found = {name: value for name, value in facts.items() if value is not None}
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+
+
+def public_name(reference: str) -> str:
+    """Return a reference to a model or to data; of a path on this machine its last part alone, as a card goes where the model goes."""
+    path = PurePath(reference)
+    return path.name if path.is_absolute() or reference.startswith("~") else reference
+
+
+def _hub_name(reference: str) -> str:
+    """Return ORG/NAME of a model of the hub; of a folder its name alone, since its path would read as a model of the hub."""
+    name, at, _ = reference.partition("@")
+    return name if at or reference.startswith("package:") else PurePath(reference).name
+
+
+def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the fine-tuned model's scores as an entry of the hub's `model-index`."""
+    scores = {name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values}
+    return {
+        "task": {"type": pipeline_tag},
+        "dataset": {"type": case, "name": f"test rows of {case}"},
+        "metrics": [{"type": name, "name": title(name), "value": round(value, 4)} for name, value in scores.items()],
+    }

@@ -29,16 +29,20 @@ def draw(
         training_log: lines with `step` and `loss` or `validation_loss`.
         learning_curve: points with `rows` and the primary metric.
     """
-    figures = {
-        "scores": _scores(evaluation),
-        **TASKS.get(evaluation.task).draw(evaluation),
-        "loss": _loss(training_log),
-        "general": _general(training_log),
-        "learning_curve": _learning_curve(learning_curve, evaluation),
-    }
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", format="png", dpi=110)
+    import matplotlib
+
+    # Labels and systems have any name: between two `$` matplotlib would read a formula, and end on one that it does not know.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figures = {
+            "scores": _scores(evaluation),
+            **TASKS.get(evaluation.task).draw(evaluation),
+            "loss": _loss(training_log),
+            "general": _general(training_log),
+            "learning_curve": _learning_curve(learning_curve, evaluation),
+        }
+        drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png", format="png", dpi=110)
     return list(drawn)
 
 

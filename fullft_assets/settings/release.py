@@ -46,3 +46,11 @@ class ReleaseSettings(Settings):
     max_calibration_error: Float | None = Field(
         default=None, gt=0, le=1, description="Maximum expected calibration error. Default: no gate."
     )
+    # It changes no decision, so it stays out of the keys of what is judged.
+    license: str | None = Field(
+        default=None,
+        exclude=True,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$",
+        description="Licence of the champion as the Hugging Face hub names licences, such as `apache-2.0`; in the front matter of its card. "
+        "Default: not stated.",
+    )

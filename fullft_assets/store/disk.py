@@ -56,6 +56,19 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in such a block for this lock file, which is made; the lock ends with its process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_unlocked(folder: Path) -> bool:
     """Remove the folder of an attempt unless it has a manifest or its writer may be alive; return whether it is gone."""
     begun = folder.name.split("-")[0]

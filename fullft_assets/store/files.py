@@ -11,6 +11,9 @@ from typing import Any
 from fullft_assets.store.disk import replace_synced
 from fullft_assets.store.hashing import digest
 
+#: Answers of S3 to a write whose condition does not hold.
+_CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
 
 class Files:
     """Files by name below a local folder or `s3://bucket/prefix`.
@@ -52,6 +55,30 @@ class Files:
         path = Path(self.url, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_synced(path, data)
+
+    def version_of(self, name: str) -> str | None:
+        """Return the ETag of a file in a bucket, or None if there is no such file."""
+        try:
+            return self._fs.info(f"{self._root}/{name}", refresh=True)["ETag"]
+        except FileNotFoundError:
+            return None
+
+    def write_if_version(self, name: str, data: bytes, version: str | None) -> bool:
+        """Write a file in a bucket if it still has this version (None: if there is none), and return whether it was written.
+
+        A server that ignores the conditions of S3's PutObject always writes.
+        """
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        try:
+            self._fs.pipe_file(f"{self._root}/{name}", data, **condition)
+        except FileNotFoundError:  # it was deleted meanwhile
+            return False
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+            if answer not in _CHANGED:
+                raise
+            return False
+        return True
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object in a file, or None if there is no such file."""

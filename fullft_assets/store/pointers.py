@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from fullft_assets.errors import StoreError
+from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import Files
+
+#: Each try costs two requests; one of the processes that change a pointer at the same time always gets through.
+_MAX_TRIES = 50
 
 
 class Pointers(Files):
@@ -18,6 +25,42 @@ class Pointers(Files):
     def write_pointer(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace the JSON object under `pointers/<name>.json` in one atomic write."""
         self.write_json(f"pointers/{name}.json", value)
+
+    def change_pointer(self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+        """Replace the JSON object under `pointers/<name>.json` by what `change` makes of it; of two changes at once none is lost.
+
+        In a local store changes wait for each other; in a bucket one that another has overtaken is made again of what is there then
+        (compare-and-swap by ETag).
+
+        Args:
+            change: gets the present object or None, and returns the new one, or None to leave it; it may be called several times. What it
+                returns has a time or a name of its own: a bucket cannot tell two writes of equal content apart.
+
+        Raises:
+            StoreError: others kept changing the pointer.
+        """
+        if self.is_local:
+            with one_at_a_time(Path(self.url, f"pointers/{name}.lock")):
+                new = change(self.read_pointer(name))
+                if new is not None:
+                    self.write_pointer(name, new)
+        else:
+            self._swap(f"pointers/{name}.json", change)
+
+    def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+        tried: bytes | None = None
+        for _ in range(_MAX_TRIES):
+            # The version is read first: content that is newer than it fails the comparison.
+            version, found = self.version_of(file), self.read_bytes(file)
+            if tried is not None and found == tried:
+                return  # written, but the answer was lost and the request repeated
+            new = change(None if found is None else json.loads(found))
+            if new is None:
+                return
+            tried = json.dumps(new, indent=1, sort_keys=True).encode()
+            if self.write_if_version(file, tried, version):
+                return
+        raise StoreError(f"{self.url}/{file}: other processes keep changing it; run the same command again")
 
     def list_pointers(self, folder: str) -> list[str]:
         """Return the names (without `.json`) of the pointers in a folder, sorted."""

