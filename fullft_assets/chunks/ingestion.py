@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
+from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store, digest
 
@@ -23,7 +24,7 @@ def version(use_case: UseCase) -> str:
         {
             "code": [documents.VERSION, examples.VERSION, chunks.VERSION],
             "documents": documents.key_settings(use_case),
-            "examples": examples.key_settings(settings),
+            "examples": {**examples.key_settings(settings), **pipeline_key(use_case)},
             "chunks": chunks.key_settings(settings),
             "tokenizer": chunks.tokenizer_digest(model, settings.chunks, settings.examples.task),
             "seed": settings.seed,
@@ -66,4 +67,4 @@ def needing_tokens(
 def _is_read(use_case: UseCase, raw: Manifest | None, valid: Manifest) -> bool:
     if raw is None or (raw.version, raw.settings) != (documents.VERSION, documents.key_settings(use_case)):
         return False
-    return valid.inputs.get("raw_documents") == raw.content_digest
+    return valid.inputs.get("raw_documents") == raw.content_digest and pipeline_key(use_case).items() <= valid.inputs.items()

@@ -85,6 +85,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_documents,
         _check_monitoring,
         _check_examples,
+        _check_pii_model,
         _check_general_words,
         _check_task,
         _check_optimizer,
@@ -195,6 +196,18 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             f"{examples.min_characters} is more than examples.max_characters ({examples.max_characters})",
         )
     yield from (Problem(key, message) for key, message in problems(examples))
+
+
+def _check_pii_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    examples = settings.examples
+    if examples.pii_model is None:
+        return
+    from fullft_assets.personal_data.entities import find_pipeline
+
+    try:
+        find_pipeline(examples.pii_model, examples.pii_kinds, root)
+    except SettingsError as error:
+        yield Problem(("examples", "pii_model"), str(error))
 
 
 def _check_general_words(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

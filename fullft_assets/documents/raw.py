@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
@@ -24,7 +22,7 @@ from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
-from fullft_assets.personal_data import pii
+from fullft_assets.personal_data.entities import pipeline_key, search_of
 from fullft_assets.personal_data.masking import mask_documents
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
@@ -32,7 +30,6 @@ from fullft_assets.store.checks import CheckSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.settings import UseCaseSettings
     from fullft_assets.settings.use_case import UseCase
 
 
@@ -74,7 +71,7 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
 
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
-        table, num_masked = _masked(table, settings)
+        table, num_masked = _masked(table, use_case)
         pq.write_table(table, draft.path / "documents.parquet")
         metadata = RawMetadata(
             batch=name,
@@ -251,23 +248,27 @@ def key_settings(use_case: UseCase) -> dict[str, Any]:
     chosen = settings.documents.model_dump(
         include={"format", "text", "id", "annotator", "time", "encoding", "missing_values", "reference_buckets", *_OF_FORMATS}
     )
-    masked = {"masked": kinds} if (kinds := masked_kinds(settings)) else {}
+    masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked}
 
 
-def masked_kinds(settings: UseCaseSettings) -> list[str] | None:
-    """Return the kinds of personal data that are masked in the raw rows that are kept; None: they are kept as delivered."""
-    return sorted(settings.examples.pii_kinds) if settings.examples.pii == "mask" and settings.documents.mask_raw else None
+def masked_kinds(use_case: UseCase) -> list[str] | None:
+    """Return the kinds of personal data that are masked in the raw rows that are kept, and what pins the pipeline where one finds some.
+
+    None: the rows are kept as delivered.
+    """
+    examples = use_case.settings.examples
+    if examples.pii != "mask" or not use_case.settings.documents.mask_raw:
+        return None
+    return [*sorted(examples.pii_kinds), *pipeline_key(use_case).values()]
 
 
-def _masked(table: pa.Table, settings: UseCaseSettings) -> tuple[pa.Table, int]:
+def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
     """Return the rows as they are kept, those of earlier readings among them, and in how many personal data was masked."""
-    names = masked_kinds(settings)
-    if names is None:
+    if masked_kinds(use_case) is None:
         return table, 0
-    kinds = pii.kinds_named(names)
-    counts = pii.count(table["text"], kinds)
-    return mask_documents(table, counts, kinds), int(np.count_nonzero(counts))
+    found = search_of(use_case).find_all(table["text"])
+    return mask_documents(table, found), len(found)
 
 
 def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:

@@ -126,14 +126,15 @@ def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:
 
 def checks_of(settings: ExamplesSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that a use case's batches have."""
-    return tuple(CheckSpec(name, _truth(rule), blocking=rule.severity == "error") for name, rule in rules_for(settings).items())
+    return tuple(CheckSpec(name, _truth(rule, settings), blocking=rule.severity == "error") for name, rule in rules_for(settings).items())
 
 
-def _truth(rule: Rule) -> str:
+def _truth(rule: Rule, settings: ExamplesSettings) -> str:
     if rule.is_own:
         return f"Nothing {rule.reason}."
     if rule.scope == "row":
-        limit = " Names, addresses and places are not looked for." if rule.reason == REASONS["personal_data_is_absent"] else ""
+        unsought = "Names, addresses and places" if settings.pii_model is None else "Postal addresses"
+        limit = f" {unsought} are not looked for." if rule.reason == REASONS["personal_data_is_absent"] else ""
         return f"No row is {'quarantined' if rule.quarantines else 'found'} for: {rule.reason}.{limit}"
     return f"{rule.reason[:1].upper()}{rule.reason[1:]}."
 

@@ -44,8 +44,9 @@ from fullft_assets.examples.rules import (
     suite_for,
 )
 from fullft_assets.examples.spelling import as_listed
-from fullft_assets.personal_data import pii
+from fullft_assets.personal_data.entities import pipeline_key, search_of
 from fullft_assets.personal_data.masking import mask_documents
+from fullft_assets.personal_data.pii import Search, count, counts_of, kinds_named
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import messages_hash, text_hash
@@ -103,7 +104,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     def examine_once() -> Examined:
         if not examined:
-            examined.append(_examine_raw(store, raw, settings))
+            examined.append(_examine_raw(store, raw, use_case))
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
@@ -134,17 +135,17 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         "version": VERSION,
         "settings": key_settings(settings),
         # Rows without an id are the same whichever field it was looked for in; the gate on it is not.
-        "inputs": {"raw_documents": raw.content_digest, "id_field": settings.documents.id},
+        "inputs": {"raw_documents": raw.content_digest, "id_field": settings.documents.id, **pipeline_key(use_case)},
         "seed": settings.seed,
     }
     valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
 
 
-def _examine_raw(store: Store, raw: Manifest, settings: UseCaseSettings) -> Examined:
+def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
     import pyarrow.parquet as pq
 
-    read, kinds = RawMetadata.of(raw), masked_kinds(settings)
+    settings, read, kinds = use_case.settings, RawMetadata.of(raw), masked_kinds(use_case)
     return examine(
         pq.read_table(store.folder(raw) / "documents.parquet"),
         settings.examples,
@@ -152,6 +153,7 @@ def _examine_raw(store: Store, raw: Manifest, settings: UseCaseSettings) -> Exam
         any_file_was_read=bool(read.files),
         id_field=settings.documents.id,
         num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
+        search=search_of(use_case),
     )
 
 
@@ -175,6 +177,7 @@ def examine(
     any_file_was_read: bool = True,
     id_field: str = "id",
     num_masked: int | None = None,
+    search: Search | None = None,
 ) -> Examined:
     """Validate a batch of documents.
 
@@ -185,6 +188,7 @@ def examine(
         any_file_was_read: of the batch; where none was, having no rows is a failure.
         id_field: `documents.id`.
         num_masked: rows in which personal data was masked already as they were read; None: it was not.
+        search: personal data that is looked for. Default: the patterns of the settings.
 
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
@@ -192,7 +196,9 @@ def examine(
     import pyarrow as pa
 
     rules = rules_for(settings)
-    documents, num_personal_data, num_masked = _masked(as_listed(documents, settings), settings, num_masked)
+    documents, num_personal_data, num_masked = _masked(
+        as_listed(documents, settings), settings, search or Search(kinds_named(settings.pii_kinds)), num_masked
+    )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
     frame = profile(table, settings, num_personal_data)
     findings = _try(frame, settings)
@@ -215,26 +221,32 @@ def examine(
     return Examined(valid, quarantined, checks, label_counts, num_masked, agreed)
 
 
-def _masked(documents: pa.Table, settings: ExamplesSettings, num_masked_before: int | None) -> tuple[pa.Table, np.ndarray | None, int]:
+def _masked(
+    documents: pa.Table, settings: ExamplesSettings, search: Search, num_masked_before: int | None
+) -> tuple[pa.Table, np.ndarray | None, int]:
     """Return the documents, how much personal data is left in each, and in how many it was masked."""
     import pyarrow.compute as pc
 
     if settings.pii == "off":
         return documents, None, 0
-    kinds = pii.kinds_named(settings.pii_kinds)
     if settings.pii == "mask" and num_masked_before is not None:
-        # What a placeholder leaves over may look like another piece.
         rows = np.flatnonzero(pc.fill_null(pc.match_substring(documents["text"], "["), False))
-        counts = np.zeros(len(documents), np.int32)
-        counts[rows] = pii.count(documents["text"].take(rows), kinds)
-        return documents, counts, num_masked_before
-    counts = pii.count(documents["text"], kinds)
+        return documents, _left_over(documents, rows, search), num_masked_before
+    found = search.find_all(documents["text"])
     if settings.pii != "mask":
-        return documents, counts, 0
-    rows = np.flatnonzero(counts)
-    documents = mask_documents(documents, counts, kinds)
-    counts[rows] = pii.count(documents["text"].take(rows), kinds)
-    return documents, counts, len(rows)
+        return documents, counts_of(found, len(documents)), 0
+    documents = mask_documents(documents, found)
+    return documents, _left_over(documents, np.array(sorted(found), np.int64), search), len(found)
+
+
+def _left_over(documents: pa.Table, rows: np.ndarray, search: Search) -> np.ndarray:
+    """Return the pieces that patterns find in masked texts: what a placeholder leaves over may look like another piece.
+
+    A model is not asked again: it may take a placeholder for a name.
+    """
+    counts = np.zeros(len(documents), np.int32)
+    counts[rows] = count(documents["text"].take(rows), search.kinds)
+    return counts
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:

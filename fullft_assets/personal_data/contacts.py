@@ -163,11 +163,13 @@ _TELEPHONE = r"""
 )(?![\w%]|[-/.:,]?[0-9])
 """
 _CALLED = r"[+(0-9](?<![\w+(.@].)(?:(?<=[0-9])|[0-9])(?:[ ().\-/]{0,3}[0-9]){6,14}+(?![-/]?\w)"
+_SEVEN_DIGITS = r"[0-9](?:[ ().\-/]{0,3}[0-9]){6}"
+_CALL_STEMS = "tel tél phone fax mob móvil movil cell celular komórka komorka portable handy whatsapp call ring text sms llam rufen appel chiama bel zadzwo"
 _NAMED_TELEPHONE = named_by(
     r"(?:telephone|telefon|telefax|telefoon|t[ée]l[ée]phone|tel[ée]fono|telefone|phone|tel|t[ée]l|fax|mobile|mobil|mobiel|m[óo]vil|cell|cellulare|"
     r"celular|kom[óo]rka|portable|handy|whatsapp|call|ring|text|sms|llama|llame|rufen|appelez|chiama|bel|zadzwo[ńn])\b[.]?"
     r"(?: (?:me|us|him|her|sie|mich|lo|al|moi|nous|mi|mij|under|unter|at|on|au|op|pod|no|to|the|my|new|line|office)\b){0,3}+",
-    "tel tél phone fax mob móvil movil cell celular komórka komorka portable handy whatsapp call ring text sms llam rufen appel chiama bel zadzwo",
+    _CALL_STEMS,
     _may_be_called,
 )
 _CARD = (
@@ -175,7 +177,7 @@ _CARD = (
 )
 
 CONTACTS = (
-    Kind("email", "[EMAIL]", "@", re.compile(r"@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"), _check_email),
+    Kind("email", "[EMAIL]", "@", re.compile(r"@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"), _check_email, has_digits=False),
     Kind(
         "iban",
         "[IBAN]",
@@ -211,10 +213,18 @@ CONTACTS = (
         r"[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]*:",
         re.compile(r"[0-9A-Fa-f:](?<![\w:.].)[0-9A-Fa-f:]{5,38}+(?!\w)"),
         _check_ipv6,
+        has_digits=False,
     ),
 )
 #: After all identifiers: their digits are no telephone numbers.
 TELEPHONES = (
-    Kind("phone", "[PHONE]", r"[0-9](?:[ ().\-/]{0,3}[0-9]){6}", re.compile(_CALLED), _check_called),
-    Kind("phone", "[PHONE]", r"[0-9](?:[ ().\-/]{0,3}[0-9]){6}", re.compile(_TELEPHONE, re.X), _check_telephone),
+    Kind("phone", "[PHONE]", rf"(?i)\b(?:{'|'.join(_CALL_STEMS.split())})[^0-9]*{_SEVEN_DIGITS}", re.compile(_CALLED), _check_called),
+    # Not the years of "1999-2004", which many texts have.
+    Kind(
+        "phone",
+        "[PHONE]",
+        rf"(?:\+|\b0){_SEVEN_DIGITS}|[2-9][0-9]{{2}}(?:\)[ -]?|[-. ])[2-9][0-9]{{2}}[-. ][0-9]{{4}}",
+        re.compile(_TELEPHONE, re.X),
+        _check_telephone,
+    ),
 )

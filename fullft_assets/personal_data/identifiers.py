@@ -42,7 +42,7 @@ def _has_month(found: str) -> bool:
 def _check_vin(match: re.Match[str]) -> Span | None:
     number = bare(match[0])
     num_digits = len(digits_of(number))
-    is_mixed = 3 <= num_digits < 17 and len({*number}) > 5
+    is_mixed = 4 <= num_digits < 17 and len({*number}) > 5
     return match.span() if is_mixed and checksums.vin(number) and not is_another_number(match, match.start()) else None
 
 

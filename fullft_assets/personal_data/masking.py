@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fullft_assets.personal_data import pii
+from fullft_assets.personal_data.kinds import Found
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _COLUMNS = ("text", "messages", "spans", "annotations")
+#: What is between two turns in the text of a conversation.
+_BETWEEN_TURNS = "\n\n"
 
 
-def mask_documents(table: pa.Table, num_personal_data: np.ndarray, kinds: Sequence[pii.Kind] = pii.KINDS) -> pa.Table:
+def mask_documents(table: pa.Table, found: Mapping[int, Sequence[Found]]) -> pa.Table:
     """Return the documents with their personal data masked; a row without any is untouched.
 
     Args:
         table: with `documents.COLUMNS`.
-        num_personal_data: pieces of personal data in each text, as `pii.count` finds them.
-        kinds: the kinds that are masked.
+        found: personal data in the texts by their row, as `Search.find_all` finds it.
     """
-    rows = np.flatnonzero(num_personal_data)
+    rows = np.array(sorted(found), np.int64)
     if not len(rows):
         return table
-    masked = [_mask_row(row, kinds) for row in table.select(_COLUMNS).take(rows).to_pylist()]
+    masked = [
+        _mask_row(row, found[number]) for number, row in zip(rows.tolist(), table.select(_COLUMNS).take(rows).to_pylist(), strict=True)
+    ]
     for name in _COLUMNS:
         table = _replace(table, name, rows, [row[name] for row in masked])
     return table
 
 
-def _mask_row(row: dict[str, Any], kinds: Sequence[pii.Kind]) -> dict[str, Any]:
+def _mask_row(row: dict[str, Any], found: Sequence[Found]) -> dict[str, Any]:
     if row["messages"] is not None:
-        turns = [{**turn, "content": _mask(turn["content"], kinds)} for turn in row["messages"]]
-        return {**row, "messages": turns, "text": "\n\n".join(turn["content"] or "" for turn in turns)}
-    found = pii.find(row["text"], kinds)
+        turns = _mask_turns(row["messages"], found)
+        return {**row, "messages": turns, "text": _BETWEEN_TURNS.join(turn["content"] or "" for turn in turns)}
     masked = {**row, "text": pii.mask(row["text"], found)}
     if row["spans"] is not None:
         masked["spans"] = [_shift(span, found) for span in row["spans"]]
@@ -45,18 +49,30 @@ def _mask_row(row: dict[str, Any], kinds: Sequence[pii.Kind]) -> dict[str, Any]:
     return masked
 
 
-def _mask(text: str | None, kinds: Sequence[pii.Kind]) -> str | None:
-    return None if text is None else pii.mask(text, pii.find(text, kinds))
+def _mask_turns(turns: Sequence[dict[str, Any]], found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return the turns of a conversation masked; `found` is in its text, which is the turns one after the other."""
+    masked, start = [], 0
+    for turn in turns:
+        content = turn["content"]
+        end = start + len(content or "")
+        inside = [
+            replace(one, start=max(one.start, start) - start, end=min(one.end, end) - start)
+            for one in found
+            if one.start < end and start < one.end
+        ]
+        masked.append({**turn, "content": content and pii.mask(content, inside)})
+        start = end + len(_BETWEEN_TURNS)
+    return masked
 
 
-def _shift(span: dict[str, Any], found: list[pii.Found]) -> dict[str, Any]:
+def _shift(span: dict[str, Any], found: Sequence[Found]) -> dict[str, Any]:
     if span["start"] is None or span["end"] is None:
         return span
     start, end = pii.shift(span["start"], span["end"], found)
     return {**span, "start": start, "end": end}
 
 
-def _shift_annotation(annotation: dict[str, str], found: list[pii.Found]) -> dict[str, str]:
+def _shift_annotation(annotation: dict[str, str], found: Sequence[Found]) -> dict[str, str]:
     spans = [_shift(span, found) for span in json.loads(annotation["label"])]
     return {**annotation, "label": json.dumps(spans, ensure_ascii=False)}
 

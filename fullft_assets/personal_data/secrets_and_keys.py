@@ -25,6 +25,7 @@ SECRETS = (
             r"-----BEGIN (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[A-Za-z0-9+/=\s:,.\\()]|-(?!-)){0,20000}+-----END (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
         ),
         whole,
+        has_digits=False,
     ),
     Kind(
         "secret",
@@ -37,6 +38,7 @@ SECRETS = (
             r"|eyJ[\w-]{8,2000}+\.[\w-]{8,8000}+\.[\w-]{8,2000}+)"
         ),
         whole,
+        has_digits=False,
     ),
     Kind(
         "secret",
@@ -44,6 +46,7 @@ SECRETS = (
         r"(?i)\b(?:bearer|basic) [A-Za-z0-9._~+/-]{16}",
         re.compile(r"\b(?:bearer|basic) (?=[A-Za-z0-9._~+/-]{0,60}[0-9])([A-Za-z0-9._~+/-]{16,4000}+={0,2})", re.I),
         whole,
+        has_digits=False,
     ),
     Kind(
         "secret",
@@ -55,6 +58,7 @@ SECRETS = (
             re.I,
         ),
         _check_assigned,
+        has_digits=False,
     ),
     Kind(
         "secret",
@@ -66,5 +70,6 @@ SECRETS = (
             re.I,
         ),
         _check_assigned,
+        has_digits=False,
     ),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fullft_assets.settings.base import Float, OneOf, Settings, YamlOff
 from fullft_assets.task import TASKS
@@ -34,7 +35,9 @@ PII_KINDS = (
     "br_cpf",
     "vin",
 )
-PiiKind = Annotated[str, OneOf("kind of personal data", lambda: list(PII_KINDS))]
+#: Kinds that only a model of named entities finds.
+PII_MODEL_KINDS = ("person", "location", "date")
+PiiKind = Annotated[str, OneOf("kind of personal data", lambda: [*PII_KINDS, *PII_MODEL_KINDS])]
 Severity = Annotated[Literal["error", "warn", "off"], YamlOff()]
 #: Rules that `examples.severities` may tune; `error` = the batch goes no further while the rule is red.
 RULES = (
@@ -126,13 +129,19 @@ class ExamplesSettings(Settings):
     )
     pii: Annotated[Literal["off", "flag", "mask", "quarantine"], YamlOff()] = Field(
         default="off",
-        description="Personal data in texts: `flag` counts it, `mask` replaces it, `quarantine` quarantines the row. Names and postal "
-        "addresses are not found.",
+        description="Personal data in texts: `flag` counts it, `mask` replaces it, `quarantine` quarantines the row. Names and "
+        "places are found with `pii_model` alone, postal addresses never.",
     )
     pii_kinds: list[PiiKind] = Field(
         default_factory=lambda: list(PII_KINDS),
         min_length=1,
-        description=f"Kinds of personal data that are looked for. Kinds: {', '.join(PII_KINDS)}.",
+        description=f"Kinds of personal data that are looked for. Kinds: {', '.join(PII_KINDS)}; with `pii_model`, and then by default, "
+        f"{', '.join(PII_MODEL_KINDS)} as well.",
+    )
+    pii_model: str | None = Field(
+        default=None,
+        description="spaCy pipeline that finds names of persons, places and dates: the name of an installed one, such as `en_core_web_md`, or a "
+        "folder. Needs the extra `pii`; it takes far longer than all other kinds. Default: they are not looked for.",
     )
     min_confidence: Float = Field(
         default=0.0,
@@ -160,3 +169,21 @@ class ExamplesSettings(Settings):
         default_factory=dict, description=f"Severity of a rule by its name, instead of its default. Rules: {', '.join(RULES)}."
     )
     expectations: list[Expectation] = Field(default_factory=list, description="Your own rules, by their Great Expectations names.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_of_the_kinds(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("pii_model") is None or "pii_kinds" in data:
+            return data
+        return {**data, "pii_kinds": [*PII_KINDS, *PII_MODEL_KINDS]}
+
+    @model_validator(mode="after")
+    def _kinds_fit_the_model(self) -> ExamplesSettings:
+        of_model = [kind for kind in self.pii_kinds if kind in PII_MODEL_KINDS]
+        if of_model and self.pii_model is None:
+            raise ValueError(f"pii_kinds: {', '.join(of_model)} needs pii_model, the spaCy pipeline that finds it")
+        if self.pii_model is not None and not of_model:
+            raise ValueError(
+                f"pii_model finds {', '.join(PII_MODEL_KINDS)}, and pii_kinds names none of them; add one, or remove pii_model"
+            )
+        return self

@@ -1,0 +1,182 @@
+"""Names, places and dates in texts: found by presidio with a spaCy pipeline that the user has (extra `pii`).
+
+No trained pipeline is part of this package or of the extra: `examples.pii_model` names an installed one, or a folder. It is not deterministic
+in the way that the patterns are: what it finds depends on the words around, so its digest is part of what keys are made of.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.base_model import suggest_path
+from fullft_assets.errors import SettingsError
+from fullft_assets.personal_data.kinds import Found
+from fullft_assets.personal_data.pii import Search, kinds_named
+from fullft_assets.settings.examples import PII_MODEL_KINDS
+from fullft_assets.settings.use_case import UseCase, locate
+from fullft_assets.store.hashing import digest, file_digest
+
+#: Labels of spaCy's pipelines, in all of their languages, by our name of the kind.
+_LABELS = {
+    "person": ("PER", "PERSON", "PRS", "PS", "persName"),
+    "location": ("LOC", "LOCATION", "GPE", "GPE_LOC", "FAC", "FACILITY", "LC", "placeName", "geogName"),
+    "date": ("DATE", "DATETIME", "DT", "TME", "date"),
+}
+#: A pipeline takes about a gigabyte for 100,000 characters at once, and refuses more than a million.
+_MOST_CHARACTERS = 20_000
+#: Texts, or pieces of long ones, whose results are in memory at once; those that the pipeline computes together.
+_BLOCK, _BATCH = 512, 64
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A spaCy pipeline on this machine: its folder, its language as spaCy calls it (`xx` for several), and the labels that it gives."""
+
+    folder: Path
+    language: str
+    labels: tuple[str, ...]
+
+    def digest(self) -> str:
+        """Return what pins the pipeline's content."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return _digest(self.folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> Pipeline:
+    """Return the pipeline that `examples.pii_model` names: a folder below the project's root, or else an installed package.
+
+    Raises:
+        SettingsError: the extra or the pipeline is missing, or it finds nothing of a kind that is asked for.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("presidio_analyzer", "spacy")):
+        raise SettingsError("needs presidio-analyzer and spacy; pip install 'fullft-assets[pii]', or remove it")
+    folder = _folder(use_case_model, root)
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    labels = tuple(sorted({label for of_component in meta.get("labels", {}).values() for label in of_component}))
+    missing = [kind for kind in PII_MODEL_KINDS if kind in kinds and not {*_LABELS[kind]} & {*labels}]
+    if missing:
+        raise SettingsError(f"{use_case_model} has no label for {' or '.join(missing)}; list in examples.pii_kinds the kinds that it finds")
+    return Pipeline(folder, meta["lang"], labels)
+
+
+def pipeline_key(use_case: UseCase) -> dict[str, str]:
+    """Return what the keys of artifacts have of the pipeline; nothing where none is used.
+
+    Raises:
+        SettingsError: see `find_pipeline`.
+    """
+    pipeline = _pipeline_of(use_case)
+    return {} if pipeline is None else {"pii_pipeline": pipeline.digest()}
+
+
+def entity_model(use_case: UseCase) -> EntityModel | None:
+    """Return the model of a use case, loaded once in a process; None where none is used.
+
+    Raises:
+        SettingsError: see `find_pipeline`.
+    """
+    pipeline = _pipeline_of(use_case)
+    kinds = tuple(kind for kind in PII_MODEL_KINDS if kind in use_case.settings.examples.pii_kinds)
+    return None if pipeline is None else _load(pipeline, kinds)
+
+
+def search_of(use_case: UseCase) -> Search:
+    """Return what is looked for in the texts of a use case.
+
+    Raises:
+        SettingsError: see `find_pipeline`.
+    """
+    return Search(kinds_named(use_case.settings.examples.pii_kinds), entity_model(use_case))
+
+
+def _pipeline_of(use_case: UseCase) -> Pipeline | None:
+    examples = use_case.settings.examples
+    if examples.pii_model is None or examples.pii == "off":
+        return None
+    try:
+        return find_pipeline(examples.pii_model, examples.pii_kinds, use_case.project_root)
+    except SettingsError as error:
+        raise SettingsError(f"examples.pii_model: {error}") from None
+
+
+def _folder(named: str, root: Path) -> Path:
+    """Return the folder with a pipeline's `meta.json` and `config.cfg`; that of a package is inside it, with the version in its name."""
+    candidates = [locate(named, root)]
+    spec = importlib.util.find_spec(named) if named.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        package = Path(next(iter(spec.submodule_search_locations)))
+        candidates += [path.parent for path in sorted(package.glob("*/config.cfg"))]
+    for folder in candidates:
+        if (folder / "meta.json").is_file() and (folder / "config.cfg").is_file():
+            return folder
+    if candidates[0].is_dir():
+        raise SettingsError(f"no spaCy pipeline is in {named} (meta.json, config.cfg)")
+    raise SettingsError(f"no installed spaCy pipeline and no folder has the name {named}{suggest_path(named, root)}")
+
+
+@lru_cache(maxsize=8)
+def _digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    # Sensors ask for it at every tick: what has the same sizes and times is not read again.
+    return digest({str(path.relative_to(folder)): file_digest(path) for path, _, _ in files})
+
+
+@lru_cache(maxsize=1)
+def _load(pipeline: Pipeline, kinds: tuple[str, ...]) -> EntityModel:
+    return EntityModel(pipeline, kinds)
+
+
+class EntityModel:
+    """Finds names, places and dates. Making one loads the pipeline: seconds."""
+
+    def __init__(self, pipeline: Pipeline, kinds: Sequence[str]):
+        self._language = pipeline.language
+        self._entities = {kind.upper(): kind for kind in kinds}
+        labels = {label: kind.upper() for kind in kinds for label in _LABELS[kind]}
+        self._analyzer = _analyzer(pipeline, labels)
+
+    def find_all(self, texts: Sequence[str]) -> Iterator[list[Found]]:
+        """Yield what is found in each text, in the order of the texts; pieces of one text do not overlap."""
+        found: list[list[Found]] = [[] for _ in texts]
+        parts = [(row, start, text[start:end]) for row, text in enumerate(texts) for start, end in _windows(text)]
+        for at in range(0, len(parts), _BLOCK):
+            block = parts[at : at + _BLOCK]
+            results = self._analyzer.analyze_iterator([part for _, _, part in block], self._language, _BATCH, entities=list(self._entities))
+            for (row, start, _), each in zip(block, results, strict=True):
+                found[row] += [
+                    Found(start + one.start, start + one.end, f"[{one.entity_type}]", self._entities[one.entity_type]) for one in each
+                ]
+        yield from found
+
+
+def _windows(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a text that the pipeline reads one by one, cut between words."""
+    start = 0
+    while start < len(text):
+        end = min(len(text), start + _MOST_CHARACTERS)
+        if end < len(text):
+            end = max(text.rfind(separator, start, end) for separator in "\n ") + 1 or end
+        yield start, end
+        start = end
+
+
+def _analyzer(pipeline: Pipeline, labels: dict[str, str]) -> Any:
+    """Return presidio with this pipeline alone: its own patterns would find what ours do, and need its list of internet domains."""
+    presidio = importlib.import_module("presidio_analyzer")
+    engines = importlib.import_module("presidio_analyzer.nlp_engine")
+    recognizers = importlib.import_module("presidio_analyzer.predefined_recognizers")
+    language = pipeline.language
+    configuration = engines.NerModelConfiguration(
+        model_to_presidio_entity_mapping=labels, labels_to_ignore=[label for label in pipeline.labels if label not in labels]
+    )
+    # A folder: for a name that it does not know, the engine would ask the network.
+    engine = engines.SpacyNlpEngine([{"lang_code": language, "model_name": str(pipeline.folder)}], configuration)
+    engine.load()
+    recognizer = recognizers.SpacyRecognizer(supported_language=language, supported_entities=sorted({*labels.values()}))
+    registry = presidio.RecognizerRegistry(recognizers=[recognizer], supported_languages=[language])
+    return presidio.BatchAnalyzerEngine(presidio.AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[language]))
