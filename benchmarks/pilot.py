@@ -14,6 +14,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,13 +46,12 @@ def curve(name: str, seed: int) -> tuple[PredictedScore, float]:
     epochs, rate = RECIPES[seed % len(RECIPES)]
 
     def score(num_rows: int) -> float:
-        network = MLPClassifier(
-            (64,), max_iter=epochs, batch_size=BATCH_SIZE, random_state=seed, learning_rate_init=rate, n_iter_no_change=1_000
-        )
+        options: dict[str, Any] = {"max_iter": epochs, "batch_size": BATCH_SIZE, "learning_rate_init": rate, "n_iter_no_change": 1_000}
+        network = MLPClassifier((64,), random_state=seed, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             network.fit(reduced[held : held + num_rows], labels[held : held + num_rows])
-        return float(f1_score(labels[:held], network.predict(reduced[:held]), average="macro", zero_division=0))
+        return float(f1_score(labels[:held], network.predict(reduced[:held]), average="macro", zero_division=cast(Any, 0)))
 
     all_rows = len(rows) - held
     points = [Point(rows=count, score=score(count)) for count in pilot_rows(all_rows, 0.25, BATCH_SIZE)]

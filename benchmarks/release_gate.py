@@ -238,8 +238,8 @@ def train(name: str, num_rows: int) -> Trained:
     held_out = np.isin(groups, known[np.random.default_rng(5).random(len(known)) < 0.5])
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
     texts = [row["text"] for row in rows]
-    found = vectorizer.fit([text for text, out in zip(texts, held_out, strict=True) if not out]).transform(texts)
-    reduced = TruncatedSVD(100, random_state=0).fit(found[~held_out]).transform(found)
+    found: Any = vectorizer.fit([text for text, out in zip(texts, held_out, strict=True) if not out]).transform(texts)
+    reduced: Any = TruncatedSVD(100, random_state=0).fit(found[~held_out]).transform(found)
     predicted = []
     for seed in range(NUM_RUNS):
         network = MLPClassifier((32,), max_iter=25, random_state=seed, learning_rate_init=0.01)
