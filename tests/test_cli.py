@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,20 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
     for command in ("report", "verify"):
         none = project.fullft(command, "letters")
         assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")
+
+
+def test_files_tells_the_name_of_a_file_by_what_a_check_calls_it(project: Project):
+    none = project.fullft("files", "letters", "file-00000000.csv")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert none.stderr == "file-00000000.csv: no file of letters is called so; `fullft files letters` lists them all\n"
+    (project.documents / "ward 7").mkdir()
+    (project.documents / "ward 7" / "letter of Ann.csv").write_text('text,kind\n"a quote that nobody closes,notice\n')
+    done = project.fullft("ingest", "letters")
+    logged = project.logged()
+    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, "the terminal has the name, the event log has not"
+    (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
+    found = project.fullft("files", "letters", called)
+    name, batch, path = found.stdout.rstrip("\n").split("  ")
+    assert (found.returncode, found.stderr, name, path) == (0, "", called, "ward 7/letter of Ann.csv")
+    everything = project.fullft("files", "letters").stdout.splitlines()
+    assert f"{called}  {batch}  {path}" in everything and any(line.endswith("  delivery-1.jsonl") for line in everything)
