@@ -90,13 +90,19 @@ class Task(ABC):
         """Return the matplotlib figures, by name, that only this task's report has; a figure may be None."""
 
     @abstractmethod
-    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
-        """Yield the lines that `fullft predict` prints for a text.
+    def predict(
+        self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what the model predicts for each text, as an object that JSON can write.
 
         Args:
             model: a `base_model.ModelFolder` with a fine-tuned model.
             labels: in the order of the model's outputs.
         """
+
+    @abstractmethod
+    def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the lines that `fullft predict` prints for a prediction."""
 
 
 TASKS: Registry[Task] = Registry(

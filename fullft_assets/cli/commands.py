@@ -65,8 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
     files = add("files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`.")
     files.add_argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)")
-    predict = add("predict", _predict, "Classify a text with the champion; a language model continues it, or answers it (sft).")
-    predict.add_argument("text", help="the text")
+    predict = add(
+        "predict",
+        _predict,
+        "Classify a text, or each text of a file, with the champion; a language model continues it, or answers it (sft).",
+    )
+    predict.add_argument("text", nargs="?", help="the text")
+    predict.add_argument(
+        "--file", type=Path, help="instead: JSON lines or CSV with the field documents.text, else a text a line; answered in JSON lines"
+    )
+    predict.add_argument("--out", type=Path, help="with --file: write to this file (default: print)")
     predict.add_argument(
         "--max-new-tokens", type=_count, default=100, help="maximum number of tokens that a language model writes (default: 100)"
     )
@@ -199,12 +207,17 @@ def _files(parsed: argparse.Namespace) -> int:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
+    if (parsed.text is None) == (parsed.file is None) or (parsed.out is not None and parsed.file is None):
+        raise FullftError("predict: give a text or --file; --out goes with --file")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     use_case = _load(parsed)
     # Imports torch, as no other command does.
-    from fullft_assets.cli.predict import predict
+    from fullft_assets.cli.predict import predict, predict_file
 
-    predict(use_case, _store(use_case), parsed.text, parsed.max_new_tokens)
+    store = _store(use_case)
+    if parsed.file is not None:
+        return 1 if predict_file(use_case, store, parsed.file, parsed.out, parsed.max_new_tokens) else 0
+    predict(use_case, store, parsed.text, parsed.max_new_tokens)
     return 0
 
 

@@ -1,25 +1,142 @@
-"""`fullft predict`: apply the champion to one text. Imports torch."""
+"""`fullft predict`: apply the champion to a text, or to each text of a file. Imports torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from fullft_assets import release
 from fullft_assets.base_model import with_rights
-from fullft_assets.errors import FullftError
+from fullft_assets.documents import Folder
+from fullft_assets.documents.formats import Delivered, Record, Unreadable, name_of_format
+from fullft_assets.documents.formats.rows import value_of
+from fullft_assets.documents.reading import FileReader
+from fullft_assets.errors import DataError, FullftError
+from fullft_assets.settings import DocumentsSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
+from fullft_assets.store.disk import replace_synced
 from fullft_assets.task import task_of
+
+#: Formats of files with a record for each text; every other file has a text on each line.
+_OF_RECORDS = ("jsonl", "csv")
+_EMPTY = "the text is empty; a model would answer with what is likeliest of all texts"
+#: Rows without a text that are named.
+_SHOWN_ROWS = 10
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One text of a file: the number of its line, and its id if it has one. `problem` is why there is no text."""
+
+    number: int
+    text: str = ""
+    id: str | None = None
+    problem: str | None = None
 
 
 def predict(use_case: UseCase, store: Store, text: str, max_new_tokens: int) -> None:
     """Print what the champion predicts for a text: labels, spans, or text that it writes.
 
     Raises:
-        FullftError: there is no champion yet.
+        FullftError: there is no champion yet, or the text is empty.
     """
-    settings = use_case.settings
+    if _is_empty(text):
+        raise FullftError(f"{use_case.name}: {_EMPTY}")
+    for prediction in _predictions(use_case, store, [text], max_new_tokens):
+        for line in task_of(use_case.settings.examples).show(prediction):
+            print(line)
+
+
+def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, max_new_tokens: int) -> int:
+    """Write a line of JSON for each text of a file; name the rows that have none, and return how many these are.
+
+    Args:
+        out: file to write; None: to the terminal.
+
+    Raises:
+        FullftError: there is no champion yet, or the file cannot be read or has no text at all.
+    """
+    rows = list(read_texts(path, use_case.settings))
+    good, bad = [row for row in rows if row.problem is None], [row for row in rows if row.problem is not None]
+    for row in bad[:_SHOWN_ROWS]:
+        print(f"{path}:{row.number}: {row.problem}", file=sys.stderr)
+    if len(bad) > _SHOWN_ROWS:
+        print(f"{path}: {len(bad) - _SHOWN_ROWS:,} more rows without a text", file=sys.stderr)
+    if not good:
+        raise DataError(
+            f"{path}: no row has a text in the field `{_text_field(use_case.settings.documents)}`, so there is nothing to predict"
+        )
+    predicted = _predictions(use_case, store, [row.text for row in good], max_new_tokens)
+    lines = (_line(row, prediction) for row, prediction in zip(good, predicted, strict=True))
+    if out is None:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        replace_synced(out, "".join(f"{line}\n" for line in lines))
+    return len(bad)
+
+
+def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
+    """Yield the rows of a file: of JSON lines or CSV the field `documents.text` (and `documents.id`), else each line that is not blank.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    # The file is one like those delivered, whatever format the deliveries are said to have.
+    documents, written_as = settings.documents.model_copy(update={"format": "auto"}), name_of_format(path.name)
+    if written_as not in (None, "text", *_OF_RECORDS):
+        raise DataError(f"{path}: {written_as} is not read here; give JSON lines, CSV, or text with one text a line")
+    try:
+        if written_as in _OF_RECORDS:
+            with FileReader(Folder(path.parent), documents, settings.examples, all_fields=True) as reader:
+                numbered, _ = reader.read(Delivered(path, path.name), lambda records, meaning, reading: list(records))
+            rows = [_row(number, record, documents) for number, record in numbered]
+        else:
+            with Delivered(path, path.name).text() as lines:
+                rows = [_Row(number, line.rstrip("\r\n")) for number, line in enumerate(lines, start=1) if not line.isspace()]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8; convert it") from None
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    yield from (row if row.problem or not _is_empty(row.text) else _Row(row.number, problem=_EMPTY) for row in rows)
+
+
+def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
+    if isinstance(record, str):
+        return _Row(number, problem=record)
+    field = _text_field(documents)
+    text, own = value_of(record, field), value_of(record, documents.id)
+    if not isinstance(text, str):
+        return _Row(number, problem=f"no text in the field `{field}` (documents.text)")
+    return _Row(number, text, None if own is None else str(own))
+
+
+def _text_field(documents: DocumentsSettings) -> str:
+    return documents.text or "text"
+
+
+def _line(row: _Row, prediction: dict[str, Any]) -> str:
+    about = {"row": row.number} | ({} if row.id is None else {"id": row.id})
+    return json.dumps(about | prediction, ensure_ascii=False)
+
+
+def _is_empty(text: str) -> bool:
+    """Return whether nothing of a text can be seen: a zero-width space is no text either."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
+def _predictions(use_case: UseCase, store: Store, texts: Sequence[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
     champion = release.read_champion(store, use_case.name)
     if champion is None:
         raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
     checkpoint = store.load(champion.checkpoint)
-    model = with_rights(store.folder(checkpoint) / "model", settings)
+    model = with_rights(store.folder(checkpoint) / "model", use_case.settings)
     labels = checkpoint.metadata.get("labels", [])
-    for line in task_of(settings.examples).predict(model, settings, labels, text, max_new_tokens):
-        print(line)
+    return task_of(use_case.settings.examples).predict(model, use_case.settings, labels, texts, max_new_tokens)

@@ -34,13 +34,19 @@ class Classification(Task):
 
         return {"confusion": pictures.confusion(evaluation), "reliability": pictures.reliability(evaluation)}
 
-    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+    def predict(
+        self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
+    ) -> Iterator[dict[str, Any]]:
         """See `Task`: each label with its probability, the likeliest first."""
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import predict
 
-        found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
-        for label, probability in sorted(zip(labels, found, strict=True), key=lambda pair: -pair[1]):
+        for found in predict(model, Tokenization.load_saved(model, settings.chunks).windows(texts)).probabilities:
+            ranked = sorted(zip(labels, map(float, found), strict=True), key=lambda pair: -pair[1])
+            yield {"label": ranked[0][0], "probability": ranked[0][1], "probabilities": dict(ranked)}
+
+    def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
+        for label, probability in prediction["probabilities"].items():
             yield f"{probability:6.1%}  {label}"
 
 

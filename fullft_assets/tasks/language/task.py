@@ -34,13 +34,20 @@ class NextToken(Task):
 
         return {"per_length": pictures.per_length(evaluation), "changes": pictures.changes(evaluation)}
 
-    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+    def predict(
+        self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
+    ) -> Iterator[dict[str, Any]]:
         """See `Task`: what the model writes."""
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import load_causal
         from fullft_assets.tasks.language.generation import Writer
 
-        yield self._write(Writer(load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens), text)
+        writer = Writer(load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens)
+        for text in texts:
+            yield {"text": self._write(writer, text)}
+
+    def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
+        yield prediction["text"]
 
     @abstractmethod
     def _write(self, writer: Any, text: str) -> str:

@@ -32,16 +32,25 @@ class MultiLabel(Task):
 
         return {"label_scores": pictures.label_scores(evaluation.per_label)}
 
-    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+    def predict(
+        self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
+    ) -> Iterator[dict[str, Any]]:
         """See `Task`: each label with its probability and its threshold, those that the text gets first."""
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import predict
         from fullft_assets.tasks.multi_label.scoring import read_thresholds
 
-        found = predict(model, Tokenization.load_saved(model, settings.chunks).windows([text])).probabilities[0]
-        rows = sorted(zip(labels, found, read_thresholds(model), strict=True), key=lambda row: (row[1] < row[2], -row[1]))
-        for label, probability, threshold in rows:
-            yield f"{'yes' if probability >= threshold else 'no':<3} {probability:6.1%}  {label} (from {threshold:.1%} on)"
+        thresholds = dict(zip(labels, map(float, read_thresholds(model)), strict=True))
+        for found in predict(model, Tokenization.load_saved(model, settings.chunks).windows(texts)).probabilities:
+            each = dict(zip(labels, map(float, found), strict=True))
+            ranked = sorted(labels, key=lambda label, each=each: (each[label] < thresholds[label], -each[label]))
+            given = [label for label in ranked if each[label] >= thresholds[label]]
+            yield {"labels": given, "probabilities": {label: each[label] for label in ranked}, "thresholds": thresholds}
+
+    def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
+        for label, probability in prediction["probabilities"].items():
+            given = "yes" if label in prediction["labels"] else "no"
+            yield f"{given:<3} {probability:6.1%}  {label} (from {prediction['thresholds'][label]:.1%} on)"
 
 
 TASK = MultiLabel()

@@ -34,15 +34,21 @@ class TokenClassification(Task):
 
         return {"label_scores": pictures.label_scores(evaluation.per_label)}
 
-    def predict(self, model: Any, settings: Any, labels: Sequence[str], text: str, max_new_tokens: int) -> Iterator[str]:
+    def predict(
+        self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
+    ) -> Iterator[dict[str, Any]]:
         """See `Task`: each span with its characters and its label."""
         from fullft_assets.chunks import Tokenization
         from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder
 
         finder, names = load_finder(model)
-        reading = TokenizedTexts.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), [text])
-        for start, end, label in find_spans(finder, reading)[0]:
-            yield f"{start:>5} to {end:<5} {names[label]}: {text[start:end]}"
+        reading = TokenizedTexts.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts)
+        for text, spans in zip(texts, find_spans(finder, reading), strict=True):
+            yield {"spans": [{"start": int(s), "end": int(e), "label": names[label], "text": text[s:e]} for s, e, label in spans]}
+
+    def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
+        for span in prediction["spans"]:
+            yield f"{span['start']:>5} to {span['end']:<5} {span['label']}: {span['text']}"
 
 
 TASK = TokenClassification()
