@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 #: Cause of a failure: it decides who looks at it, and whether the same command may succeed unchanged.
@@ -10,6 +13,9 @@ FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence"
 
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+_PACKAGE = Path(__file__).parent
 
 
 class FullftError(Exception):
@@ -107,3 +113,42 @@ def is_disk_full(error: BaseException) -> bool:
         return error.errno in NO_ROOM
     signs = ("No space left", "File too large", "Disk quota", "PytorchStreamWriter failed", "file write failed", "unexpected pos")
     return any(sign in str(error) for sign in signs)
+
+
+def without_message(error: BaseException) -> str:
+    """Return an error's type and the place in this package where it came up, and its message only where that cannot quote a document."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    places = [f"{_shown(Path(frame.filename))}:{frame.lineno} ({frame.name})" for frame in (ours or frames)[-1:]]
+    said = _harmless_message(error)
+    return " ".join([type(error).__name__, *([f"({said})"] if said else []), *(f"at {place}" for place in places)])
+
+
+def stack_without_messages(error: BaseException) -> str:
+    """Return the traceback of an error and of those that it came of, as Python prints it, but for the messages and the values in them."""
+    parts = []
+    for each in _chain(error):
+        parts.append(
+            "".join(["Traceback (most recent call last):\n", *traceback.format_tb(each.__traceback__), f"{type(each).__name__}\n"])
+        )
+    return "\nand so\n\n".join(reversed(parts))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        yield found
+        seen.add(id(found))
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def _harmless_message(error: BaseException) -> str:
+    """Return what the operating system or an allocator says: their words, without the name of a file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or ""
+    return " ".join(str(error).split())[:200] if is_out_of_memory(error) else ""
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(_PACKAGE.parent)) if path.is_relative_to(_PACKAGE) else path.name

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import struct
+import tempfile
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -46,6 +49,10 @@ def misbehaving(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
         case "print":
             print("what a parser says on stdout" * 1000, flush=True)
             yield 1, {"text": "printed"}
+        case "unpack":
+            with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
+                (Path(folder) / "member").write_text("what the member of an archive says")
+                os.abort()
         case "raise":
             raise KeyError("text of the document")
         case _:
@@ -68,6 +75,41 @@ def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest
         "abort.html": "its reader ended with exit code -6; the file is damaged, or takes too much memory",
         "raise.html": "its reader failed (KeyError)",
     }
+
+
+def test_nothing_is_left_of_what_a_reader_unpacked_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = formats.FORMATS.get
+    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
+    monkeypatch.setattr(bounded.ReaderProcess, "_idle", [])
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "delivered").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"delivered/{name}.html").write_text("unpack ")
+    (tmp_path / "delivered/c.html").write_text("well")
+    batch = read_batch(tmp_path / "delivered")
+    assert (batch.table["text"].to_pylist(), len(batch.unreadable)) == (["fine"], 2)
+    assert [*(tmp_path / "temporary").iterdir()] == []
+
+
+def test_a_list_of_members_is_not_read_whole_to_tell_a_format(tmp_path: Path) -> None:
+    size = 256 * MIB
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size - 4, 4, 0)
+    with (tmp_path / "letters.txt").open("wb") as file:
+        file.write(b"PK\3\4")
+        file.truncate(size)
+        file.seek(size)
+        file.write(end)
+    (tmp_path / "page.html").write_bytes(PAGE)
+    tracemalloc.start()
+    try:
+        batch = read_batch(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * MIB
+    assert batch.unreadable == {"letters.txt": "not a complete ZIP archive (BadZipFile)"}
 
 
 def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +218,11 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
     with bounded.ReaderProcess() as process:
         rows = bounded.records(formats.FORMATS.get("parquet"), Delivered(tmp_path / "a.parquet", "a.parquet"), reading)
         assert next(rows) == (1, {"text": "row 0"})
-        [(_, page)] = bounded.records(formats.FORMATS.get("html"), Delivered(tmp_path / "b.html", "b.html"), reading)
+        pages = bounded.records(formats.FORMATS.get("html"), Delivered(tmp_path / "b.html", "b.html"), reading)
+        _, page = next(pages)
+        # The look that stopped ends only now, and not the one after it.
+        del rows
+        assert [*pages] == []
         assert isinstance(page, dict) and page["text"] == "A page that is read."
 
 

@@ -16,6 +16,7 @@ from fullft_assets import automation
 from fullft_assets.assets.case import Case
 from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
+from fullft_assets.errors import DataError
 from fullft_assets.resources import latest_by_partition, open_store
 from tests import project as projects
 from tests import test_documents_formats as formats
@@ -171,6 +172,43 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
     assert "not read: no format has its ending" in quarantined.metadata["problems"], "of a member of the archive"
     refusal = f"{alias(f'{WORD}.jsonl')}:3: one of the labels has 1 row, fewer than snapshot.min_rows_per_label"
     assert is_good or any(refusal in event for event in events)
+    assert_only_in_the_store(project, events, capfd)
+
+
+@pytest.mark.parametrize(
+    ("inside", "place", "wrapped"),
+    [
+        ("fullft_assets.documents.raw.without_erased", "documents/raw.py", False),
+        ("fullft_assets.examples.validation._hashes", "examples/validation.py", False),
+        ("fullft_assets.examples.identity.within", "examples/validation.py", True),
+        ("fullft_assets.chunks.tokenizing.chunk", "chunks/tokenizing.py", False),
+    ],
+)
+def test_nor_what_an_error_says_that_nobody_foresaw(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], inside: str, place: str, wrapped: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise KeyError(f"a row that says {WORD}")
+        except KeyError as error:
+            # A cause goes to the event log as well, also that of an error whose own line is harmless.
+            raise (DataError("the rows have no ids") if wrapped else ValueError(f"no number: {WORD}")) from error
+
+    monkeypatch.setattr(inside, fail)
+    project.deliver("delivery-1.jsonl", [{**row, "text": f"{row['text']} {WORD}"} for row in projects.licence_rows(12)])
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        failed, _ = ingest(project, instance)
+        events = [entry.to_json() for entry in instance.all_logs(failed.run_id)]
+    assert not failed.success
+    (event,) = failed.get_step_failure_events()
+    said = event.step_failure_data.user_failure_data.description
+    tracebacks = [*project.home.rglob("tracebacks/*.txt")]
+    if wrapped:
+        assert (said, tracebacks) == ("the rows have no ids", [])
+    else:
+        assert said.startswith(f"ValueError at fullft_assets/{place}:")
+        assert said.endswith(f"is in {tracebacks[0]}") and len(tracebacks) == 1
+        assert f"a row that says {WORD}" in tracebacks[0].read_text() and f"no number: {WORD}" in tracebacks[0].read_text()
     assert_only_in_the_store(project, events, capfd)
 
 

@@ -251,6 +251,15 @@ def test_an_empty_list(tmp_path: Path):
         erasure.read_list(tmp_path / "list.txt")
 
 
+def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for case in ("letters", "mails"):
+        store.keep_traceback(case, ValueError("what a letter says"))
+    report = erasure.erase(store, "letters", ["letter-1"])
+    assert "deleted      1 tracebacks, which may quote them" in report.lines()
+    assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
+
+
 def test_unaffected_stages_are_left_alone(store: Store):
     before = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run") for m in store.artifacts(CASE, stage)}
     erasure.erase(store, CASE, [index_rows(store, "train")[0]["id"]])

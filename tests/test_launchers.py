@@ -1,6 +1,7 @@
 """Workloads are really launched, killed and counted: under a real Dagster instance, its CLI and torchrun."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,10 @@ def _all_gone(processes: list[psutil.Process]) -> None:
     _wait_for(lambda: not any(map(is_alive, processes)), f"{processes} ended")
 
 
+#: The line that raises what `crashes` raises, as a traceback has it.
+_RAISES = 'raise RuntimeError("the roof is on fire\\nsecond line")'
+
+
 class TestUnderDagster:
     def _materialize(self, instance, monkeypatch, stage: str) -> dg.ExecuteInProcessResult:
         monkeypatch.setenv("PROBE_STAGE", stage)
@@ -92,7 +97,8 @@ class TestUnderDagster:
         failure = event.step_failure_data.user_failure_data
         assert failure.metadata["failure"].value == kind
         assert failure.description.endswith(f"[{kind}]") is (kind != "unknown")
-        return event.step_failure_data.error.cause.message.strip()
+        assert event.step_failure_data.error.cause is None, "its message may quote a document"
+        return failure.description
 
     def test_result_is_the_manifest_and_progress_is_in_the_log(self, instance, monkeypatch, folder):
         result = self._materialize(instance, monkeypatch, "writes")
@@ -106,12 +112,25 @@ class TestUnderDagster:
 
     def test_error_that_the_user_can_fix_surfaces_as_its_one_line(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "refuses"), "data")
-        assert message == ("fullft_assets.errors.WorkloadError: documents/a.csv:3: no field `label`; name it in examples.label")
+        assert message == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
 
-    def test_crash_surfaces_as_type_and_first_line(self, instance, monkeypatch):
-        message = self._failure(self._materialize(instance, monkeypatch, "crashes"), "unknown")
-        assert "WorkloadError: probe failed: RuntimeError: the roof is on fire; the traceback is in" in message
-        assert len(message.splitlines()) == 1
+    def test_crash_surfaces_as_type_and_place_and_its_message_is_in_the_store_alone(self, instance, monkeypatch, folder, capfd):
+        result = self._materialize(instance, monkeypatch, "crashes")
+        message = self._failure(result, "unknown")
+        place, file = re.fullmatch(
+            r"probe failed: RuntimeError at (.*); its message, which may quote a document, is in (.*)", message
+        ).groups()
+        # The probe is not of our package, whose frame before it is named.
+        assert re.fullmatch(r"fullft_assets/workloads/entry\.py:[0-9]+ \(run_job\)", place)
+        assert "RuntimeError: the roof is on fire\nsecond line\n" in Path(file).read_text()
+        assert Path(file).is_relative_to(folder / "store/failures/probe/tracebacks")
+        output = capfd.readouterr()
+        assert "in crashes\n" in output.err and "probe.py" in output.err, "the traceback without its messages"
+        events = [entry.to_json() for entry in instance.all_logs(result.run_id)]
+        written = [path.read_bytes().decode(errors="replace") for path in (folder / "home").rglob("*") if path.is_file()]
+        # The line of the program that raises it is in the traceback; what it says at that time is not.
+        kept = [text for text in (output.out, output.err, *events, *written) if "second line" in text.replace(_RAISES, "")]
+        assert kept == []
 
     def test_missing_manifest_is_a_failure(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "forgets"), "unknown")
@@ -119,7 +138,7 @@ class TestUnderDagster:
 
     def test_killed_workload_names_the_signal(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "is_killed"), "infrastructure")
-        assert message.endswith("workload probe was killed by SIGKILL (out of memory?); see the step's stderr")
+        assert message == "workload probe was killed by SIGKILL (out of memory?); see the step's stderr [infrastructure]"
 
 
 class TestRunThatEnds:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -82,12 +84,41 @@ class TestLatest:
         assert latest_by_partition(store, "mail", "labeled_examples") == {"k1": made[0], "k2": made[1]}
 
 
-def test_an_error_that_the_user_can_fix_is_a_failure_of_one_line_that_is_not_retried() -> None:
-    with pytest.raises(dg.Failure) as raised, one_line_errors():
+def test_an_error_that_the_user_can_fix_is_a_failure_of_one_line_that_is_not_retried(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
         raise DataError("a.csv:3: no label; fix it")
     assert (raised.value.description, raised.value.allow_retries) == ("a.csv:3: no label; fix it", False)
-    with pytest.raises(KeyError), one_line_errors():
-        raise KeyError("a bug stays a bug")
+    assert store.delete_tracebacks("letters") == 0
+
+
+def test_of_another_error_the_failure_has_type_and_place_and_the_store_the_message(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
+        raise KeyError("what a letter says")
+    assert raised.value.description is not None
+    line, file = raised.value.description.split(" is in ")
+    assert re.fullmatch(r"KeyError at fullft_assets/resources/failures\.py:[0-9]+ \(.*\); its message, which may quote a document,", line)
+    assert "KeyError: 'what a letter says'" in Path(file).read_text()
+    assert raised.value.metadata["failure"].value == "unknown"
+    with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
+        raise OSError(errno.ENOSPC, "No space left on device", "a letter of Ann")
+    assert (raised.value.description or "").startswith("OSError (No space left on device) at ")
+    assert "Ann" not in (raised.value.description or "")
+    with pytest.raises(dg.Failure, match="as it is"), one_line_errors(store, "letters"):
+        raise dg.Failure("as it is")
+    assert (store.delete_tracebacks("mails"), store.delete_tracebacks("letters")) == (0, 2)
+
+
+def test_a_store_that_fails_as_well_does_not_replace_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no")
+
+    store = Store(str(tmp_path))
+    monkeypatch.setattr(store, "write_bytes", refuse)
+    with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
+        raise KeyError("what a letter says")
+    assert (raised.value.description or "").endswith(f"; its message could not be written to {store.url} (PermissionError)")
 
 
 class TestDeployedInstance:

@@ -280,12 +280,13 @@ class TestClasses:
             torch.empty(2**50)
         assert classify(error.value) == "out_of_memory"
 
-    def test_the_class_is_in_the_message_and_the_metadata_of_the_failure_in_dagster(self):
-        with pytest.raises(dg.Failure) as failure, one_line_errors():
+    def test_the_class_is_in_the_message_and_the_metadata_of_the_failure_in_dagster(self, tmp_path):
+        store = Store(str(tmp_path))
+        with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
             raise WorkloadError("training stopped at step 9 by its guard non_finite: loss nan", "divergence")
         assert failure.value.description == "training stopped at step 9 by its guard non_finite: loss nan [divergence]"
         assert failure.value.metadata["failure"].value == "divergence"
-        with pytest.raises(dg.Failure) as failure, one_line_errors():
+        with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
             raise errors.DataError("a.csv:3: no label")
         assert failure.value.description == "a.csv:3: no label"
         assert failure.value.metadata["failure"].value == "data"
@@ -350,8 +351,10 @@ class TestRecord:
         code, record = self.run(tiny, "crashed")
         assert code == 1
         assert record["failure"] == "infrastructure"
-        assert record["reason"].endswith("failed: ConnectionResetError: gone; the traceback is in the step's stderr")
-        assert "Traceback" in capsys.readouterr().err
+        assert " failed: ConnectionResetError at fullft_assets/" in record["reason"]
+        assert "ConnectionResetError: gone" in Path(record["reason"].rpartition(" is in ")[2]).read_text()
+        printed = capsys.readouterr().err
+        assert "Traceback" in printed and "ConnectionResetError: gone" not in printed
 
     @pytest.mark.parametrize(
         ("several", "seconds_before", "counts"), [(True, -5.0, "out_of_memory"), (True, 5.0, "unknown"), (False, -5.0, "unknown")]

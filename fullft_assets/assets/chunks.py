@@ -30,7 +30,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def tokenized_chunks(context: dg.AssetExecutionContext, labeled_examples: Manifest):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             manifest = chunks.tokenize(store, case.use_case, labeled_examples)
             ingestion.mark_done(store, case.use_case, context.partition_key)
         return case.result(manifest, "tokenized_chunks", store)
@@ -46,7 +46,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def tokenizer_audit(context: dg.AssetExecutionContext, tokenized_chunks: dict[str, Manifest]):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             manifest = chunks.audit_tokenizer(store, case.use_case, tokenized_chunks)
         folder = store.folder(manifest)
         shown = {name: dg.MetadataValue.path(str(folder / file)) for name, file in (("terms", "terms.json"), ("proposal", "proposal.yaml"))}

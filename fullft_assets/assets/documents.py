@@ -21,7 +21,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def raw_documents(context: dg.AssetExecutionContext):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             manifest = documents.keep(store, case.use_case, context.partition_key)
             left = documents.leftovers.check(store, case.name)
         return case.result(manifest, "raw_documents", store, checks=[left])

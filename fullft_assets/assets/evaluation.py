@@ -42,7 +42,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         finetuned_checkpoint: Manifest,
     ):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             for upstream in (training_snapshot, finetuned_checkpoint):
                 upstream.require_green("evaluation_report")
             inputs = {

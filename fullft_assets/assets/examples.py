@@ -40,7 +40,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def labeled_and_quarantined(context: dg.AssetExecutionContext, raw_documents: Manifest) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             valid, quarantined = examples.validate(store, case.use_case, raw_documents)
             if any(not check.passed and check.severity == "error" for check in valid.checks):
                 ingestion.mark_done(store, case.use_case, context.partition_key)

@@ -23,7 +23,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def production_documents(context: dg.AssetExecutionContext):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             manifest = documents.keep(store, case.use_case, context.partition_key, "window")
         return case.result(manifest, "production_documents", store)
 
@@ -45,7 +45,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         finetuned_checkpoint: Manifest,
     ):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             inputs = {"production_documents": production_documents, **_model_in_use(case, store, finetuned_checkpoint)}
             for name in ("training_snapshot", "finetuned_checkpoint"):
                 inputs[name].require_green("drift_report")

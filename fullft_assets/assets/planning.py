@@ -44,7 +44,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def plan_baselines_and_pilot(context: dg.AssetExecutionContext, training_snapshot: Manifest) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             training_snapshot.require_green("feasibility_plan")
             key = planning_key(case, training_snapshot, base_model_revision(case))
             found = {name: store.find(case.name, name, key) for name in _ASSETS}

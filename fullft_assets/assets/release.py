@@ -29,7 +29,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, evaluation_report: Manifest, finetuned_checkpoint: Manifest, training_snapshot: Manifest
     ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             outcome, manifest = release.publish(
                 store,
                 case.use_case,

@@ -27,7 +27,7 @@ def build(case: Case) -> list[dg.AssetChecksDefinition]:
     )
     def training_data_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             snapshot = latest(store, case.name, "training_snapshot")
             if snapshot is None:
                 raise StoreError(f"{case.name}: there is no training_snapshot; run {case.name}_model first")

@@ -31,12 +31,12 @@ def build_job(case: Case) -> dg.JobDefinition:
     )
     def retokenize(context: dg.OpExecutionContext):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             raw, labeled, tokenized = (latest_by_partition(store, case.name, stage) for stage in STAGES)
             needing = ingestion.needing_tokens(case.use_case, raw, labeled, tokenized)
         context.log.info(f"{len(needing):,} of {len(labeled):,} batches need tokenising")
         for number, batch in enumerate(needing, 1):
-            with one_line_errors():
+            with one_line_errors(store, case.name):
                 made = chunks.tokenize(store, case.use_case, labeled[batch])
             # Reported before the store knows it: the next run repeats what a run that dies between the two has not done.
             yield from events(case, store, context.instance, batch, made)

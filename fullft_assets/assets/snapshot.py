@@ -25,7 +25,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     )
     def training_snapshot(context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             manifest = snapshot.take(store, case.use_case, labeled_examples, tokenized_chunks)
         metadata = snapshot.SnapshotMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue | int] = {

@@ -35,7 +35,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, training_snapshot: Manifest, feasibility_plan: Manifest, pilot_run: Manifest
     ):
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             for upstream in (training_snapshot, feasibility_plan, pilot_run):
                 upstream.require_green("finetuned_checkpoint")
             revision = base_model_revision(case)

@@ -50,7 +50,7 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
         since = float(context.cursor) if context.cursor else now - _LOOK_BACK_SECONDS
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             runs = finished_runs(case, context.instance, since)
             found = [
                 *(alert for record in runs for alert in of_run(case, store, record)),

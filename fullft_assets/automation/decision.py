@@ -23,7 +23,7 @@ _MODEL_SECTIONS = {"base_model", "trust_remote_code", "seed", "examples", "chunk
 
 def decide_and_record(case: Case, instance: dg.DagsterInstance, store: Store, *, scheduled: bool) -> dg.RunRequest | dg.SkipReason:
     """Read the signals, decide, record the decision, and return what Dagster has to do."""
-    with one_line_errors():
+    with one_line_errors(store, case.name):
         state = read_state(store, case.name)
         signals = gather(case, instance, store, scheduled=scheduled)
         decision = retraining.decide(state, signals, case.settings.retraining)

@@ -47,7 +47,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         # A run that fails because there is no model would use up the window's run key.
         if kind == "window" and latest(store, case.name, "finetuned_checkpoint") is None:
             return dg.SkipReason("no model to compare with yet; run the model job first")
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             found = documents.look(store, case.use_case, kind)
             due = find_due(case, context.instance, store, kind, job)
         # A partition that a tick or an instance has lost would hide its batch from the snapshot.

@@ -18,6 +18,7 @@ class ErasureReport:
         missing: listed, and no document of the store has it, nor had one that was erased.
         deleted: artifacts that were deleted and are made again when needed, by stage.
         num_discarded: attempts that a killed process had left, or that were broken, and that were removed.
+        num_tracebacks: of errors that nobody foresaw, all of the use case's, that were removed.
         num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that learned: left alone.
         num_unfinished: unfinished trainings that had learned from an erased document, and were removed.
         trained_on: checkpoints that had learned from an erased document.
@@ -31,6 +32,7 @@ class ErasureReport:
     rewritten: Counter[str] = field(default_factory=Counter)
     deleted: Counter[str] = field(default_factory=Counter)
     num_discarded: int = 0
+    num_tracebacks: int = 0
     num_in_flight: int = 0
     num_unfinished: int = 0
     trained_on: list[str] = field(default_factory=list)
@@ -48,6 +50,8 @@ class ErasureReport:
         found += [f"deleted      {count:,} {stage} (made again when needed)" for stage, count in sorted(self.deleted.items())]
         if self.num_discarded:
             found.append(f"deleted      {self.num_discarded:,} attempts that killed runs had left")
+        if self.num_tracebacks:
+            found.append(f"deleted      {self.num_tracebacks:,} tracebacks, which may quote them")
         if self.num_unfinished:
             found.append(f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them")
         if self.num_in_flight:

@@ -85,10 +85,11 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
 
 
 def _sweep(store: Store, case: str, report: ErasureReport) -> None:
-    """Remove what killed processes left: attempts without a manifest, and tables that cannot be read any more.
+    """Remove what failed and killed processes left: tracebacks, attempts without a manifest, and tables that cannot be read any more.
 
-    Neither exists for anybody else, and what made it can be run again; but it contains documents.
+    None of it exists for anybody else, and what made it can be run again; but it contains documents.
     """
+    report.num_tracebacks = store.delete_tracebacks(case)
     for stage in _HOLDING:
         for ref in store.unfinished(case, stage):
             if store.discard(ref):

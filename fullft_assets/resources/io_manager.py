@@ -41,7 +41,7 @@ class ManifestIOManager(dg.IOManager):
 
     def _load(self, key: dg.AssetKey, partition: str) -> Manifest:
         case, asset = key.path
-        with one_line_errors():
+        with one_line_errors(self.store, case):
             manifest = latest(self.store, case, asset, partition)
             if manifest is None:
                 where = "" if partition == "all" else f" for {partition}"

@@ -18,11 +18,12 @@ from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
 from fullft_assets.store.pointers import Pointers
+from fullft_assets.store.tracebacks import Tracebacks
 from fullft_assets.store.work_folders import WorkFolders
 
 
-class Store(Artifacts, Pointers, WorkFolders):
-    """A local folder or `s3://bucket/prefix` with artifacts, pointers and folders of unfinished work."""
+class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
+    """A local folder or `s3://bucket/prefix` with artifacts, pointers, folders of unfinished work and tracebacks."""
 
     @contextmanager
     def create(self, case: str, stage: str, key: str, *, version: str, seed: int) -> Iterator[Draft]:

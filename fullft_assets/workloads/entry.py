@@ -2,7 +2,8 @@
 
 A workload's module ends with `if __name__ == "__main__": run_workload(work)`. Launched by Dagster, its
 progress arrives in the run's log; run by hand, the same line works without Dagster. Exit codes: 0 done,
-3 for a reason that the user can fix (one line on stderr), 1 for anything else (traceback on stderr).
+3 for a reason that the user can fix (one line on stderr), 1 for anything else (a traceback without messages on stderr, the whole one in
+the store).
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fullft_assets.errors import FullftError, classify
+from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.store import Store
-
-_LONGEST_REASON = 500
 
 
 def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
@@ -48,13 +46,19 @@ def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Pr
         report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)
         return EXIT_FIXABLE
     except Exception as error:
-        traceback.print_exc()
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        line = f"{Path(sys.argv[0]).stem} failed: {reason[:_LONGEST_REASON]}; the traceback is in the step's stderr"
+        # Dagster keeps the step's stderr beside its event log: neither gets a message, which may quote a document.
+        print(stack_without_messages(error), file=sys.stderr)
+        line = f"{Path(sys.argv[0]).stem} failed: {_kept_reason(error, job)}"
         report_failure(WorkloadFailure(line, classify(error)), job, began_at)
         return 1
     return 0
+
+
+def _kept_reason(error: Exception, job: Job | None) -> str:
+    try:
+        return without_message(error) if job is None else job.open_store().keep_traceback(job.case, error)
+    except Exception:  # the store cannot even be opened
+        return without_message(error)
 
 
 def listen_for_stop(progress: Progress) -> None:

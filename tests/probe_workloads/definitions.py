@@ -26,8 +26,9 @@ def probed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     settings = {"processes": int(os.environ["PROBE_PROCESSES"]), "grace_seconds": float(os.environ["PROBE_GRACE"])}
     launcher = LocalLauncher(LauncherSettings(**settings), package="probe_workloads")
     workload = "training" if settings["processes"] > 1 else "probe"
-    with one_line_errors():
-        manifest = launcher.run(context, workload, *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
+    job, store = probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"])
+    with one_line_errors(store, job.case):
+        manifest = launcher.run(context, workload, job, store)
     return dg.MaterializeResult(metadata={"ref": manifest.ref}, data_version=dg.DataVersion(manifest.content_digest))
 
 

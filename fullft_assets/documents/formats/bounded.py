@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -44,13 +45,14 @@ class ReaderProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_busy = False
+        #: Folder of the request that is being answered.
+        self._busy_in: str | None = None
 
     def __enter__(self) -> ReaderProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process is not None and not self._is_busy and not self._idle:
+        if self._process is not None and self._busy_in is None and not self._idle:
             self._idle.append((os.getpid(), self._process))
             self._process = None
         self._stop()
@@ -65,12 +67,21 @@ class ReaderProcess:
             UnicodeError: the text is in another encoding.
             OSError: the system says so.
         """
-        if self._is_busy:
-            self._stop()  # whoever asked last did not want all of it
+        if self._busy_in is not None:
+            self._stop()  # whoever asked last did not want all of it, and has not said so yet
         limits = (STEP_SECONDS, FILE_SECONDS, MAX_MEMORY_BYTES)
-        request = (limits, read, file, partial(_reading, replace(reading, fetch=_not_here, shared=_not_here, advance=_not_here)))
-        answers = self._ask(pickle.dumps(request))
-        self._is_busy = True
+        known = partial(_reading, replace(reading, fetch=_not_here, shared=_not_here, advance=_not_here))
+        # The process may be killed, and what it unpacked has words of documents: its folder is made and removed here.
+        with tempfile.TemporaryDirectory(prefix="fullft-", ignore_cleanup_errors=True) as folder:
+            try:
+                answers = self._ask(pickle.dumps((limits, folder, read, file, known)))
+                self._busy_in = folder
+                yield from self._answered(answers, file)
+            finally:
+                if self._busy_in == folder:
+                    self._stop()
+
+    def _answered(self, answers: IO[bytes], file: Delivered) -> Iterator[tuple[int, Record]]:
         unpacked = Unpacked(file.path.stat().st_size)
         while True:
             data = self._answer(answers)
@@ -79,7 +90,7 @@ class ReaderProcess:
             if kind != "records":
                 break
             yield from told[0]
-        self._is_busy = False
+        self._busy_in = None
         if kind != "end":
             raise _error(kind, *told)
         if file.head is not None and told[0] is not None:
@@ -107,7 +118,7 @@ class ReaderProcess:
         data = answers.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
         if data and len(data) == LENGTH.unpack(head)[0]:
             return data
-        process, self._process, self._is_busy = self._process, None, False
+        process, self._process, self._busy_in = self._process, None, None
         assert process is not None, "it was asked"
         process.communicate()  # its pipe is closed: it has ended, or is about to
         if process.returncode == -signal.SIGALRM:
@@ -118,7 +129,7 @@ class ReaderProcess:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-        self._process, self._is_busy = None, False
+        self._process, self._busy_in = None, None
 
 
 def _started() -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,7 +41,7 @@ def main() -> None:
             return shared[kind]
 
         while (request := _request(requests)) is not None:
-            limits, records, file, reading = request
+            limits, tempfile.tempdir, records, file, reading = request
             alarm = Alarm(*limits[:2])
             resource.setrlimit(resource.RLIMIT_AS, (limits[2], resource.getrlimit(resource.RLIMIT_AS)[1]))
             try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fullft_assets.documents.formats import encodings
@@ -20,6 +22,8 @@ _MAGIC = ((b"%PDF-", "pdf"), (b"{\\rtf", "rtf"), (b"PAR1", "parquet"), (b"ARROW1
 _ZIP = b"PK\x03\x04"
 #: The format of a zip archive by a member that it must have.
 _PACKAGES = {"word/document.xml": "docx", "xl/workbook.xml": "xlsx"}
+#: An archive's list of members that is looked at here: 100,000 names, the most that its reader takes.
+_MOST_LISTED_BYTES = 8 * 2**20
 _HTML = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL)
 _XML = re.compile(r"\s*<\?xml\s")
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,40}:(?:\s|$)|[ \t]\S")
@@ -67,14 +71,37 @@ def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
 
 def _by_magic(file: Delivered, head: bytes) -> str | None:
     if head.startswith(_ZIP):
-        with suppress(zipfile.BadZipFile), zipfile.ZipFile(file.path) as archive:
-            names = set(archive.namelist())
-            package = next((name for member, name in _PACKAGES.items() if member in names), None)
-            if package is None and "[Content_Types].xml" in names:
-                raise Unreadable("a file of Office that is neither DOCX nor XLSX; convert it")
-            return package or ("zip" if "mimetype" not in names else None)
-        return None
+        return _of_archive(file.path)
     return next((name for magic, name in _MAGIC if head.startswith(magic)), None)
+
+
+def _of_archive(path: Path) -> str | None:
+    """Return the format of a zip archive by the names of its members; None if it is damaged."""
+    try:
+        with _ReadInParts(path) as data, zipfile.ZipFile(data) as archive:
+            names = set(archive.namelist())
+    except zipfile.BadZipFile:
+        return None
+    except _TooManyNames:
+        # No file of Office has so many. The reader of archives has bounds, and says that they are too many.
+        return "zip"
+    package = next((name for member, name in _PACKAGES.items() if member in names), None)
+    if package is None and "[Content_Types].xml" in names:
+        raise Unreadable("a file of Office that is neither DOCX nor XLSX; convert it")
+    return package or ("zip" if "mimetype" not in names else None)
+
+
+class _TooManyNames(Exception):
+    pass
+
+
+class _ReadInParts(io.FileIO):
+    """A file of which not too much is read at once, whatever it says of the length of its parts."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MOST_LISTED_BYTES:
+            raise _TooManyNames
+        return super().read(-1 if size is None else size) or b""
 
 
 def _text(head: bytes) -> str:
