@@ -213,6 +213,9 @@ def test_predictions_recompute_the_headline(lab, report):
     expected = f1_score(rows["label"], rows["predicted"], average="macro", sample_weight=weights)
     assert report.metadata["macro_f1"] == pytest.approx(expected)
     assert report.metadata["macro_f1_low"] < report.metadata["macro_f1"] < report.metadata["macro_f1_high"]
+    found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
+    assert report.metadata["accuracy"] == found.scores["accuracy"]["finetuned"].estimate
+    assert report.metadata["macro_f1"] == found.scores["macro_f1"]["finetuned"].estimate
     assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (len(lab.test), len(set(lab.test.groups)))
     tfidf = Tfidf.load(lab.store.folder(lab.baselines), lab.context).predict(lab.test).argmax(1)
     assert report.metadata["tfidf_macro_f1"] == pytest.approx(f1_score(lab.test.labels, tfidf, average="macro", sample_weight=weights))

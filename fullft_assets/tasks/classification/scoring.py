@@ -27,7 +27,8 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     probabilities = predict_all(context, test, labels)
     found = assessment.assess(test.labels, probabilities, test.groups, labels, context.comparison(test))
     tuned = probabilities[FINETUNED]
-    headline = {**found.headline, **evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins)}
+    # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that cannot be measured.
+    headline = {**evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins), **found.headline}
     return EvaluationResult(found, headline, _rows(test, probabilities, labels), _pick_answers(test, probabilities, found, settings.seed))
 
 
