@@ -200,6 +200,7 @@ def test_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -
     rows = licence_labels.spanned_rows(5) if examples is SPANS else licence_labels.labelled_rows(5)
     project = create(tmp_path, examples, rows, monitoring={"path": "data/letters/production"})
     names = {job.name for job in FullFineTune(load_use_case(project.yaml_path)).build_defs().jobs or ()}
-    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate")}
+    stages, by_hand = ("ingest", "retokenize", "snapshot", "model", "evaluate"), ("rollback", "freeze", "unfreeze", "promote")
+    assert names == {f"letters_{name}" for name in (*stages, *by_hand)}
     said = project.fullft("check", CASE)
     assert "drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout

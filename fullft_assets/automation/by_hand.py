@@ -32,7 +32,7 @@ def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
 
     def rollback(context: dg.OpExecutionContext, config: Reason) -> Iterator:
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             champion = release.rollback(store, case.name, reason=config.reason, by=context.run_id)
             card = release.card_of(store, case.name, champion)
         yield _noted(context, case, store)
@@ -40,18 +40,20 @@ def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
             yield _in_use(case, store, card)
 
     def freeze(context: dg.OpExecutionContext, config: Reason) -> Iterator:
-        with one_line_errors():
-            release.freeze(case.store(context), case.name, reason=config.reason, by=context.run_id)
-        yield _noted(context, case, case.store(context))
+        store = case.store(context)
+        with one_line_errors(store, case.name):
+            release.freeze(store, case.name, reason=config.reason, by=context.run_id)
+        yield _noted(context, case, store)
 
     def unfreeze(context: dg.OpExecutionContext, config: Reason) -> Iterator:
-        with one_line_errors():
-            release.unfreeze(case.store(context), case.name, reason=config.reason, by=context.run_id)
-        yield _noted(context, case, case.store(context))
+        store = case.store(context)
+        with one_line_errors(store, case.name):
+            release.unfreeze(store, case.name, reason=config.reason, by=context.run_id)
+        yield _noted(context, case, store)
 
     def promote(context: dg.OpExecutionContext, config: Promotion) -> Iterator:
         store = case.store(context)
-        with one_line_errors():
+        with one_line_errors(store, case.name):
             _, card = release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=context.run_id)
         yield _noted(context, case, store)
         yield _in_use(case, store, card)
