@@ -74,8 +74,8 @@ def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, section
 
 def test_an_unknown_use_case_names_the_known_ones(project):
     for command in (["check"], ["run"], ["rollback"], ["predict"]):
-        text = ["some text"] if command == ["predict"] else []
-        assert_one_line(project.fullft(*command, "leters", *text), "no use case `leters`; did you mean `letters`? known: letters")
+        more = {"predict": ["some text"], "rollback": ["--reason", "worse"]}.get(command[0], [])
+        assert_one_line(project.fullft(*command, "leters", *more), "no use case `leters`; did you mean `letters`? known: letters")
 
 
 def test_a_folder_without_documents(project):
