@@ -2,7 +2,7 @@
 
 Coverage is counted on drawn test sets whose truth is known: scores and differences by labels, groups and kind of error, and scores of
 documents of unequal length. Decisions are counted on real predictions: one recipe (TF-IDF, 100 dimensions, a small neural network) is
-trained with many seeds on three public sets. Test groups are drawn from those that no training saw, and what is true of a model is
+trained with many seeds on two public sets, one of them also much smaller. Test groups are drawn from those that no training saw, and what is true of a model is
 its score on all of them. A candidate is then a twin (the same recipe, another seed) or a twin that was made better or worse by as
 much as the test set can detect. The seed noise comes from twelve trainings that are not compared.
 """
@@ -252,7 +252,7 @@ def train(name: str, num_rows: int) -> Trained:
 
 
 def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """Return predictions whose macro-F1 on all rows is higher by `gain` (or lower): errors mended, or made, on rows drawn at random."""
+    """Return predictions whose macro-F1 on all rows is higher by `gain` (or lower): errors fixed, or made, on rows drawn at random."""
     everything = np.bincount(test.labels, minlength=test.num_labels) > 0
     aim, found = test.truth(predicted, everything) + gain, predicted.copy()
     order = rng.permutation(np.flatnonzero((predicted != test.labels) if gain > 0 else (predicted == test.labels)))
