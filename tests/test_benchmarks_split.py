@@ -9,6 +9,7 @@ from benchmarks.split import licences, measure
 pytestmark = pytest.mark.quick
 
 
+@pytest.mark.heavy
 def test_rare_labels_move_groups_and_nothing_goes_back_to_training() -> None:
     found = measure(licences("name")[:3_000], num_rows=600, num_batches=3, seeds=[1, 2])
     assert (len(found.refused), sum(found.refused), sum(found.refused_by_hash)) == (6, 0, 6)

@@ -94,6 +94,7 @@ def test_imports_nothing_heavy(project):
     assert done.stdout.splitlines()[-1] == "LOADED 0 []"
 
 
+@pytest.mark.heavy
 def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
     write(project, "  training: {epochs: 0,\n    precision: bf17}\n")
     write(project, name="good")
@@ -113,6 +114,7 @@ def test_an_unknown_use_case_names_the_near_one(project):
     assert done.stderr == "no use case `licence`; did you mean `licences`? known: licences\n"
 
 
+@pytest.mark.heavy
 def test_all_checks_each_use_case_and_a_path_names_one_too(project):
     write(project, name="a")
     write(project, name="b")
@@ -286,6 +288,7 @@ def test_a_field_that_no_row_has_is_an_error_with_the_near_one(project, document
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"defs/x/defs.yaml:{line}: {problem}\n")
 
 
+@pytest.mark.heavy
 def test_a_group_that_many_rows_lack_is_an_error_with_their_places(project):
     with_patients(project)
     rows = (project / "data/a.jsonl").read_text().splitlines()
@@ -308,6 +311,7 @@ def test_a_field_that_is_empty_in_each_row_is_an_error(project):
     assert run(project, "x").stderr == "defs/x/defs.yaml:5: examples.label: `kind` is empty in each of 9 rows read; did you mean `kinds`?\n"
 
 
+@pytest.mark.heavy
 def test_the_control_of_an_export_is_suggested(project):
     annotated = {"result": [{"from_name": "kinds", "value": {"choices": ["notice"]}}], "was_cancelled": False}
     (project / "data/a.jsonl").unlink()

@@ -62,6 +62,7 @@ positions = st.lists(st.integers(0, 420), max_size=60).map(lambda found: sorted(
 class TestCutting:
     @hypothesis_settings(deadline=None, max_examples=500)
     @given(length=st.integers(0, 400), room=rooms, sentences=positions, paragraphs=positions)
+    @pytest.mark.heavy
     def test_windows_cover_every_token_and_share_the_stride(
         self, length: int, room: Room, sentences: list[int], paragraphs: list[int]
     ) -> None:

@@ -59,6 +59,7 @@ def misbehaving(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
             yield 1, {"text": "fine"}
 
 
+@pytest.mark.heavy
 def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "STEP_SECONDS", 2.0)
     monkeypatch.setattr(bounded, "MAX_MEMORY_BYTES", 2**30)
@@ -77,6 +78,7 @@ def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest
     }
 
 
+@pytest.mark.heavy
 def test_nothing_is_left_of_what_a_reader_unpacked_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = formats.FORMATS.get
     monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
@@ -112,6 +114,7 @@ def test_a_list_of_members_is_not_read_whole_to_tell_a_format(tmp_path: Path) ->
     assert batch.unreadable == {"letters.txt": "not a complete ZIP archive (BadZipFile)"}
 
 
+@pytest.mark.heavy
 def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "FILE_SECONDS", 1.0)
     found = formats.FORMATS.get
@@ -174,6 +177,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "rows.parquet" else pytest.mark.long) for name in BOMBS])
+@pytest.mark.heavy
 def test_a_bomb_is_cut_and_the_others_are_read(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(BOMBS[name]())
     (tmp_path / "page.html").write_bytes(PAGE)

@@ -66,6 +66,7 @@ def share_right(batch: ReadBatch, texts: dict[str, tuple[str, str]]) -> float:
 
 
 @pytest.mark.parametrize(("language", "encoding"), [*CODE_PAGES, *OTHERS])
+@pytest.mark.heavy
 def test_files_of_one_sentence_are_read_in_the_code_page_of_all(language: str, encoding: str, tmp_path: Path) -> None:
     texts = {f"{n:04d}.txt": (text, encoding) for n, text in enumerate(encodable(language, encoding))}
     assert len(texts) > 60

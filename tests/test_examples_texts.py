@@ -114,6 +114,7 @@ class TestMasking:
         assert (found["text"], found["spans"]) == ("[EMAIL] met Ann", moved)
         assert [json.loads(answer["label"]) for answer in found["annotations"]] == [moved, moved]
 
+    @pytest.mark.heavy
     def test_texts_that_were_different_before_may_be_equal_now(self) -> None:
         rows = sound_rows({"text": "ask jo@example.org"}, {"text": "ask ann@example.org"})
         examined = examples.examine(table(rows), ExamplesSettings(label="kind", pii="mask"), "b")
@@ -164,6 +165,7 @@ class TestDamage:
     def test_shares(self, text: str, share: float) -> None:
         assert damage_shares(pa.array([text])).tolist() == [share]
 
+    @pytest.mark.heavy
     def test_real_texts_are_whole(self, licence_delivery: Delivery) -> None:
         shares = damage_shares(licence_delivery.raw["text"].combine_chunks())
         assert (shares[~(shares != shares)] > 0.05).sum() == 0

@@ -10,7 +10,7 @@ from fullft_assets.config.group_candidates import candidates
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.parametrize("name", ["licences", "docstrings"])
+@pytest.mark.parametrize("name", ["licences", pytest.param("docstrings", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_the_true_field_is_suggested_and_no_decoy(name: str, with_labels: bool) -> None:
     found = real.SETS[name]()

@@ -158,6 +158,7 @@ def learning_curve(*scores: float) -> list[Point]:
 class TestPredictedScore:
     @settings(max_examples=15, deadline=None)
     @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=5), st.integers(0, 10**6))
+    @pytest.mark.heavy
     def test_is_an_ordered_interval_of_scores(self, scores, more):
         points = learning_curve(*scores)
         found = predict_score(points, points[-1].rows + more, 1_000)

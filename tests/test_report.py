@@ -161,6 +161,7 @@ def test_missing_parts_are_not_shown(tmp_path):
     assert report.write(tmp_path, other_metric) == ["scores", "confusion", "reliability"]
 
 
+@pytest.mark.heavy
 def test_many_labels_fit(tmp_path):
     names = [f"label number {i} with a name that is far too long to print" for i in range(60)]
     report.write(tmp_path, full_report(evaluation_of(names, n=1_500)))
@@ -171,6 +172,7 @@ def test_many_labels_fit(tmp_path):
 FORMULAS = ["$_$", "a_$b_$", r"$\frac$", "$", "$$", r"\$_\$", "cost in $ and $"]
 
 
+@pytest.mark.heavy
 def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
     found = evaluation_of(FORMULAS)
     for scores in (*found.scores.values(), *found.gains.values()):
@@ -194,6 +196,7 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
     assert pixels[0].shape == pixels[1].shape and (pixels[0] != pixels[1]).any(), "the names are drawn"
 
 
+@pytest.mark.heavy
 def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     labels = np.array([0, 1] * 50)
     probabilities = np.eye(3)[labels]

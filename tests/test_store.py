@@ -190,6 +190,7 @@ class TestArtifacts:
         assert all(value in values for value in seen)
         assert place.store.list_pointers("") == ["champion"]
 
+    @pytest.mark.heavy
     def test_many_threads_write_pointers_of_their_own(self, place: Place) -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: place.store.write_pointer(f"mail/batch/{n:02}", {"n": n}), range(24)))
@@ -417,6 +418,7 @@ class TestS3:
         bucket = f"only-s3-{time.time_ns()}"
         return Place(f"s3://{bucket}", s3_env.make_bucket(bucket))
 
+    @pytest.mark.heavy
     def test_fetched_once_and_kept(self, place: Place, s3_env: S3Server) -> None:
         made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
         folder = place.store.folder(made)
@@ -456,6 +458,7 @@ class TestS3:
         assert other.find("mail", "raw_documents", key) == made
         assert other.list_pointers("latest") == ["x"]
 
+    @pytest.mark.heavy
     def test_a_job_file_is_read_back_by_its_uri_alone(self, place: Place, project: projects.Project) -> None:
         use_case = project.use_case()
         job = Job(

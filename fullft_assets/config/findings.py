@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,18 +16,22 @@ from fullft_assets.examples import damage, language
 from fullft_assets.examples.rules import REASONS, ROLES
 from fullft_assets.examples.spelling import variants
 from fullft_assets.personal_data import pii
+from fullft_assets.personal_data.entities import entity_model
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.expected_loss import rows_over_cap
 from fullft_assets.task import Target, task_of
 
 #: Texts whose language is identified.
 _LANGUAGE_TEXTS = 200
+#: Texts that a model of named entities reads: it takes some milliseconds for each.
+_NAMED_TEXTS = 200
 _SHOWN, _LONGEST = 8, 30
 
 
-def findings(corpus: Corpus, settings: UseCaseSettings, seed: int) -> Iterator[tuple[str, str]]:
+def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
     """Yield (what it is about, one line); some of them tell what to do."""
-    rows = corpus.sample
+    rows, settings = corpus.sample, use_case.settings
     if not rows:
         return
     scale = max(1.0, (corpus.num_rows or 0) / len(rows))
@@ -35,7 +40,7 @@ def findings(corpus: Corpus, settings: UseCaseSettings, seed: int) -> Iterator[t
     yield from _languages(rows)
     if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
         yield "encodings", ", ".join(f"{name} in {count:,} files" for name, count in corpus.encodings.most_common())
-    yield "loss", _loss(corpus, settings, seed, scale)
+    yield "loss", _loss(corpus, use_case, scale)
 
 
 def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Iterator[tuple[str, str]]:
@@ -125,15 +130,33 @@ def _languages(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
         yield "languages", ", ".join(f"{name} {count / len(texts):.0%}" for name, count in counts.most_common(_SHOWN))
 
 
-def _loss(corpus: Corpus, settings: UseCaseSettings, seed: int, scale: float) -> str:
-    rows = corpus.sample
+def _loss(corpus: Corpus, use_case: UseCase, scale: float) -> str:
+    rows, settings = corpus.sample, use_case.settings
     counts = Counter(reason for found in rows for reason in broken(found, settings.examples))
     about = "" if scale == 1 else "about "
     lost = [f"{about}{count * scale:,.0f} {reason}" for reason, count in counts.most_common()]
-    over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, seed, corpus.num_rows)
+    named, searched = _rows_with_names(rows, use_case)
+    if named:
+        scaled = named / searched * len(rows) * scale
+        lost.append(f"about {scaled:,.0f} with names, places or dates ({named:,} of {searched:,} rows that examples.pii_model read)")
+    over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, settings.seed, corpus.num_rows)
     if over:
         lost.append(f"about {over:,} over snapshot.max_heldout_rows_per_group ({settings.snapshot.max_heldout_rows_per_group})")
     return f"expected: {', '.join(lost)}" if lost else f"none of {len(rows):,} rows read would be quarantined"
+
+
+def _rows_with_names(rows: list[Sampled], use_case: UseCase) -> tuple[int, int]:
+    """Return how many rows the model of named entities alone would have quarantined, and how many it read."""
+    examples = use_case.settings.examples
+    if examples.pii != "quarantine" or examples.severities.get("personal_data_is_absent") == "off":
+        return 0, 0
+    model = entity_model(use_case)
+    if model is None:
+        return 0, 0
+    some = random.Random(use_case.settings.seed).sample(rows, min(len(rows), _NAMED_TEXTS))
+    texts = [found.row.get("text", "")[: examples.max_characters] for found in some]
+    found_in = zip(some, model.find_all(texts), strict=True)
+    return sum(bool(names) and not broken(found, examples) for found, names in found_in), len(some)
 
 
 def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:

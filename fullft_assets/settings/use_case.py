@@ -90,7 +90,7 @@ class UseCaseSettings(Settings):
             found["evaluation"]["primary_metric"] = self.primary_metric
         if "baselines" in found.get("planning", {}):
             found["planning"]["baselines"] = list(self.baselines)
-        # It came later: at its default it changes nothing, and stays out of keys.
+        # At its default it changes nothing, and stays out of keys.
         if not self.trust_remote_code:
             found.pop("trust_remote_code", None)
         return found
