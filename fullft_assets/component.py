@@ -54,7 +54,7 @@ class FullFineTune(Component):
         if self.use_case is None:
             return dg.Definitions()
         case = Case(self.use_case)
-        stages = [*DATA_STAGES, *MODEL_STAGES, *([monitoring] if case.is_monitored else [])]
+        stages = [*DATA_STAGES, *MODEL_STAGES, *([monitoring] if case.has_windows else [])]
 
         return dg.Definitions(
             assets=[asset for stage in stages for asset in stage.build(case)],

@@ -216,7 +216,7 @@ class TestDeliverySensor:
     def test_windows_wait_for_a_model(self, bench):
         for number in (1, 2):
             projects.write_rows(bench.prepared.project.production / f"w{number}.jsonl", projects.licence_rows(30))
-        assert bench.tick("new_production_documents").skip_message == "no model to compare with yet; run the model job first"
+        assert bench.tick("new_production_documents").skip_message == "no model yet to read it with; run the model job first"
         bench.train()
         requests = bench.tick("new_production_documents").run_requests
         assert len({request.run_key for request in requests}) == 2  # each file is a window

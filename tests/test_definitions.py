@@ -107,7 +107,7 @@ def code_versions(project: projects.Project) -> dict[str, str]:
     ("section", "edit", "stale"),
     [
         ("examples", {"min_characters": 3}, {"labeled_examples", "quarantined_examples"}),
-        ("chunks", {"max_tokens": 64}, {"tokenized_chunks", "tokenizer_audit"}),
+        ("chunks", {"max_tokens": 64}, {"tokenized_chunks", "tokenizer_audit", "batch_predictions"}),
         ("snapshot", {"min_train_rows": 21}, {"training_snapshot"}),
         ("planning", {"max_hours": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run"}),
         ("training", {"epochs": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"}),

@@ -196,11 +196,11 @@ def test_what_an_answer_quotes_goes_with_its_document(spanned: tuple[projects.Pr
 
 
 @pytest.mark.parametrize("examples", [MULTI_LABEL, SPANS])
-def test_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -> None:
+def test_production_is_predicted_but_drift_stays_off_and_says_so(tmp_path: Path, examples: dict[str, Any]) -> None:
     rows = licence_labels.spanned_rows(5) if examples is SPANS else licence_labels.labelled_rows(5)
     project = create(tmp_path, examples, rows, monitoring={"path": "data/letters/production"})
     names = {job.name for job in FullFineTune(load_use_case(project.yaml_path)).build_defs().jobs or ()}
-    stages, by_hand = ("ingest", "retokenize", "snapshot", "model", "evaluate"), ("rollback", "freeze", "unfreeze", "promote")
+    stages, by_hand = ("ingest", "retokenize", "snapshot", "model", "evaluate", "monitor"), ("rollback", "freeze", "unfreeze", "promote")
     assert names == {f"letters_{name}" for name in (*stages, *by_hand)}
     said = project.fullft("check", CASE)
-    assert "drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout
+    assert "predictions only: drift is watched for the task classification alone" in said.stdout

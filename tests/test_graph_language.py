@@ -150,18 +150,22 @@ def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
     assert metrics["verdict"].startswith("Not promoted")
 
 
-def test_jobs_sensors_and_schedules_are_those_of_any_model_but_for_monitoring(finished: projects.Project, tmp_path: Path) -> None:
+def test_jobs_sensors_and_schedules_are_those_of_any_model(finished: projects.Project, tmp_path: Path) -> None:
     project = projects.create(tmp_path, CASE, rows=5)
     shutil.copytree(finished.root / "model", tmp_path / "model")
     configure(project, monitoring={"path": "data/letters/production"})
     repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
     by_hand = ("rollback", "freeze", "unfreeze", "promote")
     names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate", *by_hand)}
-    assert {sensor.name for sensor in repository.sensor_defs} == {"letters_new_documents", "letters_retraining"}
+    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate", "monitor", *by_hand)}
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "letters_new_documents",
+        "letters_new_production_documents",
+        "letters_retraining",
+    }
     assert {schedule.name for schedule in repository.schedule_defs} == {"letters_retraining_schedule", "letters_evaluation_schedule"}
     said = project.fullft("check", CASE)
-    assert "monitoring none: drift is watched for the task classification alone, so data/letters/production is not read" in said.stdout
+    assert "monitoring predictions only: drift is watched for the task classification alone" in said.stdout
 
 
 def test_conversations_become_a_promoted_assistant(tmp_path: Path, environment: None) -> None:

@@ -70,9 +70,14 @@ class Case:
         return dg.DynamicPartitionsDefinition(name=f"{self.name}/window")
 
     @property
+    def has_windows(self) -> bool:
+        """Return whether production delivers documents."""
+        return self.settings.monitoring.path is not None
+
+    @property
     def is_monitored(self) -> bool:
         """Return whether production documents are compared with what a model learned on: only some tasks can detect drift."""
-        return task_of(self.settings.examples).detects_drift and self.settings.monitoring.path is not None
+        return task_of(self.settings.examples).detects_drift and self.has_windows
 
     @property
     def store_key(self) -> str:

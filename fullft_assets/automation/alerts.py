@@ -139,7 +139,7 @@ def of_silence(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator
     if hours is None:
         return
     feeds = {"raw_documents": case.settings.documents.path}
-    if case.is_monitored:
+    if case.has_windows:
         feeds["production_documents"] = str(case.settings.monitoring.path)
     for asset, path in feeds.items():
         event = instance.get_latest_materialization_event(case.key(asset))

@@ -19,7 +19,8 @@ MODEL = (
 )
 SNAPSHOT = ("training_snapshot",)
 EVALUATE = ("training_snapshot", "evaluation_report")
-MONITOR = ("production_documents", "drift_report")
+PREDICT = ("production_documents", "batch_predictions")
+MONITOR = (*PREDICT, "drift_report")
 
 
 def build_jobs(case: Case) -> list[dg.JobDefinition]:
@@ -41,7 +42,9 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
     ]
     if case.is_monitored:
-        about = "One window of production documents: has it drifted?"
+        about = "One window of production documents: what the champion predicts of them, and whether they have drifted."
         # A new window may show that the training data is no longer what production sees.
         jobs.append(job("monitor", MONITOR, about, case.windows, (representation.check_key(case),)))
+    elif case.has_windows:
+        jobs.append(job("monitor", PREDICT, "One window of production documents: what the champion predicts of them.", case.windows))
     return [*jobs, *build_jobs_by_hand(case)]

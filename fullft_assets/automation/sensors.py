@@ -7,20 +7,26 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets import documents
+from fullft_assets import documents, release
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.deliveries import REQUEST_TAG, find_due
 from fullft_assets.resources import latest, one_line_errors
-from fullft_assets.store import Store, digest
+from fullft_assets.store import Manifest, Store, digest
 
 
 def build_sensors(case: Case) -> list[dg.SensorDefinition]:
     """Return the sensors, stopped until somebody turns them on."""
     sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case)]
-    if case.is_monitored:
+    if case.has_windows:
         sensors.append(_delivery_sensor(case, "window"))
     return sensors
+
+
+def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | None:
+    """Return what a window is read with: drift is looked for before the first champion, too, with the newest model."""
+    champion = release.read_champion(store, case.name)
+    return champion or (latest(store, case.name, "finetuned_checkpoint") if case.is_monitored else None)
 
 
 def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
@@ -40,13 +46,13 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         minimum_interval_seconds=settings.documents.poll_seconds,
         description=f"Cuts new and changed files into {kind}es and runs each once."
         if kind == "batch"
-        else "Compares each new production file with what the model learned on.",
+        else "Runs each new production file through the champion, and compares it with what the model learned on.",
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
         store = case.store(context)
         # A run that fails because there is no model would use up the window's run key.
-        if kind == "window" and latest(store, case.name, "finetuned_checkpoint") is None:
-            return dg.SkipReason("no model to compare with yet; run the model job first")
+        if kind == "window" and _model_in_use(case, store) is None:
+            return dg.SkipReason("no model yet to read it with; run the model job first")
         with one_line_errors(store, case.name):
             found = documents.look(store, case.use_case, kind)
             due = find_due(case, context.instance, store, kind, job)

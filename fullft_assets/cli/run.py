@@ -91,7 +91,7 @@ class Driver:
         if not is_usable:
             return False
         ok = self.follower.follow([self.launch(f"{name}_model", {}, "model")]) and ok
-        if ok and Case(self.use_case).is_monitored:
+        if ok and Case(self.use_case).has_windows:
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
         return ok
 

@@ -8,7 +8,7 @@ from fullft_assets import evaluation, release
 from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
-from fullft_assets.monitoring import DriftMetadata
+from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata
@@ -46,6 +46,9 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         lines += _scores(store, use_case, report)
     if use_case.settings.monitoring.path is not None and not task_of(use_case.settings.examples).detects_drift:
         lines.append(f"  drift          not watched: the task {use_case.settings.examples.task} does not detect it")
+    for window, predicted in latest_by_partition(store, name, "batch_predictions").items():
+        rows = PredictionsMetadata.of(predicted).num_rows
+        lines.append(f"  predictions    {window}: {rows:,} documents in {store.folder(predicted) / PREDICTIONS}")
     for window, drift in latest_by_partition(store, name, "drift_report").items():
         lines.append(f"  drift          {window}: {DriftMetadata.of(drift).status}; {DriftMetadata.of(drift).summary}")
     lines.append(_time(seconds, total))

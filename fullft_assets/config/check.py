@@ -73,7 +73,7 @@ def check_use_case(use_case: UseCase) -> str:
     }
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
-        rows["monitoring"] = f"none: drift is watched for the task {watched} alone, so {settings.monitoring.path} is not read"
+        rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
     found = findings(corpus, use_case)
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others, named=True)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _TABLES = {**DOCUMENTS, "tokenized_chunks": "chunks.parquet"}
 #: What is made again at the next use, and dropped where it was made from a rewritten artifact. The baselines learned from the
 #: training rows as weights do, but in words: TF-IDF's vocabulary.
-_DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference", "cheaper_baselines")
+_DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference", "cheaper_baselines", "batch_predictions")
 #: Every stage whose attempts may hold documents, their names or what was made of them.
 _HOLDING = (*_TABLES, "training_snapshot", *_DERIVED, "tokenizer_audit", "drift_report", "evaluation_report")
 

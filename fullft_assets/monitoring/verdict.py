@@ -111,7 +111,7 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine a drift report."""
     return {
-        "monitoring": settings.monitoring.model_dump(exclude={"path"}),
+        "monitoring": settings.monitoring.model_dump(exclude={"path", "max_new_tokens"}),
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "group": settings.examples.group,
     }

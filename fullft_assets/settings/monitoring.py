@@ -11,6 +11,9 @@ class MonitoringSettings(Settings):
     """How production documents are compared with the data that the model was trained on."""
 
     path: str | None = Field(default=None, description="Folder with production documents. Default: no monitoring assets for this use case.")
+    max_new_tokens: int = Field(
+        default=100, ge=1, description="Maximum number of tokens that a language model writes for each document of `batch_predictions`."
+    )
     min_window_rows: int = Field(default=100, ge=20, description="A window with fewer rows gives `insufficient data`.")
     max_window_rows: int = Field(default=1_000, ge=20, description="Maximum number of rows of a window that are compared, drawn by hash.")
     reference_rows: int = Field(default=1_000, ge=50, description="Number of held-out rows of the snapshot that a window is compared with.")

@@ -1,0 +1,59 @@
+"""What the champion predicts of a window of production documents: a line of JSON for each document with a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.store.metadata import Metadata
+
+#: Raise this when the lines or their metadata change.
+PREDICTIONS_VERSION = "1"
+#: A line for each document: `source`, `row` and `id` as its window has them, then what the task predicts, as in `fullft predict --file`.
+PREDICTIONS = "predictions.jsonl"
+
+
+class PredictionsMetadata(Metadata):
+    """Metadata of `batch_predictions`.
+
+    Attributes:
+        checkpoint: the artifact with the model that predicted.
+        num_without_text: documents of the window that have no text, and no prediction.
+        rows_per_second, characters_per_second: from the first text to the last, without loading the model.
+    """
+
+    checkpoint: str
+    num_rows: int
+    num_without_text: int
+    rows_per_second: float | None = None
+    characters_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A production document with a text: its place in the window's files, and its id."""
+
+    source: str
+    row: int
+    id: str | None
+    text: str
+
+
+def predictions_key(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings that determine what a model predicts of a document."""
+    return {
+        "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"}),
+        "max_new_tokens": settings.monitoring.max_new_tokens,
+    }
+
+
+def write_predictions(path: Path, documents: Iterable[Document], predictions: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line for each document; both must have equal lengths."""
+    with path.open("w", encoding="utf-8") as file:
+        for document, predicted in zip(documents, predictions, strict=True):
+            about = {"source": document.source, "row": document.row, "id": document.id}
+            file.write(json.dumps(about | dict(predicted), ensure_ascii=False) + "\n")

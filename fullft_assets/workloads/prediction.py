@@ -1,0 +1,69 @@
+"""batch_predictions: production_documents, finetuned_checkpoint -> what the model predicts of each document.
+
+Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fullft_assets.base_model import with_rights
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.monitoring.predictions import (
+    PREDICTIONS,
+    PREDICTIONS_VERSION,
+    Document,
+    PredictionsMetadata,
+    predictions_key,
+    write_predictions,
+)
+from fullft_assets.store import Store
+from fullft_assets.task import task_of
+from fullft_assets.training.metadata import CheckpointMetadata
+from fullft_assets.workloads.entry import run_workload
+
+
+def work(job: Job, store: Store, progress: Progress) -> None:
+    """Write the predictions of one window."""
+    import pyarrow.parquet as pq
+
+    inputs = job.load_inputs(store)
+    table = pq.read_table(
+        store.folder(inputs["production_documents"]) / "documents.parquet", columns=["source", "row", "id", "text"]
+    ).to_pylist()
+    documents = [Document(**row) for row in table if row["text"] and row["text"].strip()]
+    progress.say(f"{len(documents):,} documents with a text, of {len(table):,}")
+    checkpoint = inputs["finetuned_checkpoint"]
+    model = with_rights(store.folder(checkpoint) / "model", job.settings)
+    labels = CheckpointMetadata.of(checkpoint).labels
+
+    def predicted() -> Iterator[dict[str, Any]]:
+        texts = [document.text for document in documents]
+        found = task_of(job.settings.examples).predict(model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens)
+        for done, prediction in enumerate(found if texts else (), start=1):
+            progress.raise_if_stopped()
+            progress.step(done, len(texts))
+            yield prediction
+
+    with store.create(job.case, job.stage, job.key, version=PREDICTIONS_VERSION, seed=job.settings.seed) as draft:
+        began = time.perf_counter()
+        write_predictions(draft.path / PREDICTIONS, documents, predicted())
+        seconds = time.perf_counter() - began
+        draft.commit(
+            settings=predictions_key(job.settings),
+            inputs={name: manifest.content_digest for name, manifest in inputs.items()},
+            metadata=PredictionsMetadata(
+                checkpoint=checkpoint.ref,
+                num_rows=len(documents),
+                num_without_text=len(table) - len(documents),
+                rows_per_second=len(documents) / seconds if documents else None,
+                characters_per_second=sum(len(document.text) for document in documents) / seconds if documents else None,
+            ).as_dict(),
+        )
+
+
+if __name__ == "__main__":
+    run_workload(work)

@@ -1,0 +1,111 @@
+"""batch_predictions: what the champion predicts of each window of production, for any kind of task, in the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fullft_assets import documents, erasure, release
+from fullft_assets.component import FullFineTune
+from fullft_assets.monitoring import PREDICTIONS, PredictionsMetadata
+from fullft_assets.resources import open_store
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+from tests.checkpoint_metadata import checkpoint_metadata
+from tests.test_predict import LABELS, TEXTS, write_model
+
+pytestmark = pytest.mark.slow
+
+CASE = "letters"
+#: The last two have no text.
+ROWS = [{"id": f"d{number}", "text": text} for number, text in enumerate([*TEXTS, " ", ""])]
+
+
+@pytest.fixture
+def instance(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    for name, value in {**project.env(), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.from_config(str(project.home)) as found:
+        yield found
+
+
+def deliver(project: projects.Project, task: str) -> None:
+    target = {"task": task, "label": {"classification": "kind", "token_classification": "spans"}.get(task)}
+    project.configure(monitoring={"path": "data/letters/production", "max_new_tokens": 4}, examples=target, chunks={"stride": 0})
+    projects.write_rows(project.production / "w1.jsonl", ROWS)
+
+
+def promote(store: Store, task: str, key: str) -> Manifest:
+    with store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
+        write_model(draft.path / "model", task)
+        # Two of them are two models, though their weights are equal.
+        (draft.path / "model" / "note.txt").write_text(key)
+        made = draft.commit(settings={}, inputs={"training_snapshot": "s"}, metadata=checkpoint_metadata(labels=LABELS))
+    champion = release.Champion(checkpoint=made.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=1.0, run_id="r")
+    release.promote(store, CASE, champion)
+    return made
+
+
+def materialize(project: projects.Project, instance: dg.DagsterInstance, *assets: str) -> dg.ExecuteInProcessResult:
+    use_case = project.use_case()
+    store = open_store(use_case, instance)
+    documents.cut_batches(store, CASE, project.production, use_case.settings.documents, "window")
+    [window] = documents.list_batches(store, CASE, "window")
+    defs = dg.Definitions.merge(FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    instance.add_dynamic_partitions(f"{CASE}/window", [window.name])
+    keys = [dg.AssetKey([CASE, asset]) for asset in assets]
+    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        asset_selection=keys, partition_key=window.name, instance=instance
+    )
+
+
+def predicted(project: projects.Project, instance: dg.DagsterInstance) -> tuple[Manifest, list[dict[str, Any]]]:
+    store = open_store(project.use_case(), instance)
+    [made] = store.artifacts(CASE, "batch_predictions")
+    return made, [json.loads(line) for line in (store.folder(made) / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("task", ["classification", "token_classification", "language_modeling"])
+def test_each_document_with_a_text_is_predicted_by_the_champion(project: projects.Project, instance: dg.DagsterInstance, task: str) -> None:
+    deliver(project, task)
+    champion = promote(open_store(project.use_case(), instance), task, "first")
+    assert materialize(project, instance, "production_documents", "batch_predictions").success
+    made, lines = predicted(project, instance)
+    assert [(line["source"], line["row"], line["id"]) for line in lines] == [
+        ("w1.jsonl", number, f"d{number - 1}") for number in range(1, 5)
+    ]
+    key = {"classification": "label", "token_classification": "spans", "language_modeling": "text"}[task]
+    assert all(key in line for line in lines)
+    found = PredictionsMetadata.of(made)
+    assert (found.checkpoint, found.num_rows, found.num_without_text) == (champion.ref, 4, 2)
+    assert found.rows_per_second and found.characters_per_second and found.characters_per_second > found.rows_per_second
+    # The same again is found, not computed.
+    assert materialize(project, instance, "batch_predictions").success
+    assert predicted(project, instance)[0] == made
+
+
+def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(project: projects.Project, instance: dg.DagsterInstance) -> None:
+    deliver(project, "classification")
+    result = materialize(project, instance, "production_documents", "batch_predictions")
+    made = [event.asset_key for event in result.get_asset_materialization_events()]
+    assert result.success and made == [dg.AssetKey([CASE, "production_documents"])]
+
+
+def test_another_champion_predicts_anew_and_an_erasure_takes_predictions_along(
+    project: projects.Project, instance: dg.DagsterInstance
+) -> None:
+    deliver(project, "classification")
+    store = open_store(project.use_case(), instance)
+    promote(store, "classification", "first")
+    materialize(project, instance, "production_documents", "batch_predictions")
+    promote(store, "classification", "second")
+    materialize(project, instance, "batch_predictions")
+    assert len(list(store.artifacts(CASE, "batch_predictions"))) == 2
+    report = erasure.erase(store, CASE, ["d1"])
+    assert report.deleted["batch_predictions"] == 2
+    assert materialize(project, instance, "production_documents", "batch_predictions").success
+    assert [line["id"] for line in predicted(project, instance)[1]] == ["d0", "d2", "d3"]
