@@ -6,6 +6,8 @@ import base64
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +140,23 @@ def test_one_command_materialises_every_asset_with_metadata_and_data_version(fin
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
         assert {run.job_name for run in instance.get_runs()} == {"letters_ingest", "letters_model"}
     assert not without_manifest(finished)
+
+
+def test_the_model_is_read_by_transformers_alone(finished):
+    """In a process that does not import this package: what is trained here is not tied to it."""
+    with dg.DagsterInstance.from_config(str(finished.home)) as instance:
+        made, *_ = events(instance, "finetuned_checkpoint")
+    code = (
+        "import sys\nfrom transformers import AutoModelForSequenceClassification, pipeline\n"
+        "found = pipeline('text-classification', sys.argv[1])('Licensed under the MIT license', top_k=None)\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])\n"
+        "assert {each['label'] for each in found} == set(model.config.label2id), found\n"
+        "assert not any(name.startswith('fullft_assets') for name in sys.modules)\n"
+        "print(found[0]['label'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, f"{made.metadata['path'].value}/model"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("notice", "reference", "tag", "text")
 
 
 def test_no_document_is_in_the_event_log_or_the_run_log(finished):
