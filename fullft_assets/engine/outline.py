@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from fullft_assets.engine import optimizers
 from fullft_assets.engine.recipe import Prepared, Recipe
 from fullft_assets.engine.throughput import ModelShape, step_flops
+from fullft_assets.errors import FullftError
 from fullft_assets.models import layers, loading
 from fullft_assets.models.precision import Precision
 from fullft_assets.models.token_loss import IGNORED
@@ -33,7 +34,13 @@ from fullft_assets.settings import TrainingSettings
 
 #: Functions that autocast on a GPU computes in fp32, whose results and saved inputs are twice as large; on a CPU it does not.
 _FP32_ON_GPUS = (functional.layer_norm, functional.softmax, functional.log_softmax, torch.rsqrt, torch.pow, torch.Tensor.pow)
+#: Elements that low-memory optimizers update at a time, by whether on a GPU; on a CPU fewer, which take next to no memory and long to count.
+_CHUNK = {True: 2**24, False: 2**20}
 _aten: Any = torch.ops.aten
+
+
+class CannotCount(Exception):
+    """A model asks for values of tensors, which there are not without weights; the message says where."""
 
 
 class Outline:
@@ -49,8 +56,12 @@ class Outline:
         self._found: dict[str, StepMemory] = {}
 
     def work(self) -> Work:
-        """Return what the training computes."""
-        with loading.without_weights():
+        """Return what the training computes.
+
+        Raises:
+            CannotCount: see there.
+        """
+        with _in_one_line(), loading.without_weights():
             model = self._recipe.load(self._settings)
             layers.freeze(model, self._settings)
             feed = self._recipe.prepare(model, self._settings, self._seed, 1).feed
@@ -72,17 +83,35 @@ class Outline:
             precision: that the device computes in.
             is_gpu: whether autocast follows the rules of GPUs.
             processes: that share the passes of a batch.
+
+        Raises:
+            CannotCount: see there.
         """
-        key = settings.model_dump_json() + f" {precision} {is_gpu} {processes}"
+        num_passes = 2 if settings.batch_size > settings.micro_batch_size * processes else 1
+        # What does not change the tensors of a step: the formats that only some GPUs compute in take the same memory as these.
+        settings = settings.model_copy(update={"precision": "auto", "compile": False, "sharding": "none", "epochs": 1.0})
+        key = settings.model_dump_json(exclude={"batch_size"}) + f" {precision} {is_gpu and precision != 'fp32'} {num_passes}"
         if key not in self._found:
-            self._found[key] = _count(self._recipe, settings, self._seed, precision, is_gpu=is_gpu, processes=processes)
+            with _in_one_line():
+                self._found[key] = _count(self._recipe, settings, self._seed, precision, is_gpu=is_gpu, num_passes=num_passes)
         return self._found[key]
 
 
-def _count(recipe: Recipe, settings: TrainingSettings, seed: int, precision: Precision, *, is_gpu: bool, processes: int) -> StepMemory:
-    num_passes = 2 if settings.batch_size > settings.micro_batch_size * processes else 1
-    # The formats that only some GPUs compute in take the same memory as these.
-    settings = settings.model_copy(update={"precision": "auto", "compile": False})
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        # Weights that are not drawn must not change those that are drawn later.
+        with torch.random.fork_rng():
+            yield
+    except FullftError:
+        raise
+    except Exception as error:
+        # A model's own code may fail in any way on tensors without values.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CannotCount(f"the model cannot be counted without its weights ({reason})") from error
+
+
+def _count(recipe: Recipe, settings: TrainingSettings, seed: int, precision: Precision, *, is_gpu: bool, num_passes: int) -> StepMemory:
     tracker = _Tracker()
     with loading.without_weights() as fake, tracker:
         model = recipe.load(settings)
@@ -100,11 +129,11 @@ def _count(recipe: Recipe, settings: TrainingSettings, seed: int, precision: Pre
     tracker.expect(batch["labels"], vocabulary=_vocabulary(model))
     with fake, tracker:
         tracker.keep_all()
-        step = _Step(model, prepared, settings, {name: fake.from_tensor(value) for name, value in batch.items()})
+        step = _Step(model, prepared, settings, {name: fake.from_tensor(value) for name, value in batch.items()}, _CHUNK[is_gpu])
         if not settings.steps_in_backward:
             for weight in step.weights:
                 weight.register_post_accumulate_grad_hook(lambda weight: tracker.keep([cast(torch.Tensor, weight.grad)]))
-        step.make(1, lambda: autocast(precision, is_gpu=is_gpu))  # makes the moments
+        step.make_moments()
         tracker.keep_all()
         tracker.keep(step.batch.values())
         tracker.start_again()
@@ -127,13 +156,13 @@ def _count(recipe: Recipe, settings: TrainingSettings, seed: int, precision: Pre
 class _Step:
     """Makes optimizer steps as the trainer does, on one batch."""
 
-    def __init__(self, model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings, batch: dict[str, torch.Tensor]):
+    def __init__(self, model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings, batch: dict[str, torch.Tensor], chunk: int):
         self._model, self._prepared, self.batch = model, prepared, batch
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._eight_bit: list[torch.Tensor] = []
         self._optimizer = None
         if settings.optimizer != "adamw_8bit":
-            self._optimizer = optimizers.build([{"params": self.weights, "lr": 0.0, "weight_decay": 0.0}], settings, 0)
+            self._optimizer = optimizers.build([{"params": self.weights, "lr": 0.0, "weight_decay": 0.0}], settings, 0, chunk)
 
     @property
     def moments(self) -> int:
@@ -141,6 +170,23 @@ class _Step:
         states = [] if self._optimizer is None else self._optimizer.state.values()
         held = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
         return _bytes([*held, *self._eight_bit])
+
+    def make_moments(self) -> None:
+        """Make what the optimizer keeps from step to step."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            # bitsandbytes works on values alone. Its state is two bytes a weight, and its step makes no temporary tensor.
+            self._eight_bit = [torch.empty(weight.shape, dtype=torch.uint8) for weight in self.weights for _ in range(2)]
+            return
+        for weight in self.weights:
+            weight.grad = torch.empty_like(weight)
+        in_backward = isinstance(optimizer, optimizers.LowMemoryOptimizer) and optimizer.in_backward
+        if isinstance(optimizer, optimizers.LowMemoryOptimizer):
+            optimizer.in_backward = False
+        optimizer.step()
+        if isinstance(optimizer, optimizers.LowMemoryOptimizer):
+            optimizer.in_backward = in_backward
+        self._drop_gradients()
 
     def make(self, num_passes: int, computing: Callable[[], AbstractContextManager[Any]]) -> None:
         """Make one optimizer step of so many passes."""
@@ -154,9 +200,9 @@ class _Step:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         if optimizer is not None:
             optimizer.step()
-        elif not self._eight_bit:
-            # bitsandbytes works on values alone. Its state is two bytes a weight, and its step makes no temporary tensor.
-            self._eight_bit = [torch.empty(weight.shape, dtype=torch.uint8) for weight in self.weights for _ in range(2)]
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
         for weight in self.weights:
             weight.grad = None
 
