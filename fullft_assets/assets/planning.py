@@ -17,9 +17,6 @@ _ASSETS = {
     "pilot_run": "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price.",
 }
 
-#: What an evaluation asks of a plan's cost.
-_NOT_PLANNED = {"usd_per_point", "if_not_justified"}
-
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
@@ -69,7 +66,7 @@ def base_model_revision(case: Case) -> str:
 
 def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
     """Return the key that the three planning artifacts share; `revision` is the base model's."""
-    settings = case.settings.model_dump(include={"planning", "evaluation"}, exclude={"planning": _NOT_PLANNED}, mode="json")
+    settings = case.settings.model_dump(include={"planning", "evaluation"}, mode="json")
     settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision, "hardware": local_hardware()}

@@ -72,6 +72,17 @@ class PlanningSettings(Settings):
         description="Minimum gain in the primary metric over the best baseline; training is refused where even the optimistic end of what the pilot "
         "predicts is less.",
     )
+    usd_per_point: Float | None = Field(
+        default=None,
+        gt=0,
+        description="What one point (0.01) of the primary metric over the best baseline is worth in a year, in US dollars: the gain is then weighed "
+        "against training and a year of retraining. Default: not asked.",
+    )
+    if_not_justified: Literal["warn", "block"] = Field(
+        default="warn",
+        description="What happens where a gain is not shown to be worth its cost: a warning, or the champion stays (and the pilot refuses where even "
+        "its optimistic end is not worth it).",
+    )
     baselines: list[BaselineName] | None = Field(
         default=None,
         min_length=1,

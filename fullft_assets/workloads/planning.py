@@ -36,6 +36,7 @@ from fullft_assets.models.hardware import free_memory, gpu_name, local_hardware,
 from fullft_assets.models.inference import claim_device, device, move
 from fullft_assets.planning.report import recommendation
 from fullft_assets.planning.target_plans import table
+from fullft_assets.planning.worth import judge_worth
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
@@ -355,7 +356,9 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     points = [planning.Point(rows=count, score=fit.scores[f"validation_{metric}"]) for count, fit in fits.items()]
     prediction = planning.predict_score(points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows)
     to_beat = planning.BaselinesMetadata.of(baselines)
-    check = planning.pilot_check(prediction, to_beat.best, to_beat.best_score, settings.planning)
+    check = planning.pilot_check(
+        prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, sum(fit.seconds for fit in fits.values()))
+    )
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
@@ -372,6 +375,14 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     history = {str(count): fit.history for count, fit in fits.items()}
     (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
     return shared.commit(draft, metadata, [check])
+
+
+def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
+    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None where it was not asked."""
+    made = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
+    assert made is not None, "the plan is written before the pilot"
+    seconds = planning.PlanMetadata.of(made).predicted_seconds + pilot_seconds
+    return judge_worth(0.0, 0.0, 0.0, seconds, shared.job.settings).break_even
 
 
 def _pilot_fits(shared: Planning) -> dict[int, Fit]:
