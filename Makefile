@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install home run ui check lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu clean
+.PHONY: help install home run ui check plan lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +48,9 @@ ui: home ## Dagster's UI on the same home, with sensors and schedules: http://lo
 
 check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)
+
+plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences]
+	@$(BIN)/fullft plan $(USE_CASE)
 
 lint: install docs ## Style, types, layers, dependencies, and the links of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache

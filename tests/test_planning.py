@@ -227,6 +227,24 @@ def test_the_memory_of_a_container_is_that_of_its_control_group(tmp_path: Path, 
     assert found == limit if limit else 2**28 < found <= psutil.virtual_memory().total
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit_name", "used_name", "cached"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_other_processes_of_a_control_group_leave_less(tmp_path: Path, folder: str, limit_name: str, used_name: str, cached: str) -> None:
+    own = psutil.Process().memory_info().rss
+    group = tmp_path / folder
+    group.mkdir(exist_ok=True)
+    (group / limit_name).write_text(str(own + 2**28))
+    (group / used_name).write_text(str(own + 2**27 + 2**25))
+    assert memory_limit(tmp_path) == pytest.approx(own + 2**28 - 2**27 - 2**25, abs=2**24)
+    (group / "memory.stat").write_text(f"anon 5\n{cached} {2**25}\n")
+    assert memory_limit(tmp_path) == pytest.approx(own + 2**28 - 2**27, abs=2**24)
+
+
 def shuffled_rows(count: int) -> list[dict]:
     """Return real texts whose labels were dealt out at random: there is nothing to learn."""
     rows = projects.licence_rows(count)

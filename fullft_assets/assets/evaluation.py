@@ -11,6 +11,7 @@ from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
 from fullft_assets.evaluation import checks
 from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.planning import worth
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
 
@@ -22,13 +23,13 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
-    specs = checks.specs(case.settings.release)
+    specs = checks.specs(case.settings.release, case.settings.planning)
 
     @dg.asset(
         key=case.key("evaluation_report"),
         ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
         description="How good, how sure, where weak; was full fine-tuning justified; better than the champion?",
-        code_version=case.code_version(evaluation.VERSION, "evaluation", "release"),
+        code_version=case.code_version(evaluation.VERSION, "evaluation", "release", "planning"),
         kinds={"huggingface", "scikitlearn"},
         check_specs=case.checks("evaluation_report", specs),
         pool="gpu",
@@ -66,6 +67,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
     """Return the key of the decision on a candidate: candidate, test rows, incumbent and gates."""
     settings = case.settings.model_dump(include={"evaluation", "release"}, mode="json")
+    settings["worth"] = worth.asked(case.settings)
     digests = {name: manifest.content_digest for name, manifest in inputs.items()}
     return artifact_key("evaluation_report", evaluation.VERSION, settings, digests, case.settings.seed)
 
@@ -80,7 +82,7 @@ def _shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     ]
     shown: dict[str, Any] = {
         "verdict": sentences(found.verdict),
-        "justification": sentences(found.justification),
+        "justification": sentences(f"{found.justification} {found.worth_sentence}"),
         "systems": dg.MetadataValue.md(markdown_table(rows)),
         "report": dg.MetadataValue.md(_with_pictures(store.folder(manifest))),
     }

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import dagster as dg
 
@@ -10,6 +11,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import base_model_revision, planning_key
 from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.errors import GateError
+from fullft_assets.planning import PlanMetadata
 from fullft_assets.release import starting_point
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
@@ -40,11 +42,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 upstream.require_green("finetuned_checkpoint")
             revision = base_model_revision(case)
             _require_current_plans(planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run))
-            decision = training_key(case, training_snapshot, revision)
-            start = starting_point.find(store, case.name, case.settings, training_snapshot, revision=revision, decision=decision)
+            chosen = with_applied(case, feasibility_plan)
+            decision = training_key(chosen, training_snapshot, revision)
+            start = starting_point.find(store, case.name, chosen.settings, training_snapshot, revision=revision, decision=decision)
             inputs = {"training_snapshot": training_snapshot, **({} if start is None else {"champion": start})}
-            key = training_key(case, training_snapshot, revision, start)
-            manifest = case.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
+            key = training_key(chosen, training_snapshot, revision, start)
+            manifest = chosen.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
         return case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
@@ -62,6 +65,15 @@ def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
                 f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
                 f"materialise {plan.stage} again"
             )
+
+
+def with_applied(case: Case, plan: Manifest) -> Case:
+    """Return a case with the settings of training that its plan chose (`planning.apply: recommended`)."""
+    applied = PlanMetadata.of(plan).applied
+    if not applied:
+        return case
+    settings = case.settings.model_copy(update={"training": case.settings.training.model_copy(update=applied)})
+    return Case(replace(case.use_case, settings=settings))
 
 
 def training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:

@@ -1,4 +1,4 @@
-"""`fullft`: run, check, ingest, report, verify, prepare, files, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
+"""`fullft`: run, check, plan, ingest, report, verify, prepare, files, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
 
 import argparse
 import os
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
     add("check", _check, "Validate a use case in seconds, without loading a model.")
+    add("plan", _plan, "Say whether a training fits, how long it takes and what it costs, here and on machines to rent; no GPU is needed.")
     add("ingest", _ingest, "Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
     report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
     report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
@@ -166,6 +167,16 @@ def _check(parsed: argparse.Namespace) -> int:
     path = find_use_case(parsed.use_case, parsed.defs)
     prepare(path)
     print(check_use_case(load_use_case(path)))
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    use_case = _load(parsed)
+    # Imports torch.
+    from fullft_assets.cli.plan import plan
+
+    print("\n".join(plan(use_case, _store(use_case))))
     return 0
 
 

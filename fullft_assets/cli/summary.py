@@ -117,6 +117,7 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         *lines,
         f"  gain           {found.gain_over_best_baseline:+.3f} [{found.gain_over_best_baseline_low:+.3f}, "
         f"{found.gain_over_best_baseline_high:+.3f}] over {found.best_baseline}",
+        *([f"  worth it       {found.worth_sentence}"] if found.worth_sentence else []),
         f"  verdict        {release.recorded_outcome(store, use_case.name, found.checkpoint) or found.verdict}"
         + (" It is the champion now." if is_champion else ""),
     ]

@@ -31,8 +31,8 @@ def dtype_of_weights(settings: TrainingSettings) -> torch.dtype:
     return torch.bfloat16 if settings.weights == "bf16" else torch.float32
 
 
-def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings ask for."""
+def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int, chunk: int | None = None) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings ask for; `chunk` as for `LowMemoryOptimizer`."""
     if settings.optimizer == "adamw_8bit":
         return _eight_bit(groups)
     if settings.optimizer == "adamw" and settings.weights == "fp32":
@@ -44,6 +44,7 @@ def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int) -
         in_backward=settings.steps_in_backward,
         max_norm=settings.max_grad_norm if settings.clips_in_two_passes else None,
         max_value=settings.max_grad_value,
+        chunk=chunk,
     )
 
 
@@ -62,6 +63,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         rule: adamw, adafactor (without first moment and relative step) or lomo (gradient descent).
         in_backward: update in the backward pass; each pass then needs the context `updating`.
         max_norm: clip the gradients of a step to this norm, which an earlier pass measures; only in the backward pass.
+        chunk: elements updated at a time. Default: what suits the device.
     """
 
     def __init__(
@@ -73,10 +75,11 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         in_backward: bool = False,
         max_norm: float | None = None,
         max_value: float | None = None,
+        chunk: int | None = None,
     ):
         super().__init__(groups, {"num_steps": 0})
         self._rule: Callable[..., None] = {"adamw": self._adamw, "adafactor": self._adafactor, "lomo": self._descend}[rule]
-        self._seed, self.in_backward, self._max_norm, self._max_value = seed, in_backward, max_norm, max_value
+        self._seed, self.in_backward, self._max_norm, self._max_value, self._chunk = seed, in_backward, max_norm, max_value, chunk
         #: By weight: the number of its group and its own. (A loaded state replaces the groups themselves.)
         self._places: dict[torch.Tensor, tuple[int, int]] = {}
         for number, group in enumerate(self.param_groups):
@@ -174,8 +177,19 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
             rounding = torch.Generator(weight.device).manual_seed((self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number)
         self._rule(weight, gradient, group, self.state[weight], rounding)
 
+    def _chunk_of(self, weight: torch.Tensor) -> int:
+        return self._chunk or _CHUNK[weight.device.type]
+
+    def _chunks(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield aligned parts of tensors of one shape."""
+        if not all(tensor.is_contiguous() for tensor in tensors):
+            yield tuple(tensor.detach() for tensor in tensors)
+            return
+        size = self._chunk_of(tensors[0])
+        yield from zip(*(tensor.detach().view(-1).split(size) for tensor in tensors), strict=True)
+
     def _descend(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict, state: dict, rounding: torch.Generator | None) -> None:
-        for part, slope in _chunks(weight, gradient):
+        for part, slope in self._chunks(weight, gradient):
             value = part.float().mul_(1 - group["lr"] * group["weight_decay"])
             _write(part, value.add_(slope.float(), alpha=-group["lr"]), _bits(value, rounding))
 
@@ -184,7 +198,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
             state.update(exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
         first, second = _BETAS
         rate, steps = group["lr"], group["num_steps"]
-        for part, slope, mean, square in _chunks(weight, gradient, state["exp_avg"], state["exp_avg_sq"]):
+        for part, slope, mean, square in self._chunks(weight, gradient, state["exp_avg"], state["exp_avg_sq"]):
             slope = slope.float()
             bits = _bits(slope, rounding)
             m = mean.float().lerp_(slope, 1 - first)
@@ -208,7 +222,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
                 row=slopes.new_zeros(len(slopes), dtype=torch.float32), column=slopes.new_zeros(slopes.shape[1], dtype=torch.float32)
             )
         row, column = state["row"], state["column"]
-        rows_a_chunk = max(1, _CHUNK[weight.device.type] // slopes.shape[1])
+        rows_a_chunk = max(1, self._chunk_of(weight) // slopes.shape[1])
         of_rows, of_columns = [], torch.zeros_like(column)
         for slope in slopes.split(rows_a_chunk):
             square = slope.float().square().add_(_TINY)
@@ -239,15 +253,6 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         update /= (update.square().mean().sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
         value = weight.float().mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.mul_(group["lr"]))
         _write(weight, value, _bits(value, rounding))
-
-
-def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield aligned parts of tensors of one shape."""
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        yield tuple(tensor.detach() for tensor in tensors)
-        return
-    size = _CHUNK[tensors[0].device.type]
-    yield from zip(*(tensor.detach().view(-1).split(size) for tensor in tensors), strict=True)
 
 
 def _bits(like: torch.Tensor, rounding: torch.Generator | None) -> torch.Tensor | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fullft_assets.evaluation.base import Evaluation
 from fullft_assets.evaluation.verdict import ReleaseVerdict
-from fullft_assets.settings import ReleaseSettings
+from fullft_assets.planning.worth import Worth
+from fullft_assets.settings import PlanningSettings, ReleaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
@@ -16,22 +17,31 @@ CHECKS = (
 )
 #: With release.max_calibration_error.
 CALIBRATION = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
+#: With planning.usd_per_point.
+WORTH = CheckSpec("full_finetuning_is_justified", "The gain over the best baseline is worth training and a year of retraining.")
 
 
-def specs(settings: ReleaseSettings) -> tuple[CheckSpec, ...]:
+def specs(settings: ReleaseSettings, planning: PlanningSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that there are under these settings."""
-    return CHECKS if settings.max_calibration_error is None else (*CHECKS, CALIBRATION)
+    found = CHECKS if settings.max_calibration_error is None else (*CHECKS, CALIBRATION)
+    return found if planning.usd_per_point is None else (*found, WORTH)
 
 
-def outcomes(found: Evaluation, decision: ReleaseVerdict) -> list[CheckOutcome]:
+def outcomes(found: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[CheckOutcome]:
     """Return the outcomes of the checks; a red one is a warning, since keeping the champion is a normal outcome."""
     numbers = _gate_numbers(found)
-    return [
+    made = [
         CheckOutcome(
             name=reason.gate, passed=reason.passed, severity="warn", description=reason.text, metadata=numbers.get(reason.gate, {})
         )
         for reason in decision.reasons
+        if reason.gate != WORTH.name
     ]
+    if not worth.is_asked:
+        return made
+    costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
+    passed = worth.answer == "yes"
+    return [*made, CheckOutcome(name=WORTH.name, passed=passed, severity="warn", description=worth.sentence, metadata=costs)]
 
 
 def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:

@@ -13,6 +13,8 @@ class EvaluationMetadata(Metadata):
     Attributes:
         verdict: whether the candidate is promoted, in words.
         justification: whether full fine-tuning was worth it, in words.
+        worth, worth_sentence: whether the gain is worth its cost (yes, no, inconclusive or not_asked), and why.
+        cost_usd: of training and a year of retraining.
         num_test_rows_left_out: test rows that a compared model had learned from.
         answer: promote, keep, inconclusive or insufficient_data.
         effective_groups: how many groups of equal weight the primary metric rests on.
@@ -28,6 +30,9 @@ class EvaluationMetadata(Metadata):
     answer: str
     promote: bool
     justified: bool
+    worth: str = "not_asked"
+    worth_sentence: str = ""
+    cost_usd: float = 0.0
     primary_metric: str
     metrics: list[str]
     num_test_rows: int

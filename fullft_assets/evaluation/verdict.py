@@ -15,6 +15,7 @@ from fullft_assets.evaluation import Evaluation, title
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.seed_noise import SeedNoise
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION
+from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import ReleaseSettings
 
 #: File of an `evaluation_report` with its verdict.
@@ -86,19 +87,33 @@ class ReleaseVerdict(BaseModel):
 
 
 def verdict(
-    evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule = "superiority", seed_noise: SeedNoise | None = None
+    evaluation: Evaluation,
+    settings: ReleaseSettings,
+    rule: ChampionRule = "superiority",
+    seed_noise: SeedNoise | None = None,
+    worth: Worth | None = None,
 ) -> ReleaseVerdict:
     """Judge a candidate: it is promoted if, and only if, every gate passes.
 
     Args:
         rule: what it must show against the champion where `release.champion_rule` is auto.
         seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their recipes.
+        worth: whether the gain is worth its cost; a gate where `planning.if_not_justified` is block.
     """
     reasons = [_test_set_is_large_enough(evaluation, settings), _beats_baselines(evaluation, settings)]
     reasons.append(_beats_champion(evaluation, settings, rule, seed_noise))
     reasons.append(_score_is_sufficient(evaluation, settings))
     if settings.max_calibration_error is not None:
         reasons.append(_is_calibrated(evaluation.calibration_error, settings.max_calibration_error))
+    if worth is not None and worth.blocks:
+        reasons.append(
+            GateResult(
+                gate="full_finetuning_is_justified",
+                passed=False,
+                text=worth.sentence.rstrip("."),
+                is_undecided=worth.answer == "inconclusive",
+            )
+        )
     return ReleaseVerdict(
         answer=_answer(reasons),
         has_champion=evaluation.has_champion,

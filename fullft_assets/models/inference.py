@@ -64,6 +64,8 @@ def claim_device() -> None:
 
 def move(model: nn.Module, to: torch.device | None = None) -> None:
     """Move a model to a device; default: the accelerator, if there is one."""
+    if isinstance(model, PreTrainedModel) and loading.is_outline(model):
+        return
     # transformers wraps `PreTrainedModel.to` in a way that type checkers do not see through.
     nn.Module.to(model, device() if to is None else to)
 

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from fullft_assets.models import loading
 from fullft_assets.models import precision as precisions
 from fullft_assets.models.embeddings import input_embeddings
 from fullft_assets.models.precision import Precision
@@ -61,6 +62,8 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     name = model.config.model_type
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return Isolation(False, None, None, None, f"{name} takes no position ids: it does not know where a document begins")
+    if loading.is_outline(model):
+        return Isolation(True, None, None, None, f"assumed that {name} keeps documents apart: it has no weights to test it with")
     size = min(_DOCUMENT_TOKENS, capacity // 3)
     vocabulary = input_embeddings(model).num_embeddings
     generator = torch.Generator().manual_seed(seed)

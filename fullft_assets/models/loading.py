@@ -8,10 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+# Private: torch has no public name for it. tests/test_outline.py fails where a release moves it.
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -23,6 +26,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
+    PreTrainedModel,
     dynamic_module_utils,
 )
 
@@ -30,6 +34,10 @@ from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.launch import ERROR_FILE
 
+#: Whether models are made from their configuration alone.
+_WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False)
+#: Options of `from_pretrained` that are about the weights it reads.
+_OF_WEIGHTS = ("ignore_mismatched_sizes", "output_loading_info")
 #: Of `transformers.dynamic_module_utils`: the folder from which code of models is imported.
 _CACHE_CONSTANT = "HF_MODULES_CACHE"
 _MAPPINGS = {
@@ -53,12 +61,42 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
 def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
     """Return the result of `kind.from_pretrained` for a folder."""
     with _trust(folder) as is_trusted:
+        if _WITHOUT_WEIGHTS.get():
+            return _outline(kind, folder, is_trusted, options)
         return kind.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=is_trusted, **options)
 
 
 def has_kind(config: PretrainedConfig, kind: type) -> bool:
     """Return whether transformers, or the model's own code, has a model of this kind for a configuration."""
     return type(config) in _MAPPINGS[kind] or kind.__name__ in (getattr(config, "auto_map", None) or {})
+
+
+@contextmanager
+def without_weights() -> Iterator[FakeTensorMode]:
+    """Make models of fake tensors, which have shapes and no values, from their configuration alone: no weight is read or held.
+
+    Operations on them need no memory, and fail where they ask for a value. Yields the mode that later operations on them need.
+    """
+    token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+def is_outline(model: PreTrainedModel) -> bool:
+    """Return whether a model has no weights, see `without_weights`."""
+    return isinstance(next(iter(model.parameters()), None), FakeTensor)
+
+
+def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> Any:
+    """Return what `from_pretrained` would, without weights; every tensor counts as found in the folder."""
+    dtype, about_weights = options.pop("dtype", None), {name: options.pop(name, None) for name in _OF_WEIGHTS}
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, **options)
+    model = kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
+    found: dict[str, list[Any]] = {"missing_keys": [], "mismatched_keys": []}
+    return (model, found) if about_weights["output_loading_info"] else model
 
 
 @contextmanager

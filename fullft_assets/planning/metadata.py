@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ConfigDict
 
 from fullft_assets.planning.measurements import Measured
@@ -13,6 +15,11 @@ class PlanMetadata(Measured, Metadata):
 
     Attributes:
         state_memory_gib: part of the peak for weights, gradients and moments.
+        hardware: of the machine that it was measured on, see `local_hardware`.
+        flops: useful FLOP of the training; 0 where they are not known.
+        targets: the plan on this machine and on others, a table; empty where the model cannot be counted without weights.
+        recommended: the cheapest target that fits, in words.
+        applied: settings of training that `planning.apply: recommended` chose in place of the YAML's.
         stop_seconds: from a request to stop to the checkpoint.
     """
 
@@ -25,6 +32,11 @@ class PlanMetadata(Measured, Metadata):
     state_memory_gib: float
     stop_seconds: float
     padding_share: float
+    hardware: dict[str, Any] = {}
+    flops: float = 0.0
+    targets: list[dict[str, str]] = []
+    recommended: str = ""
+    applied: dict[str, Any] = {}
 
 
 class BaselinesMetadata(Metadata):

@@ -119,10 +119,17 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
     return PredictedScore(points=list(points), target_rows=int(target), predicted=predicted, low=low, high=high, optimistic=optimistic)
 
 
-def pilot_check(prediction: PredictedScore, best_baseline: str, baseline_score: float, settings: PlanningSettings) -> CheckOutcome:
-    """Return the gate on the predicted gain over the best baseline: red only where even the optimistic end is not enough."""
+def pilot_check(
+    prediction: PredictedScore, best_baseline: str, baseline_score: float, settings: PlanningSettings, break_even: float | None = None
+) -> CheckOutcome:
+    """Return the gate on the predicted gain over the best baseline: red only where even the optimistic end is not enough.
+
+    Args:
+        break_even: gain that is worth the planned cost; None: it was not asked. It counts where `planning.if_not_justified` is block.
+    """
     gain, hoped = prediction.predicted - baseline_score, prediction.optimistic + _DOUBT - baseline_score
-    is_hopeless = hoped < settings.min_predicted_gain
+    is_unpaid = break_even is not None and hoped <= break_even
+    is_hopeless = hoped < settings.min_predicted_gain or (is_unpaid and settings.if_not_justified == "block")
     passed = not is_hopeless and (prediction.is_known or settings.pilot_unknown == "go_on")
     last = prediction.points[-1]
     description = (
@@ -130,8 +137,11 @@ def pilot_check(prediction: PredictedScore, best_baseline: str, baseline_score: 
         f"({prediction.low:.3f} to {prediction.high:.3f}{'' if prediction.is_known else ', too wide to know'}); the best baseline "
         f"({best_baseline}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {hoped:+.3f}, required {settings.min_predicted_gain:+.3f}"
     )
+    if break_even is not None:
+        description += f"; the planned cost is worth it from {break_even:+.4f}"
     if is_hopeless:
         description += "; use the baseline, deliver more labels, or lower planning.min_predicted_gain"
+        description += ", or set planning.if_not_justified: warn" if is_unpaid else ""
     elif not passed:
         description += "; raise planning.pilot_share, or set planning.pilot_unknown: go_on"
     return CheckOutcome(

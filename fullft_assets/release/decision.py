@@ -11,6 +11,7 @@ from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, read_verdict
+from fullft_assets.planning.worth import asked
 from fullft_assets.release.champion import Champion, ReleaseState, one_line, promote, read_anchor, read_champion, read_state
 from fullft_assets.release.model_card import write_card
 from fullft_assets.store import Manifest, Store
@@ -187,6 +188,10 @@ def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, s
     if report.settings["release"] != use_case.settings.release.model_dump(mode="json"):
         raise GateError(
             "champion_model refused: evaluation_report judged by other settings of release; materialise evaluation_report again"
+        )
+    if report.settings.get("worth", {}) != asked(use_case.settings):
+        raise GateError(
+            "champion_model refused: evaluation_report judged the cost by other settings of planning; materialise evaluation_report again"
         )
 
 

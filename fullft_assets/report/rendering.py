@@ -55,7 +55,7 @@ class Continuation:
 class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
-    `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
+    `worth` says whether the gain is worth its cost. `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
     """
 
     case: str
@@ -70,6 +70,7 @@ class EvaluationReport:
     cost: Sequence[tuple[str, str]] = ()
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
+    worth: str = ""
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:

@@ -12,12 +12,46 @@ from fullft_assets.task import BASELINES
 BaselineName = Annotated[str, OneOf("baseline", lambda: BASELINES.names)]
 
 
+class TargetSettings(Settings):
+    """A machine of the user's own, which the plan compares with the instances of its table."""
+
+    name: str = Field(min_length=1, description="Name in the plan's table.")
+    gpu: str = Field(min_length=1, description="GPU, as nvidia-smi names it, such as `RTX 4090` or `A100`.")
+    gpus: int = Field(default=1, ge=1, le=64, description="Number of these GPUs.")
+    memory_gib: Float = Field(gt=0, description="Memory of each GPU in GiB.")
+    tflops: Float | None = Field(
+        default=None,
+        gt=0,
+        description="Dense 16-bit peak of one GPU in TFLOP/s. Default: that of the table of GPUs that the project knows.",
+    )
+    hourly_usd: Float = Field(default=0.0, ge=0, description="What an hour on it costs in US dollars.")
+
+
 class PlanningSettings(Settings):
     """What the fine-tuning may cost, and the gain that it must promise."""
 
     max_hours: Float = Field(default=24.0, gt=0, description="Maximum training time in hours; a longer plan blocks training.")
     max_usd: Float | None = Field(default=None, gt=0, description="Maximum training cost in US dollars. Default: no limit.")
     hourly_usd: Float = Field(default=0.0, ge=0, description="Price of the training machine in US dollars an hour.")
+    targets: list[TargetSettings] = Field(
+        default_factory=list,
+        max_length=50,
+        description="Your own machines, compared with this machine and with the usual GPU instances of EC2.",
+    )
+    price_factor: Float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="Factor on the table's prices of instances, which are those of us-east-1 on demand: for another region, or a discount.",
+    )
+    retrains_a_year: Float | None = Field(
+        default=None, ge=0, description="Retrainings that a year's cost includes. Default: as many as retraining.max_age_days asks for."
+    )
+    apply: Literal["yaml", "recommended"] = Field(
+        default="yaml",
+        description="Settings that this machine trains with: those of the YAML, or the first ones down the memory ladder that fit in its memory, "
+        "where those of the YAML do not.",
+    )
     max_memory_gib: Float | None = Field(
         default=None, gt=0, description="Maximum memory of a training process in GiB. Default: the memory of the device."
     )
@@ -37,6 +71,17 @@ class PlanningSettings(Settings):
         le=1,
         description="Minimum gain in the primary metric over the best baseline; training is refused where even the optimistic end of what the pilot "
         "predicts is less.",
+    )
+    usd_per_point: Float | None = Field(
+        default=None,
+        gt=0,
+        description="What one point (0.01) of the primary metric over the best baseline is worth in a year, in US dollars: the gain is then weighed "
+        "against training and a year of retraining. Default: not asked.",
+    )
+    if_not_justified: Literal["warn", "block"] = Field(
+        default="warn",
+        description="What happens where a gain is not shown to be worth its cost: a warning, or the champion stays (and the pilot refuses where even "
+        "its optimistic end is not worth it).",
     )
     baselines: list[BaselineName] | None = Field(
         default=None,

@@ -22,6 +22,7 @@ from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdi
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
+from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import Manifest, Store
@@ -49,8 +50,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     result = task_of(job.settings.examples).evaluate(EvaluationContext(job, store, inputs, progress), test)
     found = result.evaluation
     noise = seed_noise(_seed_runs(store, inputs))
-    decision = verdict(found, job.settings.release, _rule(inputs), noise)
-    progress.say(found.justification.sentence)
+    worth = _worth(job, inputs, found)
+    decision = verdict(found, job.settings.release, _rule(inputs), noise, worth)
+    progress.say(f"{found.justification.sentence} {worth.sentence}")
     progress.say(decision.sentence)
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
@@ -60,6 +62,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             case=job.case,
             evaluation=found,
             verdict=decision,
+            worth=worth.sentence,
             base_model=job.settings.base_model,
             answers=result.examples,
             training_log=read_step_log(store.folder(checkpoint) / STEP_LOG),
@@ -72,10 +75,10 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
         report.write(draft.path, shown)
         draft.commit(
-            settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json"),
+            settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(result, decision, inputs, delivered - len(test)).as_dict(),
-            checks=checks.outcomes(found, decision),
+            metadata=_metadata(result, decision, worth, inputs, delivered - len(test)).as_dict(),
+            checks=checks.outcomes(found, decision, worth),
         )
 
 
@@ -121,7 +124,16 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     return found
 
 
-def _metadata(result: EvaluationResult, decision: ReleaseVerdict, inputs: Mapping[str, Manifest], num_left_out: int) -> EvaluationMetadata:
+def _worth(job: Job, inputs: Mapping[str, Manifest], found: Evaluation) -> Worth:
+    """Return whether the gain over the best baseline is worth what pilot, training and a year of retraining cost."""
+    gain = found.gain_over_best_baseline
+    seconds = CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds + PilotMetadata.of(inputs["pilot_run"]).seconds
+    return judge_worth(gain.low, gain.estimate, gain.high, seconds, job.settings)
+
+
+def _metadata(
+    result: EvaluationResult, decision: ReleaseVerdict, worth: Worth, inputs: Mapping[str, Manifest], num_left_out: int
+) -> EvaluationMetadata:
     found, candidate = result.evaluation, inputs["finetuned_checkpoint"]
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
     measured = {**result.headline, **CheckpointMetadata.of(candidate).general_scores}
@@ -131,9 +143,12 @@ def _metadata(result: EvaluationResult, decision: ReleaseVerdict, inputs: Mappin
     return EvaluationMetadata(
         verdict=decision.sentence,
         justification=found.justification.sentence,
+        worth_sentence=worth.sentence,
+        worth=worth.answer,
+        cost_usd=worth.cost_usd,
         answer=decision.answer,
         promote=decision.promote,
-        justified=found.justification.justified,
+        justified=found.justification.justified and worth.answer in ("yes", "not_asked"),
         primary_metric=found.primary_metric,
         metrics=found.metrics,
         num_test_rows=found.num_test_rows,

@@ -11,7 +11,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,22 @@ import torch
 from fullft_assets import planning
 from fullft_assets.engine import kernels, optimizers, regularization, sharding
 from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.engine.outline import CannotCount
 from fullft_assets.engine.recipe import Prepared, Recipe
 from fullft_assets.engine.requirements import accumulation_steps, require
 from fullft_assets.engine.segment import Fit
+from fullft_assets.engine.targets import TargetPlanner
 from fullft_assets.engine.trainer import training_arguments
 from fullft_assets.errors import DataError, OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models import layers, precision
-from fullft_assets.models.hardware import free_memory, gpu_name, memory_limit, peak_memory_bytes
+from fullft_assets.models.hardware import free_memory, gpu_name, local_hardware, memory_limit, peak_memory_bytes
 from fullft_assets.models.inference import claim_device, device, move
+from fullft_assets.planning.report import recommendation
+from fullft_assets.planning.target_plans import table
+from fullft_assets.planning.worth import judge_worth
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
@@ -57,6 +62,7 @@ class Planning:
 
     Attributes:
         processes: that share the model in planning as they will in training; 1 if this process holds all of it.
+        applied: settings of training in place of the YAML's.
     """
 
     job: Job
@@ -65,6 +71,7 @@ class Planning:
     snapshot: Manifest
     recipe: Recipe
     processes: int = 1
+    applied: dict[str, Any] = field(default_factory=dict)
 
     def write(self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False) -> Manifest | None:
         """Return the artifact of a stage, made now unless it exists; None in processes after the first one that helped to make it.
@@ -117,11 +124,49 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     snapshot = job.load_inputs(store)["training_snapshot"]
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
-    shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
+    job, applied = _with_recommended(job, recipe, progress)
+    shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks(), applied=applied)
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
     baselines = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
     assert baselines is not None, "processes after the first one wait for it"
     shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
+
+
+def _with_recommended(job: Job, recipe: Recipe, progress: Progress) -> tuple[Job, dict[str, Any]]:
+    """Return the job with the settings of training that `planning.apply` asks for, and which of them are not the YAML's.
+
+    Processes that share the model would each see other free memory, so they keep the YAML's.
+    """
+    settings = job.settings
+    if settings.planning.apply == "yaml" or num_ranks() > 1:
+        return job, {}
+    try:
+        found = TargetPlanner(recipe, settings, 0).plan_here()
+    except CannotCount as error:
+        progress.say(f"planning.apply: recommended has no effect: {error}")
+        return job, {}
+    if not found.setup:
+        return job, {}
+    progress.say("planning.apply: recommended sets " + ", ".join(f"training.{name}: {value}" for name, value in found.setup.items()))
+    training = settings.training.model_copy(update=found.setup)
+    return job.model_copy(update={"settings": settings.model_copy(update={"training": training})}), found.setup
+
+
+def _on_targets(shared: Planning, measured: planning.Measured) -> dict[str, Any]:
+    """Return the plan on other machines for the metadata of the plan, calibrated on this one where its peak was measured."""
+    if not is_first_rank():
+        return {}
+    settings, taken = shared.job.settings, SnapshotMetadata.of(shared.snapshot)
+    planner = TargetPlanner(shared.recipe, settings, taken.num_validation_rows + taken.num_test_rows)
+    try:
+        flops = planner.work().flops
+        plans = planner.plans(flops / measured.predicted_seconds)
+    except CannotCount as error:
+        shared.progress.say(f"no plan for other machines: {error}")
+        return {}
+    recommended = recommendation(plans, settings)
+    shared.progress.say(recommended)
+    return {"flops": flops, "targets": list(table(plans)), "recommended": recommended}
 
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
@@ -139,7 +184,8 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
     plan, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes)
-    metadata = planning.PlanMetadata(**{**plan.model_dump(), **about})
+    more = {"hardware": local_hardware(), "applied": shared.applied, **_on_targets(shared, measured)}
+    metadata = planning.PlanMetadata(**{**plan.model_dump(), **more, **about})
     (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
     for check in checks:
         shared.progress.say(f"{check.name}: {check.description}")
@@ -310,7 +356,9 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     points = [planning.Point(rows=count, score=fit.scores[f"validation_{metric}"]) for count, fit in fits.items()]
     prediction = planning.predict_score(points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows)
     to_beat = planning.BaselinesMetadata.of(baselines)
-    check = planning.pilot_check(prediction, to_beat.best, to_beat.best_score, settings.planning)
+    check = planning.pilot_check(
+        prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, sum(fit.seconds for fit in fits.values()))
+    )
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
@@ -327,6 +375,14 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     history = {str(count): fit.history for count, fit in fits.items()}
     (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
     return shared.commit(draft, metadata, [check])
+
+
+def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
+    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None where it was not asked."""
+    made = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
+    assert made is not None, "the plan is written before the pilot"
+    seconds = planning.PlanMetadata.of(made).predicted_seconds + pilot_seconds
+    return judge_worth(0.0, 0.0, 0.0, seconds, shared.job.settings).break_even
 
 
 def _pilot_fits(shared: Planning) -> dict[int, Fit]:

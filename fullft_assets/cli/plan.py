@@ -1,0 +1,56 @@
+"""`fullft plan`: what a training of the newest snapshot needs on this machine and on others, before one of them is rented."""
+
+from __future__ import annotations
+
+from fullft_assets.engine.outline import CannotCount
+from fullft_assets.engine.targets import TargetPlanner
+from fullft_assets.errors import FullftError
+from fullft_assets.jobs import Job
+from fullft_assets.models.hardware import local_hardware
+from fullft_assets.planning import PlanMetadata
+from fullft_assets.planning.report import plan_lines
+from fullft_assets.resources import latest
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.store import Store
+from fullft_assets.tasks.opening import open_recipe
+
+
+def plan(use_case: UseCase, store: Store) -> list[str]:
+    """Return the lines of the plan.
+
+    Raises:
+        FullftError: there is no snapshot yet, or the model cannot be counted without weights.
+    """
+    name, settings = use_case.name, use_case.settings
+    snapshot = latest(store, name, "training_snapshot")
+    if snapshot is None:
+        raise FullftError(f"{name} has no snapshot yet, so nothing is known of its texts' lengths; `fullft ingest {name}` takes one")
+    job = Job(
+        case=name,
+        stage="feasibility_plan",
+        key="plan",
+        project_root=str(use_case.project_root),
+        store_url=store.url,
+        store_options=store.options,
+        settings=settings,
+        inputs={"training_snapshot": snapshot.ref},
+    )
+    taken = SnapshotMetadata.of(snapshot)
+    planner = TargetPlanner(open_recipe(job, store, snapshot), settings, taken.num_validation_rows + taken.num_test_rows)
+    try:
+        plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs()
+    except CannotCount as error:
+        raise FullftError(f"{name}: {error}; `fullft run {name}` measures the plan on this machine") from error
+    return plan_lines(plans, settings, name, rungs)
+
+
+def _measured_speed(store: Store, name: str) -> float | None:
+    """Return the FLOP/s that the newest plan measured on a machine like this one; None without such a plan."""
+    found = latest(store, name, "feasibility_plan")
+    if found is None:
+        return None
+    measured = PlanMetadata.of(found)
+    if measured.hardware != local_hardware() or not measured.flops:
+        return None
+    return measured.flops / measured.predicted_seconds

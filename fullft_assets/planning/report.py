@@ -1,0 +1,59 @@
+"""The plan on all targets as lines for a terminal, and as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fullft_assets.planning.target_plans import TargetPlan, recommend, retrains_a_year, table, yaml_lines
+from fullft_assets.planning.targets import source_of_prices
+from fullft_assets.settings import UseCaseSettings
+
+
+def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str, rungs: Sequence[dict[str, str]] = ()) -> list[str]:
+    """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML.
+
+    Args:
+        rungs: memory at each rung of the ladder; see `target_plans.rung_table`.
+    """
+    lines = [f"{name}: plan", *_columns(list(table(plans))), ""]
+    if rungs:
+        lines += ["Memory of one process on a GPU, in GiB, at each rung of the memory ladder", *_columns(rungs), ""]
+    return [*lines, *notes(plans, settings), "", recommendation(plans, settings), *_indented(plans, settings)]
+
+
+def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    shown = [dict(zip(widths, widths, strict=True)), *rows]
+    return ["  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in shown]
+
+
+def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> str:
+    """Return the sentence that names the cheapest target that fits."""
+    chosen = recommend(plans, settings)
+    if chosen is None:
+        limit = "" if settings.planning.max_usd is None else f" and planning.max_usd ({settings.planning.max_usd:g})"
+        return (
+            f"No target fits within planning.max_hours ({settings.planning.max_hours:g}){limit}: raise a limit, choose a smaller base_model, or "
+            "lower chunks.max_tokens"
+        )
+    assert chosen.usd is not None
+    how = "with the YAML as it is" if not yaml_lines(chosen, settings.training) else "with these lines in the YAML:"
+    return f"Recommended: {chosen.name}, the cheapest that fits (at most {chosen.usd[1]:,.2f} USD for a first model), {how}"
+
+
+def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
+    """Return what the numbers rest on, one sentence each."""
+    here = plans[0]
+    speed = "measured by the last plan" if here.is_measured else "assumed"
+    return [
+        "Memory is counted tensor by tensor without weights; on GPUs a margin for the allocator is assumed.",
+        f"Time is that of the arithmetic at a share of the peak: 15 to 45% (below 200M weights 3 to 20%), an assumption; on this machine {speed}.",
+        "A first model is pilot, baselines, training and evaluation. A year adds "
+        f"{retrains_a_year(settings):.1f} retrainings (planning.retrains_a_year, else retraining.max_age_days); new data and drift may ask for more.",
+        f"Instances: {source_of_prices(settings.planning)}. Spot: 30 to 70% of that, as seen in zones of us-east-1.",
+    ]
+
+
+def _indented(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
+    chosen = recommend(plans, settings)
+    return [] if chosen is None else [f"  {line}" for line in yaml_lines(chosen, settings.training)]

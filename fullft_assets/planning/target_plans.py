@@ -1,0 +1,291 @@
+"""What a training needs on each target: does it fit and with which settings, how long does it take, what does it cost, with a year of retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.planning.footprint import peak_on_cpu, peak_on_gpu
+from fullft_assets.planning.measurements import StepMemory, Work
+from fullft_assets.planning.memory import MEMORY_LADDER, bytes_per_weight, state_bytes
+from fullft_assets.planning.pilot import pilot_rows
+from fullft_assets.planning.setups import changed, setups
+from fullft_assets.planning.targets import Target, targets
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
+
+#: (settings, precision, whether on a GPU, processes) -> what one process holds.
+CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
+_GIB = 2**30
+#: A forward pass is a third of a forward and backward pass; recomputed activations add another third.
+_FORWARD, _RECOMPUTED = 1 / 3, 4 / 3
+#: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
+_EVALUATED_SYSTEMS = 3
+_DAYS_A_YEAR = 365
+
+
+class Extent(BaseModel):
+    """What a use case computes beside training itself.
+
+    Attributes:
+        num_training_rows: rows of one epoch.
+        num_held_out_rows: validation and test rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    work: Work
+    num_training_rows: int
+    num_held_out_rows: int
+
+
+class Shares(BaseModel):
+    """Work of each part, in trainings: the training itself is 1."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pilot: float
+    baselines: float
+    evaluation: float
+    retrains_a_year: float
+
+    @property
+    def first(self) -> float:
+        """A first model: pilot, baselines, training and evaluation."""
+        return 1 + self.pilot + self.baselines + self.evaluation
+
+    @property
+    def year(self) -> float:
+        """A first model, and a year of retraining it."""
+        return self.first * (1 + self.retrains_a_year)
+
+
+class TargetPlan(BaseModel):
+    """A training on one target; numbers are None where they are not known.
+
+    Attributes:
+        fits: None: this project does not run on it.
+        setup: changes of the YAML's training section.
+        peak_gib: of each process.
+        hours: of training, from fast to slow.
+        usd: of a first model, from fast to slow; `year_usd`: with a year of retraining.
+        spot: lowest and highest share of the price as a spot instance.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: str
+    gpu: str | None
+    gpus: int
+    processes: int = 1
+    fits: bool | None = None
+    setup: dict[str, Any] = {}
+    peak_gib: float | None = None
+    memory_gib: float | None = None
+    hours: tuple[float, float] | None = None
+    hourly_usd: float | None = None
+    usd: tuple[float, float] | None = None
+    year_usd: tuple[float, float] | None = None
+    spot: tuple[float, float] | None = None
+    is_measured: bool = False
+
+
+def shares(settings: UseCaseSettings, extent: Extent) -> Shares:
+    """Return the work of each part in trainings.
+
+    Baselines are charged with one forward pass over the training rows (the probe), an evaluation with three systems' forward passes over
+    the held-out rows. What runs on a CPU beside them, such as TF-IDF, is not charged.
+    """
+    planning, training, rows = settings.planning, settings.training, max(1, extent.num_training_rows)
+    try:
+        pilot = sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
+    except SettingsError:  # the pilot says so itself
+        pilot = 0.0
+    forward = _FORWARD / training.epochs
+    return Shares(
+        pilot=pilot,
+        baselines=forward,
+        evaluation=forward * _EVALUATED_SYSTEMS * extent.num_held_out_rows / rows,
+        retrains_a_year=retrains_a_year(settings),
+    )
+
+
+def retrains_a_year(settings: UseCaseSettings) -> float:
+    """Return the retrainings that a year's cost includes."""
+    asked = settings.planning.retrains_a_year
+    return _DAYS_A_YEAR / settings.retraining.max_age_days if asked is None else asked
+
+
+def plan_targets(settings: UseCaseSettings, here: Target, extent: Extent, count: CountMemory, *, here_precision: str) -> list[TargetPlan]:
+    """Return the plan on each target: this machine first.
+
+    Args:
+        here: this machine.
+        here_precision: what `training.precision` is on it.
+    """
+    parts = shares(settings, extent)
+    found = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
+    for target in targets(settings.planning):
+        asked = settings.training.precision
+        precision = target.precision if asked == "auto" or settings.training.weights == "bf16" else asked
+        found.append(plan_target(target, settings, extent, parts, count, precision=precision))
+    return found
+
+
+def plan_target(
+    target: Target, settings: UseCaseSettings, extent: Extent, parts: Shares, count: CountMemory, *, precision: str
+) -> TargetPlan:
+    """Return the plan on one target, with the first settings down the memory ladder that fit."""
+    about = {"name": target.name, "kind": target.kind, "gpu": target.gpu, "gpus": target.gpus, "hourly_usd": target.hourly_usd}
+    if target.kind == "price_only":
+        return TargetPlan(**about)
+    training = settings.training
+    limit = target.memory_bytes
+    if target.kind == "here" and settings.planning.max_memory_gib is not None:
+        limit = min(limit, int(settings.planning.max_memory_gib * _GIB))
+    processes = settings.launcher.processes if target.kind == "here" else processes_on(target.gpus, training.batch_size)
+    smallest, chosen, peak = None, None, 0
+    for setup in setups(training, processes):
+        if (peak := _least(setup, extent.work, processes)) > limit:
+            smallest = peak if smallest is None else min(smallest, peak)
+            continue
+        peak = _peak(target, setup, processes, count, precision)
+        smallest = peak if smallest is None else min(smallest, peak)
+        if peak <= limit:
+            chosen = setup
+            break
+    shown = {"memory_gib": limit / _GIB, "processes": processes, "spot": target.spot, "is_measured": target.is_measured}
+    if chosen is None:
+        return TargetPlan(**about, **shown, fits=False, peak_gib=None if smallest is None else smallest / _GIB)
+    hours = training_hours(target, chosen, extent.work, processes)
+    usd = None if hours is None or target.hourly_usd is None else tuple(each * target.hourly_usd for each in hours)
+    return TargetPlan(
+        **about,
+        **shown,
+        fits=True,
+        setup=changed(chosen, training),
+        peak_gib=peak / _GIB,
+        hours=hours,
+        usd=None if usd is None else (usd[0] * parts.first, usd[1] * parts.first),
+        year_usd=None if usd is None else (usd[0] * parts.year, usd[1] * parts.year),
+    )
+
+
+def training_hours(target: Target, setup: TrainingSettings, work: Work, processes: int) -> tuple[float, float] | None:
+    """Return the hours of a training, fast and slow; None where nothing is known of the target's speed."""
+    reached = target.reached(work.num_parameters, processes)
+    if reached is None:
+        return None
+    flops = work.flops * work.num_padded_tokens / max(1, work.num_tokens)
+    flops *= (_RECOMPUTED if setup.gradient_checkpointing else 1) * (2 if setup.clips_in_two_passes else 1)
+    slow, fast = reached
+    return flops / fast / 3600, flops / slow / 3600
+
+
+def processes_on(gpus: int, batch_size: int) -> int:
+    """Return how many GPUs a batch can be shared by."""
+    return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
+
+
+def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetPlan | None:
+    """Return the cheapest target on which a training fits, at its slow end, and ends within `planning.max_hours`."""
+    usable = [plan for plan in plans if plan.fits and plan.usd is not None and plan.hours is not None]
+    usable = [plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours]
+    limit = settings.planning.max_usd
+    usable = [plan for plan in usable if plan.usd is not None and (limit is None or plan.usd[1] <= limit)]
+    # Of machines that cost nothing, or the same, the faster one.
+    return min(usable, key=lambda plan: (plan.usd or (0, 0))[1:] + (plan.hours or (0, 0))[1:], default=None)
+
+
+def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
+    """Return what the YAML has to say for a target: the changes of `training` and `launcher`, and the price."""
+    lines = []
+    if plan.setup:
+        lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
+    if plan.processes > 1:
+        lines += ["launcher:", f"  processes: {plan.processes}"]
+    if plan.kind != "here" and plan.hourly_usd:
+        lines += ["planning:", f"  hourly_usd: {plan.hourly_usd:g}"]
+    return lines
+
+
+def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
+    """Yield a row of text for each target."""
+    for plan in plans:
+        machine = plan.name if plan.gpu is None else f"{plan.name} ({plan.gpus} x {plan.gpu})"
+        price = "unknown" if plan.hourly_usd is None else f"{plan.hourly_usd:,.2f}"
+        if plan.fits is None:
+            yield _row(machine, "price only", price=price)
+            continue
+        memory = "" if plan.peak_gib is None or plan.memory_gib is None else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+        if not plan.fits:
+            yield _row(machine, "no", memory, price=price)
+            continue
+        spot = "" if plan.usd is None or plan.spot is None else _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
+        yield _row(
+            machine,
+            "as it is" if not plan.setup else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items()),
+            memory,
+            "unknown" if plan.hours is None else _duration(*plan.hours),
+            price,
+            "unknown" if plan.usd is None else _range(*plan.usd),
+            spot,
+            "unknown" if plan.year_usd is None else _range(*plan.year_usd),
+        )
+
+
+def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
+    """Return what a process on one GPU holds at each rung of the memory ladder, with passes of the YAML's size, a row of text each."""
+    rows = []
+    rungs = [(training.optimizer, training.weights, on) for on in (False, True)]
+    rungs += [(optimizer, weights, True) for optimizer, weights in MEMORY_LADDER[1:]]
+    for optimizer, weights, is_checkpointed in dict.fromkeys(rungs):
+        changes = {"optimizer": optimizer, "weights": weights, "gradient_checkpointing": is_checkpointed}
+        if (setup := training.model_copy(update=changes)).steps_in_backward:
+            setup = setup.model_copy(update={"micro_batch_size": setup.batch_size})
+        step = count(setup, "bf16" if training.precision == "auto" else training.precision, True, 1)
+        parts = {name: getattr(step, name) for name in ("weights", "gradients", "moments", "activations", "logits", "buffers", "copies")}
+        name = f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size} rows"
+        sizes = {part: f"{size / _GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
+        rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / _GIB:.2f}"})
+    return rows
+
+
+def _row(
+    machine: str, fits: str, memory: str = "", time: str = "", price: str = "", first: str = "", spot: str = "", year: str = ""
+) -> dict:
+    names = ("target", "fits", "memory a process", "training", "USD an hour", "first model, USD", "as spot, USD", "with a year, USD")
+    return dict(zip(names, (machine, fits, memory, time, price, first, spot, year), strict=True))
+
+
+def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
+    step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
+    if target.gpu is not None:
+        return peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
+    return processes * peak_on_cpu(step, target.libraries_bytes)
+
+
+def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
+    """Return the bytes of the state alone, which needs no counting."""
+    width = bytes_per_weight(setup.weights)
+    state = width * work.num_parameters + (state_bytes(setup.optimizer, setup.weights) - width) * work.num_trained_parameters
+    return state // processes if setup.sharding != "none" else state
+
+
+def _duration(fast: float, slow: float) -> str:
+    unit, name = (1, "h") if slow >= 2 else (60, "min")
+    low, high = fast * unit, slow * unit
+    if high < 1:
+        return "under 1 min"
+    return f"{high:.1f} {name}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f} {name}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{high:,.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:,.2f} to {high:,.2f}"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

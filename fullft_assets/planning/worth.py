@@ -1,0 +1,77 @@
+"""Is full fine-tuning worth its cost: what a gain over the best baseline is worth in a year, against training and a year of retraining."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.planning.target_plans import retrains_a_year
+from fullft_assets.settings import UseCaseSettings
+
+#: Points of a metric between 0 and 1.
+_POINTS = 100
+NOT_ASKED = "Whether that is worth its cost was not asked: set planning.usd_per_point"
+
+
+class Worth(BaseModel):
+    """The answer, and what it rests on.
+
+    Attributes:
+        answer: yes: even the lower end of the gain is worth more than the cost; no: not even the upper end is.
+        cost_usd: of training, and of a year of retraining.
+        break_even: gain in the metric's units that is worth the cost; None where it was not asked.
+        blocks: whether a model that is not shown to be worth its cost may not be promoted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    answer: Literal["yes", "no", "inconclusive", "not_asked"]
+    cost_usd: float
+    break_even: float | None
+    sentence: str
+    blocks: bool = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the user said what a point is worth."""
+        return self.answer != "not_asked"
+
+
+def judge_worth(low: float, gain: float, high: float, seconds: float, settings: UseCaseSettings) -> Worth:
+    """Return whether a gain over the best baseline is worth its cost.
+
+    Args:
+        low, gain, high: of the primary metric, with the ends of its interval.
+        seconds: of a pilot and a training; each retraining takes as long again.
+    """
+    planning, retrains = settings.planning, retrains_a_year(settings)
+    once = seconds / 3600 * planning.hourly_usd
+    cost = once * (1 + retrains)
+    if planning.usd_per_point is None:
+        return Worth(answer="not_asked", cost_usd=cost, break_even=None, sentence=f"{NOT_ASKED}.")
+    lowest, worth, highest = (end * _POINTS * planning.usd_per_point for end in (low, gain, high))
+    break_even = cost / planning.usd_per_point
+    # A model that costs nothing is still worth nothing if it gains nothing.
+    answer = "yes" if lowest > cost else "no" if highest <= cost else "inconclusive"
+    opening = {
+        "yes": "Worth its cost",
+        "no": "Not worth its cost",
+        "inconclusive": "Whether it is worth its cost is open, as the interval of its gain contains the break-even",
+    }[answer]
+    free = "" if planning.hourly_usd else " (planning.hourly_usd is 0)"
+    sentence = (
+        f"{opening}: a gain of {gain * _POINTS:+.1f} points ({low * _POINTS:+.1f} to {high * _POINTS:+.1f}) is worth {worth:,.2f} USD a year "
+        f"({lowest:,.2f} to {highest:,.2f}) at {planning.usd_per_point:g} USD a point; training and a year of {retrains:.1f} retrainings cost "
+        f"{cost:,.2f} USD{free}; it breaks even at {break_even:+.2f} points."
+    )
+    blocks = planning.if_not_justified == "block" and answer != "yes"
+    return Worth(answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence, blocks=blocks)
+
+
+def asked(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings that the answer depends on, for the key of an evaluation."""
+    if settings.planning.usd_per_point is None:
+        return {}
+    planning = settings.planning.model_dump(include={"usd_per_point", "if_not_justified", "hourly_usd"}, mode="json")
+    return {**planning, "retrains_a_year": retrains_a_year(settings)}

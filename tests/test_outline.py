@@ -1,0 +1,101 @@
+"""The memory of a training step counted without weights, on models that are small and real in kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import low_memory
+from fullft_assets.engine.outline import Outline, autocast
+from fullft_assets.models import loading
+from fullft_assets.planning.footprint import peak_on_cpu, peak_on_gpu
+from fullft_assets.planning.measurements import StepMemory
+from fullft_assets.settings import TrainingSettings
+from tests.prepared import Prepared, prepare
+
+SIZE = low_memory.TrainingSize(layers=2, hidden=64, vocabulary=2_048, capacity=64, num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Outline:
+    """A Llama whose folder has no weights."""
+    folder = tmp_path_factory.mktemp("llama")
+    low_memory.write_model(folder, SIZE)
+    (folder / "model.safetensors").unlink()
+    return Outline(low_memory.recipe(folder, SIZE), TrainingSettings(batch_size=4, micro_batch_size=4), seed=1)
+
+
+def memory(outline: Outline, **changes: object) -> StepMemory:
+    settings = TrainingSettings.model_validate({"batch_size": 4, "micro_batch_size": 4, **changes})
+    return outline.memory(settings, "bf16" if settings.weights == "bf16" else "fp32", is_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "weights", "gradients", "moments"),
+    [("adamw", "fp32", 4, 8), ("adamw", "bf16", 2, 4), ("adamw_8bit", "fp32", 4, 2), ("adamw_in_backward", "fp32", 0, 8), ("lomo", "bf16", 0, 0)],
+)  # fmt: skip
+def test_state_is_exact(llama: Outline, optimizer: str, weights: str, gradients: int, moments: int) -> None:
+    found, size = memory(llama, optimizer=optimizer, weights=weights), llama.work().num_parameters
+    assert found.weights == size * (4 if weights == "fp32" else 2)
+    assert found.gradients == size * gradients
+    assert found.moments == pytest.approx(size * moments, rel=0.001)
+    assert found.peak >= found.weights + found.moments
+
+
+def test_passing_tensors_grow_with_the_pass_and_shrink_with_checkpointing_and_bf16(llama: Outline) -> None:
+    full, half = memory(llama), memory(llama, micro_batch_size=2)
+    assert half.passing < 0.75 * full.passing
+    assert half.state == full.state
+    # Logits of one chunk: the logits, their log-softmax, and its gradient on the way.
+    assert full.logits >= 2 * 4 * SIZE.capacity * SIZE.vocabulary * 4 * 0.9
+    assert memory(llama, gradient_checkpointing=True).activations < 0.8 * full.activations
+    settings = TrainingSettings(batch_size=4, micro_batch_size=4)
+    assert llama.memory(settings, "bf16", is_gpu=False).activations < full.activations
+
+
+def test_accumulating_passes_find_the_gradients_of_the_earlier_ones(llama: Outline) -> None:
+    once, twice = memory(llama, micro_batch_size=2, batch_size=2), memory(llama, micro_batch_size=2)
+    assert twice.peak > once.peak
+    assert twice.state == once.state
+
+
+def test_copies_of_the_weights_count(llama: Outline) -> None:
+    one = memory(llama).weights + memory(llama).buffers
+    assert memory(llama, l2_sp=0.01).copies == one
+    assert memory(llama, l2_sp=0.01, ewc=0.01).copies == one + memory(llama).weights
+
+
+def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:
+    prepared: Prepared = prepare(tmp_path, tiny=True)
+    outline = Outline(prepared.recipe, prepared.use_case.settings.training, seed=1)
+    found, work = outline.memory(prepared.use_case.settings.training, "fp32", is_gpu=False), outline.work()
+    assert found.weights == 4 * work.num_parameters
+    assert work.num_padded_tokens >= work.num_tokens > 0
+    assert work.flops > 6 * work.num_tokens
+
+
+@pytest.mark.parametrize(("is_gpu", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_layer_norms_are_computed_in_fp32_where_a_gpu_would(is_gpu: bool, dtype: torch.dtype) -> None:
+    with autocast("bf16", is_gpu=is_gpu):
+        assert torch.nn.functional.layer_norm(torch.ones(1, 4, dtype=torch.bfloat16), (4,)).dtype == dtype
+
+
+def test_models_have_weights_again_afterwards(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, tiny=True)
+    with loading.without_weights():
+        assert loading.is_outline(prepared.recipe.load(TrainingSettings()))
+    assert not loading.is_outline(prepared.recipe.load(TrainingSettings()))
+
+
+def test_a_process_needs_more_than_its_tensors() -> None:
+    step = StepMemory(
+        weights=400, buffers=0, gradients=400, moments=800, copies=0, largest_layer=100, logits=100, activations=900, peak=2_300
+    )
+    gib = 2**30
+    scaled = StepMemory(**{name: value * gib // 100 for name, value in step.model_dump().items()})
+    assert peak_on_cpu(scaled, libraries=gib) > gib + scaled.state + scaled.passing
+    alone, shared, sharded = peak_on_gpu(scaled), peak_on_gpu(scaled, 4), peak_on_gpu(scaled, 4, is_sharded=True)
+    assert scaled.peak < alone < shared
+    assert sharded < alone
