@@ -59,7 +59,8 @@ def labelled(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], c
             return draft.commit(settings={"training": {"epochs": 1}}, inputs={}, metadata=fill(draft.path))
 
     def baselines(folder: Path) -> dict[str, Any]:
-        return manifests.baselines(recipe.labels, {name: 0.5 for name, _ in recipe.score_baselines(settings.baselines, folder, QUIET)})
+        scored = recipe.score_baselines(settings.baselines, folder, prepared.baseline_context)
+        return manifests.baselines(recipe.labels, {name: 0.5 for name, _ in scored})
 
     def checkpoint(folder: Path) -> dict[str, Any]:
         model = recipe.load(settings.training)

@@ -116,6 +116,13 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             ("chunks", "max_tokens"),
             f"{given} is more than the {header.max_positions} tokens that the base model reads; give at most that",
         )
+    if not header.may_predict_tokens:
+        for number, name in enumerate(settings.planning.baselines or []):
+            if BASELINES.get(name).needs_causal_model:
+                yield Problem(
+                    ("planning", "baselines", number),
+                    f"{name} prompts a language model, and base_model is a {header.architectures[0]}; remove it, or use a causal model",
+                )
 
 
 def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -257,6 +264,13 @@ def _check_registered(settings: UseCaseSettings, task: Task) -> Iterator[Problem
             elif task.name not in registry.get(name).tasks:
                 yield Problem(
                     (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
+                )
+    if settings.training.sharding != "none":
+        for number, name in enumerate(settings.planning.baselines or []):
+            if BASELINES.get(name).needs_whole_model:
+                yield Problem(
+                    ("planning", "baselines", number),
+                    f"{name} works on the whole model in one process, which sharding: {settings.training.sharding} distributes; remove one of the two",
                 )
     if task.required_baseline is not None and task.required_baseline not in settings.baselines:
         yield Problem(("planning", "baselines"), f"needs {task.required_baseline}, which the report compares the model with; add it")

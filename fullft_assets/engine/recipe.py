@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from fullft_assets.engine.feed import Feed
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
 
 #: Windows of general text from which the importance of weights is estimated: an average over some hundred changes little with more.
 MAX_IMPORTANCE_TEXTS = 256
@@ -99,10 +100,15 @@ class Recipe(Protocol):
         """
         ...
 
-    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+    def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> Any:
+        """Return what a model that `load` returned predicts of rows, in the form of a baseline's `predict`."""
+        ...
+
+    def score_baselines(self, names: Sequence[str], folder: Path, context: Any) -> Iterator[tuple[str, dict[str, float]]]:
         """Fit baselines, and yield the name of each and its metrics on the validation rows.
 
         Args:
             folder: where what each has learned is saved.
+            context: a `tasks.baseline.BaselineContext`; the recipe adds itself, and what only it knows.
         """
         ...

@@ -4,6 +4,7 @@ from fullft_assets.report.rendering import (
     AnsweredRow,
     Continuation,
     EvaluationReport,
+    Spent,
     cost_rows,
     data_rows,
     forgetting_rows,
@@ -11,5 +12,6 @@ from fullft_assets.report.rendering import (
     promise_rows,
     render,
     shorten,
+    spent_by_system,
     write,
 )

@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
-from fullft_assets.planning import PilotMetadata
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.report import pictures
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
@@ -52,10 +52,30 @@ class Continuation:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What making a system took: seconds on the training machine, and their price; for a baseline with scoring the validation rows."""
+
+    seconds: float
+    usd: float
+
+    @property
+    def duration(self) -> str:
+        """The time in the largest unit that there is one of."""
+        for unit, seconds in (("h", 3600), ("min", 60)):
+            if self.seconds >= seconds:
+                return f"{self.seconds / seconds:.1f} {unit}"
+        return f"{self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
     `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
+
+    Attributes:
+        spent: by system, where that is known.
+        not_asked: names of baselines that the task offers and `planning.baselines` does not name.
     """
 
     case: str
@@ -70,6 +90,8 @@ class EvaluationReport:
     cost: Sequence[tuple[str, str]] = ()
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    not_asked: Sequence[str] = ()
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
@@ -156,6 +178,16 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
         ("peak memory", f"{made.peak_memory_gib:.2f} GiB"),
         ("precision", made.precision),
     ]
+
+
+def spent_by_system(inputs: Mapping[str, Manifest]) -> dict[str, Spent]:
+    """Return what each system of an evaluation took to make; a champion took it when it was trained."""
+    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
+    baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
+    found = {name: CheckpointMetadata.of(checkpoint) for name, checkpoint in made.items()}
+    return {name: Spent(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()} | {
+        name: Spent(metadata.training_seconds, metadata.training_usd) for name, metadata in found.items()
+    }
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from fullft_assets.settings.guards import (
 )
 from fullft_assets.settings.launcher import LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
-from fullft_assets.settings.planning import PlanningSettings
+from fullft_assets.settings.planning import LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retraining import RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
@@ -46,6 +46,7 @@ __all__ = [
     "IN_BACKWARD",
     "IdleGuard",
     "LauncherSettings",
+    "LoraSettings",
     "LossSpikeGuard",
     "MonitoringSettings",
     "NoProgressGuard",
@@ -54,6 +55,7 @@ __all__ = [
     "Optimizer",
     "OverfittingGuard",
     "PlanningSettings",
+    "PromptingSettings",
     "RULES",
     "ReleaseSettings",
     "ReplaySettings",

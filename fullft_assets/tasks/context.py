@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,12 +19,16 @@ from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.report import AnsweredRow, Continuation
 from fullft_assets.snapshot import Split, label_names
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.task import task_of
+from fullft_assets.tasks.baseline import Baseline, load_all
+from fullft_assets.tasks.opening import WithoutTraining, baseline_context
 from fullft_assets.training.lineage import tokenizer_of
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fullft_assets.engine.recipe import Recipe
 
 #: Test rows that the report shows.
 NUM_ANSWERS = 5
@@ -90,7 +94,7 @@ class EvaluationContext:
         """
         found = {}
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
-        for name, baseline in self._load_baselines(tokenization).items():
+        for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
         for name in (CHAMPION, ANCHOR):
             if name in self.inputs:
@@ -119,9 +123,16 @@ class EvaluationContext:
         trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
         return tokenizer_of(self.store, trained_on) == tokenizer_of(self.store, self.inputs["training_snapshot"])
 
-    def _load_baselines(self, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact, added_tokens = self.inputs["cheaper_baselines"], self.job.settings.chunks.added_tokens
-        context = BaselineContext(self.base_model, self.baseline_labels, self.progress, added_tokens, tokenization)
+    def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
+        artifact, settings, snapshot = self.inputs["cheaper_baselines"], self.job.settings, self.inputs["training_snapshot"]
+        context = baseline_context(self.job, self.store, snapshot, self.progress)
+        added_tokens, labels = context.added_tokens, self.baseline_labels
+
+        def open_recipe() -> Recipe:
+            data = WithoutTraining(context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels)
+            return task_of(settings.examples).open_recipe(data)
+
+        context = replace(context, labels=labels, tokenization=tokenization, open_recipe=open_recipe)
         return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
 
 

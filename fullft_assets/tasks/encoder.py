@@ -100,12 +100,13 @@ class Encoder(ABC):
         """See `Recipe`: nothing."""
         return {}
 
-    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, fitted in fit_all(names, self.train, self._baseline_context(listener), folder):
+    def score_baselines(self, names: Sequence[str], folder: Path, context: BaselineContext) -> Iterator[tuple[str, dict[str, float]]]:
+        for name, fitted in fit_all(names, self.train, self._with_recipe(context), folder):
             yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
 
-    def _baseline_context(self, listener: Listener) -> BaselineContext:
-        return BaselineContext(self.base_model, self.labels, listener, self.added_tokens)
+    def _with_recipe(self, context: BaselineContext) -> BaselineContext:
+        """Return what baselines may use, with this recipe and what only it knows."""
+        return replace(context, labels=self.labels, open_recipe=lambda: self)
 
     @abstractmethod
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
