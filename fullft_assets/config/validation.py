@@ -26,7 +26,7 @@ from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
 from fullft_assets.jobs.launchers import LAUNCHERS
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import MODELS, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import UseCase, locate
@@ -247,12 +247,28 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(
             ("evaluation", "primary_metric"), f"{metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}"
         )
-    yield from _check_registered(settings, task)
+    yield from _check_registered(settings, task, root)
     if settings.release.max_calibration_error is not None and not task.measures_calibration:
         yield Problem(("release", "max_calibration_error"), f"is not measured for the task {task.name}; remove it")
 
 
-def _check_registered(settings: UseCaseSettings, task: Task) -> Iterator[Problem]:
+def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
+    names = [each.name for each in settings.evaluation.external]
+    for number, each in enumerate(settings.evaluation.external):
+        key = ("evaluation", "external", number)
+        if each.name in BASELINES or each.name in MODELS:
+            yield Problem((*key, "name"), f"{each.name} is a system of the report already; give another name")
+        if each.name in names[:number]:
+            yield Problem((*key, "name"), f"{each.name} is listed twice; give another name")
+        if each.file is not None and task.target is None:
+            yield Problem(
+                (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers has not; give score instead"
+            )
+        elif each.file is not None and not (root / each.file).is_file():
+            yield Problem((*key, "file"), f"there is no file {root / each.file}; write it, or remove the entry")
+
+
+def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
     """Yield what is wrong with the registered metrics and baselines that the YAML names."""
     for section, key, registry, names in (
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
@@ -265,6 +281,7 @@ def _check_registered(settings: UseCaseSettings, task: Task) -> Iterator[Problem
                 yield Problem(
                     (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
                 )
+    yield from _check_external(settings, task, root)
     if settings.training.sharding != "none":
         for number, name in enumerate(settings.planning.baselines or []):
             if BASELINES.get(name).needs_whole_model:

@@ -11,6 +11,7 @@ from fullft_assets.report.rendering import (
     lineage_rows,
     promise_rows,
     render,
+    score_rows,
     shorten,
     spent_by_system,
     write,

@@ -53,14 +53,16 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Spent:
-    """What making a system took: seconds on the training machine, and their price; for a baseline with scoring the validation rows."""
+    """What a system took: seconds on the training machine, and their price; for a baseline with scoring the validation rows. None: unknown."""
 
-    seconds: float
-    usd: float
+    seconds: float | None
+    usd: float | None
 
     @property
     def duration(self) -> str:
         """The time in the largest unit that there is one of."""
+        if self.seconds is None:
+            return "–"
         for unit, seconds in (("h", 3600), ("min", 60)):
             if self.seconds >= seconds:
                 return f"{self.seconds / seconds:.1f} {unit}"
@@ -75,6 +77,7 @@ class EvaluationReport:
 
     Attributes:
         spent: by system, where that is known.
+        external_scores: (name, value) of systems that came with a score alone.
         not_asked: names of baselines that the task offers and `planning.baselines` does not name.
     """
 
@@ -91,6 +94,7 @@ class EvaluationReport:
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
     spent: Mapping[str, Spent] = field(default_factory=dict)
+    external_scores: Sequence[tuple[str, str]] = ()
     not_asked: Sequence[str] = ()
 
 
@@ -180,14 +184,26 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def spent_by_system(inputs: Mapping[str, Manifest]) -> dict[str, Spent]:
-    """Return what each system of an evaluation took to make; a champion took it when it was trained."""
+def spent_by_system(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, Spent]:
+    """Return what each system of an evaluation took to make; a champion took it when it was trained, and an external one as the YAML says."""
     made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
     baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
     found = {name: CheckpointMetadata.of(checkpoint) for name, checkpoint in made.items()}
-    return {name: Spent(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()} | {
-        name: Spent(metadata.training_seconds, metadata.training_usd) for name, metadata in found.items()
-    }
+    spent = {name: Spent(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()}
+    spent |= {name: Spent(metadata.training_seconds, metadata.training_usd) for name, metadata in found.items()}
+    return spent | {each.name: Spent(each.seconds, each.usd) for each in settings.evaluation.external}
+
+
+def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
+    """Return the systems that came with a score alone, as (name, value) rows."""
+    rows = []
+    for each in settings.evaluation.external:
+        if each.score is not None:
+            interval = f" ({each.low:.3f} to {each.high:.3f})" if each.low is not None and each.high is not None else ""
+            took = [] if each.seconds is None else [Spent(each.seconds, 0).duration]
+            took += [] if each.usd is None else [f"{each.usd:.2f} USD"]
+            rows.append((title(each.name), "; ".join([f"{each.score:.3f}{interval}", *took])))
+    return rows
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import numpy as np
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
@@ -85,17 +85,22 @@ class EvaluationContext:
         by_checkpoint: Callable[[str], Output],
         by_baseline: Callable[[str, Baseline], Output],
         tokenization: Tokenization | None = None,
+        by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
-        """Return what each system predicts of the test rows: the candidate, the baselines and, if there are any, the champions.
+        """Return what each system predicts of the test rows: the candidate, the baselines, external systems and, if there are any, the champions.
 
         Args:
             by_checkpoint: takes the name of a checkpoint among the inputs.
             by_baseline: takes a baseline's name, and the baseline.
+            by_external: takes the name of an external system, and its answer for each test row.
         """
         found = {}
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
         for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
+        if by_external is not None:
+            for name, given in self.external_answers(test).items():
+                systems[name] = lambda name=name, given=given: by_external(name, given)
         for name in (CHAMPION, ANCHOR):
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)
@@ -104,6 +109,14 @@ class EvaluationContext:
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
             found[name] = predict()
         return found
+
+    def external_answers(self, test: Split) -> dict[str, list[Any]]:
+        """Return what each external system answered for each test row, as its file has it."""
+        if external.STAGE not in self.inputs:
+            return {}
+        kept = self.inputs[external.STAGE]
+        folder, target = self.store.folder(kept), kept.settings["target"]
+        return {name: external.answers(folder, name, target, test.ids) for name in external.ExternalMetadata.of(kept).num_rows}
 
     def comparison(self, test: Split) -> Comparison:
         """Return how the systems are compared, and report that they are now."""

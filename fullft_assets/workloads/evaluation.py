@@ -71,7 +71,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             cost=report.cost_rows(checkpoint),
             forgetting=report.forgetting_rows(checkpoint),
             promise=report.promise_rows(inputs["pilot_run"], found),
-            spent=report.spent_by_system(inputs),
+            spent=report.spent_by_system(inputs, job.settings),
+            external_scores=report.score_rows(job.settings),
             not_asked=_not_asked(context, found),
         )
         report.write(draft.path, shown)
