@@ -6,7 +6,7 @@ import dagster as dg
 
 from fullft_assets import planning, training
 from fullft_assets.assets.case import Case
-from fullft_assets.base_model import find_base_model, read_header
+from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
 from fullft_assets.evaluation import external
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.resources import one_line_errors
@@ -75,4 +75,6 @@ def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
     settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision, "hardware": local_hardware()}
+    if case.settings.planning.smaller_model is not None:
+        inputs["smaller_model"] = read_header(resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)).revision
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)

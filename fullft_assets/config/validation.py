@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fullft_assets.alerts import channel_problems
-from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
+from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.config.cron import cron_problem
 from fullft_assets.config.explanations import did_you_mean
 from fullft_assets.config.parsing import covers, parse
@@ -116,6 +116,7 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             ("chunks", "max_tokens"),
             f"{given} is more than the {header.max_positions} tokens that the base model reads; give at most that",
         )
+    yield from _check_smaller_model(settings, header, root)
     if not header.may_predict_tokens:
         for number, name in enumerate(settings.planning.baselines or []):
             if BASELINES.get(name).needs_causal_model:
@@ -123,6 +124,25 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
                     ("planning", "baselines", number),
                     f"{name} prompts a language model, and base_model is a {header.architectures[0]}; remove it, or use a causal model",
                 )
+
+
+def _check_smaller_model(settings: UseCaseSettings, header: BaseModelHeader, root: Path) -> Iterator[Problem]:
+    reference, names, key = settings.planning.smaller_model, settings.baselines, ("planning", "smaller_model")
+    if reference is None:
+        if "smaller_model" in names:
+            yield Problem(
+                ("planning", "baselines"), "names smaller_model, and planning.smaller_model does not say which; give one, or remove it"
+            )
+        return
+    if "smaller_model" not in names:
+        yield Problem(key, f"planning.baselines does not name smaller_model; set it to [{', '.join(names)}, smaller_model], or remove this")
+    try:
+        smaller = read_header(resolve_base_model(reference, root))
+    except SettingsError as error:
+        yield Problem(key, str(error))
+        return
+    if smaller.num_parameters >= header.num_parameters:
+        yield Problem(key, f"it has {smaller.num_parameters:,} weights, base_model {header.num_parameters:,}; give a smaller one")
 
 
 def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

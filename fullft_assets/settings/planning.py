@@ -67,3 +67,8 @@ class PlanningSettings(Settings):
     prompting: PromptingSettings = Field(
         default=PromptingSettings(), description="How the base model is prompted, where planning.baselines names a baseline that does so."
     )
+    smaller_model: str | None = Field(
+        default=None,
+        description="A smaller model with the tokenizer of base_model, referred to like it. The baseline `smaller_model` trains all of its weights with "
+        "the same recipe.",
+    )

@@ -25,6 +25,7 @@ class BaselineContext:
 
     Attributes:
         tokenization: that made the windows; None where the task's baselines read texts or windows alone.
+        project_root: where relative references in the settings start.
         settings: of the use case, for baselines that train or that have settings of their own.
         train_rows: reads the snapshot's training rows, in the evaluation as well, for baselines that show some of them to a model.
         open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it has no training rows.
@@ -35,6 +36,7 @@ class BaselineContext:
     progress: Progress
     added_tokens: Sequence[str] = ()
     tokenization: Tokenization | None = None
+    project_root: Path = Path()
     settings: UseCaseSettings | None = None
     train_rows: Callable[[], Split] | None = None
     open_recipe: Callable[[], Recipe] | None = None

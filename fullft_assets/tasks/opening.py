@@ -119,6 +119,7 @@ def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progr
         [],
         progress,
         settings.chunks.added_tokens,
+        project_root=Path(job.project_root),
         settings=settings,
         train_rows=lambda: load_split(store, snapshot, "train"),
     )

@@ -67,6 +67,9 @@ class NextTokenRecipe:
     def first(self, num_rows: int) -> NextTokenRecipe:
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
+    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> NextTokenRecipe:
+        return replace(self, base_model=base_model, start=start)
+
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         if self.start is not None:  # it has its added tokens
             model = load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
