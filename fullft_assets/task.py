@@ -29,6 +29,7 @@ class Task(ABC):
         metrics: names of the metrics that may decide, the default first. They lie between 0 and 1, and higher is better.
         shown_metrics: names of the metrics in the table of the systems, in order.
         baselines: names of the baselines by default, the cheapest first.
+        more_baselines: names of those that a YAML may ask for beside them; the report says which it did not.
         required_baseline: the one that the report compares the model with in detail, so it cannot be left out.
         no_label_weights: why `training.balance_labels` does not apply; None: it does.
         templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have (see `report/templates`).
@@ -47,6 +48,7 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]]
     shown_metrics: ClassVar[tuple[str, ...]]
     baselines: ClassVar[tuple[str, ...]]
+    more_baselines: ClassVar[tuple[str, ...]] = ()
     required_baseline: ClassVar[str | None] = None
     detects_drift: ClassVar[bool] = False
     measures_calibration: ClassVar[bool] = False
@@ -148,6 +150,11 @@ BASELINES: Registry[Any] = Registry(
         "dictionary": "fullft_assets.tasks.token_classification.baselines:Dictionary",
         "token_probe": "fullft_assets.tasks.token_classification.baselines:TokenProbe",
         "base_model": "fullft_assets.tasks.language.baselines:BaseModel",
+        "zero_shot": "fullft_assets.tasks.classification.prompting:ZeroShot",
+        "few_shot": "fullft_assets.tasks.classification.prompting:FewShot",
+        "few_shot_conversations": "fullft_assets.tasks.language.baselines:FewShotConversations",
+        "lora": "fullft_assets.tasks.lora:Lora",
+        "smaller_model": "fullft_assets.tasks.smaller_model:SmallerModel",
     },
 )
 

@@ -36,7 +36,8 @@ def plan(**changes: Any) -> dict[str, Any]:
 def baselines(labels: list[str], scores: dict[str, float]) -> dict[str, Any]:
     """Return the metadata of `cheaper_baselines`."""
     best = max(scores, key=scores.__getitem__)
-    return BaselinesMetadata(labels=labels, scores=scores, seconds=dict.fromkeys(scores, 1.0), best=best, best_score=scores[best]).as_dict()
+    seconds, usd = dict.fromkeys(scores, 1.0), dict.fromkeys(scores, 0.0)
+    return BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best]).as_dict()
 
 
 def pilot(curve: list[dict[str, float]], *, best: str = "majority") -> dict[str, Any]:

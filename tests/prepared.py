@@ -47,6 +47,14 @@ class Prepared:
 
         return open_recipe(self.job("finetuned_checkpoint"), self.store, self.snapshot)
 
+    @property
+    def baseline_context(self) -> Any:
+        """What the baselines of its recipe may use, silently."""
+        from fullft_assets.jobs.progress import Progress
+        from fullft_assets.tasks.opening import baseline_context
+
+        return self.recipe._with_recipe(baseline_context(self.job("pilot_run"), self.store, self.snapshot, Progress(silent=True)))
+
     def job(self, stage: str, key: str = "k1", **sections: Any) -> Job:
         """Return a job of this stage; `sections` replace keys of the settings' sections."""
         settings = self.use_case.settings

@@ -18,6 +18,7 @@ import pytest
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.cli import commands, main
 from fullft_assets.errors import DataError, StoreError
+from fullft_assets.evaluation import external
 from fullft_assets.evaluation.recomputation import Labels
 from fullft_assets.evaluation.verification import verify
 from fullft_assets.jobs.progress import Progress
@@ -49,8 +50,18 @@ def classified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifes
     return lab.store, lab.evaluate(candidate, "verified", champion, more)
 
 
-def labelled(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], chunks: dict[str, Any]) -> tuple[Store, Manifest]:
-    """Return a report on an untrained model, whose baselines are trained."""
+def labelled(
+    root: Path,
+    examples: dict[str, Any],
+    rows: list[dict[str, Any]],
+    chunks: dict[str, Any],
+    bring: Callable[[Prepared], UseCaseSettings] | None = None,
+) -> tuple[Store, Manifest]:
+    """Return a report on an untrained model, whose baselines are trained.
+
+    Args:
+        bring: writes files of external systems, and returns the settings that name them.
+    """
     prepared = prepare(root, tiny=True, delivered=rows, examples=examples, chunks=chunks, snapshot={"test_share": 0.3})
     recipe, settings, store = prepared.recipe, prepared.use_case.settings, prepared.store
 
@@ -59,7 +70,8 @@ def labelled(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], c
             return draft.commit(settings={"training": {"epochs": 1}}, inputs={}, metadata=fill(draft.path))
 
     def baselines(folder: Path) -> dict[str, Any]:
-        return manifests.baselines(recipe.labels, {name: 0.5 for name, _ in recipe.score_baselines(settings.baselines, folder, QUIET)})
+        scored = recipe.score_baselines(settings.baselines, folder, prepared.baseline_context)
+        return manifests.baselines(recipe.labels, {name: 0.5 for name, _ in scored})
 
     def checkpoint(folder: Path) -> dict[str, Any]:
         model = recipe.load(settings.training)
@@ -74,12 +86,15 @@ def labelled(root: Path, examples: dict[str, Any], rows: list[dict[str, Any]], c
         "cheaper_baselines": artifact("cheaper_baselines", baselines),
         "pilot_run": artifact("pilot_run", lambda _: manifests.pilot([{"rows": 8, settings.primary_metric: 0.1}])),
     }
-    return store, evaluated(prepared, inputs)
+    if bring is not None:
+        settings = bring(prepared)
+        inputs[external.STAGE] = external.keep(store, "letters", settings, prepared.use_case.project_root)
+    return store, evaluated(prepared, inputs, settings)
 
 
-def evaluated(prepared: Prepared, inputs: dict[str, Manifest]) -> Manifest:
+def evaluated(prepared: Prepared, inputs: dict[str, Manifest], settings: UseCaseSettings) -> Manifest:
     job = prepared.job("evaluation_report", "verified")
-    job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
+    job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}, "settings": settings})
     work(job, prepared.store, QUIET)
     return prepared.store.find("letters", "evaluation_report", "verified")
 

@@ -20,7 +20,7 @@ def learned(prepared: Prepared, folder: Path) -> tuple[dict[str, float], dict[st
     from fullft_assets.jobs.progress import Progress
 
     recipe, quiet = prepared.recipe, Progress(silent=True)
-    baselines = dict(recipe.score_baselines(prepared.use_case.settings.baselines, folder, quiet))
+    baselines = dict(recipe.score_baselines(prepared.use_case.settings.baselines, folder, prepared.baseline_context))
     fit = fine_tune(recipe, prepared.use_case.settings.training, 17, folder / "work", quiet, evaluate_at=(), resumable=False)
     return recipe.score(fit.model, quiet), baselines
 

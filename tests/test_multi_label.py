@@ -188,9 +188,9 @@ def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Pat
     labels[:, 0], labels[:, 1] = False, True
     recipe = replace(recipe, train=replace(recipe.train, labels=labels))
     names = tiny.use_case.settings.baselines
-    scored = dict(recipe.score_baselines(names, tmp_path, QUIET))
+    scored = dict(recipe.score_baselines(names, tmp_path, tiny.baseline_context))
     assert tuple(scored) == names == ("label_shares", "tfidf", "frozen_probe")
-    for name, baseline in load_all(names, tmp_path, recipe._baseline_context(QUIET)).items():
+    for name, baseline in load_all(names, tmp_path, tiny.baseline_context).items():
         thresholds = np.load(tmp_path / thresholds_file(name))["thresholds"]
         probabilities = baseline.predict(recipe.validation)
         assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(scored[name]), name

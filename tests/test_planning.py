@@ -305,6 +305,8 @@ class TestRealWorkload:
     def test_baselines_are_scored_on_the_validation_rows(self, prepared, planned):
 
         manifest = planned["cheaper_baselines"]
+        seconds = manifest.metadata["seconds"]
+        assert min(seconds.values()) > 0 and manifest.metadata["usd"] == {name: pytest.approx(s / 1_000) for name, s in seconds.items()}
         assert tuple(manifest.metadata["scores"]) == prepared.use_case.settings.baselines == ("majority", "tfidf", "frozen_probe")
         assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
         context = BaselineContext(prepared.base_model, prepared.labels, Progress(silent=True))

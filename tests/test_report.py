@@ -100,6 +100,21 @@ def parse(path: Path) -> Checker:
     return checker
 
 
+def test_the_table_of_systems_says_what_each_took_and_what_was_not_asked(tmp_path):
+    spent = {FINETUNED: report.Spent(5_400, 3.75), "tfidf": report.Spent(0.5, 0.0003), "frozen_probe": report.Spent(90, 0.06)}
+    found = evaluation_of(LABELS, champion=True)
+    report.write(tmp_path, full_report(found, spent=spent, not_asked=["lora", "zero_shot"]))
+    text = (tmp_path / "report.md").read_text()
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[-3:-1]] for line in text.splitlines() if len(cells := line.split("|")) > 6}
+    assert rows["system"] == ["made in", "USD"]
+    assert rows["fully fine-tuned model"] == ["1.5 h", "3.75"]
+    assert rows["TF-IDF + logistic regression"] == ["0.5 s", "0.00"]
+    assert rows["frozen base model + trained head"] == ["1.5 min", "0.06"]
+    assert rows["champion"] == ["–", "–"]
+    assert "planning.baselines does not name them: LoRA (`lora`), base model, zero-shot prompt (`zero_shot`)." in text
+    assert parse(tmp_path / "report.html").text.count("1.5 h") == 1
+
+
 def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     pictures = report.write(tmp_path, full_report(evaluation_of(LABELS, champion=True)))
     assert pictures == ["scores", "confusion", "reliability", "loss", "learning_curve"]

@@ -343,11 +343,11 @@ class TestDictionary:
 def test_baselines_find_the_same_again(tiny: Prepared, tmp_path: Path) -> None:
     recipe = tiny.recipe
     names = tiny.use_case.settings.baselines
-    scored = dict(recipe.score_baselines(names, tmp_path, QUIET))
+    scored = dict(recipe.score_baselines(names, tmp_path, tiny.baseline_context))
     assert tuple(scored) == names == ("no_spans", "dictionary", "token_probe")
     assert scored["no_spans"] == {"micro_f1": 0.0, "macro_f1": 0.0}
     assert scored["dictionary"]["micro_f1"] > 0
-    for name, baseline in load_all(names, tmp_path, recipe._baseline_context(QUIET)).items():
+    for name, baseline in load_all(names, tmp_path, tiny.baseline_context).items():
         assert spans.scores(recipe._truth, baseline.predict(recipe.validation), len(recipe.labels)) == scored[name], name
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
 

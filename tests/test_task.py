@@ -177,9 +177,9 @@ def test_another_packages_baseline_is_fitted_scored_and_loaded(other_package: No
     prepared = prepare(tmp_path / "project", tiny=True, planning={"baselines": ["majority", "first_letter"]})
     names, recipe = prepared.use_case.settings.baselines, prepared.recipe
     (tmp_path / "fitted").mkdir()
-    scores = dict(recipe.score_baselines(names, tmp_path / "fitted", QUIET))
+    scores = dict(recipe.score_baselines(names, tmp_path / "fitted", prepared.baseline_context))
     assert list(scores) == ["majority", "first_letter"]
-    loaded = load_all(names, tmp_path / "fitted", recipe._baseline_context(QUIET))
+    loaded = load_all(names, tmp_path / "fitted", prepared.baseline_context)
     predicted = loaded["first_letter"].predict(recipe.validation).argmax(1)
     assert scores["first_letter"]["accuracy"] == pytest.approx((predicted == recipe.validation.labels).mean())
     assert title("first_letter") == "first letter of the text"

@@ -6,7 +6,8 @@ import dagster as dg
 
 from fullft_assets import planning, training
 from fullft_assets.assets.case import Case
-from fullft_assets.base_model import find_base_model, read_header
+from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
+from fullft_assets.evaluation import external
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, artifact_key
@@ -20,7 +21,7 @@ _ASSETS = {
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
-    version = case.code_version(planning.VERSION, "planning", "training", "evaluation")
+    version = case.code_version(f"{planning.VERSION}.{case.settings.primary_metric}", "planning", "training")
     checks = [*case.checks("feasibility_plan", planning.PLAN_CHECKS), *case.checks("pilot_run", planning.PILOT_CHECKS)]
 
     @dg.multi_asset(
@@ -46,6 +47,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             training_snapshot.require_green("feasibility_plan")
+            brought = external.keep(store, case.name, case.settings, case.use_case.project_root)
+            if brought is not None:
+                external.require_complete(store, brought, training_snapshot)
             key = planning_key(case, training_snapshot, base_model_revision(case))
             found = {name: store.find(case.name, name, key) for name in _ASSETS}
             if None in found.values():
@@ -66,8 +70,11 @@ def base_model_revision(case: Case) -> str:
 
 def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
     """Return the key that the three planning artifacts share; `revision` is the base model's."""
-    settings = case.settings.model_dump(include={"planning", "evaluation"}, mode="json")
+    settings = case.settings.model_dump(include={"planning"}, mode="json")
+    settings["primary_metric"] = case.settings.primary_metric
     settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision, "hardware": local_hardware()}
+    if case.settings.planning.smaller_model is not None:
+        inputs["smaller_model"] = read_header(resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)).revision
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)

@@ -27,6 +27,8 @@ DTYPES = {
     "F8_E4M3": "float8",
     "F8_E5M2": "float8",
 }
+#: Endings of the names of architectures that predict the next token.
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 MAX_HEADER_BYTES = 100 * 2**20
 #: Bytes of each tensor that the revision covers.
 SAMPLE_BYTES = 4096
@@ -58,6 +60,11 @@ class BaseModelHeader:
     weights_bytes: int
     #: Cheap content digest, see `read_header`.
     revision: str
+
+    @property
+    def may_predict_tokens(self) -> bool:
+        """Whether the architectures that `config.json` names, or may not name, can go on with a text."""
+        return not self.architectures or any(name.endswith(_CAUSAL) for name in self.architectures)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMetadata
+from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata
@@ -115,9 +116,24 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         lines.append(f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] fine-tuned; {', '.join(others)}")
     return [
         *lines,
+        *_baselines(store, report, found),
         f"  gain           {found.gain_over_best_baseline:+.3f} [{found.gain_over_best_baseline_low:+.3f}, "
         f"{found.gain_over_best_baseline_high:+.3f}] over {found.best_baseline}",
         *([f"  worth it       {found.worth_sentence}"] if found.worth_sentence else []),
         f"  verdict        {release.recorded_outcome(store, use_case.name, found.checkpoint) or found.verdict}"
         + (" It is the champion now." if is_champion else ""),
     ]
+
+
+def _baselines(store: Store, report: Manifest, found: EvaluationMetadata) -> list[str]:
+    """Return a line for each baseline: its score with the interval, and what it took where the newest artifact has it."""
+    intervals = evaluation.read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).scores[found.primary_metric]
+    newest = latest(store, report.case, "cheaper_baselines")
+    made = None if newest is None else BaselinesMetadata.of(newest)
+    lines = []
+    for name in found.systems:
+        if made is not None and name in made.seconds and name in intervals:
+            score = intervals[name]
+            took = f"{made.seconds[name]:.1f} s, {made.usd[name]:.2f} USD"
+            lines.append(f"  {'baseline':<14} {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] {name}; {took}")
+    return lines

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fullft_assets.alerts import channel_problems
-from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
+from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.config.cron import cron_problem
 from fullft_assets.config.explanations import did_you_mean
 from fullft_assets.config.parsing import covers, parse
@@ -26,7 +26,7 @@ from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
 from fullft_assets.jobs.launchers import LAUNCHERS
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import MODELS, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import UseCase, locate
@@ -116,6 +116,33 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             ("chunks", "max_tokens"),
             f"{given} is more than the {header.max_positions} tokens that the base model reads; give at most that",
         )
+    yield from _check_smaller_model(settings, header, root)
+    if not header.may_predict_tokens:
+        for number, name in enumerate(settings.planning.baselines or []):
+            if BASELINES.get(name).needs_causal_model:
+                yield Problem(
+                    ("planning", "baselines", number),
+                    f"{name} prompts a language model, and base_model is a {header.architectures[0]}; remove it, or use a causal model",
+                )
+
+
+def _check_smaller_model(settings: UseCaseSettings, header: BaseModelHeader, root: Path) -> Iterator[Problem]:
+    reference, names, key = settings.planning.smaller_model, settings.baselines, ("planning", "smaller_model")
+    if reference is None:
+        if "smaller_model" in names:
+            yield Problem(
+                ("planning", "baselines"), "names smaller_model, and planning.smaller_model does not say which; give one, or remove it"
+            )
+        return
+    if "smaller_model" not in names:
+        yield Problem(key, f"planning.baselines does not name smaller_model; set it to [{', '.join(names)}, smaller_model], or remove this")
+    try:
+        smaller = read_header(resolve_base_model(reference, root))
+    except SettingsError as error:
+        yield Problem(key, str(error))
+        return
+    if smaller.num_parameters >= header.num_parameters:
+        yield Problem(key, f"it has {smaller.num_parameters:,} weights, base_model {header.num_parameters:,}; give a smaller one")
 
 
 def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -240,12 +267,28 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(
             ("evaluation", "primary_metric"), f"{metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}"
         )
-    yield from _check_registered(settings, task)
+    yield from _check_registered(settings, task, root)
     if settings.release.max_calibration_error is not None and not task.measures_calibration:
         yield Problem(("release", "max_calibration_error"), f"is not measured for the task {task.name}; remove it")
 
 
-def _check_registered(settings: UseCaseSettings, task: Task) -> Iterator[Problem]:
+def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
+    names = [each.name for each in settings.evaluation.external]
+    for number, each in enumerate(settings.evaluation.external):
+        key = ("evaluation", "external", number)
+        if each.name in BASELINES or each.name in MODELS:
+            yield Problem((*key, "name"), f"{each.name} is a system of the report already; give another name")
+        if each.name in names[:number]:
+            yield Problem((*key, "name"), f"{each.name} is listed twice; give another name")
+        if each.file is not None and task.target is None:
+            yield Problem(
+                (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers has not; give score instead"
+            )
+        elif each.file is not None and not (root / each.file).is_file():
+            yield Problem((*key, "file"), f"there is no file {root / each.file}; write it, or remove the entry")
+
+
+def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
     """Yield what is wrong with the registered metrics and baselines that the YAML names."""
     for section, key, registry, names in (
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
@@ -257,6 +300,14 @@ def _check_registered(settings: UseCaseSettings, task: Task) -> Iterator[Problem
             elif task.name not in registry.get(name).tasks:
                 yield Problem(
                     (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
+                )
+    yield from _check_external(settings, task, root)
+    if settings.training.sharding != "none":
+        for number, name in enumerate(settings.planning.baselines or []):
+            if BASELINES.get(name).needs_whole_model:
+                yield Problem(
+                    ("planning", "baselines", number),
+                    f"{name} works on the whole model in one process, which sharding: {settings.training.sharding} distributes; remove one of the two",
                 )
     if task.required_baseline is not None and task.required_baseline not in settings.baselines:
         yield Problem(("planning", "baselines"), f"needs {task.required_baseline}, which the report compares the model with; add it")

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.engine.feed import Feed
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split
 
 #: Windows of general text from which the importance of weights is estimated: an average over some hundred changes little with more.
 MAX_IMPORTANCE_TEXTS = 256
@@ -47,6 +49,10 @@ class Recipe(Protocol):
 
     def first(self, num_rows: int) -> Recipe:
         """Return the same recipe with only the first training rows."""
+        ...
+
+    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> Recipe:
+        """Return the same recipe for another base model with the same tokenizer; it begins with the weights of `start`, if that is given."""
         ...
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
@@ -99,10 +105,15 @@ class Recipe(Protocol):
         """
         ...
 
-    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
+    def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> Any:
+        """Return what a model that `load` returned predicts of rows, in the form of a baseline's `predict`."""
+        ...
+
+    def score_baselines(self, names: Sequence[str], folder: Path, context: Any) -> Iterator[tuple[str, dict[str, float]]]:
         """Fit baselines, and yield the name of each and its metrics on the validation rows.
 
         Args:
             folder: where what each has learned is saved.
+            context: a `tasks.baseline.BaselineContext`; the recipe adds itself, and what only it knows.
         """
         ...

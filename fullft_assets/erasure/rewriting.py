@@ -30,6 +30,7 @@ from fullft_assets.erasure.search import DOCUMENTS, search
 from fullft_assets.erasure.snapshots import drop_from_snapshots
 from fullft_assets.erasure.unfinished_trainings import drop_unfinished
 from fullft_assets.errors import StoreError
+from fullft_assets.evaluation import external
 from fullft_assets.examples import QUARANTINED, write_examples
 from fullft_assets.store import CheckOutcome, Manifest, Store
 
@@ -185,6 +186,10 @@ def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
             if any(_mentions(manifest.inputs, content) for content in gone):
                 store.delete(manifest)
                 report.deleted[stage] += 1
+    # Copies of the user's files, with the ids of test rows: what is read again no longer needs those of the erased ones.
+    for manifest in store.artifacts(case, external.STAGE):
+        store.delete(manifest)
+        report.deleted[external.STAGE] += 1
     for manifest in store.artifacts(case, "tokenizer_audit"):
         if any(_mentions(manifest.inputs, content) for content in gone) and not AuditMetadata.of(manifest).withdrawn:
 

@@ -221,6 +221,19 @@ def effective_groups(mass: np.ndarray, groups: Sequence[str]) -> float:
     return sum(by_group.values()) ** 2 / squares if squares else 0.0
 
 
+def answered_items(text: str, answer: Any) -> set[Item]:
+    """Return the items of an answer as a file of an external system has it: a label, labels, or spans, without white space at their ends."""
+    if isinstance(answer, str) or not any(isinstance(item, dict) for item in answer):
+        return _items(answer)
+    names = [span["label"] for span in answer]
+    return _stripped(text, [(span["start"], span["end"], number) for number, span in enumerate(answer)], names)
+
+
+def stored_items(cell: Any) -> set[Item]:
+    """Return the items of a cell of predictions.parquet."""
+    return _items(cell)
+
+
 def _group_weights(groups: Sequence[str]) -> np.ndarray:
     """Return 1 / min(rows of the group, 10) for each row."""
     sizes = Counter(groups)

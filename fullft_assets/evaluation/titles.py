@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from fullft_assets.settings import MODELS
 from fullft_assets.task import BASELINES, METRICS
 
-FINETUNED = "finetuned"
-CHAMPION = "champion"
-#: The first champion, where it is not the present one: many small losses in a row must not add up.
-ANCHOR = "first_champion"
+#: The anchor is the first champion, where it is not the present one: many small losses in a row must not add up.
+FINETUNED, CHAMPION, ANCHOR = MODELS
 BASE_MODEL = "base_model"
 #: Inputs of an evaluation, `seed_run_0` and so on: reports on trainings that tell how much the seed alone changes.
 SEED_RUN = "seed_run_"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation.recomputation import FINETUNED, Labels, Recomputed, Tokens, effective_groups
+from fullft_assets.evaluation.recomputation import FINETUNED, Labels, Recomputed, Tokens, answered_items, effective_groups, stored_items
 from fullft_assets.snapshot import Split, label_names, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import file_digest
@@ -84,6 +84,7 @@ def verify(store: Store, report: Manifest) -> Verification:
     recomputed = Tokens(rows) if target is None else Labels(rows, truth, names, target)
     for name, mine, theirs in (("group", rows["group"], truth.groups), *recomputed.columns()):
         found.compare_column(name, mine, theirs)
+    _compare_external(found, store, report, rows, truth)
     _compare_shared(found, stored, report, recomputed)
     for name, mine, theirs in recomputed.numbers(stored, report):
         found.compare(name, mine, theirs)
@@ -121,6 +122,22 @@ def _compare_artifacts(found: Verification, store: Store, report: Manifest, snap
         folder = store.folder(made)
         for name, entry in made.files.items():
             found.compare(f"digest of {made.stage}/{name}", entry.sha256, file_digest(folder / name))
+
+
+def _compare_external(found: Verification, store: Store, report: Manifest, rows: Mapping[str, list[Any]], truth: Split) -> None:
+    """Compare the predictions of external systems with the copies of their files."""
+    wanted = report.inputs.get("external_predictions")
+    if wanted is None:
+        return
+    kept = next((made for made in store.artifacts(report.case, "external_predictions") if made.content_digest == wanted), None)
+    if kept is None:
+        found.unverified.append("answers of external systems, whose files' copies are gone")
+        return
+    for name in kept.metadata["num_rows"]:
+        lines = (store.folder(kept) / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        answers = {row["id"]: row[kept.settings["target"]] for row in map(json.loads, lines)}
+        theirs = [answered_items(text, answers[id_]) for id_, text in zip(truth.ids, truth.texts, strict=True)]
+        found.compare_column(f"{name}.predicted", [stored_items(cell) for cell in rows[f"{name}.predicted"]], theirs)
 
 
 def _positions(ids: Sequence[str], test: Split, report: Manifest) -> list[int]:

@@ -40,11 +40,18 @@ class PlanMetadata(Measured, Metadata):
 
 
 class BaselinesMetadata(Metadata):
-    """Metadata of `cheaper_baselines`: validation scores in the primary metric, and seconds, by baseline."""
+    """Metadata of `cheaper_baselines`, by baseline.
+
+    Attributes:
+        scores: on the validation rows, in the primary metric.
+        seconds: to fit it and to predict the validation rows.
+        usd: these seconds at `planning.hourly_usd`; 0 without that.
+    """
 
     labels: list[str]
     scores: dict[str, float]
     seconds: dict[str, float]
+    usd: dict[str, float]
     best: str
     best_score: float
 

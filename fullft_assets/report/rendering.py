@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
-from fullft_assets.planning import PilotMetadata
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.report import pictures
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
@@ -52,10 +52,34 @@ class Continuation:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a system took: seconds on the training machine, and their price; for a baseline with scoring the validation rows. None: unknown."""
+
+    seconds: float | None
+    usd: float | None
+
+    @property
+    def duration(self) -> str:
+        """The time in the largest unit that there is one of."""
+        if self.seconds is None:
+            return "–"
+        for unit, seconds in (("h", 3600), ("min", 60)):
+            if self.seconds >= seconds:
+                return f"{self.seconds / seconds:.1f} {unit}"
+        return f"{self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
-    `worth` says whether the gain is worth its cost. `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
+    `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
+
+    Attributes:
+        spent: by system, where that is known.
+        external_scores: (name, value) of systems that came with a score alone.
+        not_asked: names of baselines that the task offers and `planning.baselines` does not name.
+        worth: whether the gain is worth its cost.
     """
 
     case: str
@@ -71,6 +95,9 @@ class EvaluationReport:
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
     worth: str = ""
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    external_scores: Sequence[tuple[str, str]] = ()
+    not_asked: Sequence[str] = ()
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
@@ -157,6 +184,28 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
         ("peak memory", f"{made.peak_memory_gib:.2f} GiB"),
         ("precision", made.precision),
     ]
+
+
+def spent_by_system(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, Spent]:
+    """Return what each system of an evaluation took to make; a champion took it when it was trained, and an external one as the YAML says."""
+    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
+    baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
+    found = {name: CheckpointMetadata.of(checkpoint) for name, checkpoint in made.items()}
+    spent = {name: Spent(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()}
+    spent |= {name: Spent(metadata.training_seconds, metadata.training_usd) for name, metadata in found.items()}
+    return spent | {each.name: Spent(each.seconds, each.usd) for each in settings.evaluation.external}
+
+
+def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
+    """Return the systems that came with a score alone, as (name, value) rows."""
+    rows = []
+    for each in settings.evaluation.external:
+        if each.score is not None:
+            interval = f" ({each.low:.3f} to {each.high:.3f})" if each.low is not None and each.high is not None else ""
+            took = [] if each.seconds is None else [Spent(each.seconds, 0).duration]
+            took += [] if each.usd is None else [f"{each.usd:.2f} USD"]
+            rows.append((title(each.name), "; ".join([f"{each.score:.3f}{interval}", *took])))
+    return rows
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:

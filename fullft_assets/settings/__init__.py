@@ -8,7 +8,7 @@ from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
 from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import EvaluationSettings
+from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, ExternalSettings
 from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.guards import (
     DeadGradientGuard,
@@ -23,7 +23,7 @@ from fullft_assets.settings.guards import (
 )
 from fullft_assets.settings.launcher import LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
-from fullft_assets.settings.planning import PlanningSettings
+from fullft_assets.settings.planning import LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retraining import RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
@@ -40,13 +40,16 @@ __all__ = [
     "ExamplesSettings",
     "Expectation",
     "ExplodingGradientGuard",
+    "ExternalSettings",
     "GeneralSettings",
     "GuardSettings",
     "GuardsSettings",
     "IN_BACKWARD",
     "IdleGuard",
     "LauncherSettings",
+    "LoraSettings",
     "LossSpikeGuard",
+    "MODELS",
     "MonitoringSettings",
     "NoProgressGuard",
     "NonFiniteGuard",
@@ -54,6 +57,7 @@ __all__ = [
     "Optimizer",
     "OverfittingGuard",
     "PlanningSettings",
+    "PromptingSettings",
     "RULES",
     "ReleaseSettings",
     "ReplaySettings",

@@ -4,12 +4,47 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fullft_assets.settings.base import Float, OneOf, Settings
 from fullft_assets.task import METRICS
 
+#: Names of the models that an evaluation compares: the candidate, the champion, and the first one.
+MODELS = ("finetuned", "champion", "first_champion")
 MetricName = Annotated[str, OneOf("metric", lambda: METRICS.names)]
+
+
+class ExternalSettings(Settings):
+    """A system that is not made here, such as a vendor's or a RAG: what it answered for the test rows, or only its score."""
+
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]{0,63}$",
+        description="Name in the report: lower-case letters, digits and underscores, no registered baseline's.",
+    )
+    file: str | None = Field(
+        default=None,
+        description="JSON lines with `id` and `label`, `labels` or `spans` (with `start`, `end`, `label`) of every test row, relative to the project. "
+        "It is scored as the baselines are, and the model must beat it.",
+    )
+    score: Float | None = Field(
+        default=None, ge=0, le=1, description="Its score in the primary metric, instead of a file: shown, but compared with nothing."
+    )
+    low: Float | None = Field(default=None, ge=0, le=1, description="Lower end of the score's interval.")
+    high: Float | None = Field(default=None, ge=0, le=1, description="Upper end of the score's interval.")
+    seconds: Float | None = Field(default=None, ge=0, description="Time that it took, for the report.")
+    usd: Float | None = Field(default=None, ge=0, description="What it cost in US dollars, for the report.")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> ExternalSettings:
+        if (self.file is None) == (self.score is None):
+            raise ValueError("give either file (predictions for the test rows) or score")
+        if self.score is None and (self.low is not None or self.high is not None):
+            raise ValueError("low and high are of a score that is given; that of a file is computed with its interval")
+        if (self.low is None) != (self.high is None):
+            raise ValueError("give both low and high, or neither")
+        if self.score is not None and self.low is not None and self.high is not None and not self.low <= self.score <= self.high:
+            raise ValueError(f"score {self.score:g} is not between low {self.low:g} and high {self.high:g}")
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -27,3 +62,6 @@ class EvaluationSettings(Settings):
     confidence: Float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
     resamples: int = Field(default=1_000, ge=100, le=100_000, description="Number of bootstrap resamples; whole groups are drawn.")
     calibration_bins: int = Field(default=10, ge=2, le=100, description="Number of bins of the reliability diagram.")
+    external: list[ExternalSettings] = Field(
+        default_factory=list, description="Systems that are not made here, to compare the model with on the same test rows."
+    )

@@ -27,6 +27,26 @@ class TargetSettings(Settings):
     hourly_usd: Float = Field(default=0.0, ge=0, description="What an hour on it costs in US dollars.")
 
 
+class LoraSettings(Settings):
+    """The baseline `lora`: low-rank adapters of the frozen base model, trained on the same rows with the same schedule."""
+
+    rank: int = Field(default=16, ge=1, le=1_024, description="Rank of the adapters, which every linear layer of the model has.")
+    learning_rate: Float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Peak learning rate. Default: ten times training.learning_rate, as adapters need a higher one.",
+    )
+    epochs: Float | None = Field(default=None, gt=0, le=1_000, description="Passes over the training rows. Default: training.epochs.")
+
+
+class PromptingSettings(Settings):
+    """The baselines that prompt the base model, a causal one: what a few-shot prompt shows of the training rows."""
+
+    examples: int = Field(default=8, ge=1, le=1_000, description="Training rows that a few-shot prompt shows, at most.")
+    max_tokens: int = Field(default=1_024, ge=16, description="Tokens of these examples together, at most; longer texts are cut.")
+
+
 class PlanningSettings(Settings):
     """What the fine-tuning may cost, and the gain that it must promise."""
 
@@ -87,4 +107,13 @@ class PlanningSettings(Settings):
         default=None,
         min_length=1,
         description="Registered baselines that the model must beat. Default: the task's own, listed in its documentation.",
+    )
+    lora: LoraSettings = Field(default=LoraSettings(), description="How the baseline `lora` is trained, where planning.baselines names it.")
+    prompting: PromptingSettings = Field(
+        default=PromptingSettings(), description="How the base model is prompted, where planning.baselines names a baseline that does so."
+    )
+    smaller_model: str | None = Field(
+        default=None,
+        description="A smaller model with the tokenizer of base_model, referred to like it. The baseline `smaller_model` trains all of its weights with "
+        "the same recipe.",
     )

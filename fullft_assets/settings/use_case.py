@@ -90,6 +90,8 @@ class UseCaseSettings(Settings):
             found["evaluation"]["primary_metric"] = self.primary_metric
         if "baselines" in found.get("planning", {}):
             found["planning"]["baselines"] = list(self.baselines)
+        if not self.evaluation.external:
+            found.get("evaluation", {}).pop("external", None)
         # At its default it changes nothing, and stays out of keys.
         if not self.trust_remote_code:
             found.pop("trust_remote_code", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,7 +14,9 @@ from fullft_assets.task import BASELINES
 
 if TYPE_CHECKING:
     from fullft_assets.chunks import Tokenization
-    from fullft_assets.jobs.progress import Listener
+    from fullft_assets.engine.recipe import Recipe
+    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.settings import UseCaseSettings
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,36 @@ class BaselineContext:
 
     Attributes:
         tokenization: that made the windows; None where the task's baselines read texts or windows alone.
+        project_root: where relative references in the settings start.
+        settings: of the use case, for baselines that train or that have settings of their own.
+        train_rows: reads the snapshot's training rows, in the evaluation as well, for baselines that show some of them to a model.
+        open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it has no training rows.
     """
 
     base_model: ModelFolder
     labels: Sequence[str]
-    progress: Listener
+    progress: Progress
     added_tokens: Sequence[str] = ()
     tokenization: Tokenization | None = None
+    project_root: Path = Path()
+    settings: UseCaseSettings | None = None
+    train_rows: Callable[[], Split] | None = None
+    open_recipe: Callable[[], Recipe] | None = None
 
 
 class Baseline(ABC):
-    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import heavy libraries."""
+    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import heavy libraries.
+
+    Attributes:
+        needs_causal_model: it asks the base model to go on with a text, so that has to be a language model.
+        needs_whole_model: it works on the complete model in one process, so not where `training.sharding` shares one that is too large.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
+    needs_causal_model: ClassVar[bool] = False
+    needs_whole_model: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

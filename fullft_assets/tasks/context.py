@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,19 +12,23 @@ import numpy as np
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.report import AnsweredRow, Continuation
 from fullft_assets.snapshot import Split, label_names
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.task import task_of
+from fullft_assets.tasks.baseline import Baseline, load_all
+from fullft_assets.tasks.opening import WithoutTraining, baseline_context
 from fullft_assets.training.lineage import tokenizer_of
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fullft_assets.engine.recipe import Recipe
 
 #: Test rows that the report shows.
 NUM_ANSWERS = 5
@@ -81,17 +85,22 @@ class EvaluationContext:
         by_checkpoint: Callable[[str], Output],
         by_baseline: Callable[[str, Baseline], Output],
         tokenization: Tokenization | None = None,
+        by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
-        """Return what each system predicts of the test rows: the candidate, the baselines and, if there are any, the champions.
+        """Return what each system predicts of the test rows: the candidate, the baselines, external systems and, if there are any, the champions.
 
         Args:
             by_checkpoint: takes the name of a checkpoint among the inputs.
             by_baseline: takes a baseline's name, and the baseline.
+            by_external: takes the name of an external system, and its answer for each test row.
         """
         found = {}
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
-        for name, baseline in self._load_baselines(tokenization).items():
+        for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
+        if by_external is not None:
+            for name, given in self.external_answers(test).items():
+                systems[name] = lambda name=name, given=given: by_external(name, given)
         for name in (CHAMPION, ANCHOR):
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)
@@ -100,6 +109,14 @@ class EvaluationContext:
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
             found[name] = predict()
         return found
+
+    def external_answers(self, test: Split) -> dict[str, list[Any]]:
+        """Return what each external system answered for each test row, as its file has it."""
+        if external.STAGE not in self.inputs:
+            return {}
+        kept = self.inputs[external.STAGE]
+        folder, target = self.store.folder(kept), kept.settings["target"]
+        return {name: external.answers(folder, name, target, test.ids) for name in external.ExternalMetadata.of(kept).num_rows}
 
     def comparison(self, test: Split) -> Comparison:
         """Return how the systems are compared, and report that they are now."""
@@ -119,9 +136,16 @@ class EvaluationContext:
         trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
         return tokenizer_of(self.store, trained_on) == tokenizer_of(self.store, self.inputs["training_snapshot"])
 
-    def _load_baselines(self, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact, added_tokens = self.inputs["cheaper_baselines"], self.job.settings.chunks.added_tokens
-        context = BaselineContext(self.base_model, self.baseline_labels, self.progress, added_tokens, tokenization)
+    def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
+        artifact, settings, snapshot = self.inputs["cheaper_baselines"], self.job.settings, self.inputs["training_snapshot"]
+        context = baseline_context(self.job, self.store, snapshot, self.progress)
+        added_tokens, labels = context.added_tokens, self.baseline_labels
+
+        def open_recipe() -> Recipe:
+            data = WithoutTraining(context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels)
+            return task_of(settings.examples).open_recipe(data)
+
+        context = replace(context, labels=labels, tokenization=tokenization, open_recipe=open_recipe)
         return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
 
 

@@ -57,6 +57,9 @@ class Encoder(ABC):
     def first(self, num_rows: int) -> Self:
         return replace(self, train=self.train.select(range(num_rows)))
 
+    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> Self:
+        return replace(self, base_model=base_model, start=start)
+
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         if self.start is not None:  # it has its head and its added tokens
             return precision.score_alike(self._load(self.start, settings, keeps_head=True), settings)
@@ -100,12 +103,13 @@ class Encoder(ABC):
         """See `Recipe`: nothing."""
         return {}
 
-    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, fitted in fit_all(names, self.train, self._baseline_context(listener), folder):
+    def score_baselines(self, names: Sequence[str], folder: Path, context: BaselineContext) -> Iterator[tuple[str, dict[str, float]]]:
+        for name, fitted in fit_all(names, self.train, self._with_recipe(context), folder):
             yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
 
-    def _baseline_context(self, listener: Listener) -> BaselineContext:
-        return BaselineContext(self.base_model, self.labels, listener, self.added_tokens)
+    def _with_recipe(self, context: BaselineContext) -> BaselineContext:
+        """Return what baselines may use, with this recipe and what only it knows."""
+        return replace(context, labels=self.labels, open_recipe=lambda: self)
 
     @abstractmethod
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:

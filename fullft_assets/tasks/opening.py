@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization, tokenizer_digest
 from fullft_assets.engine.recipe import Recipe
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, Split, Training, general, label_names, load_split, load_training
 from fullft_assets.snapshot.general import General
+from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
+from fullft_assets.tasks.baseline import BaselineContext
 from fullft_assets.training.lineage import tokenizer_of
 
 
@@ -60,6 +65,33 @@ class TrainingData:
         return Tokenization.load(self.base_model, self.settings.chunks, self.settings.examples.task)
 
 
+@dataclass(frozen=True)
+class WithoutTraining(TrainingData):
+    """What a recipe is made of that trains nothing: it loads models and has them predict.
+
+    Attributes:
+        known_labels: of these models; the snapshot may be newer and have others.
+    """
+
+    known_labels: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the models' outputs."""
+        return list(self.known_labels)
+
+    @property
+    def train(self) -> Split:
+        """No row."""
+        return self.validation.select([])
+
+    @property
+    def packed(self) -> Training:
+        """No row."""
+        nothing = np.zeros(0, np.int64)
+        return Training([], None, Packing(nothing, nothing, nothing, np.zeros(1, np.int64), self.settings.chunks.max_tokens))
+
+
 def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
     """Read what a job trains on.
 
@@ -77,6 +109,20 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     validation, measured = load_split(store, snapshot, "validation"), general.load(store, snapshot)
     data = TrainingData(base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings)
     return task_of(settings.examples).open_recipe(data)
+
+
+def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progress) -> BaselineContext:
+    """Return what the baselines of a job may use; the recipe that fits them adds itself and its labels."""
+    settings = job.settings
+    return BaselineContext(
+        find_base_model(settings, Path(job.project_root)),
+        [],
+        progress,
+        settings.chunks.added_tokens,
+        project_root=Path(job.project_root),
+        settings=settings,
+        train_rows=lambda: load_split(store, snapshot, "train"),
+    )
 
 
 def _require_general_text(snapshot: Manifest, job: Job) -> None:

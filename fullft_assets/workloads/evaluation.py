@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from fullft_assets import evaluation, report
+from fullft_assets.base_model import read_header
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
 from fullft_assets.evaluation.metadata import EvaluationMetadata
@@ -26,7 +27,7 @@ from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import Manifest, Store
-from fullft_assets.task import task_of
+from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
 from fullft_assets.training.lineage import snapshots_learned_from
 from fullft_assets.training.metadata import CheckpointMetadata
@@ -47,7 +48,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         progress.say(
             f"{delivered - len(test):,} test rows left out: a model learned from them, or from near-duplicates, in an older snapshot"
         )
-    result = task_of(job.settings.examples).evaluate(EvaluationContext(job, store, inputs, progress), test)
+    context = EvaluationContext(job, store, inputs, progress)
+    result = task_of(job.settings.examples).evaluate(context, test)
     found = result.evaluation
     noise = seed_noise(_seed_runs(store, inputs))
     worth = _worth(job, inputs, found)
@@ -72,6 +74,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             cost=report.cost_rows(checkpoint),
             forgetting=report.forgetting_rows(checkpoint),
             promise=report.promise_rows(inputs["pilot_run"], found),
+            spent=report.spent_by_system(inputs, job.settings),
+            external_scores=report.score_rows(job.settings),
+            not_asked=_not_asked(context, found),
         )
         report.write(draft.path, shown)
         draft.commit(
@@ -80,6 +85,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             metadata=_metadata(result, decision, worth, inputs, delivered - len(test)).as_dict(),
             checks=checks.outcomes(found, decision, worth),
         )
+
+
+def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:
+    """Return the baselines that a YAML may ask for with this base model, and did not."""
+    is_causal = read_header(context.base_model).may_predict_tokens
+    offered = task_of(context.job.settings.examples).more_baselines
+    return [name for name in offered if name not in found.baselines and (is_causal or not BASELINES.get(name).needs_causal_model)]
 
 
 def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) -> Split:

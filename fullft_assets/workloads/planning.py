@@ -41,7 +41,7 @@ from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
-from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.opening import baseline_context, open_recipe
 from fullft_assets.training import plan_settings
 from fullft_assets.workloads.entry import run_workload
 
@@ -335,13 +335,15 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     metric = shared.job.settings.primary_metric
     scores, seconds = {}, {}
     started = time.monotonic()
-    for name, found in shared.recipe.score_baselines(shared.job.settings.baselines, draft.path, shared.progress):
+    context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
+    for name, found in shared.recipe.score_baselines(shared.job.settings.baselines, draft.path, context):
         scores[name], seconds[name] = found[metric], time.monotonic() - started
         shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
     labels = label_names(shared.snapshot)
-    metadata = planning.BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, best=best, best_score=scores[best])
+    usd = {name: taken / 3600 * shared.job.settings.planning.hourly_usd for name, taken in seconds.items()}
+    metadata = planning.BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best])
     return shared.commit(draft, metadata, [])
 
 

@@ -5,7 +5,7 @@ Labels and predictions are integer positions [n] in the label order, probabiliti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -108,7 +108,13 @@ def of_labels(labels: np.ndarray, predicted: np.ndarray, num_labels: int | None 
 
 
 def assess(
-    labels: np.ndarray, probabilities: Mapping[str, np.ndarray], groups: Sequence[str], label_names: Sequence[str], comparison: Comparison
+    labels: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    groups: Sequence[str],
+    label_names: Sequence[str],
+    comparison: Comparison,
+    *,
+    labels_alone: Collection[str] = (),
 ) -> ClassificationEvaluation:
     """Measure everything of an evaluation.
 
@@ -116,12 +122,14 @@ def assess(
         labels: true labels [n].
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
         groups: the group of each row [n].
+        labels_alone: systems that gave labels without probabilities; metrics of probabilities do not measure them.
 
     Raises:
         ValueError: input is empty, misaligned, not finite or out of range; the message names what.
     """
     labels = np.asarray(labels)
     predictions = {name: predictions_of(labels, found, label_names, name) for name, found in probabilities.items()}
+    predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     shared = comparison.run(predictions, groups, len(labels))
     tuned, bins = np.asarray(probabilities[FINETUNED]).argmax(axis=1), comparison.settings.calibration_bins
     is_right = {name: np.asarray(found).argmax(axis=1) == labels for name, found in probabilities.items()}

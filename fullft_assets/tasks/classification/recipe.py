@@ -46,6 +46,10 @@ class ClassificationRecipe(Encoder):
         """See `Recipe`: loss, accuracy and macro-F1."""
         return score(model, self.validation, listener)
 
+    def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> np.ndarray:
+        """See `Recipe`: label probabilities [rows, labels]."""
+        return predict_with(model, rows.windows, progress=listener).probabilities
+
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
         return compute(("macro_f1", "accuracy"), predictions_of(self.validation.labels, predicted, self.labels, name))
 

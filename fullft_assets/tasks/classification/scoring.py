@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
-from fullft_assets.evaluation import FINETUNED
+from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
@@ -25,15 +25,18 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows."""
     settings, labels = context.job.settings, context.labels
     probabilities = predict_all(context, test, labels)
-    found = assessment.assess(test.labels, probabilities, test.groups, labels, context.comparison(test))
+    labels_alone = set(context.external_answers(test))
+    found = assessment.assess(test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone)
     tuned = probabilities[FINETUNED]
     # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that cannot be measured.
     headline = {**evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins), **found.headline}
-    return EvaluationResult(found, headline, _rows(test, probabilities, labels), _pick_answers(test, probabilities, found, settings.seed))
+    return EvaluationResult(
+        found, headline, _rows(test, probabilities, labels, labels_alone), _pick_answers(test, probabilities, found, settings.seed)
+    )
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
-    """Return the label probabilities [rows, labels] of the candidate, each baseline and the champion."""
+    """Return the label probabilities [rows, labels] of each system; an external one gives its labels the probability 1."""
 
     def by_checkpoint(name: str) -> np.ndarray:
         folder = context.model_folder(name)
@@ -43,7 +46,10 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
     def by_baseline(name: str, baseline: Baseline) -> np.ndarray:
         return map_labels(baseline.predict(test), context.baseline_labels, labels)
 
-    return context.predict_with_all(test, by_checkpoint, by_baseline)
+    def by_external(name: str, given: list[str]) -> np.ndarray:
+        return np.eye(len(labels))[[label for (label,) in external.positions(name, [[label] for label in given], labels)]]
+
+    return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
 def model_labels(model_folder: ModelFolder) -> list[str]:
@@ -85,9 +91,10 @@ def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list
     return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(test.texts)
 
 
-def _rows(test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]) -> pa.Table:
+def _rows(test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str], labels_alone: Collection[str]) -> pa.Table:
     columns = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
     for name, found in probabilities.items():
         columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
-        columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
+        if name not in labels_alone:
+            columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
     return pa.table(columns)

@@ -18,6 +18,7 @@ class Classification(Task):
     metrics = ("macro_f1", "accuracy")
     shown_metrics = metrics
     baselines = ("majority", "tfidf", "frozen_probe")
+    more_baselines = ("lora", "smaller_model", "few_shot", "zero_shot")
     detects_drift = True
     measures_calibration = True
     templates = Path(__file__).parent / "templates"

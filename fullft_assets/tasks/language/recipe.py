@@ -67,6 +67,9 @@ class NextTokenRecipe:
     def first(self, num_rows: int) -> NextTokenRecipe:
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
+    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> NextTokenRecipe:
+        return replace(self, base_model=base_model, start=start)
+
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         if self.start is not None:  # it has its added tokens
             model = load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
@@ -121,12 +124,20 @@ class NextTokenRecipe:
             ids = torch.tensor([window], device=device())
             yield -plain(model, {"input_ids": ids}, ids)
 
-    def score_baselines(self, names: Sequence[str], folder: Path, listener: Listener) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, fitted in fit_all(names, self.training, BaselineContext(self.base_model, [], listener, self.added_tokens), folder):
+    def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
+        """See `Recipe`: how well the model predicts the trained tokens of each row."""
+        found = score_documents(model, rows.windows, rows.marks, progress=listener)
+        return DocumentScores(found.num_tokens, found.loss, found.num_right)
+
+    def score_baselines(self, names: Sequence[str], folder: Path, context: BaselineContext) -> Iterator[tuple[str, dict[str, float]]]:
+        for name, fitted in fit_all(names, self.training, self._with_recipe(context), folder):
             found: DocumentScores = fitted.predict(self.validation)
             if found.num_right is None:
                 raise DataError(f"baseline {name}: num_right is missing; it has to score the tokens of the validation rows' windows")
             yield name, _metrics(TokenScores(found.num_tokens, found.loss, found.num_right))
+
+    def _with_recipe(self, context: BaselineContext) -> BaselineContext:
+        return replace(context, open_recipe=lambda: self)
 
     def _taught_tokens(self, settings: TrainingSettings) -> str | None:
         """Return which trained tokens the base model teaches; None without distillation."""

@@ -18,6 +18,7 @@ class NextToken(Task):
     metrics = ("token_probability", "token_accuracy")
     shown_metrics = ("token_probability", "perplexity", "token_accuracy")
     baselines = ("base_model",)
+    more_baselines = ("lora", "smaller_model")
     required_baseline = "base_model"
     no_label_weights = "its rows have no labels"
     templates = Path(__file__).parent / "templates"
@@ -59,6 +60,7 @@ class Sft(NextToken):
 
     name = "sft"
     has_messages = True
+    more_baselines = ("lora", "smaller_model", "few_shot_conversations")
 
     def _write(self, writer: Any, text: str) -> str:
         return writer.write([{"role": "user", "content": text}])

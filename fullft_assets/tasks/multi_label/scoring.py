@@ -11,7 +11,7 @@ import pyarrow as pa
 from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import FINETUNED
+from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
@@ -68,7 +68,13 @@ def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> d
         thresholds = np.load(folder_of_baselines / thresholds_file(name))["thresholds"]
         return LabelDecisions(baseline.predict(test), thresholds).in_order(context.baseline_labels, names)
 
-    return context.predict_with_all(test, by_checkpoint, by_baseline)
+    def by_external(name: str, given: list[list[str]]) -> LabelDecisions:
+        decided = np.zeros((len(test), len(names)))
+        for row, labels in enumerate(external.positions(name, given, names)):
+            decided[row, labels] = 1
+        return LabelDecisions(decided, np.full(len(names), 0.5))
+
+    return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
 def read_thresholds(model_folder: ModelFolder) -> np.ndarray:

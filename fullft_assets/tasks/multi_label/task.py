@@ -17,6 +17,7 @@ class MultiLabel(Task):
     metrics = ("macro_f1", "micro_f1", "subset_accuracy")
     shown_metrics = metrics
     baselines = ("label_shares", "tfidf", "frozen_probe")
+    more_baselines = ("lora", "smaller_model")
     no_label_weights = "the thresholds of several labels are chosen on the validation rows"
     templates = Path(__file__).parent / "templates"
     scoring = "fullft_assets.tasks.multi_label.scoring:evaluate"

@@ -32,7 +32,7 @@ from fullft_assets.tasks.classification.recipe import window_feed
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span
-from fullft_assets.tasks.token_classification.tagging import Frame, TokenizedTexts, normal, tag, tag_names
+from fullft_assets.tasks.token_classification.tagging import Frame, TokenizedTexts, find_spans, normal, tag, tag_names
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,12 @@ class TokenClassificationRecipe(Encoder):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
         return {"loss": found.loss / max(1, found.num_tokens), **self._scores(reading.spans(found.tags))}
 
-    def _baseline_context(self, listener: Listener) -> BaselineContext:
-        return replace(super()._baseline_context(listener), tokenization=self.tokenization)
+    def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
+        """See `Recipe`: the spans of each row."""
+        return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
+
+    def _with_recipe(self, context: BaselineContext) -> BaselineContext:
+        return replace(super()._with_recipe(context), tokenization=self.tokenization)
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
         return self._scores(predicted)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
 from fullft_assets.chunks import Tokenization, masks
-from fullft_assets.evaluation import FINETUNED
+from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
@@ -48,7 +49,10 @@ def _find_all(context: EvaluationContext, test: Split, names: list[str], tokeniz
     def by_baseline(name: str, baseline: Baseline) -> list[list[Span]]:
         return in_order(baseline.predict(test), context.baseline_labels, names)
 
-    return context.predict_with_all(test, lambda name: _find(context, name, test, names), by_baseline, tokenization)
+    def by_external(name: str, given: list[list[dict[str, Any]]]) -> list[list[Span]]:
+        return normal(test.texts, external.spans(name, given, test, names))
+
+    return context.predict_with_all(test, lambda name: _find(context, name, test, names), by_baseline, tokenization, by_external)
 
 
 def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[str]) -> list[list[Span]]:

@@ -18,6 +18,7 @@ class TokenClassification(Task):
     metrics = ("micro_f1", "macro_f1")
     shown_metrics = ("macro_f1", "micro_f1", "token_accuracy")
     baselines = ("no_spans", "dictionary", "token_probe")
+    more_baselines = ("lora", "smaller_model")
     no_label_weights = "most tokens have none"
     templates = Path(__file__).parent / "templates"
     scoring = "fullft_assets.tasks.token_classification.scoring:evaluate"

@@ -1,0 +1,172 @@
+"""The baseline LoRA: the base model stays as it is, and each linear layer learns an update of low rank (Hu et al. 2021, arXiv:2106.09685).
+
+It is trained by the engine on the task's own recipe, with the rows, the order and the schedule of full fine-tuning, at a rate of its own.
+What is new in the model (its head, a pooler) and what is above the layers is trained whole, as full fine-tuning trains it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from fullft_assets.errors import DivergenceError, SettingsError, StoreError
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks.baseline import Baseline, BaselineContext
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from fullft_assets.engine.recipe import Recipe
+    from fullft_assets.settings import TrainingSettings, UseCaseSettings
+
+#: An update is scaled by this divided by the rank, so that the best learning rate does not depend on the rank, and is about ten times
+#: that of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
+_ALPHA = 32
+_TIMES_THE_RATE = 10
+_FILE = "lora.safetensors"
+
+
+class Lora(Baseline):
+    """The base model with trained adapters; what is saved are the trained weights alone.
+
+    Args:
+        weights: the trained ones by their names in the model.
+    """
+
+    name, title = "lora", "LoRA"
+    tasks = ("classification", "multi_label", "token_classification", "sft", "language_modeling")
+    needs_whole_model = True
+
+    def __init__(self, rank: int, weights: dict[str, torch.Tensor], context: BaselineContext):
+        self.rank, self.weights, self.context = rank, weights, context
+
+    @classmethod
+    def fit(cls, train: Any, context: BaselineContext) -> Self:
+        from fullft_assets.engine.finetuning import fine_tune
+        from fullft_assets.models.hardware import free_memory
+
+        settings, recipe = _required(context)
+        rank = settings.planning.lora.rank
+        adapted = cast("Recipe", _AdaptedRecipe(recipe, rank))
+        with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
+            try:
+                fit = fine_tune(
+                    adapted, training_settings(settings), settings.seed, Path(folder), context.progress, evaluate_at=[], resumable=False
+                )
+            except DivergenceError as error:
+                raise DivergenceError(
+                    f"baseline lora: {error}; lower planning.lora.learning_rate, or remove lora from planning.baselines"
+                ) from error
+        trained = {name: weight.detach().cpu() for name, weight in fit.model.named_parameters() if weight.requires_grad}
+        del fit
+        free_memory()
+        return cls(rank, trained, context)
+
+    def predict(self, rows: Split) -> Any:
+        settings, recipe = _required(self.context)
+        model = adapt(recipe, training_settings(settings), self.rank)
+        _load_trained(model, self.weights)
+        return recipe.predict(_scored_as_others(model), rows, self.context.progress)
+
+    def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file({name: weight.contiguous() for name, weight in self.weights.items()}, folder / _FILE, {"rank": str(self.rank)})
+
+    @classmethod
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        from safetensors import safe_open
+
+        with safe_open(folder / _FILE, "pt") as file:
+            names = file.keys()
+            return cls(int(file.metadata()["rank"]), {name: file.get_tensor(name) for name in names}, context)
+
+
+def training_settings(settings: UseCaseSettings) -> TrainingSettings:
+    """Return how the adapters are trained: as the model would be, without what is about its own weights or saves their memory."""
+    training, chosen = settings.training, settings.planning.lora
+    rate = chosen.learning_rate or min(_TIMES_THE_RATE * training.learning_rate, 0.5)
+    changes = {
+        "learning_rate": rate,
+        "epochs": chosen.epochs or training.epochs,
+        "optimizer": "adamw",
+        "freeze": "none",
+        "freeze_layers": 0,
+        "layer_decay": 1.0,
+        "l2_sp": 0.0,
+        "ewc": 0.0,
+        "unfreeze_share": 0.0,
+        "wise_ft": [],
+        "distillation": None,
+        "max_general_rise": None,
+        "compile": False,
+        "track": [],
+    }
+    return training.model_copy(update=changes)
+
+
+def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedModel:
+    """Return the base model with untrained adapters on the linear layers of its blocks; all else is frozen but what is above them.
+
+    Above the blocks of a model with a new head nothing is frozen: its weights may be new, such as a pooler that the base model lacks.
+
+    Raises:
+        SettingsError: the blocks have no linear layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from fullft_assets.models import layers
+
+    model = recipe.load_original(settings)
+    count = layers.num_layers(name for name, _ in model.named_parameters())
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    targets = [name for name in linear if 0 < layers.depth(f"{name}.", count) <= count]
+    if not targets:
+        raise SettingsError("baseline lora: the layers of base_model are not linear ones; remove lora from planning.baselines")
+    above = [parameter for name, parameter in model.named_parameters() if layers.depth(name, count) > count]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=_ALPHA, target_modules=targets), model)
+    for parameter in above:
+        parameter.requires_grad_(recipe.has_new_head)
+    return model
+
+
+class _AdaptedRecipe:
+    """A recipe whose model is the adapted one; everything else is the recipe's own."""
+
+    def __init__(self, recipe: Recipe, rank: int):
+        self._recipe, self._rank = recipe, rank
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recipe, name)
+
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        return adapt(self._recipe, settings, self._rank)
+
+    def score_general(self, model: PreTrainedModel, listener: Any) -> dict[str, float]:
+        """What a baseline forgets is not measured."""
+        return {}
+
+
+def _load_trained(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if wanted != set(weights):
+        odd = sorted(wanted ^ set(weights))[0]
+        raise StoreError(f"{_FILE}: {odd} is not a trained weight of both the file and base_model; materialise cheaper_baselines again")
+    model.load_state_dict(weights, strict=False)
+
+
+def _scored_as_others(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model, from now on scored in the precision in which all baselines are, whatever training computes in."""
+    from fullft_assets.models import precision
+
+    precision.set_scoring(model, None)
+    return model
+
+
+def _required(context: BaselineContext) -> tuple[UseCaseSettings, Recipe]:
+    assert context.settings is not None and context.open_recipe is not None, "planning and evaluation give both"
+    return context.settings, context.open_recipe()

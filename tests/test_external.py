@@ -1,0 +1,280 @@
+"""Predictions that the user brings: judged on the same test rows by the same metrics, verified, and refused where rows are missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+from sklearn.metrics import f1_score
+
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.evaluation import external, read_evaluation
+from fullft_assets.evaluation.verification import verify
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.resources import pointers
+from fullft_assets.settings import ExternalSettings, UseCaseSettings
+from fullft_assets.snapshot import Split, label_names, load_split
+from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.token_classification.tagging import normal
+from fullft_assets.workloads.evaluation import work
+from tests import licence_labels
+from tests import project as projects
+from tests import test_evaluation_workload as classification
+from tests.prepared import write_tiny_model
+from tests.test_evaluation_verification import forge, labelled, with_value
+
+QUIET = Progress(silent=True)
+
+
+def write(path: Path, rows: dict[str, Any], target: str = "label") -> Path:
+    path.write_text("".join(json.dumps({"id": id_, target: answer}) + "\n" for id_, answer in rows.items()), encoding="utf-8")
+    return path
+
+
+def with_external(settings: UseCaseSettings, *external: dict[str, Any], **more: Any) -> UseCaseSettings:
+    asked = {"external": [ExternalSettings(**each) for each in external], **more}
+    return settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
+
+
+class TestLabels:
+    @pytest.fixture(scope="class")
+    def lab(self, tmp_path_factory: pytest.TempPathFactory) -> classification.Lab:
+        return classification.Lab(tmp_path_factory.mktemp("mail"))
+
+    @pytest.fixture(scope="class")
+    def answers(self, lab: classification.Lab) -> dict[str, str]:
+        """Right for most test rows."""
+        names = [lab.labels[number] for number in lab.test.labels]
+        return {id_: name if row % 5 else lab.labels[row % 3] for row, (id_, name) in enumerate(zip(lab.test.ids, names, strict=True))}
+
+    @pytest.fixture(scope="class")
+    def report(self, lab: classification.Lab, answers: dict[str, str]) -> Manifest:
+        # A file may have more rows than are tested.
+        write(lab.root / "vendor.jsonl", {**answers, "another row": "memo"})
+        vendor = {"name": "vendor", "file": "vendor.jsonl", "seconds": 90, "usd": 1.25}
+        quoted = {"name": "other_rag", "score": 0.91, "low": 0.88, "high": 0.93, "usd": 40}
+        settings = with_external(lab.use_case.settings, vendor, quoted, metrics=["brier"])
+        kept = external.keep(lab.store, "mail", settings, lab.root)
+        assert kept is not None
+        candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
+        inputs = {
+            "training_snapshot": lab.snapshot.ref,
+            "finetuned_checkpoint": candidate.ref,
+            "cheaper_baselines": lab.baselines.ref,
+            "pilot_run": lab.pilot.ref,
+            external.STAGE: kept.ref,
+        }
+        job = Job(
+            case="mail", stage="evaluation_report", key="with_vendor", project_root=str(lab.root), store_url=lab.store.url,
+            settings=settings, inputs=inputs,
+        )  # fmt: skip
+        work(job, lab.store, QUIET)
+        found = lab.store.find("mail", "evaluation_report", "with_vendor")
+        assert found is not None
+        return found
+
+    def test_it_is_scored_on_the_same_rows_and_has_to_be_beaten(self, lab, report, answers) -> None:
+        rows = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
+        assert rows["vendor.predicted"] == [answers[id_] for id_ in rows["id"]]
+        weights = [1 / min(rows["group"].count(group), 10) for group in rows["group"]]
+        expected = f1_score(rows["label"], rows["vendor.predicted"], average="macro", sample_weight=weights)
+        assert report.metadata["vendor_macro_f1"] == pytest.approx(expected)
+        found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
+        assert "vendor" in found.baselines and found.gains["macro_f1"]["vendor"].high < 0
+        assert not report.check("beats_baselines").passed
+
+    def test_labels_have_no_probabilities(self, lab, report) -> None:
+        found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
+        assert "tfidf" in found.scores["brier"] and "vendor" not in found.scores["brier"]
+        assert "vendor.probability" not in pq.read_table(lab.store.folder(report) / "predictions.parquet").column_names
+
+    def test_the_report_shows_what_it_cost_and_scores_without_rows_aside(self, lab, report) -> None:
+        text = (lab.store.folder(report) / "report.md").read_text()
+        [vendor] = [line for line in text.splitlines() if line.startswith("| vendor |")]
+        assert vendor.endswith("| 1.5 min | 1.25 |")
+        assert "| other rag | 0.910 (0.880 to 0.930); 40.00 USD |" in text
+        assert not any(name.startswith("other_rag") for name in report.metadata)
+
+    def test_verification_compares_its_answers_with_its_file(self, lab, report) -> None:
+        assert verify(lab.store, report).differences == []
+        column = pq.read_table(lab.store.folder(report) / "predictions.parquet")["vendor.predicted"].to_pylist()
+        other = next(label for label in lab.labels if label != column[3])
+        forged = forge(lab.store, report, "predictions.parquet", with_value("vendor.predicted", 3, other))
+        assert any(line.startswith("vendor.predicted of 1 rows, the first is row 3") for line in verify(lab.store, forged).differences)
+
+    def test_a_missing_row_is_an_error_before_anything_is_trained(self, lab, answers) -> None:
+        write(lab.root / "short.jsonl", dict(list(answers.items())[2:]))
+        kept = external.keep(lab.store, "mail", with_external(lab.use_case.settings, {"name": "short", "file": "short.jsonl"}), lab.root)
+        count, first = len(lab.test), lab.test.ids[0]
+        with pytest.raises(
+            DataError, match=f"external: short: 2 of {count} test rows have no prediction, the first is '{first}'; add them"
+        ):
+            external.require_complete(lab.store, kept, lab.snapshot)
+
+    def test_another_file_is_another_input(self, lab, answers) -> None:
+        settings = with_external(lab.use_case.settings, {"name": "changed", "file": "changed.jsonl"})
+        write(lab.root / "changed.jsonl", answers)
+        first, again = (external.keep(lab.store, "mail", settings, lab.root) for _ in range(2))
+        write(lab.root / "changed.jsonl", {**answers, lab.test.ids[0]: "memo"})
+        other = external.keep(lab.store, "mail", settings, lab.root)
+        assert first is not None and again is not None and other is not None
+        assert first.ref == again.ref != other.ref
+        assert first.content_digest != other.content_digest
+
+    def test_a_label_that_the_snapshot_lacks_is_an_error(self, lab) -> None:
+        with pytest.raises(
+            DataError, match=r"external: vendor: 2 rows have a label that the snapshot lacks, the first is 'fax'; map it to"
+        ):
+            external.positions("vendor", [["fax"], [lab.labels[0]], ["fax"]], lab.labels)
+
+
+def test_several_labels_and_spans_are_judged_and_verified(tmp_path: Path) -> None:
+    known = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
+    rows = licence_labels.labelled_rows(240, known=set(known))
+
+    def labels(test: Split, names: list[str]) -> dict[str, Any]:
+        return {id_: [names[i] for i in np.flatnonzero(row)] for id_, row in zip(test.ids, test.labels, strict=True)}
+
+    def spans(test: Split, names: list[str]) -> dict[str, Any]:
+        truth = normal(test.texts, test.spans or [])
+        # One answer has white space at its end, which belongs to no span.
+        found = {
+            id_: [{"start": start, "end": end, "label": names[label]} for start, end, label in row]
+            for id_, row in zip(test.ids, truth, strict=True)
+        }
+        for id_, text in zip(test.ids, test.texts, strict=True):
+            for span in found[id_]:
+                if text[span["end"] : span["end"] + 1] == " ":
+                    span["end"] += 1
+        return found
+
+    of_labels = {"label": "labels", "labels": known, "task": "multi_label", "group": "expression"}
+    of_spans = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
+    for name, examples, delivered, chunks, answer in (
+        ("several", of_labels, rows, {"max_windows": 1}, labels),
+        ("spans", of_spans, licence_labels.spanned_rows(240), {"max_tokens": 32, "max_windows": None, "stride": 4}, spans),
+    ):
+        target = str(examples["label"])
+
+        def bring(prepared: Any, answer: Any = answer, target: str = target) -> UseCaseSettings:
+            write(prepared.use_case.project_root / "oracle.jsonl", answer(prepared.split("test"), prepared.labels), target)
+            return with_external(prepared.use_case.settings, {"name": "oracle", "file": "oracle.jsonl"})
+
+        store, report = labelled(tmp_path / name, examples, delivered, chunks, bring)
+        assert report.metadata["oracle_micro_f1"] == 1.0
+        assert report.metadata["best_baseline"] == "oracle"
+        assert verify(store, report).differences == []
+
+
+@pytest.mark.parametrize(
+    ("target", "line", "problem"),
+    [
+        ("label", '{"id": 1}', 'line 1: wanted is {"id": "...", "label": "..."}'),
+        ("label", '{"id": 1, "label": null}', "line 1: wanted is"),
+        ("label", "label,1", "line 1: wanted is"),
+        ("label", '{"id": 1, "label": "a"}\n{"id": "1", "label": "b"}', "line 2: '1' has a prediction above already; remove one"),
+        ("labels", '{"id": 1, "labels": "a"}', 'line 1: wanted is {"id": "...", "labels": ["..."]}'),
+        ("spans", '{"id": 1, "spans": [{"start": 0, "end": 2.5, "label": "a"}]}', 'line 1: wanted is {"id": "...", "spans": ['),
+        ("spans", '{"id": 1, "spans": [3]}', "line 1: wanted is"),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path: Path, target: str, line: str, problem: str) -> None:
+    (tmp_path / "vendor.jsonl").write_text(line)
+    with pytest.raises(DataError) as caught:
+        external.answers(tmp_path, "vendor", target, ["1"])
+    assert f"vendor.jsonl, {problem}" in str(caught.value)
+
+
+def test_a_span_outside_of_its_text_is_an_error() -> None:
+    rows = Split(["r"], ["short"], np.zeros(1, np.int64), ["g"], [[[1]]])
+    with pytest.raises(DataError, match="row 'r' has a span 2 to 9 in a text of 5 characters"):
+        external.spans("vendor", [[{"start": 2, "end": 9, "label": "a"}]], rows, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"name": "a"}, "give either file"),
+        ({"name": "a", "file": "x", "score": 0.5}, "give either file"),
+        ({"name": "a", "score": 0.5, "low": 0.4}, "both low and high"),
+        ({"name": "a", "score": 0.5, "low": 0.6, "high": 0.7}, "not between"),
+        ({"name": "a", "file": "x", "low": 0.6, "high": 0.7}, "of a score that is given"),
+        ({"name": "A b", "score": 0.5}, "pattern"),
+    ],
+)
+def test_settings_that_say_two_things_are_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        ExternalSettings(**given)
+
+
+def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None:
+    brought = [{"name": "tfidf", "score": 0.5}, {"name": "champion", "score": 0.5}, {"name": "gone", "file": "gone.jsonl"}]
+    project = projects.create(tmp_path, evaluation={"external": [*brought, {"name": "gone", "score": 0.5}]})
+    with pytest.raises(SettingsError) as caught:
+        project.use_case()
+    for problem in ("tfidf is a system of the report already", "champion is a system", "there is no file", "gone is listed twice"):
+        assert problem in str(caught.value)
+    project.configure(examples={"task": "language_modeling", "label": None, "labels": None}, evaluation={"external": [brought[2]]})
+    with pytest.raises(SettingsError, match="the task language_modeling is scored by token losses"):
+        project.use_case()
+
+
+def test_a_plan_does_not_depend_on_what_was_brought() -> None:
+    from fullft_assets.assets.planning import planning_key
+
+    settings = UseCaseSettings(base_model="model", documents={"path": "data"}, examples={"label": "kind"})
+    snapshot: Any = SimpleNamespace(content_digest="abc")
+    keys = set()
+    for each in (settings, with_external(settings, {"name": "vendor", "score": 0.5})):
+        keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))  # pyright: ignore
+    assert len(keys) == 1
+    other = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"primary_metric": "accuracy"})})
+    assert planning_key(SimpleNamespace(settings=other), snapshot, "revision") not in keys  # pyright: ignore
+    assert "external" not in settings.model_dump()["evaluation"]
+
+
+@pytest.mark.slow
+def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
+    project = projects.create(tmp_path, rows=400)
+    write_tiny_model(project.root / "model")
+    planning = {"min_predicted_gain": -1.0, "baselines": ["majority", "tfidf", "lora"], "hourly_usd": 3.6}
+    project.configure(base_model="model", planning=planning)
+    done = project.fullft("ingest", project.name, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    store = Store(str(project.home / "store"))
+    snapshot = pointers.latest(store, project.name, "training_snapshot")
+    assert snapshot is not None
+    test, names = load_split(store, snapshot, "test"), label_names(snapshot)
+    answers = {id_: names[label] for id_, label in zip(test.ids, test.labels, strict=True)}
+    write(project.root / "vendor.jsonl", dict(list(answers.items())[1:]))
+    brought = {"resamples": 200, "external": [{"name": "vendor", "file": "vendor.jsonl", "usd": 2}]}
+    project.configure(base_model="model", planning=planning, evaluation=brought)
+    refused = project.fullft("run", project.name, timeout=600)
+    assert refused.returncode != 0
+    assert f"evaluation.external: vendor: 1 of {len(test)} test rows have no prediction" in refused.stdout + refused.stderr
+    assert pointers.latest(store, project.name, "feasibility_plan") is None
+
+    write(project.root / "vendor.jsonl", answers)
+    done = project.fullft("run", project.name, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = pointers.latest(store, project.name, "evaluation_report")
+    assert report is not None and report.metadata["vendor_accuracy"] == 1.0
+    assert re.search(r"baseline +0\.\d+ \[0\.\d+, \d\.\d+\] lora; \d+\.\d s, 0\.\d\d USD", done.stdout)
+    assert "beats_baselines is yellow" in done.stdout
+    verified = project.fullft("verify", project.name)
+    assert verified.returncode == 0, verified.stdout
+
+    [gone, *_] = test.ids
+    (tmp_path / "ids.txt").write_text(f"{gone}\n")
+    erased = project.fullft("erase", project.name, str(tmp_path / "ids.txt"), "--reason", "asked for")
+    assert erased.returncode == 0, erased.stdout + erased.stderr
+    assert store.artifacts(project.name, external.STAGE) == []

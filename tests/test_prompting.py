@@ -1,0 +1,141 @@
+"""Baselines that prompt the base model: likelihoods against plain transformers, drawn examples, what is kept of them, limits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.tasks import prompting
+from fullft_assets.tasks.baseline import load_all
+from fullft_assets.tasks.classification.prompting import FewShot, PromptWriter, ZeroShot
+from fullft_assets.tasks.language.baselines import BaseModel, FewShotConversations
+from tests import project as projects
+from tests import small_language_model
+from tests.prepared import Prepared, prepare, prepare_language_model
+
+PLANNING = {"baselines": ["majority", "zero_shot", "few_shot"], "prompting": {"examples": 5, "max_tokens": 200}}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("prompted")
+    small_language_model.write(root / "model", [row["text"] for row in projects.licence_rows(100)])
+    return prepare(root, rows=160, base_model="model", planning=PLANNING)
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    planning = {"baselines": ["base_model", "few_shot_conversations"], "prompting": {"examples": 3, "max_tokens": 300}}
+    return prepare_language_model(tmp_path_factory.mktemp("conversations"), "sft", rows=60, planning=planning)
+
+
+def test_labels_are_scored_by_the_mean_log_probability_of_their_names(prepared: Prepared) -> None:
+    rows = prepared.split("validation").select(range(3))
+    found = ZeroShot.fit(prepared.split("train"), prepared.baseline_context).predict(rows)
+
+    model = LlamaForCausalLM.from_pretrained(prepared.base_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(prepared.base_model)
+    labels, max_tokens = prepared.labels, prepared.use_case.settings.chunks.max_tokens
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    for row, text in enumerate(rows.texts):
+        prompt = ids(f"Texts and their labels. The labels are: {', '.join(labels)}.") + ids("\n\nText: ")
+        prompt += ids(text)[:max_tokens] + ids("\nLabel:")
+        means = []
+        for label in labels:
+            # The names do not merge with the colon in this vocabulary.
+            name = ids(f" {label}")
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + name])).logits[0].log_softmax(-1)
+            means.append(np.mean([float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(name)]))
+        expected = np.exp(means) / np.exp(means).sum()
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> None:
+    fitted = FewShot.fit(prepared.split("train"), prepared.baseline_context)
+    writer = PromptWriter.of(prepared.baseline_context)
+    ids = fitted._examples(writer)
+    assert 50 < len(ids) <= 200
+    written = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False)
+    parts = written.split("\n\nText: ")[1:]
+    assert [part.rsplit("\nLabel: ", 1)[1] for part in parts] == [prepared.labels[label] for label in fitted.labels]
+    assert all(text.startswith(part.rsplit("\nLabel:", 1)[0][:20]) for part, text in zip(parts, fitted.shown.texts, strict=True))
+    zero, few = (kind.predict(prepared.split("test")) for kind in (ZeroShot(prepared.baseline_context), fitted))
+    assert np.abs(zero - few).max() > 1e-4
+
+
+def test_prompted_baselines_are_scored_saved_without_text_and_loaded(prepared: Prepared, tmp_path: Path) -> None:
+    recipe, names = prepared.recipe, prepared.use_case.settings.baselines
+    scores = dict(recipe.score_baselines(names, tmp_path, prepared.baseline_context))
+    assert set(scores) == set(names)
+    loaded = load_all(names, tmp_path, prepared.baseline_context)
+    for name in ("zero_shot", "few_shot"):
+        predicted = loaded[name].predict(prepared.split("validation"))
+        np.testing.assert_allclose(predicted.sum(1), 1)
+        assert recipe._score_predicted(name, predicted, tmp_path) == pytest.approx(scores[name])
+    kept = json.loads((tmp_path / "few_shot.json").read_text())
+    assert set(kept) == {"ids", "labels"} and set(kept["ids"]) <= set(prepared.split("train").ids)
+
+
+def test_rows_that_train_no_more_are_shown_no_more(prepared: Prepared, tmp_path: Path) -> None:
+    context, train = prepared.baseline_context, prepared.split("train")
+    fitted = FewShot.fit(train, context)
+    fitted.save(tmp_path)
+    gone = fitted.shown.ids[0]
+    fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != gone])
+    loaded = FewShot.load(tmp_path, replace(context, train_rows=lambda: fewer))
+    assert (loaded.shown.ids, list(loaded.labels)) == (fitted.shown.ids[1:], list(fitted.labels)[1:])
+    with pytest.raises(DataError, match=r"few_shot.json: none of its 5 example rows trains any more"):
+        FewShot.load(tmp_path, replace(context, train_rows=lambda: train.select([])))
+
+
+def test_each_label_is_drawn_as_often_as_another() -> None:
+    labels = [0] * 50 + [1] * 20 + [2] * 2
+    drawn = prompting.draw(labels, 9, seed=3)
+    assert Counter(labels[row] for row in drawn) in ({0: 3, 1: 4, 2: 2}, {0: 4, 1: 3, 2: 2})
+    assert drawn == prompting.draw(labels, 9, seed=3) != prompting.draw(labels, 9, seed=4)
+    assert sorted(prompting.draw(labels, 100, seed=3)) == list(range(72))
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(prepared: Prepared) -> None:
+    context = prepared.baseline_context
+    assert context.settings is not None
+    shown = context.settings.planning.prompting.model_copy(update={"max_tokens": 2_000, "examples": 40})
+    planning = context.settings.planning.model_copy(update={"prompting": shown})
+    context = replace(context, settings=context.settings.model_copy(update={"planning": planning}))
+    with pytest.raises(SettingsError, match=r"planning.prompting.max_tokens: the longest prompt has .* base_model reads 512; give less"):
+        FewShot.fit(prepared.split("train"), context).predict(prepared.split("test"))
+
+
+def test_conversations_are_scored_on_their_own_tokens_alone(conversations: Prepared, tmp_path: Path) -> None:
+    context, rows = conversations.baseline_context, conversations.split("test")
+    names = conversations.use_case.settings.baselines
+    scores = dict(conversations.recipe.score_baselines(names, tmp_path, context))
+    assert set(scores) == set(names)
+    few, plain = (load_all([name], tmp_path, context)[name].predict(rows) for name in ("few_shot_conversations", "base_model"))
+    np.testing.assert_array_equal(few.num_tokens, plain.num_tokens)
+    assert np.abs(few.loss - plain.loss).max() > 1e-4
+    assert set(json.loads((tmp_path / "few_shot_conversations.json").read_text())) == {"ids"}
+
+
+def test_without_examples_a_conversation_is_scored_as_by_the_base_model(conversations: Prepared) -> None:
+    context, rows = conversations.baseline_context, conversations.split("test")
+    nothing = FewShotConversations(conversations.split("train").select([]), context).predict(rows)
+    np.testing.assert_allclose(nothing.loss, BaseModel(context).predict(rows).loss, rtol=1e-5)
+
+
+def test_an_encoder_cannot_be_prompted(tmp_path: Path) -> None:
+    project = projects.create(tmp_path, planning={"baselines": ["majority", "few_shot"]})
+    with pytest.raises(SettingsError, match=r"planning.baselines.*few_shot prompts a language model, and base_model is a Bert"):
+        project.use_case()
