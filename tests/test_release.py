@@ -25,6 +25,7 @@ from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.evaluation.seed_noise import SeedNoise
+from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.release import Champion, decision, licence, model_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -493,6 +494,12 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 
+def says_promoted(path: Path, checkpoint: Manifest) -> bool:
+    """Return whether a file is about this checkpoint alone and says that it was promoted."""
+    text = path.read_text()
+    return checkpoint.ref in text and "Promoted: every gate passed" in text
+
+
 def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
     record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
     assert record is not None
@@ -510,7 +517,8 @@ class TestWhatIsSaidOfARelease:
             outcome, manifest = lab.publish(report, first)
             metadata = release.ChampionMetadata.of(manifest)
             sentence = "Promoted: every gate passed."
-            assert decision_on(lab, first) == ("promoted", sentence) and metadata.outcome == metadata.verdict == sentence
+            assert decision_on(lab, first) == ("promoted", sentence) and metadata.outcome == sentence
+            assert metadata.verdict == "Every gate passed."
             assert sentence in (lab.store.folder(manifest) / release.CARD).read_text()
 
     def test_kept_though_every_gate_passed(self, lab):
@@ -522,6 +530,9 @@ class TestWhatIsSaidOfARelease:
             "Not promoted: the champion has changed"
         )
         assert decision_on(lab, second)[0] == "promoted"
+        # Its gates passed, and nothing of it says that it was promoted.
+        assert read_verdict(lab.store.folder(old)).sentence == "Every gate passed."
+        assert [path.name for path in Path(lab.store.url).rglob("*") if path.is_file() and says_promoted(path, first)] == []
 
     def test_a_run_killed_after_the_promotion_is_recorded_by_the_next(self, lab, monkeypatch):
         first = lab.checkpoint("a")
@@ -699,7 +710,8 @@ def test_a_report_by_other_gates_is_refused(lab):
 
 def card_of(lab: Lab, evaluation: Evaluation | None = None, **training: Any) -> str:
     checkpoint = lab.checkpoint("card", **training)
-    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluation or evaluated(), "r"), checkpoint)
+    made = lab.report(checkpoint, evaluation or evaluated(), "r")
+    manifest = model_card.write_card(lab.store, lab.use_case, made, checkpoint, outcome=decision.PROMOTED)
     return (lab.store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
 
 
@@ -758,7 +770,8 @@ def test_the_base_model_is_named_without_this_machines_paths(lab, reference, fro
     checkpoint = lab.artifact(
         "finetuned_checkpoint", "c", checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference), {}, {}, {"training": {}}
     )
-    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluated(), "r"), checkpoint)
+    report = lab.report(checkpoint, evaluated(), "r")
+    manifest = model_card.write_card(lab.store, lab.use_case, report, checkpoint, outcome=decision.PROMOTED)
     card = (lab.store.folder(manifest) / release.CARD).read_text()
     assert text in card and "somebody" not in card
 

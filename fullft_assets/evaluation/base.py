@@ -10,7 +10,7 @@ from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
-VERSION = "5"
+VERSION = "6"
 
 
 class Evaluation(Record, ABC):

@@ -73,11 +73,16 @@ class ReleaseVerdict(BaseModel):
         return "DO NOT PROMOTE" if self.answer == "keep" and not self.has_champion else HEADLINES[self.answer]
 
     @property
+    def failures_first(self) -> list[GateResult]:
+        """The gates: those that say no, then the undecided ones, then those that passed."""
+        return sorted(self.reasons, key=lambda reason: (reason.passed, reason.is_undecided))
+
+    @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """The verdict in words; whether the model was promoted is the release's to say (see `release.decision`)."""
         failing = [reason.text for reason in sorted(self.reasons, key=lambda reason: reason.is_undecided) if not reason.passed]
         opening = {
-            "promote": "Promoted: every gate passed",
+            "promote": "Every gate passed",
             "keep": "Not promoted",
             "inconclusive": "Not promoted, since the test set cannot decide",
             "insufficient_data": "Not promoted, since there is not enough test data to decide",

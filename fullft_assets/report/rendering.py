@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, 
 from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import PilotMetadata
 from fullft_assets.report import pictures
+from fullft_assets.report.costs import SystemCost
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
@@ -56,6 +57,11 @@ class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
     `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
+
+    Attributes:
+        worth: what the gain over the best baseline cost.
+        costs: what each system took to make; one that is not named is not known.
+        next_action: what to do after this verdict.
     """
 
     case: str
@@ -70,20 +76,54 @@ class EvaluationReport:
     cost: Sequence[tuple[str, str]] = ()
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
+    worth: Sequence[tuple[str, str]] = ()
+    costs: Mapping[str, SystemCost] = field(default_factory=dict)
+    next_action: str = ""
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether it is known what a system cost."""
+        return any(cost.usd is not None for cost in self.costs.values())
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A system in the forest plot: where its interval is, in percent of the plot's width."""
+
+    name: str
+    score: Interval
+    left: float
+    width: float
+    middle: float
+    cost: SystemCost | None
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
-    """Write `report.html`, `report.md` and `pictures/*.png`; return the pictures' names."""
+    """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the pictures' names."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     drawn = pictures.draw(folder / "pictures", report.evaluation, report.training_log, report.learning_curve)
     embedded = {name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn}
     context = {"report": report, "pictures": drawn}
-    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
+    # The page draws it with text that stays readable on a telephone.
+    forest = {"scores": render("forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs))}
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
     tiles = [part for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n") if part]
     page = render("page.html.j2", report.evaluation, report=report, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles)
     (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
+    (folder / "summary.md").write_text(render("summary.md.j2", report.evaluation, **context), encoding="utf-8")
     return drawn
+
+
+def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:
+    """Return the systems, the best first, on an axis that holds every interval."""
+    found = evaluation.scores[evaluation.primary_metric]
+    low, high = min(score.low for score in found.values()), max(score.high for score in found.values())
+    scale = 100 / (high - low or 1.0)
+    return [
+        ForestRow(name, score, (score.low - low) * scale, (score.high - score.low) * scale, (score.estimate - low) * scale, costs.get(name))
+        for name, score in sorted(found.items(), key=lambda pair: -pair[1].estimate)
+    ]
 
 
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:

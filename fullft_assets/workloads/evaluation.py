@@ -53,6 +53,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     progress.say(found.justification.sentence)
     progress.say(decision.sentence)
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
+        costs = report.system_costs(inputs)
         pq.write_table(result.rows, draft.path / "predictions.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
@@ -69,6 +70,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             cost=report.cost_rows(checkpoint),
             forgetting=report.forgetting_rows(checkpoint),
             promise=report.promise_rows(inputs["pilot_run"], found),
+            worth=report.worth_rows(found, costs),
+            costs=costs,
+            next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
         report.write(draft.path, shown)
         draft.commit(
