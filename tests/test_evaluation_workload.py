@@ -115,14 +115,15 @@ class Lab:
     def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
             fill(draft.path)
-            return draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=metadata or {})
+            inputs = {"training_snapshot": self.snapshot.content_digest} if hasattr(self, "snapshot") else {}
+            return draft.commit(settings={"training": {"epochs": 3}}, inputs=inputs, metadata=metadata or {})
 
     def _fit_baselines(self, folder: Path) -> None:
         train = load_split(self.store, self.snapshot, "train")
         for kind in (Majority, Tfidf, FrozenProbe):
             kind.fit(train, self.context).save(folder)
 
-    def checkpoint(self, name: str, model: BertForSequenceClassification) -> Manifest:
+    def checkpoint(self, name: str, model: BertForSequenceClassification, **measured: float) -> Manifest:
         def fill(folder: Path) -> None:
             model.save_pretrained(folder / "model")
             shutil.copy(self.base_model / "tokenizer.json", folder / "model" / "tokenizer.json")
@@ -130,7 +131,9 @@ class Lab:
             log = [{"step": 1, "loss": 1.1}, {"step": 2, "loss": 0.9}, {"step": 2, "validation_loss": 1.0}]
             (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
-        return self.artifact("finetuned_checkpoint", name, fill, checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref))
+        return self.artifact(
+            "finetuned_checkpoint", name, fill, checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref, **measured)
+        )
 
     def evaluate(
         self,
@@ -175,7 +178,7 @@ def test_the_artifact_is_whole(lab, report):
     names = set(report.files)
     assert {"report.html", "report.md", "predictions.parquet", "decision.json", "evaluation.json"} <= names
     assert {f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")} <= names
-    gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient"]
+    gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient", "forgetting_is_within_budget"]
     assert [check.name for check in report.checks] == gates
     assert all(check.severity == "warn" for check in report.checks)
     assert report.check("beats_champion").description == "no champion yet"
@@ -269,6 +272,18 @@ def test_map_labels():
     assert mapped == pytest.approx(np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
     with pytest.raises(StoreError, match="knows none of the labels a, b, only x, y"):
         map_labels(np.eye(2), ["x", "y"], ["a", "b"])
+
+
+def test_a_model_that_forgot_too_much_is_stopped_by_that_gate(lab):
+    model = small_model(lab.labels, [0, 1, 2])
+    forgot = lab.checkpoint("forgot", model, general_before=3.0, general_loss=4.0, general_rise=1.0)
+    found = lab.evaluate(forgot, "forgot")
+    gate = found.check("forgetting_is_within_budget")
+    assert not gate.passed and gate.metadata == {"rise": 1.0}
+    page = (lab.store.folder(found) / "report.html").read_text()
+    assert "+1.0000 over 1 training" in page and "more than the budget of 0.693" in page
+    evaluation = read_evaluation((lab.store.folder(found) / "evaluation.json").read_bytes())
+    assert evaluation.forgetting is not None and evaluation.forgetting.measure == "loss"
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 import pytest
@@ -21,6 +21,7 @@ from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation.forgetting import Forgetting, forgetting_of
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
@@ -55,6 +56,7 @@ def evaluated(
     calibration_error: float = 0.03,
     over_anchor: Gain | None = None,
     effective_groups: float = 40,
+    forgetting: Forgetting | None = None,
 ) -> Evaluation:
     gain = gain or gained(0.05, 0.02, 0.08)
     scores = {FINETUNED: interval(score, score - 0.02, score + 0.02), "tfidf": interval(score - gain.estimate)}
@@ -78,6 +80,7 @@ def evaluated(
         scores={"macro_f1": scores, "accuracy": scores},
         gains={"macro_f1": gains, "accuracy": gains},
         calibration_error=calibration_error,
+        forgetting=forgetting,
         reliability=[ReliabilityBin(low=0.8, high=0.9, num_rows=100, confidence=0.85, accuracy=0.82)],
         per_label=[
             LabelScore(label="notice", precision=0.9, recall=0.8, f1=0.85, support=60),
@@ -88,6 +91,11 @@ def evaluated(
         agreement=SystemAgreement(both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15),
         justification=Justification(best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."),
     )
+
+
+def forgot(rise: float, measure: Literal["loss", "distance"] = "loss", **changed: Any) -> Forgetting:
+    values = {"before": 3.0, "after": 3.0 + rise, "rise": rise, "num_trainings": 1, "num_unmeasured": 0}
+    return Forgetting(measure=measure, **{**values, **changed})
 
 
 def failing(evaluation: Evaluation, **changed: float) -> set[str]:
@@ -104,6 +112,14 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(gain=gained(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
         (evaluated(gain=gained(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
         (evaluated(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
+        (evaluated(forgetting=forgot(0.69)), {}, set()),
+        (evaluated(forgetting=forgot(0.70)), {}, {"forgetting_is_within_budget"}),
+        (evaluated(forgetting=forgot(0.70)), {"max_forgetting": 0.8}, set()),
+        (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {}, {"forgetting_is_within_budget"}),
+        (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {"max_forgetting": 0.3}, set()),
+        (evaluated(forgetting=forgot(0.90, "distance")), {}, set()),
+        (evaluated(forgetting=forgot(0.90, "distance")), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
+        (evaluated(), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
         (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {}, set()),
         (evaluated(over_champion=gained(0.01, -0.01, 0.03)), {}, {"beats_champion"}),
         (evaluated(over_champion=gained(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
@@ -126,6 +142,28 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
 )
 def test_gates(evaluation, changed, expected):
     assert failing(evaluation, **changed) == expected
+
+
+def test_forgetting_counts_every_training_since_the_base_model(store):
+    earlier = {"checkpoint": "c", "snapshot": "s", "snapshot_digest": "d"}
+    lineage = [{**earlier, "general_before": 3.0, "general_loss": 3.4}, earlier]
+    measured = checkpoint_metadata(lineage=lineage, general_before=3.5, general_loss=3.8, general_rise=0.3)
+
+    def checkpoint(name: str, metadata: dict[str, Any]) -> Manifest:
+        with store.create("demo", "finetuned_checkpoint", name, version="1", seed=1) as draft:
+            (draft.path / "content").write_text(name)
+            return draft.commit(settings={"training": {"max_general_rise": 0.5}}, inputs={"training_snapshot": "d"}, metadata=metadata)
+
+    found = forgetting_of(checkpoint("a", measured))
+    assert found is not None and found.rise == pytest.approx(0.7)
+    assert (found.measure, found.num_trainings, found.num_unmeasured, found.training_budget) == ("loss", 3, 1, 0.5)
+    reason = next(each for each in release.verdict(evaluated(forgetting=found), ReleaseSettings()).reasons if "forgetting" in each.gate)
+    assert not reason.passed
+    assert reason.text == (
+        "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1 of which did not measure it, "
+        "more than the budget of 0.500 (release.max_forgetting)"
+    )
+    assert forgetting_of(checkpoint("b", checkpoint_metadata())) is None
 
 
 def test_no_champion_passes_and_is_reported():

@@ -151,7 +151,7 @@ def test_gates_that_say_no_come_first(tmp_path):
     report.write(tmp_path, full_report(found, verdict=gates))
     table = (tmp_path / "report.md").read_text().split("## The gates")[1].split("##")[0]
     answers = [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| ")][1:]
-    assert answers[0] == "✗ no" and set(answers[1:]) == {"✓ yes"}
+    assert answers[0] == "✗ no" and len(answers) > 4 and set(answers[1:]) == {"✓ yes"}
 
 
 def test_each_system_is_shown_with_its_time_and_price(tmp_path):

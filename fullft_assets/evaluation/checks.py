@@ -13,6 +13,9 @@ CHECKS = (
     CheckSpec("beats_baselines", "The tuned model is better than every baseline, by more than chance."),
     CheckSpec("beats_champion", "The tuned model is better than the champion; after new data, not worse by what the test set can show."),
     CheckSpec("score_is_sufficient", "The primary metric reaches release.min_score."),
+    CheckSpec(
+        "forgetting_is_within_budget", "The model lost no more on general text than it may, over all trainings since the base model."
+    ),
 )
 #: With release.max_calibration_error.
 CALIBRATION = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
@@ -47,6 +50,8 @@ def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:
         "beats_baselines": {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
         "score_is_sufficient": {found.primary_metric: found.score.estimate},
     }
+    if found.forgetting is not None:
+        numbers["forgetting_is_within_budget"] = {"rise": found.forgetting.rise}
     if found.calibration_error is not None:
         numbers["is_calibrated"] = {"calibration_error": found.calibration_error}
     if over_champion is not None:

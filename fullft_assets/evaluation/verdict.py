@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.evaluation import Evaluation, title
+from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.seed_noise import SeedNoise
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION
@@ -102,6 +103,7 @@ def verdict(
     reasons = [_test_set_is_large_enough(evaluation, settings), _beats_baselines(evaluation, settings)]
     reasons.append(_beats_champion(evaluation, settings, rule, seed_noise))
     reasons.append(_score_is_sufficient(evaluation, settings))
+    reasons.append(_forgetting_is_within_budget(evaluation.forgetting, settings.max_forgetting))
     if settings.max_calibration_error is not None:
         reasons.append(_is_calibrated(evaluation.calibration_error, settings.max_calibration_error))
     return ReleaseVerdict(
@@ -224,6 +226,25 @@ def _score_is_sufficient(evaluation: Evaluation, settings: ReleaseSettings) -> G
     found = "reaches" if passed else "is below"
     text = f"{title(evaluation.primary_metric)} {score:.3f} {found} {settings.min_score:.3f} (release.min_score)"
     return GateResult(gate="score_is_sufficient", passed=passed, text=text)
+
+
+def _forgetting_is_within_budget(found: Forgetting | None, limit: float | None) -> GateResult:
+    gate = "forgetting_is_within_budget"
+    if found is None:
+        text = "forgetting was not measured, as there is no general text (snapshot.general)"
+        asked = "" if limit is None else ", though release.max_forgetting asks for it"
+        return GateResult(gate=gate, passed=limit is None, text=text + asked)
+    budget = found.default_budget if limit is None else limit
+    since = f" over {found.num_trainings} trainings since the base model" if found.num_trainings > 1 else ""
+    if found.num_unmeasured:
+        since += f", {found.num_unmeasured} of which did not measure it"
+    rose = f"the {found.what} rose by {found.rise:+.3f}{since}"
+    if budget is None:
+        return GateResult(gate=gate, passed=True, text=f"{rose}; no budget is set (release.max_forgetting)")
+    passed = found.rise <= budget
+    return GateResult(
+        gate=gate, passed=passed, text=f"{rose}, {'within' if passed else 'more than'} the budget of {budget:.3f} (release.max_forgetting)"
+    )
 
 
 def _is_calibrated(error: float | None, limit: float) -> GateResult:

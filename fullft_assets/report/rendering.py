@@ -23,6 +23,7 @@ from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
+    from fullft_assets.evaluation.forgetting import Forgetting
     from fullft_assets.evaluation.verdict import ReleaseVerdict
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.store import Manifest
@@ -209,17 +210,18 @@ def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str
     ]
 
 
-def forgetting_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Return what a training made the model forget of general text, as (name, value) rows; none where it was not measured."""
-    made = CheckpointMetadata.of(checkpoint)
-    measures = (
-        ("loss on general text, nats a token", made.general_loss),
-        ("distance of general texts' representations from the base model's (1 - mean cosine), not a loss", made.general_distance),
-    )
-    rows = [(name, f"{made.general_before:.4f} before training, {after:.4f} after") for name, after in measures if after is not None]
-    budget = checkpoint.settings.get("training", {}).get("max_general_rise")
-    if rows:
-        rows.append(("rise", f"{made.general_rise:+.4f}" + (f" of at most {budget:g}" if budget is not None else "; no budget was set")))
+def forgetting_rows(found: Forgetting | None) -> list[tuple[str, str]]:
+    """Return what a model forgot of general text, as (name, value) rows; none where it was not measured."""
+    if found is None:
+        return []
+    names = {
+        "loss": "loss on general text, nats a token",
+        "distance": "distance of general texts' representations from the base model's (1 - mean cosine), not a loss",
+    }
+    rows = [(names[found.measure], f"{found.before:.4f} before training, {found.after:.4f} after")]
+    rows.append(("rise since the base model", f"{found.rise:+.4f} over {found.num_trainings} training{'s' * (found.num_trainings > 1)}"))
+    if found.num_unmeasured:
+        rows.append(("trainings that did not measure it", str(found.num_unmeasured)))
     return rows
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from fullft_assets import evaluation, report
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
+from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
 from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, write_verdict
@@ -26,7 +27,7 @@ from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
+from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.training.lineage import snapshots_learned_from
 from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.entry import run_workload
@@ -47,7 +48,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             f"{delivered - len(test):,} test rows left out: a model learned from them, or from near-duplicates, in an older snapshot"
         )
     result = task_of(job.settings.examples).evaluate(EvaluationContext(job, store, inputs, progress), test)
-    found = result.evaluation
+    found = result.evaluation.model_copy(update={"forgetting": forgetting_of(checkpoint)})
     noise = seed_noise(_seed_runs(store, inputs))
     decision = verdict(found, job.settings.release, _rule(inputs), noise)
     progress.say(found.justification.sentence)
@@ -68,7 +69,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             data=report.data_rows(snapshot),
             lineage=report.lineage_rows(inputs, job.settings, job.key),
             cost=report.cost_rows(checkpoint),
-            forgetting=report.forgetting_rows(checkpoint),
+            forgetting=report.forgetting_rows(found.forgetting),
             promise=report.promise_rows(inputs["pilot_run"], found),
             worth=report.worth_rows(found, costs),
             costs=costs,
@@ -78,7 +79,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json"),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(result, decision, inputs, delivered - len(test)).as_dict(),
+            metadata=_metadata(found, result.headline, decision, inputs, delivered - len(test)).as_dict(),
             checks=checks.outcomes(found, decision),
         )
 
@@ -125,10 +126,12 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     return found
 
 
-def _metadata(result: EvaluationResult, decision: ReleaseVerdict, inputs: Mapping[str, Manifest], num_left_out: int) -> EvaluationMetadata:
-    found, candidate = result.evaluation, inputs["finetuned_checkpoint"]
+def _metadata(
+    found: Evaluation, headline: Mapping[str, Any], decision: ReleaseVerdict, inputs: Mapping[str, Manifest], num_left_out: int
+) -> EvaluationMetadata:
+    candidate = inputs["finetuned_checkpoint"]
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
-    measured = {**result.headline, **CheckpointMetadata.of(candidate).general_scores}
+    measured = {**headline, **CheckpointMetadata.of(candidate).general_scores}
     for name in found.scores[found.primary_metric]:
         if name != FINETUNED:
             measured |= {f"{name}_{metric}": values[name].estimate for metric, values in found.columns.items() if name in values}
