@@ -178,7 +178,8 @@ def test_the_artifact_is_whole(lab, report):
     names = set(report.files)
     assert {"report.html", "report.md", "predictions.parquet", "decision.json", "evaluation.json"} <= names
     assert {f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")} <= names
-    gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient", "forgetting_is_within_budget"]
+    gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient"]
+    gates += ["forgetting_is_within_budget", "no_slice_is_worse"]
     assert [check.name for check in report.checks] == gates
     assert all(check.severity == "warn" for check in report.checks)
     assert report.check("beats_champion").description == "no champion yet"
@@ -284,6 +285,21 @@ def test_a_model_that_forgot_too_much_is_stopped_by_that_gate(lab):
     assert "+1.0000 over 1 training" in page and "more than the budget of 0.693" in page
     evaluation = read_evaluation((lab.store.folder(found) / "evaluation.json").read_bytes())
     assert evaluation.forgetting is not None and evaluation.forgetting.measure == "loss"
+
+
+def test_the_test_rows_that_the_champion_was_judged_on_are_a_slice(lab, candidate):
+    newer = lab.take(dataclasses.replace(lab.use_case, settings=with_test_share(lab.use_case.settings, 0.6)))
+    champion = lab.checkpoint("old champion", small_model(lab.labels, [2, 0, 1]))
+    found = lab.evaluate(candidate, "old rows", champion, taken=newer)
+    evaluation = read_evaluation((lab.store.folder(found) / "evaluation.json").read_bytes())
+    assert evaluation.slices is not None and evaluation.slices.rival == "champion"
+    rows = {each.name: each for each in evaluation.slices.found if each.kind == "champion's test rows"}
+    judged = set(lab.test.ids)
+    ids = pq.read_table(lab.store.folder(found) / "predictions.parquet")["id"].to_pylist()
+    assert rows["rows that it was judged on"].num_rows == len(judged & set(ids)) > 20
+    kinds = {each.kind for each in evaluation.slices.found}
+    assert {"length", "label"} <= kinds and "source" not in kinds, "there is one file"
+    assert found.check("no_slice_is_worse").passed
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):

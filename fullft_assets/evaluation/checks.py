@@ -16,6 +16,7 @@ CHECKS = (
     CheckSpec(
         "forgetting_is_within_budget", "The model lost no more on general text than it may, over all trainings since the base model."
     ),
+    CheckSpec("no_slice_is_worse", "On no slice of the test rows is the model worse than the champion, else than the best baseline."),
 )
 #: With release.max_calibration_error.
 CALIBRATION = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
@@ -50,6 +51,8 @@ def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:
         "beats_baselines": {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
         "score_is_sufficient": {found.primary_metric: found.score.estimate},
     }
+    if found.slices is not None and found.slices.found:
+        numbers["no_slice_is_worse"] = {"lowest_gain": min(each.gain.estimate for each in found.slices.found)}
     if found.forgetting is not None:
         numbers["forgetting_is_within_budget"] = {"rise": found.forgetting.rise}
     if found.calibration_error is not None:

@@ -6,6 +6,7 @@ The evaluation workload computes it once and stores it with the report; all othe
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +105,7 @@ def verdict(
     reasons.append(_beats_champion(evaluation, settings, rule, seed_noise))
     reasons.append(_score_is_sufficient(evaluation, settings))
     reasons.append(_forgetting_is_within_budget(evaluation.forgetting, settings.max_forgetting))
+    reasons.append(_no_slice_is_worse(evaluation, settings))
     if settings.max_calibration_error is not None:
         reasons.append(_is_calibrated(evaluation.calibration_error, settings.max_calibration_error))
     return ReleaseVerdict(
@@ -245,6 +247,20 @@ def _forgetting_is_within_budget(found: Forgetting | None, limit: float | None) 
     return GateResult(
         gate=gate, passed=passed, text=f"{rose}, {'within' if passed else 'more than'} the budget of {budget:.3f} (release.max_forgetting)"
     )
+
+
+def _no_slice_is_worse(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
+    """Names no slice: check descriptions are kept in an event log, and a slice may be called what a label or a client is called."""
+    gate, found = "no_slice_is_worse", evaluation.slices
+    tested = [] if found is None else found.tested(settings.min_effective_groups)
+    if found is None or not tested:
+        text = f"no slice has {settings.min_effective_groups:g} groups of equal weight (release.min_effective_groups), so none was tested"
+        return GateResult(gate=gate, passed=True, text=text)
+    worse = found.worse(settings.min_effective_groups, evaluation.confidence)
+    kinds = Counter(each.kind for each in worse)
+    said = f"{', '.join(f'{count} by {kind}' for kind, count in kinds.items())}; the report names them" if worse else ""
+    text = f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than the {title(found.rival)} by more than chance"
+    return GateResult(gate=gate, passed=not worse, text=f"{text}: {said}" if said else text)
 
 
 def _is_calibrated(error: float | None, limit: float) -> GateResult:

@@ -63,6 +63,7 @@ class EvaluationReport:
         worth: what the gain over the best baseline cost.
         costs: what each system took to make; one that is not named is not known.
         next_action: what to do after this verdict.
+        min_slice_groups: groups of equal weight that a slice needs to be tested.
     """
 
     case: str
@@ -80,6 +81,7 @@ class EvaluationReport:
     worth: Sequence[tuple[str, str]] = ()
     costs: Mapping[str, SystemCost] = field(default_factory=dict)
     next_action: str = ""
+    min_slice_groups: float = 30.0
 
     @property
     def has_prices(self) -> bool:

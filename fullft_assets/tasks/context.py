@@ -20,6 +20,7 @@ from fullft_assets.report import AnsweredRow, Continuation
 from fullft_assets.snapshot import Split, label_names
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.tasks.slicing import slices_of
 from fullft_assets.training.lineage import tokenizer_of
 from fullft_assets.training.metadata import CheckpointMetadata
 
@@ -105,7 +106,7 @@ class EvaluationContext:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
         self.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
-        return Comparison.of(settings)
+        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test))
 
     def model_folder(self, name: str) -> ModelFolder:
         """Return the folder of the model of a checkpoint among the inputs."""

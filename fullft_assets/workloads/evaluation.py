@@ -73,6 +73,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             promise=report.promise_rows(inputs["pilot_run"], found),
             worth=report.worth_rows(found, costs),
             costs=costs,
+            min_slice_groups=job.settings.release.min_effective_groups,
             next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
         report.write(draft.path, shown)

@@ -17,6 +17,7 @@ class Classification(Task):
     min_labels = 2
     metrics = ("macro_f1", "accuracy")
     shown_metrics = metrics
+    slice_metric = "accuracy"
     baselines = ("majority", "tfidf", "frozen_probe")
     detects_drift = True
     measures_calibration = True
