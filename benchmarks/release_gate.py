@@ -217,14 +217,15 @@ def _true_tokens(sigma: float, cap: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A test set, and the predicted labels of each of many trainings that differ in the seed."""
+    """A test set with the lengths of its texts [n], and the predicted labels of each of many trainings that differ in the seed."""
 
     test: TestSet
     predicted: list[np.ndarray]
+    lengths: np.ndarray
 
 
-def train(name: str, num_rows: int) -> Trained:
-    """Train a recipe with `NUM_RUNS` seeds on half of the groups."""
+def train(name: str, num_rows: int, num_runs: int = NUM_RUNS) -> Trained:
+    """Train a recipe with so many seeds on half of the groups."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -241,14 +242,15 @@ def train(name: str, num_rows: int) -> Trained:
     found: Any = vectorizer.fit([text for text, out in zip(texts, held_out, strict=True) if not out]).transform(texts)
     reduced: Any = TruncatedSVD(100, random_state=0).fit(found[~held_out]).transform(found)
     predicted = []
-    for seed in range(NUM_RUNS):
+    for seed in range(num_runs):
         network = MLPClassifier((32,), max_iter=25, random_state=seed, learning_rate_init=0.01)
         with warnings.catch_warnings():
             # 25 passes are the recipe.
             warnings.simplefilter("ignore", ConvergenceWarning)
             network.fit(reduced[~held_out], labels[~held_out])
         predicted.append(network.predict(reduced[held_out]))
-    return Trained(TestSet(labels[held_out], groups[held_out], len(names)), predicted)
+    lengths = np.array([len(text) for text in texts])
+    return Trained(TestSet(labels[held_out], groups[held_out], len(names)), predicted, lengths[held_out])
 
 
 def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:

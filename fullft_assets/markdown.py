@@ -34,11 +34,12 @@ def about_row(kind: str, value: str) -> str:
     return f"{_MARK}{kind}={_MARK}{quote(value, safe='')}{_MARK}"
 
 
-def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
+def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str] | None = None) -> str:
     """Render Markdown to HTML; HTML within it is text.
 
     Args:
         pictures: PNG as base64, by the name in `pictures/NAME.png`.
+        drawn: safe HTML in place of some of them, by the same name.
     """
     from markdown_it import MarkdownIt
     from markupsafe import escape as escape_html
@@ -46,6 +47,8 @@ def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
     def image(tokens: Any, index: int, options: Any, env: Any) -> str:
         name = tokens[index].attrs["src"].removeprefix("pictures/").removesuffix(".png")
         caption = escape_html(tokens[index].content)
+        if drawn is not None and name in drawn:
+            return drawn[name]
         return f'<figure><img src="data:image/png;base64,{pictures[name]}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
     def open_row(tokens: Any, index: int, options: Any, env: Any) -> str:
@@ -62,16 +65,24 @@ def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
 
 
 def _read_marks(state: Any) -> None:
-    """Tell table rows what they are about, cells whether they are right, and let pictures be no paragraphs."""
-    row = None
+    """Tell table rows what they are about, cells their column and whether they are right, and let pictures be no paragraphs."""
+    row, heads, column = None, [], 0
     for before, token, after in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        if before.type == "thead_open":
+            heads = []
         if before.type == "tr_open":
-            row = before
+            row, column = before, 0
         if token.type != "inline":
             continue
         if before.type == "paragraph_open" and re.fullmatch(r"!\[[^\n]*\]\(pictures/[^)\n]+\)", token.content):
             before.hidden = after.hidden = True
+        if before.type == "th_open":
+            heads.append(token.content)
         if before.type == "td_open":
+            # A narrow screen shows a row as a list, in which each cell needs the name of its column.
+            if column and heads[column]:
+                before.attrSet("data-column", heads[column])
+            column += 1
             if row is not None and (match := _ROW_MARK.match(token.content)):
                 row.meta["about"], token.content = (match[1], match[2]), token.content[match.end() :]
             kind = {"✓": "yes", "✗": "no"}.get(token.content[:1])

@@ -28,6 +28,7 @@ class Task(ABC):
         chunk_defaults: defaults of the section `chunks` that differ for this task.
         metrics: names of the metrics that may decide, the default first. They lie between 0 and 1, and higher is better.
         shown_metrics: names of the metrics in the table of the systems, in order.
+        slice_metric: name of the metric of slices of the test rows: one that a few rows can measure. None: the metric that decides.
         baselines: names of the baselines by default, the cheapest first.
         more_baselines: names of those that a YAML may ask for beside them; the report says which it did not.
         required_baseline: the one that the report compares the model with in detail, so it cannot be left out.
@@ -47,6 +48,7 @@ class Task(ABC):
     chunk_defaults: ClassVar[Mapping[str, Any]] = {}
     metrics: ClassVar[tuple[str, ...]]
     shown_metrics: ClassVar[tuple[str, ...]]
+    slice_metric: ClassVar[str | None] = None
     baselines: ClassVar[tuple[str, ...]]
     more_baselines: ClassVar[tuple[str, ...]] = ()
     required_baseline: ClassVar[str | None] = None

@@ -76,7 +76,7 @@ def drift(status: Status) -> dict[str, Any]:
 def evaluation(**given: Any) -> dict[str, Any]:
     """Return the metadata of an `evaluation_report`; what it measured are keys like the others."""
     values: dict[str, Any] = {
-        "verdict": "Promoted: every gate passed.",
+        "verdict": "Every gate passed.",
         "justification": "Full fine-tuning was worth it.",
         "answer": "promote",
         "promote": True,

@@ -115,14 +115,15 @@ class Lab:
     def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
             fill(draft.path)
-            return draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=metadata or {})
+            inputs = {"training_snapshot": self.snapshot.content_digest} if hasattr(self, "snapshot") else {}
+            return draft.commit(settings={"training": {"epochs": 3}}, inputs=inputs, metadata=metadata or {})
 
     def _fit_baselines(self, folder: Path) -> None:
         train = load_split(self.store, self.snapshot, "train")
         for kind in (Majority, Tfidf, FrozenProbe):
             kind.fit(train, self.context).save(folder)
 
-    def checkpoint(self, name: str, model: BertForSequenceClassification) -> Manifest:
+    def checkpoint(self, name: str, model: BertForSequenceClassification, **measured: float) -> Manifest:
         def fill(folder: Path) -> None:
             model.save_pretrained(folder / "model")
             shutil.copy(self.base_model / "tokenizer.json", folder / "model" / "tokenizer.json")
@@ -130,7 +131,9 @@ class Lab:
             log = [{"step": 1, "loss": 1.1}, {"step": 2, "loss": 0.9}, {"step": 2, "validation_loss": 1.0}]
             (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
-        return self.artifact("finetuned_checkpoint", name, fill, checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref))
+        return self.artifact(
+            "finetuned_checkpoint", name, fill, checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref, **measured)
+        )
 
     def evaluate(
         self,
@@ -176,6 +179,7 @@ def test_the_artifact_is_whole(lab, report):
     assert {"report.html", "report.md", "predictions.parquet", "decision.json", "evaluation.json"} <= names
     assert {f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")} <= names
     gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient"]
+    gates += ["forgetting_is_within_budget", "no_slice_is_worse"]
     assert [check.name for check in report.checks] == gates
     assert all(check.severity == "warn" for check in report.checks)
     assert report.check("beats_champion").description == "no champion yet"
@@ -269,6 +273,33 @@ def test_map_labels():
     assert mapped == pytest.approx(np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
     with pytest.raises(StoreError, match="knows none of the labels a, b, only x, y"):
         map_labels(np.eye(2), ["x", "y"], ["a", "b"])
+
+
+def test_a_model_that_forgot_too_much_is_stopped_by_that_gate(lab):
+    model = small_model(lab.labels, [0, 1, 2])
+    forgot = lab.checkpoint("forgot", model, general_before=3.0, general_loss=4.0, general_rise=1.0)
+    found = lab.evaluate(forgot, "forgot")
+    gate = found.check("forgetting_is_within_budget")
+    assert not gate.passed and gate.metadata == {"rise": 1.0}
+    page = (lab.store.folder(found) / "report.html").read_text()
+    assert "+1.0000 over 1 training" in page and "more than the budget of 0.693" in page
+    evaluation = read_evaluation((lab.store.folder(found) / "evaluation.json").read_bytes())
+    assert evaluation.forgetting is not None and evaluation.forgetting.measure == "loss"
+
+
+def test_the_test_rows_that_the_champion_was_judged_on_are_a_slice(lab, candidate):
+    newer = lab.take(dataclasses.replace(lab.use_case, settings=with_test_share(lab.use_case.settings, 0.6)))
+    champion = lab.checkpoint("old champion", small_model(lab.labels, [2, 0, 1]))
+    found = lab.evaluate(candidate, "old rows", champion, taken=newer)
+    evaluation = read_evaluation((lab.store.folder(found) / "evaluation.json").read_bytes())
+    assert evaluation.slices is not None and evaluation.slices.rival == "champion"
+    rows = {each.name: each for each in evaluation.slices.found if each.kind == "champion's test rows"}
+    judged = set(lab.test.ids)
+    ids = pq.read_table(lab.store.folder(found) / "predictions.parquet")["id"].to_pylist()
+    assert rows["rows that it was judged on"].num_rows == len(judged & set(ids)) > 20
+    kinds = {each.kind for each in evaluation.slices.found}
+    assert {"length", "label"} <= kinds and "source" not in kinds, "there is one file"
+    assert found.check("no_slice_is_worse").passed
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 import pytest
@@ -21,10 +21,12 @@ from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation.forgetting import Forgetting, forgetting_of
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.evaluation.seed_noise import SeedNoise
+from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.release import Champion, decision, licence, model_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -54,6 +56,7 @@ def evaluated(
     calibration_error: float = 0.03,
     over_anchor: Gain | None = None,
     effective_groups: float = 40,
+    forgetting: Forgetting | None = None,
 ) -> Evaluation:
     gain = gain or gained(0.05, 0.02, 0.08)
     scores = {FINETUNED: interval(score, score - 0.02, score + 0.02), "tfidf": interval(score - gain.estimate)}
@@ -77,6 +80,7 @@ def evaluated(
         scores={"macro_f1": scores, "accuracy": scores},
         gains={"macro_f1": gains, "accuracy": gains},
         calibration_error=calibration_error,
+        forgetting=forgetting,
         reliability=[ReliabilityBin(low=0.8, high=0.9, num_rows=100, confidence=0.85, accuracy=0.82)],
         per_label=[
             LabelScore(label="notice", precision=0.9, recall=0.8, f1=0.85, support=60),
@@ -87,6 +91,11 @@ def evaluated(
         agreement=SystemAgreement(both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15),
         justification=Justification(best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."),
     )
+
+
+def forgot(rise: float, measure: Literal["loss", "distance"] = "loss", **changed: Any) -> Forgetting:
+    values = {"before": 3.0, "after": 3.0 + rise, "rise": rise, "num_trainings": 1, "num_unmeasured": 0}
+    return Forgetting(measure=measure, **{**values, **changed})
 
 
 def failing(evaluation: Evaluation, **changed: float) -> set[str]:
@@ -103,6 +112,14 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(gain=gained(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
         (evaluated(gain=gained(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
         (evaluated(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
+        (evaluated(forgetting=forgot(0.69)), {}, set()),
+        (evaluated(forgetting=forgot(0.70)), {}, {"forgetting_is_within_budget"}),
+        (evaluated(forgetting=forgot(0.70)), {"max_forgetting": 0.8}, set()),
+        (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {}, {"forgetting_is_within_budget"}),
+        (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {"max_forgetting": 0.3}, set()),
+        (evaluated(forgetting=forgot(0.90, "distance")), {}, set()),
+        (evaluated(forgetting=forgot(0.90, "distance")), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
+        (evaluated(), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
         (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {}, set()),
         (evaluated(over_champion=gained(0.01, -0.01, 0.03)), {}, {"beats_champion"}),
         (evaluated(over_champion=gained(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
@@ -125,6 +142,28 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
 )
 def test_gates(evaluation, changed, expected):
     assert failing(evaluation, **changed) == expected
+
+
+def test_forgetting_counts_every_training_since_the_base_model(store):
+    earlier = {"checkpoint": "c", "snapshot": "s", "snapshot_digest": "d"}
+    lineage = [{**earlier, "general_before": 3.0, "general_loss": 3.4}, earlier]
+    measured = checkpoint_metadata(lineage=lineage, general_before=3.5, general_loss=3.8, general_rise=0.3)
+
+    def checkpoint(name: str, metadata: dict[str, Any]) -> Manifest:
+        with store.create("demo", "finetuned_checkpoint", name, version="1", seed=1) as draft:
+            (draft.path / "content").write_text(name)
+            return draft.commit(settings={"training": {"max_general_rise": 0.5}}, inputs={"training_snapshot": "d"}, metadata=metadata)
+
+    found = forgetting_of(checkpoint("a", measured))
+    assert found is not None and found.rise == pytest.approx(0.7)
+    assert (found.measure, found.num_trainings, found.num_unmeasured, found.training_budget) == ("loss", 3, 1, 0.5)
+    reason = next(each for each in release.verdict(evaluated(forgetting=found), ReleaseSettings()).reasons if "forgetting" in each.gate)
+    assert not reason.passed
+    assert reason.text == (
+        "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1 of which did not measure it, "
+        "more than the budget of 0.500 (release.max_forgetting)"
+    )
+    assert forgetting_of(checkpoint("b", checkpoint_metadata())) is None
 
 
 def test_no_champion_passes_and_is_reported():
@@ -493,6 +532,12 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 
+def says_promoted(path: Path, checkpoint: Manifest) -> bool:
+    """Return whether a file is about this checkpoint alone and says that it was promoted."""
+    text = path.read_text()
+    return checkpoint.ref in text and "Promoted: every gate passed" in text
+
+
 def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
     record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
     assert record is not None
@@ -510,7 +555,8 @@ class TestWhatIsSaidOfARelease:
             outcome, manifest = lab.publish(report, first)
             metadata = release.ChampionMetadata.of(manifest)
             sentence = "Promoted: every gate passed."
-            assert decision_on(lab, first) == ("promoted", sentence) and metadata.outcome == metadata.verdict == sentence
+            assert decision_on(lab, first) == ("promoted", sentence) and metadata.outcome == sentence
+            assert metadata.verdict == "Every gate passed."
             assert sentence in (lab.store.folder(manifest) / release.CARD).read_text()
 
     def test_kept_though_every_gate_passed(self, lab):
@@ -522,6 +568,9 @@ class TestWhatIsSaidOfARelease:
             "Not promoted: the champion has changed"
         )
         assert decision_on(lab, second)[0] == "promoted"
+        # Its gates passed, and nothing of it says that it was promoted.
+        assert read_verdict(lab.store.folder(old)).sentence == "Every gate passed."
+        assert [path.name for path in Path(lab.store.url).rglob("*") if path.is_file() and says_promoted(path, first)] == []
 
     def test_a_run_killed_after_the_promotion_is_recorded_by_the_next(self, lab, monkeypatch):
         first = lab.checkpoint("a")
@@ -699,7 +748,8 @@ def test_a_report_by_other_gates_is_refused(lab):
 
 def card_of(lab: Lab, evaluation: Evaluation | None = None, **training: Any) -> str:
     checkpoint = lab.checkpoint("card", **training)
-    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluation or evaluated(), "r"), checkpoint)
+    made = lab.report(checkpoint, evaluation or evaluated(), "r")
+    manifest = model_card.write_card(lab.store, lab.use_case, made, checkpoint, outcome=decision.PROMOTED)
     return (lab.store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
 
 
@@ -758,7 +808,8 @@ def test_the_base_model_is_named_without_this_machines_paths(lab, reference, fro
     checkpoint = lab.artifact(
         "finetuned_checkpoint", "c", checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference), {}, {}, {"training": {}}
     )
-    manifest = model_card.write_card(lab.store, lab.use_case, lab.report(checkpoint, evaluated(), "r"), checkpoint)
+    report = lab.report(checkpoint, evaluated(), "r")
+    manifest = model_card.write_card(lab.store, lab.use_case, report, checkpoint, outcome=decision.PROMOTED)
     card = (lab.store.folder(manifest) / release.CARD).read_text()
     assert text in card and "somebody" not in card
 

@@ -29,6 +29,13 @@ VOID = {"meta", "img", "br", "link", "hr"}
 LABELS = ["notice", "re|ference", "<b>tag</b>", "text"]
 
 
+#: What the page has to answer, in this order.
+ORDER = [
+    "The gates", "All systems", "Was it worth it?", "Promise and outcome", "What it forgot", "Where it is wrong",
+    "What this cannot tell you", "What to do next", "Lineage",
+]  # fmt: skip
+
+
 class Checker(HTMLParser):
     """Collects images, checks that tags are balanced, finds what would be loaded from elsewhere."""
 
@@ -117,12 +124,13 @@ def test_the_table_of_systems_says_what_each_took_and_what_was_not_asked(tmp_pat
 
 def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     pictures = report.write(tmp_path, full_report(evaluation_of(LABELS, champion=True)))
-    assert pictures == ["scores", "confusion", "reliability", "loss", "learning_curve"]
+    assert pictures == ["scores", "learning_curve", "confusion", "reliability", "loss"]
     page = parse(tmp_path / "report.html")
     assert page.loaded == []
     assert "@import" not in (tmp_path / "report.html").read_text()
-    assert len(page.images) == len(pictures)
-    for name, image in zip(pictures, page.images, strict=False):
+    # The page draws the forest plot itself.
+    assert len(page.images) == len(pictures) - 1 and page.text.count("fully fine-tuned model") > 1
+    for name, image in zip(pictures[1:], page.images, strict=True):
         assert image["alt"]
         data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
         pixels = matplotlib.image.imread(io.BytesIO(data), format="png")
@@ -131,7 +139,7 @@ def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     on_disk = {path.stem: path.read_bytes() for path in (tmp_path / "pictures").glob("*.png")}
     assert set(on_disk) == set(pictures)
     embedded = {base64.b64decode(image["src"].split(",")[1]) for image in page.images}
-    assert embedded == set(on_disk.values())
+    assert embedded == {data for name, data in on_disk.items() if name != "scores"}
     # Small enough for Dagster's event log.
     assert all(len(data) < 60_000 for data in on_disk.values())
 
@@ -147,7 +155,94 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
         "Licensed <script>alert(1)</script> under & terms", f"{found.gain_over_champion.estimate:+.3f}",
     ):  # fmt: skip
         assert expected in text, expected
-    assert text.index(shown.verdict.sentence) < text.index("What was compared")
+    places = [text.index(part) for part in (shown.verdict.headline, shown.verdict.sentence, *ORDER)]
+    assert places == sorted(places)
+    assert "fullft verify licences" in text
+
+
+def test_gates_that_say_no_come_first(tmp_path):
+    found = evaluation_of(LABELS)
+    gates = release.verdict(found, ReleaseSettings(min_score=1.0, min_effective_groups=2))
+    report.write(tmp_path, full_report(found, verdict=gates))
+    table = (tmp_path / "report.md").read_text().split("## The gates")[1].split("##")[0]
+    answers = [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert answers[0] == "✗ no" and len(answers) > 4 and set(answers[1:]) == {"✓ yes"}
+
+
+def test_each_system_is_shown_with_its_time_and_price(tmp_path):
+    found = evaluation_of(LABELS)
+    costs = {FINETUNED: report.SystemCost(5_400, 3.5), "tfidf": report.SystemCost(8.2, 0.005)}
+    shown = full_report(found, costs=costs, worth=report.worth_rows(found, costs))
+    report.write(tmp_path, shown)
+    markdown = (tmp_path / "report.md").read_text()
+    row = next(line for line in markdown.splitlines() if line.startswith("| fully fine-tuned model |"))
+    assert row.endswith("| 1 h 30 min | 3.50 |")
+    assert next(line for line in markdown.splitlines() if line.startswith("| frozen base model")).endswith("| – | – |")
+    point = 3.495 / found.gains["macro_f1"]["tfidf"].estimate / 100
+    assert found.justification.best_baseline == "tfidf" and f"| a point of gain (0.01) costs | {point:,.2f} USD |" in markdown
+    page = " ".join(" ".join(parse(tmp_path / "report.html").text).split())
+    assert "1 h 30 min, 3.50 USD" in page and "8 s, 0.01 USD" in page and "no price is given" not in page
+
+
+def test_the_forest_holds_every_interval():
+    found = evaluation_of(LABELS, champion=True)
+    rows = report.forest_rows(found, {})
+    assert [row.score.estimate for row in rows] == sorted((row.score.estimate for row in rows), reverse=True)
+    assert min(row.left for row in rows) == 0 and max(row.left + row.width for row in rows) == pytest.approx(100)
+    assert all(row.left <= row.middle <= row.left + row.width for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changed", "answer", "action"),
+    [
+        ({"min_effective_groups": 2}, "promote", "Materialise champion_model"),
+        ({"min_score": 1.0}, "keep", "score_is_sufficient says no: deliver more documents"),
+        ({"min_effective_groups": 1_000}, "insufficient_data", "Deliver documents of so many more groups that about"),
+    ],
+)
+def test_what_to_do_next(changed, answer, action):
+    found, settings = evaluation_of(LABELS), ReleaseSettings(**changed)
+    decision = release.verdict(found, settings)
+    assert decision.answer == answer
+    assert report.next_action("letters", decision, found, settings).startswith(action)
+
+
+def test_the_page_does_not_say_promoted_before_the_release(tmp_path):
+    found = evaluation_of(LABELS)
+    decision = release.verdict(found, ReleaseSettings())
+    assert decision.promote and decision.sentence == "Every gate passed."
+    report.write(tmp_path, full_report(found, verdict=decision))
+    for name in ("report.html", "report.md", "summary.md"):
+        assert "Promoted" not in (tmp_path / name).read_text(), name
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
+    from tests.ui import SCREENSHOTS, chromium
+
+    long = "a label whose name is a whole sentence, as it happens where answers are texts, without_any_space_" + "x" * 60
+    names = [long, *(f"label {n} $_$" for n in range(14)), "<b>tag</b>"]
+    found = evaluation_of(names, n=1_500, champion=True)
+    gates = release.verdict(found, ReleaseSettings(min_score=0.99))
+    refs = [("checkpoint", f"licences/finetuned_checkpoint/{'0123456789abcdef' * 4}/1"), ("training settings", "epochs 3, " * 40)]
+    costs = {name: report.SystemCost(90.0, 0.1) for name in found.scores["macro_f1"]}
+    report.write(tmp_path, full_report(found, verdict=gates, lineage=refs, costs=costs, worth=report.worth_rows(found, costs)))
+    with chromium() as page:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"file://{tmp_path}/report.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        outside = page.evaluate(
+            "width => [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > width + 1 "
+            "&& !e.closest('pre')).map(e => e.outerHTML.slice(0, 80))",
+            width,
+        )
+        assert outside == []
+        # No column so narrow that a word stands one letter a line.
+        heights = page.locator(".forest .name").evaluate_all("all => all.map(e => e.getBoundingClientRect().height)")
+        assert max(heights) < 60 and page.evaluate("document.body.scrollHeight") < 14_000
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SCREENSHOTS / f"report-{width}.png", full_page=True)
 
 
 def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
@@ -170,7 +265,8 @@ def test_missing_parts_are_not_shown(tmp_path):
     bare = full_report(evaluation_of(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[])
     assert report.write(tmp_path, bare) == ["scores", "confusion", "reliability"]
     page = parse(tmp_path / "report.html")
-    assert len(page.images) == 3
+    assert len(page.images) == 2
+    assert "no general text was given" in " ".join(page.text)
     assert "side by side" not in " ".join(page.text)
     other_metric = full_report(evaluation_of(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}])
     assert report.write(tmp_path, other_metric) == ["scores", "confusion", "reliability"]
@@ -197,7 +293,7 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
     general = [{"step": step, "general_loss": 1.0 + step / 10} for step in range(3)]
     log = [*full_report(named).training_log, *general]
     drawn = report.write(tmp_path / "one", full_report(named, training_log=log))
-    assert drawn == ["scores", "confusion", "reliability", "loss", "general", "learning_curve"]
+    assert drawn == ["scores", "learning_curve", "general", "confusion", "reliability", "loss"]
 
     truth = np.random.default_rng(1).random((200, len(FORMULAS))) < 0.4
     systems = {FINETUNED: truth, "label_shares": ~truth}
@@ -222,7 +318,9 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     report.write(tmp_path, full_report(found))
     assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert "<tr><td>never</td>" + 3 * '<td style="text-align:right">unknown</td>' in page
+    columns = ("precision", "recall", "F1")
+    unknown = "".join(f'<td style="text-align:right" data-column="{column}">unknown</td>' for column in columns)
+    assert f"<tr><td>never</td>{unknown}" in page
     assert "unknown: no test row has this label." in page
 
 
@@ -246,7 +344,7 @@ def test_what_users_wrote_is_shown_as_it_is(text: str, group: str) -> None:
 @pytest.mark.parametrize("text", ["a \\| b", "![x](y)", "[x]: y", "<img src=x>", "&lt;", "`a`", "*a* _b_ ~~c~~", "a\\", "a_b_c", "x | y"])
 def test_what_markdown_means_otherwise_is_text(text: str) -> None:
     page = markdown.to_html(f"| a | b |\n|---|---|\n| {markdown.escape(text)} | end |\n", {})
-    assert re.findall(r"<td>(.*?)</td>", page) == [str(markupsafe.escape(text)), "end"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == [str(markupsafe.escape(text)), "end"]
 
 
 def test_shorten_keeps_one_line():

@@ -14,6 +14,7 @@ import pytest
 
 from fullft_assets import report
 from fullft_assets.errors import DivergenceError
+from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import embed, load_causal, load_classifier, predict_with
@@ -70,9 +71,9 @@ class TestScores:
         assert found["general_rise"] == pytest.approx(after - before, abs=1e-4)
         assert lines[0] == {"step": 0, "general_loss": found["general_before"]}
         assert all("general_loss" in line for line in lines if "validation_loss" in line)
-        rows = dict(report.forgetting_rows(made))
+        rows = dict(report.forgetting_rows(forgetting_of(made)))
         assert rows["loss on general text, nats a token"] == f"{before:.4f} before training, {after:.4f} after"
-        assert rows["rise"].endswith("; no budget was set")
+        assert rows["rise since the base model"] == f"{after - before:+.4f} over 1 training"
 
     def test_of_an_encoder_are_how_far_its_representations_moved(self, encoder: Prepared) -> None:
         made = train(encoder, "scored")
@@ -84,7 +85,7 @@ class TestScores:
         assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
         assert made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-3) and 1 - cosine.mean() > 1e-3
         assert "general_loss" not in made.metadata
-        assert "not a loss" in report.forgetting_rows(made)[0][0]
+        assert "not a loss" in report.forgetting_rows(forgetting_of(made))[0][0]
 
 
 class TestBudget:
@@ -102,7 +103,7 @@ class TestBudget:
             [incident] = made.metadata["incidents"]
             assert (incident["event"], incident["step"]) == ("early_stop", steps[2])
             assert f"above the one before training, max_general_rise is {budget:g}" in incident["reason"]
-            assert dict(report.forgetting_rows(made))["rise"].endswith(f" of at most {budget:g}")
+            assert forgetting_of(made).default_budget == budget
 
     def test_a_wide_one_changes_nothing(self, encoder: Prepared) -> None:
         free, wide = train(encoder, "as it is"), train(encoder, "wide", max_general_rise=100)

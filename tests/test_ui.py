@@ -171,7 +171,7 @@ def _expect_pictures(place, at_least: int) -> None:
 
 def test_checks_say_what_they_found(screen: Screen, made: str):
     page = screen.open_asset("evaluation_report", "checks")
-    for check in ("beats_baselines", "beats_champion", "score_is_sufficient", "test_set_is_large_enough"):
+    for check in ("beats_baselines", "beats_champion", "forgetting_is_within_budget", "score_is_sufficient", "test_set_is_large_enough"):
         expect(page.get_by_text(check, exact=True).first).to_be_visible()
     page.get_by_text("beats_baselines", exact=True).first.click()
     expect(page.get_by_text(re.compile("gain over .* is [+-]0"))).to_be_visible()

@@ -6,7 +6,9 @@ import json
 from abc import ABC, abstractmethod
 
 from fullft_assets.evaluation.comparison import Justification
+from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
+from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
@@ -27,6 +29,8 @@ class Evaluation(Record, ABC):
         token_cap: a document counts at most as many tokens. None: tokens are not counted.
         gains: fine-tuned minus each other system.
         calibration_error: None: not measured for this task.
+        forgetting: None: no general text was given.
+        slices: None: none was asked for, or the metric cannot measure them.
     """
 
     task: str
@@ -49,6 +53,8 @@ class Evaluation(Record, ABC):
     gains: dict[str, dict[str, Gain]]
     justification: Justification
     calibration_error: float | None = None
+    forgetting: Forgetting | None = None
+    slices: Slices | None = None
 
     @property
     @abstractmethod

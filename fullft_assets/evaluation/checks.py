@@ -14,6 +14,10 @@ CHECKS = (
     CheckSpec("beats_baselines", "The tuned model is better than every baseline, by more than chance."),
     CheckSpec("beats_champion", "The tuned model is better than the champion; after new data, not worse by what the test set can show."),
     CheckSpec("score_is_sufficient", "The primary metric reaches release.min_score."),
+    CheckSpec(
+        "forgetting_is_within_budget", "The model lost no more on general text than it may, over all trainings since the base model."
+    ),
+    CheckSpec("no_slice_is_worse", "On no slice of the test rows is the model worse than the champion, else than the best baseline."),
 )
 #: With release.max_calibration_error.
 CALIBRATION = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
@@ -57,6 +61,10 @@ def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:
         "beats_baselines": {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
         "score_is_sufficient": {found.primary_metric: found.score.estimate},
     }
+    if found.slices is not None and found.slices.found:
+        numbers["no_slice_is_worse"] = {"lowest_gain": min(each.gain.estimate for each in found.slices.found)}
+    if found.forgetting is not None:
+        numbers["forgetting_is_within_budget"] = {"rise": found.forgetting.rise}
     if found.calibration_error is not None:
         numbers["is_calibrated"] = {"calibration_error": found.calibration_error}
     if over_champion is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from fullft_assets.evaluation import counts
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.evaluation.resampling import Measured, measure, number_groups
+from fullft_assets.evaluation.slices import Slices, measure_slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.store.hashing import digest
@@ -37,20 +38,29 @@ class Justification(Record):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the systems of an evaluation are compared."""
+    """How the systems of an evaluation are compared.
+
+    Attributes:
+        slicing: kind of slice -> the slice that each row is in; see `slices.measure_slices`.
+    """
 
     settings: EvaluationSettings
     metric: str
     seed: int
     task: str
     min_gain: float = 0.0
+    slicing: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: UseCaseSettings) -> Comparison:
+    def of(cls, settings: UseCaseSettings, slicing: Mapping[str, Sequence[str | None]] | None = None) -> Comparison:
         """Return the one that the settings ask for."""
-        return cls(
-            settings.evaluation, settings.primary_metric, settings.seed, settings.examples.task, settings.release.min_gain_over_baselines
-        )
+        bar = settings.release.min_gain_over_baselines
+        return cls(settings.evaluation, settings.primary_metric, settings.seed, settings.examples.task, bar, slicing or {})
+
+    def take(self, rows: np.ndarray) -> Comparison:
+        """Return the one of some rows, bool [n]."""
+        kept = np.flatnonzero(rows).tolist()
+        return replace(self, slicing={kind: [values[row] for row in kept] for kind, values in self.slicing.items()})
 
     def run(self, predictions: Mapping[str, Predictions], groups: Sequence[str], num_rows: int) -> dict[str, Any]:
         """Compute every metric of every system with its interval, and return the fields that each `Evaluation` has.
@@ -67,6 +77,9 @@ class Comparison:
         found = {name: measured for name in shown if (measured := self._measure(name, predictions, index)) is not None}
         primary, confidence = found[self.metric], self.settings.confidence
         baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
+        justified = justification(
+            primary.scores, primary.gains, baselines, metric=self.metric, confidence=confidence, min_gain=self.min_gain
+        )
         return shared | {
             "task": self.task,
             "metrics": shown,
@@ -82,10 +95,14 @@ class Comparison:
             "has_champion": CHAMPION in primary.scores,
             "scores": {metric: each.scores for metric, each in found.items()},
             "gains": {metric: each.gains for metric, each in found.items()},
-            "justification": justification(
-                primary.scores, primary.gains, baselines, metric=self.metric, confidence=confidence, min_gain=self.min_gain
-            ),
+            "justification": justified,
+            "slices": self._slices(predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline),
         }
+
+    def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
+        metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
+        sampling = {"resamples": self.settings.resamples, "confidence": self.settings.confidence, "seed": self.seed}
+        return measure_slices(predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **sampling)
 
     def _measure(self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray) -> Measured | None:
         """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not one of them."""

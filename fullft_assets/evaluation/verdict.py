@@ -6,12 +6,14 @@ The evaluation workload computes it once and stores it with the report; all othe
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.evaluation import Evaluation, title
+from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.seed_noise import SeedNoise
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION
@@ -74,11 +76,16 @@ class ReleaseVerdict(BaseModel):
         return "DO NOT PROMOTE" if self.answer == "keep" and not self.has_champion else HEADLINES[self.answer]
 
     @property
+    def failures_first(self) -> list[GateResult]:
+        """The gates: those that say no, then the undecided ones, then those that passed."""
+        return sorted(self.reasons, key=lambda reason: (reason.passed, reason.is_undecided))
+
+    @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """The verdict in words; whether the model was promoted is the release's to say (see `release.decision`)."""
         failing = [reason.text for reason in sorted(self.reasons, key=lambda reason: reason.is_undecided) if not reason.passed]
         opening = {
-            "promote": "Promoted: every gate passed",
+            "promote": "Every gate passed",
             "keep": "Not promoted",
             "inconclusive": "Not promoted, since the test set cannot decide",
             "insufficient_data": "Not promoted, since there is not enough test data to decide",
@@ -103,6 +110,8 @@ def verdict(
     reasons = [_test_set_is_large_enough(evaluation, settings), _beats_baselines(evaluation, settings)]
     reasons.append(_beats_champion(evaluation, settings, rule, seed_noise))
     reasons.append(_score_is_sufficient(evaluation, settings))
+    reasons.append(_forgetting_is_within_budget(evaluation.forgetting, settings.max_forgetting))
+    reasons.append(_no_slice_is_worse(evaluation, settings))
     if settings.max_calibration_error is not None:
         reasons.append(_is_calibrated(evaluation.calibration_error, settings.max_calibration_error))
     if worth is not None and worth.blocks:
@@ -234,6 +243,39 @@ def _score_is_sufficient(evaluation: Evaluation, settings: ReleaseSettings) -> G
     found = "reaches" if passed else "is below"
     text = f"{title(evaluation.primary_metric)} {score:.3f} {found} {settings.min_score:.3f} (release.min_score)"
     return GateResult(gate="score_is_sufficient", passed=passed, text=text)
+
+
+def _forgetting_is_within_budget(found: Forgetting | None, limit: float | None) -> GateResult:
+    gate = "forgetting_is_within_budget"
+    if found is None:
+        text = "forgetting was not measured, as there is no general text (snapshot.general)"
+        asked = "" if limit is None else ", though release.max_forgetting asks for it"
+        return GateResult(gate=gate, passed=limit is None, text=text + asked)
+    budget = found.default_budget if limit is None else limit
+    since = f" over {found.num_trainings} trainings since the base model" if found.num_trainings > 1 else ""
+    if found.num_unmeasured:
+        since += f", {found.num_unmeasured} of which did not measure it"
+    rose = f"the {found.what} rose by {found.rise:+.3f}{since}"
+    if budget is None:
+        return GateResult(gate=gate, passed=True, text=f"{rose}; no budget is set (release.max_forgetting)")
+    passed = found.rise <= budget
+    return GateResult(
+        gate=gate, passed=passed, text=f"{rose}, {'within' if passed else 'more than'} the budget of {budget:.3f} (release.max_forgetting)"
+    )
+
+
+def _no_slice_is_worse(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
+    """Names no slice: check descriptions are kept in an event log, and a slice may be called what a label or a client is called."""
+    gate, found = "no_slice_is_worse", evaluation.slices
+    tested = [] if found is None else found.tested(settings.min_effective_groups)
+    if found is None or not tested:
+        text = f"no slice has {settings.min_effective_groups:g} groups of equal weight (release.min_effective_groups), so none was tested"
+        return GateResult(gate=gate, passed=True, text=text)
+    worse = found.worse(settings.min_effective_groups, evaluation.confidence)
+    kinds = Counter(each.kind for each in worse)
+    said = f"{', '.join(f'{count} by {kind}' for kind, count in kinds.items())}; the report names them" if worse else ""
+    text = f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than the {title(found.rival)} by more than chance"
+    return GateResult(gate=gate, passed=not worse, text=f"{text}: {said}" if said else text)
 
 
 def _is_calibrated(error: float | None, limit: float) -> GateResult:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
+#: How a release ends that the gates decided: said where the pointer moved, and nowhere else.
+PROMOTED = "Promoted: every gate passed."
 #: Judged trainings that are kept in mind.
 _MAX_RUNS = 100
 #: The one asks for another seed, the other for other initial weights of what is the same recipe.
@@ -101,7 +103,7 @@ def consider(state: ReleaseState | None, case: str, verdict: ReleaseVerdict, can
         text = f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}. "
         text += f"Run the job {case}_unfreeze, then materialise champion_model again."
         return ReleaseOutcome("kept", text, current)
-    return ReleaseOutcome("promoted", verdict.sentence, candidate)
+    return ReleaseOutcome("promoted", PROMOTED, candidate)
 
 
 def publish(
@@ -130,13 +132,13 @@ def publish(
 
     outcome, manifest = decide(read_state(store, case)), None
     if outcome.kind == "promoted":
-        manifest = write_card(store, use_case, report, checkpoint)
+        manifest = write_card(store, use_case, report, checkpoint, outcome=PROMOTED)
         # The pointer moves last: a run killed before it finds the card and moves it then.
         if not promote(store, case, candidate, allowed=allowed):
             manifest = None
     elif outcome.kind == "already_champion":
         manifest = _card_of_champion(store, use_case, checkpoint)
-    _record_outcome(store, checkpoint, outcome, verdict)
+    _record_outcome(store, checkpoint, outcome)
     return outcome, manifest
 
 
@@ -161,10 +163,10 @@ def promote_by_hand(store: Store, use_case: UseCase, ref: str, *, reason: str, b
         raise GateError(f"{case}: {checkpoint.ref} is the champion already")
     _fix_decision(store, case, checkpoint, report, verdict)
     sentence = _by_hand(reason, by, verdict)
-    manifest = write_card(store, use_case, report, checkpoint, by_hand=sentence)
+    manifest = write_card(store, use_case, report, checkpoint, outcome=sentence)
     promote(store, case, champion, reason=reason)
     outcome = ReleaseOutcome("promoted", sentence, champion)
-    _record_outcome(store, checkpoint, outcome, verdict)
+    _record_outcome(store, checkpoint, outcome)
     return outcome, manifest
 
 
@@ -202,7 +204,7 @@ def _card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> 
     report = store.load(state.evaluation)
     promoted = next((each for each in state.interventions if each.action == "promote" and each.after == checkpoint.ref), None)
     by_hand = None if promoted is None else _by_hand(promoted.reason, promoted.by, read_verdict(store.folder(report)))
-    return write_card(store, use_case, report, checkpoint, by_hand=by_hand)
+    return write_card(store, use_case, report, checkpoint, outcome=by_hand or PROMOTED)
 
 
 def _by_hand(reason: str, by: str, verdict: ReleaseVerdict) -> str:
@@ -238,7 +240,7 @@ def _fix_decision(store: Store, case: str, checkpoint: Manifest, report: Manifes
     store.write_pointer(_decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote})
 
 
-def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, verdict: ReleaseVerdict) -> None:
+def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome) -> None:
     """Record how the release ended; a repeated run that finds the champion leaves how it became that."""
     record = store.read_pointer(_decision_pointer(checkpoint)) or {}
     kind, sentence = outcome.kind, outcome.sentence
@@ -246,7 +248,7 @@ def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome,
         if record.get("outcome") == "promoted":
             return
         # A run was killed after the promotion.
-        kind, sentence = "promoted", verdict.sentence
+        kind, sentence = "promoted", PROMOTED
     store.write_pointer(_decision_pointer(checkpoint), {**record, "outcome": kind, "sentence": sentence})
 
 

@@ -24,20 +24,19 @@ from fullft_assets.training.metadata import CheckpointMetadata
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "3"
+VERSION = "4"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
 
 
-def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, by_hand: str | None = None) -> Manifest:
+def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, outcome: str) -> Manifest:
     """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written now unless it exists.
 
     Args:
-        by_hand: what the card says of the release where a person decided; None: the gates did.
+        outcome: how the release ended, as the pointer has it.
     """
     folder, settings = store.folder(report), use_case.settings
     evaluation, decision = read_evaluation((folder / "evaluation.json").read_bytes()), read_verdict(folder)
-    outcome = by_hand or decision.sentence
     base_licence = _base_licence(use_case, CheckpointMetadata.of(checkpoint).base_model)
 
     def write(draft: Draft) -> Outcome:
@@ -57,7 +56,7 @@ def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Ma
         "champion_model",
         write,
         version=VERSION,
-        settings={**settings.release.model_dump(), "license": settings.release.license, "by_hand": by_hand},
+        settings={**settings.release.model_dump(), "license": settings.release.license, "outcome": outcome},
         inputs={"finetuned_checkpoint": checkpoint.content_digest, "evaluation_report": report.content_digest},
         seed=settings.seed,
     )

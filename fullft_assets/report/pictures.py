@@ -35,10 +35,10 @@ def draw(
     with matplotlib.rc_context({"text.parse_math": False}):
         figures = {
             "scores": _scores(evaluation),
+            "learning_curve": _learning_curve(learning_curve, evaluation),
+            "general": _general(training_log),
             **TASKS.get(evaluation.task).draw(evaluation),
             "loss": _loss(training_log),
-            "general": _general(training_log),
-            "learning_curve": _learning_curve(learning_curve, evaluation),
         }
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
         for name, figure in drawn.items():

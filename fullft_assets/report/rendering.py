@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
-from fullft_assets.planning import BaselinesMetadata, PilotMetadata
+from fullft_assets.planning import PilotMetadata
 from fullft_assets.report import pictures
+from fullft_assets.report.costs import SystemCost, duration
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
+    from fullft_assets.evaluation.forgetting import Forgetting
     from fullft_assets.evaluation.verdict import ReleaseVerdict
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.store import Manifest
@@ -52,34 +54,18 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a system took: seconds on the training machine, and their price; for a baseline with scoring the validation rows. None: unknown."""
-
-    seconds: float | None
-    usd: float | None
-
-    @property
-    def duration(self) -> str:
-        """The time in the largest unit that there is one of."""
-        if self.seconds is None:
-            return "–"
-        for unit, seconds in (("h", 3600), ("min", 60)):
-            if self.seconds >= seconds:
-                return f"{self.seconds / seconds:.1f} {unit}"
-        return f"{self.seconds:.1f} s"
-
-
-@dataclass(frozen=True)
 class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
     `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
 
     Attributes:
-        spent: by system, where that is known.
         external_scores: (name, value) of systems that came with a score alone.
         not_asked: names of baselines that the task offers and `planning.baselines` does not name.
-        worth: whether the gain is worth its cost.
+        worth: whether the gain over the best baseline is worth its cost, and what it cost.
+        costs: what each system took to make; one that is not named is not known.
+        next_action: what to do after this verdict.
+        min_slice_groups: groups of equal weight that a slice needs to be tested.
     """
 
     case: str
@@ -94,24 +80,57 @@ class EvaluationReport:
     cost: Sequence[tuple[str, str]] = ()
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
-    worth: str = ""
-    spent: Mapping[str, Spent] = field(default_factory=dict)
     external_scores: Sequence[tuple[str, str]] = ()
     not_asked: Sequence[str] = ()
+    worth: Sequence[tuple[str, str]] = ()
+    costs: Mapping[str, SystemCost] = field(default_factory=dict)
+    next_action: str = ""
+    min_slice_groups: float = 30.0
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether it is known what a system cost."""
+        return any(cost.usd is not None for cost in self.costs.values())
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A system in the forest plot: where its interval is, in percent of the plot's width."""
+
+    name: str
+    score: Interval
+    left: float
+    width: float
+    middle: float
+    cost: SystemCost | None
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
-    """Write `report.html`, `report.md` and `pictures/*.png`; return the pictures' names."""
+    """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the pictures' names."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     drawn = pictures.draw(folder / "pictures", report.evaluation, report.training_log, report.learning_curve)
     embedded = {name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn}
     context = {"report": report, "pictures": drawn}
-    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
+    # The page draws it with text that stays readable on a telephone.
+    forest = {"scores": render("forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs))}
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
     tiles = [part for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n") if part]
     page = render("page.html.j2", report.evaluation, report=report, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles)
     (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
+    (folder / "summary.md").write_text(render("summary.md.j2", report.evaluation, **context), encoding="utf-8")
     return drawn
+
+
+def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:
+    """Return the systems, the best first, on an axis that holds every interval."""
+    found = evaluation.scores[evaluation.primary_metric]
+    low, high = min(score.low for score in found.values()), max(score.high for score in found.values())
+    scale = 100 / (high - low or 1.0)
+    return [
+        ForestRow(name, score, (score.low - low) * scale, (score.high - score.low) * scale, (score.estimate - low) * scale, costs.get(name))
+        for name, score in sorted(found.items(), key=lambda pair: -pair[1].estimate)
+    ]
 
 
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:
@@ -186,23 +205,13 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def spent_by_system(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, Spent]:
-    """Return what each system of an evaluation took to make; a champion took it when it was trained, and an external one as the YAML says."""
-    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
-    baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
-    found = {name: CheckpointMetadata.of(checkpoint) for name, checkpoint in made.items()}
-    spent = {name: Spent(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()}
-    spent |= {name: Spent(metadata.training_seconds, metadata.training_usd) for name, metadata in found.items()}
-    return spent | {each.name: Spent(each.seconds, each.usd) for each in settings.evaluation.external}
-
-
 def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
     """Return the systems that came with a score alone, as (name, value) rows."""
     rows = []
     for each in settings.evaluation.external:
         if each.score is not None:
             interval = f" ({each.low:.3f} to {each.high:.3f})" if each.low is not None and each.high is not None else ""
-            took = [] if each.seconds is None else [Spent(each.seconds, 0).duration]
+            took = [] if each.seconds is None else [duration(each.seconds)]
             took += [] if each.usd is None else [f"{each.usd:.2f} USD"]
             rows.append((title(each.name), "; ".join([f"{each.score:.3f}{interval}", *took])))
     return rows
@@ -219,17 +228,18 @@ def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str
     ]
 
 
-def forgetting_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Return what a training made the model forget of general text, as (name, value) rows; none where it was not measured."""
-    made = CheckpointMetadata.of(checkpoint)
-    measures = (
-        ("loss on general text, nats a token", made.general_loss),
-        ("distance of general texts' representations from the base model's (1 - mean cosine), not a loss", made.general_distance),
-    )
-    rows = [(name, f"{made.general_before:.4f} before training, {after:.4f} after") for name, after in measures if after is not None]
-    budget = checkpoint.settings.get("training", {}).get("max_general_rise")
-    if rows:
-        rows.append(("rise", f"{made.general_rise:+.4f}" + (f" of at most {budget:g}" if budget is not None else "; no budget was set")))
+def forgetting_rows(found: Forgetting | None) -> list[tuple[str, str]]:
+    """Return what a model forgot of general text, as (name, value) rows; none where it was not measured."""
+    if found is None:
+        return []
+    names = {
+        "loss": "loss on general text, nats a token",
+        "distance": "distance of general texts' representations from the base model's (1 - mean cosine), not a loss",
+    }
+    rows = [(names[found.measure], f"{found.before:.4f} before training, {found.after:.4f} after")]
+    rows.append(("rise since the base model", f"{found.rise:+.4f} over {found.num_trainings} training{'s' * (found.num_trainings > 1)}"))
+    if found.num_unmeasured:
+        rows.append(("trainings that did not measure it", str(found.num_unmeasured)))
     return rows
 
 

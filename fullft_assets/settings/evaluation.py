@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,6 +61,12 @@ class EvaluationSettings(Settings):
     )
     confidence: Float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
     resamples: int = Field(default=1_000, ge=100, le=100_000, description="Number of bootstrap resamples; whole groups are drawn.")
+    slices: list[Literal["source", "length", "label", "language", "domain", "annotator"]] = Field(
+        default_factory=lambda: ["source", "length", "label", "language", "domain"],
+        description="By what the test rows are cut into slices, each scored and compared with the champion, else with the best baseline: file, quarter "
+        "of the lengths, label, language, the user's own field (examples.domain), annotator. Beside a champion of an older snapshot its "
+        "test rows are a slice, too. Default: all but annotator.",
+    )
     calibration_bins: int = Field(default=10, ge=2, le=100, description="Number of bins of the reliability diagram.")
     external: list[ExternalSettings] = Field(
         default_factory=list, description="Systems that are not made here, to compare the model with on the same test rows."

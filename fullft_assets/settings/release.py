@@ -43,6 +43,13 @@ class ReleaseSettings(Settings):
         description="Test groups of equal weight that a decision needs; with fewer the verdict is insufficient data.",
     )
     min_score: Float = Field(default=0.0, ge=0, le=1, description="The primary metric must be at least this.")
+    max_forgetting: Float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest rise since the base model on general text (snapshot.general), over all trainings from it: nats a token, or the distance "
+        "of representations. Default, where it is measured: training.max_general_rise, else ln 2 = 0.693 for a loss (the perplexity of "
+        "general text may double) and no limit for a distance.",
+    )
     max_calibration_error: Float | None = Field(
         default=None, gt=0, le=1, description="Maximum expected calibration error. Default: no gate."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,6 +104,11 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
 
 def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str, list[dict[str, str]]]:
     """Return the conversations of one split of the task sft, by the row's id."""
+    return load_values(store, snapshot, name, "messages")
+
+
+def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) -> dict[str, Any]:
+    """Return a column of `documents.schema` for the rows of one split, by the row's id."""
     import pyarrow.compute as pc
 
     index = read_index(store, snapshot)
@@ -111,8 +116,8 @@ def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str
     rows, ids, found = locations_of(index, index), index["id"].to_pylist(), {}
     for batch, mine in rows.by_batch():
         path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
-        for number, messages in zip(mine.tolist(), read_rows(path, "messages", rows.position[mine]).to_pylist(), strict=True):
-            found[ids[number]] = messages
+        for number, value in zip(mine.tolist(), read_rows(path, column, rows.position[mine]).to_pylist(), strict=True):
+            found[ids[number]] = value
     return found
 
 

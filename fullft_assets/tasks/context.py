@@ -22,6 +22,7 @@ from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline, load_all
 from fullft_assets.tasks.opening import WithoutTraining, baseline_context
+from fullft_assets.tasks.slicing import slices_of
 from fullft_assets.training.lineage import tokenizer_of
 from fullft_assets.training.metadata import CheckpointMetadata
 
@@ -122,7 +123,7 @@ class EvaluationContext:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
         self.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
-        return Comparison.of(settings)
+        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test))
 
     def model_folder(self, name: str) -> ModelFolder:
         """Return the folder of the model of a checkpoint among the inputs."""

@@ -17,6 +17,7 @@ from fullft_assets import evaluation, report
 from fullft_assets.base_model import read_header
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
+from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
 from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, write_verdict
@@ -28,7 +29,7 @@ from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
+from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.training.lineage import snapshots_learned_from
 from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.entry import run_workload
@@ -50,13 +51,14 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
     context = EvaluationContext(job, store, inputs, progress)
     result = task_of(job.settings.examples).evaluate(context, test)
-    found = result.evaluation
+    found = result.evaluation.model_copy(update={"forgetting": forgetting_of(checkpoint)})
     noise = seed_noise(_seed_runs(store, inputs))
     worth = _worth(job, inputs, found)
     decision = verdict(found, job.settings.release, _rule(inputs), noise, worth)
     progress.say(f"{found.justification.sentence} {worth.sentence}")
     progress.say(decision.sentence)
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
+        costs = report.system_costs(inputs, job.settings)
         pq.write_table(result.rows, draft.path / "predictions.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
@@ -64,7 +66,6 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             case=job.case,
             evaluation=found,
             verdict=decision,
-            worth=worth.sentence,
             base_model=job.settings.base_model,
             answers=result.examples,
             training_log=read_step_log(store.folder(checkpoint) / STEP_LOG),
@@ -72,17 +73,20 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             data=report.data_rows(snapshot),
             lineage=report.lineage_rows(inputs, job.settings, job.key),
             cost=report.cost_rows(checkpoint),
-            forgetting=report.forgetting_rows(checkpoint),
+            forgetting=report.forgetting_rows(found.forgetting),
             promise=report.promise_rows(inputs["pilot_run"], found),
-            spent=report.spent_by_system(inputs, job.settings),
             external_scores=report.score_rows(job.settings),
             not_asked=_not_asked(context, found),
+            worth=[*([("worth its cost", worth.sentence)] if worth.is_asked else []), *report.worth_rows(found, costs)],
+            costs=costs,
+            min_slice_groups=job.settings.release.min_effective_groups,
+            next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
         report.write(draft.path, shown)
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(result, decision, worth, inputs, delivered - len(test)).as_dict(),
+            metadata=_metadata(found, result.headline, decision, worth, inputs, delivered - len(test)).as_dict(),
             checks=checks.outcomes(found, decision, worth),
         )
 
@@ -144,11 +148,16 @@ def _worth(job: Job, inputs: Mapping[str, Manifest], found: Evaluation) -> Worth
 
 
 def _metadata(
-    result: EvaluationResult, decision: ReleaseVerdict, worth: Worth, inputs: Mapping[str, Manifest], num_left_out: int
+    found: Evaluation,
+    headline: Mapping[str, Any],
+    decision: ReleaseVerdict,
+    worth: Worth,
+    inputs: Mapping[str, Manifest],
+    num_left_out: int,
 ) -> EvaluationMetadata:
-    found, candidate = result.evaluation, inputs["finetuned_checkpoint"]
+    candidate = inputs["finetuned_checkpoint"]
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
-    measured = {**result.headline, **CheckpointMetadata.of(candidate).general_scores}
+    measured = {**headline, **CheckpointMetadata.of(candidate).general_scores}
     for name in found.scores[found.primary_metric]:
         if name != FINETUNED:
             measured |= {f"{name}_{metric}": values[name].estimate for metric, values in found.columns.items() if name in values}

@@ -60,6 +60,27 @@ class MicroF1(SummedMetric):
         return counts.micro_f1(*sums)
 
 
+class LabelF1(SummedMetric):
+    """F1 of one label over all rows: what a slice of the rows of a label is scored by. Not registered, as each label has its own."""
+
+    name, title, tasks = "label_f1", "F1", _LABELLED
+    summed = _COUNTS
+
+    def __init__(self, label: int):
+        self.label = label
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        return tuple(table[:, self.label] for table in super().count(predictions))
+
+    def mass(self, predictions: Predictions) -> np.ndarray:
+        assert predictions.true is not None, "only what has labels is measured"
+        return np.asarray(predictions.true, np.float64)[:, self.label]
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        found, true, given = sums
+        return counts.ratio(2 * found, true + given)
+
+
 class Accuracy(SummedMetric):
     """Share of rows whose prediction is right."""
 

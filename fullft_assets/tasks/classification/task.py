@@ -17,6 +17,7 @@ class Classification(Task):
     min_labels = 2
     metrics = ("macro_f1", "accuracy")
     shown_metrics = metrics
+    slice_metric = "accuracy"
     baselines = ("majority", "tfidf", "frozen_probe")
     more_baselines = ("lora", "smaller_model", "few_shot", "zero_shot")
     detects_drift = True

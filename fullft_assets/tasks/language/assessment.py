@@ -183,7 +183,7 @@ def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Seq
             "test set's; give token_probability, which compares equal text"
         )
     tuned, base = found[FINETUNED], found[BASE_MODEL]
-    shared = comparison.run({name: predictions_of(each) for name, each in found.items()}, groups, len(ids))
+    shared = comparison.take(scored).run({name: predictions_of(each) for name, each in found.items()}, groups, len(ids))
     shared["justification"] = _with_perplexity(shared["justification"], shared["scores"]["perplexity"])
     return LanguageEvaluation(
         **shared,

@@ -17,6 +17,7 @@ class NextToken(Task):
     plain_task = "language_modeling"
     metrics = ("token_probability", "token_accuracy")
     shown_metrics = ("token_probability", "perplexity", "token_accuracy")
+    slice_metric = "token_probability"
     baselines = ("base_model",)
     more_baselines = ("lora", "smaller_model")
     required_baseline = "base_model"

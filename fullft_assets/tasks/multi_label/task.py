@@ -16,6 +16,7 @@ class MultiLabel(Task):
     target = "labels"
     metrics = ("macro_f1", "micro_f1", "subset_accuracy")
     shown_metrics = metrics
+    slice_metric = "subset_accuracy"
     baselines = ("label_shares", "tfidf", "frozen_probe")
     more_baselines = ("lora", "smaller_model")
     no_label_weights = "the thresholds of several labels are chosen on the validation rows"

@@ -17,6 +17,7 @@ class TokenClassification(Task):
     # Not the accuracy of tokens: a model that finds no span is right on all that are outside of any.
     metrics = ("micro_f1", "macro_f1")
     shown_metrics = ("macro_f1", "micro_f1", "token_accuracy")
+    slice_metric = "micro_f1"
     baselines = ("no_spans", "dictionary", "token_probe")
     more_baselines = ("lora", "smaller_model")
     no_label_weights = "most tokens have none"

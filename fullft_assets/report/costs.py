@@ -1,0 +1,69 @@
+"""What each system of an evaluation took to make, and what the fine-tuned model cost more than the best baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, title
+from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.store import Manifest
+from fullft_assets.training.metadata import CheckpointMetadata
+
+
+@dataclass(frozen=True)
+class SystemCost:
+    """What making a system took; for a baseline with scoring the validation rows. None: unknown."""
+
+    seconds: float | None = None
+    usd: float | None = None
+
+    @property
+    def time(self) -> str:
+        """The time in words."""
+        return "–" if self.seconds is None else duration(self.seconds)
+
+    @property
+    def money(self) -> str:
+        """The price in USD, or a dash."""
+        return "–" if self.usd is None else f"{self.usd:,.2f}"
+
+
+def system_costs(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, SystemCost]:
+    """Return what each system took to make; a champion took it when it was trained, and an external one as the YAML says."""
+    baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
+    found = {name: SystemCost(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()}
+    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
+    found |= {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
+    return found | {each.name: SystemCost(each.seconds, each.usd) for each in settings.evaluation.external}
+
+
+def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
+    """Return what the gain over the best baseline cost, as (name, value) rows; none where a time is not known."""
+    best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
+    ours, theirs = costs.get(FINETUNED), costs.get(best)
+    if ours is None or theirs is None or ours.seconds is None or theirs.seconds is None:
+        return []
+    rows = [(f"longer than {title(best)}", duration(max(0.0, ours.seconds - theirs.seconds)))]
+    if ours.usd is None or theirs.usd is None:
+        return [*rows, ("costs more", "unknown, as no price is given")]
+    extra = ours.usd - theirs.usd
+    rows.append((f"costs more than {title(best)}", f"{extra:,.2f} USD"))
+    if gain.estimate > 0:
+        rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _of_training(made: CheckpointMetadata) -> SystemCost:
+    return SystemCost(made.training_seconds, made.training_usd or None)

@@ -1,0 +1,111 @@
+"""Slices of the test rows: what is measured, what is tested, and the gate that no slice is worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from fullft_assets import release, report
+from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
+from fullft_assets.evaluation.verdict import GateResult
+from fullft_assets.settings import EvaluationSettings, ReleaseSettings
+from fullft_assets.tasks.classification import assessment
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+from tests.test_report import full_report
+
+pytestmark = pytest.mark.quick
+
+LABELS = ["invoice", "letter", "order"]
+WORD = "zoonomiastic"
+
+
+def evaluated(spoilt: str | None = None, *, champion: bool = True, labels: list[str] = LABELS, n: int = 800) -> ClassificationEvaluation:
+    """Return an evaluation of rows from four sources, on one of which the candidate guesses."""
+    rng = np.random.default_rng(3)
+    truth, source = rng.integers(0, 3, n), np.array([f"file-{part}" for part in "abcd"])[rng.integers(0, 4, n)]
+
+    def predicted(share: float) -> np.ndarray:
+        return np.where(rng.random(n) < share, truth, rng.integers(0, 3, n))
+
+    ours = np.where(source == spoilt, rng.integers(0, 3, n), predicted(0.85))
+    systems = {FINETUNED: ours, "tfidf": predicted(0.6), **({CHAMPION: predicted(0.82)} if champion else {})}
+    probabilities = {name: np.eye(3)[found] for name, found in systems.items()}
+    slicing: dict[str, list[str | None]] = {
+        "source": source.tolist(),
+        "domain": [f"{WORD} ward" if row < 4 else None for row in range(n)],
+        "language": ["en"] * n,
+        "label": [None] * n,
+    }
+    comparison = Comparison(EvaluationSettings(resamples=200), "macro_f1", 1, "classification", slicing=slicing)
+    return assessment.assess(truth, probabilities, [str(row) for row in range(n)], labels, comparison)
+
+
+def gate_of(found: ClassificationEvaluation, **changed: Any) -> GateResult:
+    reasons = release.verdict(found, ReleaseSettings(**changed)).reasons
+    return next(reason for reason in reasons if reason.gate == "no_slice_is_worse")
+
+
+def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
+    found = evaluated()
+    assert found.slices is not None
+    assert {(each.kind, each.name) for each in found.slices.found} == {
+        *(("source", f"file-{part}") for part in "abcd"),
+        *(("label", name) for name in LABELS),
+    }, "one language is no slice, and four rows are too few"
+    assert found.slices.num_small == {"domain": 1} and found.slices.rival == CHAMPION
+    assert sum(each.num_rows for each in found.slices.found if each.kind == "source") == found.num_test_rows
+    of_label = {each.name: each for each in found.slices.found if each.kind == "label"}
+    for row in found.per_label:
+        assert of_label[row.label].score.estimate == pytest.approx(row.f1) and of_label[row.label].num_rows == row.support
+    for each in found.slices.found:
+        assert each.effective_groups == pytest.approx(each.num_groups)
+        assert each.score.low < each.score.estimate < each.score.high
+        assert each.gain.estimate == pytest.approx(each.score.estimate - each.rival.estimate)
+
+
+def test_a_label_s_f1_equals_scikit_learn_s() -> None:
+    rng = np.random.default_rng(1)
+    truth, ours, theirs = rng.integers(0, 3, (3, 300))
+    comparison = Comparison(EvaluationSettings(resamples=100), "accuracy", 1, "classification", slicing={"label": [None] * 300})
+    systems = {FINETUNED: np.eye(3)[ours], "tfidf": np.eye(3)[theirs]}
+    found = assessment.assess(truth, systems, [str(row) for row in range(300)], LABELS, comparison).slices
+    assert found is not None and found.rival == "tfidf"
+    scores = {LABELS.index(each.name): (each.score.estimate, each.rival.estimate) for each in found.found}
+    for label, pair in scores.items():
+        assert pair == pytest.approx([f1_score(truth, predicted, labels=[label], average="macro") for predicted in (ours, theirs)])
+
+
+def test_a_good_model_passes() -> None:
+    gate = gate_of(evaluated())
+    assert gate.passed and gate.text == "none of 7 slices are worse than the champion by more than chance"
+
+
+@pytest.mark.parametrize("champion", [True, False])
+def test_a_model_that_guesses_on_one_source_is_stopped(champion: bool) -> None:
+    found = evaluated("file-c", champion=champion)
+    assert release.verdict(found, ReleaseSettings()).answer != "promote"
+    gate = gate_of(found)
+    rival = "champion" if champion else "TF-IDF + logistic regression"
+    assert not gate.passed and not gate.is_undecided
+    assert f" worse than the {rival} by more than chance: 1 by source" in gate.text
+    assert [each.name for each in found.slices.worse(30, 0.95) if each.kind == "source"] == ["file-c"]
+
+
+def test_a_slice_of_few_groups_is_not_tested() -> None:
+    gate = gate_of(evaluated("file-c"), min_effective_groups=400)
+    assert gate.passed and gate.text.startswith("no slice has 400 groups of equal weight")
+
+
+def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
+    found = evaluated("file-c")
+    named = [each.model_copy(update={"name": f"{WORD} <b>client</b>"}) if each.kind == "source" else each for each in found.slices.found]
+    found = found.model_copy(update={"slices": found.slices.model_copy(update={"found": named})})
+    report.write(tmp_path, full_report(found))
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert f"{WORD} &lt;b&gt;client&lt;/b&gt;" in page and "<b>client" not in page and "✗ worse" in page
+    assert WORD not in markdown and "| source 1 | " in markdown and "label letter" in markdown
+    assert WORD not in gate_of(found).text
+    assert "1 by domain have too few groups." in markdown
