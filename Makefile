@@ -17,6 +17,8 @@ FULLFT_HOME ?= $(CURDIR)/.home
 export DAGSTER_HOME := $(FULLFT_HOME)
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
+# Runs and tests start hundreds of processes: none of them should compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install home run ui check plan lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu clean
