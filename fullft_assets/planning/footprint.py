@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fullft_assets.planning.measurements import StepMemory
 
-#: A CPU's allocator keeps the memory of freed tensors in pieces that later ones do not always fit into, and matrix multiplications
-#: pack their factors. Measured by `python -m benchmarks.memory_plan`.
-_CPU_PASSING, _CPU_FIXED = 1.1, 40 * 2**20
+#: A CPU's allocator keeps the memory of freed tensors below 32 MiB in pieces that later ones do not always fit into, and matrix
+#: multiplications pack their factors. Measured by `python -m benchmarks.memory_plan`.
+_CPU_ACTIVATIONS, _CPU_FIXED = 1.16, 110 * 2**20
 #: A GPU's allocator rounds and splits blocks, cuBLAS has workspaces. An assumption: no GPU was at hand to measure it.
 _GPU_MARGIN, _GPU_FIXED = 1.06, 200 * 2**20
 #: Memory of a card that the driver's context and the communication of several cards take.
@@ -20,7 +20,7 @@ def peak_on_cpu(step: StepMemory, libraries: int) -> int:
         libraries: resident bytes of the process before the model is loaded.
     """
     # Nothing is reused between what passes and what stays: the blocks of passing tensors are not returned to the system.
-    return int(libraries + step.state + _CPU_PASSING * step.passing + _CPU_FIXED)
+    return int(libraries + step.state + step.logits + _CPU_ACTIVATIONS * step.activations + _CPU_FIXED)
 
 
 def peak_on_gpu(step: StepMemory, processes: int = 1, *, is_sharded: bool = False) -> int:
