@@ -51,8 +51,8 @@ ui: home ## Dagster's UI on the same home, with sensors and schedules: http://lo
 check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)
 
-plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences]
-	@$(BIN)/fullft plan $(USE_CASE)
+plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences] [LADDER=1]
+	@$(BIN)/fullft plan $(USE_CASE) $(if $(LADDER),--ladder)
 
 lint: install docs ## Style, types, layers, dependencies, and the links of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache

@@ -16,6 +16,7 @@ import pytest
 
 from fullft_assets import release
 from fullft_assets.component import FullFineTune
+from fullft_assets.planning import refusal
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
 from tests import plans
@@ -278,9 +279,14 @@ def test_the_pilot_decides_whether_training_starts(graph):
     graph.project.configure(planning={"min_predicted_gain": 0.9}, training={"epochs": 2})
     graph.materialize(*PLANNING)
     assert graph.latest("feasibility_plan").check("within_budget").passed
-    line = graph.refusal("finetuned_checkpoint")
-    assert line.startswith("finetuned_checkpoint refused: pilot_run.pilot_predicts_gain is red: ")
-    assert "required +0.900" in line
+    before = graph.latest("finetuned_checkpoint")
+    # A refusal is an answer: the run succeeds, and makes nothing below.
+    result = graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model")
+    assert result.success and not result.get_asset_materialization_events()
+    assert graph.latest("finetuned_checkpoint").ref == before.ref
+    refused = refusal(graph.latest("pilot_run"))
+    assert refused is not None and refused.startswith("not trained: pilot_run.pilot_predicts_gain is red: ")
+    assert "required +0.900" in refused
 
 
 def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):

@@ -26,7 +26,7 @@ def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
     with pytest.raises(FullftError, match="has no snapshot yet.*`fullft ingest"):
         plan(prepared.use_case, prepared.store)
     set_latest(prepared.store, prepared.use_case.name, "training_snapshot", prepared.snapshot)
-    lines = plan(prepared.use_case, prepared.store)
+    lines = plan(prepared.use_case, prepared.store, with_ladder=True)
     assert any(line.startswith("this machine") for line in lines)
     assert any(line.startswith("p5.48xlarge (8 x H100)") for line in lines)
     assert any(line.startswith("adafactor_in_backward, bf16") for line in lines)
@@ -53,6 +53,9 @@ def test_recommended_settings_reach_plan_and_training(prepared: Prepared, monkey
     assert made is not None
     found = PlanMetadata.of(made)
     assert found.targets and found.recommended and found.flops > 0
+    set_latest(prepared.store, prepared.use_case.name, "training_snapshot", prepared.snapshot)
+    set_latest(prepared.store, prepared.use_case.name, "feasibility_plan", made)
+    assert any("on this machine measured by the last plan" in line for line in plan(prepared.use_case, prepared.store))
     case = Case(prepared.use_case)
     with_other = made.model_copy(update={"metadata": {**made.metadata, "applied": applied}})
     assert with_applied(case, with_other).settings.training.micro_batch_size == applied["micro_batch_size"]

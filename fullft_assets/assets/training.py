@@ -1,7 +1,7 @@
 """training: training_snapshot, feasibility_plan, pilot_run -> finetuned_checkpoint."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import dagster as dg
@@ -11,7 +11,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import base_model_revision, planning_key
 from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.errors import GateError
-from fullft_assets.planning import PlanMetadata
+from fullft_assets.planning import PlanMetadata, refusal
 from fullft_assets.release import starting_point
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
@@ -20,35 +20,50 @@ from fullft_assets.store import Manifest, Store, artifact_key
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
 
-    @dg.asset(
-        key=case.key("finetuned_checkpoint"),
+    # Of outputs that may be left out, checks may be as well.
+    @dg.multi_asset(
+        name=f"{case.name}__finetuned_checkpoint",
+        outs={
+            "finetuned_checkpoint": dg.AssetOut(
+                key=case.key("finetuned_checkpoint"),
+                description="The model: every weight trained, resumable, saved as safetensors with its lineage.",
+                code_version=case.code_version(training.VERSION, "training"),
+                kinds={"pytorch", "huggingface"},
+                owners=case.settings.owners or None,
+                io_manager_key=case.io_key,
+                is_required=False,
+            )
+        },
+        can_subset=True,
         ins={
             name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
             for name in ("training_snapshot", "feasibility_plan", "pilot_run")
         },
-        description="The model: every weight trained, resumable, saved as safetensors with its lineage.",
-        code_version=case.code_version(training.VERSION, "training"),
-        kinds={"pytorch", "huggingface"},
         check_specs=case.checks("finetuned_checkpoint", training.CHECKS),
+        group_name=case.name,
         pool="gpu",
-        **case.shared(launches=True),
+        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
     def finetuned_checkpoint(
         context: dg.AssetExecutionContext, training_snapshot: Manifest, feasibility_plan: Manifest, pilot_run: Manifest
-    ):
+    ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
-            for upstream in (training_snapshot, feasibility_plan, pilot_run):
+            for upstream in (training_snapshot, feasibility_plan):
                 upstream.require_green("finetuned_checkpoint")
             revision = base_model_revision(case)
             _require_current_plans(planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run))
+            if (refused := refusal(pilot_run)) is not None:
+                # An answer and no failure: nothing below is made either.
+                context.log.warning(refused)
+                return
             chosen = with_applied(case, feasibility_plan)
             decision = training_key(chosen, training_snapshot, revision)
             start = starting_point.find(store, case.name, chosen.settings, training_snapshot, revision=revision, decision=decision)
             inputs = {"training_snapshot": training_snapshot, **({} if start is None else {"champion": start})}
             key = training_key(chosen, training_snapshot, revision, start)
             manifest = chosen.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
-        return case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
+        yield case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
 

@@ -55,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
     add("check", _check, "Validate a use case in seconds, without loading a model.")
-    add("plan", _plan, "Say whether a training fits, how long it takes and what it costs, here and on machines to rent; no GPU is needed.")
+    planned = add(
+        "plan", _plan, "Say whether a training fits, how long it takes and what it costs, here and on machines to rent, without a GPU."
+    )
+    planned.add_argument("--ladder", action="store_true", help="show the memory at each rung of the memory ladder, too")
     add("ingest", _ingest, "Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
     report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
     report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
@@ -176,7 +179,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     # Imports torch.
     from fullft_assets.cli.plan import plan
 
-    print("\n".join(plan(use_case, _store(use_case))))
+    print("\n".join(plan(use_case, _store(use_case), with_ladder=parsed.ladder)))
     return 0
 
 

@@ -16,8 +16,11 @@ from fullft_assets.store import Store
 from fullft_assets.tasks.opening import open_recipe
 
 
-def plan(use_case: UseCase, store: Store) -> list[str]:
+def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[str]:
     """Return the lines of the plan.
+
+    Args:
+        with_ladder: count every rung of the memory ladder as well, which takes as long again for each.
 
     Raises:
         FullftError: there is no snapshot yet, or the model cannot be counted without weights.
@@ -39,7 +42,7 @@ def plan(use_case: UseCase, store: Store) -> list[str]:
     taken = SnapshotMetadata.of(snapshot)
     planner = TargetPlanner(open_recipe(job, store, snapshot), settings, taken.num_validation_rows + taken.num_test_rows)
     try:
-        plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs()
+        plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs() if with_ladder else []
     except CannotCount as error:
         raise FullftError(f"{name}: {error}; `fullft run {name}` measures the plan on this machine") from error
     return plan_lines(plans, settings, name, rungs)

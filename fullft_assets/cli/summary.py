@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from fullft_assets import evaluation, release
+from fullft_assets import evaluation, planning, release
 from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
@@ -43,6 +43,10 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
     name = use_case.name
     lines = _data(use_case, store)
     report = latest(store, name, "evaluation_report")
+    pilot = latest(store, name, "pilot_run")
+    if pilot is not None and (refused := planning.refusal(pilot)) is not None:
+        lines.append(f"  verdict        {refused[0].upper()}{refused[1:]}")
+        lines.append(f"  spent          on the pilot alone, {planning.PilotMetadata.of(pilot).seconds:,.0f} s")
     if report is not None:
         lines += _scores(store, use_case, report)
     if use_case.settings.monitoring.path is not None and not task_of(use_case.settings.examples).detects_drift:

@@ -7,6 +7,7 @@ tensors are those of the model as it is written, and no formula for an architect
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,8 @@ from fullft_assets.settings import TrainingSettings
 _FP32_ON_GPUS = (functional.layer_norm, functional.softmax, functional.log_softmax, torch.rsqrt, torch.pow, torch.Tensor.pow)
 #: Elements that low-memory optimizers update at a time, by whether on a GPU; on a CPU fewer, which take next to no memory and long to count.
 _CHUNK = {True: 2**24, False: 2**20}
+#: The C library takes larger blocks from the system and gives them back (its largest `M_MMAP_THRESHOLD`).
+_SMALL_BYTES = 2**25
 _aten: Any = torch.ops.aten
 
 
@@ -101,7 +104,9 @@ class Outline:
 def _in_one_line() -> Iterator[None]:
     try:
         # Weights that are not drawn must not change those that are drawn later.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # They were said, or will be, where the model is trained.
+            warnings.simplefilter("ignore")
             yield
     except FullftError:
         raise
@@ -150,6 +155,8 @@ def _count(recipe: Recipe, settings: TrainingSettings, seed: int, precision: Pre
         logits=tracker.logits,
         activations=tracker.passing - tracker.logits,
         peak=tracker.peak,
+        small=tracker.small,
+        is_recomputed=settings.gradient_checkpointing,
     )
 
 
@@ -232,11 +239,12 @@ class _Tracker(TorchDispatchMode):
         peak: most that existed since the start.
         passing: most of them that are neither kept from step to step nor gradients.
         logits: those of `passing` that are as wide as the vocabulary.
+        small: those of `passing` in storages of less than `_SMALL_BYTES`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self._passing = self._logits = 0
+        self.live = self._passing = self._logits = self._small = 0
         self._vocabulary = 0
         self._held: dict[int, _Held] = {}
         self._num_selected: dict[tuple[int, ...], int] = {}
@@ -244,7 +252,7 @@ class _Tracker(TorchDispatchMode):
 
     def start_again(self) -> None:
         """Forget the peaks."""
-        self.peak = self.passing = self.logits = 0
+        self.peak = self.passing = self.logits = self.small = 0
 
     def keep(self, tensors: Iterable[torch.Tensor]) -> None:
         """Count tensors as kept, whether they are counted already or not."""
@@ -262,6 +270,7 @@ class _Tracker(TorchDispatchMode):
             held.passes = False
             self._passing -= held.size
             self._logits -= held.size if held.is_logits else 0
+            self._small -= held.size if held.size < _SMALL_BYTES else 0
 
     def expect(self, labels: torch.Tensor, *, vocabulary: int) -> None:
         """Take what fake tensors do not know: how many tokens a mask of the trained ones selects."""
@@ -302,9 +311,10 @@ class _Tracker(TorchDispatchMode):
         self.live += held.size
         self._passing += held.size
         self._logits += held.size if is_logits else 0
+        self._small += held.size if held.size < _SMALL_BYTES else 0
         self.peak = max(self.peak, self.live)
         if self._passing > self.passing:
-            self.passing, self.logits = self._passing, self._logits
+            self.passing, self.logits, self.small = self._passing, self._logits, self._small
 
     def _remove(self, key: int) -> None:
         held = self._held.pop(key)

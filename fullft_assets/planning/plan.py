@@ -7,7 +7,7 @@ from fullft_assets.planning.measurements import Measured
 from fullft_assets.planning.memory import memory_check
 from fullft_assets.planning.metadata import PlanMetadata
 from fullft_assets.settings import PlanningSettings, TrainingSettings
-from fullft_assets.store import CheckOutcome
+from fullft_assets.store import CheckOutcome, Manifest
 from fullft_assets.store.checks import CheckSpec
 
 VERSION = "9"
@@ -15,7 +15,8 @@ PLAN_CHECKS = (
     CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True),
     CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True),
 )
-PILOT_CHECKS = (CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines.", blocking=True),)
+#: It does not block: a refusal is an answer, so the run goes on to its end, and training is left out of it.
+PILOT_CHECKS = (CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines."),)
 
 
 def plan_checks(
@@ -41,3 +42,9 @@ def plan_checks(
         padding_share=1 - measured.num_tokens / measured.num_padded_tokens,
     )
     return plan, [fits_in_memory, budget_check(hours, settings)]
+
+
+def refusal(pilot: Manifest) -> str | None:
+    """Return why a pilot refuses the training; None where it does not."""
+    check = pilot.check(PILOT_CHECKS[0].name)
+    return None if check.passed else f"not trained: {pilot.stage}.{check.name} is red: {check.description}"
