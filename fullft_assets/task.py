@@ -154,6 +154,7 @@ BASELINES: Registry[Any] = Registry(
         "base_model": "fullft_assets.tasks.language.baselines:BaseModel",
         "zero_shot": "fullft_assets.tasks.classification.prompting:ZeroShot",
         "few_shot": "fullft_assets.tasks.classification.prompting:FewShot",
+        "bedrock": "fullft_assets.tasks.classification.bedrock:Bedrock",
         "few_shot_conversations": "fullft_assets.tasks.language.baselines:FewShotConversations",
         "lora": "fullft_assets.tasks.lora:Lora",
         "smaller_model": "fullft_assets.tasks.smaller_model:SmallerModel",

@@ -302,6 +302,10 @@ def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iter
                     (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
                 )
     yield from _check_external(settings, task, root)
+    if "bedrock" in settings.baselines and settings.planning.bedrock is None:
+        yield Problem(
+            ("planning", "baselines"), "names bedrock, and planning.bedrock does not say which model; give it one, or remove bedrock"
+        )
     if settings.training.sharding != "none":
         for number, name in enumerate(settings.planning.baselines or []):
             if BASELINES.get(name).needs_whole_model:

@@ -45,7 +45,7 @@ class BaselinesMetadata(Metadata):
     Attributes:
         scores: on the validation rows, in the primary metric.
         seconds: to fit it and to predict the validation rows.
-        usd: these seconds at `planning.hourly_usd`; 0 without that.
+        usd: these seconds at `planning.hourly_usd`, and what a service asked for.
     """
 
     labels: list[str]

@@ -23,7 +23,7 @@ from fullft_assets.settings.guards import (
 )
 from fullft_assets.settings.launcher import LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
-from fullft_assets.settings.planning import LoraSettings, PlanningSettings, PromptingSettings
+from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retraining import RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
@@ -32,6 +32,7 @@ from fullft_assets.settings.use_case import UseCaseSettings
 
 __all__ = [
     "AlertsSettings",
+    "BedrockSettings",
     "ChunksSettings",
     "DeadGradientGuard",
     "DistillationSettings",

@@ -47,6 +47,21 @@ class PromptingSettings(Settings):
     max_tokens: int = Field(default=1_024, ge=16, description="Tokens of these examples together, at most; longer texts are cut.")
 
 
+class BedrockSettings(Settings):
+    """The baseline `bedrock`: a model of Amazon Bedrock that is asked for each row's label. Texts of rows leave this machine."""
+
+    model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
+    region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
+    endpoint_url: str | None = Field(
+        default=None, description="Endpoint of the service, such as one in a private network. Default: AWS's own."
+    )
+    examples: int = Field(default=0, ge=0, le=100, description="Training rows that each request shows with their labels.")
+    max_characters: int = Field(default=8_000, ge=1, description="Characters of a text that are sent; the rest is cut.")
+    parallel_requests: int = Field(default=4, ge=1, le=64, description="Requests at a time.")
+    usd_per_1k_input_tokens: Float = Field(default=0.0, ge=0, description="Price of 1,000 tokens of requests in US dollars.")
+    usd_per_1k_output_tokens: Float = Field(default=0.0, ge=0, description="Price of 1,000 tokens of answers in US dollars.")
+
+
 class PlanningSettings(Settings):
     """What the fine-tuning may cost, and the gain that it must promise."""
 
@@ -116,4 +131,8 @@ class PlanningSettings(Settings):
         default=None,
         description="A smaller model with the tokenizer of base_model, referred to like it. The baseline `smaller_model` trains all of its weights with "
         "the same recipe.",
+    )
+    bedrock: BedrockSettings | None = Field(
+        default=None,
+        description="The model behind the baseline `bedrock`, which sends texts of rows to AWS where planning.baselines names it.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,6 +27,7 @@ class BaselineContext:
         tokenization: that made the windows; None where the task's baselines read texts or windows alone.
         project_root: where relative references in the settings start.
         settings: of the use case, for baselines that train or that have settings of their own.
+        paid: US dollars that services asked for, by baseline, beside the machine's time; a baseline adds to it.
         train_rows: reads the snapshot's training rows, in the evaluation as well, for baselines that show some of them to a model.
         open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it has no training rows.
     """
@@ -38,6 +39,7 @@ class BaselineContext:
     tokenization: Tokenization | None = None
     project_root: Path = Path()
     settings: UseCaseSettings | None = None
+    paid: dict[str, float] = field(default_factory=dict)
     train_rows: Callable[[], Split] | None = None
     open_recipe: Callable[[], Recipe] | None = None
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import StoreError
+from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
@@ -99,9 +99,12 @@ class EvaluationContext:
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
         for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
-        if by_external is not None:
-            for name, given in self.external_answers(test).items():
-                systems[name] = lambda name=name, given=given: by_external(name, given)
+        for name, given in self.external_answers(test).items():
+            if by_external is None:
+                raise SettingsError(
+                    f"evaluation.external: the task {self.job.settings.examples.task} takes no file of answers; give {name} a score"
+                )
+            systems[name] = lambda name=name, given=given: by_external(name, given)
         for name in (CHAMPION, ANCHOR):
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)

@@ -342,7 +342,8 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
         started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
     labels = label_names(shared.snapshot)
-    usd = {name: taken / 3600 * shared.job.settings.planning.hourly_usd for name, taken in seconds.items()}
+    hourly = shared.job.settings.planning.hourly_usd
+    usd = {name: taken / 3600 * hourly + context.paid.get(name, 0.0) for name, taken in seconds.items()}
     metadata = planning.BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best])
     return shared.commit(draft, metadata, [])
 

@@ -1,0 +1,152 @@
+"""The baseline `bedrock`: a model of Amazon Bedrock names each text's label through the Converse API.
+
+It is the one baseline that sends texts of rows to a service: those that are scored, and those of the examples, if any are asked for. Its answers are
+not kept, so an evaluation asks again, and pays again. An answer that names no label counts as the commonest training label.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.snapshot import Split
+from fullft_assets.tasks import prompting
+from fullft_assets.tasks.baseline import Baseline, BaselineContext
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import BedrockSettings
+
+#: Attempts at a request that the service throttles or that fails on the way; boto3 waits longer each time.
+_ATTEMPTS = 8
+_MAX_ANSWER_TOKENS = 64
+_AROUND = re.compile(r"^[\W_]+|[\W_]+$")
+
+
+class Bedrock(Baseline):
+    """A prompted model of a service, with the task's labels in its system prompt.
+
+    Args:
+        shown: training rows that each request has as examples.
+        labels: of each, as positions in the label order.
+        fallback: position of the commonest training label.
+    """
+
+    name, title, tasks = "bedrock", "Bedrock model, prompted", ("classification",)
+
+    def __init__(self, shown: Split, labels: Sequence[int], fallback: int, context: BaselineContext):
+        self.shown, self.labels, self.fallback, self.context = shown, labels, fallback, context
+
+    @classmethod
+    def fit(cls, train: Split, context: BaselineContext) -> Self:
+        settings = prompting.settings_of(context)
+        shown = train.select(prompting.draw(train.labels, _required(context).examples, settings.seed))
+        return cls(shown, shown.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
+
+    def predict(self, rows: Split) -> np.ndarray:
+        """Return label probabilities [rows, labels]: 1 for the label that was answered."""
+        context, asked = self.context, _required(self.context)
+        client, system = _client(asked), f"Answer with the label of the text and nothing else. The labels are: {', '.join(context.labels)}."
+        before = [
+            _message(role, text)
+            for example, label in zip(self.shown.texts, self.labels, strict=True)
+            for role, text in (("user", example[: asked.max_characters]), ("assistant", context.labels[label]))
+        ]
+
+        def ask(text: str) -> tuple[str, float]:
+            answer = _converse(client, asked, system, [*before, _message("user", text[: asked.max_characters])])
+            used = answer["usage"]
+            usd = used["inputTokens"] * asked.usd_per_1k_input_tokens + used["outputTokens"] * asked.usd_per_1k_output_tokens
+            return "".join(part.get("text", "") for part in answer["output"]["message"]["content"]), usd / 1_000
+
+        found = []
+        with ThreadPoolExecutor(asked.parallel_requests) as pool:
+            try:
+                for done, answer in enumerate(pool.map(ask, rows.texts), start=1):
+                    found.append(answer)
+                    context.progress.raise_if_stopped()
+                    context.progress.step(done, len(rows))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        context.paid[self.name] = context.paid.get(self.name, 0.0) + sum(usd for _, usd in found)
+        answered = [read_label(text, context.labels) for text, _ in found]
+        num_none = answered.count(None)
+        if num_none:
+            context.progress.say(
+                f"bedrock: {num_none:,} of {len(rows):,} answers name no label and count as {context.labels[self.fallback]}"
+            )
+        return np.eye(len(context.labels))[[self.fallback if label is None else label for label in answered]]
+
+    def save(self, folder: Path) -> None:
+        prompting.save_examples(folder / "bedrock.json", self.shown.ids, labels=self.labels)
+        np.savez(folder / "bedrock.npz", fallback=self.fallback)
+
+    @classmethod
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        fallback = int(np.load(folder / "bedrock.npz")["fallback"])
+        if not _required(context).examples:
+            return cls(prompting.training_rows(context).select([]), [], fallback, context)
+        shown, saved = prompting.load_examples(folder / "bedrock.json", context)
+        return cls(shown, saved["labels"], fallback, context)
+
+
+def read_label(answer: str, labels: Sequence[str]) -> int | None:
+    """Return the position of the label that an answer is, but for case and the marks around it; None: it is none."""
+    said = _AROUND.sub("", answer).casefold()
+    known = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
+    return known.get(said)
+
+
+def _required(context: BaselineContext) -> BedrockSettings:
+    asked = prompting.settings_of(context).planning.bedrock
+    if asked is None:
+        raise SettingsError(
+            "planning.bedrock: planning.baselines names bedrock, so it has to say which model; give model, or remove bedrock"
+        )
+    return asked
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    # The service refuses blank texts.
+    return {"role": role, "content": [{"text": text if text.strip() else "(empty)"}]}
+
+
+def _client(asked: BedrockSettings) -> Any:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    retries = Config(retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=asked.parallel_requests)
+    try:
+        return boto3.client("bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries)
+    except BotoCoreError as error:
+        raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error
+
+
+def _converse(client: Any, asked: BedrockSettings, system: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return client.converse(
+            modelId=asked.model,
+            system=[{"text": system}],
+            messages=messages,
+            inferenceConfig={"maxTokens": _MAX_ANSWER_TOKENS, "temperature": 0.0},
+        )
+    except ClientError as error:
+        # The service's message may quote the request, and so a text; its code does not.
+        raise SettingsError(
+            f"planning.bedrock: {asked.model} refused with {error.response['Error']['Code']}; look at model, region and rights"
+        ) from None
+    except BotoCoreError as error:
+        raise SettingsError(f"planning.bedrock: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
