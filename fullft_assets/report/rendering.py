@@ -17,6 +17,7 @@ from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import PilotMetadata
 from fullft_assets.report import pictures
 from fullft_assets.report.costs import SystemCost
+from fullft_assets.report.doubtful_rows import DoubtfulRow
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fullft_assets.store import Manifest
 
 _TEMPLATES = Path(__file__).parent / "templates"
+#: Where a copy of the page says how the release ended: the page itself is written before it.
+_OUTCOME = "<!-- how the release ended -->"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class EvaluationReport:
         worth: what the gain over the best baseline cost.
         costs: what each system took to make; one that is not named is not known.
         next_action: what to do after this verdict.
+        worst: the errors with the highest loss.
+        label_errors: rows whose label is probably wrong; None: they were not searched for.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
     """
 
@@ -82,6 +87,8 @@ class EvaluationReport:
     costs: Mapping[str, SystemCost] = field(default_factory=dict)
     next_action: str = ""
     min_slice_groups: float = 30.0
+    worst: Sequence[DoubtfulRow] = ()
+    label_errors: Sequence[DoubtfulRow] | None = ()
 
     @property
     def has_prices(self) -> bool:
@@ -111,11 +118,20 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     forest = {"scores": render("forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs))}
     body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
     tiles = [part for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n") if part]
-    page = render("page.html.j2", report.evaluation, report=report, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles)
+    page = render(
+        "page.html.j2", report.evaluation, report=report, outcome_mark=_OUTCOME, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles
+    )
     (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
     (folder / "summary.md").write_text(render("summary.md.j2", report.evaluation, **context), encoding="utf-8")
     return drawn
+
+
+def with_outcome(page: str, outcome: str) -> str:
+    """Return a page that `write` wrote, with how the release ended under its verdict."""
+    from markupsafe import escape as escape_html
+
+    return page.replace(_OUTCOME, f"<p>How the release ended: {escape_html(outcome)}</p>", 1)
 
 
 def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:

@@ -73,10 +73,14 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             promise=report.promise_rows(inputs["pilot_run"], found),
             worth=report.worth_rows(found, costs),
             costs=costs,
+            worst=result.worst,
+            label_errors=result.label_errors,
             min_slice_groups=job.settings.release.min_effective_groups,
             next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
         report.write(draft.path, shown)
+        if result.label_errors:
+            report.write_label_errors(draft.path, result.label_errors, job.settings.examples.label or "label")
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json"),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
