@@ -25,6 +25,7 @@ from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     from fullft_assets.evaluation.forgetting import Forgetting
+    from fullft_assets.evaluation.slices import SliceScore
     from fullft_assets.evaluation.verdict import ReleaseVerdict
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.store import Manifest
@@ -69,6 +70,7 @@ class EvaluationReport:
         worst: the errors with the highest loss.
         label_errors: rows whose label is probably wrong; None: they were not searched for.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
+        worse_slices: those on which the model is worse than its rival.
     """
 
     case: str
@@ -87,6 +89,7 @@ class EvaluationReport:
     costs: Mapping[str, SystemCost] = field(default_factory=dict)
     next_action: str = ""
     min_slice_groups: float = 30.0
+    worse_slices: Sequence[SliceScore] = ()
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
 

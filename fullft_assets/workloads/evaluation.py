@@ -19,7 +19,7 @@ from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Eval
 from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
-from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, write_verdict
+from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, worse_slices, write_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
@@ -75,6 +75,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             costs=costs,
             worst=result.worst,
             label_errors=result.label_errors,
+            worse_slices=worse_slices(found, job.settings.release),
             min_slice_groups=job.settings.release.min_effective_groups,
             next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
