@@ -215,7 +215,7 @@ def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report:
 
 
 def documents_that_are_continued(page: str) -> list[str]:
-    section = page.split("<h2>What it writes</h2>")[1].split("</section>")[0]
+    section = page.split("<h3>What it writes</h3>")[1].split("</section>")[0]
     return re.findall(r'<tr data-document="([^"]+)">', section)
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from fullft_assets import release, report
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.evaluation.verdict import GateResult
+from fullft_assets.evaluation.verdict import GateResult, worse_slices
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
@@ -94,6 +94,12 @@ def test_a_model_that_guesses_on_one_source_is_stopped(champion: bool) -> None:
     assert [each.name for each in found.slices.worse(30, 0.95) if each.kind == "source"] == ["file-c"]
 
 
+def test_a_loss_that_the_owner_accepts_on_the_whole_is_none_on_a_slice() -> None:
+    for champion, setting in ((True, "min_gain_over_champion"), (False, "min_gain_over_baselines")):
+        found = evaluated("file-c", champion=champion)
+        assert not gate_of(found).passed and gate_of(found, **{setting: -1.0}).passed
+
+
 def test_a_slice_of_few_groups_is_not_tested() -> None:
     gate = gate_of(evaluated("file-c"), min_effective_groups=400)
     assert gate.passed and gate.text.startswith("no slice has 400 groups of equal weight")
@@ -103,7 +109,7 @@ def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     found = evaluated("file-c")
     named = [each.model_copy(update={"name": f"{WORD} <b>client</b>"}) if each.kind == "source" else each for each in found.slices.found]
     found = found.model_copy(update={"slices": found.slices.model_copy(update={"found": named})})
-    report.write(tmp_path, full_report(found))
+    report.write(tmp_path, full_report(found, worse_slices=worse_slices(found, ReleaseSettings())))
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert f"{WORD} &lt;b&gt;client&lt;/b&gt;" in page and "<b>client" not in page and "✗ worse" in page
     assert WORD not in markdown and "| source 1 | " in markdown and "label letter" in markdown

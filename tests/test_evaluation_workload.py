@@ -115,8 +115,7 @@ class Lab:
     def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
             fill(draft.path)
-            inputs = {"training_snapshot": self.snapshot.content_digest} if hasattr(self, "snapshot") else {}
-            return draft.commit(settings={"training": {"epochs": 3}}, inputs=inputs, metadata=metadata or {})
+            return draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=metadata or {})
 
     def _fit_baselines(self, folder: Path) -> None:
         train = load_split(self.store, self.snapshot, "train")
@@ -271,7 +270,7 @@ def test_a_champion_without_a_label_never_answers_it(lab, candidate):
 def test_map_labels():
     mapped = map_labels(np.array([[0.2, 0.6, 0.2], [0.0, 1.0, 0.0]]), ["b", "gone", "a"], ["a", "b", "new"])
     assert mapped == pytest.approx(np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
-    with pytest.raises(StoreError, match="knows none of the labels a, b, only x, y"):
+    with pytest.raises(StoreError, match="knows none of the labels `a`, `b`, only `x`, `y`"):
         map_labels(np.eye(2), ["x", "y"], ["a", "b"])
 
 
@@ -300,6 +299,17 @@ def test_the_test_rows_that_the_champion_was_judged_on_are_a_slice(lab, candidat
     kinds = {each.kind for each in evaluation.slices.found}
     assert {"length", "label"} <= kinds and "source" not in kinds, "there is one file"
     assert found.check("no_slice_is_worse").passed
+
+
+def test_likely_label_errors_are_a_file_of_ids_and_the_temperature_is_reported(lab, report):
+    found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
+    assert found.temperature is not None and found.temperature > 1, "a model that was never trained is too sure"
+    assert found.error_at_temperature < found.calibration_error
+    assert "fitted on the validation rows" in (lab.store.folder(report) / "report.md").read_text()
+    pytest.importorskip("cleanlab")
+    lines = [json.loads(line) for line in (lab.store.folder(report) / "label_errors.jsonl").read_text().splitlines()]
+    held_out = {*lab.test.ids, *load_split(lab.store, lab.snapshot, "validation").ids}
+    assert lines and {line["id"] for line in lines} <= held_out and all(line["kind"] != line["suggested"] for line in lines)
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):

@@ -146,7 +146,7 @@ class TestStartingPoint:
         with pytest.raises(GateError, match=f"^training.retrain_from: the champion {champion.ref} has another base_model; {fix}$"):
             self.find(encoder, "other base", revision="other")
         other = encoder.snapshot.model_copy(update={"metadata": {**encoder.snapshot.metadata, "labels": ["a", "b"]}})
-        with pytest.raises(GateError, match=f"has the labels .*, the snapshot has a, b; {fix}$"):
+        with pytest.raises(GateError, match=f"has other labels: the snapshot lacks .* and adds .*; {fix}$"):
             self.find(encoder, "other labels", on=other)
         # Nothing was fixed.
         assert encoder.store.read_pointer(f"{encoder.use_case.name}/starting_points/other labels") is None

@@ -1,6 +1,7 @@
 """evaluation: training_snapshot, cheaper_baselines, pilot_run, finetuned_checkpoint -> evaluation_report."""
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
 from fullft_assets.evaluation import checks, external
 from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import worth
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
@@ -76,8 +78,11 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
 
 
 def _shown(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file."""
-    found = EvaluationMetadata.of(manifest)
+    """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file.
+
+    The event log is for ever and has many readers: where labels may be texts, neither the report nor its pictures, which name them, go there.
+    """
+    found, folder = EvaluationMetadata.of(manifest), store.folder(manifest)
     rows = [
         {"system": system or evaluation.FINETUNED}
         | {metric: score for metric in found.metrics if (score := found.score(system, metric)) is not None}
@@ -87,11 +92,13 @@ def _shown(store: Store, manifest: Manifest) -> dict[str, Any]:
         "verdict": sentences(found.verdict),
         "justification": sentences(f"{found.justification} {found.worth_sentence}"),
         "systems": dg.MetadataValue.md(markdown_table(rows)),
-        "report": dg.MetadataValue.md(_with_pictures(store.folder(manifest))),
+        "summary": dg.MetadataValue.md((folder / "summary.md").read_text(encoding="utf-8")),
     }
+    if may_be_named(json.loads((folder / "evaluation.json").read_bytes()).get("labels", [])):
+        shown["report"] = dg.MetadataValue.md(_with_pictures(folder))
     # A page over http may not link to a file: Dagster copies a path on a click.
     if store.is_local:
-        shown["report_file"] = dg.MetadataValue.path(str(store.folder(manifest) / "report.html"))
+        shown["report_file"] = dg.MetadataValue.path(str(folder / "report.html"))
     else:
         shown["report_file"] = dg.MetadataValue.url(f"{store.url}/{manifest.ref}/report.html")
     return shown

@@ -7,8 +7,10 @@ import dagster as dg
 
 from fullft_assets import release
 from fullft_assets.assets.case import Case, sentences
+from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store
+from fullft_assets.training.metadata import CheckpointMetadata
 
 _INPUTS = ("evaluation_report", "finetuned_checkpoint", "training_snapshot")
 
@@ -48,9 +50,13 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
 
 def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Return what Dagster shows first of a champion: how its release ended, and its card."""
-    card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
-    return {"outcome": sentences(release.ChampionMetadata.of(manifest).outcome), "model_card": dg.MetadataValue.md(card)}
+    """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names labels that may be texts."""
+    found = release.ChampionMetadata.of(manifest)
+    first: dict[str, Any] = {"outcome": sentences(found.outcome)}
+    if may_be_named(CheckpointMetadata.of(store.load(found.checkpoint)).labels):
+        card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
+        first["model_card"] = dg.MetadataValue.md(card)
+    return first
 
 
 def observation(case: Case, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:

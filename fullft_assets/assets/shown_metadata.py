@@ -11,7 +11,9 @@ from fullft_assets.escaping import visible
 from fullft_assets.examples.label_names import may_be_named
 
 _FILES = ("files", "taken_away")
-_LABELS = ("labels", "rare_labels", "label_counts", "label_statistics", "kappa_per_label", "labels_set_aside", "labels_untested")
+_LABELS = (
+    "labels", "rare_labels", "label_counts", "label_statistics", "label_thresholds", "kappa_per_label", "labels_set_aside", "labels_untested",
+)  # fmt: skip
 
 
 def outside_the_store(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
     report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
     report.add_argument("--open", action="store_true", help="open it in the browser, too")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the page to this file; that of an evaluation says how the release ended"
+    )
+    report.add_argument(
+        "--link", action="store_true", help="print a signed link instead, which opens without an account: for a store on S3"
+    )
+    report.add_argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)")
     verified = add("verify", _verify, "Recompute an evaluation's numbers from its predictions and the snapshot; name those that differ.")
     verified.add_argument("--report", metavar="REF", help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)")
     prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
@@ -132,18 +139,22 @@ def _ingest(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.summary import data_report, evaluation_report
+    from fullft_assets.cli import reports
 
     use_case = _load(parsed)
-    page = (data_report if parsed.which == "data" else evaluation_report)(use_case, _store(use_case))
-    if page is None:
-        first = "ingest" if parsed.which == "data" else "run"
-        raise FullftError(f"{use_case.name} has no {parsed.which} report yet; `fullft {first} {use_case.name}` writes one")
+    store = _store(use_case)
+    made = reports.newest(use_case, store, parsed.which)
+    if parsed.link:
+        print(store.signed_link(f"{made.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8"))
+        return 0
+    page = store.folder(made) / reports.PAGE
+    if parsed.out is not None:
+        page = reports.copy(store, made, parsed.out)
     print(page)
     if parsed.open:
         import webbrowser
 
-        webbrowser.open(page.as_uri())
+        webbrowser.open(page.absolute().as_uri())
     return 0
 
 

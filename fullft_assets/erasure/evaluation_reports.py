@@ -15,7 +15,7 @@ from fullft_assets.documents.erasure import is_erased
 from fullft_assets.erasure.erased_documents import ErasedDocuments, by_content, with_origin
 from fullft_assets.erasure.file_names import GONE
 from fullft_assets.erasure.report import ErasureReport
-from fullft_assets.report import shorten
+from fullft_assets.report import LABEL_ERRORS, shorten
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
@@ -43,17 +43,24 @@ def _drop_from_report(
     predictions = pq.read_table(store.folder(manifest) / "predictions.parquet")
     hit = _judged_erased(store, manifest, predictions, erased, snapshots)
     kept = predictions.filter(pa.array(~hit))
+    doubtful = _label_errors(store.folder(manifest))
+    gone = _judged_erased(store, manifest, pa.table({"id": [row["id"] for row in doubtful]}), erased, snapshots) if doubtful else []
     # What a model wrote after the beginning of a document goes with it, and the name of a group with the last of its rows.
     shown = [f'<tr data-document="{_html(id_)}">' for id_ in predictions.filter(pa.array(hit))["id"].to_pylist()]
     groups_gone = {*predictions["group"].to_pylist()} - {*kept["group"].to_pylist()}
+    shown += [f'<tr data-document="{_html(row["id"])}">' for row, is_gone in zip(doubtful, gone, strict=True) if is_gone]
     shown += [f'<tr data-group="{_html(group)}">' for group in sorted(groups_gone)]
     shows_text = any(excerpt in page.read_text(encoding="utf-8") for page in pages for excerpt in excerpts)
-    if len(kept) == len(predictions) and not shows_text:
+    if len(kept) == len(predictions) and not shows_text and not any(gone):
         return False
 
     def edit(folder: Path) -> Mapping[str, Any]:
         pq.write_table(kept, folder / "predictions.parquet")
         _drop_from_measurements(folder / "evaluation.json", kept)
+        if doubtful:
+            left = [row for row, is_gone in zip(doubtful, gone, strict=True) if not is_gone]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left)
+            (folder / LABEL_ERRORS).write_text(text, encoding="utf-8")
         for page in pages:
             text = page.read_text(encoding="utf-8")
             for excerpt in excerpts:
@@ -65,6 +72,12 @@ def _drop_from_report(
 
     store.rewrite(manifest, edit)
     return True
+
+
+def _label_errors(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a report's label errors; none where it has no such file."""
+    path = folder / LABEL_ERRORS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _judged_erased(

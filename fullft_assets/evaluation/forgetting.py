@@ -7,7 +7,6 @@ from typing import Literal
 
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.store import Manifest
-from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata, PastTraining
 
 #: The budget of a loss that nobody has set a budget for: the perplexity of general text may double. docs/decisions/0024 says why.
@@ -47,8 +46,8 @@ class Forgetting(Record):
 
 def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
     """Return what a checkpoint forgot, or None where its own training did not measure it."""
-    made, trainings = CheckpointMetadata.of(checkpoint), lineage.trainings(checkpoint)
-    after = _after(trainings[-1])
+    made = CheckpointMetadata.of(checkpoint)
+    trainings, after = [*made.lineage, made], _after(made)
     if after is None or made.general_before is None:
         return None
     rises = [found - each.general_before for each in trainings if (found := _after(each)) is not None and each.general_before is not None]
@@ -63,5 +62,5 @@ def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
     )
 
 
-def _after(training: PastTraining) -> float | None:
+def _after(training: PastTraining | CheckpointMetadata) -> float | None:
     return training.general_loss if training.general_loss is not None else training.general_distance

@@ -76,11 +76,16 @@ class Gain(Interval):
     @property
     def p_value(self) -> float:
         """Two-sided, of the hypothesis that there is no difference."""
+        return self.p_value_against(0.0)
+
+    def p_value_against(self, value: float) -> float:
+        """Return the two-sided p-value of the hypothesis that the difference has this value."""
         from scipy.special import stdtr
 
+        distance = abs(self.estimate - value)
         if not self.standard_error:
-            return float(not self.estimate)
-        return float(2 * stdtr(self.degrees_of_freedom, -abs(self.estimate) / self.standard_error))
+            return float(not distance)
+        return float(2 * stdtr(self.degrees_of_freedom, -distance / self.standard_error))
 
     @property
     def detectable(self) -> float:

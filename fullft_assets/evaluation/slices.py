@@ -57,11 +57,16 @@ class Slices(Record):
         """Return the slices with enough groups to decide on."""
         return [each for each in self.found if each.effective_groups >= min_groups]
 
-    def worse(self, min_groups: float, confidence: float) -> list[SliceScore]:
-        """Return those on which the model is worse than its rival, by more than chance among all that are tested (Holm)."""
+    def worse(self, min_groups: float, confidence: float, allowed: float = 0.0) -> list[SliceScore]:
+        """Return those on which the model is worse than its rival, by more than chance among all that are tested (Holm).
+
+        Args:
+            allowed: gain that is not worse yet; below 0 where the owner accepts a loss.
+        """
         tested = self.tested(min_groups)
-        corrected = holm({str(number): each.gain.p_value for number, each in enumerate(tested)})
-        return [each for number, each in enumerate(tested) if each.gain.high < 0 and corrected[str(number)] < 1 - confidence]
+        p_values = {str(number): each.gain.p_value_against(allowed) for number, each in enumerate(tested)}
+        corrected = holm(p_values)
+        return [each for number, each in enumerate(tested) if each.gain.high < allowed and corrected[str(number)] < 1 - confidence]
 
 
 def measure_slices(

@@ -16,6 +16,7 @@ from fullft_assets.evaluation import Evaluation, title
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.seed_noise import SeedNoise
+from fullft_assets.evaluation.slices import SliceScore
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION
 from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import ReleaseSettings
@@ -129,6 +130,15 @@ def verdict(
         seed_runs=0 if seed_noise is None else seed_noise.num_runs,
         reasons=reasons,
     )
+
+
+def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[SliceScore]:
+    """Return the slices on which the model is worse than its rival; a loss that the owner accepts on the whole is none on a slice."""
+    found = evaluation.slices
+    if found is None:
+        return []
+    bar = settings.min_gain_over_champion if found.rival == CHAMPION else settings.min_gain_over_baselines
+    return found.worse(settings.min_effective_groups, evaluation.confidence, min(bar, 0.0))
 
 
 def relation(gain: Gain, margin: float) -> Relation:
@@ -271,7 +281,7 @@ def _no_slice_is_worse(evaluation: Evaluation, settings: ReleaseSettings) -> Gat
     if found is None or not tested:
         text = f"no slice has {settings.min_effective_groups:g} groups of equal weight (release.min_effective_groups), so none was tested"
         return GateResult(gate=gate, passed=True, text=text)
-    worse = found.worse(settings.min_effective_groups, evaluation.confidence)
+    worse = worse_slices(evaluation, settings)
     kinds = Counter(each.kind for each in worse)
     said = f"{', '.join(f'{count} by {kind}' for kind, count in kinds.items())}; the report names them" if worse else ""
     text = f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than the {title(found.rival)} by more than chance"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fullft_assets.errors import GateError, StoreError
+from fullft_assets.examples.label_names import named
 from fullft_assets.release.champion import read_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
@@ -44,7 +45,9 @@ def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -
     if made.base_model_revision != revision:
         return "has another base_model"
     if made.labels != label_names(snapshot):
-        return f"has the labels {', '.join(made.labels)}, the snapshot has {', '.join(label_names(snapshot))}"
+        theirs, ours = set(made.labels), set(label_names(snapshot))
+        gone, new = (named(((label, "") for label in sorted(part)), len(part), theirs | ours) for part in (theirs - ours, ours - theirs))
+        return f"has other labels: the snapshot lacks {gone or 'none'} and adds {new or 'none'}"
     if tokenizer_of(store, store.load(made.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
     if any(_held_erased(store, training) for training in trainings(start)):

@@ -1,6 +1,7 @@
 """The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside its pictures."""
 
 from fullft_assets.report.costs import SystemCost, system_costs, worth_rows
+from fullft_assets.report.doubtful_rows import LABEL_ERRORS, DoubtfulRow, write_label_errors
 from fullft_assets.report.next_action import next_action
 from fullft_assets.report.rendering import (
     AnsweredRow,
@@ -15,5 +16,6 @@ from fullft_assets.report.rendering import (
     render,
     score_rows,
     shorten,
+    with_outcome,
     write,
 )

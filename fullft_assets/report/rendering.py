@@ -17,6 +17,7 @@ from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import PilotMetadata
 from fullft_assets.report import pictures
 from fullft_assets.report.costs import SystemCost, duration
+from fullft_assets.report.doubtful_rows import DoubtfulRow
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
 from fullft_assets.training import lineage
@@ -24,11 +25,14 @@ from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     from fullft_assets.evaluation.forgetting import Forgetting
+    from fullft_assets.evaluation.slices import SliceScore
     from fullft_assets.evaluation.verdict import ReleaseVerdict
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.store import Manifest
 
 _TEMPLATES = Path(__file__).parent / "templates"
+#: Where a copy of the page says how the release ended: the page itself is written before it.
+_OUTCOME = "<!-- how the release ended -->"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ class EvaluationReport:
         worth: whether the gain over the best baseline is worth its cost, and what it cost.
         costs: what each system took to make; one that is not named is not known.
         next_action: what to do after this verdict.
+        worst: the errors with the highest loss.
+        label_errors: rows whose label is probably wrong; None: they were not searched for.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
+        worse_slices: those on which the model is worse than its rival.
     """
 
     case: str
@@ -86,6 +93,9 @@ class EvaluationReport:
     costs: Mapping[str, SystemCost] = field(default_factory=dict)
     next_action: str = ""
     min_slice_groups: float = 30.0
+    worse_slices: Sequence[SliceScore] = ()
+    worst: Sequence[DoubtfulRow] = ()
+    label_errors: Sequence[DoubtfulRow] | None = ()
 
     @property
     def has_prices(self) -> bool:
@@ -115,11 +125,20 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     forest = {"scores": render("forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs))}
     body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
     tiles = [part for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n") if part]
-    page = render("page.html.j2", report.evaluation, report=report, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles)
+    page = render(
+        "page.html.j2", report.evaluation, report=report, outcome_mark=_OUTCOME, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles
+    )
     (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
     (folder / "summary.md").write_text(render("summary.md.j2", report.evaluation, **context), encoding="utf-8")
     return drawn
+
+
+def with_outcome(page: str, outcome: str) -> str:
+    """Return a page that `write` wrote, with how the release ended under its verdict."""
+    from markupsafe import escape as escape_html
+
+    return page.replace(_OUTCOME, f"<p>How the release ended: {escape_html(outcome)}</p>", 1)
 
 
 def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:

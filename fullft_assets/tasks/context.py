@@ -13,10 +13,11 @@ from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
+from fullft_assets.examples.label_names import named
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
-from fullft_assets.report import AnsweredRow, Continuation
+from fullft_assets.report import AnsweredRow, Continuation, DoubtfulRow
 from fullft_assets.snapshot import Split, label_names
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
@@ -44,12 +45,16 @@ class EvaluationResult:
         headline: of the fine-tuned model, for the manifest's metadata; no text of a row.
         rows: one a test row, with `id`, `group` and what each system predicted of it (see `column_of`); no text either.
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
+        worst: the errors with the highest loss, by their ids.
+        label_errors: test and validation rows whose label is probably wrong; None: not searched for, as cleanlab is not installed.
     """
 
     evaluation: Evaluation
     headline: Mapping[str, Any]
     rows: pa.Table
     examples: Sequence[AnsweredRow | Continuation]
+    worst: Sequence[DoubtfulRow] = ()
+    label_errors: Sequence[DoubtfulRow] | None = ()
 
 
 @dataclass(frozen=True)
@@ -162,9 +167,8 @@ def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
     """Return which of our labels a system knows, in our order."""
     shared = [label for label in ours if label in theirs]
     if not shared:
-        raise StoreError(
-            f"the model knows none of the labels {', '.join(ours)}, only {', '.join(theirs)}; give the new labels a use case of their own"
-        )
+        wanted, known = (named(((label, "") for label in part), len(part), {*ours, *theirs}) for part in (ours, theirs))
+        raise StoreError(f"the model knows none of the labels {wanted}, only {known}; give the new labels a use case of their own")
     return shared
 
 

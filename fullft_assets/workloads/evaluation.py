@@ -20,7 +20,7 @@ from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Eval
 from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
-from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, write_verdict
+from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, worse_slices, write_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
@@ -79,10 +79,15 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             not_asked=_not_asked(context, found),
             worth=[*([("worth its cost", worth.sentence)] if worth.is_asked else []), *report.worth_rows(found, costs)],
             costs=costs,
+            worst=result.worst,
+            label_errors=result.label_errors,
+            worse_slices=worse_slices(found, job.settings.release),
             min_slice_groups=job.settings.release.min_effective_groups,
             next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
         report.write(draft.path, shown)
+        if result.label_errors:
+            report.write_label_errors(draft.path, result.label_errors, job.settings.examples.label or "label")
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},

@@ -19,6 +19,7 @@ from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.evaluation.metrics.labels import ACCURACY, MACRO_F1
 from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement, weakest_groups
 from fullft_assets.evaluation.titles import FINETUNED
+from fullft_assets.tasks.classification.temperature import fit_temperature, with_temperature
 
 
 class ReliabilityBin(Record):
@@ -32,7 +33,12 @@ class ReliabilityBin(Record):
 
 
 class ClassificationEvaluation(Evaluation):
-    """Everything measured of a classifier."""
+    """Everything measured of a classifier.
+
+    Attributes:
+        temperature: fitted on the validation rows; reported, and not applied. None: there were none that the model had not learned from.
+        error_at_temperature: expected calibration error of the test rows with it.
+    """
 
     #: What a row of `agreement` is, as a verb.
     right: ClassVar[str] = "are right"
@@ -44,6 +50,8 @@ class ClassificationEvaluation(Evaluation):
     confusion: list[list[int]]
     weakest_groups: list[GroupScore]
     agreement: SystemAgreement
+    temperature: float | None = None
+    error_at_temperature: float | None = None
 
     @property
     def limits(self) -> list[str]:
@@ -113,6 +121,7 @@ def assess(
     groups: Sequence[str],
     label_names: Sequence[str],
     comparison: Comparison,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     labels_alone: Collection[str] = (),
 ) -> ClassificationEvaluation:
@@ -122,12 +131,14 @@ def assess(
         labels: true labels [n].
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
         groups: the group of each row [n].
+        validation: labels and the fine-tuned model's probabilities of rows to fit a temperature on.
         labels_alone: systems that gave labels without probabilities; metrics of probabilities do not measure them.
 
     Raises:
         ValueError: input is empty, misaligned, not finite or out of range; the message names what.
     """
     labels = np.asarray(labels)
+    temperature = None if validation is None else fit_temperature(*validation)
     predictions = {name: predictions_of(labels, found, label_names, name) for name, found in probabilities.items()}
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     shared = comparison.run(predictions, groups, len(labels))
@@ -139,6 +150,10 @@ def assess(
         labels=list(label_names),
         calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], bins),
         reliability=reliability(labels, probabilities[FINETUNED], bins),
+        temperature=temperature,
+        error_at_temperature=None
+        if temperature is None
+        else expected_calibration_error(labels, with_temperature(probabilities[FINETUNED], temperature), bins),
         per_label=label_scores(np.diag(confusion), confusion.sum(1), confusion.sum(0), label_names),
         confusion=confusion.tolist(),
         weakest_groups=weakest_groups(is_right[FINETUNED], groups),

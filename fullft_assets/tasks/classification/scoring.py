@@ -14,11 +14,12 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
-from fullft_assets.snapshot import Split
+from fullft_assets.snapshot import Split, load_split
 from fullft_assets.tasks.baseline import Baseline
-from fullft_assets.tasks.classification import assessment, evaluate_metrics
+from fullft_assets.tasks.classification import assessment, evaluate_metrics, label_errors
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
+from fullft_assets.training.lineage import snapshots_learned_from
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -26,13 +27,41 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     settings, labels = context.job.settings, context.labels
     probabilities = predict_all(context, test, labels)
     labels_alone = set(context.external_answers(test))
-    found = assessment.assess(test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone)
+    validation, held_out = _on_validation(context, labels), None
+    if validation is not None:
+        held_out = (validation[0].labels, validation[1])
+    found = assessment.assess(
+        test.labels, probabilities, test.groups, labels, context.comparison(test), held_out, labels_alone=labels_alone
+    )
     tuned = probabilities[FINETUNED]
+    ids, truth, answers = test.ids, test.labels, tuned
+    if validation is not None:
+        ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
+        answers = np.concatenate([answers, validation[1]])
     # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that cannot be measured.
     headline = {**evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins), **found.headline}
     return EvaluationResult(
-        found, headline, _rows(test, probabilities, labels, labels_alone), _pick_answers(test, probabilities, found, settings.seed)
+        found,
+        headline,
+        _rows(test, probabilities, labels, labels_alone),
+        _pick_answers(test, probabilities, found, settings.seed),
+        label_errors.worst_errors(test.ids, test.labels, tuned, labels),
+        label_errors.likely_label_errors(ids, truth, answers, labels),
     )
+
+
+def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
+    """Return the validation rows with the candidate's label probabilities; None where it may have learned from them."""
+    snapshot, candidate = context.inputs["training_snapshot"], context.inputs["finetuned_checkpoint"]
+    if snapshots_learned_from(candidate) != [snapshot.ref]:
+        return None
+    rows = load_split(context.store, snapshot, "validation")
+    if not len(rows):
+        return None
+    context.progress.say(f"{len(rows):,} validation rows, for the temperature and likely label errors ...")
+    folder = context.model_folder("finetuned_checkpoint")
+    found = predict(folder, rows.windows, progress=context.progress).probabilities
+    return rows, map_labels(found, model_labels(folder), labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:

@@ -1,0 +1,86 @@
+"""`fullft report`: where the page is, a copy that says how the release ended, and a signed link into a bucket."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fullft_assets import release, report
+from fullft_assets.cli import commands, main
+from fullft_assets.resources import set_latest
+from fullft_assets.settings import ReleaseSettings
+from fullft_assets.store import Manifest, Store
+from tests import manifests
+from tests.s3_server import S3Server
+from tests.test_report import LABELS, evaluation_of, full_report
+
+CHECKPOINT = "letters/finetuned_checkpoint/k1/1"
+
+
+def reported(store: Store) -> Manifest:
+    """Write an evaluation whose gates all passed."""
+    found = evaluation_of(LABELS)
+    with store.create("letters", "evaluation_report", "k", version="1", seed=1) as draft:
+        report.write(draft.path, full_report(found, verdict=release.verdict(found, ReleaseSettings())))
+        made = draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(checkpoint=CHECKPOINT))
+    set_latest(store, "letters", "evaluation_report", made)
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store(str(tmp_path / "store"))
+    use_it(store, monkeypatch)
+    return store
+
+
+def use_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands find this store."""
+    monkeypatch.setattr(commands, "_load", lambda _: SimpleNamespace(name="letters"))
+    monkeypatch.setattr(commands, "_store", lambda _: store)
+
+
+def run(*arguments: str) -> int:
+    return main(["report", "letters", *arguments, "--defs", "."])
+
+
+def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 1
+    assert capsys.readouterr().err == "letters has no evaluation report yet; `fullft run letters` writes one\n"
+    made = reported(store)
+    assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
+    assert run("--link") == 0 and capsys.readouterr().out == f"file://{store.folder(made) / 'report.html'}\n"
+
+
+def test_a_copy_says_how_the_release_ended(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = reported(store)
+    assert run("--out", str(tmp_path / "copies" / "page.html")) == 0
+    copied = tmp_path / "copies" / "page.html"
+    assert capsys.readouterr().out == f"{copied}\n"
+    assert "How the release ended: it has not been decided yet" in copied.read_text()
+    kept = "Not promoted: the champion <b>has changed</b> since this candidate was judged."
+    store.write_pointer("letters/decisions/k1", {"outcome": "kept", "sentence": kept})
+    assert run("--out", str(copied)) == 0
+    page = copied.read_text()
+    assert "the champion &lt;b&gt;has changed&lt;/b&gt; since" in page and "Promoted:" not in page
+    assert "How the release ended" not in (store.folder(made) / "report.html").read_text(), "what is stored stays as it is"
+
+
+def test_a_signed_link_opens_a_page_in_a_bucket_without_an_account(
+    s3_env: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_env.make_bucket("linked")
+    store = Store("s3://linked/store")
+    use_it(store, monkeypatch)
+    made = reported(store)
+    assert run("--link", "--hours", "2") == 0
+    link = capsys.readouterr().out.strip()
+    with urllib.request.urlopen(link, timeout=10) as answer:
+        assert b"Every gate passed." in answer.read()
+    assert "7200" in link
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{s3_env.endpoint}/linked/store/{made.ref}/report.html", timeout=10)

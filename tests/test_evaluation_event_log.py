@@ -1,0 +1,65 @@
+"""Labels that are sentences stay in the store: no word of one in the event log or the output of the run that trains, judges and promotes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.resources import latest
+from fullft_assets.store import Store
+from tests import project as projects
+from tests.test_graph import CASE, events
+from tests.test_graph import environment as environment
+
+WORD = "zoonomiastic"
+SENTENCE = "A {} about the {} licence, its terms, its use and whoever reads it."
+
+
+def planted_rows(count: int) -> list[dict[str, Any]]:
+    """Return rows whose labels are sentences, and whose ids, texts, groups and domains have the word, too."""
+    return [
+        {
+            "id": f"{WORD}-{n}",
+            "text": f"{row['text']} {WORD}",
+            "kind": SENTENCE.format(row["kind"], WORD),
+            "patient": f"{WORD} {row['expression']}",
+            "ward": f"{WORD} {n % 3}",
+        }
+        for n, row in enumerate(projects.licence_rows(count))
+    ]
+
+
+@pytest.mark.slow
+def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted(tmp_path: Path, environment: None) -> None:
+    own = {"label": "kind", "labels": None, "group": "patient", "domain": "ward"}
+    gates = {"planning": {"min_predicted_gain": -1.0}, "release": {"min_gain_over_baselines": -1, "min_effective_groups": 2}}
+    project = projects.create(tmp_path, CASE, rows=0, examples=own, **gates)
+    project.deliver("delivery-1.jsonl", planted_rows(400))
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = Store(str(project.home / "store"))
+    report = latest(store, CASE, "evaluation_report")
+    assert report is not None and latest(store, CASE, "champion_model") is not None
+    folder = store.folder(report)
+    assert SENTENCE.format("notice", WORD) in (folder / "report.html").read_text(), "the store has the labels"
+    assert WORD in (folder / "report.md").read_text() and WORD not in (folder / "summary.md").read_text()
+    slices = json.loads((folder / "evaluation.json").read_text())["slices"]["found"]
+    assert {each["kind"] for each in slices} >= {"label", "domain", "length"}
+    assert WORD not in project.logged() and WORD not in done.stdout + done.stderr
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        (judged,), (released,) = events(instance, "evaluation_report"), events(instance, "champion_model")
+    assert "report" not in judged.metadata and "model_card" not in released.metadata
+    assert "data:image" not in str(judged.metadata), "a picture shows the labels"
+    assert "fullft report" in judged.metadata["summary"].value
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("label", "is_named"), [("copyleft", True), (SENTENCE, False), ("x" * 41, False), ("x" * 40, True)])
+def test_thresholds_are_shown_by_label_only_where_labels_may_be_named(label: str, is_named: bool) -> None:
+    shown = outside_the_store({"label_thresholds": {label: 0.4}, "num_steps": 3})
+    assert shown == ({"label_thresholds": {label: 0.4}, "num_steps": 3} if is_named else {"num_steps": 3, "num_labels": 1})

@@ -1,0 +1,81 @@
+"""Likely label errors, the worst errors and the temperature of a classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fullft_assets import report
+from fullft_assets.report import DoubtfulRow
+from fullft_assets.tasks.classification import label_errors
+from fullft_assets.tasks.classification.assessment import expected_calibration_error
+from fullft_assets.tasks.classification.temperature import fit_temperature, with_temperature
+from tests.test_report import LABELS, evaluation_of, full_report
+
+pytestmark = pytest.mark.quick
+
+NAMES = ["invoice", "letter", "order", "never"]
+
+
+def calibrated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities [n, 3], and labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(3, 0.6), n)
+    return np.array([rng.choice(3, p=row) for row in probabilities]), probabilities
+
+
+def test_swapped_labels_are_found() -> None:
+    pytest.importorskip("cleanlab")
+    truth = np.arange(300) % 3
+    probabilities = np.full((300, 4), 0.02)
+    probabilities[np.arange(300), truth] = 0.94
+    given = truth.copy()
+    given[:9] = (truth[:9] + 1) % 3
+    found = label_errors.likely_label_errors([f"d{row}" for row in range(300)], given, probabilities, NAMES)
+    assert found is not None and {row.id for row in found} == {f"d{row}" for row in range(9)}
+    assert found[0].predicted == NAMES[truth[int(found[0].id[1:])]] and found[0].label == NAMES[given[int(found[0].id[1:])]]
+
+
+def test_without_cleanlab_the_report_says_that_nobody_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    labels, probabilities = calibrated(20)
+    assert label_errors.likely_label_errors([str(row) for row in range(20)], labels, probabilities, NAMES) is None
+    monkeypatch.undo()
+    report.write(tmp_path, full_report(evaluation_of(LABELS), label_errors=None))
+    assert "they were not searched for errors, as cleanlab is not installed" in (tmp_path / "report.md").read_text()
+
+
+def test_the_worst_errors_are_the_wrong_rows_of_the_highest_loss() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.05, 0.95], [0.8, 0.2]])
+    found = label_errors.worst_errors(["a", "b", "c", "d"], np.array([1, 1, 1, 1]), probabilities, NAMES[:2])
+    assert [(row.id, row.label, row.predicted, row.probability) for row in found] == [
+        ("a", "letter", "invoice", 0.9), ("d", "letter", "invoice", 0.8), ("b", "letter", "invoice", 0.6),
+    ]  # fmt: skip
+
+
+def test_ids_are_in_the_page_alone_and_all_rows_in_the_file(tmp_path: Path) -> None:
+    rows = [DoubtfulRow(f"zoon-{n}", "<b>letter", "order", 0.97, 0.01) for n in range(30)]
+    report.write(tmp_path, full_report(evaluation_of(LABELS), worst=rows[:2], label_errors=rows))
+    report.write_label_errors(tmp_path, rows, "kind")
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert '<tr data-document="zoon-19">' in page and "zoon-20" not in page and "<b>letter" not in page
+    assert "zoon" not in markdown and "30 test and validation rows have a label that is probably wrong" in markdown
+    lines = [json.loads(line) for line in (tmp_path / "label_errors.jsonl").read_text().splitlines()]
+    assert len(lines) == 30 and lines[0] == {"id": "zoon-0", "kind": "<b>letter", "suggested": "order", "probability": 0.97}
+
+
+def test_the_temperature_undoes_a_sharpening() -> None:
+    labels, probabilities = calibrated(4_000)
+    sharp = with_temperature(probabilities, 0.4)
+    found = fit_temperature(labels, sharp)
+    assert found == pytest.approx(2.5, rel=0.1)
+    others, theirs = calibrated(2_000, seed=1)
+    before, after = (
+        expected_calibration_error(others, each)
+        for each in (with_temperature(theirs, 0.4), with_temperature(with_temperature(theirs, 0.4), found))
+    )
+    assert before > 0.1 > 0.04 > after
+    assert (with_temperature(sharp, found).argmax(1) == sharp.argmax(1)).all()
