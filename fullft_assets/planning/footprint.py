@@ -7,7 +7,7 @@ from fullft_assets.planning.measurements import StepMemory
 #: A CPU's allocator keeps the memory of freed tensors below 32 MiB in pieces that later ones do not always fit into: more than they
 #: were, and about as much again where gradients, which stay, fall into the gaps between recomputed layers. Matrix multiplications pack their factors.
 #: Measured by `python -m benchmarks.memory_plan`.
-_CPU_SMALL, _CPU_SMALL_RECOMPUTED, _CPU_FIXED = 0.16, 0.85, 95 * 2**20
+_CPU_SMALL, _CPU_SMALL_RECOMPUTED, _CPU_FIXED = 0.16, 0.85, 110 * 2**20
 #: A GPU's allocator rounds and splits blocks, cuBLAS has workspaces. An assumption: no GPU was at hand to measure it.
 _GPU_MARGIN, _GPU_FIXED = 1.06, 200 * 2**20
 #: Memory of a card that the driver's context and the communication of several cards take.
