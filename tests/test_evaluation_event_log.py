@@ -58,7 +58,6 @@ def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted
     assert "fullft report" in judged.metadata["summary"].value
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("label", "is_named"), [("copyleft", True), (SENTENCE, False), ("x" * 41, False), ("x" * 40, True)])
 def test_thresholds_are_shown_by_label_only_where_labels_may_be_named(label: str, is_named: bool) -> None:
     shown = outside_the_store({"label_thresholds": {label: 0.4}, "num_steps": 3})
