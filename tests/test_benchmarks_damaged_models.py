@@ -16,6 +16,7 @@ def trained() -> Trained:
 
 
 @pytest.mark.parametrize("damage", ["the two commonest labels swapped", "the two rarest labels swapped", "guesses on the longest texts"])
+@pytest.mark.heavy
 def test_a_damaged_model_is_stopped_each_time(trained: Trained, damage: str) -> None:
     found = stopped(trained, DAMAGES[damage], 3, 200, "non_inferiority")
     assert (found["no_slice_is_worse"], found["promoted"]) == (1, 0)

@@ -418,6 +418,7 @@ class TestCsv:
             max_size=8,
         )
     )
+    @pytest.mark.heavy
     def test_whatever_is_written_as_csv_is_read_back(self, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
         folder = tmp_path_factory.mktemp("csv")
         out = io.StringIO()

@@ -275,6 +275,7 @@ class TestFindings:
             assert (check.passed, check.metadata["num_failed"]) == (passed, groups.count(None)), groups
 
     @pytest.mark.parametrize("rows", [[], [{}, {}]], ids=["no-row", "rows"])
+    @pytest.mark.heavy
     def test_an_expectation_on_the_whole_table_says_what_it_saw(self, rows: list[dict[str, Any]]) -> None:
         settings = with_own("expect_table_row_count_to_be_between", "error", min_value=3)
         check = own_check(examples.examine(table(sound_rows(*rows)), settings, "b"))

@@ -103,6 +103,7 @@ class TestMasking:
         assert found["text"] == "I am [EMAIL]\n\nhello"
         assert examined.num_masked == 1
 
+    @pytest.mark.heavy
     def test_spans_move_with_their_words_in_answers_too(self) -> None:
         text = "jo@example.org met Ann"
         spans = [{"start": 0, "end": 14, "label": "MAIL"}, {"start": 19, "end": 22, "label": "NAME"}]
