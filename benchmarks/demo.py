@@ -27,9 +27,9 @@ STAGES = {
     "training": ("finetuned_checkpoint",),
     "evaluation": ("evaluation_report",),
     "release": ("champion_model",),
-    "monitoring": ("production_documents", "drift_report", "training_snapshot_training_data_represents_production"),
+    "monitoring": ("production_documents", "batch_predictions", "drift_report", "training_snapshot_training_data_represents_production"),
 }
-WORKLOADS = ("planning", "training", "evaluation", "monitoring")
+WORKLOADS = ("planning", "training", "evaluation", "prediction", "monitoring")
 #: Time outside all stages: our processes, Dagster and its sensors; the script's imports.
 BETWEEN = "start and between"
 

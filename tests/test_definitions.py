@@ -110,6 +110,7 @@ def code_versions(project: projects.Project) -> dict[str, str]:
         ("chunks", {"max_tokens": 64}, {"tokenized_chunks", "tokenizer_audit", "batch_predictions"}),
         ("snapshot", {"min_train_rows": 21}, {"training_snapshot"}),
         ("planning", {"max_hours": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run"}),
+        ("planning", {"usd_per_point": 5}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "evaluation_report"}),
         ("training", {"epochs": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"}),
         ("release", {"min_score": 0.5}, {"evaluation_report", "champion_model"}),
         ("monitoring", {"false_alarm_rate": 0.1}, {"drift_report"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -292,7 +293,10 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(lab: Lab, l
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
     part = next(iter(lab.snapshot.metadata["parts"].values()))
     parts = {"b": {**part, "chunks": chunks_of_another(lab).ref}}
-    taken = lab.artifact("training_snapshot", "other", {**lab.snapshot.metadata, "parts": parts})
+    with lab.store.create("letters", "training_snapshot", "other", version="1", seed=17) as draft:
+        for name in ("index.parquet", "places.parquet"):
+            shutil.copy(lab.store.folder(lab.snapshot) / name, draft.path)
+        taken = draft.commit(settings={}, inputs={}, metadata={**lab.snapshot.metadata, "parts": parts})
     champion = lab.checkpoint("other", other, taken)
     context = lab.context(learned, champion)
     assert context.has_tokenizer_of_snapshot("finetuned_checkpoint") and not context.has_tokenizer_of_snapshot("champion")

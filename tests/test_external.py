@@ -99,7 +99,7 @@ class TestLabels:
     def test_the_report_shows_what_it_cost_and_scores_without_rows_aside(self, lab, report) -> None:
         text = (lab.store.folder(report) / "report.md").read_text()
         [vendor] = [line for line in text.splitlines() if line.startswith("| vendor |")]
-        assert vendor.endswith("| 1.5 min | 1.25 |")
+        assert vendor.endswith("| 1 min 30 s | 1.25 |")
         assert "| other rag | 0.910 (0.880 to 0.930); 40.00 USD |" in text
         assert not any(name.startswith("other_rag") for name in report.metadata)
 

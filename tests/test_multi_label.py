@@ -204,7 +204,7 @@ def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Pat
 def test_labels_that_a_system_does_not_know_are_never_given() -> None:
     given = LabelDecisions(np.array([[0.9, 0.2]]), np.array([0.5, 0.1])).in_order(["b", "gone"], ["a", "b"])
     assert given.labels.tolist() == [[False, True]]
-    with pytest.raises(StoreError, match="knows none of the labels x, only b, gone"):
+    with pytest.raises(StoreError, match="knows none of the labels `x`, only `b`, `gone`"):
         LabelDecisions(np.ones((1, 2)), np.ones(2)).in_order(["b", "gone"], ["x"])
 
 

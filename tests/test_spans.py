@@ -366,7 +366,7 @@ def test_a_probe_never_gives_a_tag_that_it_has_not_seen(tiny: Prepared, present:
 def test_labels_of_another_order_are_brought_into_ours() -> None:
     found = in_order([[(0, 1, 0), (2, 3, 1)]], ["gone", "b"], ["a", "b"])
     assert found == [[(2, 3, 1)]]
-    with pytest.raises(StoreError, match="knows none of the labels a, b, only x"):
+    with pytest.raises(StoreError, match="knows none of the labels `a`, `b`, only `x`"):
         in_order([[]], ["x"], ["a", "b"])
 
 

@@ -15,7 +15,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import worth
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.store import Manifest, Store, artifact_key, digest
 
 _INPUTS = ("training_snapshot", "cheaper_baselines", "pilot_run", "finetuned_checkpoint")
 #: Metadata is stored in the event log.
@@ -26,12 +26,15 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     specs = checks.specs(case.settings.release, case.settings.planning)
+    # What a gain is worth is judged here, though its settings are those of the plan.
+    asked = worth.asked(case.settings)
+    worth_version = f"-{digest(asked)[:8]}" if asked else ""
 
     @dg.asset(
         key=case.key("evaluation_report"),
         ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
         description="How good, how sure, where weak; was full fine-tuning justified; better than the champion?",
-        code_version=case.code_version(evaluation.VERSION, "evaluation", "release", "planning"),
+        code_version=case.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
         kinds={"huggingface", "scikitlearn"},
         check_specs=case.checks("evaluation_report", specs),
         pool="gpu",
