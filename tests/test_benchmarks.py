@@ -103,6 +103,7 @@ def test_documents_are_the_same_each_time_and_hold_copies_and_dirt() -> None:
     assert sum(row["kind"] not in licences.KINDS or not (row.get("text") or "").strip() for row in rows) > 0
 
 
+@pytest.mark.slow
 def test_preparation_goes_through_every_stage(preparation: Preparation) -> None:
     row = preparation.measure()
     assert list(row.details["stages"]) == ["cut", "documents", "examples", "chunks", "snapshot"]
@@ -159,6 +160,7 @@ def plain(demo: Demo) -> Side:
     return demo.run_plain("--rows", "80")
 
 
+@pytest.mark.slow
 def test_plain_script_does_the_stages(demo: Demo, plain: Side) -> None:
     assert set(plain.stages) == set(STAGES) - {"release"}
     assert sum(plain.with_rest().values()) == pytest.approx(plain.timing.wall)
@@ -172,6 +174,7 @@ def test_plain_script_does_the_stages(demo: Demo, plain: Side) -> None:
     assert {week: len(verdict["p_values"]) for week, verdict in verdicts.items()} == {"week-1": 6, "week-2": 6}
 
 
+@pytest.mark.slow
 def test_plain_script_tests_on_the_rows_of_the_snapshot(demo: Demo, plain: Side) -> None:
     settings = projects.load_use_case(demo.subject.yaml_path).settings
     source = documents.Folder(demo.subject.root / settings.documents.path)

@@ -118,6 +118,7 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
     assert (project.home / "storage").is_dir() or (project.home / "history").is_dir()
 
 
+@pytest.mark.slow
 def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: Project):
     none = project.fullft("report", "letters", "data")
     assert (none.returncode, none.stderr) == (1, "letters has no data report yet; `fullft ingest letters` writes one\n")
@@ -135,6 +136,7 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
         assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")
 
 
+@pytest.mark.slow
 def test_files_tells_the_name_of_a_file_by_what_a_check_calls_it(project: Project):
     none = project.fullft("files", "letters", "file-00000000.csv")
     assert (none.returncode, none.stdout) == (1, "")

@@ -180,6 +180,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
     assert read(case.store, taken) and taken.metadata["erased_from"] == [kind]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_too(case: Prepared) -> None:
     checkpoint = train(case)
     measured = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])

@@ -23,6 +23,8 @@ from tests import plans
 from tests import project as projects
 from tests.project import Project
 
+pytestmark = pytest.mark.slow
+
 CASE = "letters"
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
 PLANNING = ("feasibility_plan", "cheaper_baselines", "pilot_run")
@@ -200,7 +202,6 @@ def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
             assert len({event.tags["dagster/data_version"] for event in made}) == 1, asset
 
 
-@pytest.mark.slow
 def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     """The decisions of a champion's life, each recorded by the gates of the YAML at that time."""
     lenient = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
