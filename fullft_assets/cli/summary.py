@@ -138,6 +138,6 @@ def _baselines(store: Store, report: Manifest, found: EvaluationMetadata) -> lis
     for name in found.systems:
         if made is not None and name in made.seconds and name in intervals:
             score = intervals[name]
-            took = f"{made.seconds[name]:.1f} s, {made.usd[name]:.2f} USD"
+            took = f"{made.seconds[name]:.1f} s" + (f", {made.usd[name]:.2f} USD" if made.usd[name] else "")
             lines.append(f"  {'baseline':<14} {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] {name}; {took}")
     return lines

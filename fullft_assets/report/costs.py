@@ -33,7 +33,7 @@ class SystemCost:
 def system_costs(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, SystemCost]:
     """Return what each system took to make; a champion took it when it was trained, and an external one as the YAML says."""
     baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
-    found = {name: SystemCost(seconds, baselines.usd[name]) for name, seconds in baselines.seconds.items()}
+    found = {name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()}
     made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
     found |= {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
     return found | {each.name: SystemCost(each.seconds, each.usd) for each in settings.evaluation.external}

@@ -77,7 +77,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             promise=report.promise_rows(inputs["pilot_run"], found),
             external_scores=report.score_rows(job.settings),
             not_asked=_not_asked(context, found),
-            worth=[*([("worth its cost", worth.sentence)] if worth.is_asked else []), *report.worth_rows(found, costs)],
+            worth=[("worth its cost", worth.sentence), *report.worth_rows(found, costs)],
             costs=costs,
             worst=result.worst,
             label_errors=result.label_errors,
