@@ -280,6 +280,7 @@ def with_patients(project: Path, name: str = "patient") -> None:
         ("path: data", "label: kind, domain: patent", "examples.domain: none of 200 rows read has a `patent`; did you mean `Patient`?"),
     ],
 )
+@pytest.mark.heavy
 def test_a_field_that_no_row_has_is_an_error_with_the_near_one(project, documents, examples, problem):
     with_patients(project, "Patient")
     write(project).write_text(YAML.replace("path: data", documents).replace("label: kind", examples))
@@ -304,6 +305,7 @@ def test_a_group_that_many_rows_lack_is_an_error_with_their_places(project):
     assert run(project, "x").returncode == 0
 
 
+@pytest.mark.heavy
 def test_a_field_that_is_empty_in_each_row_is_an_error(project):
     rows = [{"text": f"The licence number {i}.", "kind": None, "kinds": "a"} for i in range(9)]
     (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

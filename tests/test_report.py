@@ -164,6 +164,7 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
     assert "fullft verify licences" in text
 
 
+@pytest.mark.heavy
 def test_gates_that_say_no_come_first(tmp_path):
     found = evaluation_of(LABELS)
     gates = release.verdict(found, ReleaseSettings(min_score=1.0, min_effective_groups=2))

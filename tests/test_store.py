@@ -77,6 +77,7 @@ class TestArtifacts:
         with pytest.raises(StoreError, match=r"mail/raw_documents/k/1: no such artifact; materialise its asset again"):
             place.store.load("mail/raw_documents/k/1")
 
+    @pytest.mark.heavy
     def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -93,6 +94,7 @@ class TestArtifacts:
         assert not place.store.discard(made.ref), "a complete one stays"
         assert place.store.artifacts("mail", "raw_documents") == [made]
 
+    @pytest.mark.heavy
     def test_an_error_while_writing_leaves_nothing(self, place: Place) -> None:
         def fail(draft: Draft) -> Outcome:
             (draft.path / "half.txt").write_text("half")
@@ -396,6 +398,7 @@ with Store(sys.argv[1]).create("mail", "s", "k", version="1", seed=1) as draft:
 """
 
 
+@pytest.mark.heavy
 class TestKilledWriter:
     @pytest.mark.parametrize("moment", ["files", "manifest"])
     def test_leaves_nothing_that_is_found_and_the_next_attempt_works(self, place: Place, moment: str) -> None:
@@ -442,6 +445,7 @@ class TestS3:
     def test_an_artifact_without_files_is_a_folder_too(self, place: Place) -> None:
         assert [path.name for path in place.store.folder(place.make({})).iterdir()] == ["manifest.json"]
 
+    @pytest.mark.heavy
     def test_a_wrong_secret_is_refused(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         place.make({"a": "a"})
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
