@@ -126,6 +126,7 @@ def test_one_percent_more_is_measured_against_the_whole(preparation: Preparation
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_preparation_with_rules_on_texts_and_in_memory(preparation: Preparation) -> None:
     checked = preparation.measure_pii_and_language()
     assert str(checked.goal) == "ratio <= 2.2"
@@ -191,6 +192,7 @@ def test_plain_script_tests_on_the_rows_of_the_snapshot(demo: Demo, plain: Side)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_demo_row_compares_the_same_work(demo: Demo) -> None:
     row = measure_demo(demo)
     assert row.details["num_rows"]["ours"] == row.details["num_rows"]["plain script"]

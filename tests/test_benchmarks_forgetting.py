@@ -29,6 +29,7 @@ def test_one_seed_that_forgets_more_or_learns_less_is_enough_to_miss_it() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_OLD_CHARACTERS": 100_000, "_NUM_NEW": 10, "_NUM_NEW_HELD_OUT": 4, "_NUM_OLD_HELD_OUT": 4}.items():
         monkeypatch.setattr(forgetting, name, value)

@@ -19,6 +19,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_small_one_resumes_measures_and_stores_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--small", "--results", str(tmp_path)]) == 0
     assert "gpu_resume" in capsys.readouterr().out

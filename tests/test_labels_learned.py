@@ -42,6 +42,7 @@ def test_spans(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_labels(tmp_path: Path) -> None:
     rows = [row for row in licence_labels.labelled_rows(20_000, known=set(KNOWN)) if len(row["text"]) < 70][:2_400]
     options = {

@@ -89,6 +89,7 @@ def test_its_yaml_says_what_is_missing_and_the_command_that_writes_it(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     """The shipped YAML with fewer and shorter rows, and the real SmolLM2: from documents to a verdict that follows from the metrics."""
     project = projects.create(tmp_path, "texts", rows=0)
