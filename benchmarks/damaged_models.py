@@ -8,8 +8,6 @@ forgets is measured on SmolLM2 with the weights of one layer drawn anew, and wit
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.release_gate import RESAMPLES, Trained, train
+from benchmarks.release_gate import RESAMPLES, Trained, measure_parts, train
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.verdict import verdict
@@ -172,14 +170,7 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON a damage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--parts", nargs="*", default=["predictions", "general"])
-    given = parser.parse_args(arguments)
-    measured = {"predictions": predictions, "general": general}
-    for part in given.parts:
-        for row in measured[part](given.trials):
-            yield json.dumps({"part": part, **row})
+    return measure_parts(arguments, {"predictions": predictions, "general": general}, trials=100, about=__doc__)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -387,11 +387,18 @@ _EVALUATED: dict[str, ClassificationEvaluation] = {}
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON a cell."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--parts", nargs="*", default=["coverage", "token_coverage", "decisions", "retrains"])
-    given = parser.parse_args(arguments)
     measured = {"coverage": coverage, "token_coverage": token_coverage, "decisions": decisions, "retrains": retrains}
+    return measure_parts(arguments, measured, trials=200, about=__doc__)
+
+
+def measure_parts(
+    arguments: Sequence[str], measured: Mapping[str, Callable[[int], Iterable[dict[str, Any]]]], *, trials: int, about: str | None
+) -> Iterator[str]:
+    """Yield a line of JSON for each row of the parts that a command line names, by default all of them."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--trials", type=int, default=trials)
+    parser.add_argument("--parts", nargs="*", default=list(measured), choices=list(measured))
+    given = parser.parse_args(arguments)
     for part in given.parts:
         for row in measured[part](given.trials):
             yield json.dumps({"part": part, **row})

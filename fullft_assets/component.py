@@ -7,7 +7,19 @@ from dagster.components import Component, ComponentLoadContext, ComponentTypeSpe
 from pydantic import BaseModel
 
 from fullft_assets import automation
-from fullft_assets.assets import chunks, documents, evaluation, examples, monitoring, planning, release, representation, snapshot, training
+from fullft_assets.assets import (
+    chunks,
+    documents,
+    evaluation,
+    examples,
+    monitoring,
+    planning,
+    production,
+    release,
+    representation,
+    snapshot,
+    training,
+)
 from fullft_assets.assets.case import Case
 from fullft_assets.config.validation import check_settings
 from fullft_assets.samples import is_dormant
@@ -54,7 +66,7 @@ class FullFineTune(Component):
         if self.use_case is None:
             return dg.Definitions()
         case = Case(self.use_case)
-        stages = [*DATA_STAGES, *MODEL_STAGES, *([monitoring] if case.has_windows else [])]
+        stages = [*DATA_STAGES, *MODEL_STAGES, *([production] if case.has_windows else []), *([monitoring] if case.is_monitored else [])]
 
         return dg.Definitions(
             assets=[asset for stage in stages for asset in stage.build(case)],

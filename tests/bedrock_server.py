@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
+
+from tests.serving import serving
 
 
 class BedrockServer(ThreadingHTTPServer):
@@ -63,14 +64,6 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def serve(answer: Callable[[str], str]) -> Iterator[BedrockServer]:
+def serve(answer: Callable[[str], str]) -> AbstractContextManager[BedrockServer]:
     """Run a server while the block lasts."""
-    with BedrockServer(answer) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return serving(BedrockServer(answer))

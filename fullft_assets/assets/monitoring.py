@@ -1,10 +1,8 @@
-"""monitoring: production_documents [window]; with the champion -> batch_predictions [window], drift_report [window]."""
-
-from collections.abc import Iterator
+"""monitoring: production_documents [window]; with finetuned_checkpoint -> drift_report [window]."""
 
 import dagster as dg
 
-from fullft_assets import documents, monitoring, release
+from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
@@ -12,48 +10,7 @@ from fullft_assets.training.metadata import CheckpointMetadata
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
-    """Return the assets of this stage: what the champion predicts, and where the task allows it whether production has drifted."""
-
-    @dg.asset(
-        key=case.key("production_documents"),
-        partitions_def=case.windows,
-        description="What production saw in one window, unchanged.",
-        code_version=case.code_version(documents.VERSION, "documents"),
-        kinds={"parquet"},
-        check_specs=case.checks("production_documents", documents.WINDOW_CHECKS),
-        **case.shared(),
-    )
-    def production_documents(context: dg.AssetExecutionContext):
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            manifest = documents.keep(store, case.use_case, context.partition_key, "window")
-        return case.result(manifest, "production_documents", store)
-
-    @dg.asset(
-        key=case.key("batch_predictions"),
-        ins={"production_documents": dg.AssetIn(case.key("production_documents"), input_manager_key=case.io_key)},
-        deps=[case.key("champion_model")],
-        partitions_def=case.windows,
-        description="What the champion predicts of each document of one window: a line of JSON each. Without a champion there is none.",
-        code_version=case.code_version(monitoring.PREDICTIONS_VERSION, "chunks"),
-        kinds={"pytorch", "json"},
-        pool="monitoring",
-        output_required=False,
-        **case.shared(launches=True),
-    )
-    def batch_predictions(context: dg.AssetExecutionContext, production_documents: Manifest) -> Iterator[dg.MaterializeResult]:
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            champion = release.read_champion(store, case.name)
-            if champion is None:
-                context.log.info(f"{case.name} has no champion yet, so nothing is predicted; materialise this window again when it has one")
-                return
-            inputs = {"production_documents": production_documents, "finetuned_checkpoint": store.load(champion.checkpoint)}
-            digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-            settings = monitoring.predictions_key(case.settings)
-            key = artifact_key("batch_predictions", monitoring.PREDICTIONS_VERSION, settings, digests, case.settings.seed)
-            manifest = case.find_or_launch(context, "prediction", "batch_predictions", key, inputs)
-        yield case.result(manifest, "batch_predictions", store)
+    """Return the assets of this stage."""
 
     @dg.asset(
         key=case.key("drift_report"),
@@ -82,7 +39,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
         return case.result(manifest, "drift_report", store, {"table": dg.MetadataValue.md(monitoring.DriftMetadata.of(manifest).table)})
 
-    return [production_documents, batch_predictions, *([drift_report] if case.is_monitored else [])]
+    return [drift_report]
 
 
 def _model_in_use(case: Case, store: Store, newest: Manifest) -> dict[str, Manifest]:

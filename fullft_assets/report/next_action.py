@@ -15,6 +15,7 @@ _AFTER_NO = {
     "score_is_sufficient": "deliver more documents, above all of the weakest labels, or lower release.min_score",
     "forgetting_is_within_budget": "train with snapshot.replay, which costs its tokens, or with wise_ft (docs/training/forgetting.md)",
     "no_slice_is_worse": "look at the worst slices under Where it is wrong: deliver more documents like these, or check their labels",
+    "full_finetuning_is_justified": "use the best baseline, or retrain less often (planning.retrains_a_year) on a cheaper machine (`fullft plan`)",
     "is_calibrated": "train fewer epochs, or allow a larger release.max_calibration_error if nobody reads the probabilities",
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 from fullft_assets.chunks import Tokenization
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks import prompting
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline
 
 #: What stands before a text and before a label.
 _TEXT, _LABEL = "\n\nText: ", "\nLabel:"
@@ -55,21 +55,10 @@ class _Prompted(Baseline):
         return []
 
 
-class ZeroShot(_Prompted):
+class ZeroShot(_Prompted, UntrainedBaseline):
     """The instruction alone."""
 
     name, title = "zero_shot", "base model, zero-shot prompt"
-
-    @classmethod
-    def fit(cls, train: Split, context: BaselineContext) -> Self:
-        return cls(context)
-
-    def save(self, folder: Path) -> None:
-        pass
-
-    @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> Self:
-        return cls(context)
 
 
 class FewShot(_Prompted):
