@@ -8,8 +8,12 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,19 @@ from tests import project as projects
 pytestmark = pytest.mark.quick
 
 DEFAULTS = DocumentsSettings(path="unused")
+
+
+@contextmanager
+def as_nobody(folder: str) -> Iterator[None]:
+    """Give up root, whom no mode of a file concerns, and own a folder meanwhile."""
+    user, nobody = os.geteuid(), 65_534
+    if user == 0:
+        os.chown(folder, nobody, -1)
+        os.seteuid(nobody)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def batch_of(folder: Path) -> Batch:
@@ -146,6 +163,31 @@ class TestScan:
         source = documents.Folder(tmp_path)
         assert [file.path for file in source.files()] == ["a.jsonl"]
         assert source.skipped == {"shut/": "folder cannot be listed: Permission denied"}
+
+    def test_a_folder_without_the_right_to_search_is_named_and_its_neighbours_are_read(self) -> None:
+        with tempfile.TemporaryDirectory() as name, as_nobody(name):
+            folder = Path(name)
+            (folder / "half/inner").mkdir(parents=True)
+            for path in ("half/a.jsonl", "half/inner/b.jsonl", "z.jsonl"):
+                (folder / path).write_text("{}")
+            (folder / "half").chmod(0o644)
+            source = documents.Folder(folder)
+            try:
+                assert [file.path for file in source.files()] == ["z.jsonl"]
+            finally:
+                (folder / "half").chmod(0o755)
+            assert source.skipped == dict.fromkeys(("half/a.jsonl", "half/inner/"), os.strerror(errno.EACCES))
+
+    def test_a_folder_that_is_removed_during_a_look_is_named_and_its_neighbours_are_read(self, tmp_path: Path) -> None:
+        for name in ("a.jsonl", "gone/b.jsonl", "z/c.jsonl"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("{}")
+        source = documents.Folder(tmp_path)
+        found = source.walk()
+        assert next(found).path == "a.jsonl"
+        shutil.rmtree(tmp_path / "gone")
+        assert [file.path for file in found] == ["z/c.jsonl"]
+        assert source.skipped == {"gone/": os.strerror(errno.ENOENT)}
 
 
 class TestBatches:

@@ -154,8 +154,13 @@ class Folder:
                     self.others.append(f"{prefix}{entry.name}")
             inner = []
             for entry in sorted(folders, key=lambda entry: entry.name):
+                try:
+                    identity = _identity(entry.stat())
+                except OSError as error:
+                    self.skipped[f"{prefix}{entry.name}/"] = _why(error)
+                    continue
                 # A link to a folder above would be walked for ever.
-                if (identity := _identity(entry.stat())) not in seen:
+                if identity not in seen:
                     seen.add(identity)
                     inner.append((f"{prefix}{entry.name}/", entry.path))
             pending += reversed(inner)
@@ -183,20 +188,23 @@ class Folder:
                 else:
                     (folders if entry.is_dir() else names).append(entry)
             except OSError as error:  # a link to itself
-                self.skipped[f"{prefix}{entry.name}"] = error.strerror or type(error).__name__
+                self.skipped[f"{prefix}{entry.name}"] = _why(error)
         return folders, names
 
     def _may_follow(self, path: str) -> bool:
         return self._follow_links or os.path.commonpath([os.path.realpath(path), self._real]) == self._real
 
     def _seen_as(self, path: str, entry: os.DirEntry[str]) -> SourceFile | None:
-        """Return a file of a listing; None where it was removed meanwhile, or is a pipe or a device."""
+        """Return a file of a listing; None where it was removed meanwhile, is a pipe or a device, or may not be looked at."""
         try:
             status = entry.stat()
         except OSError:
             try:
                 return _source_file(path, entry.stat(follow_symlinks=False))
             except FileNotFoundError:
+                return None
+            except OSError as error:
+                self.skipped[path] = _why(error)
                 return None
         if stat.S_ISREG(status.st_mode):
             return _source_file(path, status)
@@ -242,6 +250,10 @@ class Folder:
     def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
         """Do nothing: a folder's files are at hand."""
         yield
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
