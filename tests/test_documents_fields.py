@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,39 @@ def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Pa
         "or set documents.csv.quoting to none"
     )
     assert len(read(tmp_path, csv={"quoting": "none"})) == 201
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "columns", "first", "last", "short"),
+    [
+        ("\t", ("id", "text", "kind"), 20, 73, 40),
+        ("\t", ("id", "text", "kind"), 20, 22, None),
+        (",", ("text", "kind"), 20, 27, None),
+        (",", ("kind", "text"), 20, 27, 23),
+        (",", ("id", "text"), 1, 2, None),
+    ],
+)
+def test_no_quote_that_is_not_closed_loses_rows_unsaid(
+    delimiter: str, columns: tuple[str, ...], first: int, last: int, short: int | None, tmp_path: Path
+) -> None:
+    texts = {n: f"The text about {'some' if n % 2 else 'a'} thing {n}" for n in range(1, 201)} | {first: '"The text', last: 'The text"'}
+    rows = [delimiter.join({"id": f"{n}", "text": text, "kind": f"k{n % 3}"}[name] for name in columns) for n, text in texts.items()]
+    if short is not None:
+        rows[short - 1] = rows[short - 1].rpartition(delimiter)[0]
+    put(tmp_path, "\n".join([delimiter.join(columns), *rows, ""]), "a.csv")
+    put(tmp_path, '{"text": "x"}\n', "b.jsonl")
+    batch = read_batch(tmp_path, csv={"delimiter": delimiter})
+    problems = [problem for problem in batch.table["problem"].to_pylist() if problem]
+    [why] = [*batch.unreadable.values(), *problems]
+    assert re.fullmatch(
+        f"a quoted field that begins in the row of line {first + 1} (has whole|seems to have) rows in it, to line {last + 1}: .*", why
+    )
+    assert len(batch.table) == (1 if batch.unreadable else 201 - (last - first))
+
+
+def test_an_address_in_quotes_is_no_row(tmp_path: Path) -> None:
+    put(tmp_path, "id,text\n" + "".join(f'{n},"{n} Long Street\n12345 Town, Country"\n' for n in range(200)))
+    assert [row["problem"] for row in read(tmp_path)] == [None] * 200
 
 
 def test_paragraphs_in_quotes_are_no_error(tmp_path: Path) -> None:

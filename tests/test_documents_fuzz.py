@@ -260,6 +260,8 @@ SEEDS = {
     "rtf": Seed("a.rtf", lambda: _rtf().encode(), times=60),
     "jats": Seed("a.xml", office.JATS.encode, times=60),
     "pubmed": Seed("a.xml", office.PUBMED.encode, times=60),
+    "akoma ntoso": Seed("a.akn", office.AKOMA.encode, times=30),
+    "tei": Seed("a.xml", office.TEI.encode, times=30),
     "msg": Seed("a.msg", _outlook, times=60),
     "zip": Seed("a.zip", _archive, times=40),
     "csv under .txt": Seed("a.txt", lambda: formats.as_csv(ROWS).encode(), times=60),
@@ -328,7 +330,7 @@ def test_a_damaged_file_gives_rows_or_its_reason(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["docx", "xlsx", "eml", "mbox", "msg", "rtf", "jats", "pubmed", "zip", "csv under .txt"])
+@pytest.mark.parametrize("kind", SEEDS)
 def test_ten_thousand_damaged_files_give_rows_or_their_reason(kind: str, tmp_path: Path) -> None:
     damage(kind, range(1_000, 11_000), tmp_path)
 
@@ -421,6 +423,23 @@ def _num_in_csv(text: str, seed: Seed) -> int:
     return len(_first_of_tasks(ids))
 
 
+def assert_no_quote_hides_a_row(seed: Seed, data: bytes, rows: list[dict[str, Any]]) -> None:
+    """Check that each row that the damage left alone has a row, or is part of one whose problem is named.
+
+    It does not depend on how our reader or Python's parses: the row is found by its bytes, at the beginning of a line.
+    """
+    numbers = sorted(row["row"] for row in rows)
+    named = {row["row"] for row in rows if row["problem"]}
+    header = len(re.findall(rb"\r\n?|\n", (re.match(rb"\s*", data) or [b""])[0])) + 1
+    for row in ROWS:
+        written = formats.as_csv([row]).split("\r\n", 1)[1].encode()
+        written = written.replace(b",", b"\t") if seed.name == "a.tsv" else written
+        for found in re.finditer(rb"(?<![^\r\n])" + re.escape(written), data):
+            line = len(re.findall(rb"\r\n?|\n", data[: found.start()])) + 1
+            last = max((number for number in numbers if number <= line), default=0)
+            assert line <= header or last == line or last in named, f"the row of line {line} is lost"
+
+
 def _num_in_tables(data: bytes) -> int:
     try:
         return pa.ipc.open_file(pa.BufferReader(data)).read_all().num_rows
@@ -452,6 +471,8 @@ def assert_nothing_is_lost(seed: Seed, data: bytes, rows: list[dict[str, Any]], 
     elif form == "json":
         assert [row["row"] for row in rows] == _numbers_in_json(_unpacked(seed.name, data).decode(encoding))
     elif form == "csv":
+        if "format" not in seed.documents and not encoding.startswith(("utf-16", "utf-32")):
+            assert_no_quote_hides_a_row(seed, _unpacked(seed.name, data), rows)
         assert len(rows) == _num_in_csv(_unpacked(seed.name, data).decode(encoding), seed)
     elif form == "arrow":
         assert len(rows) == _num_in_tables(data)
