@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import os
@@ -18,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents import formats
-from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, html_text
+from fullft_assets.documents import formats, references
+from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, delivered, html_text
 from fullft_assets.documents.formats.delivered import Unpacked
 from tests.test_documents_formats import pack, read_batch, shown, written_pdf
 
@@ -188,6 +189,33 @@ def test_a_bomb_is_cut_and_the_others_are_read(name: str, tmp_path: Path) -> Non
     assert batch.table["text"].to_pylist()[-2:] == ["A page that is read.", "a page"]
     if name.startswith(("zeros", "lines", "rows")):
         assert batch.unreadable == {name: TIMES_SIZE}
+
+
+def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivered, "MAX_LINE_CHARACTERS", 1_000)
+    monkeypatch.setattr(references, "MAX_TEXT_BYTES", 1_000)
+    (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 1_000 + '"}\n')
+    (tmp_path / "b.csv").write_text("text,kind\n" + "x" * 1_000 + ",y\n")
+    (tmp_path / "c.manifest").write_text('{"source-ref": "small.dat"}\n{"source-ref": "large.dat"}\n')
+    (tmp_path / "small.dat").write_text("x" * 1_000)
+    (tmp_path / "large.dat").write_text("x" * 1_001)
+    (tmp_path / "d.csv").write_text('text,kind\n"' + "x\n" * 100_000 + '",y\n')
+    with (tmp_path / "e.txt").open("wb") as file:
+        file.truncate(delivered.MAX_TEXT_BYTES + 1)
+    limit = csv.field_size_limit(100_000)
+    try:
+        batch = read_batch(tmp_path)
+    finally:
+        csv.field_size_limit(limit)
+    assert batch.unreadable == {
+        "a.jsonl": "line 2 is longer than 0 Mi characters; split it",
+        "b.csv": "line 2 is longer than 0 Mi characters; split it",
+        "d.csv": "not CSV: field larger than field limit (100000), in the row that starts on line 2",
+        "e.txt": "larger than 32 MiB; split it",
+    }
+    assert limit == 64 * MIB
+    assert batch.table["text"].to_pylist() == ["x" * 1_000, None]
+    assert batch.table["problem"].to_pylist() == [None, "source-ref cannot be read (larger than 0 MiB; split it)"]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])

@@ -60,6 +60,15 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
     assert not is_about("readme_of_the_patient.txt")
 
 
+def test_a_corpus_of_readmes_and_licences_in_folders_is_read(tmp_path: Path) -> None:
+    """Below the top such names are often the documents themselves: what a name alone tells must not take a delivery away."""
+    names = ["one/README.md", "one/sub/LICENSE.txt", "two/NOTICE.md"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("What this is about.")
+    assert [file.path for file in Folder(tmp_path).files()] == names
+
+
 @pytest.mark.heavy
 def test_a_saved_test_split_is_kept_out_and_said(tmp_path: Path) -> None:
     import datasets

@@ -15,7 +15,11 @@ _TEST_SPLITS = re.compile(r"(?:test|eval|evaluation|heldout|held_out|holdout)(?:
 
 
 def is_about(path: str) -> bool:
-    """Return whether a path, relative to the source, is a file about a data set: its README or LICENSE at the top, or bookkeeping."""
+    """Return whether a path, relative to the source, is a file about a data set: its README or LICENSE at the top, or bookkeeping.
+
+    In a subfolder a README is a document: there are corpora of them, which would be missing without a word. One too many shows, as it has no
+    label or an odd text.
+    """
     name = PurePosixPath(path).name
     return name in _ALWAYS or ("/" not in path and _ABOUT.fullmatch(name) is not None)
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from fullft_assets.documents.formats import Unreadable, encodings
+from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
 
@@ -65,6 +66,7 @@ class References:
         if path.startswith(("/", "../")) or "\0" in path:
             raise OSError("outside of the delivery folder")
         with self._source.local(path) as local:
+            _refuse_large(local.stat().st_size)
             return local.read_bytes()
 
     def _object_bytes(self, reference: str) -> bytes:
@@ -81,12 +83,23 @@ class References:
         return _fetched(bucket, key)
 
 
+def _refuse_large(num_bytes: int) -> None:
+    if num_bytes > MAX_TEXT_BYTES:
+        raise OSError(f"larger than {MAX_TEXT_BYTES // 2**20:,} MiB; split it")
+
+
 def _fetched(bucket: str, key: str) -> bytes:
     import fsspec
     from botocore.exceptions import BotoCoreError, ParamValidationError
 
     try:
-        return fsspec.filesystem("s3").cat_file(f"{bucket}/{key}")
+        s3 = fsspec.filesystem("s3")
+        about = s3.info(f"{bucket}/{key}", refresh=True)
+        if about["type"] != "file":
+            raise FileNotFoundError(errno.ENOENT, "no such object")
+        _refuse_large(about["size"])
+        # By its range, or s3fs asks for the size once more; an empty object has none.
+        return s3.cat_file(f"{bucket}/{key}", start=0, end=about["size"]) if about["size"] else b""
     except ParamValidationError as error:
         raise OSError("not an address that S3 knows") from error
     except FileNotFoundError as error:

@@ -15,13 +15,13 @@ from dataclasses import replace
 from functools import cache
 from itertools import chain, islice
 
-from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
+from fullft_assets.documents.formats.delivered import MAX_LINE_CHARACTERS, Delivered, Record, Unreadable
 from fullft_assets.documents.formats.endings import ending_of
 from fullft_assets.documents.formats.protocol import Format, Reading
 from fullft_assets.documents.formats.tables import Numbered, below_header
 from fullft_assets.settings.documents import CsvSettings
 
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(MAX_LINE_CHARACTERS)
 #: A line that Excel reads as the delimiter, not as a row.
 _SEPARATOR = re.compile(r"\ufeff?\"?sep=(.)\"?\s*", re.IGNORECASE)
 _DELIMITERS = ",;\t|"
@@ -56,11 +56,11 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     @cache
     def columns() -> list[_Column]:
         # Rarely needed: a second look at the first rows, so that the others are read without one.
-        with replace(file, head=None).text(newline="") as text:
+        with replace(file, head=None).lines(newline="") as text:
             return _columns(fields for _, fields in islice(_rows(*_lines_and_delimiter(text, file.name, chosen), chosen), _LEARNED_ROWS))
 
     doubtful: dict[int, str] = {}
-    with file.text(newline="") as text:
+    with file.lines(newline="") as text:
         lines, delimiter = _lines_and_delimiter(text, file.name, chosen)
         header, rows = below_header(_checked(_rows(lines, delimiter, chosen), delimiter, columns, doubtful), chosen.header)
         if doubtful:
@@ -144,6 +144,11 @@ def _columns(rows: Iterable[Sequence[str]]) -> list[_Column]:
     return [_Column([row[at] for row in full if _LINE_END.search(row[at]) is None]) for at in range(number)]
 
 
+def _has_text(line: Sequence[str], at: int, number: int) -> bool:
+    """Return whether a line is no whole row, or has something in a column; an indented line of text has not."""
+    return len(line) != number or bool(line[at].strip())
+
+
 def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Callable[[], list[_Column]]) -> bool | None:
     """Return whether it is certain that the lines of a field are rows: the rest of the one that it begins in, whole ones, the beginning
     of the last. None: they are none.
@@ -163,7 +168,11 @@ def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Cal
     # The column that the field ends in has as many after it as its row.
     last = number - (num_fields - at)
     expected = [number - at, *[number] * (len(lines) - 2), last + 1]
-    fitting = [line for line in zip(lines, expected, strict=True) if len(line[0]) == line[1]] if len(lines) > 1 and number > 1 else []
+    fitting = (
+        [line for line in zip(lines, expected, strict=True) if len(line[0]) == line[1] and _has_text(line[0], at, number)]
+        if len(lines) > 1 and number > 1
+        else []
+    )
     if len(fitting) < max(2, _ROWS_SHARE * len(lines)):
         return None
     starts = [at, *[0] * (len(lines) - 1)]

@@ -13,6 +13,10 @@ from fullft_assets.documents.formats.endings import compression_of
 
 #: A record by its field names, or the problem of a row that is none.
 Record = dict[str, Any] | str
+#: The largest text that is one document, in bytes: a file, or what a reference names.
+MAX_TEXT_BYTES = 32 * 2**20
+#: The longest line of a file that is read line by line, and the longest field of a CSV file, in characters.
+MAX_LINE_CHARACTERS = 64 * 2**20
 _NOT_ASCII = bytes(range(128, 256))
 
 
@@ -157,10 +161,25 @@ class Delivered:
         with self.binary() as file, io.TextIOWrapper(file, encoding=self.encoding, newline=newline) as text:
             yield text
 
+    @contextmanager
+    def lines(self, newline: str | None = None) -> Iterator[Iterator[str]]:
+        """Open the file's text, line by line; a line that is too long raises `Unreadable`."""
+        with self.text(newline) as text:
+            yield _bounded_lines(text)
+
     def data(self) -> bytes:
         """Return all bytes, unpacked."""
         with self.binary() as file:
             return file.read()
+
+
+def _bounded_lines(text: TextIO) -> Iterator[str]:
+    number = 0
+    while line := text.readline(MAX_LINE_CHARACTERS + 1):
+        number += 1
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise Unreadable(f"line {number} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi characters; split it")
+        yield line
 
 
 def _first_bytes(file: BinaryIO, packed: Any, head: Head) -> BinaryIO:

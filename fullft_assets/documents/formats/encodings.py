@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from fullft_assets.documents.formats.code_pages import Scores, choose, scores_of
-from fullft_assets.documents.formats.delivered import Delivered, Unreadable
+from fullft_assets.documents.formats.delivered import MAX_LINE_CHARACTERS, Delivered, Unreadable
 
 T = TypeVar("T")
 #: What `read_text` calls the encoding of a text that has no other characters.
@@ -127,8 +127,9 @@ def _candidates(file: Delivered, declared: str | None, decide: Callable[[Scores]
     yield "utf-8-sig"
     if declared is not None:
         yield declared
-    with file.binary() as lines:
-        found = decide(scores_of_lines(lines))
+    with file.binary() as data:
+        # In pieces where a line is long: the sample has no more of it anyway.
+        found = decide(scores_of_lines(iter(lambda: data.readline(SAMPLE_BYTES), b"")))
     if found is not None:
         yield found
 
@@ -139,7 +140,8 @@ def complaint(file: Delivered, encoding: str) -> str:
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         return f"not {name}"
     # The decoder's own position counts from the start of its buffer, which helps nobody.
-    with file.binary() as lines:
+    with file.binary() as data:
+        lines = iter(lambda: data.readline(MAX_LINE_CHARACTERS), b"")
         number = next((number for number, line in enumerate(lines, start=1) if not _decodes(line, encoding)), 1)
     return f"not {name} on line {number}" + ("; where it has another encoding, set documents.encoding" if encoding in _UTF_8 else "")
 

@@ -16,7 +16,7 @@ SPREAD = "not JSON: records that extend over several lines; write each on one li
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (line number, record or problem) of each line that is not blank."""
     is_spread = None
-    with file.text() as lines:
+    with file.lines() as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue

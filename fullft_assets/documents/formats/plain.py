@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fullft_assets.documents.formats.delivered import Delivered, Record
+from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES, Delivered, Record
 from fullft_assets.documents.formats.protocol import Format, Reading
 
 
@@ -14,4 +14,4 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
         yield 1, file.document(text.read())
 
 
-FORMAT = Format(records, endings=(".txt", ".md", ".markdown"), is_whole_file=True, is_text=True, is_streamed=True)
+FORMAT = Format(records, endings=(".txt", ".md", ".markdown"), is_whole_file=True, is_text=True, is_streamed=True, max_bytes=MAX_TEXT_BYTES)
