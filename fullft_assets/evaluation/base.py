@@ -12,7 +12,7 @@ from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
-VERSION = "6"
+VERSION = "7"
 
 
 class Evaluation(Record, ABC):
