@@ -235,6 +235,7 @@ def a_hit(table: pa.Table, column: str) -> int:
     rows = table.to_pylist()
     hits = {
         "tfidf.predicted": lambda row: row["label"] == row[column],
+        "champion.predicted.typos": lambda row: row["label"] == row[column],
         "frozen_probe.predicted": lambda row: {*row["labels"]} & {*row[column]},
         "dictionary.predicted": lambda row: row["dictionary.num_right"],
     }
@@ -245,6 +246,7 @@ def a_hit(table: pa.Table, column: str) -> int:
     ("copied", "column", "value", "lines"),
     [
         ("classified", "tfidf.predicted", "memo", ["macro_f1 of tfidf:", "accuracy of tfidf:"]),
+        ("classified", "champion.predicted.typos", "memo", ["score of champion on typos:", "change of champion on typos:"]),
         ("classified", "probability", 0.999, ["calibration_error:"]),
         ("classified", "group", "somebody", ["group of 1 rows, the first is row 0 of predictions.parquet: stored 'somebody'"]),
         ("several", "frozen_probe.predicted", [], ["micro_f1 of frozen_probe:", "macro_f1 of frozen_probe:"]),

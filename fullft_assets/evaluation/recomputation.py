@@ -159,9 +159,29 @@ class Labels(Recomputed):
         for row in stored["per_label"]:
             yield f"F1 of label {row['label']!a}", row["f1"], items.f1([row["label"]])
             yield f"support of label {row['label']!a}", row["support"], items.support(row["label"])
+        yield from self._perturbed(stored.get("robustness"))
         if stored["calibration_error"] is not None:
             num_bins = report.settings["evaluation"]["calibration_bins"]
             yield "calibration_error", stored["calibration_error"], self._calibration_error(num_bins)
+
+    def _perturbed(self, stored: Mapping[str, Any] | None) -> Iterator[Pair]:
+        """Yield the scores of perturbed copies: shares of the copies that are predicted exactly right."""
+        if stored is None:
+            return
+        for each in stored["found"]:
+            kind, system = each["kind"], each["system"]
+            column = self._rows[_column(system, f"predicted.{kind}")]
+            copied = [row for row, found in enumerate(column) if found is not None]
+            weights = group_weights([self.groups[row] for row in copied])
+            given = self._given(system)
+            scores = [
+                float(np.average([self._true[row] == answers[row] for row in copied], weights=weights))
+                for answers in (given, {row: _items(column[row]) for row in copied})
+            ]
+            yield f"clean score of {system}", stored["clean"][system]["estimate"], scores[0]
+            yield f"score of {system} on {kind}", each["score"]["estimate"], scores[1]
+            yield f"change of {system} on {kind}", each["change"]["estimate"], scores[1] - scores[0]
+            yield "rows with copies", stored["num_rows"], len(copied)
 
     def _given(self, system: str) -> list[set[Item]]:
         return [_items(row) for row in self._rows[_column(system, "predicted")]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED
 from fullft_assets.evaluation.answers import AnswerScores, measure_answers
+from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_scores import score_documents
 from fullft_assets.snapshot import Split, load_messages
@@ -141,14 +141,8 @@ class _Scorer:
     def _pick_answered(self, messages: Sequence[Sequence[Message]], most: int) -> list[Prompt]:
         """Draw conversations whose last answer is short enough, one of each group first, and bound what is written by the longest of them."""
         test, limit, tokenizer = self._test, self._settings.evaluation.answer_tokens, self.base_tokenization.tokenizer
-        order = np.random.default_rng(self._settings.seed).permutation(len(test)).tolist()
-        seen: Counter[str] = Counter()
-        turn = {}
-        for row in order:
-            turn[row] = seen[test.groups[row]]
-            seen[test.groups[row]] += 1
         found, longest = [], 0
-        for row in sorted(order, key=turn.__getitem__):
+        for row in one_of_each_group_first(test.groups, self._settings.seed):
             if len(found) == most:
                 break
             prompt = _answered(test.ids[row], test.groups[row], messages[row])
