@@ -28,6 +28,7 @@ class Task(ABC):
         chunk_defaults: defaults of the section `chunks` that differ for this task.
         metrics: names of the metrics that may decide, the default first. They lie between 0 and 1, and higher is better.
         shown_metrics: names of the metrics in the table of the systems, in order.
+        answer_metrics: names of the metrics of what the model writes for test prompts.
         slice_metric: name of the metric of slices of the test rows: one that a few rows can measure. None: the metric that decides.
         baselines: names of the baselines by default, the cheapest first.
         more_baselines: names of those that a YAML may ask for beside them; the report says which it did not.
@@ -48,6 +49,7 @@ class Task(ABC):
     chunk_defaults: ClassVar[Mapping[str, Any]] = {}
     metrics: ClassVar[tuple[str, ...]]
     shown_metrics: ClassVar[tuple[str, ...]]
+    answer_metrics: ClassVar[tuple[str, ...]] = ()
     slice_metric: ClassVar[str | None] = None
     baselines: ClassVar[tuple[str, ...]]
     more_baselines: ClassVar[tuple[str, ...]] = ()
@@ -132,6 +134,11 @@ METRICS: Registry[Any] = Registry(
         "token_probability": "fullft_assets.evaluation.metrics.tokens:TOKEN_PROBABILITY",
         "token_accuracy": "fullft_assets.evaluation.metrics.tokens:TOKEN_ACCURACY",
         "perplexity": "fullft_assets.evaluation.metrics.tokens:PERPLEXITY",
+        "bits_per_byte": "fullft_assets.evaluation.metrics.tokens:BITS_PER_BYTE",
+        "exact_match": "fullft_assets.evaluation.metrics.answers:EXACT_MATCH",
+        "rouge_l": "fullft_assets.evaluation.metrics.answers:ROUGE_L",
+        "chrf": "fullft_assets.evaluation.metrics.answers:CHRF",
+        "bleu": "fullft_assets.evaluation.metrics.answers:BLEU",
         "matthews_corrcoef": "fullft_assets.evaluation.metrics.labels:MATTHEWS_CORRCOEF",
         "weighted_f1": "fullft_assets.evaluation.metrics.labels:WEIGHTED_F1",
         "auroc": "fullft_assets.evaluation.metrics.probabilities:AUROC",

@@ -171,6 +171,52 @@ def test_scores_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, 
     assert report.metadata["token_probability"] == pytest.approx(np.exp(-mean))
     assert report.metadata["perplexity"] == pytest.approx(np.exp(mean))
     assert report.metadata["num_test_tokens"] == counts.sum()
+    sizes = np.array(table["num_bytes"])
+    weighted = weights * np.minimum(counts, round(np.quantile(counts, 0.9))) / counts
+    assert report.metadata["bits_per_byte"] == pytest.approx((losses * weighted).sum() / np.log(2) / (sizes * weighted).sum())
+    if lab.task == "language_modeling":
+        # Of a text that one window holds all is predicted but its first token.
+        whole = [row for row, windows in enumerate(lab.test.windows) if len(windows) == 1]
+        first = load_first_tokens(lab, whole)
+        assert whole and [sizes[row] for row in whole] == [
+            len(lab.test.texts[row].encode()) - size for row, size in zip(whole, first, strict=True)
+        ]
+
+
+def load_first_tokens(lab: Lab, rows: list[int]) -> list[int]:
+    """Return the bytes of the first token of the texts of some rows."""
+    tokenizer = Tokenization.load(lab.model, lab.prepared.use_case.settings.chunks, lab.task).tokenizer
+    return [len(tokenizer.decode(lab.test.windows[row][0][:1]).encode()) for row in rows]
+
+
+@pytest.mark.parametrize("lab", ["sft"], indirect=True)
+def test_what_each_system_answers_is_stored_and_scored(lab: Lab, learned: Manifest, report: Manifest) -> None:
+    folder = lab.store.folder(report)
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    conversations = load_messages(lab.store, lab.snapshot, "test")
+    found = lab.read(report).answers
+    assert found is not None and found.num_answers == len(rows) == len(lab.test) < 100
+    writer = Writer(
+        load_causal(lab.store.folder(learned) / "model"),
+        Tokenization.load_saved(lab.store.folder(learned) / "model", lab.prepared.use_case.settings.chunks, "sft"),
+        found.max_new_tokens,
+    )
+    # Padding among others in a batch changes no answer.
+    for row in rows[:3]:
+        assert row["finetuned"] == writer.write(conversations[row["id"]][:-1])
+    exact = [row["finetuned"].split() == conversations[row["id"]][-1]["content"].split() for row in rows]
+    weights = [1 / min(10, sum(other["group"] == row["group"] for other in rows)) for row in rows]
+    assert found.scores["exact_match"]["finetuned"].estimate == pytest.approx(np.average(exact, weights=weights))
+    assert set(found.scores) == {"exact_match", "rouge_l", "chrf", "bleu"} and set(found.scores["bleu"]) == {"finetuned", "base_model"}
+    page = (folder / "report.html").read_text()
+    assert "Answers against the held-out ones" in page and "ROUGE-L" in page
+    few = lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5, "answer_tokens": 30})
+    stored = lab.read(few).answers
+    assert stored is not None and stored.num_answers == 5 and stored.num_groups == 5
+    assert stored.gains["chrf"]["champion"].estimate == 0
+    none = lab.evaluate(learned, key="none", evaluation={"generated_answers": 0})
+    assert lab.read(none).answers is None and "answers.jsonl" not in none.files
+    assert len(documents_that_are_continued((lab.store.folder(none) / "report.html").read_text())) == 4
 
 
 def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, report: Manifest) -> None:

@@ -235,6 +235,7 @@ def a_hit(table: pa.Table, column: str) -> int:
     rows = table.to_pylist()
     hits = {
         "tfidf.predicted": lambda row: row["label"] == row[column],
+        "champion.predicted.typos": lambda row: row["label"] == row[column],
         "frozen_probe.predicted": lambda row: {*row["labels"]} & {*row[column]},
         "dictionary.predicted": lambda row: row["dictionary.num_right"],
     }
@@ -245,6 +246,7 @@ def a_hit(table: pa.Table, column: str) -> int:
     ("copied", "column", "value", "lines"),
     [
         ("classified", "tfidf.predicted", "memo", ["macro_f1 of tfidf:", "accuracy of tfidf:"]),
+        ("classified", "champion.predicted.typos", "memo", ["score of champion on typos:", "change of champion on typos:"]),
         ("classified", "probability", 0.999, ["calibration_error:"]),
         ("classified", "group", "somebody", ["group of 1 rows, the first is row 0 of predictions.parquet: stored 'somebody'"]),
         ("several", "frozen_probe.predicted", [], ["micro_f1 of frozen_probe:", "macro_f1 of frozen_probe:"]),
@@ -252,6 +254,7 @@ def a_hit(table: pa.Table, column: str) -> int:
         ("spanned", "token_probe.num_right_tokens", -5, ["token_accuracy of token_probe:"]),
         ("written", "loss_base_model", 1.0, ["perplexity of base_model:", "token_probability of base_model:"]),
         ("written", "num_right_finetuned", -9, ["token_accuracy of finetuned:"]),
+        ("written", "num_bytes", 10**6, ["bits_per_byte of finetuned:"]),
     ],
     indirect=["copied"],
 )
@@ -261,6 +264,21 @@ def test_one_changed_prediction_is_found(copied: tuple[Store, Manifest], column:
     found = verify(store, forge(store, report, "predictions.parquet", with_value(column, row, value)))
     for line in lines:
         assert any(text.startswith(line) for text in found.differences), found.differences
+
+
+@pytest.mark.parametrize("copied", ["written"], indirect=True)
+def test_one_changed_answer_is_found(copied: tuple[Store, Manifest]) -> None:
+    store, report = copied
+
+    def change(path: Path) -> None:
+        first, *others = path.read_text(encoding="utf-8").splitlines()
+        row = json.loads(first)
+        row["base_model"] = "It is a notice of mit."
+        path.write_text("\n".join([json.dumps(row), *others]), encoding="utf-8")
+
+    found = verify(store, forge(store, report, "answers.jsonl", change)).differences
+    assert {line.split(" of base_model:")[0] for line in found if " of base_model:" in line} >= {"rouge_l", "chrf"}
+    assert any(line.startswith("gain in chrf over base_model: stored ") for line in found)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,9 @@ def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_excluded(lab, c
 def test_predictions_recompute_the_headline(lab, report):
     table = pq.read_table(lab.store.folder(report) / "predictions.parquet")
     systems = ["", "majority.", "tfidf.", "frozen_probe."]
-    assert table.column_names == ["id", "label", "group", *(f"{name}{what}" for name in systems for what in ("predicted", "probability"))]
+    columns = ["id", "label", "group", *(f"{name}{what}" for name in systems for what in ("predicted", "probability"))]
+    kinds = ("typos", "upper_case", "lower_case", "first_half")
+    assert table.column_names == [*columns, *(f"predicted.{kind}" for kind in kinds)]
     rows = table.to_pydict()
     assert rows["id"] == lab.test.ids
     assert rows["label"] == [lab.labels[i] for i in lab.test.labels]
@@ -218,6 +220,9 @@ def test_predictions_recompute_the_headline(lab, report):
     assert report.metadata["macro_f1_low"] < report.metadata["macro_f1"] < report.metadata["macro_f1_high"]
     found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
     assert report.metadata["accuracy"] == found.scores["accuracy"]["finetuned"].estimate
+    assert [each.kind for each in found.robustness.found] == list(kinds) and "Perturbed texts" in (
+        lab.store.folder(report) / "report.html"
+    ).read_text()
     assert report.metadata["macro_f1"] == found.scores["macro_f1"]["finetuned"].estimate
     assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (len(lab.test), len(set(lab.test.groups)))
     tfidf = Tfidf.load(lab.store.folder(lab.baselines), lab.context).predict(lab.test).argmax(1)

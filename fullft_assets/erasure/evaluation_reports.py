@@ -15,11 +15,16 @@ from fullft_assets.documents.erasure import is_erased
 from fullft_assets.erasure.erased_documents import ErasedDocuments, by_content, with_origin
 from fullft_assets.erasure.file_names import GONE
 from fullft_assets.erasure.report import ErasureReport
+from fullft_assets.evaluation.answers import ANSWERS
 from fullft_assets.report import LABEL_ERRORS, shorten
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+#: Files beside a report with a row for a document, named by its `id`.
+_LISTS = (LABEL_ERRORS, ANSWERS)
 
 
 def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
@@ -43,24 +48,28 @@ def _drop_from_report(
     predictions = pq.read_table(store.folder(manifest) / "predictions.parquet")
     hit = _judged_erased(store, manifest, predictions, erased, snapshots)
     kept = predictions.filter(pa.array(~hit))
-    doubtful = _label_errors(store.folder(manifest))
-    gone = _judged_erased(store, manifest, pa.table({"id": [row["id"] for row in doubtful]}), erased, snapshots) if doubtful else []
+    listed = {name: _read_rows(store.folder(manifest) / name) for name in _LISTS}
+    gone = {
+        name: _judged_erased(store, manifest, pa.table({"id": [row["id"] for row in rows]}), erased, snapshots)
+        for name, rows in listed.items()
+        if rows
+    }
     # What a model wrote after the beginning of a document goes with it, and the name of a group with the last of its rows.
     shown = [f'<tr data-document="{_html(id_)}">' for id_ in predictions.filter(pa.array(hit))["id"].to_pylist()]
     groups_gone = {*predictions["group"].to_pylist()} - {*kept["group"].to_pylist()}
-    shown += [f'<tr data-document="{_html(row["id"])}">' for row, is_gone in zip(doubtful, gone, strict=True) if is_gone]
+    shown += [f'<tr data-document="{_html(listed[name][row]["id"])}">' for name, hits in gone.items() for row in np.flatnonzero(hits)]
     shown += [f'<tr data-group="{_html(group)}">' for group in sorted(groups_gone)]
     shows_text = any(excerpt in page.read_text(encoding="utf-8") for page in pages for excerpt in excerpts)
-    if len(kept) == len(predictions) and not shows_text and not any(gone):
+    if len(kept) == len(predictions) and not shows_text and not any(hits.any() for hits in gone.values()):
         return False
 
     def edit(folder: Path) -> Mapping[str, Any]:
         pq.write_table(kept, folder / "predictions.parquet")
         _drop_from_measurements(folder / "evaluation.json", kept)
-        if doubtful:
-            left = [row for row, is_gone in zip(doubtful, gone, strict=True) if not is_gone]
+        for name, hits in gone.items():
+            left = [row for row, is_gone in zip(listed[name], hits, strict=True) if not is_gone]
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left)
-            (folder / LABEL_ERRORS).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8")
         for page in pages:
             text = page.read_text(encoding="utf-8")
             for excerpt in excerpts:
@@ -74,9 +83,8 @@ def _drop_from_report(
     return True
 
 
-def _label_errors(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a report's label errors; none where it has no such file."""
-    path = folder / LABEL_ERRORS
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file beside a report; none where it has no such file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 

@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from fullft_assets.evaluation.comparison import Justification
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
+from fullft_assets.evaluation.robustness import Robustness
 from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
-VERSION = "6"
+VERSION = "7"
 
 
 class Evaluation(Record, ABC):
@@ -30,6 +31,7 @@ class Evaluation(Record, ABC):
         gains: fine-tuned minus each other system.
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
+        robustness: None: not measured for this task, or not asked for.
         slices: None: none was asked for, or the metric cannot measure them.
     """
 
@@ -54,6 +56,7 @@ class Evaluation(Record, ABC):
     justification: Justification
     calibration_error: float | None = None
     forgetting: Forgetting | None = None
+    robustness: Robustness | None = None
     slices: Slices | None = None
 
     @property

@@ -72,7 +72,8 @@ class Comparison:
             ValueError: input is misaligned, there are fewer than two groups, or there is no baseline among the systems.
         """
         index, num_groups = number_groups(groups, num_rows)
-        shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *self.settings.metrics]))
+        asked = (name for name in self.settings.metrics if not METRICS.get(name).of_answers)
+        shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
         predictions, shared = _prepare(predictions, index, num_groups)
         found = {name: measured for name in shown if (measured := self._measure(name, predictions, index)) is not None}
         primary, confidence = found[self.metric], self.settings.confidence

@@ -71,7 +71,7 @@ class Tokens(Recomputed):
         self._tokens = self._column(f"num_tokens_{FINETUNED}")
         self._cap = max(1, round(float(np.quantile(self._tokens, _TOKEN_CAP_QUANTILE))))
         self.groups = [group for group, scored in zip(rows["group"], self._scored, strict=True) if scored]
-        self._counted = np.minimum(self._tokens, self._cap) * _group_weights(self.groups)
+        self._counted = np.minimum(self._tokens, self._cap) * group_weights(self.groups)
         self.weights = self._counted / self._tokens
 
     def score(self, metric: str, system: str) -> float | None:
@@ -79,6 +79,10 @@ class Tokens(Recomputed):
         if metric == "token_accuracy":
             return float(np.average(self._column(f"num_right_{system}") / self._tokens, weights=self._counted))
         mean = float(np.average(self._column(f"loss_{system}") / self._tokens, weights=self._counted))
+        if metric == "bits_per_byte":
+            # Of the same rows and weights, each row in bytes of its own text.
+            in_bytes = np.dot(self._column("num_bytes"), self.weights) * math.log(2)
+            return float(np.dot(self._column(f"loss_{system}"), self.weights) / in_bytes)
         return {"token_probability": math.exp(-mean), "perplexity": math.exp(min(mean, _MAX_LOSS))}.get(metric)
 
     def mass(self, metric: str) -> np.ndarray:
@@ -107,7 +111,7 @@ class Labels(Recomputed):
 
     def __init__(self, rows: Rows, truth: Split, names: Sequence[str], target: str):
         self.groups = rows["group"]
-        self.weights = _group_weights(self.groups)
+        self.weights = group_weights(self.groups)
         self._rows, self._names, self._target = rows, names, target
         self._true = _true_items(truth, names, target)
         counts = [Counter(label for label, *_ in row) for row in self._true]
@@ -155,9 +159,29 @@ class Labels(Recomputed):
         for row in stored["per_label"]:
             yield f"F1 of label {row['label']!a}", row["f1"], items.f1([row["label"]])
             yield f"support of label {row['label']!a}", row["support"], items.support(row["label"])
+        yield from self._perturbed(stored.get("robustness"))
         if stored["calibration_error"] is not None:
             num_bins = report.settings["evaluation"]["calibration_bins"]
             yield "calibration_error", stored["calibration_error"], self._calibration_error(num_bins)
+
+    def _perturbed(self, stored: Mapping[str, Any] | None) -> Iterator[Pair]:
+        """Yield the scores of perturbed copies: shares of the copies that are predicted exactly right."""
+        if stored is None:
+            return
+        for each in stored["found"]:
+            kind, system = each["kind"], each["system"]
+            column = self._rows[_column(system, f"predicted.{kind}")]
+            copied = [row for row, found in enumerate(column) if found is not None]
+            weights = group_weights([self.groups[row] for row in copied])
+            given = self._given(system)
+            scores = [
+                float(np.average([self._true[row] == answers[row] for row in copied], weights=weights))
+                for answers in (given, {row: _items(column[row]) for row in copied})
+            ]
+            yield f"clean score of {system}", stored["clean"][system]["estimate"], scores[0]
+            yield f"score of {system} on {kind}", each["score"]["estimate"], scores[1]
+            yield f"change of {system} on {kind}", each["change"]["estimate"], scores[1] - scores[0]
+            yield "rows with copies", stored["num_rows"], len(copied)
 
     def _given(self, system: str) -> list[set[Item]]:
         return [_items(row) for row in self._rows[_column(system, "predicted")]]
@@ -234,7 +258,7 @@ def stored_items(cell: Any) -> set[Item]:
     return _items(cell)
 
 
-def _group_weights(groups: Sequence[str]) -> np.ndarray:
+def group_weights(groups: Sequence[str]) -> np.ndarray:
     """Return 1 / min(rows of the group, 10) for each row."""
     sizes = Counter(groups)
     return np.array([1 / min(sizes[group], _MAX_GROUP_WEIGHT) for group in groups])

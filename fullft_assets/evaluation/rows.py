@@ -27,6 +27,17 @@ class SystemAgreement(Record):
     both_wrong: int
 
 
+def one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
+    """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on. Rows of one group tell nearly the same."""
+    order = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    seen: dict[str, int] = defaultdict(int)
+    turn = {}
+    for row in order:
+        turn[row] = seen[groups[row]]
+        seen[groups[row]] += 1
+    return sorted(order, key=turn.__getitem__)
+
+
 def weakest_groups(right: np.ndarray, groups: Sequence[str], *, most: int = 5, min_rows: int = 3) -> list[GroupScore]:
     """The groups of at least `min_rows` rows with the largest share of errors, worst first; `right` is bool [n]."""
     rights: dict[str, list[bool]] = defaultdict(list)

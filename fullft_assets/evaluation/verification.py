@@ -10,11 +10,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation.recomputation import FINETUNED, Labels, Recomputed, Tokens, answered_items, effective_groups, stored_items
-from fullft_assets.snapshot import Split, label_names, load_split
+from fullft_assets.evaluation.recomputation import (
+    FINETUNED,
+    Labels,
+    Recomputed,
+    Tokens,
+    answered_items,
+    effective_groups,
+    group_weights,
+    stored_items,
+)
+from fullft_assets.evaluation.recomputed_answers import answer_score
+from fullft_assets.snapshot import Split, label_names, load_messages, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import file_digest
 from fullft_assets.task import TASKS
@@ -88,6 +99,8 @@ def verify(store: Store, report: Manifest) -> Verification:
     _compare_shared(found, stored, report, recomputed)
     for name, mine, theirs in recomputed.numbers(stored, report):
         found.compare(name, mine, theirs)
+    if stored.get("answers") is not None:
+        _compare_answers(found, stored["answers"], folder / "answers.jsonl", load_messages(store, snapshot, "test"), test)
     return found
 
 
@@ -138,6 +151,31 @@ def _compare_external(found: Verification, store: Store, report: Manifest, rows:
         answers = {row["id"]: row[kept.settings["target"]] for row in map(json.loads, lines)}
         theirs = [answered_items(text, answers[id_]) for id_, text in zip(truth.ids, truth.texts, strict=True)]
         found.compare_column(f"{name}.predicted", [stored_items(cell) for cell in rows[f"{name}.predicted"]], theirs)
+
+
+def _compare_answers(
+    found: Verification, stored: Mapping[str, Any], path: Path, conversations: Mapping[str, Sequence[Mapping[str, str]]], test: Split
+) -> None:
+    """Compare the scores of written answers with those of the stored texts against the snapshot's conversations."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    group_of = dict(zip(test.ids, test.groups, strict=True))
+    groups = [group_of.get(row["id"]) for row in rows]
+    found.compare("num_answers", stored["num_answers"], len(rows))
+    found.compare("num_groups of answers", stored["num_groups"], len(set(groups)))
+    found.compare_column("group of answers.jsonl", [row["group"] for row in rows], groups)
+    truth = [[turn["content"] for turn in conversations[row["id"]] if turn["role"] == "assistant"][-1] for row in rows]
+    known = [row["group"] for row in rows]
+    found.compare("effective_groups of answers", stored["effective_groups"], effective_groups(group_weights(known), known))
+    for metric, systems in stored["scores"].items():
+        values = {system: answer_score(metric, truth, [row[system] for row in rows], known) for system in systems}
+        for system, value in values.items():
+            if value is None:
+                found.unverified.append(f"{metric} of {system}")
+                continue
+            _compare_interval(found, f"{metric} of {system}", systems[system], value)
+            ours = values[FINETUNED]
+            if system != FINETUNED and ours is not None:
+                _compare_interval(found, f"gain in {metric} over {system}", stored["gains"][metric][system], ours - value)
 
 
 def _positions(ids: Sequence[str], test: Split, report: Manifest) -> list[int]:

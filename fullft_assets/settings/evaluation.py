@@ -67,6 +67,26 @@ class EvaluationSettings(Settings):
         "of the lengths, label, language, the user's own field (examples.domain), annotator. Beside a champion of an older snapshot its "
         "test rows are a slice, too. Default: all but annotator.",
     )
+    generated_answers: int = Field(
+        default=100,
+        ge=0,
+        le=10_000,
+        description="For sft: number of test conversations whose last answer the fine-tuned model, the champion and the base model write, to be "
+        "compared with the held-out one. 0: none.",
+    )
+    answer_tokens: int = Field(
+        default=256,
+        ge=1,
+        le=8_192,
+        description="Tokens that a model may write for an answer; conversations whose held-out answer has more are left out.",
+    )
+    robustness_rows: int = Field(
+        default=300,
+        ge=0,
+        le=100_000,
+        description="For classification and multi_label: number of test rows of which perturbed copies (typing errors, upper and lower case, the "
+        "first half) are read by the fine-tuned model and the champion. Each row costs up to four more passes. 0: none.",
+    )
     calibration_bins: int = Field(default=10, ge=2, le=100, description="Number of bins of the reliability diagram.")
     external: list[ExternalSettings] = Field(
         default_factory=list, description="Systems that are not made here, to compare the model with on the same test rows."

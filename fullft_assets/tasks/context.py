@@ -46,6 +46,7 @@ class EvaluationResult:
         rows: one a test row, with `id`, `group` and what each system predicted of it (see `column_of`); no text either.
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
         worst: the errors with the highest loss, by their ids.
+        written: what each system wrote for test prompts, with the `id` and `group` of the row.
         label_errors: test and validation rows whose label is probably wrong; None: not searched for, as cleanlab is not installed.
     """
 
@@ -55,6 +56,7 @@ class EvaluationResult:
     examples: Sequence[AnsweredRow | Continuation]
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
+    written: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)

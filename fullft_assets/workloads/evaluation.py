@@ -17,6 +17,7 @@ from fullft_assets import evaluation, report
 from fullft_assets.base_model import read_header
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
+from fullft_assets.evaluation.answers import write_answers
 from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
@@ -86,6 +87,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             next_action=report.next_action(job.case, decision, found, job.settings.release),
         )
         report.write(draft.path, shown)
+        if result.written:
+            write_answers(draft.path, result.written)
         if result.label_errors:
             report.write_label_errors(draft.path, result.label_errors, job.settings.examples.label or "label")
         draft.commit(

@@ -31,6 +31,7 @@ class Predictions:
         num_tokens: tokens of each row that were predicted: int [n].
         num_right_tokens: how many of them the system predicted right: int [n].
         loss: summed cross-entropy of each row's tokens in nats: float [n].
+        num_bytes: UTF-8 bytes of these tokens' text: int [n].
         weights: how much each row counts: float [n]. None: all the same.
         measurable: the labels that enough groups have, bool [labels]; metrics that average over labels leave the others out. None: all.
     """
@@ -45,6 +46,7 @@ class Predictions:
     num_tokens: np.ndarray | None = None
     num_right_tokens: np.ndarray | None = None
     loss: np.ndarray | None = None
+    num_bytes: np.ndarray | None = None
     weights: np.ndarray | None = None
     measurable: np.ndarray | None = None
 
@@ -71,6 +73,7 @@ class Metric(ABC):
     Attributes:
         higher_is_better: False for losses and the like.
         bounds: smallest and largest value; None: there is no bound.
+        of_answers: it measures texts that a model wrote for test prompts, not the test rows: `truth` and `predicted` are lists of texts.
     """
 
     name: ClassVar[str]
@@ -78,6 +81,7 @@ class Metric(ABC):
     tasks: ClassVar[tuple[str, ...]]
     higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
+    of_answers: ClassVar[bool] = False
 
     def measures(self, predictions: Predictions) -> bool:
         """Return whether these predictions have what the metric needs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fullft_assets.evaluation import counts
@@ -43,6 +45,19 @@ class Perplexity(_TokenMetric):
         return perplexity(*sums)
 
 
+class BitsPerByte(_TokenMetric):
+    """Loss in bits for each byte of the text, whichever tokens it is cut into; lower is better."""
+
+    name, title, tasks = "bits_per_byte", "bits per byte", _GENERATIVE
+    higher_is_better = False
+    bounds = (0.0, None)
+    summed = ("loss", "num_bytes")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        loss, num_bytes = sums
+        return counts.ratio(loss / math.log(2), num_bytes)
+
+
 class TokenAccuracy(_TokenMetric):
     """Share of tokens that were predicted right; a model with another tokenizer than the test set's has none."""
 
@@ -58,4 +73,4 @@ def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.exp(np.minimum(loss / tokens, _MAX_LOSS))
 
 
-TOKEN_PROBABILITY, PERPLEXITY, TOKEN_ACCURACY = TokenProbability(), Perplexity(), TokenAccuracy()
+TOKEN_PROBABILITY, PERPLEXITY, BITS_PER_BYTE, TOKEN_ACCURACY = TokenProbability(), Perplexity(), BitsPerByte(), TokenAccuracy()

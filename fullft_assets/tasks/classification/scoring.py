@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.evaluation import FINETUNED, external
+from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split, load_split
@@ -19,6 +21,7 @@ from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.classification import assessment, evaluate_metrics, label_errors
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
+from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 from fullft_assets.training.lineage import snapshots_learned_from
 
 
@@ -33,6 +36,8 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     found = assessment.assess(
         test.labels, probabilities, test.groups, labels, context.comparison(test), held_out, labels_alone=labels_alone
     )
+    perturbed = _perturbed(context, test, probabilities, labels)
+    found = found.model_copy(update={"robustness": perturbed.robustness})
     tuned = probabilities[FINETUNED]
     ids, truth, answers = test.ids, test.labels, tuned
     if validation is not None:
@@ -43,7 +48,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     return EvaluationResult(
         found,
         headline,
-        _rows(test, probabilities, labels, labels_alone),
+        _rows(test, probabilities, labels, labels_alone, perturbed.columns),
         _pick_answers(test, probabilities, found, settings.seed),
         label_errors.worst_errors(test.ids, test.labels, tuned, labels),
         label_errors.likely_label_errors(ids, truth, answers, labels),
@@ -79,6 +84,21 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
         return np.eye(len(labels))[[label for (label,) in external.positions(name, [[label] for label in given], labels)]]
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
+
+
+def _perturbed(context: EvaluationContext, test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]) -> Perturbed:
+    def predict_windows(name: str, windows: Windows) -> np.ndarray:
+        folder = context.model_folder(name)
+        return map_labels(predict(folder, windows, progress=context.progress).probabilities, model_labels(folder), labels)
+
+    def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
+        return assessment.predictions_of(test.labels[list(rows)], found, labels)
+
+    def shown(found: np.ndarray) -> list[object]:
+        return [labels[number] for number in found.argmax(1)]
+
+    windows_of = partial(windows_for, context, test=test)
+    return score_perturbed(context, test, probabilities, predict_windows, windows_of, predictions_of, shown)
 
 
 def model_labels(model_folder: ModelFolder) -> list[str]:
@@ -120,10 +140,16 @@ def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list
     return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(test.texts)
 
 
-def _rows(test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str], labels_alone: Collection[str]) -> pa.Table:
-    columns = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
+def _rows(
+    test: Split,
+    probabilities: Mapping[str, np.ndarray],
+    labels: list[str],
+    labels_alone: Collection[str],
+    more: Mapping[str, Sequence[object]],
+) -> pa.Table:
+    columns: dict[str, Any] = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
     for name, found in probabilities.items():
         columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
         if name not in labels_alone:
             columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
-    return pa.table(columns)
+    return pa.table(columns | {name: pa.array(values, pa.string()) for name, values in more.items()})

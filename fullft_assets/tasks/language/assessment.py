@@ -13,11 +13,12 @@ an equal text count equally, as in bits per byte. Which token it ranked first ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.evaluation.answers import AnswerScores
 from fullft_assets.evaluation.base import Evaluation
 from fullft_assets.evaluation.comparison import Comparison, Justification
 from fullft_assets.evaluation.intervals import Interval, Record
@@ -109,6 +110,7 @@ class LanguageEvaluation(Evaluation):
         num_rows_without_tokens: test documents that have none, left out.
         rescaled: systems with another tokenizer than the test set's.
         per_length: quarters of the documents by length.
+        answers: None: nothing was written, or for too few groups.
     """
 
     num_test_tokens: int
@@ -117,6 +119,7 @@ class LanguageEvaluation(Evaluation):
     changes: Changes
     weakest_groups: list[GroupPerplexity]
     per_length: list[LengthPerplexity]
+    answers: AnswerScores | None = None
 
     @property
     def perplexity(self) -> dict[str, Interval]:
@@ -160,11 +163,19 @@ def in_tokens_of(theirs: DocumentScores, their_lengths: np.ndarray, ours: Docume
     return DocumentScores(np.where(known, ours.num_tokens, 0), cost * ours.num_tokens, None)
 
 
-def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Sequence[str], comparison: Comparison) -> LanguageEvaluation:
+def assess(
+    scores: Mapping[str, DocumentScores],
+    ids: Sequence[str],
+    groups: Sequence[str],
+    comparison: Comparison,
+    num_bytes: np.ndarray | None = None,
+    answers: AnswerScores | None = None,
+) -> LanguageEvaluation:
     """Measure everything of an evaluation.
 
     Args:
         scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the same n documents.
+        num_bytes: UTF-8 bytes of these tokens' text, int [n]; None: bits per byte are not measured.
 
     Raises:
         DataError: no document has a token to predict.
@@ -183,7 +194,9 @@ def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Seq
             "test set's; give token_probability, which compares equal text"
         )
     tuned, base = found[FINETUNED], found[BASE_MODEL]
-    shared = comparison.take(scored).run({name: predictions_of(each) for name, each in found.items()}, groups, len(ids))
+    num_bytes = None if num_bytes is None else num_bytes[scored]
+    predictions = {name: replace(predictions_of(each), num_bytes=num_bytes) for name, each in found.items()}
+    shared = comparison.take(scored).run(predictions, groups, len(ids))
     shared["justification"] = _with_perplexity(shared["justification"], shared["scores"]["perplexity"])
     return LanguageEvaluation(
         **shared,
@@ -193,6 +206,7 @@ def assess(scores: Mapping[str, DocumentScores], ids: Sequence[str], groups: Seq
         changes=changes(tuned, base, ids, groups),
         weakest_groups=weakest_groups(tuned, base, groups),
         per_length=per_length(tuned, base),
+        answers=answers,
     )
 
 

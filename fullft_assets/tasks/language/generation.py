@@ -11,7 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.errors import DataError
-from fullft_assets.models.inference import device, move
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.models.inference import device, in_batches, move
 
 
 class Writer:
@@ -30,8 +31,27 @@ class Writer:
         Raises:
             DataError: there is nothing to continue, or the chat template refuses the conversation.
         """
-        ids = self._read(prompt)
-        inputs = torch.tensor([ids], device=device())
+        return self.write_all([prompt])[0]
+
+    def write_all(self, prompts: Sequence[str | Sequence[Message]], progress: Listener | None = None) -> list[str]:
+        """Return what `write` returns for each prompt, several at a time."""
+        read = [self._read(prompt) for prompt in prompts]
+        # Longest first: a batch that does not fit fails at once.
+        order = sorted(range(len(read)), key=lambda number: -len(read[number]))
+        lengths = [len(read[number]) + self._max_new_tokens for number in order]
+
+        def forward(start: int, end: int) -> list[tuple[int, str]]:
+            mine = order[start:end]
+            return list(zip(mine, self._continue([read[number] for number in mine]), strict=True))
+
+        found = dict(pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch)
+        return [found[number] for number in range(len(read))]
+
+    def _continue(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return what follows token ids; shorter prompts are padded on the left, where nothing attends to."""
+        longest, end = max(map(len, prompts)), self._end_ids[0]
+        inputs = torch.tensor([[end] * (longest - len(ids)) + list(ids) for ids in prompts], device=device())
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device())
         # Not the model folder's own settings: they may sample, and then no two answers are alike.
         config = GenerationConfig(
             max_new_tokens=self._max_new_tokens,
@@ -48,10 +68,15 @@ class Writer:
             # In the weights' own fp32: one token at a time, casting them costs more than it saves.
             with torch.inference_mode():
                 generate: Any = self._model.generate
-                found = generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+                found = generate(inputs, attention_mask=mask, generation_config=config)
         finally:
             self._model.train(was_training)
-        return self._tokenization.tokenizer.decode(found[0, len(ids) :].tolist(), skip_special_tokens=True)
+        return [self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True) for row in found[:, longest:].tolist()]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        """Return the tokens up to the first that ends a text; what follows fills the batch."""
+        ends = [place for place, token in enumerate(ids) if token in self._end_ids]
+        return ids[: ends[0] + 1] if ends else ids
 
     def _read(self, prompt: str | Sequence[Message]) -> list[int]:
         tokenization = self._tokenization

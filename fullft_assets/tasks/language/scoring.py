@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,8 @@ from fullft_assets import chunks, report
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED
+from fullft_assets.evaluation.answers import AnswerScores, measure_answers
+from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_scores import score_documents
 from fullft_assets.snapshot import Split, load_messages
@@ -37,6 +40,7 @@ class Prompt:
     """The beginning of a test document, or of its conversation, and what really follows."""
 
     id: str
+    group: str
     given: str | Sequence[Message]
     shown: str
     real: str
@@ -55,12 +59,15 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     scorer = _Scorer(context, test)
     outputs = context.predict_with_all(test, scorer.score_checkpoint, scorer.score_baseline)
     scores = {name: output.scores for name, output in outputs.items()}
-    found = assessment.assess(scores, test.ids, test.groups, context.comparison(test))
+    answers = scorer.score_answers({name: output.written for name, output in outputs.items() if output.written})
+    num_bytes = bytes_scored(test, scorer.base_tokenization)
+    found = assessment.assess(scores, test.ids, test.groups, context.comparison(test), num_bytes, answers)
     continuations = [
         report.Continuation(prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned)))
         for prompt, base, tuned in zip(scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True)
-    ]
-    return EvaluationResult(found, _headline(found), _rows(test, scores), continuations)
+    ][:NUM_CONTINUATIONS]
+    written = [] if answers is None else scorer.written(outputs)
+    return EvaluationResult(found, _headline(found), _rows(test, scores, num_bytes), continuations, written=written)
 
 
 class _Scorer:
@@ -71,24 +78,31 @@ class _Scorer:
         self._settings = context.job.settings
         self._task = self._settings.examples.task
         self._messages = self._load_messages()
-        self.prompts = pick_prompts(test, self._messages, self._settings.seed)
+        self._max_new_tokens, self._num_too_long = MAX_NEW_TOKENS, 0
+        asked = self._settings.evaluation.generated_answers
+        if self._messages is None or not asked:
+            self.prompts = pick_prompts(test, self._messages, self._settings.seed)
+            self._answers_count = False
+        else:
+            self.prompts = self._pick_answered(self._messages, asked)
+            self._answers_count = True
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
         """Score a baseline; the base model continues the prompts as well."""
         if name != BASE_MODEL:
             return SystemOutput(baseline.predict(self._test), [])
         folder, added_tokens = self._context.base_model, self._settings.chunks.added_tokens
-        return self._score(lambda: load_causal(folder, added_tokens), self._base_tokenization(), self._test, self.prompts)
+        return self._score(lambda: load_causal(folder, added_tokens), self.base_tokenization, self._test, self.prompts)
 
     def score_checkpoint(self, name: str) -> SystemOutput:
         """Score a fine-tuned model; one with another tokenizer reads the documents with its own."""
         folder = self._context.model_folder(name)
         tokenization = Tokenization.load_saved(folder, self._settings.chunks, self._task)
-        # The champion is only compared by its scores.
-        prompts = self.prompts if name != CHAMPION else []
+        # A page shows what the candidate writes; champions only write what is scored, and the first one not even that.
+        prompts = self.prompts if name == "finetuned_checkpoint" or (name == CHAMPION and self._answers_count) else []
         if self._context.has_tokenizer_of_snapshot(name):
             return self._score(lambda: load_causal(folder), tokenization, self._test, prompts)
-        ours, theirs = self._read(self._base_tokenization()), self._read(tokenization)
+        ours, theirs = self._read(self.base_tokenization), self._read(tokenization)
         output = self._score(lambda: load_causal(folder), tokenization, theirs.split, prompts)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return SystemOutput(assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths), output.written)
@@ -98,16 +112,55 @@ class _Scorer:
     ) -> SystemOutput:
         progress, model = self._context.progress, load()
         found = score_documents(model, documents.windows, documents.marks, progress=progress)
-        writer, written = Writer(model, tokenization, MAX_NEW_TOKENS), []
-        for prompt in prompts:
-            progress.raise_if_stopped()
-            written.append(writer.write(prompt.given))
+        writer = Writer(model, tokenization, self._max_new_tokens)
+        written = writer.write_all([prompt.given for prompt in prompts], progress)
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
         return SystemOutput(DocumentScores(found.num_tokens, found.loss, found.num_right), written)
 
-    def _base_tokenization(self) -> Tokenization:
+    def score_answers(self, written: Mapping[str, list[str]]) -> AnswerScores | None:
+        """Score what the systems wrote; None where answers were not asked for, or are of too few groups."""
+        if not self._answers_count:
+            return None
+        counted = {"num_too_long": self._num_too_long, "max_new_tokens": self._max_new_tokens}
+        truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
+        found = measure_answers(truth, written, groups, self._settings, **counted)
+        if found is None:
+            self._context.progress.say("written answers are not scored: fewer than two groups have one (evaluation.generated_answers)")
+        return found
+
+    def written(self, outputs: Mapping[str, SystemOutput]) -> list[dict[str, str]]:
+        """Return what each system wrote for each prompt, with the row's id and its group."""
+        columns = {name: output.written for name, output in outputs.items() if output.written}
+        return [
+            {"id": prompt.id, "group": prompt.group, **{name: texts[number] for name, texts in columns.items()}}
+            for number, prompt in enumerate(self.prompts)
+        ]
+
+    def _pick_answered(self, messages: Sequence[Sequence[Message]], most: int) -> list[Prompt]:
+        """Draw conversations whose last answer is short enough, one of each group first, and bound what is written by the longest of them."""
+        test, limit, tokenizer = self._test, self._settings.evaluation.answer_tokens, self.base_tokenization.tokenizer
+        found, longest = [], 0
+        for row in one_of_each_group_first(test.groups, self._settings.seed):
+            if len(found) == most:
+                break
+            prompt = _answered(test.ids[row], test.groups[row], messages[row])
+            if prompt is None:
+                continue
+            length = len(tokenizer.encode(prompt.real, add_special_tokens=False).ids)
+            if length > limit:
+                self._num_too_long += 1
+                continue
+            found.append(prompt)
+            longest = max(longest, length)
+        # Who writes twice as much as the longest answer is wrong already.
+        self._max_new_tokens = max(1, min(limit, 2 * longest))
+        return found
+
+    @cached_property
+    def base_tokenization(self) -> Tokenization:
+        """The base model's, which made the test set's windows."""
         return Tokenization.load(self._context.base_model, self._settings.chunks, self._task)
 
     def _read(self, tokenization: Tokenization) -> _Reading:
@@ -143,25 +196,26 @@ def pick_prompts(test: Split, messages: Sequence[Sequence[Message]] | None, seed
     for row in np.random.default_rng(seed).permutation(len(test)).tolist():
         if len(prompts) == NUM_CONTINUATIONS:
             break
-        prompt = _answered(test.ids[row], messages[row]) if messages is not None else _begun(test.ids[row], test.texts[row])
+        about = test.ids[row], test.groups[row]
+        prompt = _answered(*about, messages[row]) if messages is not None else _begun(*about, test.texts[row])
         if prompt is not None:
             prompts.append(prompt)
     return prompts
 
 
-def _begun(id_: str, text: str) -> Prompt | None:
+def _begun(id_: str, group: str, text: str) -> Prompt | None:
     if len(text) < 2 * _PROMPT_CHARACTERS:
         return None
     # A tokenizer joins a space to the word behind it.
     given = text[:_PROMPT_CHARACTERS].rsplit(maxsplit=1)[0]
-    return Prompt(id_, given, report.shorten(given), text[len(given) :]) if given.strip() else None
+    return Prompt(id_, group, given, report.shorten(given), text[len(given) :]) if given.strip() else None
 
 
-def _answered(id_: str, messages: Sequence[Message]) -> Prompt | None:
+def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | None:
     last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     if not last:
         return None
-    return Prompt(id_, messages[:last], report.shorten(messages[last - 1]["content"]), messages[last]["content"])
+    return Prompt(id_, group, messages[:last], report.shorten(messages[last - 1]["content"]), messages[last]["content"])
 
 
 def _num_scored(documents: Split) -> np.ndarray:
@@ -169,6 +223,21 @@ def _num_scored(documents: Split) -> np.ndarray:
     if documents.marks is None:
         return np.array([sum(len(window) - 1 for window in windows) for windows in documents.windows], np.int64)
     return np.array([sum(sum(mark == 1 for mark in marks[1:]) for marks in windows) for windows in documents.marks], np.int64)
+
+
+def bytes_scored(documents: Split, tokenization: Tokenization) -> np.ndarray:
+    """Return how many UTF-8 bytes of text the tokens of each document have that can be predicted: int64 [n]; special tokens have none."""
+    decode = tokenization.tokenizer.decode
+    found = np.zeros(len(documents), np.int64)
+    for row, windows in enumerate(documents.windows):
+        for number, ids in enumerate(windows):
+            marks = [1] * len(ids) if documents.marks is None else documents.marks[row][number]
+            is_scored = np.array([False, *(mark == 1 for mark in marks[1:]), False])
+            edges = np.flatnonzero(is_scored[1:] != is_scored[:-1]) + 1
+            # With what is before them: a decoder drops the space that begins a text.
+            for first, last in edges.reshape(-1, 2).tolist():
+                found[row] += len(decode(ids[:last]).encode()) - len(decode(ids[:first]).encode())
+    return found
 
 
 def _headline(found: LanguageEvaluation) -> dict[str, object]:
@@ -182,8 +251,8 @@ def _headline(found: LanguageEvaluation) -> dict[str, object]:
     }
 
 
-def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
-    columns = {"id": test.ids, "group": test.groups, "num_tokens": scores[BASE_MODEL].num_tokens}
+def _rows(test: Split, scores: dict[str, DocumentScores], num_bytes: np.ndarray) -> pa.Table:
+    columns = {"id": test.ids, "group": test.groups, "num_tokens": scores[BASE_MODEL].num_tokens, "num_bytes": num_bytes}
     columns |= {f"loss_{name}": found.loss for name, found in scores.items()}
     columns |= {f"num_tokens_{name}": found.num_tokens for name, found in scores.items()}
     columns |= {f"num_right_{name}": found.num_right for name, found in scores.items() if found.num_right is not None}

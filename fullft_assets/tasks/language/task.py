@@ -16,7 +16,7 @@ class NextToken(Task):
     is_generative = True
     plain_task = "language_modeling"
     metrics = ("token_probability", "token_accuracy")
-    shown_metrics = ("token_probability", "perplexity", "token_accuracy")
+    shown_metrics = ("token_probability", "perplexity", "bits_per_byte", "token_accuracy")
     slice_metric = "token_probability"
     baselines = ("base_model",)
     more_baselines = ("lora", "smaller_model")
@@ -61,6 +61,7 @@ class Sft(NextToken):
 
     name = "sft"
     has_messages = True
+    answer_metrics = ("exact_match", "rouge_l", "chrf", "bleu")
     more_baselines = ("lora", "smaller_model", "few_shot_conversations")
 
     def _write(self, writer: Any, text: str) -> str:

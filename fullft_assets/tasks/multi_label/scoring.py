@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, external
+from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
@@ -21,6 +23,7 @@ from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, col
 from fullft_assets.tasks.multi_label import assessment
 from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
 from fullft_assets.tasks.multi_label.recipe import thresholds_file
+from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,11 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     decisions = {name: each.labels for name, each in found.items()}
     thresholds = found[FINETUNED].thresholds
     evaluation = assessment.assess(test.labels, decisions, test.groups, names, thresholds, context.comparison(test))
+    perturbed = _perturbed(context, test, decisions, names)
+    evaluation = evaluation.model_copy(update={"robustness": perturbed.robustness})
     headline = {**evaluation.headline, "labels_a_row": evaluation.labels_a_row, "labels_without_test_rows": evaluation.unmeasured}
     answers = _pick_answers(test, decisions, evaluation, context.job.settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, decisions, names), answers)
+    return EvaluationResult(evaluation, headline, _rows(test, decisions, names, perturbed.columns), answers)
 
 
 def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
@@ -75,6 +80,21 @@ def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> d
         return LabelDecisions(decided, np.full(len(names), 0.5))
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
+
+
+def _perturbed(context: EvaluationContext, test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> Perturbed:
+    def decide(name: str, windows: Windows) -> np.ndarray:
+        folder = context.model_folder(name)
+        found = predict(folder, windows, progress=context.progress).probabilities
+        return LabelDecisions(found, read_thresholds(folder)).in_order(model_labels(folder), names).labels
+
+    def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
+        return assessment.predictions_of(test.labels[list(rows)], found, names)
+
+    def shown(found: np.ndarray) -> list[object]:
+        return [_named(row, names) for row in found]
+
+    return score_perturbed(context, test, decisions, decide, partial(windows_for, context, test=test), predictions_of, shown)
 
 
 def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
@@ -104,9 +124,9 @@ def _named(row: np.ndarray, names: list[str]) -> list[str]:
     return [names[i] for i in np.flatnonzero(row)]
 
 
-def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> pa.Table:
+def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str], more: Mapping[str, Sequence[object]]) -> pa.Table:
     lists = pa.list_(pa.string())
     columns = {"id": test.ids, "labels": pa.array([_named(row, names) for row in test.labels], lists), "group": test.groups}
     for name, decided in decisions.items():
         columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
-    return pa.table(columns)
+    return pa.table(columns | {name: pa.array(values, lists) for name, values in more.items()})

@@ -1,0 +1,113 @@
+"""Scores of written answers: those of sacrebleu and by hand, with each group counted once, and the same by `fullft verify`'s own sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from fullft_assets.evaluation import CHAMPION, FINETUNED
+from fullft_assets.evaluation.answers import AnswerScores, measure_answers
+from fullft_assets.evaluation.metrics.answers import common_subsequence
+from fullft_assets.evaluation.recomputed_answers import answer_score
+from fullft_assets.settings import UseCaseSettings
+from tests import project as projects
+
+pytestmark = pytest.mark.quick
+
+METRICS = ("exact_match", "rouge_l", "chrf", "bleu")
+SETTINGS = UseCaseSettings.model_validate(
+    {
+        "base_model": "model",
+        "documents": {"path": "data"},
+        "examples": {"task": "sft"},
+        "evaluation": {"resamples": 200},
+    }
+)
+
+
+def texts() -> list[str]:
+    return [row["text"][:150] for row in projects.licence_rows(40)]
+
+
+def damaged(text: str, share: float, seed: int) -> str:
+    """Return a text of which some words are gone."""
+    rng = np.random.default_rng(seed)
+    return " ".join(word for word in text.split() if rng.random() >= share)
+
+
+def measured(truth: Sequence[str], written: dict[str, list[str]], groups: Sequence[str]) -> AnswerScores:
+    found = measure_answers(truth, written, groups, SETTINGS, num_too_long=0, max_new_tokens=9)
+    assert found is not None
+    return found
+
+
+def test_scores_are_sacrebleu_s_and_verified_by_other_sums() -> None:
+    truth = texts()
+    written = {
+        FINETUNED: [damaged(text, 0.2 * (row % 2), row) for row, text in enumerate(truth)],
+        CHAMPION: [damaged(text, 0.5, row) for row, text in enumerate(truth)],
+    }
+    alone = measured(truth, written, [str(row) for row in range(len(truth))])
+    assert set(alone.scores) == set(METRICS)
+    for name, answers in written.items():
+        by_sacrebleu = {
+            "bleu": BLEU().corpus_score(answers, [truth]).score / 100,
+            "chrf": np.mean([CHRF().sentence_score(mine, [true]).score for mine, true in zip(answers, truth, strict=True)]) / 100,
+            "exact_match": np.mean([mine.split() == true.split() for mine, true in zip(answers, truth, strict=True)]),
+        }
+        for metric, value in by_sacrebleu.items():
+            assert alone.scores[metric][name].estimate == pytest.approx(value), metric
+    groups = [str(min(row, 20)) for row in range(len(truth))]
+    grouped = measured(truth, written, groups)
+    assert grouped.num_groups == 21 and grouped.effective_groups < 21
+    for metric in METRICS:
+        assert grouped.scores[metric][FINETUNED].estimate != pytest.approx(alone.scores[metric][FINETUNED].estimate)
+        for name, answers in written.items():
+            score = grouped.scores[metric][name]
+            assert answer_score(metric, truth, answers, groups) == pytest.approx(score.estimate)
+            assert score.low < score.estimate < score.high or metric == "exact_match"
+        gain = grouped.gains[metric][CHAMPION]
+        assert gain.low > 0, metric
+
+
+@pytest.mark.parametrize(
+    ("true", "written", "score"),
+    [
+        ("the cat sat on the mat", "the cat on a mat", 2 * 4 / 11),
+        ("Die Größe, bitte!", "die größe", 2 * 2 / 5),
+        ("许可证文本", "许可文本", 2 * 4 / 9),
+        ("a b", "c d", 0.0),
+        ("", "", 0.0),
+    ],
+)
+def test_rouge_l_counts_words_of_any_script(true: str, written: str, score: float) -> None:
+    found = measured([true, true], {FINETUNED: [written, written]}, ["a", "b"])
+    assert found.scores["rouge_l"][FINETUNED].estimate == pytest.approx(score)
+    assert answer_score("rouge_l", [true], [written], ["a"]) == pytest.approx(score)
+
+
+def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        one, other = (rng.integers(0, 6, rng.integers(0, 90)).tolist() for _ in range(2))
+        table = np.zeros((len(one) + 1, len(other) + 1), int)
+        for i, a in enumerate(one, 1):
+            for j, b in enumerate(other, 1):
+                table[i, j] = table[i - 1, j - 1] + 1 if a == b else max(table[i - 1, j], table[i, j - 1])
+        assert common_subsequence(one, other) == table[-1, -1]
+
+
+def test_empty_and_very_short_answers_have_scores() -> None:
+    truth = ["yes", "no, never", "a longer answer with words in it", "yes"]
+    for answers in ([""] * 4, ["yes"] * 4, ["no"] * 4, ["a longer answer", "", "x", "yes"]):
+        found = measured(truth, {FINETUNED: answers}, list("abcd"))
+        for metric in METRICS:
+            assert answer_score(metric, truth, answers, list("abcd")) == pytest.approx(found.scores[metric][FINETUNED].estimate)
+
+
+def test_answers_of_one_group_have_no_interval() -> None:
+    assert measure_answers(["a", "b"], {FINETUNED: ["a", "b"]}, ["g", "g"], SETTINGS, num_too_long=0, max_new_tokens=9) is None
