@@ -29,7 +29,7 @@ from fullft_assets.settings import ChunksSettings, MonitoringSettings
 
 SETTINGS = MonitoringSettings()
 #: Independent documents of a window, and unchanged windows that are judged after the reference.
-WINDOW, NUM_UNCHANGED = 300, 20
+WINDOW, NUM_UNCHANGED = 300, 40
 #: Groups of a window whose documents come in bursts, and the most documents of a burst.
 NUM_BURSTS, MAX_BURST = 150, 6
 #: Documents read of each corpus, whole groups of them; tokens read of each, so that one core reads a corpus in minutes.
@@ -88,7 +88,7 @@ def _of_rows(name: str, rows: Iterator[tuple[str, str, str, str]]) -> Corpus:
     for group in sorted(by_group, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
         if len(chosen) < MAX_ROWS:
             # A few licences have thousands of rules: of those as many as a burst could show.
-            chosen += by_group[group][: 10 * MAX_BURST]
+            chosen += by_group[group][: 2 * MAX_BURST]
     groups, texts, labels, parts = map(list, zip(*chosen, strict=True))
     return Corpus(name, texts, groups, labels, parts)
 

@@ -44,7 +44,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     seen = [{"id": f"{person}-seen", "text": f"a note about {word}", "expression": person} for person, word in WORDS.items()]
     projects.write_rows(case.project.production / "window.jsonl", [*projects.licence_rows(150, skip=500), *seen])
     [window] = documents.cut_batches(store, name, case.project.production, case.use_case.settings.documents, "window")
-    job = case.job("drift_report", monitoring={"min_window_rows": 20, "permutations": 100})
+    job = case.job("drift_report", monitoring={"min_window_rows": 20})
     produced = documents.keep(store, case.use_case, window.name, "window")
     more = {"production_documents": produced.ref, "finetuned_checkpoint": only(case, "finetuned_checkpoint").ref}
     monitoring.work(job.model_copy(update={"inputs": {**job.inputs, **more}}), store, QUIET)

@@ -349,7 +349,7 @@ def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
     """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the model's predictions."""
     project = projects.create(tmp_path, CASE, rows=600)
     # So small a pilot predicts no gain, which would stop the model job.
-    project.configure(monitoring={"path": f"data/{CASE}/production", "permutations": 100}, planning={"min_predicted_gain": -1})
+    project.configure(monitoring={"path": f"data/{CASE}/production"}, planning={"min_predicted_gain": -1})
     rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))]
     projects.write_rows(project.production / "w1.jsonl", rows)
     done = project.fullft("run", CASE)

@@ -20,7 +20,7 @@ from fullft_assets.chunks import WORDS, AuditMetadata
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By
 from fullft_assets.erasure import general_documents
-from fullft_assets.erasure.affected_checkpoints import name_checkpoints
+from fullft_assets.erasure.affected_checkpoints import key_ref, name_checkpoints
 from fullft_assets.erasure.counts import batch_of, files_of, recounted
 from fullft_assets.erasure.erased_documents import ErasedDocuments, by_content, gather
 from fullft_assets.erasure.evaluation_reports import drop_from_reports
@@ -207,9 +207,9 @@ def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
             report.rewritten[manifest.stage] += 1
     # An explanation has words of its own window and of the reference windows. Sums are means of many documents, and stay.
     reports = store.artifacts(case, "drift_report")
-    touched = {_key_ref(manifest.ref) for manifest in reports if manifest.inputs.get("production_documents") in gone}
+    touched = {key_ref(manifest.ref) for manifest in reports if manifest.inputs.get("production_documents") in gone}
     for manifest in reports:
-        read = {_key_ref(ref) for ref in (manifest.ref, *DriftMetadata.of(manifest).reference)}
+        read = {key_ref(ref) for ref in (manifest.ref, *DriftMetadata.of(manifest).reference)}
         if EXPLANATION in manifest.files and read & touched:
 
             def edit(folder: Path) -> Mapping[str, Any]:
@@ -218,11 +218,6 @@ def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
 
             store.rewrite(manifest, edit)
             report.rewritten[manifest.stage] += 1
-
-
-def _key_ref(ref: str) -> str:
-    """Return the part of a ref that names the artifact, whichever attempt."""
-    return ref.rsplit("/", 1)[0]
 
 
 def _drop_held_out(folder: Path) -> Mapping[str, Any]:

@@ -21,8 +21,8 @@ class Features:
         num_tokens: [n] tokens of the full text, without special tokens.
         fertility: [n] tokens per word.
         unknown_share: [n] share of the text's words that are not in the training texts.
-        entropy: [n] entropy of the predicted label distribution, in nats; all 0 for a task without predicted labels.
-        predicted: [n] index of the most probable label; all 0 for a task without predicted labels.
+        entropy: [n] entropy of the predicted label distribution, in nats.
+        predicted: [n] index of the most probable label.
         embeddings: [n, d] pooled last hidden state of the base model, float32.
     """
 
@@ -95,7 +95,7 @@ def build_features(
     texts: Sequence[str],
     num_tokens: Sequence[int] | np.ndarray,
     vocabulary: Container[str],
-    probabilities: np.ndarray | None,
+    probabilities: np.ndarray,
     embeddings: np.ndarray,
 ) -> Features:
     """Return the features of texts from models' outputs for them.
@@ -103,18 +103,18 @@ def build_features(
     Args:
         texts: [n] texts.
         num_tokens: [n] tokens of the full text, without special tokens.
-        probabilities: [n, k] predicted label distribution; None for a task without predicted labels.
+        probabilities: [n, k] predicted label distribution.
         embeddings: [n, d] pooled last hidden state.
     """
     words = [words_of(text) for text in texts]
     unknown = [sum(word not in vocabulary for word in row) / max(len(row), 1) for row in words]
     counts = np.asarray(num_tokens, dtype=np.int64).reshape(len(texts))
-    predicted = np.ones((len(texts), 1)) if probabilities is None else np.asarray(probabilities, dtype=np.float64)
+    probabilities = np.asarray(probabilities, dtype=np.float64)
     return Features(
         num_tokens=counts,
         fertility=counts / np.array([max(len(row), 1) for row in words], dtype=np.float64).reshape(len(texts)),
         unknown_share=np.array(unknown, dtype=np.float64),
-        entropy=-np.sum(predicted * np.log(np.maximum(predicted, 1e-12)), axis=1),
-        predicted=predicted.argmax(axis=1).astype(np.int64),
+        entropy=-np.sum(probabilities * np.log(np.maximum(probabilities, 1e-12)), axis=1),
+        predicted=probabilities.argmax(axis=1).astype(np.int64),
         embeddings=np.asarray(embeddings, dtype=np.float32),
     )

@@ -67,22 +67,24 @@ def read_history(
         num_reference: windows of a complete reference.
     """
 
+    made = sorted(made)
+
     def is_comparable(report: Manifest) -> bool:
         same_model = report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
         return report.version == VERSION and report.settings == settings and same_model
 
-    own = find(window) if window in set(made) else None
+    own = find(window) if window in made else None
     if own is not None and is_comparable(own) and own.inputs.get("production_documents") == documents.content_digest:
         found = DriftMetadata.of(own)
         return History([load(ref) for ref in found.reference], [load(ref) for ref in found.recent])
-    for name in sorted((name for name in made if name < window), reverse=True):
+    for name in reversed([name for name in made if name < window]):
         report = find(name)
         if report is None or not is_comparable(report):
             break
         if SUMS in report.files:
             found = DriftMetadata.of(report)
-            before = ([load(ref) for ref in refs] for refs in (found.reference, found.recent))
-            return History(*advance(*before, report, found.status, num_reference))
+            reference, recent = ([load(ref) for ref in refs] for refs in (found.reference, found.recent))
+            return History(*advance(reference, recent, report, found.status, num_reference))
     return History([], [])
 
 

@@ -115,9 +115,8 @@ def predictions(store: Store, reports: Iterable[Manifest], model: Manifest, labe
     for report in reports:
         # A window with insufficient data was not read by the model.
         if report.inputs["finetuned_checkpoint"] == model.content_digest and SUMS in report.files:
-            sums = Sums.load(store.folder(report) / SUMS)
-            if "predicted_labels" in sums.means:
-                counts.update({label: count for label, count in zip(labels, sums.counts.tolist(), strict=True) if count})
+            predicted = Sums.load(store.folder(report) / SUMS).counts.tolist()
+            counts.update({label: count for label, count in zip(labels, predicted, strict=True) if count})
     return counts
 
 

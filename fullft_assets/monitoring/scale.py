@@ -47,8 +47,6 @@ class Sums:
     def as_numbers(self) -> dict[str, float]:
         """Return what there is to plot over the windows."""
         found = {f"mean_{name}": float(value) for name, value in zip(NUMBERS, self.numbers, strict=True)}
-        if "predicted_labels" not in self.means:
-            del found["mean_entropy"]
         return found | ({} if self.novel_share is None else {"novel_share": self.novel_share})
 
     def save(self, path: Path) -> None:
@@ -61,7 +59,7 @@ class Sums:
     def load(cls, path: Path) -> Sums:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            means = {family: arrays[f"mean_{family}"] for family in FAMILIES if f"mean_{family}" in arrays}
+            means = {family: arrays[f"mean_{family}"] for family in FAMILIES}
             novel = float(arrays["novel_share"]) if "novel_share" in arrays else None
             return cls(int(arrays["num_rows"]), means, arrays["numbers"], arrays["counts"], novel)
 
@@ -74,7 +72,7 @@ class Scale:
         centre: [d] mean embedding of the held-out rows; axes: [d, k] their whitened principal components.
         ranks: [n, 4] sorted numbers of the held-out rows (see `features.NUMBERS`), which a document's numbers are ranked among.
         ranks_centre: [8], ranks_axes: [8, r] the same of the mid-ranks and their squares.
-        label_weights: [labels] 1 / square root of each label's share of the held-out rows' predictions; one label: none are predicted.
+        label_weights: [labels] 1 / square root of each label's share of the held-out rows' predictions.
         held_out: [n, d] embeddings of the held-out rows, of unit length.
         far: distance from its nearest held-out row that 95% of the held-out rows do not exceed.
     """
@@ -93,12 +91,12 @@ class Scale:
         """Return the scale of held-out rows.
 
         Args:
-            num_labels: labels that the model predicts; 0 or 1: predictions are not compared.
+            num_labels: labels that the model predicts.
         """
         centre, axes = _whitening(held_out.embeddings.astype(np.float64), MAX_COMPONENTS)
         ranks = np.sort(held_out.numbers, axis=0)
         ranks_centre, ranks_axes = _whitening(_mid_ranks(ranks, held_out.numbers), 2 * ranks.shape[1])
-        shares = np.bincount(held_out.predicted, minlength=max(num_labels, 1)) / len(held_out)
+        shares = np.bincount(held_out.predicted, minlength=num_labels) / len(held_out)
         unit = _unit(held_out.embeddings)
         nearest = _nearest(unit, unit, itself=True)
         weights = 1 / np.sqrt(np.maximum(shares, _LEAST_SHARE))
@@ -115,13 +113,11 @@ class Scale:
                 f"embeddings have {features.embeddings.shape[1]} dimensions, those of the held-out rows {len(self.centre)}: "
                 "they were read by different models"
             )
-        found = {
+        return {
             "embeddings": (features.embeddings - self.centre) @ self.axes,
             "text_statistics": (_mid_ranks(self.ranks, features.numbers) - self.ranks_centre) @ self.ranks_axes,
+            "predicted_labels": np.eye(len(self.label_weights))[features.predicted] * self.label_weights,
         }
-        if len(self.label_weights) > 1:
-            found["predicted_labels"] = np.eye(len(self.label_weights))[features.predicted] * self.label_weights
-        return found
 
     def sums(self, features: Features) -> Sums:
         """Return the sums of a window's documents."""

@@ -118,20 +118,20 @@ def judge(
         recent: the last windows between the reference and the current one, oldest first; two are enough.
         labels: in the order of the model's outputs.
     """
-    about = {
-        "num_rows": current.num_rows,
-        "num_reference_windows": len(reference),
-        "num_reference_rows": sum(sums.num_rows for sums in reference),
-    }
+    judged = DriftVerdict(
+        status="warming_up",
+        num_rows=current.num_rows,
+        num_reference_windows=len(reference),
+        num_reference_rows=sum(sums.num_rows for sums in reference),
+    )
     if len(reference) < LEAST_WINDOWS:
-        return DriftVerdict(status="warming_up", **about)
+        return judged
     pooled = {1: [current]}
     if len(recent) >= POOLED - 1:
         pooled[POOLED] = [*(past.sums for past in recent[1 - POOLED :]), current]
     tests = [
         DriftTest(family=family, num_windows=count, **test_windows(reference, windows, family)._asdict())
         for family in FAMILIES
-        if family in current.means
         for count, windows in pooled.items()
     ]
     alarms = [test for test in tests if test.alarms]
@@ -145,14 +145,14 @@ def judge(
         if homogeneity <= HOMOGENEITY:
             notes.append("the reference is not homogeneous: production changed while it was collected, and alarms may be late or missing")
     by_family = {test.family: pooled[test.num_windows] for test in alarms}
-    return DriftVerdict(
-        status="confirmed" if confirmed else "alarm" if alarms else "ok",
-        **about,
-        homogeneity=homogeneity,
-        tests=tests,
-        moved=[_in_words(family, reference, windows, labels) for family, windows in by_family.items()],
-        notes=notes,
-    )
+    found: dict[str, Any] = {
+        "status": "confirmed" if confirmed else "alarm" if alarms else "ok",
+        "homogeneity": homogeneity,
+        "tests": tests,
+        "moved": [_in_words(family, reference, windows, labels) for family, windows in by_family.items()],
+        "notes": notes,
+    }
+    return judged.model_copy(update=found)
 
 
 def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:

@@ -22,7 +22,6 @@ from fullft_assets.models.inference import embed, predict
 from fullft_assets.monitoring import DriftMetadata, DriftVerdict, Features, History, Past, Place, Scale, Sums, Vocabulary
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
-from fullft_assets.task import task_of
 from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
@@ -67,21 +66,19 @@ class Reader:
     base_tokenization: Tokenization
     model: ModelFolder
     tokenization: Tokenization
-    predicts_labels: bool
     progress: Progress
 
     @classmethod
     def open(cls, job: Job, store: Store, checkpoint: Manifest, progress: Progress) -> Reader:
         """Return the reader of a checkpoint."""
-        settings, task = job.settings, task_of(job.settings.examples)
+        settings = job.settings
         base = with_rights(resolve_base_model(settings.base_model, Path(job.project_root)), settings)
         model = with_rights(store.folder(checkpoint) / "model", settings)
         return cls(
             base_model=base,
-            base_tokenization=Tokenization.load_saved(base, settings.chunks, task.plain_task),
+            base_tokenization=Tokenization.load_saved(base, settings.chunks),
             model=model,
-            tokenization=Tokenization.load_saved(model, settings.chunks, task.plain_task),
-            predicts_labels=task.target == "label",
+            tokenization=Tokenization.load_saved(model, settings.chunks),
             progress=progress,
         )
 
@@ -90,11 +87,9 @@ class Reader:
 
         Embeddings and tokens are the base model's, which no training moves; only predictions are the monitored model's.
         """
-        probabilities = None
-        if self.predicts_labels:
-            windows, _ = self.tokenization.windows_with_lengths(texts)
-            probabilities = predict(self.model, windows, progress=self.progress).probabilities
-            self.progress.raise_if_stopped()
+        windows, _ = self.tokenization.windows_with_lengths(texts)
+        probabilities = predict(self.model, windows, progress=self.progress).probabilities
+        self.progress.raise_if_stopped()
         windows, counts = self.base_tokenization.windows_with_lengths(texts)
         embeddings = embed(self.base_model, windows, progress=self.progress)
         return monitoring.build_features(texts, counts, vocabulary, probabilities, embeddings)
@@ -175,7 +170,7 @@ def _write_scale(folder: Path, job: Job, store: Store, snapshot: Manifest, reade
     groups = [group for split in splits for group in split.groups]
     chosen = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
     features = reader.read([texts[index] for index in chosen], vocabulary)
-    scale = Scale.fit(features, len(label_names(snapshot)) if reader.predicts_labels else 0)
+    scale = Scale.fit(features, len(label_names(snapshot)))
     scale.save(folder / monitoring.SCALE)
     np.save(folder / _WORDS, vocabulary.hashes)
     return monitoring.ScaleMetadata(num_rows=len(features), num_words=len(vocabulary.hashes), num_held_out=len(scale.held_out))
