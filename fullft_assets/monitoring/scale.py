@@ -121,12 +121,12 @@ class Scale:
 
     def sums(self, features: Features) -> Sums:
         """Return the sums of a window's documents."""
-        novel = None
+        coordinates, novel = self.coordinates(features), None
         if len(self.held_out):
             novel = float((_nearest(_unit(features.embeddings), self.held_out) > self.far).mean()) - (1 - _FAR)
         return Sums(
             num_rows=len(features),
-            means={family: values.mean(axis=0) for family, values in self.coordinates(features).items()},
+            means={family: values.mean(axis=0) for family, values in coordinates.items()},
             numbers=features.numbers.mean(axis=0),
             counts=np.bincount(features.predicted, minlength=len(self.label_weights)),
             novel_share=novel,
