@@ -106,7 +106,7 @@ class Signals(_Frozen):
         recent = self.windows[len(self.windows) - self.num_windows_since_training :]
         streak: list[Window] = []
         for window in reversed([window for window in recent if window.status != "insufficient_data"]):
-            if window.status != "drifted":
+            if window.status != "confirmed":
                 break
             streak.insert(0, window)
         return streak
@@ -202,7 +202,7 @@ def _was_asked(state: State, signals: Signals, result: _RuleResult) -> bool:
     last = max((ask.at for ask in state.asks if ask.evidence == evidence), default=None)
     if last is None:
         return False
-    calm_since = any(window.status == "stable" and window.at > last for window in signals.windows)
+    calm_since = any(window.status == "ok" and window.at > last for window in signals.windows)
     return not (result.rule == "drift" and calm_since)
 
 

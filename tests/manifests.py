@@ -59,6 +59,7 @@ def pilot(curve: list[dict[str, float]], *, best: str = "majority") -> dict[str,
 def drift(status: Status) -> dict[str, Any]:
     """Return the metadata of a `drift_report` with this verdict."""
     return DriftMetadata(
+        window="",
         status=status,
         summary=status,
         table="",
@@ -67,9 +68,11 @@ def drift(status: Status) -> dict[str, Any]:
         num_unreadable=0,
         num_related_left_out=0,
         num_labelled=0,
-        num_reference_rows=1_000,
-        p_values={},
-        effects={},
+        num_reference_windows=12,
+        reference=[],
+        recent=[],
+        documents="",
+        measured={},
     ).as_dict()
 
 

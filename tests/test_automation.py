@@ -220,7 +220,7 @@ class TestDeliverySensor:
         bench.train()
         requests = bench.tick("new_production_documents").run_requests
         assert len({request.run_key for request in requests}) == 2  # each file is a window
-        bench.window(requests[0].partition_key, "stable")
+        bench.window(requests[0].partition_key, "ok")
         assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [requests[1].run_key]
 
     def test_interval_comes_from_the_settings(self, bench):
@@ -270,7 +270,7 @@ class TestRetrainingSensor:
     def test_drift_without_labels_asks_once_and_launches_nothing(self, bench):
         bench.train()
         for name in ("w1", "w2"):
-            bench.window(name, "drifted")
+            bench.window(name, "confirmed")
         assert bench.tick("retraining").skip_message.startswith(
             "ask_for_labels: 2 drifted windows in a row since the last training, but only 0"
         )
@@ -283,7 +283,7 @@ class TestRetrainingSensor:
         bench.deliver("delivery-2.jsonl", skip=400, rows=60)
         assert isinstance(bench.tick("retraining"), dg.SkipReason)
         for name in ("w1", "w2"):
-            bench.window(name, "drifted")
+            bench.window(name, "confirmed")
         assert isinstance(bench.tick("retraining"), dg.RunRequest)
 
     def test_snapshot_that_nothing_was_trained_on_hides_no_new_examples(self, bench):
@@ -495,4 +495,4 @@ def test_drift_end_to_end(tmp_path: Path) -> None:
     for window in documents.list_batches(store, "letters", "window"):
         pointer = store.read_pointer(f"latest/letters/drift_report/{window.name}")
         found[window.files[0].path] = store.load(pointer["ref"]).metadata["status"]
-    assert found == {"w1.jsonl": "stable", "w2.jsonl": "drifted"}
+    assert found == {"w1.jsonl": "ok", "w2.jsonl": "drifted"}

@@ -149,7 +149,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         snapshot={"max_train_rows": 320, "max_validation_rows": 60},
         # So small a pilot predicts no gain, which would stop our side.
         planning={"min_predicted_gain": -1},
-        monitoring={"path": "data/rules/production", "min_window_rows": 20, "permutations": 100},
+        monitoring={"path": "data/rules/production", "min_window_rows": 20},
     )
     made = Demo(Subject("rules", root / "my_project" / "defs", root), root / "scratch", root / "logs")
     made.environment["OMP_NUM_THREADS"] = "1"

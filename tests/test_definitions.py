@@ -113,7 +113,7 @@ def code_versions(project: projects.Project) -> dict[str, str]:
         ("planning", {"usd_per_point": 5}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "evaluation_report"}),
         ("training", {"epochs": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"}),
         ("release", {"min_score": 0.5}, {"evaluation_report", "champion_model"}),
-        ("monitoring", {"false_alarm_rate": 0.1}, {"drift_report"}),
+        ("monitoring", {"reference_windows": 8}, {"drift_report"}),
         ("retraining", {"cooldown_hours": 1}, set()),
     ],
 )

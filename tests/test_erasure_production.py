@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, erasure
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.monitoring import EXPLANATION, SCALE, Place, Scale, render_explanation, shifted_words
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import monitoring, training
 from tests import project as projects
@@ -44,11 +48,19 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     seen = [{"id": f"{person}-seen", "text": f"a note about {word}", "expression": person} for person, word in WORDS.items()]
     projects.write_rows(case.project.production / "window.jsonl", [*projects.licence_rows(150, skip=500), *seen])
     [window] = documents.cut_batches(store, name, case.project.production, case.use_case.settings.documents, "window")
-    job = case.job("drift_report", monitoring={"min_window_rows": 20, "permutations": 100})
+    job = case.job("drift_report", monitoring={"min_window_rows": 20})
     produced = documents.keep(store, case.use_case, window.name, "window")
     more = {"production_documents": produced.ref, "finetuned_checkpoint": only(case, "finetuned_checkpoint").ref}
     monitoring.work(job.model_copy(update={"inputs": {**job.inputs, **more}}), store, QUIET)
+    store.rewrite(only(case, "drift_report"), _explain)
     return case
+
+
+def _explain(folder: Path) -> dict[str, Any]:
+    """Write what an alarm would have: words that the window has and the reference windows lack."""
+    words = shifted_words(["a text"] * 20, [f"a note about {word}" for word in WORDS.values() for _ in range(5)])
+    (folder / EXPLANATION).write_text(render_explanation("What moved", [], words, [Place("window.jsonl", 151)]))
+    return {}
 
 
 def only(case: Prepared, stage: str) -> Manifest:
@@ -66,14 +78,14 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     stages = ("raw_documents", "production_documents", "labeled_examples", "quarantined_examples", "tokenizer_audit", "drift_report")
     before = {stage: only(case, stage).metadata for stage in stages}
     seen_by = {path.split("/")[1] for path in traces(case.store, WORDS[person])}
-    # The drift report has the features of their document.
-    assert {*stages, "tokenized_chunks", "drift_reference"} - seen_by == {"drift_report"}
-    assert "features.npz" in only(case, "drift_report").files
+    # The scale has embeddings of single rows, and their words as hashes.
+    assert {*stages, "tokenized_chunks"} <= seen_by
+    assert only(case, "drift_scale").metadata["num_held_out"] > 0
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert traces(case.store, WORDS[person], person) == []
     assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
-    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1)
-    assert report.deleted == {"near_duplicate_index": 1, "drift_reference": 1}
+    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot", "drift_scale"), 1)
+    assert report.deleted == {"near_duplicate_index": 1}
 
     after = {stage: only(case, stage).metadata for stage in stages}
     raw, valid, quarantined = (after[stage] for stage in ("raw_documents", "labeled_examples", "quarantined_examples"))
@@ -90,6 +102,8 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     audit, folder = only(case, "tokenizer_audit"), case.store.folder(only(case, "tokenizer_audit"))
     assert audit.metadata["withdrawn"] and (folder / "terms.json").read_text() == "[]"
     assert (folder / "proposal.yaml").read_text() == "# Withdrawn: documents that it was mined from were erased.\n"
-    assert sorted(only(case, "drift_report").files) == ["report.md", "verdict.json"]
+    assert sorted(only(case, "drift_report").files) == ["report.md", "sums.npz", "verdict.json"]
+    scale = only(case, "drift_scale")
+    assert scale.metadata["num_held_out"] == len(Scale.load(case.store.folder(scale) / SCALE).held_out) == 0
     again = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert (again.rewritten, again.deleted, again.num_before) == ({}, {}, 1)

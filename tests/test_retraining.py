@@ -70,15 +70,15 @@ def test_the_first_training_needs_no_champion() -> None:
 @pytest.mark.parametrize(
     ("statuses", "count", "action"),
     [
-        (["drifted"], 500, "wait"),
-        (["drifted", "stable"], 500, "wait"),
-        (["drifted", "drifted", "stable"], 500, "wait"),
-        (["stable", "drifted", "drifted"], 500, "retrain"),
-        (["drifted", "insufficient_data", "drifted"], 500, "retrain"),
-        (["drifted", "insufficient_data"], 500, "wait"),
-        (["drifted", "drifted"], 100, "retrain"),
-        (["drifted", "drifted"], 99, "ask_for_labels"),
-        (["drifted", "drifted"], 0, "ask_for_labels"),
+        (["confirmed"], 500, "wait"),
+        (["confirmed", "ok"], 500, "wait"),
+        (["confirmed", "confirmed", "ok"], 500, "wait"),
+        (["ok", "confirmed", "confirmed"], 500, "retrain"),
+        (["confirmed", "insufficient_data", "confirmed"], 500, "retrain"),
+        (["confirmed", "insufficient_data"], 500, "wait"),
+        (["confirmed", "confirmed"], 100, "retrain"),
+        (["confirmed", "confirmed"], 99, "ask_for_labels"),
+        (["confirmed", "confirmed"], 0, "ask_for_labels"),
     ],
 )
 def test_drift_retrains_with_labels_and_asks_without(statuses: list[str], count: int, action: str) -> None:
@@ -86,7 +86,7 @@ def test_drift_retrains_with_labels_and_asks_without(statuses: list[str], count:
 
 
 def test_windows_seen_before_the_last_training_are_no_evidence() -> None:
-    windows = {**_windows("drifted", "drifted", "drifted"), "num_windows_since_training": 1}
+    windows = {**_windows("confirmed", "confirmed", "confirmed"), "num_windows_since_training": 1}
     assert _decide(num_new_examples=500, **windows).action == "wait"
     with pytest.raises(ValidationError, match="num_windows_since_training: 4 is more than the 3 windows given"):
         _signals(**{**windows, "num_windows_since_training": 4})
@@ -94,7 +94,7 @@ def test_windows_seen_before_the_last_training_are_no_evidence() -> None:
 
 def test_drift_with_nothing_new_never_retrains_whatever_the_settings() -> None:
     eager = RetrainingSettings(min_new_examples_on_drift=0, drift_windows=1)
-    assert _decide(settings=eager, **_windows("drifted")).action == "ask_for_labels"
+    assert _decide(settings=eager, **_windows("confirmed")).action == "ask_for_labels"
 
 
 @pytest.mark.parametrize(
@@ -179,25 +179,25 @@ def test_run_keys_repeat_for_a_repeated_tick_only() -> None:
 
 
 def test_one_drift_asks_for_labels_once_and_the_next_drift_again() -> None:
-    asked = _decide(**_windows("drifted", "drifted"))
+    asked = _decide(**_windows("confirmed", "confirmed"))
     state = RUNNING.model_copy(update={"asks": [Ask(at=NOW + 1.5, evidence=asked.evidence)]})
-    lasting = _decide(state, data_version="v2", num_new_examples=20, **_windows("drifted", "drifted", "drifted"))
+    lasting = _decide(state, data_version="v2", num_new_examples=20, **_windows("confirmed", "confirmed", "confirmed"))
     assert lasting.action == "wait" and lasting.reasons[-1] == "but labels were already asked for"
-    fresh = _decide(state, **_windows("drifted", "drifted", "stable", "drifted", "drifted"))
+    fresh = _decide(state, **_windows("confirmed", "confirmed", "ok", "confirmed", "confirmed"))
     assert fresh.action == "ask_for_labels"
 
 
 def test_a_worse_score_asks_once_a_champion() -> None:
     asked = _decide(score_drop=0.1)
     state = RUNNING.model_copy(update={"asks": [Ask(at=NOW, evidence=asked.evidence)]})
-    assert _decide(state, score_drop=0.2, **_windows("stable", "stable")).action == "wait"
-    assert _decide(state, score_drop=0.2, **_windows("drifted", "drifted")).action == "ask_for_labels"
+    assert _decide(state, score_drop=0.2, **_windows("ok", "ok")).action == "wait"
+    assert _decide(state, score_drop=0.2, **_windows("confirmed", "confirmed")).action == "ask_for_labels"
     promoted = state.model_copy(update={"champion": "c2"})
     assert _decide(promoted, score_drop=0.1).action == "ask_for_labels"
 
 
 def test_a_recorded_decision_survives_json_and_replays() -> None:
-    signals = _signals(num_new_examples=1_200, **_windows("drifted", "stable"))
+    signals = _signals(num_new_examples=1_200, **_windows("confirmed", "ok"))
     record = RecordedDecision(case="licences", time=NOW, signals=signals, decision=decide(RUNNING, signals, SETTINGS))
     read = RecordedDecision.model_validate_json(record.model_dump_json())
     assert read == record
@@ -267,7 +267,7 @@ def test_six_months_in_under_a_second() -> None:
         if hour % 24 == 0:
             operation.num_examples += 0 if 45 <= day < 70 else 60
             knows_new_domain = (operation.state.trained_at or 0.0) >= 70 * DAY_SECONDS
-            operation.see_window("drifted" if day >= 60 and not knows_new_domain else "stable", now)
+            operation.see_window("confirmed" if day >= 60 and not knows_new_domain else "ok", now)
         if operation.tick(now, scheduled=hour % 168 == 0).action == "ask_for_labels":
             asked.append(day)
     days = [int(now // DAY_SECONDS) for now, _, _ in operation.launches]
@@ -289,7 +289,7 @@ def test_a_drift_that_brings_no_labels_asks_once_and_never_trains() -> None:
     operation.num_examples = 1_000
     operation.tick(0.0)
     for day in range(1, 181):
-        operation.see_window("drifted", day * DAY_SECONDS)
+        operation.see_window("confirmed", day * DAY_SECONDS)
         for hour in range(24):
             operation.tick(day * DAY_SECONDS + hour * HOUR_SECONDS, scheduled=hour == 0)
     assert (len(operation.launches), operation.num_asks) == (1, 1)
@@ -311,7 +311,7 @@ def test_a_training_that_always_fails_is_not_repeated_on_the_same_data() -> None
     days=st.lists(
         st.tuples(
             st.sampled_from([0, 0, 1, 50, 150, 1_500]),
-            st.sampled_from(["stable", "drifted", "drifted", "insufficient_data"]),
+            st.sampled_from(["ok", "confirmed", "confirmed", "insufficient_data"]),
             st.one_of(st.none(), st.floats(-0.2, 0.2)),
             st.sampled_from(["promoted", "kept", "failed"]),
         ),

@@ -16,7 +16,7 @@ import pytest
 
 from fullft_assets import documents
 from fullft_assets.component import FullFineTune
-from fullft_assets.monitoring import Features, representation
+from fullft_assets.monitoring import FAMILIES, SUMS, Sums, representation
 from fullft_assets.monitoring.representation import Composition, compare, difference, of_tables
 from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.samples import licences
@@ -326,10 +326,9 @@ class TestInDagster:
     def predict(self, live: Live, window: str, model: Manifest, label: int) -> None:
         """Write a window's drift report as if the model had predicted `label` for every document."""
         names = latest(live.store, CASE, "training_snapshot").metadata["labels"]
-        one = np.full(200, names.index(licences.KINDS[label]))
-        columns = dict.fromkeys(("num_tokens", "fertility", "unknown_share", "entropy"), np.ones(200))
+        counts = 200 * np.eye(len(names), dtype=int)[names.index(licences.KINDS[label])]
         with live.store.create(CASE, "drift_report", "k1", version="1", seed=1) as draft:
-            Features(**columns, predicted=one, embeddings=np.ones((200, 2))).save(draft.path / "features.npz")
+            Sums(200, {family: np.zeros(2) for family in FAMILIES}, np.zeros(4), counts, None).save(draft.path / SUMS)
             made = draft.commit(settings={}, inputs={"finetuned_checkpoint": model.content_digest}, metadata={})
         set_latest(live.store, CASE, "drift_report", made, window)
 
@@ -349,7 +348,7 @@ def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
     """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the model's predictions."""
     project = projects.create(tmp_path, CASE, rows=600)
     # So small a pilot predicts no gain, which would stop the model job.
-    project.configure(monitoring={"path": f"data/{CASE}/production", "permutations": 100}, planning={"min_predicted_gain": -1})
+    project.configure(monitoring={"path": f"data/{CASE}/production"}, planning={"min_predicted_gain": -1})
     rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))]
     projects.write_rows(project.production / "w1.jsonl", rows)
     done = project.fullft("run", CASE)

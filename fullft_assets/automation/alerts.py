@@ -97,7 +97,7 @@ def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
             yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", "open the checks of labeled_examples")
     if stage == "monitor" and partition is not None:
         window = latest(store, case.name, "drift_report", partition)
-        if window is not None and DriftMetadata.of(window).status == "drifted":
+        if window is not None and DriftMetadata.of(window).status == "confirmed":
             yield alert("drift", f"window {partition} drifted", "open drift_report, which says what changed; label some of these documents")
     if stage == "model":
         report, champion = latest(store, case.name, "evaluation_report"), release.read_champion(store, case.name)

@@ -21,10 +21,10 @@ class AffectedCheckpoints(NamedTuple):
 def name_checkpoints(store: Store, case: str) -> AffectedCheckpoints:
     """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
     taken = store.artifacts(case, "training_snapshot")
-    snapshots = {_key_ref(made.ref): made for made in taken if SnapshotMetadata.of(made).erased_from}
+    snapshots = {key_ref(made.ref): made for made in taken if SnapshotMetadata.of(made).erased_from}
     trained_on, measured_on = [], []
     for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
-        every = [(made, each) for each in trainings(checkpoint) if (made := snapshots.get(_key_ref(each.snapshot))) is not None]
+        every = [(made, each) for each in trainings(checkpoint) if (made := snapshots.get(key_ref(each.snapshot))) is not None]
         # Of those before, one that it went on from learned; what they were measured on left nothing in it.
         if any(learned_what_was_erased(store, made, each) for made, each in every):
             trained_on.append(checkpoint.ref)
@@ -40,6 +40,6 @@ def _champions(store: Store, case: str) -> set[str]:
     return {*past, *([current.checkpoint] if current else [])}
 
 
-def _key_ref(ref: str) -> str:
+def key_ref(ref: str) -> str:
     """Return the part of a ref that names the artifact, whichever attempt."""
     return ref.rsplit("/", 1)[0]

@@ -20,7 +20,7 @@ from fullft_assets.chunks import WORDS, AuditMetadata
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By
 from fullft_assets.erasure import general_documents
-from fullft_assets.erasure.affected_checkpoints import name_checkpoints
+from fullft_assets.erasure.affected_checkpoints import key_ref, name_checkpoints
 from fullft_assets.erasure.counts import batch_of, files_of, recounted
 from fullft_assets.erasure.erased_documents import ErasedDocuments, by_content, gather
 from fullft_assets.erasure.evaluation_reports import drop_from_reports
@@ -32,6 +32,7 @@ from fullft_assets.erasure.unfinished_trainings import drop_unfinished
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.examples import QUARANTINED, write_examples
+from fullft_assets.monitoring import EXPLANATION, SCALE, DriftMetadata, Scale, ScaleMetadata
 from fullft_assets.store import CheckOutcome, Manifest, Store
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 _TABLES = {**DOCUMENTS, "tokenized_chunks": "chunks.parquet"}
 #: What is made again at the next use, and dropped where it was made from a rewritten artifact. The baselines learned from the
 #: training rows as weights do, but in words: TF-IDF's vocabulary.
-_DERIVED = ("near_duplicate_index", "screened_examples", "drift_reference", "cheaper_baselines", "batch_predictions")
+_DERIVED = ("near_duplicate_index", "screened_examples", "cheaper_baselines", "batch_predictions")
 #: Every stage whose attempts may hold documents, their names or what was made of them.
-_HOLDING = (*_TABLES, "training_snapshot", *_DERIVED, "tokenizer_audit", "drift_report", "evaluation_report")
+_HOLDING = (*_TABLES, "training_snapshot", *_DERIVED, "tokenizer_audit", "drift_scale", "drift_report", "evaluation_report")
 
 
 def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reason: str = "") -> ErasureReport:
@@ -177,7 +178,7 @@ def _paths_to_scrub(
 
 
 def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
-    """Delete what was made of rewritten artifacts and is made again when needed; forget the features of their windows."""
+    """Delete what was made of rewritten artifacts and is made again when needed; forget the words of their windows and the embeddings of held-out rows."""
     made = [manifest for stage in (*_TABLES, "training_snapshot") for manifest in store.artifacts(case, stage)]
     # A snapshot that lost no row has the content that it had.
     gone = {old for manifest in made for old in manifest.replaces} - {manifest.content_digest for manifest in made}
@@ -200,15 +201,28 @@ def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
 
             store.rewrite(manifest, withdraw)
             report.rewritten[manifest.stage] += 1
-    for manifest in store.artifacts(case, "drift_report"):
-        if manifest.inputs.get("production_documents") in gone and "features.npz" in manifest.files:
+    for manifest in store.artifacts(case, "drift_scale"):
+        if any(_mentions(manifest.inputs, content) for content in gone) and ScaleMetadata.of(manifest).num_held_out:
+            store.rewrite(manifest, _drop_held_out)
+            report.rewritten[manifest.stage] += 1
+    # An explanation has words of its own window and of the reference windows. Sums are means of many documents, and stay.
+    reports = store.artifacts(case, "drift_report")
+    touched = {key_ref(manifest.ref) for manifest in reports if manifest.inputs.get("production_documents") in gone}
+    for manifest in reports:
+        read = {key_ref(ref) for ref in (manifest.ref, *DriftMetadata.of(manifest).reference)}
+        if EXPLANATION in manifest.files and read & touched:
 
             def edit(folder: Path) -> Mapping[str, Any]:
-                (folder / "features.npz").unlink()
+                (folder / EXPLANATION).unlink()
                 return {}
 
             store.rewrite(manifest, edit)
             report.rewritten[manifest.stage] += 1
+
+
+def _drop_held_out(folder: Path) -> Mapping[str, Any]:
+    Scale.load(folder / SCALE).without_rows().save(folder / SCALE)
+    return {"num_held_out": 0}
 
 
 def _mentions(value: Any, content: str) -> bool:

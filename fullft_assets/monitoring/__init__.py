@@ -1,8 +1,12 @@
-"""monitoring: is production today like the data that the model learned from?"""
+"""monitoring: is production today like production when the model was new?"""
 
-from fullft_assets.monitoring.detectors import MIN_EXPECTED_COUNT, compare_embeddings, compare_lengths, compare_predictions
-from fullft_assets.monitoring.features import Features, build_features, one_per_group, vocabulary_of
-from fullft_assets.monitoring.metadata import DriftMetadata, ReferenceMetadata
+from fullft_assets.monitoring.comparison import POOLED, THRESHOLDS, Outcome, test_windows
+from fullft_assets.monitoring.explanation import EXPLANATION, Place, farthest, render_explanation, shifted_words
+from fullft_assets.monitoring.features import NUMBERS, Features, Vocabulary, build_features
+from fullft_assets.monitoring.history import SUMS, History, advance, read_history
+from fullft_assets.monitoring.metadata import DriftMetadata, ScaleMetadata
 from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSION, PredictionsMetadata, predictions_key
 from fullft_assets.monitoring.rendering import render_report, render_table
-from fullft_assets.monitoring.verdict import CHECKS, VERSION, DriftVerdict, Status, check, compare, insufficient, key_settings
+from fullft_assets.monitoring.scale import FAMILIES, SCALE, Scale, Sums
+from fullft_assets.monitoring.thinning import independent_rows
+from fullft_assets.monitoring.verdict import ALARMED, CHECKS, VERSION, DriftVerdict, Past, Status, check, insufficient, judge, key_settings

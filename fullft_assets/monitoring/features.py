@@ -1,16 +1,14 @@
-"""Features: what the drift tests see of each document."""
+"""Features: what the drift test sees of each document."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
-
-from fullft_assets.errors import StoreError
 
 _WORD = re.compile(r"\w+")
 
@@ -25,7 +23,7 @@ class Features:
         unknown_share: [n] share of the text's words that are not in the training texts.
         entropy: [n] entropy of the predicted label distribution, in nats.
         predicted: [n] index of the most probable label.
-        embeddings: [n, d] pooled last hidden state, float32.
+        embeddings: [n, d] pooled last hidden state of the base model, float32.
     """
 
     num_tokens: np.ndarray
@@ -51,53 +49,56 @@ class Features:
         indices = np.asarray(indices, dtype=np.int64)
         return Features(**{field.name: getattr(self, field.name)[indices] for field in fields(self)})
 
-    def save(self, path: Path) -> None:
-        """Write the features as a compressed .npz file."""
-        np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+    @property
+    def numbers(self) -> np.ndarray:
+        """[n, 4] the statistics of each text and of its prediction, in the order of `NUMBERS`."""
+        return np.stack([getattr(self, name).astype(np.float64) for name in NUMBERS], axis=1)
+
+
+#: The features that are one number a document.
+NUMBERS = ("num_tokens", "fertility", "unknown_share", "entropy")
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, case folded."""
+    return _WORD.findall(text.casefold())
+
+
+class Vocabulary:
+    """The words of the training texts, case folded, as keyed hashes: it only tells whether it has a word.
+
+    Attributes:
+        hashes: uint64, ascending, each once.
+    """
+
+    def __init__(self, hashes: np.ndarray, seed: int):
+        self.hashes, self._seed = hashes, seed
+        self._known = frozenset(hashes.tolist())
 
     @classmethod
-    def load(cls, path: Path) -> Features:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [field.name for field in fields(cls) if field.name not in arrays]
-            if missing:
-                raise StoreError(f"{path}: no array `{missing[0]}`; materialise the drift report again")
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+    def of(cls, texts: Iterable[str], seed: int) -> Vocabulary:
+        """Return the words of these texts, hashed with the seed as the key."""
+        words = {word for text in texts for word in words_of(text)}
+        return cls(np.array(sorted(_hashed(word, seed) for word in words), np.uint64), seed)
+
+    def __contains__(self, word: str) -> bool:
+        return _hashed(word, self._seed) in self._known
 
 
-def one_per_group(texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None) -> np.ndarray:
-    """Return the indices, ascending, of one row a group: the one that a hash keyed with the seed puts first.
-
-    Related texts that arrive in bursts are not independent: counted one by one they raise alarms in most unchanged windows. A row
-    without a group is grouped with the texts equal to it. The choice depends on the texts, not on their order.
-
-    Args:
-        groups: [n] group of each row; None or "" = none.
-        limit: maximum number of rows, drawn by the same hash. Default: all groups.
-    """
-    ranks = [_keyed_hash(f"{seed}:{text}") for text in texts]
-    first: dict[tuple[str, str], int] = {}
-    for index, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        key = ("group", group) if group else ("text", text)
-        if key not in first or ranks[index] < ranks[first[key]]:
-            first[key] = index
-    chosen = sorted(first.values(), key=lambda index: (ranks[index], index))
-    return np.array(sorted(chosen[:limit]), dtype=np.int64)
-
-
-def vocabulary_of(texts: Sequence[str]) -> set[str]:
-    """Return the words of these texts, case folded."""
-    return {word for text in texts for word in _WORD.findall(text.casefold())}
+@lru_cache(maxsize=1 << 18)
+def _hashed(word: str, seed: int) -> int:
+    key = f"words/{seed}".encode()
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest(), "little")
 
 
 def build_features(
     texts: Sequence[str],
     num_tokens: Sequence[int] | np.ndarray,
-    vocabulary: Collection[str],
+    vocabulary: Container[str],
     probabilities: np.ndarray,
     embeddings: np.ndarray,
 ) -> Features:
-    """Return the features of texts from a model's outputs for them.
+    """Return the features of texts from models' outputs for them.
 
     Args:
         texts: [n] texts.
@@ -105,7 +106,7 @@ def build_features(
         probabilities: [n, k] predicted label distribution.
         embeddings: [n, d] pooled last hidden state.
     """
-    words = [_WORD.findall(text.casefold()) for text in texts]
+    words = [words_of(text) for text in texts]
     unknown = [sum(word not in vocabulary for word in row) / max(len(row), 1) for row in words]
     counts = np.asarray(num_tokens, dtype=np.int64).reshape(len(texts))
     probabilities = np.asarray(probabilities, dtype=np.float64)
@@ -117,7 +118,3 @@ def build_features(
         predicted=probabilities.argmax(axis=1).astype(np.int64),
         embeddings=np.asarray(embeddings, dtype=np.float32),
     )
-
-
-def _keyed_hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fullft_assets.monitoring.verdict import Status
 from fullft_assets.store.metadata import Metadata
 
@@ -10,12 +12,16 @@ class DriftMetadata(Metadata):
     """Metadata of a `drift_report`.
 
     Attributes:
-        num_rows: compared documents of the window, one a group.
-        num_related_left_out: documents of groups that another document represents.
-        num_reference_rows: None where the window has too few documents to be compared.
-        p_values, effects: by test.
+        num_rows: compared documents of the window: the effective number, as each is independent of the others.
+        num_related_left_out: documents of groups, or clusters of near-duplicates, that another document represents.
+        reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with and pooled with.
+        documents: `Manifest.ref` of the window's production documents.
+        measured: each number by its name: p-values, effects, and the means of what the documents are like; see `verdict` and `scale.Sums`.
     """
 
+    rest: ClassVar[str | None] = "measured"
+
+    window: str
     status: Status
     summary: str
     table: str
@@ -24,13 +30,22 @@ class DriftMetadata(Metadata):
     num_unreadable: int
     num_related_left_out: int
     num_labelled: int
-    num_reference_rows: int | None = None
-    p_values: dict[str, float]
-    effects: dict[str, float]
+    num_reference_windows: int
+    reference: list[str]
+    recent: list[str]
+    documents: str
+    measured: dict[str, float]
 
 
-class ReferenceMetadata(Metadata):
-    """Metadata of a `drift_reference`: its held-out rows, and the distinct words of the training texts."""
+class ScaleMetadata(Metadata):
+    """Metadata of a `drift_scale`.
+
+    Attributes:
+        num_rows: held-out rows that it was fitted on.
+        num_words: distinct words of the training texts.
+        num_held_out: embeddings of single rows that it still has; 0 after an erasure.
+    """
 
     num_rows: int
     num_words: int
+    num_held_out: int

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.documents import RawMetadata
-from fullft_assets.monitoring.features import Features
+from fullft_assets.monitoring.history import SUMS
+from fullft_assets.monitoring.scale import Sums
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.frozen_batches import folder_of
 from fullft_assets.store import CheckOutcome
@@ -113,9 +114,9 @@ def predictions(store: Store, reports: Iterable[Manifest], model: Manifest, labe
     counts: Counter[str] = Counter()
     for report in reports:
         # A window with insufficient data was not read by the model.
-        if report.inputs["finetuned_checkpoint"] == model.content_digest and "features.npz" in report.files:
-            predicted = Features.load(store.folder(report) / "features.npz").predicted
-            counts.update({labels[n]: count for n, count in enumerate(np.bincount(predicted, minlength=len(labels)).tolist()) if count})
+        if report.inputs["finetuned_checkpoint"] == model.content_digest and SUMS in report.files:
+            predicted = Sums.load(store.folder(report) / SUMS).counts.tolist()
+            counts.update({label: count for label, count in zip(labels, predicted, strict=True) if count})
     return counts
 
 

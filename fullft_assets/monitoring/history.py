@@ -1,0 +1,98 @@
+"""Which earlier windows a window is compared with: each report names them, so that the next one goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fullft_assets.monitoring.metadata import DriftMetadata
+from fullft_assets.monitoring.verdict import VERSION, Status
+from fullft_assets.store import Manifest
+
+T = TypeVar("T")
+#: File of a drift report with the window's sums; a report without it was not read by the model.
+SUMS = "sums.npz"
+_RECENT = 2
+_REFERENCE_INPUT, _RECENT_INPUT = "reference", "recent"
+
+
+@dataclass(frozen=True)
+class History:
+    """Earlier drift reports, oldest first: the reference windows, and the last ones after them."""
+
+    reference: list[Manifest]
+    recent: list[Manifest]
+
+    def as_inputs(self) -> dict[str, Manifest]:
+        """Return the reports by the names that they have among a job's inputs."""
+        named = ((_REFERENCE_INPUT, self.reference), (_RECENT_INPUT, self.recent))
+        return {f"{kind}_{number:02d}": report for kind, reports in named for number, report in enumerate(reports)}
+
+    @classmethod
+    def of_inputs(cls, inputs: Mapping[str, Manifest]) -> History:
+        """Return what `as_inputs` named."""
+        kinds = {
+            kind: [inputs[name] for name in sorted(inputs) if name.startswith(f"{kind}_")] for kind in (_REFERENCE_INPUT, _RECENT_INPUT)
+        }
+        return cls(kinds[_REFERENCE_INPUT], kinds[_RECENT_INPUT])
+
+
+def read_history(
+    window: str,
+    made: Iterable[str],
+    find: Callable[[str], Manifest | None],
+    load: Callable[[str], Manifest],
+    *,
+    documents: Manifest,
+    model: Manifest,
+    settings: Mapping[str, Any],
+    num_reference: int,
+) -> History:
+    """Return the windows that a window is compared with: the first ones under this champion, and the last two.
+
+    The newest earlier report under this champion names its own; the window that it is about joins the reference until that is complete,
+    unless it was confirmed to have drifted, and the recent ones after that. So a report costs the same after a thousand windows. What is
+    complete stays as it is, and a window that comes late changes nothing. A window that is materialised again keeps what it was
+    compared with, so its verdict stays.
+
+    Args:
+        window: its key; keys sort in the order of arrival.
+        made: keys of the windows that have a report.
+        find: returns the newest report of a window.
+        load: returns a report by its reference.
+        documents: of the window.
+        model: the checkpoint in use.
+        settings: of the report, see `verdict.key_settings`.
+        num_reference: windows of a complete reference.
+    """
+
+    made = sorted(made)
+
+    def is_comparable(report: Manifest) -> bool:
+        same_model = report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
+        return report.version == VERSION and report.settings == settings and same_model
+
+    own = find(window) if window in made else None
+    if own is not None and is_comparable(own) and own.inputs.get("production_documents") == documents.content_digest:
+        found = DriftMetadata.of(own)
+        return History([load(ref) for ref in found.reference], [load(ref) for ref in found.recent])
+    for name in reversed([name for name in made if name < window]):
+        report = find(name)
+        if report is None or not is_comparable(report):
+            break
+        if SUMS in report.files:
+            found = DriftMetadata.of(report)
+            reference, recent = ([load(ref) for ref in refs] for refs in (found.reference, found.recent))
+            return History(*advance(reference, recent, report, found.status, num_reference))
+    return History([], [])
+
+
+def advance(reference: list[T], recent: list[T], window: T, status: Status, num_reference: int) -> tuple[list[T], list[T]]:
+    """Return what the window after this one is compared with: the reference, and the recent windows after it.
+
+    The first windows under a champion are the reference, but for one that was confirmed to have drifted.
+    """
+    if len(reference) < num_reference and status != "confirmed":
+        return [*reference, window], recent
+    return reference, [*recent, window][-_RECENT:]

@@ -1,0 +1,66 @@
+"""Thinning: one document for each set of related ones, as related documents that arrive together are not independent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+#: Least Jaccard similarity of word shingles at which two texts without a group are related.
+SIMILARITY = 0.3
+#: Characters of a text that are compared: enough to recognise a relative, and a bound for what long texts cost.
+_MAX_CHARACTERS = 5_000
+#: Candidates for each row that is wanted: most clusters are small.
+_CANDIDATES = 2
+
+
+def independent_rows(texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None) -> np.ndarray:
+    """Return the indices, ascending, of one row a group, or of one row a cluster of near-duplicates where rows have no group.
+
+    Of a group the row counts that a hash keyed with the seed puts first, so that the choice depends on the texts, not on their order.
+    Clusters are single linkage: texts without a group are related if their word shingles' Jaccard similarity is at least `SIMILARITY`.
+
+    Args:
+        groups: [n] group of each row; None or "" = none.
+        limit: maximum number of rows, drawn by the same hash. Default: all.
+    """
+    ranks = [_keyed_hash(f"{seed}:{text}") for text in texts]
+    first: dict[tuple[str, str], int] = {}
+    for index, (text, group) in enumerate(zip(texts, groups, strict=True)):
+        key = ("group", group) if group else ("text", text)
+        if key not in first or ranks[index] < ranks[first[key]]:
+            first[key] = index
+    chosen = sorted(first.values(), key=lambda index: (ranks[index], index))
+    if limit is not None:
+        chosen = chosen[: _CANDIDATES * limit]
+    alone = [index for index in chosen if not groups[index]]
+    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone], seed)
+    _, firsts = np.unique(clusters, return_index=True)
+    left_out = set(alone) - {alone[number] for number in firsts}
+    return np.array(sorted([index for index in chosen if index not in left_out][:limit]), dtype=np.int64)
+
+
+def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
+    """Return the number of each text's cluster."""
+    import pyarrow as pa
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    from fullft_assets.snapshot.shingles import shingle_sets
+
+    if not texts:
+        return np.zeros(0, np.int64)
+    sets = shingle_sets(pa.array([text.casefold() for text in texts], pa.string()), seed)
+    names, columns = np.unique(sets.values, return_inverse=True)
+    table = csr_array((np.ones(len(columns), np.float32), columns, sets.offsets), shape=(len(texts), len(names)))
+    shared = (table @ table.T).tocoo()
+    mine, other = shared.coords
+    together = sets.sizes[mine] + sets.sizes[other] - shared.data
+    near = shared.data >= SIMILARITY * together
+    links = csr_array((np.ones(int(near.sum()), bool), (mine[near], other[near])), shape=shared.shape)
+    return connected_components(links, directed=False)[1]
+
+
+def _keyed_hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
