@@ -255,7 +255,7 @@ class TestSensor:
 
     def test_a_drifted_window_is_sent_and_a_stable_one_is_not(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         store = open_store(case.use_case, instance)
-        for name, status in (("w1", "stable"), ("w2", "drifted")):
+        for name, status in (("w1", "ok"), ("w2", "confirmed")):
             with store.create(case.name, "drift_report", name, version="1", seed=17) as draft:
                 made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
             store.write_pointer(f"latest/{case.name}/drift_report/{name}", {"ref": made.ref})

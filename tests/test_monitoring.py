@@ -155,7 +155,7 @@ def _count_alarms(corpus: Corpus, shift, num_windows: int) -> int:
     for seed in range(num_windows):
         reference, rest = corpus.split(seed)
         window = shift(rest, np.random.default_rng(seed))
-        alarms += monitoring.compare(reference, window, SETTINGS, seed).status == "drifted"
+        alarms += monitoring.compare(reference, window, SETTINGS, seed).status == "confirmed"
     return alarms
 
 
@@ -218,10 +218,10 @@ def test_bursts_of_related_texts_alarm_unless_one_a_group_is_taken(corpus: Corpu
         rng = np.random.default_rng(seed)
         reference, rest = corpus.split(seed)
         burst = np.repeat(rest[:120], rng.integers(3, 9, size=120))
-        row_wise += monitoring.compare(reference, corpus.held.select(burst), SETTINGS, seed).status == "drifted"
+        row_wise += monitoring.compare(reference, corpus.held.select(burst), SETTINGS, seed).status == "confirmed"
         one = monitoring.one_per_group([f"text {index}" for index in burst], [None] * len(burst), seed)
         assert len(one) == 120
-        thinned += monitoring.compare(reference, corpus.held.select(burst[one]), SETTINGS, seed).status == "drifted"
+        thinned += monitoring.compare(reference, corpus.held.select(burst[one]), SETTINGS, seed).status == "confirmed"
     assert row_wise >= 16
     assert thinned <= 3
 

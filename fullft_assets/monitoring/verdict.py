@@ -20,7 +20,7 @@ from fullft_assets.store.checks import CheckSpec
 VERSION = "2"
 CHECKS = (CheckSpec("window_matches_reference", "Production looks like the held-out rows."),)
 
-Status = Literal["stable", "drifted", "insufficient_data"]
+Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
 
 
 class DriftVerdict(BaseModel):
@@ -45,7 +45,7 @@ class DriftVerdict(BaseModel):
         """The verdict in one line."""
         if self.status == "insufficient_data":
             return "insufficient data: " + "; ".join(self.notes)
-        if self.status == "stable":
+        if self.status == "ok":
             return f"{self.num_rows:,} documents are like the data that the model learned from"
         return "; ".join(self.moved)
 
@@ -72,7 +72,7 @@ def compare(reference: Features, current: Features, settings: MonitoringSettings
     threshold = settings.false_alarm_rate / NUM_TESTS
     alarmed = [outcome for outcome in outcomes if outcome.p_value <= threshold]
     return DriftVerdict(
-        status="drifted" if alarmed else "stable",
+        status="confirmed" if alarmed else "ok",
         num_rows=len(current),
         num_reference_rows=len(reference),
         threshold=threshold,
@@ -101,11 +101,11 @@ def insufficient(num_rows: int, settings: MonitoringSettings, *, num_reference_r
 def check(verdict: DriftVerdict) -> CheckOutcome:
     """Return the check of a window: green unless it drifted, with what changed and what to do."""
     description = verdict.summary
-    if verdict.status == "drifted":
+    if verdict.status == "confirmed":
         description += ". Read some of these documents; if more of them are to come, label and deliver them, and retrain"
     elif verdict.status == "insufficient_data":
         description += ". Collect more documents in a window"
-    return CheckOutcome(name="window_matches_reference", passed=verdict.status != "drifted", severity="warn", description=description)
+    return CheckOutcome(name="window_matches_reference", passed=verdict.status != "confirmed", severity="warn", description=description)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
