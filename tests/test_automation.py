@@ -248,7 +248,7 @@ class TestDeliverySensor:
 class TestRetrainingSensor:
     def test_examples_are_counted_by_a_snapshot_and_then_launch_a_run(self, bench):
         bench.train()
-        bench.deliver("delivery-2.jsonl", skip=400)
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
         counted = bench.tick("retraining")
         assert counted.job_name == "letters_snapshot" and counted.run_key == bench.tick("retraining").run_key
         bench.count()

@@ -40,6 +40,7 @@ def decisions_asset(case: Case) -> dg.AssetSpec:
         group_name=case.name,
         owners=case.settings.owners or None,
         kinds={"json"},
+        code_version="1",
         description="Each retraining decision that differs from the one before, with its reasons and what it rests on.",
     )
 
