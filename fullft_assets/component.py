@@ -68,11 +68,12 @@ class FullFineTune(Component):
         case = Case(self.use_case)
         stages = [*DATA_STAGES, *MODEL_STAGES, *([production] if case.has_windows else []), *([monitoring] if case.is_monitored else [])]
 
+        jobs = automation.build_jobs(case)
         return dg.Definitions(
-            assets=[asset for stage in stages for asset in stage.build(case)],
+            assets=[*(asset for stage in stages for asset in stage.build(case)), automation.decisions_asset(case)],
             asset_checks=representation.build(case) if case.is_monitored else [],
-            jobs=automation.build_jobs(case),
-            sensors=[*automation.build_sensors(case), *automation.build_alert_sensor(case)],
+            jobs=jobs,
+            sensors=[*automation.build_sensors(case, jobs), *automation.build_alert_sensor(case)],
             schedules=automation.build_schedules(case),
             resources=case.resources(),
         )

@@ -1,123 +1,146 @@
-"""retraining: when to train again, when to ask for labels, and when to wait: a pure function.
+"""retraining: when to train again, when a person is needed, and when to wait: a pure function.
 
-Sensors and schedules gather the signals, call `decide`, carry out the decision and record it. Nothing
-here reads a clock, a store or Dagster, so months of operation can be simulated in milliseconds.
+Sensors and schedules gather what happened, call `decide`, carry out the decision and record it. Nothing here reads a clock, a store or
+Dagster, so a year of operation can be simulated in milliseconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from fullft_assets.errors import FailureClass
 from fullft_assets.monitoring import Status
 from fullft_assets.settings import RetrainingSettings
 from fullft_assets.store import digest
 
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 24 * HOUR_SECONDS
-BUDGET_DAYS = 30.0
+#: What lies further ahead of `now` than clocks differ is dated in the future.
+CLOCK_SECONDS = 300.0
+#: Windows among which drift is counted.
+NUM_WINDOWS = 3
+#: Wait before the first retry; it doubles.
+RETRY_HOURS = 1.0
 
-Action = Literal["retrain", "ask_for_labels", "wait"]
+Action = Literal["wait", "retrain", "request_labels", "alert", "hold"]
+Outcome = Literal["in_flight", "succeeded", "failed", "cancelled"]
+
+#: Statuses that are a verdict: of the others nothing follows.
+_VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
+#: Failures after which the same run may succeed unchanged.
+_TRANSIENT: tuple[FailureClass, ...] = ("preemption", "infrastructure")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A value: numbers that are not finite are errors, never the reason of an action."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Attempt(_Frozen):
-    """One automatic retrain that was launched, successful or not."""
+    """One automatic retrain, as its run says; times in seconds since the epoch.
 
-    started_at: float = Field(description="Seconds since the epoch.")
-    hours: float = Field(ge=0, description="Training hours: the estimate until the run has ended, then the measured ones.")
-    evidence: str = Field(description="`Decision.evidence` of the decision that launched it.")
+    Attributes:
+        hours: that its run (and Dagster's own retries of it) took from start to end: plan, baselines, pilot, training, evaluation.
+        num_examples: rows of the snapshot that it was launched for.
+        evidence: `Decision.evidence` of the decision that launched it.
+        settings_version: `Signals.settings_version` then.
+        failure: the class of its failure.
+    """
 
-
-class Ask(_Frozen):
-    """One request for labels."""
-
-    at: float = Field(description="Seconds since the epoch.")
-    evidence: str = Field(description="`Decision.evidence` of the decision that asked.")
+    started_at: float
+    hours: float = Field(ge=0)
+    num_examples: int = Field(ge=0)
+    evidence: str
+    settings_version: str = ""
+    outcome: Outcome = "succeeded"
+    failure: FailureClass | None = None
 
 
 class State(_Frozen):
-    """Memory of earlier decisions."""
+    """What happened so far; times in seconds since the epoch.
 
-    attempts: list[Attempt] = Field(default=[], description="Automatic retrains in any order, failed ones included.")
-    asks: list[Ask] = Field(default=[], description="Requests for labels in any order.")
-    trained_on: str | None = Field(default=None, description="Data version of the last training snapshot; None before the first.")
-    trained_at: float | None = Field(default=None, description="When that training ended, in seconds since the epoch.")
-    champion: str | None = Field(default=None, description="Content digest of the champion; None before the first release.")
-    champion_since: float | None = Field(default=None, description="When the champion was released, in seconds since the epoch.")
+    Attributes:
+        attempts: automatic retrains in any order.
+        trained_on: content digest of the snapshot of the last training; None before the first.
+        num_trained: its rows.
+        trained_at: when that training ended.
+        champion_since: when the champion was released; None before the first release.
+        frozen: why a person froze the use case, in a sentence; None: it is not frozen.
+        raised: when each incident that is open was raised last.
+    """
 
-    @property
-    def last_attempt_at(self) -> float | None:
-        """When the newest attempt started, in seconds since the epoch."""
-        return max((attempt.started_at for attempt in self.attempts), default=None)
-
-    def hours_spent(self, now: float) -> float:
-        """Return the training hours of the attempts started in the 30 days before `now`."""
-        since = now - BUDGET_DAYS * DAY_SECONDS
-        return sum(attempt.hours for attempt in self.attempts if attempt.started_at > since)
+    attempts: list[Attempt] = []
+    trained_on: str | None = None
+    num_trained: int = Field(default=0, ge=0)
+    trained_at: float | None = None
+    champion_since: float | None = None
+    frozen: str | None = None
+    raised: dict[str, float] = {}
 
 
 class Window(_Frozen):
-    """The verdict on one window of production documents."""
+    """The verdict on one window of production documents, and when it was made (seconds since the epoch)."""
 
     key: str
     status: Status
-    at: float = Field(description="When the verdict was made, in seconds since the epoch.")
+    at: float
 
 
 class Signals(_Frozen):
-    """Everything that a decision depends on, as of now."""
+    """Everything else that a decision depends on, as of now.
 
-    now: float = Field(description="Seconds since the epoch.")
-    num_new_examples: int = Field(ge=0, description="Valid examples that are not in the last training snapshot.")
-    data_version: str = Field(description="Digest of the valid examples that a snapshot taken now would read.")
-    settings_version: str = Field(default="", description="Digest of the YAML sections that shape the model.")
-    windows: list[Window] = Field(default=[], description="The last windows, newest last.")
-    num_windows_since_training: int = Field(
-        default=0, ge=0, description="How many of `windows`, from the newest back, are newer than the last training."
-    )
-    score_drop: float | None = Field(
-        default=None,
-        description="The champion's primary metric at its release minus its value on newer test rows; None = unknown.",
-    )
-    estimated_hours: float = Field(ge=0, description="Expected training hours of the next run.")
-    num_runs_in_flight: int = Field(0, ge=0, description="Runs of this use case's model that are queued or started.")
-    scheduled: bool = Field(default=False, description="The periodic schedule asks for the decision, not a sensor.")
+    Attributes:
+        now, month_start: seconds since the epoch; the calendar month of the budget.
+        num_examples: rows of the newest snapshot. Only a snapshot knows what of a delivery is new: copies, near-duplicates, older
+            versions and rows over a group's cap are not in it.
+        num_uncounted: valid examples of batches that it does not have yet.
+        data_version: its content digest.
+        settings_version: digest of the YAML sections that shape the model.
+        windows: the windows, oldest first.
+        is_monitored: whether windows are expected.
+        num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
+        score_drop: the champion's primary metric at its release minus its value on newer test rows; None = unknown.
+        estimated_hours: of the next run, from plan to evaluation.
+        hourly_usd: price of the training machine.
+        num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
+    """
 
-    @model_validator(mode="after")
-    def _windows_are_counted(self) -> Signals:
-        if self.num_windows_since_training > len(self.windows):
-            raise ValueError(
-                f"num_windows_since_training: {self.num_windows_since_training} is more than the {len(self.windows)} windows given"
-            )
-        return self
-
-    @property
-    def drifted_windows(self) -> list[Window]:
-        """The consecutive drifted windows up to the newest one since the last training, oldest first.
-
-        A window with insufficient data is skipped: it neither counts nor ends the series.
-        """
-        recent = self.windows[len(self.windows) - self.num_windows_since_training :]
-        streak: list[Window] = []
-        for window in reversed([window for window in recent if window.status != "insufficient_data"]):
-            if window.status != "confirmed":
-                break
-            streak.insert(0, window)
-        return streak
+    now: float
+    month_start: float
+    num_examples: int = Field(ge=0)
+    num_uncounted: int = Field(default=0, ge=0)
+    data_version: str
+    settings_version: str = ""
+    windows: list[Window] = []
+    is_monitored: bool = False
+    num_labels_since_drift: int = Field(default=0, ge=0)
+    score_drop: float | None = None
+    estimated_hours: float = Field(ge=0)
+    hourly_usd: float = Field(default=0.0, ge=0)
+    num_runs_in_flight: int = Field(default=0, ge=0)
 
 
 class Decision(_Frozen):
-    """What to do, and why; `wait` has reasons too."""
+    """What to do, and why; `wait` has reasons too.
+
+    Attributes:
+        evidence: of a retrain, the digest of data and settings; of an alert or a request, the name of its incident.
+        incidents: names of all incidents that are open now.
+        count_first: whether the delivered examples that no snapshot has yet could change the decision: a snapshot counts them.
+        notes: what was wrong with the records that the decision rests on.
+    """
 
     action: Action
     reasons: list[str] = Field(min_length=1)
-    evidence: str = Field(description="Digest of the evidence for the action; the same evidence never acts twice.")
+    evidence: str
+    incidents: list[str] = []
+    count_first: bool = False
+    notes: list[str] = []
 
 
 class RecordedDecision(_Frozen):
@@ -129,152 +152,329 @@ class RecordedDecision(_Frozen):
     decision: Decision
 
 
-class _RuleResult(NamedTuple):
-    """Result of one rule: the action that it calls for, and why."""
+class _Rule(NamedTuple):
+    """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change that."""
 
-    rule: Literal["new_data", "drift", "score", "age"]
+    name: Literal["new_data", "drift", "score", "age", "retry"]
     action: Action
+    reason: str
+    count_first: bool = False
+
+
+class _Incident(NamedTuple):
+    """Something that a person has to do."""
+
+    key: str
+    action: Literal["alert", "request_labels"]
     reason: str
 
 
 def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Decision:
-    """Decide whether to train again.
+    """Decide what to do.
 
-    A retrain needs a rule that calls for it (enough new data, drift, a worse score, age), something new to learn,
-    evidence that was not acted on before, and no obstacle (a run in flight, the cooldown, the monthly hours).
+    What costs nothing comes first: an alert or a request for labels is raised once, and again after `remind_days` while its reason
+    lasts. A retrain needs a rule that calls for it, rows that no attempt had, and no obstacle (frozen, a run in flight, cooldown or
+    backoff, the month's budget).
     """
-    results = [
-        _new_data(signals, settings),
-        _drift(signals, settings),
-        _score(signals, settings),
-        _age(state, signals, settings),
-    ]
-    evidence = retrain_evidence(state, signals)
-    calls = [result for result in results if result.action == "retrain"]
-    if calls:
-        obstacles = _obstacles(state, signals, settings)
-        if evidence in {attempt.evidence for attempt in state.attempts}:
-            obstacles.append("this data was already tried with these settings: see that run, or launch one by hand")
-        return _act("retrain", calls, obstacles, evidence)
-    calls = [result for result in results if result.action == "ask_for_labels"]
-    if calls:
-        obstacles = _obstacles(state, signals, settings)
-        fresh = [result for result in calls if not _was_asked(state, signals, result)]
-        if not fresh:
-            obstacles.append("labels were already asked for")
-        # One request at a time: the request of a second rule comes at the next tick.
-        call = (fresh or calls)[0]
-        return _act("ask_for_labels", [call], obstacles, _ask_evidence(state, call))
-    return Decision(action="wait", reasons=[result.reason for result in results], evidence=evidence)
+    rules = [*_retry(state, signals, settings), _new_data(state, signals, settings), _drift(state, signals, settings)]
+    rules += [_score(state, signals, settings), _age(state, signals, settings)]
+    calls = [rule for rule in rules if rule.action == "retrain"]
+    incidents = [*_incidents(state, signals, settings, is_called=bool(calls))]
+    incidents += [_Incident(f"labels for {rule.name}", "request_labels", rule.reason) for rule in rules if rule.action == "request_labels"]
+    count_first = signals.num_uncounted > 0 and not calls and any(rule.count_first for rule in rules)
+
+    def made(action: Action, reasons: list[str], evidence: str | None = None) -> Decision:
+        return Decision(
+            action=action,
+            reasons=reasons,
+            evidence=evidence or retrain_evidence(signals),
+            incidents=[incident.key for incident in incidents],
+            count_first=count_first,
+            notes=list(_notes(state, signals)),
+        )
+
+    for incident in incidents:
+        if _is_due(incident, state, signals, settings):
+            return made(incident.action, [incident.reason], incident.key)
+    reasons = [rule.reason for rule in calls or rules]
+    for incident in incidents:
+        asked = "labels were asked for" if incident.action == "request_labels" else f"a person was alerted, as {incident.reason},"
+        reasons.append(f"{asked} on {_date(state.raised[incident.key])}")
+    if state.frozen is not None:
+        return made("hold", [state.frozen, *reasons])
+    if not calls:
+        return made("wait", reasons)
+    if obstacles := list(_obstacles(state, signals, settings)):
+        return made("wait", reasons + [f"but {obstacle}" for obstacle in obstacles])
+    return made("retrain", reasons)
 
 
-def retrain_evidence(state: State, signals: Signals) -> str:
-    """Return the digest of what a retrain would learn from: the data, the settings, and the last training's data.
-
-    It does not depend on the rule: the same data is not trained on again because a second rule calls for it.
-    """
-    return digest([state.trained_on, signals.data_version, signals.settings_version])
+def retrain_evidence(signals: Signals) -> str:
+    """Return the digest of what a retrain would learn from. It does not depend on the rule that calls for it."""
+    return digest([signals.data_version, signals.settings_version])
 
 
 def run_key(state: State, decision: Decision) -> str:
-    """Return the run key of a decision's run.
+    """Return the run key of a retrain, which Dagster remembers forever: a repeated tick has the same one until there is a run of it."""
+    return f"retrain-{decision.evidence}-{len(state.attempts)}"
 
-    Dagster remembers run keys forever. The key contains the evidence, so a repeated tick launches nothing twice, and
-    the time of the previous attempt, so evidence that comes back later is not dropped.
+
+def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str, float]:
+    """Return `State.raised` after a decision: incidents whose reason is gone are closed."""
+    raised = {key: at for key, at in state.raised.items() if key in decision.incidents}
+    return raised | ({decision.evidence: signals.now} if decision.action in ("alert", "request_labels") else {})
+
+
+def hours_spent(state: State, signals: Signals) -> float:
+    """Return the hours of the attempts started in this calendar month."""
+    return sum(attempt.hours for attempt in _past(state, signals) if attempt.started_at >= signals.month_start)
+
+
+def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:
+    """Return how many attempts in a row, the newest last, gained nothing.
+
+    They are the ones under today's settings since the last promotion, however it came about; while drift lasts, all since the last window
+    without: a champion that does not end it is no cure.
     """
-    return f"{decision.action}-{decision.evidence}-{int(state.last_attempt_at or 0)}"
+    since = state.champion_since
+    if drift_began(state, signals.windows, signals.now, settings) is not None:
+        since = max((window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now), default=None)
+    attempts = [attempt for attempt in _past(state, signals) if attempt.outcome != "in_flight" and _same_settings(attempt, signals)]
+    return sum(since is None or attempt.started_at > since for attempt in attempts)
 
 
-def _act(action: Action, calls: list[_RuleResult], obstacles: list[str], evidence: str) -> Decision:
-    reasons = [result.reason for result in calls]
-    if obstacles:
-        return Decision(action="wait", reasons=reasons + [f"but {reason}" for reason in obstacles], evidence=evidence)
-    return Decision(action=action, reasons=reasons, evidence=evidence)
+def drift_began(state: State, windows: list[Window], now: float, settings: RetrainingSettings) -> float | None:
+    """Return when the drift that counts began, in seconds since the epoch, or None where none counts.
+
+    Of the last three verdicts since the last training, within the horizon, enough must be confirmed drift. A window without a verdict neither
+    counts nor ends a drift.
+    """
+    since = max(now - settings.drift_horizon_days * DAY_SECONDS, -float("inf") if state.trained_at is None else state.trained_at)
+    recent = [window for window in windows if window.status in _VERDICTS and since < window.at <= now]
+    confirmed = [window for window in recent[-NUM_WINDOWS:] if window.status == "confirmed"]
+    if len(confirmed) < settings.drift_windows:
+        return None
+    calm = max((window.at for window in recent if window.status == "ok" and window.at < confirmed[0].at), default=since)
+    return min(window.at for window in recent if window.at > calm and window.status != "ok")
 
 
-def _ask_evidence(state: State, result: _RuleResult) -> str:
-    return digest(["labels", result.rule, state.trained_on, state.champion])
+def _past(state: State, signals: Signals) -> list[Attempt]:
+    """Return the attempts that are not dated in the future, oldest first."""
+    past = [attempt for attempt in state.attempts if attempt.started_at <= signals.now + CLOCK_SECONDS]
+    return sorted(past, key=lambda attempt: attempt.started_at)
 
 
-def _was_asked(state: State, signals: Signals, result: _RuleResult) -> bool:
-    """Return whether labels were asked for already: once for each drift, however long it lasts."""
-    evidence = _ask_evidence(state, result)
-    last = max((ask.at for ask in state.asks if ask.evidence == evidence), default=None)
-    if last is None:
-        return False
-    calm_since = any(window.status == "ok" and window.at > last for window in signals.windows)
-    return not (result.rule == "drift" and calm_since)
+def _same_settings(attempt: Attempt, signals: Signals) -> bool:
+    return attempt.settings_version == signals.settings_version
 
 
-def _new_data(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
-    enough = signals.num_new_examples >= settings.min_new_examples
-    relation = "new examples reach" if enough else "new examples, fewer than"
-    reason = f"{signals.num_new_examples:,} {relation} min_new_examples = {settings.min_new_examples:,}"
-    return _RuleResult("new_data", "retrain" if enough else "wait", reason)
+def _new_examples(state: State, signals: Signals) -> tuple[int, str]:
+    """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with today's settings."""
+    since, rows = "the last training", state.num_trained
+    for attempt in state.attempts:
+        if _same_settings(attempt, signals) and attempt.num_examples > rows:
+            since, rows = f"the attempt of {_date(attempt.started_at)}", attempt.num_examples
+            if attempt.outcome == "cancelled":
+                since += ", which was cancelled and is not started again by itself (launch the model job by hand for it)"
+    return max(0, signals.num_examples - rows), since
 
 
-def _drift(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
-    drifted = len(signals.drifted_windows)
-    row = f"{drifted} drifted window{'' if drifted == 1 else 's'} in a row since the last training"
-    if drifted < settings.drift_windows:
-        return _RuleResult("drift", "wait", f"{row}, fewer than drift_windows = {settings.drift_windows}")
-    if lacking := _lacking_labels(signals, settings):
-        return _RuleResult("drift", "ask_for_labels", f"{row}, {lacking}: label some of these production documents")
-    return _RuleResult("drift", "retrain", f"{row}, and {signals.num_new_examples:,} new labelled examples to learn from")
+def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple[bool, bool]:
+    """Return whether the new examples are enough, and whether they may be once a snapshot has counted all."""
+    return available >= needed, available < needed <= available + signals.num_uncounted
 
 
-def _score(signals: Signals, settings: RetrainingSettings) -> _RuleResult:
+def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
+    new, since = _new_examples(state, signals)
+    share = settings.min_growth * state.num_trained
+    needed = max(settings.min_new_examples, round(share))
+    enough, count_first = _reach(state, signals, needed, new)
+    name = f"min_new_examples = {needed:,}" if share <= needed and needed == settings.min_new_examples else f"{needed:,} (min_growth)"
+    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {name}"
+    if count_first:
+        reason += f"; a snapshot has yet to tell how many of {signals.num_uncounted:,} delivered ones are new"
+    return _Rule("new_data", "retrain" if enough else "wait", reason, count_first)
+
+
+def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
+    began = drift_began(state, signals.windows, signals.now, settings)
+    if began is None:
+        return _Rule("drift", "wait", f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows")
+    reason = f"drift is confirmed since the window of {_date(began)}"
+    return _with_labels(state, signals, settings, "drift", reason, signals.num_labels_since_drift)
+
+
+def _score(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
     limit = f"max_score_drop = {settings.max_score_drop:g}"
     if signals.score_drop is None:
-        return _RuleResult("score", "wait", "the champion's score on newer rows is unknown")
+        return _Rule("score", "wait", "the champion's score on newer rows is unknown")
     if signals.score_drop < settings.max_score_drop:
-        change = f"{0 - signals.score_drop:+.3f} on newer rows, within {limit}"
-        return _RuleResult("score", "wait", f"the champion's score changed by {change}")
+        return _Rule("score", "wait", f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}")
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
-    if lacking := _lacking_labels(signals, settings):
-        return _RuleResult("score", "ask_for_labels", f"{reason}, {lacking}")
-    return _RuleResult("score", "retrain", reason)
+    return _with_labels(state, signals, settings, "score", reason, None)
 
 
-def _lacking_labels(signals: Signals, settings: RetrainingSettings) -> str:
-    """Return which new examples a drift or a worse score lacks for a retrain, or an empty string.
+def _with_labels(
+    state: State, signals: Signals, settings: RetrainingSettings, name: Literal["drift", "score"], reason: str, delivered: int | None
+) -> _Rule:
+    """Return a retrain if there are labels to learn from, else a request for them.
 
-    Either may last for months; without a minimum, each new example would start a training that changes nothing.
+    Args:
+        delivered: labelled examples that count at most. None: all.
     """
+    new, _ = _new_examples(state, signals)
     needed = max(settings.min_new_examples_on_drift, 1)
-    if signals.num_new_examples >= needed:
-        return ""
-    return f"but only {signals.num_new_examples:,} new labelled examples of {needed:,} needed"
+    available = new if delivered is None else min(new, delivered)
+    enough, count_first = _reach(state, signals, needed, available)
+    if delivered is not None:
+        count_first = count_first and delivered >= needed
+    if enough:
+        return _Rule(name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from")
+    if count_first:
+        return _Rule(name, "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+    what = "label some of these production documents" if name == "drift" else "label more documents like those of today"
+    return _Rule(name, "request_labels", f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}")
 
 
-def _age(state: State, signals: Signals, settings: RetrainingSettings) -> _RuleResult:
+def _age(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
     if state.champion_since is None:
-        return _RuleResult("age", "wait", "there is no champion yet, so it has no age")
+        return _Rule("age", "wait", "there is no champion yet, so it has no age")
     # A training since then that did not beat the champion has used the newer data, too.
-    days = (signals.now - max(state.champion_since, state.trained_at or 0.0)) / DAY_SECONDS
-    reason = f"the champion was trained or challenged {days:.0f} days ago (max_age_days = {settings.max_age_days:g})"
-    if days < settings.max_age_days:
-        return _RuleResult("age", "wait", reason)
-    if not signals.scheduled:
-        return _RuleResult("age", "wait", f"{reason}; the schedule will decide")
-    if signals.num_new_examples == 0:
-        return _RuleResult("age", "wait", f"{reason}, but there is nothing new to learn")
-    return _RuleResult("age", "retrain", reason)
+    since = max(state.champion_since, state.trained_at or 0.0)
+    reason = f"the champion was trained or challenged on {_date(since)} (max_age_days = {settings.max_age_days:g})"
+    if signals.now - since < settings.max_age_days * DAY_SECONDS:
+        return _Rule("age", "wait", reason)
+    if signals.num_uncounted:
+        return _Rule("age", "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+    tried = {attempt.evidence for attempt in state.attempts}
+    if signals.data_version == state.trained_on or retrain_evidence(signals) in tried:
+        return _Rule("age", "wait", f"{reason}, but there is nothing new to learn")
+    return _Rule("age", "retrain", reason)
 
 
-def _obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> list[str]:
-    reasons = []
-    if signals.num_runs_in_flight:
-        reasons.append(f"{signals.num_runs_in_flight} run(s) of the model are in flight")
-    last = state.last_attempt_at
-    if last is not None and signals.now - last < settings.cooldown_hours * HOUR_SECONDS:
-        # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
-        at = datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M")
-        reasons.append(f"the last attempt was at {at} UTC (cooldown_hours = {settings.cooldown_hours:g})")
-    spent = state.hours_spent(signals.now)
-    if spent + signals.estimated_hours > settings.max_hours_per_month:
-        reasons.append(
-            f"{spent:.1f} h were spent in {BUDGET_DAYS:.0f} days and the next run takes about "
-            f"{signals.estimated_hours:.1f} h (max_hours_per_month = {settings.max_hours_per_month:g})"
+def _retry(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[_Rule]:
+    number = _num_transient(state, signals)
+    if 0 < number <= settings.max_retries:
+        last = _past(state, signals)[-1]
+        reason = (
+            f"the attempt of {_date(last.started_at)} failed by {last.failure}, so that it is resumed ({number} of {settings.max_retries})"
         )
-    return reasons
+        yield _Rule("retry", "retrain", reason)
+
+
+def _num_transient(state: State, signals: Signals) -> int:
+    """Return how many attempts in a row, up to the newest, failed for a reason that may be gone."""
+    number = 0
+    for attempt in reversed(_past(state, signals)):
+        if attempt.outcome != "failed" or attempt.failure not in _TRANSIENT or not _same_settings(attempt, signals):
+            break
+        number += 1
+    return number
+
+
+def _incidents(state: State, signals: Signals, settings: RetrainingSettings, *, is_called: bool) -> Iterator[_Incident]:
+    """Yield what needs a person, the most urgent first."""
+    yield from _in_vain(state, signals, settings)
+    usd = signals.estimated_hours * signals.hourly_usd
+    if is_called and signals.estimated_hours > settings.max_hours_per_month:
+        reason = (
+            f"the next run takes about {signals.estimated_hours:.1f} h, more than max_hours_per_month = {settings.max_hours_per_month:g}"
+        )
+        yield _Incident("budget", "alert", f"{reason}: raise it, or make the training shorter")
+    elif is_called and settings.max_usd_per_month is not None and usd > settings.max_usd_per_month:
+        reason = f"the next run costs about {usd:.2f} USD, more than max_usd_per_month = {settings.max_usd_per_month:g}"
+        yield _Incident("budget", "alert", f"{reason}: raise it, or make the training shorter")
+    yield from _without_verdict(state, signals, settings)
+
+
+def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[_Incident]:
+    """Yield that attempts gained nothing, or that the newest one failed for a reason that waiting does not remove: one incident at a time."""
+    past = _past(state, signals)
+    if not past:
+        return
+    last = past[-1]
+    failed = f"the attempt of {_date(last.started_at)} failed ({last.failure or 'unknown'}): its run says what to fix"
+    is_failed = last.outcome == "failed" and _same_settings(last, signals)
+    number = num_unproductive(state, signals, settings)
+    if number >= settings.alert_after_attempts:
+        reason = f"{number} attempts in a row gained nothing, so that others come ever more rarely"
+        yield _Incident("attempts in vain", "alert", f"{reason}; {failed if is_failed else 'read their evaluation reports'}")
+    elif is_failed and last.failure not in _TRANSIENT:
+        yield _Incident(f"failed attempt of {_date(last.started_at)}", "alert", failed)
+
+
+def _without_verdict(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[_Incident]:
+    """Yield that production is not seen: no window, or none with enough documents, reads like a calm year."""
+    if not signals.is_monitored or state.champion_since is None:
+        return
+    seen = [window for window in signals.windows if window.at <= signals.now]
+    # The first windows under a champion make the reference that the next are compared with.
+    last = max([state.champion_since, *(window.at for window in seen if window.status in (*_VERDICTS, "warming_up"))])
+    number = sum(window.at > last for window in seen)
+    if number >= settings.alert_after_windows or signals.now - last > settings.alert_after_days * DAY_SECONDS:
+        what = "no window came" if not number else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"
+        reason = f"{what} since {_date(last)}: look at what delivers production documents, and at monitoring.min_window_rows"
+        yield _Incident("production is not seen", "alert", reason)
+
+
+def _is_due(incident: _Incident, state: State, signals: Signals, settings: RetrainingSettings) -> bool:
+    at = state.raised.get(incident.key)
+    if at is None or at > signals.now + CLOCK_SECONDS:
+        return True
+    return signals.now - at >= settings.remind_days * DAY_SECONDS
+
+
+def _obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[str]:
+    if signals.num_runs_in_flight:
+        yield f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight"
+    past = _past(state, signals)
+    if past:
+        hours, why = _wait_hours(state, signals, settings)
+        until = past[-1].started_at + hours * HOUR_SECONDS
+        # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
+        if signals.now < until:
+            yield f"the last attempt was on {_date(past[-1].started_at)}, and the next may start on {_date(until)} ({why})"
+    spent = hours_spent(state, signals)
+    if spent + signals.estimated_hours > settings.max_hours_per_month:
+        yield (
+            f"{spent:.1f} h were spent this month and the next run takes about {signals.estimated_hours:.1f} h "
+            f"(max_hours_per_month = {settings.max_hours_per_month:g})"
+        )
+    usd, next_usd = spent * signals.hourly_usd, signals.estimated_hours * signals.hourly_usd
+    if settings.max_usd_per_month is not None and usd + next_usd > settings.max_usd_per_month:
+        yield (
+            f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD "
+            f"(max_usd_per_month = {settings.max_usd_per_month:g})"
+        )
+
+
+def _wait_hours(state: State, signals: Signals, settings: RetrainingSettings) -> tuple[float, str]:
+    """Return how long after the newest attempt the next may start, and the setting that says so."""
+    number = _num_transient(state, signals)
+    if 0 < number <= settings.max_retries:
+        return RETRY_HOURS * 2 ** (number - 1), "a retry"
+    number = num_unproductive(state, signals, settings)
+    if not number:
+        return settings.cooldown_hours, f"cooldown_hours = {settings.cooldown_hours:g}"
+    # 2 ** 60 is beyond any bound.
+    backoff = min(settings.backoff_hours * 2.0 ** min(number - 1, 60), settings.max_backoff_days * 24)
+    return max(settings.cooldown_hours, backoff), f"{number} in a row gained nothing (backoff_hours = {settings.backoff_hours:g})"
+
+
+def _notes(state: State, signals: Signals) -> Iterator[str]:
+    future = [attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS]
+    if future:
+        yield f"{len(future)} attempt(s) dated in the future ({_date(min(future))}) count for no wait and no budget: look at the clocks"
+    windows = [window.at for window in signals.windows if window.at > signals.now + CLOCK_SECONDS]
+    if windows:
+        yield f"{len(windows)} window(s) dated in the future ({_date(min(windows))}) do not count: look at the clocks"
+    raised = [key for key, at in state.raised.items() if at > signals.now + CLOCK_SECONDS]
+    if raised:
+        yield f"the ledger has incidents dated in the future ({', '.join(sorted(raised))}), which do not count"
+
+
+def _date(at: float) -> str:
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{at:.0f} s since 1970"

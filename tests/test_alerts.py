@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -24,6 +25,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import open_store
+from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import Store
 from tests import manifests
@@ -263,6 +265,20 @@ class TestSensor:
         self.tick(case, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("drift", "window w2 drifted")
+
+    def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store, now = open_store(case.use_case, instance), time.time()
+        signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
+        for age, action, reason in ((120, "alert", "the budget is too small: raise it"), (60, "wait", "nothing new")):
+            decision = Decision(action=action, reasons=[reason], evidence="budget")
+            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+        self.tick(case, instance)
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"], body["action"]) == ("decision_needed", "the budget is too small", "raise it")
 
     def test_a_channel_that_is_down_keeps_the_cursor(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         self.run(case, instance, "model", fails)

@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets import automation, chunks, documents, examples, retraining, snapshot
+from fullft_assets import automation, chunks, documents, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.automation import sensors
 from fullft_assets.chunks import ingestion
@@ -86,13 +86,29 @@ class Bench:
             for name in self.store.list_pointers(folder)
         ]
 
-    def attempts(self) -> list[retraining.Attempt]:
-        return automation.read_state(self.store, self.name).attempts
+    def count(self) -> None:
+        """Take the snapshot that counts what was delivered, as its job does."""
+        parts = [latest_by_partition(self.store, self.name, asset) for asset in ("labeled_examples", "tokenized_chunks")]
+        self.point("training_snapshot", snapshot.take(self.store, self.prepared.use_case, *parts))
+
+    def run(self, request: dg.RunRequest, outcome: str, failure: str | None = None) -> None:
+        """Let a run that was asked for end: a job of one op with the name and the tags that the daemon gives it."""
+
+        @dg.op
+        def stage() -> None:
+            if outcome == "failed":
+                raise dg.Failure("planted", metadata={} if failure is None else {"failure": failure})
+
+        job = dg.GraphDefinition(name=request.job_name, node_defs=[stage]).to_job(tags={"use_case": self.name, **request.tags})
+        result = job.execute_in_process(instance=self.instance, raise_on_error=False)
+        if outcome == "cancelled":
+            self.instance.add_run(result.dagster_run.with_status(dg.DagsterRunStatus.CANCELED)._replace(run_id=str(uuid.uuid4())))
+            self.instance.delete_run(result.run_id)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    quick = {"min_new_examples": 100, "cooldown_hours": 0.0, "min_new_examples_on_drift": 50}
+    quick = {"min_new_examples": 100, "min_growth": 0.0, "cooldown_hours": 0.0, "min_new_examples_on_drift": 50}
     return prepare(tmp_path_factory.mktemp("bench"), tiny=True, retraining=quick, monitoring={"path": "data/letters/production"})
 
 
@@ -106,6 +122,7 @@ def bench(template: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
         bench = Bench(prepared, instance)
         bench.ingest()
+        bench.count()
         yield bench
 
 
@@ -229,70 +246,109 @@ class TestDeliverySensor:
 
 
 class TestRetrainingSensor:
-    def test_enough_new_examples_launch_once_and_only_once(self, bench):
+    def test_examples_are_counted_by_a_snapshot_and_then_launch_a_run(self, bench):
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
+        counted = bench.tick("retraining")
+        assert counted.job_name == "letters_snapshot" and counted.run_key == bench.tick("retraining").run_key
+        bench.count()
         request = bench.tick("retraining")
-        assert isinstance(request, dg.RunRequest)
-        assert "new examples reach min_new_examples = 100" in request.tags["retraining/reasons"]
-        for _ in range(3):
-            assert "this data was already tried" in bench.tick("retraining").skip_message
-        assert len(bench.attempts()) == 1
-        assert [found.decision.action for found in bench.decisions()] == ["retrain", "wait"]
+        assert request.job_name == "letters_model"
+        assert "new examples since the last training, enough for min_new_examples = 100" in request.tags["retraining/reasons"]
+        assert [found.decision.action for found in bench.decisions()] == ["wait", "retrain"]
 
-    def test_new_data_after_that_launches_again_under_another_key(self, bench):
-        first = bench.tick("retraining")
-        bench.deliver("delivery-2.jsonl", skip=400)
-        second = bench.tick("retraining")
-        assert isinstance(second, dg.RunRequest)
-        assert second.run_key != first.run_key
+    def test_the_same_rows_under_a_new_name_are_no_new_examples(self, bench):
+        bench.train()
+        bench.deliver("again.jsonl", skip=0, rows=300)
+        assert bench.tick("retraining").job_name == "letters_snapshot"
+        bench.count()
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
 
-    def test_cooldown_holds_it_back(self, bench):
-        bench.tick("retraining")
-        bench.prepared.project.configure(base_model="model", retraining={"min_new_examples": 100, "cooldown_hours": 24.0})
-        bench.deliver("delivery-2.jsonl", skip=400)
-        assert "but the last attempt was at" in bench.tick("retraining").skip_message
+    def test_a_tick_without_a_run_costs_nothing_and_repeats_its_key(self, bench):
+        """One that died after recording, a preview in the UI, a time-out of gRPC."""
+        first, again = bench.tick("retraining"), bench.tick("retraining")
+        assert first.job_name == again.job_name == "letters_model"
+        assert first.run_key == again.run_key
+        assert len(bench.decisions()) == 1
+
+    def test_one_that_failed_alerts_and_is_not_repeated_on_the_same_rows(self, bench):
+        bench.run(bench.tick("retraining"), "failed", "data")
+        alert = bench.tick("retraining")
+        assert alert.skip_message.startswith("alert: the attempt of ") and "failed (data)" in alert.skip_message
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
+        bench.prepared.project.configure(base_model="model", seed=18, retraining={"min_new_examples": 100, "min_growth": 0})
+        assert "the next may start on" in bench.tick("retraining").skip_message, "other settings, whose wait is the cooldown"
+
+    def test_one_that_was_preempted_is_resumed_within_the_hour(self, bench, monkeypatch):
+        bench.run(bench.tick("retraining"), "failed", "preemption")
+        assert "is resumed (1 of 3)" in bench.tick("retraining").skip_message
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 3_700)
+        assert bench.tick("retraining").job_name == "letters_model"
+
+    def test_one_that_a_person_cancelled_is_not_started_again(self, bench):
+        bench.run(bench.tick("retraining"), "cancelled")
+        assert "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
 
     def test_run_in_flight_holds_it_back(self, bench):
         run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
         bench.instance.add_run(run)
-        assert "but 1 run(s) of the model are in flight" in bench.tick("retraining").skip_message
-        assert bench.attempts() == []
+        assert "but 1 run(s) of the model or of its snapshot are in flight" in bench.tick("retraining").skip_message
 
-    def test_too_few_new_examples_wait_with_every_reason_on_record(self, bench):
+    def test_sensor_and_schedule_at_one_moment_launch_one_run(self, bench):
+        assert isinstance(bench.tick("retraining"), dg.RunRequest)
+        other = automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
+        assert other.skip_message.startswith("wait: the sensor and the schedule decide at the same moment")
+        (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
+        assert isinstance(automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"), dg.RunRequest)
+
+    def test_too_few_new_examples_wait_with_every_reason_on_record_once(self, bench):
         bench.train()
-        skipped = bench.tick("retraining")
-        assert skipped.skip_message.startswith("wait: 0 new examples, fewer than min_new_examples = 100; 0 drifted windows")
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the last training, fewer than min_new_examples")
         bench.tick("retraining")
         (recorded,) = bench.decisions()
-        assert recorded.decision.action == "wait"
         assert len(recorded.decision.reasons) == 4
-        assert recorded.signals.num_new_examples == 0
+        shown = bench.instance.get_latest_materialization_event(dg.AssetKey(["letters", "retraining_decisions"])).asset_materialization
+        assert shown.metadata["action"].value == "wait" and shown.metadata["num_new_examples"].value == 0
 
-    def test_drift_without_labels_asks_once_and_launches_nothing(self, bench):
+    def test_drift_without_labels_asks_once_and_with_labels_since_then_launches(self, bench):
+        bench.train()
+        bench.deliver("before.jsonl", skip=400, rows=60)
+        for name in ("w1", "w2"):
+            bench.window(name, "confirmed")
+        bench.count()
+        assert bench.tick("retraining").skip_message.startswith("request_labels: drift is confirmed since the window of ")
+        assert "labels were asked for on" in bench.tick("retraining").skip_message
+        bench.deliver("after.jsonl", skip=500, rows=80)
+        assert bench.tick("retraining").job_name == "letters_snapshot"
+        bench.count()
+        assert bench.tick("retraining").job_name == "letters_model"
+
+    def test_a_freeze_by_hand_holds_it(self, bench):
+        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=time.time(), run_id="r")
+        release.promote(bench.store, bench.name, champion)
+        release.freeze(bench.store, bench.name, reason="audit of March", by="run-1")
+        assert bench.tick("retraining").skip_message.startswith("hold: Frozen by hand (run-1): audit of March")
+
+    def test_a_ledger_that_is_cut_off_is_rebuilt_said_once_and_repeats_no_request(self, bench):
         bench.train()
         for name in ("w1", "w2"):
             bench.window(name, "confirmed")
-        assert bench.tick("retraining").skip_message.startswith(
-            "ask_for_labels: 2 drifted windows in a row since the last training, but only 0"
-        )
-        assert "labels were already asked for" in bench.tick("retraining").skip_message
-        assert [found.decision.action for found in bench.decisions()] == ["ask_for_labels", "wait"]
-        assert bench.attempts() == []
+        bench.tick("retraining")
+        for name in ("retraining", "retraining_decisions/00000000000001"):
+            (Path(bench.store.url) / f"pointers/letters/{name}.json").write_text('{"rai')
+        said = "the ledger letters/retraining.json could not be read and is rebuilt from 2 decisions of the log, 1 of them unreadable"
+        assert said in bench.tick("retraining").skip_message
+        assert "ledger" not in bench.tick("retraining").skip_message
+        assert bench.tick("retraining").skip_message.startswith("wait: ")
 
-    def test_drift_with_labels_launches(self, bench):
-        bench.train()
-        bench.deliver("delivery-2.jsonl", skip=400, rows=60)
-        assert isinstance(bench.tick("retraining"), dg.SkipReason)
-        for name in ("w1", "w2"):
-            bench.window(name, "confirmed")
-        assert isinstance(bench.tick("retraining"), dg.RunRequest)
-
-    def test_snapshot_that_nothing_was_trained_on_hides_no_new_examples(self, bench):
-        """The periodic evaluation takes one over the newest rows."""
-        bench.train()
-        bench.deliver("delivery-2.jsonl", skip=400)
-        parts = [latest_by_partition(bench.store, bench.name, asset) for asset in ("labeled_examples", "tokenized_chunks")]
-        bench.point("training_snapshot", snapshot.take(bench.store, bench.prepared.use_case, *parts))
-        assert isinstance(bench.tick("retraining"), dg.RunRequest)
+    def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):
+        since = float("nan")
+        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=since, run_id="r")
+        release.promote(bench.store, bench.name, champion)
+        with pytest.raises(dg.Failure, match="no retraining decision, as champion_since is nan"):
+            bench.tick("retraining")
+        assert bench.decisions() == []
 
     def test_batch_with_a_red_gate_is_no_evidence(self, bench):
         bench.train()
@@ -315,35 +371,26 @@ class TestRetrainingSensor:
             bench.tick("retraining")
         manifest.unlink()
         with pytest.raises(dg.Failure, match="no such artifact; materialise its asset again"):
-            automation.decide_and_record(bench.case, bench.instance, bench.store, scheduled=True)
+            automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
         assert bench.decisions() == []
-        assert bench.attempts() == []
 
-
-class TestHoursSpent:
-    def test_estimate_gives_way_to_what_the_run_took(self, bench):
-        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=5.0)))
-        bench.tick("retraining")
-        assert [attempt.hours for attempt in bench.attempts()] == [5.0]
-        bench.train(seconds=7_200.0)
-        assert [attempt.hours for attempt in bench.attempts()] == [2.0]
-        bench.tick("retraining")  # any tick keeps it, whatever it decides
-        bench.deliver("delivery-2.jsonl", skip=400)
-        assert isinstance(bench.tick("retraining"), dg.RunRequest)
-        assert [attempt.hours for attempt in bench.attempts()] == [2.0, 5.0]
-        bench.train(seconds=3_600.0)
-        assert [attempt.hours for attempt in bench.attempts()] == [2.0, 1.0]
-
-    def test_attempt_without_a_checkpoint_keeps_its_estimate(self, bench):
-        bench.train(seconds=7_200.0)
-        bench.deliver("delivery-2.jsonl", skip=400)
-        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=5.0)))
-        bench.tick("retraining")
-        assert [attempt.hours for attempt in bench.attempts()] == [5.0]
-
-    def test_month_without_hours_left_waits(self, bench):
+    def test_a_plan_above_the_month_s_hours_alerts(self, bench):
         bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0)))
-        assert "the next run takes about 500.0 h (max_hours_per_month = 100)" in bench.tick("retraining").skip_message
+        assert bench.tick("retraining").skip_message.startswith(
+            "alert: the next run takes about 500.0 h, more than max_hours_per_month = 100"
+        )
+
+
+def test_automation_is_turned_on_by_the_yaml(template: Prepared, tmp_path: Path) -> None:
+    shutil.copytree(template.project.root, tmp_path, dirs_exist_ok=True)
+    project = projects.Project(tmp_path, template.project.name)
+    project.configure(base_model="model", automation={"enabled": True, "timezone": "Europe/Berlin"})
+    case = Case(project.use_case())
+    assert {sensor.default_status for sensor in automation.build_sensors(case)} == {dg.DefaultSensorStatus.RUNNING}
+    schedules = automation.build_schedules(case)
+    assert {(schedule.default_status, schedule.execution_timezone) for schedule in schedules} == {
+        (dg.DefaultScheduleStatus.RUNNING, "Europe/Berlin")
+    }
 
 
 class Daemon:
@@ -437,7 +484,7 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
         assert len(runs(instance, "letters_ingest")) == 2
         for schedule, reason in (
             ("letters_evaluation_schedule", "no checkpoint yet; run the model job first"),
-            ("letters_retraining_schedule", "new examples, fewer than min_new_examples = 500"),
+            ("letters_retraining_schedule", "fewer than min_new_examples = 500"),
         ):
             found = daemon.wait_for(lambda s=schedule: [t for t in ticks(instance, s) if t.skip_reason], f"{schedule} ticks")
             assert reason in found[0].skip_reason
@@ -460,14 +507,12 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
             daemon.turn_on("sensor", "letters_retraining")
             daemon.turn_on("schedule", "letters_retraining_schedule")
             (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
-            assert "new examples reach min_new_examples = 300" in run.tags["retraining/reasons"]
+            assert "enough for min_new_examples = 300" in run.tags["retraining/reasons"]
             daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
             seen = len(ticks(instance, "letters_retraining"))
             daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
             daemon.wait_for(lambda: [t for t in ticks(instance, "letters_retraining_schedule") if t.skip_reason], "schedule ticks")
             assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
-            store = Store(str(daemon.project.home / "store"))
-            assert len(store.read_pointer("letters/retraining")["attempts"]) == 1
     finally:
         daemon.stop()
 
@@ -495,4 +540,4 @@ def test_drift_end_to_end(tmp_path: Path) -> None:
     for window in documents.list_batches(store, "letters", "window"):
         pointer = store.read_pointer(f"latest/letters/drift_report/{window.name}")
         found[window.files[0].path] = store.load(pointer["ref"]).metadata["status"]
-    assert found == {"w1.jsonl": "ok", "w2.jsonl": "drifted"}
+    assert found == {"w1.jsonl": "ok", "w2.jsonl": "confirmed"}

@@ -43,7 +43,8 @@ def describe(definitions: dg.Definitions) -> str:
             keys = sorted(key.path[-1] for key in job.asset_layer.selected_asset_keys)
             lines.append(f"job {job.name}: {', '.join(keys) or 'op ' + ', '.join(node.name for node in job.nodes)}")
     for sensor in sorted(repository.sensor_defs, key=lambda sensor: sensor.name):
-        lines.append(f"sensor {sensor.name} -> {sensor.job_name}, every {sensor.minimum_interval_seconds} s, {sensor.default_status.value}")
+        jobs = ", ".join(sorted(target.job_name for target in sensor.targets))
+        lines.append(f"sensor {sensor.name} -> {jobs}, every {sensor.minimum_interval_seconds} s, {sensor.default_status.value}")
     for schedule in sorted(repository.schedule_defs, key=lambda schedule: schedule.name):
         lines.append(f"schedule {schedule.name} -> {schedule.job_name}, {schedule.cron_schedule}, {schedule.default_status.value}")
     return "\n".join(lines) + "\n"
@@ -142,7 +143,7 @@ def test_two_use_cases_load_side_by_side(tmp_path):
     both = dg.Definitions.merge(*[FullFineTune(load_use_case(p.yaml_path)).build_defs() for p in (first, second)])
     groups = {spec.group_name for spec in specs(both)}
     assert groups == {"letters", "contracts"}
-    pools = {op.pool for asset in both.assets for op in [asset.op] if op.pool}
+    pools = {op.pool for asset in both.assets if isinstance(asset, dg.AssetsDefinition) for op in [asset.op] if op.pool}
     assert pools == {"gpu"}, "they share the GPUs"
 
 

@@ -1,6 +1,6 @@
 """The sensor that sends alerts: what runs, verdicts and decisions since its last tick say, each once.
 
-What happened is read from finished runs, the newest retraining decision and the time of the newest delivery, so that a tick costs as much
+What happened is read from finished runs, the retraining decisions of the last days and the time of the newest delivery, so that a tick costs as much
 as happened since the last one, however many batches there are.
 """
 
@@ -13,10 +13,12 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets import alerts, release, retraining
+from fullft_assets import alerts, release
 from fullft_assets.alerts import Alert
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.decision import read_state
+from fullft_assets.automation.decision import month_start
+from fullft_assets.automation.ledger import entries_since
+from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, one_line_errors
@@ -24,6 +26,8 @@ from fullft_assets.store import Store
 
 #: The first tick looks back so far: what is older is history.
 _LOOK_BACK_SECONDS = 24 * 3600.0
+#: Decisions that are looked at: of a channel that was down for so long, none is lost.
+_DECISION_SECONDS = 7 * 24 * 3600.0
 #: Finished runs that one tick looks at; the next tick goes on.
 _MAX_RUNS = 100
 #: Share of the month's hours from which the budget is near.
@@ -54,7 +58,8 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
             runs = finished_runs(case, context.instance, since)
             found = [
                 *(alert for record in runs for alert in of_run(case, store, record)),
-                *of_decision(case, store, now),
+                *of_decisions(case, store, now),
+                *of_budget(case, context.instance, now),
                 *of_silence(case, context.instance, now),
             ]
             delivery = alerts.deliver(store, case.name, found, alerts.open_channels(settings), settings, now)
@@ -106,31 +111,42 @@ def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
             yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", "read the evaluation report")
 
 
-def of_decision(case: Case, store: Store, now: float) -> Iterator[Alert]:
-    """Yield what the newest retraining decision and the budget have to say."""
-    folder = f"{case.name}/retraining_decisions"
-    names = store.list_pointers(folder)
-    last = store.read_pointer(f"{folder}/{names[-1]}") if names else None
-    url = f"{case.settings.alerts.dagster_url.rstrip('/')}/automation"
+def of_decisions(case: Case, store: Store, now: float) -> Iterator[Alert]:
+    """Yield what the retraining decisions ask of a person, each once, and what the newest one says of the champion's score."""
+    url = _page(case, "automation")
+    entry = None
+    for name, entry in entries_since(store, case.name, now - _DECISION_SECONDS, now):
+        decision = entry.decision
+        if decision.action in ("alert", "request_labels"):
+            reason, _, action = "; ".join(decision.reasons).partition(": ")
+            title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
+            yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
+    drop = None if entry is None else entry.signals.score_drop
+    if drop is not None and drop >= case.settings.retraining.max_score_drop:
+        title = f"the champion's score fell by {drop:.3f} on newer rows"
+        action = "look at the newest evaluation report; roll back or retrain"
+        yield Alert("quality_drop", case.name, f"quality_drop/{drop:.3f}", title, action, url, now)
 
-    def alert(event: Any, key: str, title: str, action: str) -> Alert:
-        return Alert(event, case.name, f"{event}/{key}", title, action, url, now)
 
-    if last is not None:
-        entry = retraining.RecordedDecision.model_validate(last)
-        decision, drop = entry.decision, entry.signals.score_drop
-        if decision.action == "ask_for_labels":
-            yield alert("decision_needed", decision.evidence, "labels are asked for", "; ".join(decision.reasons))
-        if drop is not None and drop >= case.settings.retraining.max_score_drop:
-            title = f"the champion's score fell by {drop:.3f} on newer rows"
-            yield alert("quality_drop", f"{drop:.3f}", title, "look at the newest evaluation report; roll back or retrain")
-    limit = case.settings.retraining.max_hours_per_month
-    share = read_state(store, case.name).hours_spent(now) / limit
-    month = datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
-    if share >= _NEAR_BUDGET:
-        name = "reached" if share >= 1 else "near"
-        title = f"{share:.0%} of the month's {limit:g} training hours are spent"
-        yield alert("budget", f"{month}/{name}", title, "raise retraining.max_hours_per_month, or wait for the next month")
+def of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+    """Yield that the month's hours or dollars are nearly or all spent."""
+    start, settings = month_start(case, now), case.settings.retraining
+    attempts = attempts_of(model_runs(case, instance, now), instance, now)
+    spent = sum(attempt.hours for attempt in attempts if start <= attempt.started_at <= now)
+    shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
+    if settings.max_usd_per_month is not None:
+        shares["max_usd_per_month"] = spent * case.settings.planning.hourly_usd / settings.max_usd_per_month
+    for name, share in shares.items():
+        if share >= _NEAR_BUDGET:
+            key = f"budget/{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}"
+            title = f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent"
+            yield Alert(
+                "budget", case.name, key, title, f"raise retraining.{name}, or wait for the next month", _page(case, "automation"), now
+            )
+
+
+def _page(case: Case, path: str) -> str:
+    return f"{case.settings.alerts.dagster_url.rstrip('/')}/{path}"
 
 
 def of_silence(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:

@@ -1,21 +1,102 @@
-"""Runs that are not finished yet."""
+"""What Dagster's runs say: which are not finished yet, and what automatic retrains came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import get_args
 
 import dagster as dg
 
 from fullft_assets.assets.case import Case
+from fullft_assets.errors import FailureClass
+from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome
 
-UNFINISHED = [
+IN_FLIGHT = [
     dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-IN_FLIGHT = [status for status in UNFINISHED if status != dg.DagsterRunStatus.NOT_STARTED]
+#: Tags of an automatic retrain: its reasons, and what it was launched for.
+REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
+NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
+_ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
+#: How long an attempt is remembered.
+_DAYS = 400
+_OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
+    dg.DagsterRunStatus.SUCCESS: "succeeded",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "cancelled",
+}
 
 
-def num_trainings_in_flight(case: Case, instance: dg.DagsterInstance) -> int:
-    """Return how many unfinished runs train the case's model: those of its job, and assets materialised by hand."""
-    checkpoint = case.key("finetuned_checkpoint")
-    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-    return sum(run.job_name == f"{case.name}_model" or checkpoint in (run.asset_selection or ()) for run in runs)
+def num_in_flight(case: Case, instance: dg.DagsterInstance) -> int:
+    """Return how many unfinished runs train the case's model or freeze a snapshot of it, those of assets chosen by hand included.
+
+    A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it when its key is asked for again.
+    """
+    keys = {case.key(asset) for asset in ("training_snapshot", "finetuned_checkpoint")}
+    jobs = {f"{case.name}_{job}" for job in ("model", "snapshot", "evaluate")}
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT))
+    return sum(run.job_name in jobs or bool(keys & set(run.asset_selection or ())) for run in runs)
+
+
+def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence[dg.RunRecord]:
+    """Return the launched runs of the model job in the last 400 days, oldest first.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    after = datetime.fromtimestamp(max(0.0, now - _DAYS * DAY_SECONDS), UTC)
+    records = instance.get_run_records(dg.RunsFilter(job_name=f"{case.name}_model", created_after=after), ascending=True)
+    return [record for record in records if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED]
+
+
+def attempts_of(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance, now: float) -> list[Attempt]:
+    """Return the automatic retrains among runs of the model job; a run and its retries are one attempt.
+
+    Args:
+        records: oldest first.
+        now: seconds since the epoch; a run that is not finished has taken the time until then.
+    """
+    attempts: dict[str, list[dg.RunRecord]] = {}
+    for record in records:
+        run = record.dagster_run
+        if EVIDENCE_TAG in run.tags:
+            attempts.setdefault(run.tags.get(_ROOT_TAG, run.run_id), []).append(record)
+    return [_attempt(of_one, instance, now) for of_one in attempts.values()]
+
+
+def hours(record: dg.RunRecord, now: float) -> float:
+    """Return how long a run took from its start; until now (seconds since the epoch) if it is not finished, 0 if it never started."""
+    if record.start_time is None:
+        return 0.0
+    return max(0.0, (record.end_time or now) - record.start_time) / HOUR_SECONDS
+
+
+def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: float) -> Attempt:
+    first, last = records[0].dagster_run, records[-1].dagster_run
+    outcome = _OUTCOMES.get(last.status, "in_flight")
+    if outcome == "failed" and last.tags.get(_RETRY_TAG) == "true":
+        outcome = "in_flight"
+    return Attempt(
+        started_at=records[0].create_timestamp.timestamp(),
+        hours=sum(hours(record, now) for record in records),
+        num_examples=int(first.tags.get(NUM_EXAMPLES_TAG, 0)),
+        evidence=first.tags[EVIDENCE_TAG],
+        settings_version=first.tags.get(SETTINGS_TAG, ""),
+        outcome=outcome,
+        failure=_failure(last.run_id, instance) if outcome == "failed" else None,
+    )
+
+
+def _failure(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
+    """Return the class of a run's failure: that of its first failed step, or that something outside of its steps ended it."""
+    found = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1).records
+    if not found:
+        return "infrastructure"
+    event = found[0].event_log_entry.dagster_event
+    data = event.step_failure_data.user_failure_data if event is not None else None
+    failure = None if data is None else data.metadata.get("failure")
+    return next((each for each in get_args(FailureClass) if failure is not None and each == failure.value), "unknown")

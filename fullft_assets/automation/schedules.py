@@ -9,32 +9,42 @@ import dagster as dg
 
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
+from fullft_assets.automation.runs import num_in_flight
 from fullft_assets.resources import latest
 
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
     """Return the periodic retraining decision and the periodic evaluation."""
+    automation = case.settings.automation
+    status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
 
     @dg.schedule(
         name=f"{case.name}_retraining_schedule",
         job_name=f"{case.name}_model",
         required_resource_keys={case.store_key},
         cron_schedule=case.settings.retraining.schedule,
-        description="Decides periodically whether to train again; a champion past its age is a reason here.",
+        execution_timezone=automation.timezone,
+        default_status=status,
+        description="Decides periodically whether to train again, for those who leave the sensor off.",
     )
     def retraining_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context), scheduled=True)
+        return decide_and_record(case, context.instance, case.store(context), by="schedule")
 
     @dg.schedule(
         name=f"{case.name}_evaluation_schedule",
         job_name=f"{case.name}_evaluate",
         required_resource_keys={case.store_key},
         cron_schedule=case.settings.retraining.evaluation_schedule,
+        execution_timezone=automation.timezone,
+        default_status=status,
         description="Scores the latest checkpoint and the champion on the newest labelled test rows.",
     )
     def evaluation_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         if latest(case.store(context), case.name, "finetuned_checkpoint") is None:
             return dg.SkipReason("no checkpoint yet; run the model job first")
+        # Its snapshot would take the place of the one that a training is about to read.
+        if num_in_flight(case, context.instance):
+            return dg.SkipReason("a run of the model or of its snapshot is in flight; the next evaluation has its rows")
         return dg.RunRequest()
 
     return [retraining_schedule, evaluation_schedule]

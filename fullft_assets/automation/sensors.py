@@ -3,6 +3,7 @@
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -11,16 +12,25 @@ from fullft_assets import documents, release
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.deliveries import REQUEST_TAG, find_due
+from fullft_assets.automation.jobs import build_jobs
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
 
-def build_sensors(case: Case) -> list[dg.SensorDefinition]:
-    """Return the sensors, stopped until somebody turns them on."""
-    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case)]
+def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) -> list[dg.SensorDefinition]:
+    """Return the sensors, stopped until somebody turns them on, here or by `automation.enabled`.
+
+    Args:
+        jobs: of the use case, the very objects that are in its definitions with these sensors. Default: made anew, without definitions.
+    """
+    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case, build_jobs(case) if jobs is None else jobs)]
     if case.has_windows:
         sensors.append(_delivery_sensor(case, "window"))
     return sensors
+
+
+def _status(case: Case) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if case.settings.automation.enabled else dg.DefaultSensorStatus.STOPPED
 
 
 def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | None:
@@ -44,6 +54,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         job_name=job,
         required_resource_keys={case.store_key},
         minimum_interval_seconds=settings.documents.poll_seconds,
+        default_status=_status(case),
         description=f"Cuts new and changed files into {kind}es and runs each once."
         if kind == "batch"
         else "Runs each new production file through the champion, and compares it with what the model learned on.",
@@ -100,15 +111,18 @@ def _left_in_place(case: Case, store: Store, cursor: str | None) -> tuple[str | 
     return seen, [event]
 
 
-def _retraining_sensor(case: Case) -> dg.SensorDefinition:
+def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
+    launched = {f"{case.name}_model", f"{case.name}_snapshot"}
+
     @dg.sensor(
         name=f"{case.name}_retraining",
-        job_name=f"{case.name}_model",
+        jobs=[job for job in jobs if job.name in launched],
         required_resource_keys={case.store_key},
         minimum_interval_seconds=60,
-        description="Trains again on enough new data, drift or a worse score, within cooldown and budget; else records why not.",
+        default_status=_status(case),
+        description="Trains again on enough new data, drift or a worse score, within backoff and budget; alerts, asks for labels; records why.",
     )
     def retrain(context: dg.SensorEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context), scheduled=False)
+        return decide_and_record(case, context.instance, case.store(context), by="sensor")
 
     return retrain

@@ -25,13 +25,14 @@ from fullft_assets.settings.launcher import LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retraining import RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
 from fullft_assets.settings.training import IN_BACKWARD, OF_WHOLE_WEIGHTS, DistillationSettings, Optimizer, TrainingSettings
 from fullft_assets.settings.use_case import UseCaseSettings
 
 __all__ = [
     "AlertsSettings",
+    "AutomationSettings",
     "BedrockSettings",
     "ChunksSettings",
     "DeadGradientGuard",

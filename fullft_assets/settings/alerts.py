@@ -29,8 +29,8 @@ class AlertsSettings(Settings):
     events: list[Event] = Field(
         default=list(EVENTS),
         description="Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a candidate not "
-        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours), `feed_silent`, `decision_needed` (labels are "
-        "asked for).",
+        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `decision_needed` "
+        "(labels are asked for, or a person is needed).",
     )
     dagster_url: str = Field(
         default="http://localhost:3000", pattern=r"^https?://", description="Address of Dagster's UI, for the links in alerts."

@@ -19,7 +19,7 @@ from fullft_assets.settings.launcher import LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retraining import RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
 from fullft_assets.settings.training import TrainingSettings
 from fullft_assets.task import TASKS, task_of
@@ -57,6 +57,7 @@ class UseCaseSettings(Settings):
     release: ReleaseSettings = ReleaseSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()
+    automation: AutomationSettings = AutomationSettings()
     launcher: LauncherSettings = LauncherSettings()
     alerts: AlertsSettings = AlertsSettings()
 
