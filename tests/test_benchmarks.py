@@ -130,9 +130,10 @@ def test_one_percent_more_is_measured_against_the_whole(preparation: Preparation
 def test_preparation_with_rules_on_texts_and_in_memory(preparation: Preparation) -> None:
     checked = preparation.measure_pii_and_language()
     assert str(checked.goal) == "ratio <= 2.2"
-    memory = preparation.measure_memory()
+    memory, more = preparation.measure_memory()
     assert 0.1 < memory.ours < 2 and memory.as_json()["ours_gib"] == memory.ours
     assert "GiB" in render([memory])
+    assert 0 < more.ours < more.theirs and str(more.goal) == "ratio <= 0.05"
     assert not (preparation.scratch / "many").exists()
 
 

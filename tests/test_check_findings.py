@@ -52,8 +52,8 @@ def test_labels_groups_and_languages_are_counted(tmp_path: Path) -> None:
     rows[2]["expression"] = f" {rows[3]['expression'].upper()}"
     found = lines(tmp_path, rows)
     counts = Counter(row["kind"] for row in rows)
-    assert found["labels"].strip().startswith(f"5 in 300 rows read: {counts.most_common(1)[0][0]} {counts.most_common(1)[0][1]}")
-    assert "Notice about 1" in found["rare"]
+    assert found["labels"].strip().startswith(f"5 in 300 rows read: `{counts.most_common(1)[0][0]}` {counts.most_common(1)[0][1]}")
+    assert "`Notice` about 1" in found["rare"]
     assert "1 rows have none, and each is a group of its own" in found["groups"]
     assert "en " in found["languages"]
     assert "encodings" not in found
@@ -64,9 +64,38 @@ def test_spellings_of_labels_and_groups_are_named(tmp_path: Path) -> None:
     rows[0] |= {"kind": "NOTICE", "expression": "A "}
     rows[1] |= {"kind": "notice", "expression": "a"}
     report = check_use_case(use_case(tmp_path, rows))
-    assert "labels that hardly differ: NOTICE, notice; list one spelling in examples.labels" in report
+    assert "labels that hardly differ: `NOTICE`, `notice`; list one spelling in examples.labels" in report
     assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in report
     assert "hardly differ" not in check_use_case(use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"]))
+
+
+def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> None:
+    rows = projects.licence_rows(60)
+    for row, kind, expression in zip(rows, ["NULL", "n/a", " notice", "N/A"], ["-", "x", "?", "NULL"], strict=False):
+        row |= {"kind": kind, "expression": expression}
+    report = check_use_case(use_case(tmp_path, rows))
+    missing = [line.split(maxsplit=1)[1] for line in report.splitlines() if line.split()[0] == "missing"]
+    assert len(missing) == 2
+    assert "`NULL` 1" in missing[0] and "in `kind` count as no label (documents.missing_values)" in missing[0]
+    assert "in `expression` count as no group" in missing[1]
+    assert "1 labels have spaces around them, which are removed" in report
+    assert "missing" not in lines(tmp_path, projects.licence_rows(60))
+
+
+def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:
+    rows = [{**row, "kind": f"{row['text']} zoonomiastic"} for row in projects.licence_rows(60)]
+    found = lines(tmp_path, rows)
+    assert "not named" in found["labels"] and "not named" in found["rare"]
+    report = check_use_case(use_case(tmp_path, rows))
+    assert "zoonomiastic" not in report and not any(row["text"][:20] in report for row in rows)
+
+
+def test_groups_that_are_numbers_in_several_ways_are_named(tmp_path: Path) -> None:
+    rows = projects.licence_rows(60)
+    rows[0]["expression"], rows[1]["expression"] = "00012", 12
+    assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in check_use_case(
+        use_case(tmp_path, rows)
+    )
 
 
 def test_other_encodings_are_counted(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from fullft_assets.config.corpus import Corpus, Sampled
 from fullft_assets.config.fields import flat
 from fullft_assets.config.group_candidates import candidates
-from fullft_assets.documents.formats.names import group_key
 from fullft_assets.documents.formats.rows import value_of
+from fullft_assets.escaping import quoted
 from fullft_assets.examples import damage, language
+from fullft_assets.examples.label_names import named
 from fullft_assets.examples.rules import REASONS, ROLES
 from fullft_assets.examples.spelling import variants
 from fullft_assets.personal_data import pii
@@ -26,7 +27,7 @@ from fullft_assets.task import Target, task_of
 _LANGUAGE_TEXTS = 200
 #: Texts that a model of named entities reads: it takes some milliseconds for each.
 _NAMED_TEXTS = 200
-_SHOWN, _LONGEST = 8, 30
+_SHOWN = 8
 
 
 def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
@@ -36,6 +37,7 @@ def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
         return
     scale = max(1.0, (corpus.num_rows or 0) / len(rows))
     yield from _labels(rows, settings, scale)
+    yield from _as_written(rows, settings)
     yield from _groups(rows, settings.examples)
     yield from _languages(rows)
     if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
@@ -48,24 +50,35 @@ def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Ite
     if not task.has_labels:
         return
     counts = Counter(label for found in rows for label in labels_of(found, task.target, settings.examples))
-    shown = ", ".join(f"{_printed(label)} {count:,}" for label, count in counts.most_common(_SHOWN))
-    more = f" and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else ""
-    yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {shown}{more}"
+    common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN))
+    yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
     least = settings.snapshot.min_rows_per_label
     rare = sorted((count, label) for label, count in counts.items() if count * scale < least)
     if rare:
-        named = ", ".join(f"{_printed(label)} about {count * scale:.0f}" for count, label in rare[:_SHOWN])
-        yield "rare", f"{len(rare):,} labels have fewer rows than snapshot.min_rows_per_label ({least}): {named}"
+        shown = ((label, f"about {count * scale:.0f}") for count, label in rare[:_SHOWN])
+        few = f"{len(rare):,} labels have fewer rows than snapshot.min_rows_per_label ({least})"
+        yield "rare", f"{few}: {named(shown, len(rare), counts)}"
     for spellings in variants(counts)[:_SHOWN]:
-        yield (
-            "spelling",
-            f"labels that hardly differ: {', '.join(map(_printed, spellings))}; list one spelling in examples.labels, or fix the source",
-        )
+        alike = named(((spelling, "") for spelling in spellings), len(spellings), counts)
+        yield "spelling", f"labels that hardly differ: {alike}; list one spelling in examples.labels, or fix the source"
 
 
-def _printed(label: str) -> str:
-    """Return a label so that it stays within its line."""
-    return "".join(character if character.isprintable() else " " for character in label[:_LONGEST])
+def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
+    """Yield what the settings take for no value, and the labels that lose the space around them: neither is seen once a row is read."""
+    examples = settings.examples
+    words = {word.strip().casefold() for word in settings.documents.missing_values} - {""}
+    for key, field in (("label", examples.label), ("group", examples.group), ("domain", examples.domain)):
+        if field is None or (key == "label" and not task_of(examples).has_labels):
+            continue
+        given = [value_of(flat(found.record), field) for found in rows if found.is_plain or key != "label"]
+        written = [each for value in given for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+        missing = Counter(each.strip() for each in written if each.strip().casefold() in words)
+        if missing:
+            shown = ", ".join(f"{quoted(word)} {count:,}" for word, count in missing.most_common(_SHOWN))
+            yield "missing", f"{shown} in `{field}` count as no {key} (documents.missing_values)"
+        spaced = sum(each != each.strip() != "" for each in written) if key == "label" else 0
+        if spaced:
+            yield "spelling", f"{spaced:,} labels have spaces around them, which are removed"
 
 
 def labels_of(found: Sampled, target: Target | None, examples: ExamplesSettings) -> list[str]:
@@ -89,12 +102,13 @@ def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[s
     # By their places: a group may be a person, and a terminal's output is kept in many places.
     spellings: dict[str, dict[str, str]] = {}
     for found in rows:
-        if isinstance(given := value_of(flat(found.record), examples.group), str) and "group" in found.row:
-            spellings.setdefault(group_key(given), {}).setdefault(given, found.place)
+        given = value_of(flat(found.record), examples.group)
+        if "group" in found.row and isinstance(given, str | int | float):
+            spellings.setdefault(found.row["group"], {}).setdefault(str(given), found.place)
     several = [list(places.values()) for places in spellings.values() if len(places) > 1]
     if several:
-        named = "; ".join(" and ".join(places[:2]) for places in several[:3])
-        yield "spelling", f"{len(several):,} groups are written in several ways, and each counts as one: {named}"
+        shown = "; ".join(" and ".join(places[:2]) for places in several[:3])
+        yield "spelling", f"{len(several):,} groups are written in several ways, and each counts as one: {shown}"
 
 
 def _suggested_group(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
@@ -135,10 +149,10 @@ def _loss(corpus: Corpus, use_case: UseCase, scale: float) -> str:
     counts = Counter(reason for found in rows for reason in broken(found, settings.examples))
     about = "" if scale == 1 else "about "
     lost = [f"{about}{count * scale:,.0f} {reason}" for reason, count in counts.most_common()]
-    named, searched = _rows_with_names(rows, use_case)
-    if named:
-        scaled = named / searched * len(rows) * scale
-        lost.append(f"about {scaled:,.0f} with names, places or dates ({named:,} of {searched:,} rows that examples.pii_model read)")
+    with_names, searched = _rows_with_names(rows, use_case)
+    if with_names:
+        scaled = with_names / searched * len(rows) * scale
+        lost.append(f"about {scaled:,.0f} with names, places or dates ({with_names:,} of {searched:,} rows that examples.pii_model read)")
     over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, settings.seed, corpus.num_rows)
     if over:
         lost.append(f"about {over:,} over snapshot.max_heldout_rows_per_group ({settings.snapshot.max_heldout_rows_per_group})")

@@ -90,6 +90,8 @@ def gather(
         batches: as they were read for it.
         checks: of the snapshot.
     """
+    import pyarrow.compute as pc
+
     used = {name: ExamplesMetadata.of(examples[name]) for name in folders}
     groups = _groups(frozen.index)
     return DataFacts(
@@ -101,8 +103,8 @@ def gather(
             for reason, count in sorted(frozen.metadata["left_out"].items(), key=lambda item: -item[1])
         ],
         num_groups=len(groups),
-        num_ungrouped=len(frozen.index) - sum(group.num_rows for group in groups),
-        largest_groups=groups[:_LARGEST_GROUPS],
+        num_ungrouped=len(frozen.index) - (pc.sum(groups["count_all"]).as_py() or 0),
+        largest_groups=_largest(groups),
         encodings=dict(sum((Counter(about.encodings) for about in used.values()), Counter()).most_common()),
         languages=_languages(rows, batches),
         held_back={name: red for name in sorted(set(examples) - set(folders)) if (red := _red(examples[name]))},
@@ -143,14 +145,20 @@ def _quarantined(folders: Iterable[Path]) -> list[SetAside]:
     return [SetAside(reason, count, places[reason]) for reason, count in counts.most_common()]
 
 
-def _groups(index: pa.Table) -> list[Group]:
-    """Return the groups, the largest first; the index has the text's hash for the group of a row without one."""
+def _groups(index: pa.Table) -> pa.Table:
+    """Return group, split and number of rows of each group; the index has the text's hash for the group of a row without one."""
     import pyarrow.compute as pc
 
     grouped = index.filter(pc.not_equal(index["group"], index["text_hash"])).select(["group", "split"])
-    sizes = grouped.group_by(["group", "split"]).aggregate([([], "count_all")]).to_pylist()
-    found = [Group(size["group"], size["split"], size["count_all"]) for size in sizes]
-    return sorted(found, key=lambda group: (-group.num_rows, group.name))
+    return grouped.group_by(["group", "split"]).aggregate([([], "count_all")])
+
+
+def _largest(groups: pa.Table) -> list[Group]:
+    """Return the largest groups, the largest first. There may be millions of groups: only these become objects."""
+    import pyarrow.compute as pc
+
+    order = pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]
+    return [Group(row["group"], row["split"], row["count_all"]) for row in groups.take(order).to_pylist()]
 
 
 def _languages(rows: Locations, batches: Mapping[str, BatchRows]) -> dict[str, int]:
