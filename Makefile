@@ -75,7 +75,7 @@ test-slow: install ## The demo, whole graphs, kills, several processes
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(TWO_AT_A_TIME) $(filter-out $(DEMO),$(wildcard tests/test_*.py))
 
 test-numeric: install ## The numeric tests again, as on a CPU without AVX-512 and AMX
-	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PYTEST) -m "numeric and not slow" $(TWO_AT_A_TIME) $(NUMERIC)
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PYTEST) -m "numeric and not slow and not long" $(TWO_AT_A_TIME) $(NUMERIC)
 
 test-all: install ## What CI runs
 	@for target in lint test-quick test-fast test-slow test-numeric; do \

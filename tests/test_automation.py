@@ -519,20 +519,22 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
 
 @pytest.mark.slow
 def test_drift_end_to_end(tmp_path: Path) -> None:
-    """A window of expressions that the model never saw, as its held-out rows are, and one of another kind of text."""
+    """Six windows of one population that later ones are compared with, and two of another kind of text."""
     rows = projects.licence_rows(3_000)
-    unseen = {row["expression"]: row for row in rows if zlib.crc32(row["expression"].encode()) % 4 == 0}
+    unseen = {row["expression"]: row for row in rows if zlib.crc32(row["expression"].encode()) % 2 == 0}
     project = projects.create(
         tmp_path,
         # What is asked here is not whether this model is worth having.
         planning={"min_predicted_gain": -1},
-        monitoring={"path": "data/letters/production", "min_window_rows": 80, "reference_rows": 150},
+        monitoring={"path": "data/letters/production", "min_window_rows": 20, "reference_windows": 6},
     )
     project.deliver("delivery-1.jsonl", [row for row in rows if row["expression"] not in unseen][:1_000])
-    alike = [{name: row[name] for name in ("id", "text", "expression")} for row in list(unseen.values())[:150]]
-    projects.write_rows(project.production / "w1.jsonl", alike)
-    shifted = [{**row, "text": " ".join(word[::-1].upper() for word in row["text"].split()) * 3} for row in alike]
-    projects.write_rows(project.production / "w2.jsonl", shifted)
+    arrived = [{name: row[name] for name in ("id", "text", "expression")} for row in unseen.values()]
+    for number in range(8):
+        window = arrived[number * 30 : (number + 1) * 30]
+        if number >= 6:
+            window = [{**row, "text": " ".join(word[::-1].upper() for word in row["text"].split()) * 3} for row in window]
+        projects.write_rows(project.production / f"w{number}.jsonl", window)
     done = project.fullft("run", "letters", timeout=550)
     assert "drift" in done.stdout, done.stdout + done.stderr
     store = Store(str(project.home / "store"))
@@ -540,4 +542,4 @@ def test_drift_end_to_end(tmp_path: Path) -> None:
     for window in documents.list_batches(store, "letters", "window"):
         pointer = store.read_pointer(f"latest/letters/drift_report/{window.name}")
         found[window.files[0].path] = store.load(pointer["ref"]).metadata["status"]
-    assert found == {"w1.jsonl": "ok", "w2.jsonl": "confirmed"}
+    assert found == {**{f"w{number}.jsonl": "warming_up" for number in range(6)}, "w6.jsonl": "alarm", "w7.jsonl": "confirmed"}

@@ -438,6 +438,7 @@ def test_plan_predicts_the_peak_of_a_rung(tmp_path: Path, name: str, weights: st
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_chunks_of_logits_and_checkpointing_each_take_less_memory_for_the_same_losses(tmp_path: Path) -> None:
     row = low_memory.measure_activations(tmp_path)
     assert row.met, row.notes
@@ -476,6 +477,7 @@ def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path, num_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_share_a_model_take_less_memory_each(tmp_path: Path) -> None:
     """The last rung, with offload, too: each of two processes has half of the model, in whichever memory."""
     row = low_memory.measure_sharing(tmp_path)

@@ -179,10 +179,14 @@ TWO = {"processes": 2, "micro_batch_size": 2}
         ("layers", 12, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0),
         pytest.param("plain", 20, {}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(
-            "low memory", 20, {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow
+            "low memory",
+            20,
+            {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"},
+            0,
+            marks=[pytest.mark.slow, pytest.mark.long],
         ),
         pytest.param("rolled back", 20, {"keep_best": True}, 15, marks=pytest.mark.slow),
-        pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=pytest.mark.slow),
+        pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=pytest.mark.slow),
     ],
 )

@@ -406,6 +406,7 @@ class TestAllLicences:
         red = {check.name: check.severity for check in everything.snapshot.checks if not check.passed}
         assert red.items() <= {"texts_are_unique": "warn", "equal_texts_have_equal_labels": "warn"}.items(), "licences repeat each other"
 
+    @pytest.mark.long
     def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(self, everything: prepared.Prepared) -> None:
         texts = {name: everything.split(name).texts for name in ("train", "validation", "test")}
         # Every pair, by brute force: nothing that the sketches could have missed.
