@@ -53,6 +53,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 USE_BF16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu.get_capabilities().get("amx_bf16", False)
 #: Padded tokens a forward pass without gradients.
 BATCH_TOKENS = 32_768 if torch.cuda.is_available() else 2_048
+#: Of the drift tests: held-out rows, permutations, and the share of unchanged windows that may alarm.
+REFERENCE_ROWS, PERMUTATIONS, FALSE_ALARM_RATE = 1_000, 1_000, 0.05
 
 
 class Clock:
@@ -327,7 +329,7 @@ def watch(
 ) -> dict[str, Any]:
     """Compare each production file with held-out rows, one a group; `outputs` are these rows' probabilities and embeddings."""
     vocabulary = {word for text in train["text"] for word in WORD.findall(text.casefold())}
-    chosen = np.flatnonzero(~held_out["group"].duplicated())[: settings.monitoring.reference_rows]
+    chosen = np.flatnonzero(~held_out["group"].duplicated())[:REFERENCE_ROWS]
     texts, lengths = (held_out[name].iloc[chosen].tolist() for name in ("text", "length"))
     reference = features(texts, lengths, vocabulary, *(values[chosen] for values in outputs))
     verdicts = {}
@@ -338,8 +340,8 @@ def watch(
         ids = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
         cut = tokenizer(rows["text"].tolist(), truncation=True, max_length=settings.chunks.max_tokens)["input_ids"]
         window = features(rows["text"].tolist(), [len(row) for row in ids], vocabulary, *forward(model, cut))
-        p_values = drift(reference, window, settings.monitoring.permutations, settings.seed)
-        drifted = min(p_values.values()) <= settings.monitoring.false_alarm_rate / len(p_values)
+        p_values = drift(reference, window, PERMUTATIONS, settings.seed)
+        drifted = min(p_values.values()) <= FALSE_ALARM_RATE / len(p_values)
         verdicts[path.stem] = {"drifted": bool(drifted), "p_values": p_values}
     return verdicts
 

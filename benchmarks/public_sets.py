@@ -413,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, each in SETS.items():
             print(f"{name:14} {each.shape}; {each.source}")
         return 0
-    more = {} if parsed.train_rows is None else {"snapshot": {"max_train_rows": parsed.train_rows}}
+    more: dict[str, Any] = {} if parsed.train_rows is None else {"snapshot": {"max_train_rows": parsed.train_rows}}
     print(header(parsed.whole_graph))
     failed = False
     for name in parsed.names or SETS:

@@ -28,8 +28,8 @@ class SystemAgreement(Record):
 
 
 def one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
-    """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on. Rows of one group tell nearly the same."""
-    order = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on. Rows of one group are alike."""
+    order: list[int] = np.random.default_rng(seed).permutation(len(groups)).tolist()
     seen: dict[str, int] = defaultdict(int)
     turn = {}
     for row in order:

@@ -23,8 +23,9 @@ _KIND = re.compile(r"^is_license_(\w+): yes$", re.MULTILINE)
 _EXPRESSION = re.compile(r"^license_expression: (.+)$", re.MULTILINE)
 _RULE = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 NUM_FILES = 6
-#: One licence in so many only shows in production, unlabelled: one window like the training data, one of long texts only.
+#: One licence in so many only shows in production, unlabelled: in six weeks that are alike, then in two of long texts only.
 PRODUCTION_PART = 10
+_USUAL_WEEKS, _SHIFTED_WEEKS = 6, 2
 
 
 def rules() -> Iterator[dict[str, str]]:
@@ -53,7 +54,7 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     (aside / "documents").mkdir(parents=True)
     (aside / "production").mkdir()
     chosen = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
-    # Production shows licences that were never delivered: held-out rows, which it is compared with, are such licences too.
+    # Production shows licences that were never delivered.
     expressions = sorted({rule["expression"] for rule in chosen}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     unseen = set(expressions[: len(expressions) // PRODUCTION_PART])
     production = [rule for rule in chosen if rule["expression"] in unseen]
@@ -102,9 +103,11 @@ def _dirt(delivered: list[dict[str, str]]) -> list[str]:
 
 
 def _write_production(folder: Path, production: list[dict[str, str]]) -> None:
-    usual = list({rule["expression"]: rule for rule in reversed(production)}.values())
     # What a change of upstream does: only the long texts arrive.
-    rest = sorted(production, key=lambda rule: -len(rule["text"]))[: len(production) // 4]
-    for name, part in (("week-1", usual), ("week-2", rest)):
+    by_length = sorted(production, key=lambda rule: -len(rule["text"]))
+    long = {rule["id"] for rule in by_length[: len(production) // 4]}
+    usual, shifted = ([rule for rule in production if (rule["id"] in long) is is_long] for is_long in (False, True))
+    weeks = [usual[n::_USUAL_WEEKS] for n in range(_USUAL_WEEKS)] + [shifted[n::_SHIFTED_WEEKS] for n in range(_SHIFTED_WEEKS)]
+    for number, part in enumerate(weeks, start=1):
         rows = [json.dumps({"id": r["id"], "text": r["text"], "license-expression": r["expression"]}, ensure_ascii=False) for r in part]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        (folder / f"week-{number}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
