@@ -495,7 +495,7 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
 
 @pytest.mark.slow
 def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
-    quick = {"min_new_examples": 300, "cooldown_hours": 0.0, "schedule": "* * * * *"}
+    quick = {"min_new_examples": 100, "cooldown_hours": 0.0, "schedule": "* * * * *"}
     daemon.stop()
     daemon.project.configure(base_model="model", documents={"poll_seconds": 2}, retraining=quick)
     daemon = Daemon(daemon.project)
@@ -507,7 +507,7 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
             daemon.turn_on("sensor", "letters_retraining")
             daemon.turn_on("schedule", "letters_retraining_schedule")
             (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
-            assert "enough for min_new_examples = 300" in run.tags["retraining/reasons"]
+            assert "enough for min_new_examples = 100" in run.tags["retraining/reasons"]
             daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
             seen = len(ticks(instance, "letters_retraining"))
             daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
