@@ -75,6 +75,14 @@ class TestScreening:
         assert not screen.overlapping(others).any()
         assert num_too_short([passage, short], 13) == 1
 
+    def test_a_run_of_13_words_is_found_in_arabic_without_its_vowel_signs(self) -> None:
+        first, *others = texts("ar", 150)
+        words = split_words(first)
+        screen = Screen([first], 13, 0.8)
+        passage, short = " ".join(words[2:15]), " ".join(words[2:14])
+        assert screen.shares_a_run([f"{others[0]} {part} {others[1]}" for part in (passage, short)]).tolist() == [True, False]
+        assert not screen.overlapping(others).any()
+
     def test_a_run_of_several_scripts_is_found(self) -> None:
         question = "请解释 gradient accumulation 在 PyTorch 中的作用，并说明它与 batch size 的关系以及适用的场景"
         screen = Screen([question], 13, 0.8)
