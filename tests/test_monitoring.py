@@ -118,7 +118,7 @@ def test_a_reference_that_changes_halfway_is_named(scale: Scale) -> None:
 
 
 def test_a_confirmed_window_does_not_join_the_reference() -> None:
-    assert monitoring.advance([1], [], 2, "alarm", 12) == ([1, 2], [])
+    assert monitoring.advance([1], [], 2, "alarm", 12) == ([1], [2])
     assert monitoring.advance([1], [], 2, "confirmed", 12) == ([1], [2])
     assert monitoring.advance([1, 2], [3, 4], 5, "ok", 2) == ([1, 2], [4, 5])
 

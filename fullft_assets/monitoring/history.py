@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import VERSION, Status
+from fullft_assets.monitoring.verdict import ALARMED, VERSION, Status
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def read_history(
     """Return the windows that a window is compared with: the first ones under this champion, and the last two.
 
     The newest earlier report under this champion names its own; the window that it is about joins the reference until that is complete,
-    unless it was confirmed to have drifted, and the recent ones after that. So a report costs the same after a thousand windows. What is
+    unless it alarmed, and the recent ones after that. So a report costs the same after a thousand windows. What is
     complete stays as it is, and a window that comes late changes nothing. A window that is materialised again keeps what it was
     compared with, so its verdict stays.
 
@@ -91,8 +91,9 @@ def read_history(
 def advance(reference: list[T], recent: list[T], window: T, status: Status, num_reference: int) -> tuple[list[T], list[T]]:
     """Return what the window after this one is compared with: the reference, and the recent windows after it.
 
-    The first windows under a champion are the reference, but for one that was confirmed to have drifted.
+    The first windows under a champion are the reference, but for those that alarmed: what differs from six windows would hide the next one
+    that differs in the same way.
     """
-    if len(reference) < num_reference and status != "confirmed":
+    if len(reference) < num_reference and status not in ALARMED:
         return [*reference, window], recent
     return reference, [*recent, window][-_RECENT:]
