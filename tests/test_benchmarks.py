@@ -112,7 +112,7 @@ def test_preparation_goes_through_every_stage(preparation: Preparation) -> None:
     assert counts["num_batches"] == 5
     assert 900 < counts["num_valid"] < 1_000, "broken rows are set aside"
     assert counts["num_train_rows"] + counts["num_test_rows"] < counts["num_valid"]
-    assert str(row.goal) == "ratio <= 1.5" and row.ratio == row.ours / row.theirs
+    assert str(row.goal) == "ratio <= 1.3" and row.ratio == row.ours / row.theirs
 
 
 def test_one_percent_more_is_measured_against_the_whole(preparation: Preparation) -> None:
