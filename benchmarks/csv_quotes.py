@@ -42,10 +42,11 @@ def docstrings() -> Iterator[dict[str, str]]:
     """Yield rows of the documentation strings of Python's library."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            kinds = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function"}
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
                 yield {
-                    "id": f"{path.stem}-{0 if isinstance(node, ast.Module) else node.lineno}",
-                    "kind": {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function"}[type(node)],
+                    "id": f"{path.stem}-{node.lineno if not isinstance(node, ast.Module) else 0}",
+                    "kind": kinds[type(node)],
                     "expression": path.stem,
                     "text": text,
                 }

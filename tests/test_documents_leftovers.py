@@ -12,6 +12,7 @@ from fullft_assets.documents.sources import Folder
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.test_documents_formats import read
 
 pytestmark = pytest.mark.quick
 
@@ -58,6 +59,17 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
     assert [file.path for file in source.files()] == ["data/README.md", "data/a.jsonl"]
     assert source.others == []
     assert not is_about("readme_of_the_patient.txt")
+
+
+def test_names_that_lead_upwards_are_labels_and_no_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "in/a.jsonl").write_text('{"id": "../../b", "text": "t", "kind": "../../../x", "expression": "../y"}\n')
+    [row] = read(tmp_path / "in")
+    assert (row["id"], row["label"], row["group"]) == ("../../b", "../../../x", "../y")
+    source = Folder(tmp_path / "in")
+    with pytest.raises(OSError, match="leaves the folder"), source.local("../secret.txt"):
+        pass
 
 
 def test_a_corpus_of_readmes_and_licences_in_folders_is_read(tmp_path: Path) -> None:
