@@ -13,9 +13,10 @@ import pytest
 
 from fullft_assets import monitoring
 from fullft_assets.errors import StoreError
-from fullft_assets.monitoring import FAMILIES, DriftMetadata, DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import FAMILIES, DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
 from fullft_assets.settings import MonitoringSettings
 from fullft_assets.store import Manifest
+from tests.manifests import drift
 
 pytestmark = pytest.mark.quick
 
@@ -149,23 +150,14 @@ class TestHistory:
         files={}, metadata={}, checks=[],
     )  # fmt: skip
 
-    def report(self, window: str, history: History, status: str, **changes: Any) -> Manifest:
-        metadata = DriftMetadata(
-            window=window,
-            status=status,
-            summary="",
-            table="",
-            num_rows=300,
-            num_delivered=300,
-            num_unreadable=0,
-            num_related_left_out=0,
-            num_labelled=0,
-            num_reference_windows=len(history.reference),
-            reference=[made.ref for made in history.reference],
-            recent=[made.ref for made in history.recent],
-            documents="",
-            measured={},
-        ).as_dict()
+    def report(self, window: str, history: History, status: monitoring.Status, **changes: Any) -> Manifest:
+        metadata = {
+            **drift(status),
+            "window": window,
+            "num_reference_windows": len(history.reference),
+            "reference": [made.ref for made in history.reference],
+            "recent": [made.ref for made in history.recent],
+        }
         inputs = {"finetuned_checkpoint": self.model.content_digest, "production_documents": self.model.content_digest}
         about = {"stage": "drift_report", "key": window, "version": monitoring.VERSION, "inputs": inputs, "metadata": metadata}
         sums = {} if status == "insufficient_data" else {monitoring.SUMS: {"bytes": 1, "sha256": ""}}
