@@ -35,8 +35,6 @@ class ChunksMetadata(ChunkCounts, Metadata):
     num_sampled_words: int
     num_sampled_tokens: int
     num_erased: int | None = None
-    #: Positions of spare rows without a trained token.
-    spare_rows_without_trained_tokens: list[int] | None = None
 
 
 class AuditMetadata(Metadata):

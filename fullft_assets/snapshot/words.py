@@ -31,7 +31,6 @@ _IDEOGRAPHS = r"\p{Han}\p{Yi}"
 _LETTERS = r"\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}ーｰ"
 _BLOCK_BYTES = 1 << 24
 _BLOCK_TEXTS = 1 << 16
-_NO_HASH = np.uint64(0)
 _WORD = re.compile(r"\w+")
 #: Word characters of ASCII in lower case, all else a space; other bytes stay, and are looked at once a distinct word.
 _TO_WORDS = bytes(ord(chr(c).lower()) if c > 127 or chr(c).isalnum() or c == ord("_") else 32 for c in range(128)) + bytes(range(128, 256))
