@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import dagster as dg
 import psutil
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from fullft_assets.launchers.supervisor import is_alive
 from tests import machine
@@ -34,6 +34,8 @@ _FLAGS = (
 )
 _REPOSITORY = "__repository__@my_project"
 T = TypeVar("T")
+# The default of 5 seconds is short on a slow machine whose cores other tests share.
+expect.set_options(timeout=30_000)
 
 
 def wait_for(what: str, find: Callable[[], T], seconds: float, poll: float = 0.3) -> T:
