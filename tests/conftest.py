@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from fullft_assets.samples import licences
 from tests import project as projects
 from tests import s3_server as s3_servers
 from tests.licence_delivery import Delivery
+
+# To look for garbage among the objects of torch, transformers and Dagster takes longer than many a test.
+gc.set_threshold(100_000, 50, 1_000)
 
 #: Seconds to import, and with them come models and Dagster instances.
 HEAVY = ("torch", "transformers", "dagster")

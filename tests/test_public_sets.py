@@ -13,7 +13,7 @@ from tests import smollm2
 #: What keeps a run short, and nothing that a set would need to get through.
 SHORT: dict[str, Any] = {
     "chunks": {"max_tokens": 48},
-    "snapshot": {"max_train_rows": 320, "max_validation_rows": 80},
+    "snapshot": {"max_train_rows": 160, "max_validation_rows": 60},
     "planning": {"min_predicted_gain": -1.0},
     "evaluation": {"resamples": 200},
 }
