@@ -21,7 +21,8 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.personal_data import entities
 from fullft_assets.personal_data.kinds import Found
 from fullft_assets.personal_data.masking import mask_documents
-from fullft_assets.personal_data.pii import KINDS, Search
+from fullft_assets.personal_data.pii import KINDS
+from fullft_assets.personal_data.search import Search
 from fullft_assets.store import Store
 
 NAMES = [f"{first} {last}" for first in ("Ann", "Boris", "Chiara", "Dieter") for last in ("Becker", "Novak", "Rossi", "Young")]

@@ -22,8 +22,9 @@ from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
-from fullft_assets.personal_data.entities import pipeline_key, search_of
+from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.masking import mask_documents
+from fullft_assets.personal_data.search import search_of
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 

@@ -44,9 +44,10 @@ from fullft_assets.examples.rules import (
     suite_for,
 )
 from fullft_assets.examples.spelling import as_listed
-from fullft_assets.personal_data.entities import pipeline_key, search_of
+from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.masking import mask_documents
-from fullft_assets.personal_data.pii import Search, count, counts_of, kinds_named
+from fullft_assets.personal_data.pii import count, counts_of, kinds_named
+from fullft_assets.personal_data.search import Search, search_of
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import messages_hash, text_hash

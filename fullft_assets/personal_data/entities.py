@@ -17,7 +17,6 @@ from typing import Any
 from fullft_assets.base_model import suggest_path
 from fullft_assets.errors import SettingsError
 from fullft_assets.personal_data.kinds import Found
-from fullft_assets.personal_data.pii import Search, kinds_named
 from fullft_assets.settings.examples import PII_MODEL_KINDS
 from fullft_assets.settings.use_case import UseCase, locate
 from fullft_assets.store.hashing import digest, file_digest
@@ -84,15 +83,6 @@ def entity_model(use_case: UseCase) -> EntityModel | None:
     pipeline = _pipeline_of(use_case)
     kinds = tuple(kind for kind in PII_MODEL_KINDS if kind in use_case.settings.examples.pii_kinds)
     return None if pipeline is None else _load(pipeline, kinds)
-
-
-def search_of(use_case: UseCase) -> Search:
-    """Return what is looked for in the texts of a use case.
-
-    Raises:
-        SettingsError: see `find_pipeline`.
-    """
-    return Search(kinds_named(use_case.settings.examples.pii_kinds), entity_model(use_case))
 
 
 def _pipeline_of(use_case: UseCase) -> Pipeline | None:

@@ -2,14 +2,12 @@
 
 Each kind has a coarse hint that RE2 tries on a whole column, an exact pattern that is only tried where the hint holds, and a check that a
 pattern cannot express: check digits, a country's numbering plan, numbers that are never given out, addresses that are no one's. Names, places
-and dates are found where a model is given (see `entities`), postal addresses are not. `benchmarks/personal_data.py` measures recall and precision of each kind.
+and dates are found where a model is given (see `search`), postal addresses are not. `benchmarks/personal_data.py` measures recall and precision of each kind.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,31 +20,10 @@ from fullft_assets.personal_data.secrets_and_keys import SECRETS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.personal_data.entities import EntityModel
-
 #: In the order of precedence: a card number is not also a telephone number.
 KINDS = (*SECRETS, *CONTACTS, *IDENTIFIERS, *TELEPHONES)
 #: Hints that RE2 tries together. Those of all kinds have more states than it keeps: they took ten times as long as one hint.
 _MOST_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Search:
-    """What is looked for: by patterns, and by a model of named entities where there is one."""
-
-    kinds: tuple[Kind, ...] = KINDS
-    model: EntityModel | None = None
-
-    def find_all(self, texts: pa.Array | pa.ChunkedArray) -> dict[int, list[Found]]:
-        """Return what is found in each text, as `find` does, by its row; rows without any are left out."""
-        found = _find_all(texts, self.kinds)
-        if self.model is not None:
-            strings = texts.to_pylist()
-            rows = [row for row, text in enumerate(strings) if text]
-            for row, entities in zip(rows, self.model.find_all([strings[row] for row in rows]), strict=True):
-                if entities:
-                    found[row] = _joined(strings[row], found.get(row, []), entities)
-        return {row: each for row, each in found.items() if each}
 
 
 def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
@@ -56,7 +33,7 @@ def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
 
 def count(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind] = KINDS) -> np.ndarray:
     """Return how many pieces of personal data (of some kinds) each text holds; 0 for null."""
-    return counts_of(_find_all(texts, kinds), len(texts))
+    return counts_of(find_all(texts, kinds), len(texts))
 
 
 def counts_of(found: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray:
@@ -67,7 +44,8 @@ def counts_of(found: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray
     return counts
 
 
-def _find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[int, list[Found]]:
+def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[int, list[Found]]:
+    """Return the personal data (of some kinds) in each text where a kind's hint matches, as `find` does, by row."""
     hinted: dict[int, set[str]] = {}
     for hint, rows in _hinted_by_all(texts, kinds):
         for row in rows.tolist():
@@ -108,20 +86,6 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
                 taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
                 found.append(Found(*span, kind.placeholder, kind.name))
     return sorted(found, key=lambda one: one.start)
-
-
-def _joined(text: str, found: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
-    """Return both without overlaps. What a pattern found stays whole: of a name that runs into an address, the rest is a piece."""
-    free, pieces = bytearray(b"\1" * len(text)), [*found]
-    for one in found:
-        free[one.start : one.end] = b"\0" * (one.end - one.start)
-    for one in entities:
-        for run in re.finditer(b"\1+", free[one.start : one.end]):
-            part = text[one.start + run.start() : one.start + run.end()]
-            start = one.start + run.start() + len(part) - len(part.lstrip())
-            if any(map(str.isalnum, part)):
-                pieces.append(replace(one, start=start, end=start + len(part.strip())))
-    return sorted(pieces, key=lambda one: one.start)
 
 
 def mask(text: str, found: Sequence[Found]) -> str:
