@@ -42,7 +42,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             valid, quarantined = examples.validate(store, case.use_case, raw_documents)
-            if any(not check.passed and check.severity == "error" for check in valid.checks):
+            if valid.red_gates:
                 ingestion.mark_done(store, case.use_case, context.partition_key)
         yield case.result(valid, "labeled_examples", store)
         yield case.result(quarantined, "quarantined_examples", store)

@@ -97,7 +97,7 @@ def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
     partition = run.tags.get(_PARTITION_TAG)
     if stage == "ingest" and partition is not None:
         batch = latest(store, case.name, "labeled_examples", partition)
-        closed = [check.name for check in batch.checks if not check.passed and check.severity == "error"] if batch else []
+        closed = [gate.name for gate in batch.red_gates] if batch else []
         if closed:
             yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", "open the checks of labeled_examples")
     if stage == "monitor" and partition is not None:

@@ -85,9 +85,7 @@ def gather(
     """
     settings = case.settings
     usable = {
-        name: manifest
-        for name, manifest in latest_by_partition(store, case.name, "labeled_examples").items()
-        if all(check.passed for check in manifest.checks if check.severity == "error")
+        name: manifest for name, manifest in latest_by_partition(store, case.name, "labeled_examples").items() if not manifest.red_gates
     }
     checkpoint, snapshot = latest(store, case.name, "finetuned_checkpoint"), latest(store, case.name, "training_snapshot")
     trained_on = store.load(CheckpointMetadata.of(checkpoint).snapshot) if checkpoint else None

@@ -57,9 +57,8 @@ def needing_tokens(
     expected = chunks.Expected.of(use_case)
     found = []
     for batch, valid in sorted(labeled.items()):
-        held_back = any(not check.passed and check.severity == "error" for check in valid.checks)
         current = (valid.version, valid.settings) == made_by and _is_read(use_case, raw.get(batch), valid)
-        if current and not held_back and not expected.matches(tokenized.get(batch), valid):
+        if current and not valid.red_gates and not expected.matches(tokenized.get(batch), valid):
             found.append(batch)
     return found
 

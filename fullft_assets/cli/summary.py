@@ -83,8 +83,7 @@ def _data(use_case: UseCase, store: Store) -> list[str]:
         f"{sum(batch.num_valid for batch in rows):,} valid, {sum(batch.num_quarantined for batch in rows):,} quarantined"
     )
     for manifest in examples:
-        held_back = [check.description for check in manifest.checks if not check.passed and check.severity == "error"]
-        lines += [f"  held back      {description}" for description in held_back]
+        lines += [f"  held back      {gate.description}" for gate in manifest.red_gates]
     snapshot = latest(store, name, "training_snapshot")
     if snapshot is not None:
         taken = SnapshotMetadata.of(snapshot)

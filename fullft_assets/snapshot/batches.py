@@ -35,7 +35,7 @@ def usable_batches(
     Raises:
         DataError: one of them is not tokenised as it would be today.
     """
-    usable = {name: manifest for name, manifest in examples.items() if not _is_held_back(manifest)}
+    usable = {name: manifest for name, manifest in examples.items() if not manifest.red_gates}
     fix = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
     for name, manifest in usable.items():
         if name not in chunks:
@@ -54,7 +54,7 @@ def usable_batches(
             f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; "
             f"launch {use_case.name}_retokenize"
         )
-    return {name: manifest for name, manifest in usable.items() if not _is_held_back(chunks[name])}
+    return {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
 
 
 def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
@@ -105,10 +105,6 @@ def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
         description=description,
         metadata={"num_files_of_several_sources": len(namesakes)},
     )
-
-
-def _is_held_back(manifest: Manifest) -> bool:
-    return any(not check.passed and check.severity == "error" for check in manifest.checks)
 
 
 def read_batches(

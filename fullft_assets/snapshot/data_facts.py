@@ -107,13 +107,9 @@ def gather(
         largest_groups=_largest(groups),
         encodings=dict(sum((Counter(about.encodings) for about in used.values()), Counter()).most_common()),
         languages=_languages(rows, batches),
-        held_back={name: red for name in sorted(set(examples) - set(folders)) if (red := _red(examples[name]))},
+        held_back={name: [gate.name for gate in red] for name in sorted(set(examples) - set(folders)) if (red := examples[name].red_gates)},
         to_do=[(check.name, check.description) for check in _with_those_of_batches(checks, examples, folders) if check.description],
     )
-
-
-def _red(manifest: Manifest) -> list[str]:
-    return [check.name for check in manifest.checks if not check.passed and check.severity == "error"]
 
 
 def _with_those_of_batches(

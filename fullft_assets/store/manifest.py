@@ -104,6 +104,11 @@ class Manifest(BaseModel):
                 return outcome
         raise StoreError(f"{self.ref}: no check `{name}` in its manifest")
 
+    @property
+    def red_gates(self) -> list[CheckOutcome]:
+        """The error checks that it did not pass."""
+        return [outcome for outcome in self.checks if not outcome.passed and outcome.severity == "error"]
+
     def require_green(self, consumer: str) -> None:
         """Refuse to build on this artifact while one of its error checks is red.
 
@@ -113,6 +118,5 @@ class Manifest(BaseModel):
         Raises:
             GateError: names the check, its description and the consumer.
         """
-        for outcome in self.checks:
-            if not outcome.passed and outcome.severity == "error":
-                raise GateError(f"{consumer} refused: {self.stage}.{outcome.name} is red: {outcome.description}")
+        for outcome in self.red_gates:
+            raise GateError(f"{consumer} refused: {self.stage}.{outcome.name} is red: {outcome.description}")
