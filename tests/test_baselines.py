@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
@@ -31,7 +30,7 @@ def fitted(prepared: Prepared) -> dict[str, Baseline]:
 
 
 def context(prepared: Prepared, num_labels: int | None = None) -> BaselineContext:
-    return BaselineContext(prepared.base_model, prepared.labels[:num_labels], Progress(silent=True))
+    return replace(prepared.baseline_context, labels=prepared.labels[:num_labels])
 
 
 def accuracy(fitted: Baseline, split: Split) -> float:

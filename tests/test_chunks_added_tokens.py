@@ -20,7 +20,6 @@ from fullft_assets.models.embeddings import initialise_added
 from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.baseline import BaselineContext
 from fullft_assets.tasks.classification import scoring
 from fullft_assets.tasks.classification.baselines import FrozenProbe
 from fullft_assets.tasks.context import EvaluationContext
@@ -217,7 +216,7 @@ class TestWorkloads:
         case, _, extended = made
         test = case.split("test")
         folder = case.store.folder(extended["cheaper_baselines"])
-        probe = FrozenProbe.load(folder, BaselineContext(case.base_model, case.labels, QUIET, self.ADDED))
+        probe = FrozenProbe.load(folder, replace(case.baseline_context, added_tokens=self.ADDED))
         model = initialised(case.base_model, self.ADDED)
         expected = [
             np.mean([model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy() for window in document], axis=0)

@@ -27,7 +27,7 @@ from fullft_assets.planning import (
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.baseline import BaselineContext, load_all
+from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification.assessment import macro_f1
 from fullft_assets.workloads import entry
 from tests import project as projects
@@ -310,8 +310,7 @@ class TestRealWorkload:
         assert min(seconds.values()) > 0 and manifest.metadata["usd"] == {name: pytest.approx(s / 1_000) for name, s in seconds.items()}
         assert tuple(manifest.metadata["scores"]) == prepared.use_case.settings.baselines == ("majority", "tfidf", "frozen_probe")
         assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
-        context = BaselineContext(prepared.base_model, prepared.labels, Progress(silent=True))
-        loaded = load_all(manifest.metadata["scores"], prepared.store.folder(manifest), context)
+        loaded = load_all(manifest.metadata["scores"], prepared.store.folder(manifest), prepared.baseline_context)
         validation = prepared.split("validation")
         for name, fitted in loaded.items():
             assert macro_f1(validation.labels, fitted.predict(validation).argmax(1)) == pytest.approx(manifest.metadata["scores"][name])

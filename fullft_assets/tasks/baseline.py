@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from fullft_assets.settings import UseCaseSettings
 
 
+def _without_recipe() -> Recipe:
+    raise AssertionError("the recipe that fits the baselines adds itself")
+
+
 @dataclass(frozen=True)
 class BaselineContext:
     """What a baseline may use beside rows.
@@ -35,13 +39,13 @@ class BaselineContext:
     base_model: ModelFolder
     labels: Sequence[str]
     progress: Progress
+    settings: UseCaseSettings
+    train_rows: Callable[[], Split]
     added_tokens: Sequence[str] = ()
     tokenization: Tokenization | None = None
     project_root: Path = Path()
-    settings: UseCaseSettings | None = None
     paid: dict[str, float] = field(default_factory=dict)
-    train_rows: Callable[[], Split] | None = None
-    open_recipe: Callable[[], Recipe] | None = None
+    open_recipe: Callable[[], Recipe] = _without_recipe
 
 
 class Baseline(ABC):

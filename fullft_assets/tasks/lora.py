@@ -47,7 +47,7 @@ class Lora(Baseline):
         from fullft_assets.engine.finetuning import fine_tune
         from fullft_assets.models.hardware import free_memory
 
-        settings, recipe = _required(context)
+        settings, recipe = context.settings, context.open_recipe()
         rank = settings.planning.lora.rank
         adapted = cast("Recipe", _AdaptedRecipe(recipe, rank))
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
@@ -65,7 +65,7 @@ class Lora(Baseline):
         return cls(rank, trained, context)
 
     def predict(self, rows: Split) -> Any:
-        settings, recipe = _required(self.context)
+        settings, recipe = self.context.settings, self.context.open_recipe()
         model = adapt(recipe, training_settings(settings), self.rank)
         _load_trained(model, self.weights)
         return recipe.predict(_scored_as_others(model), rows, self.context.progress)
@@ -165,8 +165,3 @@ def _scored_as_others(model: PreTrainedModel) -> PreTrainedModel:
 
     precision.set_scoring(model, None)
     return model
-
-
-def _required(context: BaselineContext) -> tuple[UseCaseSettings, Recipe]:
-    assert context.settings is not None and context.open_recipe is not None, "planning and evaluation give both"
-    return context.settings, context.open_recipe()

@@ -118,10 +118,10 @@ def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progr
         find_base_model(settings, Path(job.project_root)),
         [],
         progress,
+        settings,
+        lambda: load_split(store, snapshot, "train"),
         settings.chunks.added_tokens,
         project_root=Path(job.project_root),
-        settings=settings,
-        train_rows=lambda: load_split(store, snapshot, "train"),
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext
 
@@ -31,18 +30,6 @@ def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]
     return generator.permutation(drawn[np.argsort(turn, kind="stable")][:count]).tolist()
 
 
-def settings_of(context: BaselineContext) -> UseCaseSettings:
-    """Return the settings of the use case."""
-    assert context.settings is not None, "planning and evaluation give them"
-    return context.settings
-
-
-def training_rows(context: BaselineContext) -> Split:
-    """Return the snapshot's training rows."""
-    assert context.train_rows is not None, "planning and evaluation give them"
-    return context.train_rows()
-
-
 def save_examples(path: Path, ids: Sequence[str], **more: Sequence[Any]) -> None:
     """Write which rows are shown, without their texts, which an erasure could not remove here."""
     path.write_text(json.dumps({"ids": list(ids), **more}), encoding="utf-8")
@@ -54,7 +41,7 @@ def load_examples(path: Path, context: BaselineContext) -> tuple[Split, dict[str
     Raises:
         DataError: it has none of them.
     """
-    saved, rows = json.loads(path.read_text(encoding="utf-8")), training_rows(context)
+    saved, rows = json.loads(path.read_text(encoding="utf-8")), context.train_rows()
     place = {id_: number for number, id_ in enumerate(rows.ids)}
     kept = [number for number, id_ in enumerate(saved["ids"]) if id_ in place]
     if not kept:

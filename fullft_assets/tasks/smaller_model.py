@@ -14,7 +14,6 @@ from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext
 
 if TYPE_CHECKING:
-    from fullft_assets.engine.recipe import Recipe
     from fullft_assets.settings import TrainingSettings, UseCaseSettings
 
 #: Training texts whose tokens the two tokenizers must agree on, beside the vocabulary.
@@ -40,7 +39,7 @@ class SmallerModel(Baseline):
         from fullft_assets.engine.finetuning import fine_tune
         from fullft_assets.models.hardware import free_memory
 
-        settings, recipe = _required(context)
+        settings, recipe = context.settings, context.open_recipe()
         assert settings.planning.smaller_model is not None, "the check of the YAML asks for it"
         base = with_rights(resolve_base_model(settings.planning.smaller_model, context.project_root), settings)
         _require_same_tokenizer(base, context)
@@ -69,7 +68,7 @@ class SmallerModel(Baseline):
     def predict(self, rows: Split) -> Any:
         from fullft_assets.models import precision
 
-        settings, recipe = _required(self.context)
+        settings, recipe = self.context.settings, self.context.open_recipe()
         folder = with_rights(self.folder, settings)
         ours = recipe.with_model(folder, start=folder)
         model = ours.load(training_settings(settings))
@@ -96,7 +95,6 @@ def _require_same_tokenizer(folder: ModelFolder, context: BaselineContext) -> No
     Raises:
         SettingsError: its tokenizer has other tokens.
     """
-    assert context.settings is not None and context.train_rows is not None, "planning gives them"
     chunks, task = context.settings.chunks, context.settings.examples.task
     ours, theirs = (Tokenization.load(each, chunks, task) for each in (context.base_model, folder))
     texts = context.train_rows().texts[:_COMPARED_TEXTS]
@@ -109,8 +107,3 @@ def _require_same_tokenizer(folder: ModelFolder, context: BaselineContext) -> No
 
 def _template(tokenization: Tokenization) -> str | None:
     return None if tokenization.chat is None else tokenization.chat.source
-
-
-def _required(context: BaselineContext) -> tuple[UseCaseSettings, Recipe]:
-    assert context.settings is not None and context.open_recipe is not None, "planning and evaluation give both"
-    return context.settings, context.open_recipe()

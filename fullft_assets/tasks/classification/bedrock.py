@@ -44,13 +44,12 @@ class Bedrock(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
-        settings = prompting.settings_of(context)
-        shown = train.select(prompting.draw(train.labels, _required(context).examples, settings.seed))
+        shown = train.select(prompting.draw(train.labels, _asked(context).examples, context.settings.seed))
         return cls(shown, shown.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
 
     def predict(self, rows: Split) -> np.ndarray:
         """Return label probabilities [rows, labels]: 1 for the label that was answered."""
-        context, asked = self.context, _required(self.context)
+        context, asked = self.context, _asked(self.context)
         client, system = _client(asked), f"Answer with the label of the text and nothing else. The labels are: {', '.join(context.labels)}."
         before = [
             _message(role, text)
@@ -90,8 +89,8 @@ class Bedrock(Baseline):
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         fallback = int(np.load(folder / "bedrock.npz")["fallback"])
-        if not _required(context).examples:
-            return cls(prompting.training_rows(context).select([]), [], fallback, context)
+        if not _asked(context).examples:
+            return cls(context.train_rows().select([]), [], fallback, context)
         shown, saved = prompting.load_examples(folder / "bedrock.json", context)
         return cls(shown, saved["labels"], fallback, context)
 
@@ -103,8 +102,8 @@ def read_label(answer: str, labels: Sequence[str]) -> int | None:
     return known.get(said)
 
 
-def _required(context: BaselineContext) -> BedrockSettings:
-    asked = prompting.settings_of(context).planning.bedrock
+def _asked(context: BaselineContext) -> BedrockSettings:
+    asked = context.settings.planning.bedrock
     if asked is None:
         raise SettingsError(
             "planning.bedrock: planning.baselines names bedrock, so it has to say which model; give model, or remove bedrock"

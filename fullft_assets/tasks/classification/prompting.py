@@ -40,7 +40,7 @@ class _Prompted(Baseline):
         context = self.context
         writer = PromptWriter.of(context)
         opening, labels = [*writer.instruction, *self._examples(writer)], writer.labels
-        prompts = [opening + text for text in writer.ask(rows.texts, prompting.settings_of(context).chunks.max_tokens)]
+        prompts = [opening + text for text in writer.ask(rows.texts, context.settings.chunks.max_tokens)]
         model = load_causal(context.base_model, context.added_tokens)
         prompting.require_room(max(map(len, prompts), default=0) + max(map(len, labels)), model)
         windows = [[prompt + label] for prompt in prompts for label in labels]
@@ -77,12 +77,12 @@ class FewShot(_Prompted):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
-        settings = prompting.settings_of(context)
+        settings = context.settings
         shown = train.select(prompting.draw(train.labels, settings.planning.prompting.examples, settings.seed))
         return cls(shown, shown.labels.tolist(), context)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
-        most = prompting.settings_of(self.context).planning.prompting.max_tokens
+        most = self.context.settings.planning.prompting.max_tokens
         asked = writer.ask(self.shown.texts, max(1, most // len(self.shown) - writer.num_tokens_around))
         return [token for text, label in zip(asked, self.labels, strict=True) for token in text + writer.labels[label]]
 
@@ -105,7 +105,7 @@ class PromptWriter:
     @classmethod
     def of(cls, context: BaselineContext) -> Self:
         """Return the one for the base model's tokenizer and the labels' names."""
-        return cls(Tokenization.load(context.base_model, prompting.settings_of(context).chunks), context.labels)
+        return cls(Tokenization.load(context.base_model, context.settings.chunks), context.labels)
 
     @cached_property
     def instruction(self) -> list[int]:

@@ -42,7 +42,7 @@ class FewShotConversations(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        rows, settings = prompting.training_rows(context), prompting.settings_of(context)
+        rows, settings = context.train_rows(), context.settings
         asked = settings.planning.prompting
         chosen, room = [], asked.max_tokens
         for row in prompting.draw([0] * len(rows), len(rows), settings.seed):
