@@ -1,6 +1,5 @@
 """training: training_snapshot, feasibility_plan, pilot_run -> finetuned_checkpoint."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from fullft_assets.store import Manifest, Store, artifact_key
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
 
-    # Of outputs that may be left out, checks may be as well.
+    # An output that may be missing may lack its checks, too.
     @dg.multi_asset(
         name=f"{case.name}__finetuned_checkpoint",
         outs={
@@ -104,7 +103,7 @@ def training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest 
 
 
 def _curves(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
-    lines = [json.loads(line) for line in (store.folder(manifest) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    lines = training.read_step_log(store.folder(manifest))
     curves = {"loss": "training loss", "validation_loss": "validation loss"}
     general = {"general_loss": "loss on general text", "general_distance": "distance of general texts' representations"}
     curves |= {key: caption for key, caption in general.items() if any(key in line for line in lines)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fullft_assets.settings import UseCaseSettings
@@ -10,6 +12,8 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
 VERSION = "4"
+#: In a checkpoint's folder: the metrics by step, as JSON lines.
+STEP_LOG = "logs/metrics.jsonl"
 #: Measures on the general set, lower is better: nats per token; for an encoder, which has no loss on general text, the
 #: distance (1 - mean cosine) of its pooled representations from the base model's.
 GENERAL_MEASURES = ("general_loss", "general_distance")
@@ -35,6 +39,12 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     pilot always begins with the base model.
     """
     return settings.training.model_dump(mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps", "keep_checkpoints"})
+
+
+def read_step_log(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the lines of the step log in a checkpoint's folder; nothing where it came without one."""
+    path = checkpoint / STEP_LOG
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:

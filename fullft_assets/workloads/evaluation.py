@@ -5,10 +5,8 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --jo
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -31,12 +29,12 @@ from fullft_assets.snapshot import Split, load_split, near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext
+from fullft_assets.training import read_step_log
 from fullft_assets.training.lineage import snapshots_learned_from
 from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.entry import run_workload
 
 #: The step log within a checkpoint artifact.
-STEP_LOG = "logs/metrics.jsonl"
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
@@ -48,7 +46,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     test = unseen(job, store, inputs, test)
     if len(test) < delivered:
         progress.say(
-            f"{delivered - len(test):,} test rows left out: a model learned from them, or from near-duplicates, in an older snapshot"
+            f"{delivered - len(test):,} test rows excluded: a model learned from them, or from near-duplicates, in an older snapshot"
         )
     context = EvaluationContext(job, store, inputs, progress)
     result = task_of(job.settings.examples).evaluate(context, test)
@@ -69,7 +67,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             verdict=decision,
             base_model=job.settings.base_model,
             answers=result.examples,
-            training_log=read_step_log(store.folder(checkpoint) / STEP_LOG),
+            training_log=read_step_log(store.folder(checkpoint)),
             learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
             data=report.data_rows(snapshot),
             lineage=report.lineage_rows(inputs, job.settings, job.key),
@@ -124,13 +122,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     if len(seen) == len(test):
         raise DataError("evaluation: every test row was learned from by a model that is evaluated; deliver new labelled documents")
     return test.select([row for row in range(len(test)) if row not in seen]) if seen else test
-
-
-def read_step_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a step log, or nothing where a checkpoint came without one."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _rule(inputs: Mapping[str, Manifest]) -> ChampionRule:

@@ -81,7 +81,7 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()
-        shutil.copy(folder / STEP_LOG, draft.path / "logs" / STEP_LOG)
+        shutil.copy(folder / STEP_LOG, draft.path / training.STEP_LOG)
         if (folder / EVENT_FILES).is_dir():
             shutil.copytree(folder / EVENT_FILES, draft.path / "logs" / EVENT_FILES)
         return draft.commit(
