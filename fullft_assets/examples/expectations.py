@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples.expectation_names import EXPECTATIONS
 from fullft_assets.examples.expectation_values import value_problems
 from fullft_assets.examples.language import LANGUAGES, two_letter_code
 from fullft_assets.examples.rules import ESSENTIAL, PROFILE_COLUMNS, applicable, check_name
@@ -17,6 +18,9 @@ from fullft_assets.task import task_of
 
 #: A key below a use case's attributes, and one line that says what is wrong with it and how to fix it.
 Problem = tuple[tuple[str | int, ...], str]
+#: What each expectation of Great Expectations that runs on a profile judges (`column_map`: each value of a column), its arguments, and
+#: those without a default. Importing the library takes seconds; a use case is checked without it.
+EXPECTATIONS: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
 _COLUMNS_ARGUMENTS = ("column_list", "column_set")
 #: They judge a value by those of other rows, which are others in another batch.
@@ -85,7 +89,7 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
         )
         return
     known = EXPECTATIONS[expectation.name]
-    if expectation.severity == "quarantine" and known.scope != "column_map":
+    if expectation.severity == "quarantine" and known["judges"] != "column_map":
         yield (
             ("severity",),
             f"`quarantine` needs an expectation on each row's value; {expectation.name} judges more at once: use warn or error",
@@ -95,12 +99,12 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
             ("severity",),
             f"`quarantine` would set a row aside for the rows that share its batch; {expectation.name} compares them: use warn or error",
         )
-    for argument in known.required.split():
+    for argument in known["required"]:
         if argument not in expectation.arguments:
             yield ("arguments",), f"{expectation.name} needs `{argument}`"
     for argument, value in expectation.arguments.items():
-        if argument not in known.arguments.split():
-            yield ("arguments", argument), f"{expectation.name} takes no `{argument}`{_near(argument, known.arguments.split())}"
+        if argument not in known["arguments"]:
+            yield ("arguments", argument), f"{expectation.name} takes no `{argument}`{_near(argument, known['arguments'])}"
         elif argument in _COLUMN_ARGUMENTS:
             yield from (((("arguments", argument)), message) for message in _column_problems(value, settings))
         elif argument in _COLUMNS_ARGUMENTS and isinstance(value, list):

@@ -166,7 +166,7 @@ def applicable(settings: ExamplesSettings) -> list[str]:
 
 
 def profile(table: pa.Table, settings: ExamplesSettings, num_personal_data: np.ndarray | None = None) -> pd.DataFrame:
-    """Return the profile of a batch of documents; a column that no rule and no expectation needs is left out.
+    """Return the profile of a batch of documents; a column that no rule and no expectation needs is excluded.
 
     Args:
         table: with `documents.COLUMNS`.
