@@ -21,11 +21,6 @@ def visible(text: str) -> str:
     return "".join(_code(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
-def in_markdown(text: str) -> str:
-    """Return a text so that Markdown shows it as it is, also in a cell of a table."""
-    return _MARKUP.sub(r"\\\g<0>", visible(text))
-
-
 def quoted(text: str) -> str:
     """Return a name between backticks for a sentence that may be shown as plain text, as Markdown or as HTML."""
     return f"`{''.join(_code(c) if _MARKUP.match(c) or unicodedata.category(c) in _INVISIBLE else c for c in text)}`"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from fullft_assets.escaping import visible
+
 _SPECIAL = re.compile(r"[\\`*\[\]|!~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 #: Encloses what a table row is about, in front of its first cell: see `about_row`.
 _MARK = "\ue000"
@@ -18,6 +20,11 @@ def escape(value: object) -> str:
     """Return a value so that Markdown shows it as it is, also in a cell of a table."""
     text = str(value).replace(_MARK, " ").replace("\n", " ")
     return _SPECIAL.sub(lambda match: f"\\{match[0]}", text).replace("<", "&lt;")
+
+
+def escape_name(name: str) -> str:
+    """Return a delivered name so that Markdown shows it as it is, also the characters in it that are not seen."""
+    return escape(visible(name))
 
 
 def fenced(text: str) -> str:
@@ -65,7 +72,7 @@ def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str]
 
 
 def _read_marks(state: Any) -> None:
-    """Tell table rows what they are about, cells their column and whether they are right, and let pictures be no paragraphs."""
+    """Write attributes into the tokens: what a table row is about, a cell's column and whether it says yes or no; unwrap pictures from paragraphs."""
     row, heads, column = None, [], 0
     for before, token, after in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
         if before.type == "thead_open":

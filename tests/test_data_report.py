@@ -122,7 +122,7 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     )
     assert "- 2 empty text: delivery-1.jsonl:6, delivery-1.jsonl:10\n" in text
     assert "| 600 | 10 |" in text
-    left_out = text.partition("## Left out")[2].partition("##")[0]
+    left_out = text.partition("## Excluded rows")[2].partition("##")[0]
     counts = [int(line.split()[1].replace(",", "")) for line in left_out.splitlines() if line.startswith("- ")]
     assert sum(counts) == sum(taken.snapshot.metadata["left_out"].values())
     assert "delivery-1.jsonl:4" in left_out, "a copy is named by its place"

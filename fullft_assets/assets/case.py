@@ -9,9 +9,9 @@ from typing import Any, TypedDict
 import dagster as dg
 
 from fullft_assets.assets.shown_metadata import outside_the_store
-from fullft_assets.escaping import in_markdown
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import Launcher
+from fullft_assets.markdown import escape_name
 from fullft_assets.resources import launcher_resource, manifest_io_manager, store_resource
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -239,4 +239,4 @@ def sentences(text: str) -> dg.MarkdownMetadataValue:
 
 def _cell(value: Any) -> str:
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return in_markdown(text.replace("\n", " "))
+    return escape_name(text.replace("\n", " "))

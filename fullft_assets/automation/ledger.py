@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.assets.case import Case, plain_metadata
-from fullft_assets.escaping import in_markdown
+from fullft_assets.markdown import escape_name
 from fullft_assets.retraining import CLOCK_SECONDS, Decision, RecordedDecision, Signals, State, hours_spent, num_unproductive, raised_after
 from fullft_assets.store import Store
 
@@ -147,6 +147,6 @@ def _shown(case: Case, state: State, signals: Signals, decision: Decision) -> di
     }
     return {
         "action": decision.action,
-        "reasons": dg.MetadataValue.md("\n".join(f"- {in_markdown(reason)}" for reason in [*decision.reasons, *decision.notes])),
+        "reasons": dg.MetadataValue.md("\n".join(f"- {escape_name(reason)}" for reason in [*decision.reasons, *decision.notes])),
         **plain_metadata(numbers),
     }

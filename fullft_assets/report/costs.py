@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fullft_assets.durations import duration
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, title
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.settings import UseCaseSettings
@@ -53,16 +54,6 @@ def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[
     if gain.estimate > 0:
         rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
     return rows
-
-
-def duration(seconds: float) -> str:
-    """Return a time in its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _of_training(made: CheckpointMetadata) -> SystemCost:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullft_assets.durations import duration
 from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import PilotMetadata
 from fullft_assets.report import pictures
-from fullft_assets.report.costs import SystemCost, duration
+from fullft_assets.report.costs import SystemCost
 from fullft_assets.report.doubtful_rows import DoubtfulRow
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
@@ -189,7 +190,7 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
     rows = [(name, f"{value:,}") for key, name in names.items() if (value := getattr(found, key)) is not None]
     rows += [(f"labels, {split}", _listed(counts)) for split, counts in found.label_counts.items() if counts]
     if found.left_out:
-        rows.append(("left out", _listed(found.left_out)))
+        rows.append(("excluded", _listed(found.left_out)))
     return rows
 
 
@@ -210,9 +211,8 @@ def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key:
 def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     """Return what a training took, as (name, value) rows."""
     made = CheckpointMetadata.of(checkpoint)
-    seconds = made.training_seconds
     return [
-        ("training time", f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min {seconds % 60:.0f} s"),
+        ("training time", duration(made.training_seconds)),
         ("cost", f"{made.training_usd:,.2f} USD"),
         ("parameters", f"{made.num_parameters:,}"),
         ("trained parameters", f"{made.num_trained_parameters:,}"),

@@ -1,4 +1,4 @@
-"""What a person should know of the data before training: sizes, balance, lengths, what is left out, one row as the model reads it."""
+"""What a person should know of the data before training: sizes, balance, lengths, excluded rows, one row as the model reads it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.escaping import visible
 from fullft_assets.examples.spelling import variants
-from fullft_assets.markdown import escape as escape_markdown
-from fullft_assets.markdown import fenced, to_html
+from fullft_assets.markdown import escape_name, fenced, to_html
 from fullft_assets.snapshot.data_facts import DataFacts, SetAside
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 
@@ -23,11 +21,6 @@ _STYLE = (
 )
 _SPLITS = ("train", "validation", "test")
 _REASONS = {"few_rows": "fewer than snapshot.min_rows_per_label", "no_training_row": "no row that may train"}
-
-
-def escape(name: str) -> str:
-    """Return a name so that Markdown shows it as it is, also the characters in it that are not seen."""
-    return escape_markdown(visible(name))
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def render(
     if metadata.num_packed_rows is not None:
         lines += ["", f"Packed for training: {metadata.num_packed_rows:,} rows, {metadata.packing_fill:.2%} full."]
     if example is not None:
-        lines += ["", "## One training row", "", f"what is trained: **{escape(example.target)}**", "", fenced(example.text[:500]), ""]
+        lines += ["", "## One training row", "", f"what is trained: **{escape_name(example.target)}**", "", fenced(example.text[:500]), ""]
         lines += ["as the model reads it:", "", fenced(" ".join(example.tokens[:120])), ""]
     return "\n".join(lines)
 
@@ -96,12 +89,12 @@ def to_page(report: str) -> str:
 
 
 def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
-    found = [f"- **{name}**: {escape(what)}" for name, what in facts.to_do]
+    found = [f"- **{name}**: {escape_name(what)}" for name, what in facts.to_do]
     for spellings in variants(metadata.labels):
-        named = ", ".join(map(escape, spellings))
+        named = ", ".join(map(escape_name, spellings))
         found.append(f"- labels that hardly differ: {named}; list one spelling in examples.labels, or fix the source")
     found += [
-        f"- batch {escape(name)} is left out, for these checks are red: {', '.join(red)}; its run names the rows and the fix"
+        f"- batch {escape_name(name)} is excluded, because these checks are red: {', '.join(red)}; its run names the rows and the fix"
         for name, red in facts.held_back.items()
     ]
     return ["", "## What to do", "", *(found or ["Nothing: every check is green."])]
@@ -111,18 +104,18 @@ def _set_aside(facts: DataFacts) -> list[str]:
     kept = facts.num_valid - sum(each.num_rows for each in facts.left_out)
     lines = []
     if facts.num_rows:
-        lines += ["", "## Rows", "", "| read | quarantined | left out by the snapshot | kept |", "|---|---|---|---|"]
+        lines += ["", "## Rows", "", "| read | quarantined | excluded by the snapshot | kept |", "|---|---|---|---|"]
         lines += [f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - kept:,} | {kept:,} |"]
         lines += ["", "## Quarantined", "", *_reasons(facts.quarantined)]
-    return [*lines, "", "## Left out", "", *_reasons(facts.left_out)]
+    return [*lines, "", "## Excluded rows", "", *_reasons(facts.left_out)]
 
 
 def _reasons(found: Sequence[SetAside]) -> list[str]:
     shown = []
     for each in found:
-        places = ", ".join(escape(place) for place in each.places)
+        places = ", ".join(escape_name(place) for place in each.places)
         more = ", ..." if each.num_rows > len(each.places) else ""
-        shown.append(f"- {each.num_rows:,} {escape(each.reason)}{f': {places}{more}' if places else ''}")
+        shown.append(f"- {each.num_rows:,} {escape_name(each.reason)}{f': {places}{more}' if places else ''}")
     return shown or ["- nothing"]
 
 
@@ -131,11 +124,11 @@ def _groups(facts: DataFacts) -> list[str]:
         return []
     lines = ["", "## Groups", "", f"{facts.num_groups:,} groups; {facts.num_ungrouped:,} rows without one. The largest:", ""]
     lines += ["| group | split | rows |", "|---|---|---|"]
-    return [*lines, *(f"| {escape(group.name)} | {group.split} | {group.num_rows:,} |" for group in facts.largest_groups)]
+    return [*lines, *(f"| {escape_name(group.name)} | {group.split} | {group.num_rows:,} |" for group in facts.largest_groups)]
 
 
 def _files(facts: DataFacts) -> list[str]:
-    encodings = ", ".join(f"{escape(name)} {count:,}" for name, count in facts.encodings.items())
+    encodings = ", ".join(f"{escape_name(name)} {count:,}" for name, count in facts.encodings.items())
     languages = ", ".join(f"{name} {count / sum(facts.languages.values()):.0%}" for name, count in facts.languages.items())
     lines = [f"- files by encoding: {encodings}"] if encodings else []
     lines += [f"- language of {sum(facts.languages.values()):,} texts of some batches: {languages}"] if languages else []
@@ -173,15 +166,15 @@ def _labels(metadata: SnapshotMetadata) -> list[str]:
                 if cell is None
                 else f"{cell.rows:,} ({cell.rows / max(1, num_rows):.0%}); {cell.groups:,} groups; k_eff {cell.k_eff:,.1f}"
             )
-        lines.append(f"| {escape(label)} | {' | '.join(cells)} |")
+        lines.append(f"| {escape_name(label)} | {' | '.join(cells)} |")
     if metadata.rare_labels:
-        lines += ["", f"Too few test groups for a reliable score: {escape(', '.join(metadata.rare_labels))}."]
+        lines += ["", f"Too few test groups for a reliable score: {escape_name(', '.join(metadata.rare_labels))}."]
     if metadata.labels_untested:
-        lines += ["", f"Trained but not tested, because there is no other group: {escape(', '.join(metadata.labels_untested))}."]
+        lines += ["", f"Trained but not tested, because there is no other group: {escape_name(', '.join(metadata.labels_untested))}."]
     if metadata.labels_set_aside:
         lines += ["", f"{metadata.num_labels_set_aside:,} labels are set aside (settings: snapshot.rare_labels):", ""]
         lines += [
-            f"- {escape(found.label)}: {found.rows:,} rows, {found.groups:,} groups; {_REASONS[found.reason]}"
+            f"- {escape_name(found.label)}: {found.rows:,} rows, {found.groups:,} groups; {_REASONS[found.reason]}"
             for found in metadata.labels_set_aside
         ]
     if metadata.num_groups_moved:
