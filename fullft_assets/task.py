@@ -7,7 +7,7 @@ Another package adds a task, a metric or a baseline through an entry point (see 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -26,13 +26,13 @@ class Task(ABC):
         ends_texts: an end-of-text token follows each text, and windows share no tokens, so that each token is trained once.
         plain_task: name of the task whose tokenization reads plain general text.
         chunk_defaults: defaults of the section `chunks` that differ for this task.
-        metrics: names of the metrics that may decide, the default first. They lie between 0 and 1, and higher is better.
+        metrics: names of the metrics that may decide, the default first. They are between 0 and 1, and higher is better.
         shown_metrics: names of the metrics in the table of the systems, in order.
         answer_metrics: names of the metrics of what the model writes for test prompts.
         slice_metric: name of the metric of slices of the test rows: one that a few rows can measure. None: the metric that decides.
         baselines: names of the baselines by default, the cheapest first.
         more_baselines: names of those that a YAML may ask for beside them; the report says which it did not.
-        required_baseline: the one that the report compares the model with in detail, so it cannot be left out.
+        required_baseline: the one that the report compares the model with in detail; a YAML has to name it.
         no_label_weights: why `training.balance_labels` does not apply; None: it does.
         templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have (see `report/templates`).
         scoring: `module:function` behind `evaluate`.
@@ -77,7 +77,19 @@ class Task(ABC):
         by_target = {"label": "text-classification", "labels": "text-classification", "spans": "token-classification"}
         return by_target[self.target] if self.target is not None else "text-generation" if self.is_generative else None
 
-    # What follows runs in processes that were launched. Its types lie in layers above this one, and are named in words.
+    def takes(self, part: str, tasks: Collection[str]) -> bool:
+        """Return whether a registered metric or baseline is for this task.
+
+        It is if this task names it, or if it is for this task or for one that this one is a subclass of.
+
+        Args:
+            part: name of the metric or baseline.
+            tasks: names of the tasks that it is for.
+        """
+        named = (*self.metrics, *self.shown_metrics, *self.answer_metrics, *self.baselines, *self.more_baselines)
+        return part in named or any(vars(each).get("name") in tasks for each in type(self).__mro__)
+
+    # What follows runs in processes that were launched. Its types are in layers above this one, and are named in words.
 
     @abstractmethod
     def open_recipe(self, data: Any) -> Any:
@@ -93,7 +105,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        """Return the matplotlib figures, by name, that only this task's report has; a figure may be None."""
+        """Return the matplotlib figures that only this task's report has, by name; a figure may be None."""
 
     @abstractmethod
     def predict(

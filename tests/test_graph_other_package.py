@@ -11,41 +11,8 @@ import pytest
 from fullft_assets.resources import pointers
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
+from tests.other_package import install
 from tests.prepared import write_tiny_model
-from tests.test_task import THEIR_BASELINE, THEIR_METRIC
-
-THEIR_FORMAT = '''
-from fullft_assets.documents.formats import Format
-
-
-def records(file, reading):
-    """Yield a record of each line: kind, expression and text between tabs."""
-    with file.text() as lines:
-        for number, line in enumerate(lines, start=1):
-            kind, expression, text = line.rstrip("\\n").split("\\t")
-            yield number, {"kind": kind, "expression": expression, "text": text}
-
-
-FORMAT = Format(records=records, endings=(".tabbed",), is_text=True)
-'''
-ENTRY_POINTS = """
-[fullft_assets.formats]
-tabbed = their_format:FORMAT
-[fullft_assets.metrics]
-worst_recall = their_metric:METRIC
-[fullft_assets.baselines]
-first_letter = their_baseline:FirstLetter
-"""
-
-
-def install(site: Path) -> None:
-    """Write a package as pip installs one."""
-    metadata = site / "their_parts-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    for name, source in (("format", THEIR_FORMAT), ("metric", THEIR_METRIC), ("baseline", THEIR_BASELINE)):
-        (site / f"their_{name}.py").write_text(source)
 
 
 @pytest.mark.slow

@@ -19,69 +19,30 @@ from fullft_assets.task import BASELINES, METRICS, TASKS
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification import assessment
 from tests import project as projects
+from tests.other_package import install
 from tests.prepared import prepare
 
 QUIET = Progress(silent=True)
-THEIR_METRIC = '''
-from fullft_assets.evaluation.metrics import Metric
+THEIR_TASK = '''
+from fullft_assets.tasks.classification.task import Classification
 
-class Worst(Metric):
-    """Share of the right rows of the label with the smallest share."""
+class Urgency(Classification):
+    """How urgent a message is."""
 
-    name, title, tasks = "worst_recall", "worst recall", ("classification",)
+    name = "urgency"
+    baselines = ("majority", "first_letter")
 
-    def compute(self, predictions):
-        return float(min(predictions.is_right[predictions.truth == label].mean() for label in set(predictions.truth.tolist())))
-
-METRIC = Worst()
-'''
-THEIR_BASELINE = '''
-import json
-from fullft_assets.tasks.baseline import Baseline
-
-class FirstLetter(Baseline):
-    """The commonest label of the texts with the same first letter."""
-
-    name, title, tasks = "first_letter", "first letter of the text", ("classification",)
-
-    def __init__(self, shares, num_labels):
-        self.shares, self.num_labels = shares, num_labels
-
-    @classmethod
-    def fit(cls, train, context):
-        shares = {}
-        for text, label in zip(train.texts, train.labels.tolist()):
-            shares.setdefault(text[:1], [1e-3] * len(context.labels))[label] += 1
-        return cls(shares, len(context.labels))
-
-    def predict(self, rows):
-        import numpy as np
-
-        found = np.array([self.shares.get(text[:1], [1.0] * self.num_labels) for text in rows.texts])
-        return found / found.sum(1, keepdims=True)
-
-    def save(self, folder):
-        (folder / "first_letter.json").write_text(json.dumps(self.shares))
-
-    @classmethod
-    def load(cls, folder, context):
-        return cls(json.loads((folder / "first_letter.json").read_text()), len(context.labels))
+TASK = Urgency()
 '''
 
 
 @pytest.fixture
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package with a metric and a baseline, as pip installs one."""
+    """The package of docs/extending.md, and a task, as pip installs them."""
     site = tmp_path / "site"
-    metadata = site / "their_parts-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (site / "their_metric.py").write_text(THEIR_METRIC)
-    (site / "their_baseline.py").write_text(THEIR_BASELINE)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
-    points = "[fullft_assets.metrics]\nworst_recall = their_metric:METRIC\n"
-    (metadata / "entry_points.txt").write_text(points + "[fullft_assets.baselines]\nfirst_letter = their_baseline:FirstLetter\n")
+    install(site, {"their_task.py": THEIR_TASK}, tasks={"urgency": "their_task:TASK"})
     monkeypatch.syspath_prepend(str(site))
-    registries = (METRICS, BASELINES)
+    registries = (METRICS, BASELINES, TASKS)
     for registry in registries:
         monkeypatch.setattr(registry, "_loaded", {})
         vars(registry).pop("_theirs", None)
@@ -183,6 +144,16 @@ def test_another_packages_baseline_is_fitted_scored_and_loaded(other_package: No
     predicted = loaded["first_letter"].predict(recipe.validation).argmax(1)
     assert scores["first_letter"]["accuracy"] == pytest.approx((predicted == recipe.validation.labels).mean())
     assert title("first_letter") == "first letter of the text"
+
+
+def test_another_packages_task_takes_what_it_names_and_what_is_for_the_task_that_it_extends(other_package: None, tmp_path: Path) -> None:
+    sections = {"examples": {"task": "urgency"}, "evaluation": {"metrics": ["weighted_f1"]}}
+    project = projects.create(tmp_path / "a", **sections)
+    assert load_use_case(project.yaml_path).settings.baselines == ("majority", "first_letter")
+    load_use_case(projects.create(tmp_path / "b", **sections, planning={"baselines": ["tfidf", "first_letter"]}).yaml_path)
+    refused = projects.create(tmp_path / "c", **sections, planning={"baselines": ["label_shares"]})
+    with pytest.raises(SettingsError, match="label_shares is not for the task urgency; it is for multi_label"):
+        load_use_case(refused.yaml_path)
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iter
         for number, name in enumerate(names):
             if name in names[:number]:
                 yield Problem((section, key, number), f"{name} is listed twice; remove one")
-            elif task.name not in registry.get(name).tasks:
+            elif not task.takes(name, registry.get(name).tasks):
                 yield Problem(
                     (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
                 )
