@@ -2,7 +2,7 @@
 
 Real sets whose labels range from common to rare arrive in ten batches in random orders. After each batch a snapshot is frozen with what
 the ones before held out. Counted are the snapshots that the hash alone would leave with a label lacking a side (before
-near-duplicates are left out, so at least so many), and of ours the groups that went from held out to training, the labels that have
+near-duplicates are excluded, so at least so many), and of ours the groups that went from held out to training, the labels that have
 no test row although they have two groups, the shares of the groups on each side, and the groups that were moved.
 """
 
@@ -106,9 +106,9 @@ def measure(rows: Sequence[dict[str, str]], num_rows: int, num_batches: int, see
 
 
 def _grow(rows: Sequence[dict[str, str]], num_batches: int, seed: int, found: Found) -> None:
+    from benchmarks.frozen import freeze
     from fullft_assets.errors import DataError
     from fullft_assets.settings import SnapshotSettings
-    from fullft_assets.snapshot import freeze
     from fullft_assets.snapshot.ledger import EMPTY
 
     settings, ledger = SnapshotSettings(), EMPTY

@@ -13,12 +13,13 @@ import pytest
 from benchmarks import near_duplicates
 from benchmarks import preparation as preparation_bench
 from benchmarks.demo import BETWEEN, STAGES, Demo, Side, Subject, covered, measure_demo, measure_second_run
+from benchmarks.frozen import freeze
 from benchmarks.packing import measure_packing
 from benchmarks.preparation import Preparation
 from benchmarks.table import Goal, Row, render, write
 from benchmarks.tick import measure_tick
 from benchmarks.timing import timed
-from fullft_assets import documents, examples, snapshot
+from fullft_assets import documents, examples
 from fullft_assets.samples import licences
 from tests import project as projects
 
@@ -184,7 +185,7 @@ def test_plain_script_tests_on_the_rows_of_the_snapshot(demo: Demo, plain: Side)
     raw = documents.read_documents(source, batch, settings.documents, settings.examples).table
     valid = examples.examine(raw, settings.examples, "all").valid
     delivered = {file.path: file.mtime_ns for file in batch.files}
-    frozen = snapshot.freeze({"all": valid}, {"all": delivered}, settings.snapshot, settings.seed)
+    frozen = freeze({"all": valid}, {"all": delivered}, settings.snapshot, settings.seed)
     ours = {row["id"] for row in frozen.index.to_pylist() if row["split"] == "test"}
     (output,) = demo.scratch.glob("plain-*")
     theirs = set(pq.read_table(output / "predictions.parquet")["id"].to_pylist())

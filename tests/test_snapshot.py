@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 from scipy.sparse import csr_array
 
+from benchmarks.frozen import freeze
 from fullft_assets import snapshot
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, deliveries, freeze, labels, sketches, split
+from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split
 from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches

@@ -24,12 +24,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from benchmarks.frozen import freeze
 from fullft_assets import examples
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import Frozen, containment, freeze, near_rows
+from fullft_assets.snapshot import Frozen, containment, near_rows
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store.hashing import text_hash, unit_hash

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.frozen import freeze
 from fullft_assets.samples import licences
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, containment, freeze
+from fullft_assets.snapshot import Frozen, containment
 from fullft_assets.snapshot.containment import ContainmentSearch
 from fullft_assets.snapshot.minhash import Sketches, sketch_sets
 from fullft_assets.snapshot.shingles import Minimizers, sets_and_minimizers

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.frozen import freeze
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, freeze
+from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.frozen import freeze
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import freeze
 from fullft_assets.snapshot.screening import Screen, num_too_short
 from fullft_assets.snapshot.words import hash_words, split_words
 from fullft_assets.store.hashing import text_hash

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frozen import freeze
 from fullft_assets import examples
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
@@ -17,7 +18,6 @@ from fullft_assets.documents.formats.names import group_key
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import freeze
 from tests import project as projects
 
 pytestmark = pytest.mark.quick

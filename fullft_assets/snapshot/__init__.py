@@ -9,7 +9,7 @@ keeps of each batch. `screening` keeps evaluation texts out, `replay` and the `g
 
 from fullft_assets.snapshot.all_rows import SplitName
 from fullft_assets.snapshot.checks import checks_of
-from fullft_assets.snapshot.creation import VERSION, freeze, pack_again, take
+from fullft_assets.snapshot.creation import VERSION, pack_again, take
 from fullft_assets.snapshot.loading import Split, Training, label_names, load_messages, load_split, load_training, load_values
 from fullft_assets.snapshot.locations import read_index
 from fullft_assets.snapshot.metadata import SnapshotMetadata
@@ -18,6 +18,6 @@ from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store.hashing import unit_hash
 
 __all__ = [
-    "VERSION", "Frozen", "SnapshotMetadata", "Split", "SplitName", "Training", "checks_of", "freeze", "label_names", "load_messages", "load_split", "load_training", "load_values",
+    "VERSION", "Frozen", "SnapshotMetadata", "Split", "SplitName", "Training", "checks_of", "label_names", "load_messages", "load_split", "load_training", "load_values",
     "near_duplicates", "pack_again", "read_index", "take", "unit_hash",
 ]  # fmt: skip

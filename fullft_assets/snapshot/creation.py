@@ -12,21 +12,19 @@ import numpy as np
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.examples.agreement import metadata_of
-from fullft_assets.examples.identity import COLUMNS
-from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening, sketches, verdicts
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening, verdicts
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import pin
-from fullft_assets.snapshot.ledger import EMPTY, FILE, History, Ledger, read_history
+from fullft_assets.snapshot.ledger import FILE, History, read_history
 from fullft_assets.snapshot.locations import Lists, Locations, locations_of
 from fullft_assets.snapshot.metadata import FrozenBatch, GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
-from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 from fullft_assets.store.hashing import artifact_key
-from fullft_assets.task import TASKS, task_of
+from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,11 +43,11 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
     Args:
         store: where the batches' artifacts live.
         use_case: the settings.
-        examples: `labeled_examples` by batch name; batches with a red gate are left out.
+        examples: `labeled_examples` by batch name; batches with a red gate are excluded.
         chunks: `tokenized_chunks` by batch name, likewise.
 
     Raises:
-        DataError: see `freeze`; or a batch was not tokenised, or not from today's examples, settings and tokenizer.
+        DataError: see `freeze_batches`; or a batch was not tokenised, or not from today's examples, settings and tokenizer.
     """
     settings, expected = use_case.settings, Expected.of(use_case)
     usable = usable_batches(use_case, examples, chunks, expected)
@@ -255,47 +253,6 @@ def _packing_metadata(plan: Packing | None, replayed: Manifest | None, settings:
         return metadata
     found = ReplayMetadata.of(replayed)
     return {**metadata, "replay": replayed.ref, "num_replay_rows": found.num_rows, "num_replay_tokens": found.num_tokens}
-
-
-def freeze(
-    batches: Mapping[str, pa.Table],
-    deliveries: Mapping[str, Mapping[str, int]],
-    settings: SnapshotSettings,
-    seed: int,
-    *,
-    task: str = "classification",
-    quarantined: Mapping[str, pa.Table] | None = None,
-    ledger: Ledger = EMPTY,
-    known: Mapping[str, Verdicts] | None = None,
-) -> Frozen:
-    """Deduplicate and split the valid examples of all batches.
-
-    Args:
-        batches: valid examples of each batch, by batch name; the names mean nothing.
-        deliveries: source files of each batch with their times of delivery: a file delivered again supersedes its older rows.
-        settings: shares, caps and floors.
-        seed: key of every hash.
-        task: name of the task.
-        quarantined: quarantined rows of each batch, with `id`, `source` and `delivered_ns`.
-        ledger: what earlier snapshots held out.
-        known: `Frozen.verdicts` of an earlier snapshot.
-
-    Raises:
-        DataError: see `freeze_batches`.
-    """
-    found = {}
-    for name, table in batches.items():
-        index = sketches.build(table, settings.near_duplicate_similarity, seed)
-        found[name] = BatchRows(
-            rows=table.select([column for column in COLUMNS if column in table.column_names]),
-            files=deliveries.get(name, {}),
-            places=index.places,
-            sketches=lambda made=index.sketches: made,
-            minimizers=lambda made=index.minimizers: made,
-            texts=table["text"].take,
-            quarantined=(quarantined or {}).get(name),
-        )
-    return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger, compared=known)
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:
