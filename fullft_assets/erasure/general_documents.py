@@ -9,8 +9,8 @@ import numpy as np
 
 from fullft_assets.documents.erasure import erased_digest, write_tombstones
 from fullft_assets.documents.formats import is_whole_file
-from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest
+from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.snapshot.locations import Lists
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.store import Identity, Manifest, Store
@@ -74,29 +74,22 @@ def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, 
 
 
 def changed(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
-    """Return what was drawn for a snapshot and lost documents since it froze it, by what it calls it."""
+    """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for them."""
     found = {}
     for kind, ref in SnapshotMetadata.of(snapshot).drawn().items():
-        made = _load(store, ref)
+        made = load_if_there(store, ref)
         if made is not None and drawn_digest(snapshot, kind) != made.content_digest:
             found[kind] = made
     return found
 
 
 def is_whole(store: Store, snapshot: Manifest) -> bool:
-    """Return whether what was drawn for a snapshot is there."""
-    return all(_load(store, ref) for ref in SnapshotMetadata.of(snapshot).drawn().values())
-
-
-def _load(store: Store, ref: str) -> Manifest | None:
-    try:
-        return store.load(ref)
-    except StoreError:  # it was broken, and is gone
-        return None
+    """Return whether all documents that were drawn for a snapshot are in the store."""
+    return all(load_if_there(store, ref) for ref in SnapshotMetadata.of(snapshot).drawn().values())
 
 
 def counts_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
-    """Return the metadata of a snapshot that counts what is left of what was drawn."""
+    """Return the snapshot's counts of the drawn documents that are left."""
     counts = {}
     if "general" in lost:
         counts["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
@@ -107,7 +100,7 @@ def counts_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
 
 
 def identity_of(snapshot: Manifest, lost: Mapping[str, Manifest]) -> Identity | None:
-    """Return what makes a snapshot's content with what is left of what was drawn."""
+    """Return the identity of a snapshot with the digests of the drawn documents that lost some."""
     if snapshot.identity is None or not lost:
         return snapshot.identity
     values = {**snapshot.identity.values, **{kind: made.content_digest for kind, made in lost.items()}}

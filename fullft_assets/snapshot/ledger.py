@@ -118,7 +118,7 @@ def read_history(store: Store, case: str, seed: int) -> History:
     found: list[tuple[Manifest, Ledger]] = []
     for ref in store.refs(case, _STAGE):
         key = ref.split("/")[2]
-        manifest = None if key in keys | covered else _load(store, ref)
+        manifest = None if key in keys | covered else load_if_there(store, ref)
         if manifest is not None and manifest.seed == seed and FILE in manifest.files:
             read = read_ledger(store, manifest)
             if read is None:
@@ -161,8 +161,9 @@ def _of_index(index: pa.Table, settings: SnapshotSettings, seed: int) -> Ledger:
     return Ledger.of(places[counts], splits[counts])
 
 
-def _load(store: Store, ref: str) -> Manifest | None:
+def load_if_there(store: Store, ref: str) -> Manifest | None:
+    """Return an artifact; None if it was rewritten or removed since it was named."""
     try:
         return store.load(ref)
-    except StoreError:  # it was rewritten or removed meanwhile
+    except StoreError:
         return None
