@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def chosen(only: str | None, *, slow: bool, llamafactory: Path | None) -> list[str]:
-    """Return the names of what to run; say what is left out.
+    """Return the names of what to run; print what is not run.
 
     Raises:
         ValueError: only the one was asked for that needs LLaMA-Factory's environment, and none is given.

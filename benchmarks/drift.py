@@ -1,6 +1,6 @@
 """Drift on two real corpora: false alarms of unchanged production, and how soon a shift is seen, by the project's own comparison.
 
-`python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the figures in build/drift.json. The corpora are ScanCode's
+`python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the measurements in build/drift.json. The corpora are ScanCode's
 licence rules and the one-line descriptions of Debian's packages (apt's lists: `apt-get update`). MiniLM reads each once, into
 build/drift; after that a world costs seconds. A world has groups, held-out rows and reference windows of its own.
 """

@@ -1,7 +1,7 @@
 """The demo as a plain script: the stages of `fullft run licences` in one process, on the usual libraries alone (its data: `plain_data`).
 
 Only the settings are read with this package, so that both sides do the same work. What the platform is
-for is left out: no Dagster, no artifacts, no checkpoints on the way, no plan, no gates. Prints one JSON
+for is missing: no Dagster, no artifacts, no checkpoints on the way, no plan, no gates. Prints one JSON
 object: seconds by stage, and the scores.
 
     python -m benchmarks.plain_demo --output FOLDER [--defs YAML] [--rows N]

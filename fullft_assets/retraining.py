@@ -19,7 +19,7 @@ from fullft_assets.store import digest
 
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 24 * HOUR_SECONDS
-#: What lies further ahead of `now` than clocks differ is dated in the future.
+#: What is further ahead of `now` than clocks differ is dated in the future.
 CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3

@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_read_is_noted_and_the_rest_is_counted(project, na
     path.symlink_to("nowhere") if content is None else path.write_bytes(content)
     text = report(project)
     assert line(text, "documents").endswith(" 200 rows")
-    assert line(text, "note").endswith(f"{path}: cannot be read ({why}); it will be left out")
+    assert line(text, "note").endswith(f"{path}: cannot be read ({why}); it will be skipped")
 
 
 def test_a_bucket_is_not_looked_at(project, monkeypatch):

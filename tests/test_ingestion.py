@@ -227,7 +227,7 @@ class TestArchivedFiles:
         assert taken.metadata["batches_left_out"] == [first]
         check = taken.check("archived_files_count")
         assert (check.passed, check.metadata) == (False, {"num_files_left_out": 1, "num_batches": 1})
-        assert f"1 files (such as {alias('delivery-1.jsonl')}) of 1 batches ({first}) are left out" in check.description
+        assert f"1 files (such as {alias('delivery-1.jsonl')}) of 1 batches ({first}) are excluded" in check.description
         # Delivered again under its name, it is no loss.
         named = valid.model_copy(update={"metadata": {**valid.metadata, "files": {"delivery-1.jsonl": 1}}})
         assert batches.archive_check({first: empty, second: valid}, {second: named}).passed

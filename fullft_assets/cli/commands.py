@@ -1,4 +1,4 @@
-"""`fullft`: run, check, plan, ingest, report, verify, prepare, files, predict, rollback, erase. The UI can do all but the check; this is for terminals and scripts."""
+"""`fullft`: the commands for terminals and scripts. Dagster's UI runs the same assets and jobs, a roll-back among them."""
 
 import argparse
 import os

@@ -67,7 +67,7 @@ class Corpus:
     note: str | None
     #: Delivered files whose endings are not read.
     others: list[str] = field(default_factory=list)
-    #: Why other entries of the folder are left out, by path.
+    #: Why other entries of the folder are excluded, by path.
     skipped: dict[str, str] = field(default_factory=dict)
     sample: list[Sampled] = field(default_factory=list)
     #: Files that were read by encoding.
@@ -163,7 +163,7 @@ class _Look:
                 self._add(path, file)
         except (OSError, Unreadable) as error:
             why = getattr(error, "strerror", None) or error
-            self.note = self.note or f"{source.folder / file.path}: cannot be read ({why}); it will be left out"
+            self.note = self.note or f"{source.folder / file.path}: cannot be read ({why}); it will be skipped"
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))

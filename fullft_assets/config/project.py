@@ -61,7 +61,7 @@ def find_defs(folder: Path) -> Path:
 
 
 def find_use_cases(defs_folder: Path = DEFS) -> list[Path]:
-    """Return the `defs.yaml` of every use case below a folder, sorted; other components' files are left out."""
+    """Return the `defs.yaml` of every use case below a folder, sorted; other components' files are excluded."""
     of_this_package = re.compile(r"^type:\s*[\"']?fullft_assets\b", re.MULTILINE)
     candidates = [*defs_folder.rglob("defs.yaml"), *defs_folder.rglob("defs.yml")]
     return sorted(path for path in candidates if of_this_package.search(path.read_text(encoding="utf-8", errors="replace")))

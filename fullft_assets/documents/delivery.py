@@ -1,7 +1,7 @@
 """delivery: new files at a use case's source, found by listing or by events, are recorded in the ledger.
 
 A look is bounded, as a sensor's must be. Of a bucket it lists some pages; the next look continues from there, and after the end it
-starts again. The position only tells where to look next: the ledger alone decides what is new.
+starts again. The position only says where to look next: the ledger alone decides what is new.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     """Write a batch's raw documents (a window's production documents) as an artifact.
 
     A file counts as it was when the batch was cut. If it was deleted or rewritten since, the rows read at its delivery are used, provided
-    that they have what today's settings ask for; else the file is left out and named. So a batch that was read once never blocks the
+    that they have what today's settings ask for; else the file is excluded and named. So a batch that was read once never blocks the
     others: at worst it is empty.
 
     Raises:
@@ -173,7 +173,7 @@ class _Plan:
 
     def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
         self.source = source
-        #: What is left out unseen, and why.
+        #: Files that are excluded without being read, and why.
         self.unreadable = {shown_path(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
         files = [file for file in batch.files if _is_unicode(file.path)]
         current = source.statuses(file.path for file in files)
@@ -200,7 +200,7 @@ class _Plan:
         return found | {file.path: "missing" for file in self.missing} | self.unreadable
 
     def read(self, store: Store, use_case: UseCase) -> ReadBatch:
-        """Return what the batch's files contain; those that are left out unseen are among the unreadable ones.
+        """Return what the batch's files contain; those that are excluded without being read are among the unreadable ones.
 
         Raises:
             DataError: not one of the files can be read.

@@ -68,7 +68,7 @@ class ReadBatch:
     pages_without_text: dict[str, int] = field(default_factory=dict)
 
     def without(self, unreadable: Mapping[str, str]) -> ReadBatch:
-        """Return it without some of the files, by why they are left out."""
+        """Return the batch without some of its files, which are given with the reasons."""
         import pyarrow.compute as pc
 
         if not unreadable:

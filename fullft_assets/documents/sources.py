@@ -56,11 +56,11 @@ class Source(Protocol):
     others: list[str]
     #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
     kept_out: list[str]
-    #: Why the last listing left out other entries that it met, by path: links that leave the folder, pipes, folders that may not be listed.
+    #: Why the last listing skipped other entries that it met, by path: links that leave the folder, pipes, folders that may not be listed.
     skipped: dict[str, str]
 
     def files(self) -> list[SourceFile]:
-        """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out."""
+        """Return the readable-by-ending files, sorted by path; hidden and partial ones are excluded."""
         ...
 
     def status(self, path: str) -> SourceFile | None:
@@ -122,7 +122,7 @@ class Folder:
         self._real = os.path.realpath(folder)
 
     def files(self) -> list[SourceFile]:
-        """Return the readable-by-ending files, sorted by path; hidden and partial ones are left out.
+        """Return the readable-by-ending files, sorted by path; hidden and partial ones are excluded.
 
         Raises:
             DataError: there is no such folder, or it cannot be listed.
@@ -374,7 +374,7 @@ class S3Prefix:
         return bool(name) and not _is_hidden(path) and not is_about(path) and _is_document(name, lambda: is_saved(folder))
 
     def _saved_folders(self) -> Callable[[str], bool]:
-        """Return a function that tells whether `datasets` saved a folder, from its bookkeeping; each folder is asked for once."""
+        """Return a function that returns whether `datasets` saved a folder, from its bookkeeping; each folder is asked for once."""
 
         @cache
         def is_saved(folder: str) -> bool:
@@ -383,7 +383,7 @@ class S3Prefix:
         return is_saved
 
     def _test_splits(self) -> Callable[[str], bool]:
-        """Return a function that tells whether a folder is the test split of a saved `DatasetDict`; each folder is asked for once."""
+        """Return a function that returns whether a folder is the test split of a saved `DatasetDict`; each folder is asked for once."""
 
         @cache
         def is_test(folder: str) -> bool:

@@ -265,7 +265,7 @@ class StepLog:
         return min(scored, key=lambda line: line["validation_loss"])["step"] if scored else None
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines; a line that a kill cut short is left out."""
+        """Return all lines; a last line that a kill cut short is dropped."""
         try:
             written = self.path.read_text()
         except FileNotFoundError:  # a new start; or the first rank is done and has removed the folder

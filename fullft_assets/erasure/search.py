@@ -28,7 +28,7 @@ DOCUMENTS = {
 
 
 def read_list(path: Path) -> dict[str, int]:
-    """Return the lines of an erasure list with their numbers: one id or group each, as it is there; blank ones left out.
+    """Return the lines of an erasure list with their numbers: one id or group each, as it is there; without blank ones.
 
     Raises:
         DataError: the file cannot be read, or is empty.

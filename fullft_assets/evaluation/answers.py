@@ -26,7 +26,7 @@ class AnswerScores(Record):
 
     Attributes:
         effective_groups: how many groups of equal weight they rest on.
-        num_too_long: conversations that were drawn and left out, as their held-out answer is longer than a model may write.
+        num_too_long: drawn conversations that are excluded, because their held-out answer is longer than a model may write.
         max_new_tokens: that a model might write.
         gains: fine-tuned minus each other system.
     """

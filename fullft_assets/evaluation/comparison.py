@@ -53,12 +53,12 @@ class Comparison:
 
     @classmethod
     def of(cls, settings: UseCaseSettings, slicing: Mapping[str, Sequence[str | None]] | None = None) -> Comparison:
-        """Return the one that the settings ask for."""
+        """Return the comparison that the settings ask for."""
         bar = settings.release.min_gain_over_baselines
         return cls(settings.evaluation, settings.primary_metric, settings.seed, settings.examples.task, bar, slicing or {})
 
     def take(self, rows: np.ndarray) -> Comparison:
-        """Return the one of some rows, bool [n]."""
+        """Return the comparison of some of the rows, bool [n]."""
         kept = np.flatnonzero(rows).tolist()
         return replace(self, slicing={kind: [values[row] for row in kept] for kind, values in self.slicing.items()})
 

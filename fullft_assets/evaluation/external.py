@@ -111,7 +111,7 @@ def spans(name: str, given: Sequence[Sequence[Mapping[str, Any]]], rows: Split, 
     """Return spans (start, end exclusive, position of the label) of each row.
 
     Raises:
-        DataError: one lies outside of its text, or has a label that the snapshot lacks.
+        DataError: one is outside of its text, or has a label that the snapshot lacks.
     """
     numbers = positions(name, [[str(span["label"]) for span in row] for row in given], labels)
     found = [

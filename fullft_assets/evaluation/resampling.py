@@ -156,7 +156,7 @@ def _from_sums(
 def _from_rows(
     metric: Metric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
 ) -> dict[str, _Samples]:
-    """Likewise, computed anew on the rows of each resample; leaving out each group in turn would cost too much."""
+    """Return the samples of a metric that is computed anew on the rows of each resample. Scores without each group would cost too much."""
     draws: dict[str, list[float]] = {name: [] for name in predictions}
     for chunk in weights:
         for drawn in chunk:

@@ -336,7 +336,7 @@ def in_batches(
 
 @contextmanager
 def scoring() -> Iterator[None]:
-    """Name scoring as the place where memory ran out; otherwise training would halve its own passes in vain."""
+    """Report an out-of-memory error as one of scoring; training would otherwise halve its own passes, which does not help."""
     try:
         yield
     except Exception as error:

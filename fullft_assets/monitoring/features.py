@@ -65,7 +65,7 @@ def words_of(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """The words of the training texts, case folded, as keyed hashes: it only tells whether it has a word.
+    """The words of the training texts, case folded, as keyed hashes: it only answers whether it has a word.
 
     Attributes:
         hashes: uint64, ascending, each once.

@@ -1,4 +1,4 @@
-"""Identifiers of persons: national numbers with their check digits, and what only a word before it tells (born, MRN, passport)."""
+"""Identifiers of persons: national numbers with their check digits, and numbers that are only recognised by a word before them (born, MRN, passport)."""
 
 from __future__ import annotations
 

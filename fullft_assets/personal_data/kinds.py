@@ -1,7 +1,7 @@
 """What one kind of personal data looks like: a coarse hint, a pattern, and a check that a pattern cannot express.
 
 Every pattern is linear in the text: it starts at a border, its repetitions are bounded or possessive, and no two of its parts compete
-for the same characters. A number that only a word before it tells is found by its digits, which are rare, and the word is looked for then.
+for the same characters. A number that is only recognised by a word before it is found by its digits, which are rare, and then the word is looked for.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def checked(test: Callable[[str], bool], *, is_named: bool = False) -> Callable[
 
 
 def named_by(cue: str, stems: str, accept: Callable[[str], bool], *, prefix: str = "") -> Callable[[re.Match[str]], Span | None]:
-    """Return a check of what only a word before it tells.
+    """Return a check of numbers that are only recognised by a word before them.
 
     Args:
         cue: pattern of the words.

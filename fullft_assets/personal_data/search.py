@@ -24,7 +24,7 @@ class Search:
     model: EntityModel | None = None
 
     def find_all(self, texts: pa.Array | pa.ChunkedArray) -> dict[int, list[Found]]:
-        """Return what is found in each text, as `find` does, by its row; rows without any are left out."""
+        """Return what is found in each text, as `find` does, by its row; rows without any are excluded."""
         found = find_all(texts, self.kinds)
         if self.model is not None:
             strings = texts.to_pylist()

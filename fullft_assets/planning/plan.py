@@ -15,7 +15,7 @@ PLAN_CHECKS = (
     CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True),
     CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True),
 )
-#: It does not block: a refusal is an answer, so the run goes on to its end, and training is left out of it.
+#: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines."),)
 
 

@@ -14,7 +14,7 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
 
     First smaller passes, which cost little; then recomputed activations; then sharding over several processes; then the lower rungs of
-    optimizer and weights. Those that contradict other settings are left out.
+    optimizer and weights. Those that contradict other settings are excluded.
     """
     seen = set()
     for changes in _changes(training, processes):

@@ -78,7 +78,7 @@ class EvaluationSettings(Settings):
         default=256,
         ge=1,
         le=8_192,
-        description="Tokens that a model may write for an answer; conversations whose held-out answer has more are left out.",
+        description="Tokens that a model may write for an answer; conversations whose held-out answer has more are excluded.",
     )
     robustness_rows: int = Field(
         default=300,

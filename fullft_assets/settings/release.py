@@ -20,7 +20,7 @@ class ReleaseSettings(Settings):
     )
     champion_rule: Literal["auto", "superiority", "non_inferiority"] = Field(
         default="auto",
-        description="What a candidate must show against the champion. superiority: the interval of its gain lies above min_gain_over_champion. "
+        description="What a candidate must show against the champion. superiority: the interval of its gain is above min_gain_over_champion. "
         "non_inferiority: it loses less than the test set can detect, against the champion and against the first champion, where that is "
         "at most max_tolerable_loss. auto: non_inferiority where the same recipe was trained on new data, else superiority.",
     )

@@ -128,7 +128,7 @@ class UseCase:
 
 
 def locate(path: str, root: Path) -> Path:
-    """Return where a path of a YAML lies: below the project's root unless it is absolute or begins at somebody's home.
+    """Return the place of a path of a YAML: below the project's root unless it is absolute or begins at somebody's home.
 
     The home of nobody (`~data/x`) is a name like any other, and not found as such.
     """

@@ -60,9 +60,9 @@ class Rows(IdentityRows):
         batch, position: int64 [n], number of each row's batch and the row's position in it.
         place: float64 [n], see `BatchRows.places`.
         tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until groups are moved.
-        split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is left out.
+        split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is excluded.
         kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in each newer one.
-        dropped: rows left out by reason.
+        dropped: excluded rows by reason.
         dropped_rows: the first few of them, by reason.
     """
 
@@ -89,7 +89,7 @@ class Rows(IdentityRows):
         return num_dropped
 
     def places_left_out(self) -> dict[str, list[str]]:
-        """Return where the first rows that were left out were delivered, as file:row, by reason."""
+        """Return where the first rows that were excluded were delivered, as file:row, by reason."""
         source, row = self.table["source"], self.table["row"]
         return {
             reason: [f"{source[number].as_py()}:{row[number].as_py()}" for number in rows]

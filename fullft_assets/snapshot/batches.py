@@ -70,7 +70,7 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     if lost:
         named, more = list(lost)[:5], f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
         description = (
-            f"{num_files:,} files (such as {alias(lost[named[0]][0])}) of {len(lost):,} batches ({', '.join(named)}{more}) are left out: they were "
+            f"{num_files:,} files (such as {alias(lost[named[0]][0])}) of {len(lost):,} batches ({', '.join(named)}{more}) are excluded: they were "
             "taken away since they were read with other settings; deliver them again, or change the settings back "
             "(files_are_readable of raw_documents names them)"
         )

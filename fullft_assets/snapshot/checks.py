@@ -41,8 +41,8 @@ _IDENTITY = {
 #: What happens to the rows that break a rule on row identity, and what to do about it.
 _CONSEQUENCES = {
     "ids_are_unique": "rows have an id that a later row of their file has, and only the last one counts; give each document an id of its own",
-    "texts_are_unique": "rows repeat another row's text and are left out; nothing is to be done unless they are many",
-    "equal_texts_have_equal_labels": "rows have the text of a row with another label, or of a tied vote, and are all left out; deliver "
+    "texts_are_unique": "rows repeat another row's text and are excluded; nothing is to be done unless they are many",
+    "equal_texts_have_equal_labels": "rows have the text of a row with another label, or of a tied vote, and are all excluded; deliver "
     "those of one label again with the other, or one row of the tied id without an annotator",
 }
 

@@ -55,7 +55,7 @@ class DataFacts:
         largest_groups: the groups with the most rows.
         encodings: files by encoding.
         languages: sampled texts by language.
-        held_back: names of the red checks of each batch that is left out.
+        held_back: names of the red checks of each batch that is excluded.
         to_do: (name of a check that is not green, what to do).
     """
 

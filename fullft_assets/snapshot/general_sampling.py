@@ -1,7 +1,7 @@
 """General documents drawn up to a number of tokens: what replay and the general set share.
 
 Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on what
-else lies there, and more tokens take the same documents and more.
+else is there, and more tokens take the same documents and more.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class SnapshotMetadata(Metadata):
         num_test_groups: groups with a test row.
         label_counts: rows by split and label.
         label_statistics, rare_labels: see `labels`.
-        left_out: valid rows that are left out, by reason.
+        left_out: valid rows that are excluded, by reason.
         num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see `set_aside`; lists are cut.
         num_groups_moved: groups that are not in the split that their hash gives (see `group_splits`).
         num_older_rows_kept: rows of older deliveries of a file that count because they are quarantined in each newer one.

@@ -1,7 +1,7 @@
 """Replay: general documents mixed into training, so that the model keeps what it knew.
 
 Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on what
-else lies there, and a larger share takes the same documents and more. A document that overlaps a held-out row, or
+else is there, and a larger share takes the same documents and more. A document that overlaps a held-out row, or
 an external evaluation set, is passed over as a training row would be.
 """
 

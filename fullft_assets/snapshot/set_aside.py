@@ -67,7 +67,7 @@ class SetAside:
         Args:
             rows: as they are split.
             labels: of the rows that are still in.
-            known: of the rows before any were left out for the sake of the split: what each label had.
+            known: of the rows before any were excluded for the sake of the split: what each label had.
             settings, task: of the use case.
 
         Raises:

@@ -2,7 +2,7 @@
 
 The split is a keyed hash of the group (without groups, of the text), but for a few groups that are moved so that each label is in every
 split (`group_splits`): stable as data grows, and independent of the batches that rows came in. Nothing is joined into clusters, because joining near-duplicates and groups percolates; instead,
-rows near to a held-out row are left out, and counted. What was held out once is never trained on: a row is left out too where an
+rows near to a held-out row are excluded, and counted. What was held out once is never trained on: a row is excluded too where an
 older delivery of its id, or a copy of its text, was held out.
 
 It is decided over all valid rows ever delivered (`all_rows`), so that it does not matter which rows shared a batch.
@@ -48,14 +48,14 @@ class Frozen:
         index: one row an example, sorted by split and text hash; it does not depend on the batches.
         places: where each row of the index is: `source` and `row` as delivered, `batch` and `position` among the examples.
         labels: the label order.
-        metadata: counts of the rows, by split and label, and of those left out, by reason.
+        metadata: counts of the rows, by split and label, and of excluded rows, by reason.
         checks: outcomes that depend on the rows alone.
         order: whether rows arrived in their order; it alone depends on the names of the batches.
         num_breaking: rows that break each rule on row identity (`rules.IDENTITY_RULES`), over all batches.
         ledger: what the next snapshot has to remember.
         verdicts: which texts were compared, and which of them are near; for a later snapshot.
         agreement: how far annotators agree whose answers are rows of one id; None where there are none.
-        places_left_out: the first rows that were left out, as file:row, by reason.
+        places_left_out: the first rows that were excluded, as file:row, by reason.
     """
 
     index: pa.Table
@@ -150,10 +150,10 @@ def _split(
 ) -> tuple[int, dict[str, Verdicts]]:
     """Give the rows the splits of their groups, without what leaks from one to another.
 
-    Where what is left out costs a label a side, further groups are moved, and all is left out anew.
+    Where what is excluded costs a label a side, further groups are moved, and all is excluded anew.
 
     Returns:
-        How many copies were left out, and the verdicts on near-duplicates.
+        How many copies were excluded, and the verdicts on near-duplicates.
     """
     kept, dropped = rows.kept, rows.dropped.copy()
     labels = labels.of(kept)

@@ -27,7 +27,7 @@ def slices_of(store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSet
     for kind in ("source", "domain", "annotator"):
         if kind in asked:
             by_id = load_values(store, snapshot, "test", kind)
-            # A file's name may say whom a document is about; `fullft files` tells which file an alias is.
+            # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
             found[kind] = [alias(value) if kind == "source" and value is not None else value for value in map(by_id.get, test.ids)]
     if "length" in asked:
         found["length"] = _lengths(test.texts)

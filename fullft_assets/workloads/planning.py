@@ -389,7 +389,7 @@ def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
 
 
 def _pilot_fits(shared: Planning) -> dict[int, Fit]:
-    """Return the pilot's trainings by their number of rows; parts without anything to learn are left out."""
+    """Return the pilot's trainings by their number of rows; parts without anything to learn are excluded."""
     counts, fits = _pilot_rows(shared.recipe, shared.job.settings), {}
     for count in counts:
         try:
@@ -398,7 +398,7 @@ def _pilot_fits(shared: Planning) -> dict[int, Fit]:
             # A few packed rows of conversations may have no trained token; that all have none is an error.
             if count == counts[-1]:
                 raise
-            shared.progress.say(f"pilot on {count:,} rows left out: {error}")
+            shared.progress.say(f"pilot on {count:,} rows skipped: {error}")
     return fits
 
 

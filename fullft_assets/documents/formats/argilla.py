@@ -1,7 +1,7 @@
 """Exports of Argilla: records of 2.x (nested or flat), feedback records and records of 1.x.
 
 The label's field is the question's name (in records of 1.x, whose `annotation` has no name, any). Responses that were
-discarded or are drafts are left out; suggestions and predictions are a machine's, and no annotations.
+discarded or are drafts are excluded; suggestions and predictions are a machine's, and no annotations.
 (https://docs.argilla.io, `Record.to_dict`; https://docs.v1.argilla.io, `TextClassificationRecord`)
 """
 

@@ -86,15 +86,15 @@ class ReaderProcess:
         while True:
             data = self._answer(answers)
             unpacked.add(len(data))
-            kind, *told = pickle.loads(data)
+            kind, *details = pickle.loads(data)
             if kind != "records":
                 break
-            yield from told[0]
+            yield from details[0]
         self._busy_in = None
         if kind != "end":
-            raise _error(kind, *told)
-        if file.head is not None and told[0] is not None:
-            vars(file.head).update(vars(told[0]))
+            raise _error(kind, *details)
+        if file.head is not None and details[0] is not None:
+            vars(file.head).update(vars(details[0]))
 
     def _ask(self, request: bytes) -> IO[bytes]:
         if self._process is None:
@@ -146,15 +146,15 @@ def _not_here(*_: Any) -> Any:
     raise NotImplementedError("a format fetches references in its `rows`")
 
 
-def _error(kind: str, *told: Any) -> Exception:
-    """Return the error that the process tells of."""
+def _error(kind: str, *details: Any) -> Exception:
+    """Return the exception for a failure that the process reports."""
     match kind:
         case "unreadable":
-            return Unreadable(told[0])
+            return Unreadable(details[0])
         case "undecodable":
             return UnicodeError("not in this encoding")
         case "system":
-            return OSError(*told)
+            return OSError(*details)
         case "memory":
             return Unreadable(f"takes more than {MAX_MEMORY_BYTES // 2**30} GiB of memory; split it")
-    return Unreadable(f"its reader failed ({told[0]})")
+    return Unreadable(f"its reader failed ({details[0]})")

@@ -32,7 +32,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 #: Share of the lines inside of a field that have as many delimiters as a row, and of the values in them that are like those of their columns,
 #: from which on they are rows and the quote of the field counts as not closed.
 _ROWS_SHARE = 0.8
-#: Number of such values, or of such lines where no column tells rows from prose, from which on this is certain. Below it, the row alone is left out.
+#: Number of such values, or of such lines where no column tells rows from prose, from which on this is certain. Below it, the row alone is excluded.
 _CERTAIN_VALUES = 3
 _CERTAIN_LINES = 8
 #: First rows that the values of each column are learned from.

@@ -1,4 +1,4 @@
-"""A delivered file, opened: unpacked and decoded, or one line that tells why not."""
+"""A delivered file, opened: unpacked and decoded, or one line that says why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file's name tells: its ending, and the codec that the file is packed with."""
+"""The ending of a file's name, and the codec that the file is packed with."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Exports of Label Studio: JSON (tasks with their annotations) and JSON-MIN (one flat record an annotation).
 
-The label's field is the name of the control (`from_name`). Cancelled (skipped) annotations are left out, predictions
+The label's field is the name of the control (`from_name`). Cancelled (skipped) annotations are excluded, predictions
 are no annotations. An annotation marked as ground truth replaces the others. (https://labelstud.io/guide/task_format)
 """
 

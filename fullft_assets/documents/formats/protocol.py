@@ -36,7 +36,7 @@ class Reading:
     shared: Shared
     #: The settings of the formats, and the encoding of text.
     documents: DocumentsSettings
-    #: Tells that reading goes on: the time for one step begins anew. Each record does so, too.
+    #: Reports that reading goes on: the time for one step begins anew. Each record does so, too.
     advance: Callable[[], None] = lambda: None
 
 

@@ -1,4 +1,4 @@
-"""RTF: the text, one document a file; formatting, pictures and hidden destinations are left out."""
+"""RTF: the text, one document a file; without formatting, pictures and hidden destinations."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,40}:(?:\s|$)|[ \t]\S")
 #: Of these a program writes at least one into each message; From and Subject are in a memo as well.
 _OF_MAIL = re.compile(r"^(?:message-id|mime-version|received|return-path):", re.IGNORECASE | re.MULTILINE)
 _MBOX = re.compile(r"From \S+ .*\d{4}\s*$")
-#: Formats whose files are told by their first bytes alone.
+#: Formats whose files are recognised by their first bytes alone.
 _CERTAIN = {"pdf", "rtf", "parquet", "arrow", "docx", "xlsx", "zip"}
 #: Of a format by its ending, what its text may turn out to be.
 _MAY_BE = {

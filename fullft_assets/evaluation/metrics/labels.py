@@ -61,7 +61,7 @@ class MicroF1(SummedMetric):
 
 
 class LabelF1(SummedMetric):
-    """F1 of one label over all rows: what a slice of the rows of a label is scored by. Not registered, as each label has its own."""
+    """F1 of one label over all rows, the score of the slice of a label. It is not registered, because each label has its own."""
 
     name, title, tasks = "label_f1", "F1", _LABELLED
     summed = _COUNTS

@@ -16,7 +16,7 @@ _SMALLEST = float(np.finfo(np.float64).eps)
 class Auroc(Metric):
     """Mean over the measurable labels of the area under the ROC curve of each label against the others; a tie counts half.
 
-    A label that all rows have, or none, has no curve and is left out; 0.5 where no label has one.
+    A label that all rows have, or none, has no curve and is excluded; 0.5 where no label has one.
     """
 
     name, title, tasks = "auroc", "AUROC", ("classification",)

@@ -77,7 +77,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int)
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> list[ReliabilityBin]:
-    """Confidence against accuracy in equal-width bins of the highest probability; empty bins are left out."""
+    """Confidence against accuracy in equal-width bins of the highest probability; empty bins are excluded."""
     probabilities = require_probabilities(probabilities, labels)
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels

@@ -107,7 +107,7 @@ class LanguageEvaluation(Evaluation):
     """Everything measured of a language model.
 
     Attributes:
-        num_rows_without_tokens: test documents that have none, left out.
+        num_rows_without_tokens: test documents that have none; they are excluded.
         rescaled: systems with another tokenizer than the test set's.
         per_length: quarters of the documents by length.
         answers: None: nothing was written, or for too few groups.

@@ -24,7 +24,7 @@ class Writer:
         self._end_ids = _end_ids(model, tokenization)
 
     def write(self, prompt: str | Sequence[Message]) -> str:
-        """Return what follows a text, or the answer to a conversation; special tokens are left out.
+        """Return what follows a text, or the answer to a conversation; without special tokens.
 
         A prompt that leaves no room to write is cut at its beginning.
 

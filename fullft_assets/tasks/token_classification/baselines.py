@@ -41,7 +41,7 @@ class NoSpans(UntrainedBaseline):
 class Dictionary(Baseline):
     """Looks the phrases of training spans up, the longest first; case and the space between words do not count.
 
-    A phrase has the label that it has most often, and is left out where it is more often no span than one. Phrases are kept by
+    A phrase has the label that it has most often, and is dropped where it is more often no span than one. Phrases are kept by
     their digests: an erasure cannot rewrite what was learned, so no text of a document may be in it.
 
     Args:

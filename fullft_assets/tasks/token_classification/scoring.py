@@ -68,7 +68,7 @@ def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[
 
 
 def in_order(found: Sequence[Sequence[Span]], theirs: Sequence[str], ours: Sequence[str]) -> list[list[Span]]:
-    """Bring spans from a system's label order into ours; those of a label that we do not know are left out."""
+    """Bring spans from a system's label order into ours; those of a label that we do not know are excluded."""
     known = shared_labels(theirs, ours)
     place = {number: ours.index(label) for number, label in enumerate(theirs) if label in known}
     return [[(start, end, place[label]) for start, end, label in row if label in place] for row in found]

@@ -65,7 +65,7 @@ def tags_of(marks: np.ndarray | Sequence[int], span_labels: Sequence[int]) -> np
 
 
 def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
-    """Return the spans of tags, as characters; white space around them is left out.
+    """Return the spans of tags, as characters; without the white space around them.
 
     An I- behind no token of its label begins a span, as in CoNLL's and seqeval's count.
 
@@ -91,7 +91,7 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
 
 
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
-    """Return each text's spans without the white space at their ends; one of nothing else is left out."""
+    """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
     stripped = [[(*masks.strip_span(text, start, end), label) for start, end, label in row] for text, row in zip(texts, spans, strict=True)]
     return [[span for span in row if span[0] < span[1]] for row in stripped]
 
