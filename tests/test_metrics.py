@@ -7,10 +7,11 @@ import socket
 import evaluate
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, roc_auc_score
 
+from fullft_assets.task import METRICS
 from fullft_assets.tasks.classification.assessment import expected_calibration_error
-from fullft_assets.tasks.classification.evaluate_metrics import EvaluateAccuracy, EvaluateCalibrationError, EvaluateMacroF1, headline
+from fullft_assets.tasks.classification.evaluate_metrics import EvaluateMetric, headline
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +43,27 @@ def test_headline_equals_sklearn(scored):
     )
 
 
+def test_each_registered_metric_of_classifiers_runs_through_evaluate(scored):
+    labels, probabilities = scored
+    predicted = probabilities.argmax(1)
+    expected = {
+        "accuracy": accuracy_score(labels, predicted),
+        "macro_f1": f1_score(labels, predicted, average="macro"),
+        "weighted_f1": f1_score(labels, predicted, average="weighted"),
+        "matthews_corrcoef": matthews_corrcoef(labels, predicted),
+        "auroc": roc_auc_score(labels, probabilities, multi_class="ovr"),
+        "brier": ((probabilities - np.eye(4)[labels]) ** 2).sum(1).mean(),
+        "log_loss": log_loss(labels, probabilities),
+    }
+    assert set(expected) == {name for name, metric in METRICS.all().items() if "classification" in metric.tasks}
+    for name, value in expected.items():
+        metric = EvaluateMetric(name)
+        given = predicted if metric.takes_labels else probabilities
+        assert metric.compute(predictions=given, references=labels) == {name: pytest.approx(value)}
+
+
 def test_they_are_metrics_with_features():
-    for metric in (EvaluateAccuracy(), EvaluateMacroF1(), EvaluateCalibrationError()):
+    for metric in map(EvaluateMetric, ("accuracy", "macro_f1", "calibration_error")):
         assert isinstance(metric, evaluate.Metric)
         assert set(metric.features) == {"predictions", "references"}
         assert metric.description
@@ -52,7 +72,7 @@ def test_they_are_metrics_with_features():
 def test_rows_may_be_added_one_by_one_and_in_batches(scored):
     labels, probabilities = scored
     predicted = probabilities.argmax(1)
-    metric = EvaluateMacroF1()
+    metric = EvaluateMetric("macro_f1")
     metric.add(prediction=predicted[0], reference=labels[0])
     metric.add_batch(predictions=predicted[1:200], references=labels[1:200])
     metric.add_batch(predictions=predicted[200:], references=labels[200:])
@@ -60,7 +80,7 @@ def test_rows_may_be_added_one_by_one_and_in_batches(scored):
     assert metric.compute(predictions=[1, 0], references=[1, 0]) == {"macro_f1": 1.0}
 
 
-@pytest.mark.parametrize("metric", [EvaluateAccuracy, EvaluateMacroF1])
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
@@ -73,17 +93,17 @@ def test_rows_may_be_added_one_by_one_and_in_batches(scored):
 )
 def test_bad_labels_are_refused(metric, predictions, references, message):
     with pytest.raises(ValueError, match=message):
-        metric().compute(predictions=predictions, references=references)
+        EvaluateMetric(metric).compute(predictions=predictions, references=references)
     with pytest.raises(ValueError, match=message):
-        metric().add_batch(predictions=predictions, references=references)
+        EvaluateMetric(metric).add_batch(predictions=predictions, references=references)
 
 
 def test_nothing_to_score_is_an_error():
-    for metric in (EvaluateAccuracy(), EvaluateMacroF1(), EvaluateCalibrationError()):
+    for metric in map(EvaluateMetric, ("accuracy", "macro_f1", "calibration_error")):
         with pytest.raises(ValueError, match="nothing to score"):
             metric.compute()
     with pytest.raises(ValueError, match="labels are whole numbers"):
-        EvaluateAccuracy().add(prediction=0.7, reference=1)
+        EvaluateMetric("accuracy").add(prediction=0.7, reference=1)
 
 
 def test_bad_probabilities_are_refused():
@@ -94,4 +114,4 @@ def test_bad_probabilities_are_refused():
         ([], "rows of label probabilities"),
     ):
         with pytest.raises(ValueError, match=message):
-            EvaluateCalibrationError().compute(predictions=predictions, references=[0, 1])
+            EvaluateMetric("calibration_error").compute(predictions=predictions, references=[0, 1])
