@@ -3,5 +3,3 @@
 from fullft_assets.alerts.alert import Alert
 from fullft_assets.alerts.registered import CHANNELS, AlertError, Channel, channel_problems, open_channels
 from fullft_assets.alerts.sending import Delivery, deliver
-
-__all__ = ["CHANNELS", "Alert", "AlertError", "Channel", "Delivery", "channel_problems", "deliver", "open_channels"]

@@ -1,6 +1,6 @@
 """group candidates: a field whose equal values share so much text that it may tie rows together, where the YAML names none.
 
-Rows with such a value in common would stand on both sides of the split. Topics share text as well, so a candidate is suggested and
+Rows with such a value in common would be on both sides of the split. Topics share text as well, so a candidate is suggested and
 never enforced.
 """
 

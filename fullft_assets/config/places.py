@@ -19,7 +19,7 @@ def is_bucket(path: str) -> bool:
 
 
 def without_credentials(path: str) -> str:
-    """Return a path for a message, without what stands before the host or the bucket."""
+    """Return a path for a message, without what is before the host or the bucket."""
     scheme, mark, rest = path.partition("://")
     return f"{scheme}{mark}***@{rest.rpartition('@')[2]}" if "@" in rest else path
 

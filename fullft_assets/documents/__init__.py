@@ -9,35 +9,3 @@ from fullft_assets.documents.metadata import RawMetadata
 from fullft_assets.documents.raw import CHECKS, VERSION, WINDOW_CHECKS, keep, key_settings, masked_kinds, was_kept
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile
-
-__all__ = [
-    "Batch",
-    "CHECKS",
-    "Folder",
-    "Kind",
-    "Look",
-    "MAX_CUTS",
-    "RawMetadata",
-    "S3Prefix",
-    "SourceFile",
-    "VERSION",
-    "WINDOW_CHECKS",
-    "cut_batches",
-    "erased_digest",
-    "is_delivered",
-    "keep",
-    "key_settings",
-    "kept_out",
-    "left_in_place",
-    "leftovers",
-    "list_batches",
-    "look",
-    "masked_kinds",
-    "named_files",
-    "read_batch",
-    "read_documents",
-    "restore",
-    "skipped",
-    "source_of",
-    "was_kept",
-]

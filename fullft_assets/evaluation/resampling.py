@@ -22,7 +22,7 @@ class Measured(Record):
 
     Attributes:
         gains: the reference's over every other system.
-        effective_groups: how many groups of equal weight stand behind them.
+        effective_groups: number of groups of equal weight that they rest on.
         influences: of each group on the reference's score, in the order of the groups' numbers: what the score would lose without it.
             Empty for a metric that is no function of sums.
     """

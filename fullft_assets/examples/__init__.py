@@ -14,21 +14,3 @@ from fullft_assets.examples.validation import (
     validate,
     write_examples,
 )
-
-__all__ = [
-    "Examined",
-    "ExamplesMetadata",
-    "QUARANTINED",
-    "QuarantineMetadata",
-    "Rule",
-    "VERSION",
-    "checks_of",
-    "count_labels",
-    "count_reasons",
-    "examine",
-    "key_settings",
-    "problems",
-    "rules_for",
-    "validate",
-    "write_examples",
-]

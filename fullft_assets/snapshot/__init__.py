@@ -16,8 +16,3 @@ from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.near_duplicates import near_duplicates
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store.hashing import unit_hash
-
-__all__ = [
-    "VERSION", "Frozen", "SnapshotMetadata", "Split", "SplitName", "Training", "checks_of", "label_names", "load_messages", "load_split", "load_training", "load_values",
-    "near_duplicates", "pack_again", "read_index", "take", "unit_hash",
-]  # fmt: skip

@@ -21,21 +21,3 @@ from fullft_assets.documents.formats.registered import (
     known_endings,
     name_of_format,
 )
-
-__all__ = [
-    "COMPRESSIONS",
-    "Delivered",
-    "FORMATS",
-    "Format",
-    "Reading",
-    "Record",
-    "Unreadable",
-    "compression_of",
-    "ending_of",
-    "format_of",
-    "formats_by_ending",
-    "is_readable",
-    "is_whole_file",
-    "known_endings",
-    "name_of_format",
-]

@@ -16,7 +16,7 @@ def group_key(name: str) -> str:
     """Return the one spelling of a group's name: without surrounding space, case or the leading zeros of a number.
 
     `P-7 `, `p-7` and `P-7` are one group, so are `00012`, `12.0` and 12. Two groups taken for one only share a side of the split; one
-    taken for two would stand on both sides.
+    taken for two would be on both sides.
     """
     folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
     number = _WHOLE_NUMBER.fullmatch(folded)
