@@ -13,7 +13,7 @@ from fullft_assets.assets.case import markdown_table, plain_metadata
     [
         ("![seen](https://example.org/seen.png)", r"\!\[seen\](https://example.org/seen.png)"),
         ("[click](https://example.org)", r"\[click\](https://example.org)"),
-        ("<img src=x>", r"\<img src=x>"),
+        ("<img src=x>", "&lt;img src=x>"),
         (r"a \[b](c)", r"a \\\[b\](c)"),
         ("a|b\nc", r"a\|b c"),
         ("plain, 3 > 2", "plain, 3 > 2"),

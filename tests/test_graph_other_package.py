@@ -1,7 +1,8 @@
-"""A package of somebody else adds a format, a metric and a baseline by entry points; the whole graph uses them."""
+"""A package of somebody else adds a format, a metric, a baseline and a task by entry points; the whole graph uses them."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from tests.prepared import write_tiny_model
 
 
 @pytest.mark.slow
-def test_its_format_metric_and_baseline_go_through_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_format_metric_baseline_and_task_go_through_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "site")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]))
     project = projects.create(tmp_path / "project")
     write_tiny_model(project.root / "model")
     project.configure(
         base_model="model",
+        examples={"task": "urgency"},
         planning={"min_predicted_gain": -1.0, "baselines": ["majority", "tfidf", "first_letter"]},
         evaluation={"resamples": 200, "metrics": ["worst_recall"]},
     )
@@ -39,6 +41,7 @@ def test_its_format_metric_and_baseline_go_through_the_graph(tmp_path: Path, mon
     (raw,) = pointers.latest_by_partition(store, project.name, "raw_documents").values()
     assert raw.metadata["num_rows"] == 400
     report = latest(store, project.name, "evaluation_report")
+    assert json.loads((store.folder(report) / "evaluation.json").read_text())["task"] == "urgency"
     assert {"worst_recall", "first_letter_macro_f1", "first_letter_worst_recall"} <= set(report.metadata)
     assert 0 <= report.metadata["worst_recall"] <= 1
     assert latest(store, project.name, "cheaper_baselines").metadata["scores"].keys() == {"majority", "tfidf", "first_letter"}

@@ -23,24 +23,13 @@ from tests.other_package import install
 from tests.prepared import prepare
 
 QUIET = Progress(silent=True)
-THEIR_TASK = '''
-from fullft_assets.tasks.classification.task import Classification
-
-class Urgency(Classification):
-    """How urgent a message is."""
-
-    name = "urgency"
-    baselines = ("majority", "first_letter")
-
-TASK = Urgency()
-'''
 
 
 @pytest.fixture
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package of docs/extending.md, and a task, as pip installs them."""
+    """The package of docs/extending.md, as pip installs it."""
     site = tmp_path / "site"
-    install(site, {"their_task.py": THEIR_TASK}, tasks={"urgency": "their_task:TASK"})
+    install(site)
     monkeypatch.syspath_prepend(str(site))
     registries = (METRICS, BASELINES, TASKS)
     for registry in registries:
