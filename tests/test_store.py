@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -25,7 +26,7 @@ from werkzeug.serving import make_server
 
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.errors import DiskError, GateError, StoreError
-from fullft_assets.jobs import Job, read_job
+from fullft_assets.jobs import Job, read_job, read_jobs
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
 from fullft_assets.store.metadata import Metadata
 from tests import project as projects
@@ -470,8 +471,17 @@ class TestS3:
             settings=use_case.settings, inputs={"training_snapshot": "a/b/c/d"},
         )  # fmt: skip
         uri = job.write(place.store)
-        assert uri == f"{place.store.url}/jobs/letters/s/k.json"
-        assert read_job(uri).model_dump() == job.model_dump()
+        assert uri == f"{place.store.url}/jobs/letters/s/k/{job.sha256}.json"
+        assert job.arguments(place.store) == ["--job", uri, "--sha256", job.sha256]
+        assert hashlib.sha256((place.disk / f"jobs/letters/s/k/{job.sha256}.json").read_bytes()).hexdigest() == job.sha256
+        assert read_job(uri, job.sha256).model_dump() == read_job(uri).model_dump() == job.model_dump()
+        other = job.model_copy(update={"inputs": {}})
+        other.write(place.store)
+        assert {each.sha256 for each in read_jobs(place.store, "letters", "s", "k")} == {job.sha256, other.sha256}
+        (place.disk / f"jobs/letters/s/k/{job.sha256}.json").write_bytes(b"{}")
+        with pytest.raises(StoreError, match=r"\.json: was changed after it was written"):
+            read_jobs(place.store, "letters", "s", "k")
+        job.write(place.store)
         assert read_job(uri).open_store().read_pointer("none") is None
         with pytest.raises(StoreError, match=r"other\.json: not a job file"):
             read_job(f"{place.store.url}/other.json")

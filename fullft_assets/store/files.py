@@ -106,7 +106,7 @@ class Files:
         for name in names:
             self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
         # A listing cache would hide what another process wrote meanwhile.
         self._fs.invalidate_cache()

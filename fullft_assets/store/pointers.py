@@ -64,4 +64,4 @@ class Pointers(Files):
 
     def list_pointers(self, folder: str) -> list[str]:
         """Return the names (without `.json`) of the pointers in a folder, sorted."""
-        return sorted(name.removesuffix(".json") for name in self._names(f"pointers/{folder}") if name.endswith(".json"))
+        return sorted(name.removesuffix(".json") for name in self.names(f"pointers/{folder}") if name.endswith(".json"))

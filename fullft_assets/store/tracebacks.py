@@ -24,7 +24,7 @@ class Tracebacks(Files):
 
     def delete_tracebacks(self, case: str) -> int:
         """Remove the tracebacks of a use case; return how many there were."""
-        names = self._names(_folder(case))
+        names = self.names(_folder(case))
         for name in names:
             self._fs.rm_file(f"{self._root}/{_folder(case)}/{name}")
         return len(names)

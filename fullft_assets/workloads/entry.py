@@ -29,18 +29,19 @@ def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
     """Run a workload's `work` on the job that the command line names, then exit."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--job", required=True, metavar="URI", help="the job file, in the store")
-    uri = parser.parse_args().job
+    parser.add_argument("--sha256", metavar="DIGEST", help="refuse the job file if its sha256 is another")
+    given = parser.parse_args()
     with _dagster_log() as report:
-        code = run_job(work, uri, Progress(report, silent=not is_first_rank()))
+        code = run_job(work, given.job, Progress(report, silent=not is_first_rank()), given.sha256)
     sys.exit(code)
 
 
-def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress) -> int:
+def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress, sha256: str | None = None) -> int:
     """Run `work` on the job at a URI, report a failure, and return the exit code."""
     listen_for_stop(progress)
     job, began_at = None, time.time()
     try:
-        job = read_job(uri)
+        job = read_job(uri, sha256)
         work(job, job.open_store(), progress)
     except FullftError as error:
         report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)
