@@ -35,6 +35,9 @@ from tests.s3_server import S3Server
 pytestmark = pytest.mark.quick
 
 
+OUTSIDE = ["/etc/a", "../a", "x/../../a", "x//a", "./a", "x/.", "x/", "", "..\\a", "C:\\a", "a\0b"]
+
+
 class Place:
     """A store, and the folder of this machine with its files."""
 
@@ -158,6 +161,24 @@ class TestArtifacts:
         with pytest.raises(StoreError, match=r"manifest\.json: unreadable"):
             place.store.load(made.ref)
         assert place.make({"a.txt": "alpha"}).ref != made.ref
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_a_manifest_that_names_a_file_outside_of_its_folder_is_refused(self, place: Place, name: str) -> None:
+        made = place.make({"a.txt": "alpha"})
+        manifest = place.disk / made.ref / "manifest.json"
+        given = json.loads(manifest.read_bytes())
+        manifest.write_text(json.dumps(given | {"files": {name: given["files"]["a.txt"]}}))
+        with pytest.raises(StoreError, match=r"is no name of a file inside the artifact's folder; delete it$"):
+            place.store.load(made.ref)
+        assert place.store.find("mail", "raw_documents", made.key) is None
+        manifest.write_text(json.dumps(given | {"attempt": name}))
+        with pytest.raises(StoreError, match=r"is no name of a file inside"):
+            place.store.load(made.ref)
+
+    def test_nor_is_one_written(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match=r"'a\\\\b\.txt' in its manifest is no name of a file inside"):
+            Place(str(tmp_path / "store"), tmp_path / "store").make({"a\\b.txt": "alpha"})
+        assert not list(tmp_path.rglob("*.txt"))
 
     def test_a_pointer_is_replaced_and_listed(self, place: Place) -> None:
         assert place.store.read_pointer("mail/batch/b") is None
