@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import DiskError, is_disk_full
+from fullft_assets.errors import DiskError, is_disk_full, without_secrets
 from fullft_assets.store.artifacts import Artifacts
 from fullft_assets.store.disk import locked
 from fullft_assets.store.draft import Draft
@@ -43,7 +43,7 @@ class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
             except Exception as error:
                 if not is_disk_full(error):
                     raise
-                reason = " ".join(str(error).split())[:120]
+                reason = without_secrets(" ".join(str(error).split()))[:120]
                 raise DiskError(
                     f"{self.url}: no room for {case}/{stage} ({reason}); free space or raise the quota, then run the same command again: "
                     "nothing half-written is left, and finished work is kept"

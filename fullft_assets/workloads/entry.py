@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message
+from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message, without_secrets
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
@@ -99,7 +99,8 @@ def report_failure(failure: WorkloadFailure, job: Job | None, began_at: float) -
         if recorded is None or recorded["at"] < began_at:
             store.write_json(name, record)
     except Exception as error:  # the store itself may be what failed; its own error must not replace the reason
-        print(f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        line = f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}"
+        print(without_secrets(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
