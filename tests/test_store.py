@@ -25,9 +25,10 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.errors import DiskError, GateError, StoreError
+from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
 from fullft_assets.jobs import Job, read_job, read_jobs
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk
+from fullft_assets.store import draft as drafts
 from fullft_assets.store.metadata import Metadata
 from tests import project as projects
 from tests.s3_server import S3Server
@@ -147,6 +148,28 @@ class TestArtifacts:
         shutil.rmtree(place.disk / made.ref)
         assert place.store.load(made.ref) == again
 
+    def test_content_that_was_exchanged_is_noticed_where_digests_are_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By default of a copy from a bucket, which is fetched again; of a local store where the environment says so."""
+        made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
+        copy = place.store.folder(made) / "deep/b.txt"
+        other = Store(place.store.url)
+        for text in ("BETA", "atbe"):
+            copy.write_text(text)
+            if place.store.is_local:
+                assert (other.folder(made) / "deep/b.txt").read_text() == text
+                monkeypatch.setenv("FULLFT_INTEGRITY", "sha256")
+                with pytest.raises(StoreError, match="a file differs from its digest; delete the folder and"):
+                    other.folder(made)
+                monkeypatch.delenv("FULLFT_INTEGRITY")
+            else:
+                assert (other.folder(made) / "deep/b.txt").read_text() == "beta"
+        monkeypatch.setenv("FULLFT_INTEGRITY", "size")
+        copy.write_text("BETA")
+        assert (other.folder(made) / "deep/b.txt").read_text() == "BETA"
+        monkeypatch.setenv("FULLFT_INTEGRITY", "md5")
+        with pytest.raises(SettingsError, match="FULLFT_INTEGRITY: md5 is not one of size, sha256"):
+            other.folder(made)
+
     def test_an_attempt_with_other_content_is_never_used_instead(self, place: Place) -> None:
         made = place.make({"a.txt": "alpha"})
         (place.disk / made.ref / "a.txt").unlink()
@@ -163,7 +186,8 @@ class TestArtifacts:
         assert place.make({"a.txt": "alpha"}).ref != made.ref
 
     @pytest.mark.parametrize("name", OUTSIDE)
-    def test_a_manifest_that_names_a_file_outside_of_its_folder_is_refused(self, place: Place, name: str) -> None:
+    def test_a_manifest_that_names_a_file_outside_of_its_folder_is_refused(self, tmp_path: Path, name: str) -> None:
+        place = Place(str(tmp_path), tmp_path)
         made = place.make({"a.txt": "alpha"})
         manifest = place.disk / made.ref / "manifest.json"
         given = json.loads(manifest.read_bytes())
@@ -222,6 +246,52 @@ class TestArtifacts:
         assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [{"n": n} for n in range(24)]
 
 
+class TestOnDisk:
+    def fill(self, root: Path) -> Place:
+        place = Place(str(root), root)
+        place.make({"a.txt": "alpha", "deep/er/b.txt": "beta"})
+        place.store.write_pointer("mail/champion", {})
+        place.store.change_pointer("mail/champion", lambda found: {"n": 1})
+        place.store.work_folder("mail", "s", "k")
+        return place
+
+    def modes(self, root: Path) -> set[tuple[bool, str]]:
+        return {(path.is_dir(), oct(path.stat().st_mode & 0o7777)) for path in (root, *root.rglob("*"))}
+
+    @pytest.mark.parametrize("umask", [0o022, 0o002])
+    def test_what_is_made_is_for_its_user_alone(self, tmp_path: Path, umask: int) -> None:
+        before = os.umask(umask)
+        try:
+            self.fill(tmp_path / "new" / "store")
+            (tmp_path / "old").mkdir(0o755)
+            (tmp_path / "old").chmod(0o755)
+            self.fill(tmp_path / "old")
+        finally:
+            os.umask(before)
+        private = {(True, "0o700"), (False, "0o600")}
+        assert self.modes(tmp_path / "new") == private
+        assert set.union(*(self.modes(path) for path in (tmp_path / "old").iterdir())) == private
+
+    def test_unless_a_group_may_write_to_the_root(self, tmp_path: Path) -> None:
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store").chmod(0o2770)
+        self.fill(tmp_path / "store")
+        assert self.modes(tmp_path / "store") == {(True, "0o2770"), (False, "0o660")}
+
+    def test_names_of_all_files_and_folders_are_on_the_disk_before_the_manifest(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[Path] = []
+        for module in (disk, drafts):
+            monkeypatch.setattr(module, "sync", lambda path, sync=disk.sync: synced.append(path) or sync(path))
+        root = tmp_path / "new" / "store"
+        made = Place(str(root), root).make({"a.txt": "alpha", "deep/er/b.txt": "beta"})
+        folder = root / made.ref
+        assert synced.pop() == folder, "last the manifest's name"
+        named = {folder / "deep", folder / "deep/er", *(parent for parent in folder.parents if parent.is_relative_to(tmp_path))}
+        assert set(synced) == {folder, folder / "a.txt", folder / "deep/er/b.txt", *named}
+
+
 #: Counts a pointer up so many times, each time by one more than what is there.
 COUNT = """
 import os, sys
@@ -262,6 +332,28 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
     server.shutdown()
     thread.join()
+
+
+@pytest.mark.heavy
+def test_an_upload_that_takes_long_is_not_taken_for_abandoned(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fullft_assets.store.artifacts.ABANDONED_SECONDS", 1.5)
+    monkeypatch.setattr("fullft_assets.store.files.SIGN_SECONDS", 0.1)
+    store, other, looks = Store(bucket), Store(bucket, {"skip_instance_cache": True}), []
+    put_file = store._fs.put_file
+
+    def slowly(*given: str) -> None:
+        put_file(*given)
+        until = time.monotonic() + 4  # S3 gives times in whole seconds
+        while time.monotonic() < until:
+            looks.extend(other.discard(ref) for ref in other.unfinished("mail", "s"))
+
+    with store.create("mail", "s", "k", version="1", seed=1) as draft:
+        (draft.path / "weights").write_text("w")
+        monkeypatch.setattr(store._fs, "put_file", slowly)
+        made = draft.commit(settings={}, inputs={}, metadata={})
+    assert len(looks) > 3 and not any(looks)
+    assert (other.folder(made) / "weights").read_text() == "w"
+    assert sorted(Path(name).name for name in other._sizes("mail")) == ["manifest.json", "weights"]
 
 
 @pytest.mark.heavy
@@ -545,6 +637,7 @@ def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.
     for headers in seen:
         assert headers["x-amz-server-side-encryption"] == "aws:kms"
         assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/models"
+        assert headers["x-amz-server-side-encryption-bucket-key-enabled"] == "true"
 
 
 def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snapshot.Split]:

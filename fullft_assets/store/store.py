@@ -34,8 +34,7 @@ class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
         """
         attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         ref = f"{case}/{stage}/{key}/{attempt}"
-        path = Path(self.url, ref) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
-        path.mkdir(parents=True, exist_ok=True)
+        path = self.make_folder(Path(self.url, ref)) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
         draft = Draft(self, path, case=case, stage=stage, key=key, attempt=attempt, version=version, seed=seed)
         with locked(path):
             try:
