@@ -25,9 +25,12 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.documents import batches
+from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
 from fullft_assets.jobs import Job, read_job, read_jobs
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk
+from fullft_assets.settings import DocumentsSettings
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases
 from fullft_assets.store import draft as drafts
 from fullft_assets.store.metadata import Metadata
 from tests import project as projects
@@ -253,6 +256,8 @@ class TestOnDisk:
         place.store.write_pointer("mail/champion", {})
         place.store.change_pointer("mail/champion", lambda found: {"n": 1})
         place.store.work_folder("mail", "s", "k")
+        with place.store.alone("mail/batch"):
+            pass
         return place
 
     def modes(self, root: Path) -> set[tuple[bool, str]]:
@@ -354,6 +359,63 @@ def test_an_upload_that_takes_long_is_not_taken_for_abandoned(bucket: str, monke
     assert len(looks) > 3 and not any(looks)
     assert (other.folder(made) / "weights").read_text() == "w"
     assert sorted(Path(name).name for name in other._sizes("mail")) == ["manifest.json", "weights"]
+
+
+@pytest.mark.heavy
+class TestLeases:
+    """Work that one process does at a time, on any machine that sees the bucket."""
+
+    @pytest.fixture(autouse=True)
+    def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, seconds in {"_RENEW_SECONDS": 0.3, "_VALID_SECONDS": 3.0, "_DEAD_SECONDS": 6.0, "_LOOK_SECONDS": 0.05}.items():
+            monkeypatch.setattr(leases, name, seconds)
+
+    def test_two_hosts_that_look_at_once_cut_each_file_once(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second one looks, and sees one file more, while the first one is recording what it saw."""
+        first, second = Store(bucket), Store(bucket)
+        for number, host in enumerate((first, second)):  # hosts share no disk
+            monkeypatch.setattr(host, "work_folder", lambda *key, number=number: Store(bucket).work_folder(f"host{number}", *key))
+        files = [SourceFile(f"{number}.csv", 10, number) for number in range(5)]
+        settings, recording = DocumentsSettings(path="x", max_batch_files=2), threading.Event()
+        write = first.write_pointer
+
+        def slowly(name: str, value: Mapping[str, Any]) -> None:
+            recording.set()
+            time.sleep(1)
+            write(name, value)
+
+        monkeypatch.setattr(first, "write_pointer", slowly)
+        with ThreadPoolExecutor(1) as pool:
+            earlier = pool.submit(batches.record, first, "mail", files[:4], settings, uri="s3://there")
+            assert recording.wait(30)
+            batches.record(second, "mail", files[::-1], settings, uri="s3://there")
+            earlier.result()
+        cut = [file.path for batch in batches.list_batches(second, "mail") for file in batch.files]
+        assert sorted(cut) == ["0.csv", "1.csv", "2.csv", "3.csv", "4.csv"]
+
+    def test_one_that_is_alive_keeps_its_lease(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leases, "_PATIENCE_SECONDS", 8.0)
+        with Store(bucket).alone("x") as lease:
+            with (
+                pytest.raises(StoreError, match=r"x\.json: another process has been working for \d+ s; try again later"),
+                Store(bucket).alone("x"),
+            ):
+                pass
+            lease.require()
+        with Store(bucket).alone("x") as lease:
+            lease.require()
+
+    def test_one_that_is_gone_loses_it_and_may_write_no_more(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)  # as a process that was stopped
+        store = Store(bucket)
+        with store.alone("x") as stopped:
+            stopped.require()
+            with Store(bucket).alone("x") as other:
+                other.require()
+                with pytest.raises(StoreError, match="another process may have taken this work over; run the same command again"):
+                    stopped.require()
+                holder = store.read_pointer("leases/x")
+        assert holder is not None and holder["by"] is not None
 
 
 @pytest.mark.heavy

@@ -16,13 +16,13 @@ from fullft_assets.store.artifacts import Artifacts
 from fullft_assets.store.disk import locked
 from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key
+from fullft_assets.store.leases import Leases
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
-from fullft_assets.store.pointers import Pointers
 from fullft_assets.store.tracebacks import Tracebacks
 from fullft_assets.store.work_folders import WorkFolders
 
 
-class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
+class Store(Artifacts, Leases, WorkFolders, Tracebacks):
     """A local folder or `s3://bucket/prefix` with artifacts, pointers, folders of unfinished work and tracebacks."""
 
     @contextmanager
