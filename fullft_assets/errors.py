@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,28 @@ FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence"
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+#: What an address may contain besides the place: who asks and a password, as one or the other, and keys among its parameters. A password
+#: may have been written into it as it is, so that a slash does not end it; a port is none.
+_WHO = re.compile(r"(?<=://)(?:[^\s/?#]{1,500}|[^\s/?#@:]{0,200}:(?!\d{1,5}[/?#])[^\s@]{1,500})@")
+_KEY = re.compile(
+    r"([?&;][\w.-]*(?:token|key|secret|sig|signature|password|passwd|pwd|auth|credential)[\w.-]*=)[^\s&;#\"'<>]+", re.IGNORECASE
+)
+_HIDDEN = "***"
 _PACKAGE = Path(__file__).parent
 
 
+def without_secrets(text: str) -> str:
+    """Return a text with the passwords and keys hidden that addresses in it contain: for logs and for messages of any library."""
+    return _KEY.sub(rf"\1{_HIDDEN}", _WHO.sub(f"{_HIDDEN}@", text))
+
+
 class FullftError(Exception):
-    """Base of every error that the user can fix; shown without a traceback."""
+    """Base of every error that the user can fix; shown without a traceback, and kept without secrets."""
 
     failure: FailureClass = "unknown"
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(without_secrets(each) if isinstance(each, str) else each for each in arguments))
 
 
 class SettingsError(FullftError):
@@ -147,7 +163,7 @@ def _harmless_message(error: BaseException) -> str:
     """Return what the operating system or an allocator says: their words, without the name of a file."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or ""
-    return " ".join(str(error).split())[:200] if is_out_of_memory(error) else ""
+    return without_secrets(" ".join(str(error).split()))[:200] if is_out_of_memory(error) else ""
 
 
 def _shown(path: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,7 +109,38 @@ def pointer(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def with_header(**entry: object) -> Callable[[Path], None]:
+    """Return what replaces the weights by a file whose header has one such tensor, or is such a text."""
+
+    def write(folder: Path) -> None:
+        fine = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+        given = {key: value for key, value in {**fine, **entry}.items() if value is not None}
+        text = entry["text"] if "text" in entry else json.dumps({"layer.weight": given})
+        header = str(text).encode()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+
+    return write
+
+
+def outside(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"layer.weight": "../outside.safetensors"}}')
+
+
+UNREADABLE = "not a safetensors file (its header cannot be read)"
 BROKEN = {
+    "no shape": (with_header(shape=None), UNREADABLE),
+    "shape of one number": (with_header(shape=2), UNREADABLE),
+    "negative shape": (with_header(shape=[-2]), UNREADABLE),
+    "no dtype": (with_header(dtype=None), UNREADABLE),
+    "dtype of a list": (with_header(dtype=["F32"]), UNREADABLE),
+    "offsets of text": (with_header(data_offsets=["0", "8"]), UNREADABLE),
+    "offsets that turn back": (with_header(data_offsets=[16, 8]), UNREADABLE),
+    "a header that is a list": (with_header(text="[1, 2]"), UNREADABLE),
+    "a tensor that is a list": (with_header(text='{"layer.weight": [1]}'), UNREADABLE),
+    "nested header": (with_header(text="[" * 100_000), UNREADABLE),
+    "nested config": (lambda f: (f / "config.json").write_text("[" * 100_000), "not JSON"),
+    "index that names a file outside": (outside, "names '../outside.safetensors', which is outside of the model's folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json; this is not a model's folder"),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     "no model type": (lambda f: (f / "config.json").write_text("{}"), "no `model_type`"),

@@ -281,6 +281,37 @@ class TestTemplate:
         with pytest.raises(SettingsError, match="base_model: its chat template is broken in line 2"):
             load(with_template(smol, tmp_path, "a\n{% for message %}"))
 
+    @pytest.mark.parametrize(
+        ("source", "why"),
+        [
+            ("{{ 'a' * 10**11 }}", "OverflowError"),
+            ("{{ 10**11 * 'a' }}", "OverflowError"),
+            ("{{ 10 ** (10**10) }}", "OverflowError"),
+            ("{{ 1/0 }}", "ZeroDivisionError"),
+            ("{{ (messages[0].content + 'é').encode('ascii') }}", "UnicodeEncodeError"),
+            ("{{ raise_exception(messages[0].content) }}", "TemplateError"),
+            ("{{ raise_exception('I refuse ' + messages[0].content[:9]) }}", "TemplateError"),
+            ("{{ {}[messages[0].content].more }}", "UndefinedError"),
+            ("{{ raise_exception('roles\nmust alternate') }}", "roles must alternate"),
+        ],
+    )
+    def test_a_template_that_fails_is_one_line_without_what_was_said(self, source: str, why: str) -> None:
+        with pytest.raises(DataError) as caught:
+            ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500 euros")])
+        assert str(caught.value) == f"the chat template refuses the conversation: {why}"
+
+    @pytest.mark.parametrize("source", ["{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}", "{{ " + "1" * 5_000 + " }}"])
+    def test_one_that_cannot_be_compiled_is_one_line(self, smol: Path, tmp_path: Path, source: str) -> None:
+        with pytest.raises(SettingsError, match=r"^base_model: its chat template cannot be compiled \(\w+\)$"):
+            load(with_template(smol, tmp_path, source))
+
+    @pytest.mark.parametrize("given", [[{"name": "default"}], [1], {"default": "one"}, 3])
+    def test_a_template_that_is_no_text_is_one_line(self, smol: Path, tmp_path: Path, given: object) -> None:
+        with_template(smol, tmp_path, None)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+        with pytest.raises(SettingsError, match=r"tokenizer_config\.json: `chat_template` is no "):
+            load(tmp_path)
+
     def test_a_template_can_run_no_code_and_sees_no_clock(self) -> None:
         with pytest.raises(DataError, match="refuses the conversation"):
             ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}", {}, ()).render([said("user", "Hi")])

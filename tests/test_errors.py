@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.documents.formats import known_endings
+from fullft_assets.errors import StoreError, WorkloadError, without_secrets
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.launch import ERROR_FILE
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.samples import licences
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Store
+from fullft_assets.workloads import entry
 from tests import project as projects
 from tests.project import Project, licence_rows
 
@@ -36,6 +42,54 @@ WRONG_YAML = {
         "documents.path: folder not found: data/leters/documents; did you mean `data/letters/documents`?",
     ),
 }
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://svc:PLANTED@host:5000/api", "http://***@host:5000/api"),
+        ("'https://PLANTED@host/org/name.git'", "'https://***@host/org/name.git'"),
+        ("postgresql+psycopg2://svc:P%40LANTED@db/x and http://host/a@b", "postgresql+psycopg2://***@db/x and http://host/a@b"),
+        ("http://svc:PL@NTED@host", "http://***@host"),
+        ("http://svc:PL/NT#ED@host/x", "http://***@host/x"),
+        ("http://host:8080/who@where and s3://bucket/a@b", "http://host:8080/who@where and s3://bucket/a@b"),
+        ("https://b.s3/x?X-Amz-Credential=PLANTED&X-Amz-Expires=60&X-Amz-Signature=PLANTED", "https://b.s3/x?X-Amz-Credential=***&X-Amz-Expires=60&X-Amz-Signature=***"),
+        ("/api?a=1&access_token=PLANTED, and /b?sig=PL%2FANTED&se=1", "/api?a=1&access_token=*** and /b?sig=***&se=1"),
+        ("base_model: org/name@0123abc: 3 of 4 shards are missing", "base_model: org/name@0123abc: 3 of 4 shards are missing"),
+    ],
+)  # fmt: skip
+def test_passwords_and_keys_in_addresses_are_hidden(text: str, shown: str) -> None:
+    assert without_secrets(text) == str(StoreError(text)) == str(WorkloadError(text, "data")) == shown
+    assert len(without_secrets("x" * 190 + text)) < 10_000
+
+
+@pytest.mark.quick
+def test_a_secret_reaches_neither_a_log_nor_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Planted where libraries put it: into the message of an error, foreseen or not, and into what a workload says."""
+    address, reported = "http://svc:PLANTED@host:5000/api?token=PLANTED", []
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error"))
+    monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
+    settings = UseCaseSettings.model_validate({"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}})
+    job = Job(case="c", stage="s", key="k", project_root=".", store_url=str(tmp_path / "store"), settings=settings, inputs={})
+    errors = (StoreError(f"{address} is down"), ConnectionError(f"{address} is down"), MemoryError(f"out of memory at {address}"))
+
+    def work(job: Job, store: Store, progress: Progress) -> None:
+        progress.say(f"asking {address}")
+        raise next(left)
+
+    left = iter(errors)
+    uri = job.write(job.open_store())
+    for _ in errors:
+        entry.run_job(work, uri, Progress(reported.append))
+        (tmp_path / "error").rename(tmp_path / f"error{len(reported)}")
+    printed = "".join(capfd.readouterr())
+    kept = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(kept) == 3 + 2 + 2 and len(reported) == 3  # reasons, tracebacks, the record and the job; what was said
+    assert "asking http://***@host:5000/api?token=***" in reported
+    assert all("PLANTED" not in text for text in (printed, *reported, *kept.values()))
 
 
 def store(project: Project) -> Store:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import inference, precision
+from fullft_assets.models import inference, loading, precision
 from fullft_assets.models.inference import collate, embed, load_classifier, load_for_training, predict, predict_with
 from fullft_assets.samples import licences
 from fullft_assets.settings import ChunksSettings
-from tests.prepared import MINILM
+from tests.prepared import MINILM, write_tiny_model
 
 pytestmark = pytest.mark.numeric
 
@@ -180,3 +182,16 @@ class TestPrecision:
         assert model.dtype == torch.float32
         with precision.autocast("fp32"), torch.no_grad():
             assert model(**collate(windows[0], 0)).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("without_weights", [False, True])
+def test_what_computes_is_not_chosen_by_the_models_folder(tmp_path: Path, key: str, without_weights: bool) -> None:
+    """`config.json` may name a kernel of the hub, which transformers would fetch and run."""
+    write_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: "somebody/kernel"}))
+    with loading.without_weights() if without_weights else nullcontext():
+        model = load_classifier(tmp_path, num_labels=3)
+    assert (model.config._attn_implementation, model.config.num_labels) == ("sdpa", 3)
+    assert model.config._experts_implementation in (None, "grouped_mm", "eager")

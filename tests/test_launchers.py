@@ -1,5 +1,6 @@
 """Workloads are really launched, killed and counted: under a real Dagster instance, its CLI and torchrun."""
 
+import json
 import os
 import re
 import signal
@@ -169,6 +170,8 @@ class TestRunThatEnds:
         run, processes = start(executor)
         watched = processes[1].cmdline()[processes[1].cmdline().index("--watch") + 1].split(",")
         assert set(map(int, watched)) == {processes[0].pid, run.pid}
+        arguments = processes[2].cmdline()[-4:]
+        assert arguments[0::2] == ["--job", "--sha256"] and Path(arguments[1]).stem == arguments[3]
         run.kill()
         _all_gone(processes)
         assert (folder / "checkpoint0").read_text() == "complete"
@@ -295,14 +298,14 @@ class TestSupervisor:
 )  # fmt: skip
 def test_planning_has_ranks_where_they_share_the_model(workload: str, shares_model: bool, processes: int, ranks: bool) -> None:
     launcher = LocalLauncher(LauncherSettings(processes=processes))
-    command = launcher._command(workload, "uri", [1], shares_model=shares_model)
+    command = launcher._command(workload, ["--job", "uri"], [1], shares_model=shares_model)
     assert ("torch.distributed.run" in command) is ranks and command[-3:] == [f"fullft_assets.workloads.{workload}", "--job", "uri"]
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [([], True), (["a", "a"], True), (["a"], False)])
 def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(gpus: list[str], ranks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "local_hardware", lambda: {"cpus": 8, "gpus": gpus})
-    command = LocalLauncher(LauncherSettings(processes=2))._command("planning", "uri", [1], shares_model=True)
+    command = LocalLauncher(LauncherSettings(processes=2))._command("planning", ["--job", "uri"], [1], shares_model=True)
     assert ("torch.distributed.run" in command) is ranks
 
 
@@ -313,7 +316,7 @@ from fullft_assets.launchers import Launcher
 
 class ClusterLauncher(Launcher):
     def launch(self, context, workload, job, store):
-        command = [sys.executable, "-m", f"fullft_assets.workloads.{workload}", "--job", job.write(store)]
+        command = [sys.executable, "-m", f"fullft_assets.workloads.{workload}", *job.arguments(store)]
         subprocess.run(command, check=True)
         Path(__file__).with_name("launched").write_text(f"{workload} within {self.settings.grace_seconds:g} s")
 """
@@ -358,8 +361,8 @@ class TestRegistration:
 
 
 class TestByHand:
-    def _run(self, uri: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "probe_workloads.probe", "--job", uri]
+    def _run(self, uri: str, *more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "probe_workloads.probe", "--job", uri, *more]
         return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
 
     def test_workload_runs_without_dagster(self, folder):
@@ -380,6 +383,17 @@ class TestByHand:
         done = self._run(str(folder / "none.json"))
         assert (done.returncode, done.stderr.count("\n")) == (3, 1)
         assert "none.json: not a job file" in done.stderr
+
+    def test_a_job_file_that_was_changed_after_it_was_written_is_refused(self, folder):
+        job, store = probe_job(folder, "writes")
+        arguments = job.arguments(store)
+        changed = json.loads(Path(arguments[1]).read_text())
+        changed["settings"]["trust_remote_code"] = True
+        Path(arguments[1]).write_text(json.dumps(changed))
+        done = self._run(*arguments[1:])
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert "was changed after it was written" in done.stderr
+        assert store.find("probe", "writes", "k1") is None
 
     @pytest.mark.parametrize(("presses", "code"), [(1, 3), (2, -signal.SIGINT)])
     def test_first_ctrl_c_writes_a_checkpoint_second_stops_at_once(self, folder, presses, code):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -24,14 +25,21 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.errors import DiskError, GateError, StoreError
-from fullft_assets.jobs import Job, read_job
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
+from fullft_assets.documents import batches
+from fullft_assets.documents.sources import SourceFile
+from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
+from fullft_assets.jobs import Job, read_job, read_jobs
+from fullft_assets.settings import DocumentsSettings
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases
+from fullft_assets.store import draft as drafts
 from fullft_assets.store.metadata import Metadata
 from tests import project as projects
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.quick
+
+
+OUTSIDE = ["/etc/a", "../a", "x/../../a", "x//a", "./a", "x/.", "x/", "", "..\\a", "C:\\a", "a\0b"]
 
 
 class Place:
@@ -143,6 +151,28 @@ class TestArtifacts:
         shutil.rmtree(place.disk / made.ref)
         assert place.store.load(made.ref) == again
 
+    def test_content_that_was_exchanged_is_noticed_where_digests_are_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By default of a copy from a bucket, which is fetched again; of a local store where the environment says so."""
+        made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
+        copy = place.store.folder(made) / "deep/b.txt"
+        other = Store(place.store.url)
+        for text in ("BETA", "atbe"):
+            copy.write_text(text)
+            if place.store.is_local:
+                assert (other.folder(made) / "deep/b.txt").read_text() == text
+                monkeypatch.setenv("FULLFT_INTEGRITY", "sha256")
+                with pytest.raises(StoreError, match="a file differs from its digest; delete the folder and"):
+                    other.folder(made)
+                monkeypatch.delenv("FULLFT_INTEGRITY")
+            else:
+                assert (other.folder(made) / "deep/b.txt").read_text() == "beta"
+        monkeypatch.setenv("FULLFT_INTEGRITY", "size")
+        copy.write_text("BETA")
+        assert (other.folder(made) / "deep/b.txt").read_text() == "BETA"
+        monkeypatch.setenv("FULLFT_INTEGRITY", "md5")
+        with pytest.raises(SettingsError, match="FULLFT_INTEGRITY: md5 is not one of size, sha256"):
+            other.folder(made)
+
     def test_an_attempt_with_other_content_is_never_used_instead(self, place: Place) -> None:
         made = place.make({"a.txt": "alpha"})
         (place.disk / made.ref / "a.txt").unlink()
@@ -157,6 +187,25 @@ class TestArtifacts:
         with pytest.raises(StoreError, match=r"manifest\.json: unreadable"):
             place.store.load(made.ref)
         assert place.make({"a.txt": "alpha"}).ref != made.ref
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_a_manifest_that_names_a_file_outside_of_its_folder_is_refused(self, tmp_path: Path, name: str) -> None:
+        place = Place(str(tmp_path), tmp_path)
+        made = place.make({"a.txt": "alpha"})
+        manifest = place.disk / made.ref / "manifest.json"
+        given = json.loads(manifest.read_bytes())
+        manifest.write_text(json.dumps(given | {"files": {name: given["files"]["a.txt"]}}))
+        with pytest.raises(StoreError, match=r"is no name of a file inside the artifact's folder; delete it$"):
+            place.store.load(made.ref)
+        assert place.store.find("mail", "raw_documents", made.key) is None
+        manifest.write_text(json.dumps(given | {"attempt": name}))
+        with pytest.raises(StoreError, match=r"is no name of a file inside"):
+            place.store.load(made.ref)
+
+    def test_nor_is_one_written(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match=r"'a\\\\b\.txt' in its manifest is no name of a file inside"):
+            Place(str(tmp_path / "store"), tmp_path / "store").make({"a\\b.txt": "alpha"})
+        assert not list(tmp_path.rglob("*.txt"))
 
     def test_a_pointer_is_replaced_and_listed(self, place: Place) -> None:
         assert place.store.read_pointer("mail/batch/b") is None
@@ -200,6 +249,54 @@ class TestArtifacts:
         assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [{"n": n} for n in range(24)]
 
 
+class TestOnDisk:
+    def fill(self, root: Path) -> Place:
+        place = Place(str(root), root)
+        place.make({"a.txt": "alpha", "deep/er/b.txt": "beta"})
+        place.store.write_pointer("mail/champion", {})
+        place.store.change_pointer("mail/champion", lambda found: {"n": 1})
+        place.store.work_folder("mail", "s", "k")
+        with place.store.alone("mail/batch"):
+            pass
+        return place
+
+    def modes(self, root: Path) -> set[tuple[bool, str]]:
+        return {(path.is_dir(), oct(path.stat().st_mode & 0o7777)) for path in (root, *root.rglob("*"))}
+
+    @pytest.mark.parametrize("umask", [0o022, 0o002])
+    def test_what_is_made_is_for_its_user_alone(self, tmp_path: Path, umask: int) -> None:
+        before = os.umask(umask)
+        try:
+            self.fill(tmp_path / "new" / "store")
+            (tmp_path / "old").mkdir(0o755)
+            (tmp_path / "old").chmod(0o755)
+            self.fill(tmp_path / "old")
+        finally:
+            os.umask(before)
+        private = {(True, "0o700"), (False, "0o600")}
+        assert self.modes(tmp_path / "new") == private
+        assert set.union(*(self.modes(path) for path in (tmp_path / "old").iterdir())) == private
+
+    def test_unless_a_group_may_write_to_the_root(self, tmp_path: Path) -> None:
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store").chmod(0o2770)
+        self.fill(tmp_path / "store")
+        assert self.modes(tmp_path / "store") == {(True, "0o2770"), (False, "0o660")}
+
+    def test_names_of_all_files_and_folders_are_on_the_disk_before_the_manifest(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[Path] = []
+        for module in (disk, drafts):
+            monkeypatch.setattr(module, "sync", lambda path, sync=disk.sync: synced.append(path) or sync(path))
+        root = tmp_path / "new" / "store"
+        made = Place(str(root), root).make({"a.txt": "alpha", "deep/er/b.txt": "beta"})
+        folder = root / made.ref
+        assert synced.pop() == folder, "last the manifest's name"
+        named = {folder / "deep", folder / "deep/er", *(parent for parent in folder.parents if parent.is_relative_to(tmp_path))}
+        assert set(synced) == {folder, folder / "a.txt", folder / "deep/er/b.txt", *named}
+
+
 #: Counts a pointer up so many times, each time by one more than what is there.
 COUNT = """
 import os, sys
@@ -240,6 +337,85 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
     server.shutdown()
     thread.join()
+
+
+@pytest.mark.heavy
+def test_an_upload_that_takes_long_is_not_taken_for_abandoned(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fullft_assets.store.artifacts.ABANDONED_SECONDS", 1.5)
+    monkeypatch.setattr("fullft_assets.store.files.SIGN_SECONDS", 0.1)
+    store, other, looks = Store(bucket), Store(bucket, {"skip_instance_cache": True}), []
+    put_file = store._fs.put_file
+
+    def slowly(*given: str) -> None:
+        put_file(*given)
+        until = time.monotonic() + 4  # S3 gives times in whole seconds
+        while time.monotonic() < until:
+            looks.extend(other.discard(ref) for ref in other.unfinished("mail", "s"))
+
+    with store.create("mail", "s", "k", version="1", seed=1) as draft:
+        (draft.path / "weights").write_text("w")
+        monkeypatch.setattr(store._fs, "put_file", slowly)
+        made = draft.commit(settings={}, inputs={}, metadata={})
+    assert len(looks) > 3 and not any(looks)
+    assert (other.folder(made) / "weights").read_text() == "w"
+    assert sorted(Path(name).name for name in other._sizes("mail")) == ["manifest.json", "weights"]
+
+
+@pytest.mark.heavy
+class TestLeases:
+    """Work that one process does at a time, on any machine that sees the bucket."""
+
+    @pytest.fixture(autouse=True)
+    def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, seconds in {"_RENEW_SECONDS": 0.3, "_VALID_SECONDS": 3.0, "_DEAD_SECONDS": 6.0, "_LOOK_SECONDS": 0.05}.items():
+            monkeypatch.setattr(leases, name, seconds)
+
+    def test_two_hosts_that_look_at_once_cut_each_file_once(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second one looks, and sees one file more, while the first one is recording what it saw."""
+        first, second = Store(bucket), Store(bucket)
+        for number, host in enumerate((first, second)):  # hosts share no disk
+            monkeypatch.setattr(host, "work_folder", lambda *key, number=number: Store(bucket).work_folder(f"host{number}", *key))
+        files = [SourceFile(f"{number}.csv", 10, number) for number in range(5)]
+        settings, recording = DocumentsSettings(path="x", max_batch_files=2), threading.Event()
+        write = first.write_pointer
+
+        def slowly(name: str, value: Mapping[str, Any]) -> None:
+            recording.set()
+            time.sleep(1)
+            write(name, value)
+
+        monkeypatch.setattr(first, "write_pointer", slowly)
+        with ThreadPoolExecutor(1) as pool:
+            earlier = pool.submit(batches.record, first, "mail", files[:4], settings, uri="s3://there")
+            assert recording.wait(30)
+            batches.record(second, "mail", files[::-1], settings, uri="s3://there")
+            earlier.result()
+        cut = [file.path for batch in batches.list_batches(second, "mail") for file in batch.files]
+        assert sorted(cut) == ["0.csv", "1.csv", "2.csv", "3.csv", "4.csv"]
+
+    def test_one_that_is_alive_keeps_its_lease(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leases, "_PATIENCE_SECONDS", 8.0)
+        with Store(bucket).alone("x") as lease:
+            with (
+                pytest.raises(StoreError, match=r"x\.json: another process has been working for \d+ s; try again later"),
+                Store(bucket).alone("x"),
+            ):
+                pass
+            lease.require()
+        with Store(bucket).alone("x") as lease:
+            lease.require()
+
+    def test_one_that_is_gone_loses_it_and_may_write_no_more(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)  # as a process that was stopped
+        store = Store(bucket)
+        with store.alone("x") as stopped:
+            stopped.require()
+            with Store(bucket).alone("x") as other:
+                other.require()
+                with pytest.raises(StoreError, match="another process may have taken this work over; run the same command again"):
+                    stopped.require()
+                holder = store.read_pointer("leases/x")
+        assert holder is not None and holder["by"] is not None
 
 
 @pytest.mark.heavy
@@ -470,8 +646,17 @@ class TestS3:
             settings=use_case.settings, inputs={"training_snapshot": "a/b/c/d"},
         )  # fmt: skip
         uri = job.write(place.store)
-        assert uri == f"{place.store.url}/jobs/letters/s/k.json"
-        assert read_job(uri).model_dump() == job.model_dump()
+        assert uri == f"{place.store.url}/jobs/letters/s/k/{job.sha256}.json"
+        assert job.arguments(place.store) == ["--job", uri, "--sha256", job.sha256]
+        assert hashlib.sha256((place.disk / f"jobs/letters/s/k/{job.sha256}.json").read_bytes()).hexdigest() == job.sha256
+        assert read_job(uri, job.sha256).model_dump() == read_job(uri).model_dump() == job.model_dump()
+        other = job.model_copy(update={"inputs": {}})
+        other.write(place.store)
+        assert {each.sha256 for each in read_jobs(place.store, "letters", "s", "k")} == {job.sha256, other.sha256}
+        (place.disk / f"jobs/letters/s/k/{job.sha256}.json").write_bytes(b"{}")
+        with pytest.raises(StoreError, match=r"\.json: was changed after it was written"):
+            read_jobs(place.store, "letters", "s", "k")
+        job.write(place.store)
         assert read_job(uri).open_store().read_pointer("none") is None
         with pytest.raises(StoreError, match=r"other\.json: not a job file"):
             read_job(f"{place.store.url}/other.json")
@@ -514,6 +699,7 @@ def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.
     for headers in seen:
         assert headers["x-amz-server-side-encryption"] == "aws:kms"
         assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/models"
+        assert headers["x-amz-server-side-encryption-bucket-key-enabled"] == "true"
 
 
 def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snapshot.Split]:

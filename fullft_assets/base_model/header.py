@@ -15,6 +15,7 @@ from typing import Any
 from fullft_assets.base_model.model_config import read_config
 from fullft_assets.base_model.trusted_code import ModelFolder, TrustedFolder, own_code
 from fullft_assets.errors import SettingsError
+from fullft_assets.store.names import is_inside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -146,8 +147,11 @@ def weights_files(folder: Path) -> list[Path]:
 def _shards(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        outside = [name for name in names if not is_inside(name)]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise SettingsError(f"{folder / INDEX}: not an index of shards; save the model again") from error
+    if outside:
+        raise SettingsError(f"{folder / INDEX}: names {outside[0]!r}, which is outside of the model's folder; save the model again")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
         raise SettingsError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}")
@@ -166,13 +170,23 @@ def _read_weights_file(path: Path) -> _WeightsFile:
             raise SettingsError(f"{path}: not a safetensors file ({size:,} bytes)")
         header = file.read(length)
     try:
-        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        tensors = {name: _checked(tensor) for name, tensor in json.loads(header).items() if name != "__metadata__"}
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise SettingsError(f"{path}: not a safetensors file (its header cannot be read)") from error
     if end != size:
         raise SettingsError(f"{path}: torn: {size:,} bytes where its header gives {end:,}; fetch it again")
     return _WeightsFile(path, header, tensors, size)
+
+
+def _checked(tensor: dict[str, Any]) -> dict[str, Any]:
+    """Return a tensor's entry of a header; anything but a type, a shape and a range of bytes is an error."""
+    begin, end = tensor["data_offsets"]
+    if not isinstance(tensor["dtype"], str) or not all(type(number) is int and number >= 0 for number in (begin, end, *tensor["shape"])):
+        raise ValueError("no tensor")
+    if begin > end:
+        raise ValueError("a tensor ends before it begins")
+    return tensor
 
 
 def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:

@@ -20,7 +20,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise SettingsError(f"{folder}: no config.json; this is not a model's folder") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise SettingsError(f"{path}: no `model_type`; this is not a transformers model")

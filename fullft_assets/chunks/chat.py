@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -27,6 +27,9 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 TODAY = datetime(2024, 7, 26)
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+#: Bounds of what a template multiplies: longer texts, and larger numbers, would take all memory or time.
+_MAX_LENGTH = 10**7
+_MAX_POWER = 64
 #: Stands for an answer, to see what the template puts around one.
 _PLACEHOLDER = "0the0answer0stands0here0"
 
@@ -86,8 +89,6 @@ class ChatTemplate:
         return self._render(messages, add_generation_prompt)[0]
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
-        import jinja2
-
         blocks: list[str] = []
         written: list[Span] = []
         self._compiled.environment.tracked = (blocks, written)
@@ -96,12 +97,9 @@ class ChatTemplate:
             # Block by block: the place of what the assistant wrote is the length of what was rendered before it.
             for block in self._compiled.generate(**variables, **self.variables):
                 blocks.append(block)
-        except (jinja2.TemplateError, TypeError) as error:
-            # A template may quote what it refuses.
-            quotes = any(
-                len(value.strip()) > 3 and value.strip() in str(error) for message in messages for value in (message["content"],) if value
-            )
-            why = type(error).__name__ if quotes else error
+        except Exception as error:  # a template is code of others, and may fail in every way
+            # It may also quote what it refuses: only a message that it has word for word is shown.
+            why = " ".join(str(error).split()) if str(error) and str(error) in self.source else type(error).__name__
             raise DataError(f"the chat template refuses the conversation: {why}") from None
         return "".join(blocks), written
 
@@ -179,7 +177,20 @@ def _compile(source: str) -> Any:
     def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """jinja2's sandbox, in which no product takes all memory or time."""
+
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            for value, times in ((left, right), (right, left)):
+                if operator == "*" and isinstance(value, Sized) and isinstance(times, int) and len(value) * times > _MAX_LENGTH:
+                    raise OverflowError
+            if operator == "**" and isinstance(right, int) and right > _MAX_POWER:
+                raise OverflowError
+            return super().call_binop(context, operator, left, right)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: TODAY.strftime(pattern)
@@ -187,6 +198,8 @@ def _compile(source: str) -> Any:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise SettingsError(f"base_model: its chat template is broken in line {error.lineno}: {error.message}") from error
+    except Exception as error:  # Python's compiler refuses what is nested too deep, or numbers of thousands of digits
+        raise SettingsError(f"base_model: its chat template cannot be compiled ({type(error).__name__})") from error
 
 
 def read_template(model_folder: ModelFolder) -> str | None:
@@ -194,10 +207,15 @@ def read_template(model_folder: ModelFolder) -> str | None:
     file = model_folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    given = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(given, list):
-        return {entry["name"]: entry["template"] for entry in given}.get("default")
-    return given
+    settings = model_folder / "tokenizer_config.json"
+    given = _read_json(settings).get("chat_template")
+    try:
+        found = {entry["name"]: entry["template"] for entry in given}.get("default") if isinstance(given, list) else given
+    except (KeyError, TypeError) as error:
+        raise SettingsError(f"{settings}: `chat_template` is no list of names and templates") from error
+    if not isinstance(found, str | None):
+        raise SettingsError(f"{settings}: `chat_template` is no text")
+    return found
 
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
@@ -214,8 +232,11 @@ def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}: no JSON object")
+    return found

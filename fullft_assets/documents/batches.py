@@ -7,11 +7,9 @@ recorded a batch or not.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -126,7 +124,10 @@ def record(
     store: Store, case: str, files: Iterable[SourceFile], settings: DocumentsSettings, kind: Kind = "batch", *, uri: str
 ) -> list[Batch]:
     """Record those files of the source at `uri` that are in no batch yet, in batches bounded by bytes and count; return these batches."""
-    with _one_at_a_time(store, case, kind):
+    files = list(files)
+    if not num_new(store, case, files, kind):
+        return []
+    with store.alone(_ledger(case, kind)) as lease:
         batches = list_batches(store, case, kind)
         known = _Known(case, batches)
         new = [file for file in files if file not in known]
@@ -137,6 +138,7 @@ def record(
             lines = [_line(file) for file in group]
             content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
             batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", group, uri=uri)
+            lease.require()
             store.write_pointer(f"{case}/{kind}/{batch.name}", _recorded(batch, lines))
             cut.append(batch)
     return cut
@@ -162,7 +164,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
     num_changed = 0
     if not paths:
         return num_changed
-    with _one_at_a_time(store, case, kind):
+    with store.alone(_ledger(case, kind)) as lease:
         for batch in list_batches(store, case, kind):
             gone = [file for file in batch.files if file.path in paths]
             if gone:
@@ -170,6 +172,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
                 found = Batch(batch.name, left, batch.erased | {_digest(case, file) for file in gone}, batch.uri)
                 before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
                 recorded = _recorded(found, [_line(file) for file in left])
+                lease.require()
                 store.write_pointer(f"{case}/{kind}/{batch.name}", {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])})
                 _memory.pop((store.url, case, kind, batch.name), None)
                 num_changed += 1
@@ -233,12 +236,9 @@ class _Memory(dict[tuple[str, str, str, str], Batch]):
 _memory = _Memory()
 
 
-@contextmanager
-def _one_at_a_time(store: Store, case: str, kind: Kind) -> Iterator[None]:
-    """Keep a sensor and a `fullft run` on this machine from cutting the same files at the same time."""
-    with (store.work_folder(case, kind, "ledger") / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process dies
-        yield
+def _ledger(case: str, kind: Kind) -> str:
+    """Return the name of the lease that keeps sensors and runs, on whatever machines, from cutting the same files at the same time."""
+    return f"{case}/{kind}"
 
 
 def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:

@@ -12,7 +12,7 @@ from fullft_assets.config.check import find_device
 from fullft_assets.engine.outline import Outline
 from fullft_assets.engine.recipe import Recipe
 from fullft_assets.models import precision
-from fullft_assets.models.hardware import gpu_name, memory_limit, peak_flops
+from fullft_assets.models.hardware import gpu_name, memory_limit, num_gpus, peak_flops
 from fullft_assets.models.precision import Precision
 from fullft_assets.planning.measurements import StepMemory, Work
 from fullft_assets.planning.target_plans import Extent, TargetPlan, plan_target, plan_targets, rung_table, shares
@@ -87,7 +87,7 @@ def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Tar
         return Target(
             name="this machine",
             gpu=name,
-            gpus=torch.cuda.device_count(),
+            gpus=num_gpus(),
             memory_bytes=free,
             flops=peak_flops(name, computed_in),
             speed=speed,

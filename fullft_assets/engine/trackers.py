@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, without_secrets
 
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Progress
@@ -66,7 +66,8 @@ class Trackers:
             call()
         except Exception as error:
             self._open.pop(name, None)
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            # Before it is cut: half an address is none.
+            reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
             self._progress.say(f"{name}: tracking failed ({reason}); training continues without it")
 
 

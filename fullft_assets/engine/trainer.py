@@ -40,7 +40,7 @@ def training_arguments(
     Args:
         items_a_pass: items of the dataset in a forward pass.
     """
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
@@ -51,6 +51,10 @@ def training_arguments(
         **sharding.sharding_arguments(settings, model),
         **_output_arguments(settings, resumable=resumable),
     )
+    # A process has one GPU. If it sees more, Trainer would wrap the model in nn.DataParallel: another batch size, and a model that sees parts
+    # of rows that belong together.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
 
 
 def _step_arguments(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:

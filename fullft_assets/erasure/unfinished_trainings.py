@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs import Job, read_job
+from fullft_assets.jobs import Job, read_jobs
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store
 
@@ -28,7 +28,7 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     lost = {made.key: last for made in snapshots if (last := SnapshotMetadata.of(made).erased_up_to) is not None}
     num_removed = num_in_flight = 0
     for folder in store.work_folders(case, _STAGE):
-        if not _learned(_job(store, case, folder.name), lost, trained_on):
+        if not _learned(_jobs(store, case, folder.name), lost, trained_on):
             continue
         if _remove_unless_held(folder):
             num_removed += 1
@@ -37,16 +37,20 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     return num_removed, num_in_flight
 
 
-def _job(store: Store, case: str, key: str) -> Job | None:
+def _jobs(store: Store, case: str, key: str) -> list[Job]:
     try:
-        return read_job(f"{store.url}/jobs/{case}/{_STAGE}/{key}.json")
+        return read_jobs(store, case, _STAGE, key)
     except StoreError:
-        return None
+        return []
 
 
-def _learned(job: Job | None, lost: dict[str, str], trained_on: Collection[str]) -> bool:
-    if job is None:  # nobody knows what it learned from
+def _learned(jobs: list[Job], lost: dict[str, str], trained_on: Collection[str]) -> bool:
+    if not jobs:  # nobody knows what it learned from
         return bool(lost)
+    return any(_began_with(job, lost, trained_on) for job in jobs)
+
+
+def _began_with(job: Job, lost: dict[str, str], trained_on: Collection[str]) -> bool:
     *_, key, attempt = job.inputs["training_snapshot"].split("/")
     # Attempts are named by their time.
     return attempt <= lost.get(key, "") or job.inputs.get("champion") in trained_on

@@ -1,12 +1,14 @@
 """The job file that one entry point and every launcher understand.
 
-`python -m fullft_assets.workloads.<name> --job URI` reads it, does the work and writes the artifact;
-a person can run the same line by hand.
+`python -m fullft_assets.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes the artifact;
+a person can run the same line by hand. The digest pins the job: whoever may write into the store cannot change what runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -40,20 +42,54 @@ class Job(BaseModel):
         return {name: store.load(ref) for name, ref in self.inputs.items()}
 
     def write(self, store: Store) -> str:
-        """Write the job file into the store and return its URI."""
-        return store.write_json(f"jobs/{self.case}/{self.stage}/{self.key}.json", self.model_dump(mode="json"))
+        """Write the job file into the store, named by its content, and return its URI."""
+        content, name = self._content(), f"{_folder(self.case, self.stage, self.key)}/{self.sha256}.json"
+        store.write_bytes(name, content)
+        return f"{store.url}/{name}"
+
+    def arguments(self, store: Store) -> list[str]:
+        """Write the job file and return the command line's arguments that name and pin it."""
+        return ["--job", self.write(store), "--sha256", self.sha256]
+
+    @property
+    def sha256(self) -> str:
+        """Sha256 of the job file as hex."""
+        return hashlib.sha256(self._content()).hexdigest()
+
+    def _content(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode()
 
 
-def read_job(uri: str) -> Job:
+def read_job(uri: str, sha256: str | None = None) -> Job:
     """Read a job file.
 
+    Args:
+        sha256: the digest that the file must have; None: any.
+
     Raises:
-        StoreError: there is no such file, or it is not a job.
+        StoreError: there is no such file, it has another digest, or it is not a job.
     """
     from fsspec.core import url_to_fs
 
     try:
         files, path = url_to_fs(uri)
-        return Job.model_validate(json.loads(files.cat_file(path)))
+        content = files.cat_file(path)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise StoreError(f"{uri}: was changed after it was written (its sha256 is not {sha256}); launch the work again")
+        return Job.model_validate(json.loads(content))
     except (FileNotFoundError, ValueError) as error:
         raise StoreError(f"{uri}: not a job file ({str(error).splitlines()[0]})") from error
+
+
+def read_jobs(store: Store, case: str, stage: str, key: str) -> list[Job]:
+    """Return every job that was written for an artifact.
+
+    Raises:
+        StoreError: one of them cannot be read, or was changed.
+    """
+    folder = _folder(case, stage, key)
+    return [read_job(f"{store.url}/{folder}/{name}", PurePosixPath(name).stem) for name in sorted(store.names(folder))]
+
+
+def _folder(case: str, stage: str, key: str) -> str:
+    return f"jobs/{case}/{stage}/{key}"

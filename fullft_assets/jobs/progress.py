@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from fullft_assets.errors import Interrupted
+from fullft_assets.errors import Interrupted, without_secrets
 
 #: At most one progress line in this time.
 STEP_SECONDS = 10.0
@@ -80,6 +80,7 @@ class Progress:
     def _speak(self, kind: str, message: str, always: bool = False) -> None:
         if self._silent:
             return
+        message = without_secrets(message)
         now = time.monotonic()
         print(f"[{now - self._started:7.1f} s] {message}", flush=True)
         # Every line of the first 10 minutes, then ever fewer: about 350 in a day.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Launcher(ABC):
-    """Runs `python -m fullft_assets.workloads.<workload> --job URI` somewhere, and waits for its end.
+    """Runs `python -m fullft_assets.workloads.<workload> --job URI --sha256 DIGEST` somewhere, and waits for its end.
 
     Progress arrives in Dagster's log through Pipes. The result is never taken from there: it is the
     manifest that the workload writes last.

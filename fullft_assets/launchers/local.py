@@ -41,7 +41,7 @@ class LocalLauncher(Launcher):
     def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
         """Run the workload to its end; see `Launcher.launch`."""
         command = self._command(
-            workload, job.write(store), watched_processes(context), shares_model=job.settings.training.sharding != "none"
+            workload, job.arguments(store), watched_processes(context), shares_model=job.settings.training.sharding != "none"
         )
         launch_id = uuid.uuid4().hex
         with (
@@ -71,13 +71,13 @@ class LocalLauncher(Launcher):
             kind = "infrastructure" if code < 0 or code > 128 else "unknown"
             raise WorkloadError(f"workload {workload} {_ending(code)}; see the step's stderr", kind)
 
-    def _command(self, workload: str, job_uri: str, watched: list[int], *, shares_model: bool) -> list[str]:
+    def _command(self, workload: str, job_arguments: list[str], watched: list[int], *, shares_model: bool) -> list[str]:
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]
         supervisor += ["--watch", ",".join(map(str, watched)), "--grace", str(self.settings.grace_seconds), "--"]
         torchrun = []
         if self.settings.processes > 1 and (workload in DISTRIBUTED or (workload == "planning" and shares_model and self._has_room())):
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.settings.processes)]
-        return [*supervisor, sys.executable, *torchrun, "-m", f"{self.package}.{workload}", "--job", job_uri]
+        return [*supervisor, sys.executable, *torchrun, "-m", f"{self.package}.{workload}", *job_arguments]
 
     def _has_room(self) -> bool:
         """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the training is one of several hosts."""

@@ -18,11 +18,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import psutil
 
+from fullft_assets.jobs.gpus import leased
 from fullft_assets.jobs.launch import LAUNCH_ID, adopt_orphans, die_with_parent
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
@@ -66,8 +67,12 @@ class Supervisor:
             signal.signal(number, self._request_stop)
 
     def run(self, command: list[str], watched: list[psutil.Process]) -> int:
-        """Run a command while the watched processes live, and return its exit code."""
-        self._command = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+        """Run a command while the watched processes live, on GPUs of its own, and return its exit code."""
+        with leased(_num_processes(command), lambda: not self.stop_requested and all(map(is_alive, watched))) as variables:
+            return 128 + signal.SIGTERM if variables is None else self._run(command, watched, variables)
+
+    def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
+        self._command = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent)
         try:
             self._wait(lambda: not self.stop_requested and all(map(is_alive, watched)))
             if self._command.returncode is None:
@@ -115,6 +120,12 @@ class Supervisor:
                 return
             if pid == self._command.pid:
                 self._command.returncode = os.waitstatus_to_exitcode(status)
+
+
+def _num_processes(command: list[str]) -> int:
+    """Return how many processes a command starts on this machine: as many as it asks torchrun for, else one."""
+    after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
+    return int(after[0])
 
 
 def kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:

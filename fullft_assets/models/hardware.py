@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fullft_assets.jobs.gpus import NUM_GPUS
+
 #: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers' data sheets, which give TF32
 #: half of the first on every card that has it. The first match counts, so narrower names come first.
 _PEAKS = (
@@ -58,6 +60,13 @@ def local_hardware() -> dict[str, Any]:
         names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False)
         gpus = names.stdout.split("\n")[:-1] if names.returncode == 0 else []
     return {"cpus": os.cpu_count(), "gpus": gpus}
+
+
+def num_gpus() -> int:
+    """Return how many GPUs of this machine the runs have, of which this process may see a part (see `jobs.gpus`)."""
+    import torch
+
+    return int(os.environ.get(NUM_GPUS) or torch.cuda.device_count())
 
 
 def gpu_name() -> str | None:

@@ -55,7 +55,7 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
         SettingsError: it needs code of its own, which is not trusted or cannot be imported.
     """
     with _trust(folder) as is_trusted:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted)
+        return _config(folder, is_trusted, {})[0]
 
 
 def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
@@ -63,7 +63,9 @@ def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
     with _trust(folder) as is_trusted:
         if _WITHOUT_WEIGHTS.get():
             return _outline(kind, folder, is_trusted, options)
-        return kind.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=is_trusted, **options)
+        dtype = {name: options.pop(name) for name in ("dtype",) if name in options}
+        config, options = _config(folder, is_trusted, options)
+        return kind.from_pretrained(str(folder), config=config, use_safetensors=True, trust_remote_code=is_trusted, **dtype, **options)
 
 
 def has_kind(config: PretrainedConfig, kind: type) -> bool:
@@ -93,10 +95,18 @@ def is_outline(model: PreTrainedModel) -> bool:
 def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> Any:
     """Return what `from_pretrained` would, without weights; every tensor counts as found in the folder."""
     dtype, about_weights = options.pop("dtype", None), {name: options.pop(name, None) for name in _OF_WEIGHTS}
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, **options)
+    config, _ = _config(folder, is_trusted, options)
     model = kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
     found: dict[str, list[Any]] = {"missing_keys": [], "mismatched_keys": []}
     return (model, found) if about_weights["output_loading_info"] else model
+
+
+def _config(folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """Return a model's configuration with these options in it, and the options that are not of the configuration."""
+    config, rest = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options)
+    # `config.json` may name a kernel, which transformers would fetch from the hub and run: transformers' own choice is used instead.
+    config._attn_implementation = config._experts_implementation = None
+    return config, rest
 
 
 @contextmanager

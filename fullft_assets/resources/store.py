@@ -39,4 +39,4 @@ def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
 def s3_options() -> dict[str, Any]:
     """Return the fsspec options of an s3:// store: encryption with the key $FULLFT_KMS_KEY on every write, if it is set."""
     key = os.environ.get("FULLFT_KMS_KEY")
-    return {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}} if key else {}
+    return {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key, "BucketKeyEnabled": True}} if key else {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fullft_assets.errors import StoreError
+from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.store.disk import remove_unlocked
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import file_digest
@@ -16,6 +17,8 @@ from fullft_assets.store.manifest import MANIFEST, FileEntry, Manifest
 
 #: An attempt on S3 without a manifest counts as abandoned when nothing was written to it for so long.
 ABANDONED_SECONDS = 3600.0
+#: Files whose digests this process has checked, and what they looked like.
+_checked: dict[Path, tuple[object, ...]] = {}
 
 
 class Artifacts(Files):
@@ -70,13 +73,24 @@ class Artifacts(Files):
         for name, entry in manifest.files.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
                 raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
+        if not self._is_intact(folder, manifest):
+            raise StoreError(f"{folder}: a file differs from its digest; delete the folder and materialise {manifest.stage} again")
         return folder
+
+    def _is_intact(self, folder: Path, manifest: Manifest) -> bool:
+        """Return whether all files have their digests, where $FULLFT_INTEGRITY asks for that: by default of a bucket's copies."""
+        chosen = os.environ.get("FULLFT_INTEGRITY") or ("size" if self.is_local else "sha256")
+        if chosen not in ("size", "sha256"):
+            raise SettingsError(f"FULLFT_INTEGRITY: {chosen} is not one of size, sha256")
+        return chosen == "size" or all(_has_digest(folder / name, entry) for name, entry in manifest.files.items())
 
     def _fetched_folder(self, manifest: Manifest) -> Path:
         folder = self.cache_folder / manifest.ref
         if (folder / MANIFEST).is_file():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+            if self._is_intact(folder, manifest):
+                return folder
+            shutil.rmtree(folder)
+        self.make_folder(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             for name, entry in manifest.files.items():
@@ -147,12 +161,25 @@ class Artifacts(Files):
         if self.is_local:
             return remove_unlocked(Path(self.url, ref))
         self._fs.invalidate_cache()
-        # Objects are uploaded one after the other, the manifest last.
+        # Objects are uploaded one after the other, the manifest last; one that takes long shows signs of life (`Files.upload`).
         written = [self._fs.modified(path).timestamp() for path in self._fs.find(f"{self._root}/{ref}")]
         if time.time() - max(written, default=0.0) < ABANDONED_SECONDS or self.read_bytes(f"{ref}/{MANIFEST}") is not None:
             return False
         self._fs.rm(f"{self._root}/{ref}", recursive=True)
         return True
+
+
+def _has_digest(path: Path, entry: FileEntry) -> bool:
+    """Return whether a file has its digest; it is read again where it was touched since this process did so."""
+    if not path.is_file():
+        return False
+    state = path.stat()
+    signature = (entry.sha256, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if _checked.get(path) != signature:
+        if file_digest(path) != entry.sha256:
+            return False
+        _checked[path] = signature
+    return True
 
 
 def _age(manifest: Manifest) -> tuple[float, str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from fullft_assets.store.manifest import MANIFEST
 
+#: Rights of what the store makes: documents and weights are for the user who runs it.
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 #: A folder younger than this may not be locked by its writer yet.
 _LOCK_SECONDS = 1.0
 
@@ -26,12 +28,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_synced(path: Path, content: str | bytes) -> None:
-    """Replace a file in one atomic step; its content is on the disk when this returns."""
+def make_folder(folder: Path, mode: int = PRIVATE_FOLDER) -> None:
+    """Make a folder, and those above it that are missing, with these rights; their names are on the disk when this returns."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            with suppress(FileExistsError):  # another process was faster
+                each.mkdir(mode)
+                each.chmod(mode)  # whatever the umask
+                sync(each.parent)
+
+
+def replace_synced(path: Path, content: str | bytes, mode: int = PRIVATE_FILE) -> None:
+    """Replace a file in one atomic step, with these rights; its content is on the disk when this returns."""
     # Two processes, or threads, may write the same file.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("wb") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -57,11 +70,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block for this lock file, which is made; the lock ends with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def one_at_a_time(path: Path, mode: int = PRIVATE_FILE) -> Iterator[None]:
+    """Wait until no other process or thread is in such a block for this lock file, whose folder exists; the lock ends with its process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:
+        with suppress(PermissionError):  # another user of the group made it
+            os.fchmod(descriptor, mode)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

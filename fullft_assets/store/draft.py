@@ -47,7 +47,7 @@ class Draft:
         files = {}
         for name in names:
             files[name] = FileEntry(bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name))
-            sync(self.path / name)
+        self._settle()
         manifest = Manifest(
             **self._named,
             created_at=time.time(),
@@ -64,3 +64,11 @@ class Draft:
         self._files.write_bytes(f"{manifest.ref}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
         self.manifest = manifest
         return manifest
+
+    def _settle(self) -> None:
+        """Have all files, and their names in all folders, on the disk, with the store's rights: whatever wrote them used the process's."""
+        for path in self.path.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(self._files.folder_mode if path.is_dir() else self._files.file_mode)
+            sync(path)
+        sync(self.path)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from threading import Event, Thread
 from typing import Any
 
-from fullft_assets.store.disk import replace_synced
+from fullft_assets.store.disk import PRIVATE_FILE, PRIVATE_FOLDER, make_folder, replace_synced
 from fullft_assets.store.hashing import digest
 
+#: A file in a bucket beside those of an artifact that are being uploaded, and how often it is written.
+UPLOADING = ".uploading"
+SIGN_SECONDS = 600.0
 #: Answers of S3 to a write whose condition does not hold.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
@@ -35,6 +40,23 @@ class Files:
         self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
 
     @property
+    def folder_mode(self) -> int:
+        """Rights of folders that the store makes: its user's alone, or those of its root where that was opened to a group for writing."""
+        root = Path(self.url)
+        given = root.stat().st_mode & 0o7777 if self.is_local and root.is_dir() else 0
+        return given if given & 0o020 else PRIVATE_FOLDER
+
+    @property
+    def file_mode(self) -> int:
+        """Rights of files that the store makes, as `folder_mode`."""
+        return PRIVATE_FILE if (mode := self.folder_mode) == PRIVATE_FOLDER else mode & 0o666
+
+    def make_folder(self, path: Path) -> Path:
+        """Make a folder of the store, or of this machine's copies of it, and return it."""
+        make_folder(path, self.folder_mode)
+        return path
+
+    @property
     def cache_folder(self) -> Path:
         """Folder on this machine for copies of a remote store's files, and for unfinished work on them."""
         root = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
@@ -53,8 +75,8 @@ class Files:
             self._fs.pipe_file(f"{self._root}/{name}", data)
             return
         path = Path(self.url, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_synced(path, data)
+        self.make_folder(path.parent)
+        replace_synced(path, data, self.file_mode)
 
     def signed_link(self, name: str, seconds: int, content_type: str) -> str:
         """Return a link to a file in a bucket that whoever has it can open for so long (of a local store, the file's URI)."""
@@ -102,11 +124,33 @@ class Files:
         return f"{self.url}/{name}"
 
     def upload(self, folder: Path, ref: str, names: list[str]) -> None:
-        """Copy files of a local folder below `ref`."""
-        for name in names:
-            self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
+        """Copy files of a local folder below `ref`; meanwhile a file there shows that this process is alive."""
+        with self._signs_of_life(f"{ref}/{UPLOADING}"):
+            for name in names:
+                self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
 
-    def _names(self, folder: str) -> list[str]:
+    @contextmanager
+    def _signs_of_life(self, name: str) -> Iterator[None]:
+        """Write a file now and then: an object can be seen only once it is whole, and a large one may take hours."""
+        ended, written = Event(), Event()
+
+        def write() -> None:
+            while not ended.wait(SIGN_SECONDS):
+                with suppress(Exception):  # the upload itself meets what is wrong
+                    self.write_bytes(name, b"")
+                    written.set()
+
+        signing = Thread(target=write, daemon=True)
+        signing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            signing.join()
+            if written.is_set():
+                self._fs.rm_file(f"{self._root}/{name}")
+
+    def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
         # A listing cache would hide what another process wrote meanwhile.
         self._fs.invalidate_cache()

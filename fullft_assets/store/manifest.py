@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.store.hashing import digest
+from fullft_assets.store.names import is_inside
 
 MANIFEST = "manifest.json"
 #: Files below this folder of an artifact are kept and checked, but are not part of its content digest.
@@ -55,7 +56,10 @@ class Identity(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is, what made it, and what was found about it."""
+    """What an artifact is, what made it, and what was found about it.
+
+    Its names are joined to folders of each machine that reads it, so none may leave them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,6 +78,16 @@ class Manifest(BaseModel):
     checks: list[CheckOutcome]
     #: None: the key and all files determine the content.
     identity: Identity | None = None
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in (self.ref, *self.files):
+            if not is_inside(name):
+                raise StoreError(f"{self.ref!r}: {name!r} in its manifest is no name of a file inside the artifact's folder; delete it")
+        for name in [] if self.identity is None else self.identity.files:
+            if name not in self.files:
+                raise StoreError(f"{self.ref}: its identity names {name!r}, which is not among its files; delete it")
+        return self
 
     @property
     def ref(self) -> str:

@@ -40,7 +40,9 @@ class Pointers(Files):
             StoreError: others kept changing the pointer.
         """
         if self.is_local:
-            with one_at_a_time(Path(self.url, f"pointers/{name}.lock")):
+            path = Path(self.url, f"pointers/{name}.lock")
+            self.make_folder(path.parent)
+            with one_at_a_time(path, self.file_mode):
                 new = change(self.read_pointer(name))
                 if new is not None:
                     self.write_pointer(name, new)
@@ -64,4 +66,4 @@ class Pointers(Files):
 
     def list_pointers(self, folder: str) -> list[str]:
         """Return the names (without `.json`) of the pointers in a folder, sorted."""
-        return sorted(name.removesuffix(".json") for name in self._names(f"pointers/{folder}") if name.endswith(".json"))
+        return sorted(name.removesuffix(".json") for name in self.names(f"pointers/{folder}") if name.endswith(".json"))

@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import DiskError, is_disk_full
+from fullft_assets.errors import DiskError, is_disk_full, without_secrets
 from fullft_assets.store.artifacts import Artifacts
 from fullft_assets.store.disk import locked
 from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key
+from fullft_assets.store.leases import Leases
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
-from fullft_assets.store.pointers import Pointers
 from fullft_assets.store.tracebacks import Tracebacks
 from fullft_assets.store.work_folders import WorkFolders
 
 
-class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
+class Store(Artifacts, Leases, WorkFolders, Tracebacks):
     """A local folder or `s3://bucket/prefix` with artifacts, pointers, folders of unfinished work and tracebacks."""
 
     @contextmanager
@@ -34,8 +34,7 @@ class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
         """
         attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         ref = f"{case}/{stage}/{key}/{attempt}"
-        path = Path(self.url, ref) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
-        path.mkdir(parents=True, exist_ok=True)
+        path = self.make_folder(Path(self.url, ref)) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
         draft = Draft(self, path, case=case, stage=stage, key=key, attempt=attempt, version=version, seed=seed)
         with locked(path):
             try:
@@ -43,7 +42,7 @@ class Store(Artifacts, Pointers, WorkFolders, Tracebacks):
             except Exception as error:
                 if not is_disk_full(error):
                     raise
-                reason = " ".join(str(error).split())[:120]
+                reason = without_secrets(" ".join(str(error).split()))[:120]
                 raise DiskError(
                     f"{self.url}: no room for {case}/{stage} ({reason}); free space or raise the quota, then run the same command again: "
                     "nothing half-written is left, and finished work is kept"

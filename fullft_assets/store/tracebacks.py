@@ -6,7 +6,7 @@ import time
 import traceback
 import uuid
 
-from fullft_assets.errors import without_message
+from fullft_assets.errors import without_message, without_secrets
 from fullft_assets.store.files import Files
 
 
@@ -17,14 +17,14 @@ class Tracebacks(Files):
         """Write an error's traceback with all messages; return one line for people who may not read documents, which names the file."""
         name = f"{_folder(case)}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.txt"
         try:
-            self.write_bytes(name, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+            self.write_bytes(name, without_secrets("".join(traceback.format_exception(error))).encode("utf-8", "backslashreplace"))
         except Exception as other:  # the store itself may be what failed; its own error must not replace this one
             return f"{without_message(error)}; its message could not be written to {self.url} ({type(other).__name__})"
         return f"{without_message(error)}; its message, which may quote a document, is in {self.url}/{name}"
 
     def delete_tracebacks(self, case: str) -> int:
         """Remove the tracebacks of a use case; return how many there were."""
-        names = self._names(_folder(case))
+        names = self.names(_folder(case))
         for name in names:
             self._fs.rm_file(f"{self._root}/{_folder(case)}/{name}")
         return len(names)

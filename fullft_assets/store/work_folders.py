@@ -12,9 +12,7 @@ class WorkFolders(Files):
 
     def work_folder(self, case: str, stage: str, key: str) -> Path:
         """Return the local folder of unfinished work on an artifact; a later attempt finds it."""
-        folder = self._work_root / case / stage / key
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self.make_folder(self._work_root / case / stage / key)
 
     def work_folders(self, case: str, stage: str) -> list[Path]:
         """Return the folders of unfinished work on artifacts of a stage on this machine; the name of each is the artifact's key."""

@@ -1,4 +1,4 @@
-"""Heavy work, one module a process: `python -m fullft_assets.workloads.<name> --job URI`."""
+"""Heavy work, one module a process: `python -m fullft_assets.workloads.<name> --job URI --sha256 DIGEST`."""
 
 import gc
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message
+from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message, without_secrets
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
@@ -33,18 +33,19 @@ def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
     gc.set_threshold(700, 10, 10)
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--job", required=True, metavar="URI", help="the job file, in the store")
-    uri = parser.parse_args().job
+    parser.add_argument("--sha256", metavar="DIGEST", help="refuse the job file if its sha256 is another")
+    given = parser.parse_args()
     with _dagster_log() as report:
-        code = run_job(work, uri, Progress(report, silent=not is_first_rank()))
+        code = run_job(work, given.job, Progress(report, silent=not is_first_rank()), given.sha256)
     sys.exit(code)
 
 
-def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress) -> int:
+def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress, sha256: str | None = None) -> int:
     """Run `work` on the job at a URI, report a failure, and return the exit code."""
     listen_for_stop(progress)
     job, began_at = None, time.time()
     try:
-        job = read_job(uri)
+        job = read_job(uri, sha256)
         work(job, job.open_store(), progress)
     except FullftError as error:
         report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)
@@ -102,7 +103,8 @@ def report_failure(failure: WorkloadFailure, job: Job | None, began_at: float) -
         if recorded is None or recorded["at"] < began_at:
             store.write_json(name, record)
     except Exception as error:  # the store itself may be what failed; its own error must not replace the reason
-        print(f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        line = f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}"
+        print(without_secrets(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

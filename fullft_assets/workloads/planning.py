@@ -32,7 +32,7 @@ from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models import layers, precision
-from fullft_assets.models.hardware import free_memory, gpu_name, local_hardware, memory_limit, peak_memory_bytes
+from fullft_assets.models.hardware import free_memory, gpu_name, local_hardware, memory_limit, num_gpus, peak_memory_bytes
 from fullft_assets.models.inference import claim_device, device, move
 from fullft_assets.planning.report import recommendation
 from fullft_assets.planning.target_plans import table
@@ -228,7 +228,7 @@ def measure(shared: Planning) -> tuple[planning.Measured, dict[str, Any]]:
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
     # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the model is sharded.
-    sharing = shared.processes if shared.processes > 1 else min(shared.job.settings.launcher.processes, max(1, torch.cuda.device_count()))
+    sharing = shared.processes if shared.processes > 1 else min(shared.job.settings.launcher.processes, max(1, num_gpus()))
     measured = planning.Measured(
         num_parameters=model.num_parameters(),
         num_trained_parameters=model.num_parameters(only_trainable=True),

@@ -1,0 +1,114 @@
+"""GPUs are leased: each run has its own ones, with a fake nvidia-smi; and a process uses one, however many it sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from fullft_assets.engine import trainer
+from fullft_assets.jobs import gpus
+from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, leased, shared_gpus
+from fullft_assets.models.hardware import num_gpus
+from fullft_assets.settings import TrainingSettings
+
+pytestmark = pytest.mark.quick
+
+
+def always() -> bool:
+    return True
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with three GPUs."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{n}, GPU-{name}'\n" for n, name in enumerate("abc")))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpus, "_LOOK_SECONDS", 0.02)
+    for name in (VISIBLE, NUM_GPUS):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_runs_at_the_same_time_have_gpus_of_their_own() -> None:
+    with leased(1, always) as first, leased(2, always) as second:
+        assert first == {VISIBLE: "GPU-a", NUM_GPUS: "3"}
+        assert second == {VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}
+    with leased(3, always) as all_of_them:
+        assert all_of_them == {VISIBLE: "GPU-a,GPU-b,GPU-c", NUM_GPUS: "3"}
+
+
+def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile() -> None:
+    given: list[dict[str, str] | None] = []
+
+    def wait_for_two() -> None:
+        with leased(2, always) as variables:
+            given.append(variables)
+
+    with ThreadPoolExecutor(1) as pool, leased(1, always):
+        with leased(1, always):
+            waiting = pool.submit(wait_for_two)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            with leased(1, always) as third:
+                assert third is not None and third[VISIBLE] == "GPU-c"
+        waiting.result(10)
+    assert given == [{VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}]
+
+
+def test_a_run_that_is_cancelled_waits_no_longer() -> None:
+    cancelled = threading.Event()
+    threading.Timer(0.2, cancelled.set).start()
+    with leased(3, always), leased(1, lambda: not cancelled.is_set()) as variables:
+        assert variables is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["GPU-a", "GPU-b", "GPU-c"]), ("2,0", ["GPU-c", "GPU-a"]), ("GPU-b", ["GPU-b"]), ("MIG-1", ["MIG-1"]), ("", []), ("-1", [])],
+)
+def test_what_the_environment_hides_is_not_used(visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if visible is not None:
+        monkeypatch.setenv(VISIBLE, visible)
+    assert shared_gpus() == expected
+
+
+def test_without_a_gpu_the_environment_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with leased(2, always) as variables:
+        assert variables == {}
+
+
+@pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])
+def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], visible: str) -> None:
+    command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--watch", str(os.getpid()), "--"]
+    command += [sys.executable, "-c", f"import os; print(os.environ['{VISIBLE}'], os.environ['{NUM_GPUS}'])", *torchrun]
+    with leased(1, always):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{visible} 3\n"), done.stderr
+
+
+def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NUM_GPUS, "3")
+    assert num_gpus() == 3
+
+
+def test_a_process_that_sees_two_gpus_trains_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself Trainer takes both: it wraps the model in nn.DataParallel, which cuts packed rows apart."""
+    monkeypatch.setattr(trainer, "_hardware_arguments", lambda settings: {"use_cpu": False})
+    for name, found in {"is_available": True, "device_count": 2, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
+    found = trainer.training_arguments(
+        TrainingSettings(), torch.nn.Linear(1, 1), tmp_path, seed=1, num_processes=1, items_a_pass=4, num_steps=1, resumable=False
+    )
+    assert found.device == torch.device("cuda:0")
+    assert (found.n_gpu, found.parallel_mode.value, found.train_batch_size) == (1, "not_parallel", 4)
