@@ -44,7 +44,6 @@ WRONG_YAML = {
 }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -64,7 +63,6 @@ def test_passwords_and_keys_in_addresses_are_hidden(text: str, shown: str) -> No
     assert len(without_secrets("x" * 190 + text)) < 10_000
 
 
-@pytest.mark.quick
 def test_a_secret_reaches_neither_a_log_nor_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
