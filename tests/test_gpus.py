@@ -18,8 +18,6 @@ from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, leased, shared_gpus
 from fullft_assets.models.hardware import num_gpus
 from fullft_assets.settings import TrainingSettings
 
-pytestmark = pytest.mark.quick
-
 
 def always() -> bool:
     return True
