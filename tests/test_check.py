@@ -277,6 +277,7 @@ def with_patients(project: Path, name: str = "patient") -> None:
         ),
         ("path: data, id: dok", "label: kind", "documents.id: none of 200 rows read has a `dok`; did you mean `doc`?"),
         ("path: data", "label: kind, group: patient", "examples.group: none of 200 rows read has a `patient`; did you mean `Patient`?"),
+        ("path: data", "label: kind, slice_by: doct", "examples.slice_by: none of 200 rows read has a `doct`; did you mean `doc`?"),
         ("path: data", "label: kind, domain: patent", "examples.domain: none of 200 rows read has a `patent`; did you mean `Patient`?"),
     ],
 )

@@ -557,10 +557,20 @@ class TestUnreadable:
 
 class TestPlainRecords:
     def test_every_field_has_its_column(self, tmp_path: Path) -> None:
-        record = {"text": "a", "kind": "x", "expression": "g", "ward": "icu", "by": "ann", "at": "2025-01-02", "confidence": "0.5", "id": 3}
-        row = one(tmp_path, {**record, "human_annotated": "no"}, {"domain": "ward"}, annotator="by", time="at")
-        assert [row[name] for name in ("id", "group", "domain", "annotator", "time", "confidence", "human_annotated")] == [
-            "3", "g", "icu", "ann", "2025-01-02", 0.5, False,
+        record = {
+            "text": "a",
+            "kind": "x",
+            "expression": "g",
+            "ward": "icu",
+            "on": " v2 ",
+            "by": "ann",
+            "at": "2025-01-02",
+            "confidence": "0.5",
+            "id": 3,
+        }
+        row = one(tmp_path, {**record, "human_annotated": "no"}, {"domain": "ward", "slice_by": "on"}, annotator="by", time="at")
+        assert [row[name] for name in ("id", "group", "domain", "slice_by", "annotator", "time", "confidence", "human_annotated")] == [
+            "3", "g", "icu", "v2", "ann", "2025-01-02", 0.5, False,
         ]  # fmt: skip
         assert row["problem"] is None
 

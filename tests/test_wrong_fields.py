@@ -139,6 +139,7 @@ def test_the_spellings_of_a_group(names: tuple[str, ...], key: str):
         ({"id": "docid"}, {}, "documents.id names `docid`"),
         ({}, {"group": "patien"}, "examples.group names `patien`"),
         ({}, {"domain": "ward"}, "examples.domain names `ward`"),
+        ({}, {"slice_by": "device"}, "examples.slice_by names `device`"),
     ],
 )
 def test_a_field_that_no_row_has_holds_the_batch_back(tmp_path: Path, documents: Row, chosen: Row, key: str):

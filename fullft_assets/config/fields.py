@@ -75,7 +75,7 @@ def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key
         yield ("documents", "id"), "id", documents.id
     if task.has_labels and examples.label is not None:
         yield ("examples", "label"), task.target or "label", examples.label
-    for column, field in (("group", examples.group), ("domain", examples.domain)):
+    for column, field in (("group", examples.group), ("domain", examples.domain), ("slice_by", examples.slice_by)):
         if field is not None:
             yield ("examples", column), column, field
 

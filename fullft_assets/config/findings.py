@@ -67,7 +67,8 @@ def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tupl
     """Yield what the settings take for no value, and the labels that lose the space around them: neither is seen once a row is read."""
     examples = settings.examples
     words = {word.strip().casefold() for word in settings.documents.missing_values} - {""}
-    for key, field in (("label", examples.label), ("group", examples.group), ("domain", examples.domain)):
+    for key in ("label", "group", "domain", "slice_by"):
+        field = getattr(examples, key)
         if field is None or (key == "label" and not task_of(examples).has_labels):
             continue
         given = [value_of(flat(found.record), field) for found in rows if found.is_plain or key != "label"]

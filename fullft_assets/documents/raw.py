@@ -42,10 +42,10 @@ ENCODINGS_AGREE = CheckSpec("encodings_agree", "The files whose encoding was det
 WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
 CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
 _CHANGED = "its newer state comes in a batch of its own"
-_OF_EXAMPLES = ("task", "label", "group", "domain")
+_OF_EXAMPLES = ("task", "label", "group", "domain", "slice_by")
 _OF_FORMATS = ("csv", "xlsx", "xml", "mail", "pdf")
 #: Settings that may be removed without reading again: their column of rows that were read before is emptied.
-_DROPPABLE = ("group", "domain")
+_DROPPABLE = ("group", "domain", "slice_by")
 #: Settings that define how a file is read, not what its rows mean.
 _HOW_READ = ("format", "encoding", "reference_buckets", "masked")
 #: Raw documents made with other settings that are searched for a file which was deleted.

@@ -19,6 +19,7 @@ COLUMNS = (
     "annotations",
     "group",
     "domain",
+    "slice_by",
     "confidence",
     "annotator",
     "human_annotated",

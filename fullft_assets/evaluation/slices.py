@@ -1,4 +1,4 @@
-"""Slices of the test rows (of one source, length, label, language or domain), and where the model is worse than what it would replace."""
+"""Slices of the test rows (of one source, length, label, language or value of a field), and where the model is worse than what it would replace."""
 
 from __future__ import annotations
 

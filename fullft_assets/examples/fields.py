@@ -33,9 +33,13 @@ def field_outcomes(documents: pa.Table, valid: pa.Table, settings: ExamplesSetti
 
 def _found(documents: pa.Table, settings: ExamplesSettings, id_field: str) -> CheckOutcome:
     named = {"documents.id": None if id_field == DocumentsSettings.model_fields["id"].default else id_field}
-    named |= {"examples.group": settings.group if settings.max_ungrouped_share < 1 else None, "examples.domain": settings.domain}
+    named |= {
+        "examples.group": settings.group if settings.max_ungrouped_share < 1 else None,
+        "examples.domain": settings.domain,
+        "examples.slice_by": settings.slice_by,
+    }
     missing = {"documents.id": _has_made_up_id(documents)}
-    missing |= {f"examples.{column}": _is_null(documents, column) for column in ("group", "domain")}
+    missing |= {f"examples.{column}": _is_null(documents, column) for column in ("group", "domain", "slice_by")}
     absent = [f"{key} names `{field}`" for key, field in named.items() if field is not None and len(documents) and missing[key].all()]
     return CheckOutcome(
         name="named_fields_have_values",

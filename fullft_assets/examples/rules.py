@@ -63,7 +63,7 @@ _LISTED_AT_ONCE = 5_000
 GATES = {
     "rows_are_accounted_for": "rows in = valid + quarantined",
     "quarantined_share_is_bounded": "most of the batch is usable",
-    "named_fields_have_values": "each field that documents.id, examples.group or examples.domain names has a value in some row",
+    "named_fields_have_values": "each field that documents.id, examples.group, examples.domain or examples.slice_by names has a value in some row",
 }
 #: Another one, of use cases with groups.
 GATE_OF_GROUPS = {"groups_are_given": "at most examples.max_ungrouped_share of the valid rows have no group"}

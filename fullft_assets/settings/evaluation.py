@@ -61,10 +61,10 @@ class EvaluationSettings(Settings):
     )
     confidence: Float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
     resamples: int = Field(default=1_000, ge=100, le=100_000, description="Number of bootstrap resamples; whole groups are drawn.")
-    slices: list[Literal["source", "length", "label", "language", "domain", "annotator"]] = Field(
-        default_factory=lambda: ["source", "length", "label", "language", "domain"],
+    slices: list[Literal["source", "length", "label", "language", "domain", "slice_by", "annotator"]] = Field(
+        default_factory=lambda: ["source", "length", "label", "language", "domain", "slice_by"],
         description="By what the test rows are cut into slices, each scored and compared with the champion, else with the best baseline: file, quarter "
-        "of the lengths, label, language, the user's own field (examples.domain), annotator. Beside a champion of an older snapshot its "
+        "of the lengths, label, language, the user's own fields (examples.domain, examples.slice_by), annotator. Beside a champion of an older snapshot its "
         "test rows are a slice, too. Default: all but annotator.",
     )
     generated_answers: int = Field(

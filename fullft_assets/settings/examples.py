@@ -104,6 +104,10 @@ class ExamplesSettings(Settings):
         description="A batch in which a larger share of the valid rows has no `group` is held back (blocking check); within it, a row without one "
         "is a group of its own.",
     )
+    slice_by: str | None = Field(
+        default=None,
+        description="A further field of the rows (device, branch, form) by which the evaluation cuts the test rows into slices, beside `domain`.",
+    )
     domain: str | None = Field(
         default=None,
         description="Field with a row's domain (department, kind of document); its shares are compared with those of production.",

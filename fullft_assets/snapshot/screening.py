@@ -169,7 +169,7 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
 
 def _read_group(source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str) -> pa.Table:
     documents, task = way
-    own = {"task": task, "label": None, "group": None, "domain": None}
+    own = {"task": task, "label": None, "group": None, "domain": None, "slice_by": None}
     read = read_documents(source, Batch(setting, group), documents, use_case.settings.examples.model_copy(update=own), may_be_empty=True)
     for name, why in read.unreadable.items():
         raise DataError(f"{source.uri}/{name}: cannot be read ({why}); fix it, or take it out of {setting}")

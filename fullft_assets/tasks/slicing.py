@@ -1,4 +1,4 @@
-"""Which slice each test row is in: its source, length, language, domain, and whether the champion was judged on it."""
+"""Which slice each test row is in: its source, length, language, domain or another field, and whether the champion was judged on it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def slices_of(store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSet
     """Return kind -> the slice that each test row is in; None: in none."""
     asked, snapshot = settings.evaluation.slices, inputs["training_snapshot"]
     found: Slicing = {}
-    for kind in ("source", "domain", "annotator"):
+    for kind in ("source", "domain", "slice_by", "annotator"):
         if kind in asked:
             by_id = load_values(store, snapshot, "test", kind)
+            # As its user named it: there may be a field called like a kind of slice.
+            name = f"field {settings.examples.slice_by}" if kind == "slice_by" else kind
             # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
-            found[kind] = [alias(value) if kind == "source" and value is not None else value for value in map(by_id.get, test.ids)]
+            found[name] = [alias(value) if kind == "source" and value is not None else value for value in map(by_id.get, test.ids)]
     if "length" in asked:
         found["length"] = _lengths(test.texts)
     if "language" in asked:

@@ -17,7 +17,7 @@ from fullft_assets.task import task_of
 #: A row's columns that are not null; `problem` says what is malformed.
 Row = dict[str, Any]
 #: Columns whose equal values tie rows together, so that they must be equal however they were written.
-_SHARED = ("group", "domain")
+_SHARED = ("group", "domain", "slice_by")
 #: Field of a record, and key of its row, that is counted for a check and in no column.
 PAGES_WITHOUT_TEXT = "num_pages_without_text"
 _TRUTHS = {True: True, False: False, "yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
@@ -40,7 +40,7 @@ class Wanted:
     def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Wanted:
         """Return what the settings ask for."""
         task = task_of(examples)
-        names = [("id", documents.id), ("group", examples.group), ("domain", examples.domain)]
+        names = [("id", documents.id), ("group", examples.group), ("domain", examples.domain), ("slice_by", examples.slice_by)]
         names += [("annotator", documents.annotator), ("time", documents.time)]
         return cls(
             text=documents.text,
@@ -131,7 +131,7 @@ def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
 
 
 def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
-    """Put id, group, domain, annotator and time into a row."""
+    """Put id, group, domain, slice_by, annotator and time into a row."""
     for column, field in wanted.names:
         value = value_of(record, field)
         if value is None or value != value:  # a table with gaps has NaN for None
