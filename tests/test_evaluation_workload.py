@@ -48,7 +48,13 @@ def write_documents(folder: Path) -> None:
         for number in range(360):
             label = sorted(WORDS)[number % 3]
             words = [*rng.choice(WORDS[label], 2), *rng.choice(COMMON, 14)]
-            row = {"id": f"d{number}", "text": " ".join(rng.permutation(words)), "kind": label, "author": f"a{number // 4}"}
+            row = {
+                "id": f"d{number}",
+                "text": " ".join(rng.permutation(words)),
+                "kind": label,
+                "author": f"a{number // 4}",
+                "label": f"shelf {number // 4 % 2}",
+            }
             file.write(json.dumps(row) + "\n")
 
 
@@ -92,7 +98,7 @@ class Lab:
         settings = UseCaseSettings(
             base_model=str(self.base_model),
             documents={"path": "data"},
-            examples={"label": "kind", "group": "author"},
+            examples={"label": "kind", "group": "author", "slice_by": "label"},
             chunks={"max_tokens": 16, "stride": 2},
             snapshot={"test_share": 0.3},
             evaluation={"resamples": 200},
@@ -180,7 +186,7 @@ def test_the_artifact_is_whole(lab, report):
     assert {"report.html", "report.md", "predictions.parquet", "decision.json", "evaluation.json"} <= names
     assert {f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")} <= names
     gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient"]
-    gates += ["forgetting_is_within_budget", "no_slice_is_worse"]
+    gates += ["forgetting_is_within_budget", "no_slice_is_worse", "labels_are_not_given_away"]
     assert [check.name for check in report.checks] == gates
     assert all(check.severity == "warn" for check in report.checks)
     assert report.check("beats_champion").description == "no champion yet"
@@ -304,7 +310,9 @@ def test_the_test_rows_that_the_champion_was_judged_on_are_a_slice(lab, candidat
     ids = pq.read_table(lab.store.folder(found) / "predictions.parquet")["id"].to_pylist()
     assert rows["rows that it was judged on"].num_rows == len(judged & set(ids)) > 20
     kinds = {each.kind for each in evaluation.slices.found}
-    assert {"length", "label"} <= kinds and "source" not in kinds, "there is one file"
+    assert {"length", "label", "field label"} <= kinds and "source" not in kinds, "there is one file"
+    shelves = {each.name: each.num_rows for each in evaluation.slices.found if each.kind == "field label"}
+    assert set(shelves) == {"shelf 0", "shelf 1"} and sum(shelves.values()) == evaluation.num_test_rows
     assert found.check("no_slice_is_worse").passed
 
 

@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 from fullft_assets.evaluation.comparison import Justification
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
+from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.evaluation.robustness import Robustness
 from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
-VERSION = "7"
+VERSION = "8"
 
 
 class Evaluation(Record, ABC):
@@ -33,6 +34,7 @@ class Evaluation(Record, ABC):
         forgetting: None: no general text was given.
         robustness: None: not measured for this task, or not asked for.
         slices: None: none was asked for, or the metric cannot measure them.
+        leakage: what gives labels away; None: rows have no labels of their own.
     """
 
     task: str
@@ -58,6 +60,7 @@ class Evaluation(Record, ABC):
     forgetting: Forgetting | None = None
     robustness: Robustness | None = None
     slices: Slices | None = None
+    leakage: Leakage | None = None
 
     @property
     @abstractmethod

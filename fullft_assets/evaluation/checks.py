@@ -1,8 +1,9 @@
-"""The checks of the evaluation report: one for each gate of a release."""
+"""The checks of the evaluation report: one for each gate of a release, and whether labels are given away."""
 
 from __future__ import annotations
 
 from fullft_assets.evaluation.base import Evaluation
+from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.evaluation.verdict import ReleaseVerdict
 from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import PlanningSettings, ReleaseSettings
@@ -19,6 +20,10 @@ CHECKS = (
     ),
     CheckSpec("no_slice_is_worse", "On no slice of the test rows is the model worse than the champion, else than the best baseline."),
 )
+#: No gate: it says that scores may be too good, of every system alike.
+LEAKAGE = CheckSpec(
+    "labels_are_not_given_away", "No word, length or name alone gives a label away, and few test rows repeat training rows."
+)
 #: With release.max_calibration_error.
 CALIBRATION = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
 #: With planning.usd_per_point.
@@ -27,7 +32,7 @@ WORTH = CheckSpec("full_finetuning_is_justified", "The gain over the best baseli
 
 def specs(settings: ReleaseSettings, planning: PlanningSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that there are under these settings."""
-    found = CHECKS if settings.max_calibration_error is None else (*CHECKS, CALIBRATION)
+    found = (*CHECKS, LEAKAGE) if settings.max_calibration_error is None else (*CHECKS, LEAKAGE, CALIBRATION)
     return found if planning.usd_per_point is None else (*found, WORTH)
 
 
@@ -41,11 +46,23 @@ def outcomes(found: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[
         for reason in decision.reasons
         if reason.gate != WORTH.name
     ]
+    made.append(_leakage(found.leakage))
     if not worth.is_asked:
         return made
     costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
     passed = worth.answer == "yes"
     return [*made, CheckOutcome(name=WORTH.name, passed=passed, severity="warn", description=worth.sentence, metadata=costs)]
+
+
+def _leakage(found: Leakage | None) -> CheckOutcome:
+    """Names neither words nor labels: descriptions are kept in an event log."""
+    if found is None:
+        return CheckOutcome(name=LEAKAGE.name, passed=True, severity="warn", description="rows have no labels that a word could give away")
+    markers = f"{len(found.markers) or 'none'} of {found.num_labels} labels with enough test groups"
+    text = f"one word, length or name gives away {markers}; {found.share_repeated:.1%} of the test groups repeat training rows"
+    numbers = {"num_markers": len(found.markers), "share_repeated": found.share_repeated}
+    description = f"{text}; the report names them" if found.is_found else text
+    return CheckOutcome(name=LEAKAGE.name, passed=not found.is_found, severity="warn", description=description, metadata=numbers)
 
 
 def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:

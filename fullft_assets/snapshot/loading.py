@@ -66,17 +66,17 @@ def label_names(snapshot: Manifest) -> list[str]:
     return SnapshotMetadata.of(snapshot).labels
 
 
-def load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
-    """Read one split's texts and windows from the artifacts that the snapshot froze.
+def load_split(store: Store, snapshot: Manifest, name: SplitName, *, windows: bool = True) -> Split:
+    """Read one split's texts and windows from the artifacts that the snapshot froze; without windows each row has none.
 
     Raises:
         StoreError: one of them is gone, or was rewritten since (see `frozen_batches`).
     """
     with steady(snapshot):
-        return _load_split(store, snapshot, name)
+        return _load_split(store, snapshot, name, windows)
 
 
-def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
+def _load_split(store: Store, snapshot: Manifest, name: SplitName, windows: bool) -> Split:
     import pyarrow.compute as pc
 
     index = read_index(store, snapshot)
@@ -95,8 +95,8 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName) -> Split:
         texts,
         _label_array(index, label_names(snapshot)),
         index["group"].to_pylist(),
-        Lists.gather(rows, chunks, "windows").to_lists(),
-        Lists.gather(rows, chunks, "marks").to_lists() if has_marks else None,
+        Lists.gather(rows, chunks, "windows").to_lists() if windows else [[] for _ in texts],
+        Lists.gather(rows, chunks, "marks").to_lists() if windows and has_marks else None,
         None if spans is None else [[label for _, _, label in row] for row in spans],
         spans,
     )

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from fullft_assets import evaluation, report
@@ -17,6 +18,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
 from fullft_assets.evaluation.answers import write_answers
 from fullft_assets.evaluation.forgetting import forgetting_of
+from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
 from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, worse_slices, write_verdict
@@ -50,7 +52,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
     context = EvaluationContext(job, store, inputs, progress)
     result = task_of(job.settings.examples).evaluate(context, test)
-    found = result.evaluation.model_copy(update={"forgetting": forgetting_of(checkpoint)})
+    leakage = _leakage(context, test)
+    found = result.evaluation.model_copy(update={"forgetting": forgetting_of(checkpoint), "leakage": leakage})
     noise = seed_noise(_seed_runs(store, inputs))
     worth = _worth(job, inputs, found)
     decision = verdict(found, job.settings.release, _rule(inputs), noise, worth)
@@ -97,6 +100,21 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
 
 
+def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
+    """Return what gives labels away; None where rows have none of their own."""
+    settings = context.job.settings
+    if task_of(settings.examples).target not in ("label", "labels"):
+        return None
+    context.progress.say("what gives labels away ...")
+    train, names = load_split(context.store, context.inputs["training_snapshot"], "train", windows=False), context.labels
+
+    def labelled(rows: Split) -> LabelledTexts:
+        labels = rows.labels if rows.labels.ndim == 2 else np.eye(len(names), dtype=bool)[rows.labels]
+        return LabelledTexts(rows.texts, labels, rows.groups)
+
+    return find_leakage(labelled(train), labelled(test), names, settings.seed)
+
+
 def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:
     """Return the baselines that a YAML may ask for with this base model, and did not."""
     is_causal = read_header(context.base_model).may_predict_tokens
@@ -117,7 +135,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     trained_on.pop(inputs["training_snapshot"].content_digest, None)
     seen: set[int] = set()
     for snapshot in trained_on.values():
-        train = load_split(store, snapshot, "train")
+        train = load_split(store, snapshot, "train", windows=False)
         seen.update(near_duplicates(train.texts, test.texts, settings.near_duplicate_similarity, job.settings.seed))
     if len(seen) == len(test):
         raise DataError("evaluation: every test row was learned from by a model that is evaluated; deliver new labelled documents")
