@@ -62,6 +62,12 @@ class TestPlanChecks:
         assert plan.planned_usd == 6.0
         assert plan.padding_share == pytest.approx(0.0625)
 
+    def test_the_price_has_pilot_baselines_and_evaluation_in_it(self):
+        limits = PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0)
+        plan, (_, budget) = plan_checks(MEASURED, limits, trainings=1.5)
+        assert not budget.passed and "9.00 USD planned with pilot, baselines and evaluation, planning.max_usd is 6" in budget.description
+        assert plan.planned_hours == budget.metadata["planned_hours"] == 2.0 and budget.metadata["planned_usd"] == 9.0
+
     @pytest.mark.parametrize(
         ("limits", "red"),
         [

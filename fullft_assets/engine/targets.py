@@ -66,7 +66,7 @@ class TargetPlanner:
     def plan_here(self) -> TargetPlan:
         """Return the plan on this machine alone."""
         extent = self._extent()
-        here, parts = this_machine(self._settings, None), shares(self._settings, extent)
+        here, parts = this_machine(self._settings, None), shares(self._settings, self._num_rows, self._num_held_out_rows)
         return plan_target(here, self._settings, extent, parts, self._count, precision=precision.of(self._settings.training))
 
     def _extent(self) -> Extent:

@@ -13,19 +13,24 @@ from fullft_assets.store import CheckOutcome
 _SAVED_BYTES_PER_SECOND = 125 * 2**20
 
 
-def budget_check(hours: float, settings: PlanningSettings) -> CheckOutcome:
-    """Return the gate on time and price of a training."""
-    usd = hours * settings.hourly_usd
+def budget_check(hours: float, settings: PlanningSettings, trainings: float = 1.0) -> CheckOutcome:
+    """Return the gate on the time of a training, and on the price of a model.
+
+    Args:
+        trainings: what a model takes with its pilot, baselines and evaluation, in trainings.
+    """
+    usd = hours * trainings * settings.hourly_usd
+    parts = " with pilot, baselines and evaluation" if trainings > 1 else ""
     breaches = []
     if hours > settings.max_hours:
         breaches.append(f"{hours:.2f} hours planned, planning.max_hours is {settings.max_hours:g}")
     if settings.max_usd is not None and usd > settings.max_usd:
-        breaches.append(f"{usd:.2f} USD planned, planning.max_usd is {settings.max_usd:g}")
+        breaches.append(f"{usd:.2f} USD planned{parts}, planning.max_usd is {settings.max_usd:g}")
     fix = "; lower training.epochs or snapshot.max_train_rows, or raise the limit"
     return CheckOutcome(
         name="within_budget",
         passed=not breaches,
-        description=("; ".join(breaches) + fix) if breaches else f"{hours * 60:.1f} minutes, {usd:.2f} USD",
+        description=("; ".join(breaches) + fix) if breaches else f"{hours * 60:.1f} minutes, {usd:.2f} USD{parts}",
         metadata={"planned_hours": hours, "planned_usd": usd},
     )
 

@@ -10,7 +10,7 @@ from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome, Manifest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "9"
+VERSION = "10"
 PLAN_CHECKS = (
     CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True),
     CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True),
@@ -20,7 +20,7 @@ PILOT_CHECKS = (CheckSpec("pilot_predicts_gain", "The pilot predicts the require
 
 
 def plan_checks(
-    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None, processes: int = 1
+    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None, processes: int = 1, *, trainings: float = 1.0
 ) -> tuple[PlanMetadata, list[CheckOutcome]]:
     """Return the plan and the gates on memory, time and price.
 
@@ -28,6 +28,7 @@ def plan_checks(
         training: the settings that were measured. Default: the default settings.
         processes: number of processes that will train. With `sharding` each holds a part of the state, without it all of it, and
             buckets of its gradients. On a CPU they share the machine's memory.
+        trainings: what a model takes with its pilot, baselines and evaluation, in trainings.
     """
     training = training or TrainingSettings()
     hours = measured.predicted_seconds / 3600
@@ -41,7 +42,7 @@ def plan_checks(
         stop_seconds=stop_seconds(measured, training),
         padding_share=1 - measured.num_tokens / measured.num_padded_tokens,
     )
-    return plan, [fits_in_memory, budget_check(hours, settings)]
+    return plan, [fits_in_memory, budget_check(hours, settings, trainings)]
 
 
 def refusal(pilot: Manifest) -> str | None:

@@ -93,13 +93,13 @@ class TargetPlan(BaseModel):
     is_measured: bool = False
 
 
-def shares(settings: UseCaseSettings, extent: Extent) -> Shares:
+def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows: int) -> Shares:
     """Return the work of each part in trainings.
 
     Baselines are charged with one forward pass over the training rows (the probe), an evaluation with three systems' forward passes over
     the held-out rows. What runs on a CPU beside them, such as TF-IDF, is not charged.
     """
-    planning, training, rows = settings.planning, settings.training, max(1, extent.num_training_rows)
+    planning, training, rows = settings.planning, settings.training, max(1, num_training_rows)
     try:
         pilot = sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
     except SettingsError:  # the pilot says so itself
@@ -108,7 +108,7 @@ def shares(settings: UseCaseSettings, extent: Extent) -> Shares:
     return Shares(
         pilot=pilot,
         baselines=forward,
-        evaluation=forward * _EVALUATED_SYSTEMS * extent.num_held_out_rows / rows,
+        evaluation=forward * _EVALUATED_SYSTEMS * num_held_out_rows / rows,
         retrains_a_year=retrains_a_year(settings),
     )
 
@@ -126,7 +126,7 @@ def plan_targets(settings: UseCaseSettings, here: Target, extent: Extent, count:
         here: this machine.
         here_precision: what `training.precision` is on it.
     """
-    parts = shares(settings, extent)
+    parts = shares(settings, extent.num_training_rows, extent.num_held_out_rows)
     found = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
     for target in targets(settings.planning):
         asked = settings.training.precision

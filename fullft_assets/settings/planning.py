@@ -66,7 +66,11 @@ class PlanningSettings(Settings):
     """What the fine-tuning may cost, and the gain that it must promise."""
 
     max_hours: Float = Field(default=24.0, gt=0, description="Maximum training time in hours; a longer plan blocks training.")
-    max_usd: Float | None = Field(default=None, gt=0, description="Maximum training cost in US dollars. Default: no limit.")
+    max_usd: Float | None = Field(
+        default=None,
+        gt=0,
+        description="Maximum cost of a model in US dollars, its pilot, baselines and evaluation included. Default: no limit.",
+    )
     hourly_usd: Float = Field(default=0.0, ge=0, description="Price of the training machine in US dollars an hour.")
     targets: list[TargetSettings] = Field(
         default_factory=list,

@@ -35,7 +35,7 @@ from fullft_assets.models import layers, precision
 from fullft_assets.models.hardware import free_memory, gpu_name, local_hardware, memory_limit, num_gpus, peak_memory_bytes
 from fullft_assets.models.inference import claim_device, device, move
 from fullft_assets.planning.report import recommendation
-from fullft_assets.planning.target_plans import table
+from fullft_assets.planning.target_plans import shares, table
 from fullft_assets.planning.worth import judge_worth
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
@@ -156,8 +156,8 @@ def _on_targets(shared: Planning, measured: planning.Measured) -> dict[str, Any]
     """Return the plan on other machines for the metadata of the plan, calibrated on this one where its peak was measured."""
     if not is_first_rank():
         return {}
-    settings, taken = shared.job.settings, SnapshotMetadata.of(shared.snapshot)
-    planner = TargetPlanner(shared.recipe, settings, taken.num_validation_rows + taken.num_test_rows)
+    settings = shared.job.settings
+    planner = TargetPlanner(shared.recipe, settings, _num_held_out_rows(shared))
     try:
         flops = planner.work().flops
         plans = planner.plans(flops / measured.predicted_seconds)
@@ -167,6 +167,11 @@ def _on_targets(shared: Planning, measured: planning.Measured) -> dict[str, Any]
     recommended = recommendation(plans, settings)
     shared.progress.say(recommended)
     return {"flops": flops, "targets": list(table(plans)), "recommended": recommended}
+
+
+def _num_held_out_rows(shared: Planning) -> int:
+    taken = SnapshotMetadata.of(shared.snapshot)
+    return taken.num_validation_rows + taken.num_test_rows
 
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
@@ -183,7 +188,8 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
         ) from error
     free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
-    plan, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes)
+    parts = shares(settings, shared.recipe.num_rows, _num_held_out_rows(shared))
+    plan, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes, trainings=parts.first)
     more = {"hardware": local_hardware(), "applied": shared.applied, **_on_targets(shared, measured)}
     metadata = planning.PlanMetadata(**{**plan.model_dump(), **more, **about})
     (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
