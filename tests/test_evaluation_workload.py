@@ -123,7 +123,7 @@ class Lab:
     def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
             fill(draft.path)
-            return draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=metadata or {})
+            return draft.commit(settings={"training": {"epochs": 3}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata or {})
 
     def _fit_baselines(self, folder: Path) -> None:
         train = load_split(self.store, self.snapshot, "train")
@@ -216,6 +216,8 @@ def test_predictions_recompute_the_headline(lab, report):
     table = pq.read_table(lab.store.folder(report) / "predictions.parquet")
     systems = ["", "majority.", "tfidf.", "frozen_probe."]
     columns = ["id", "label", "group", *(f"{name}{what}" for name in systems for what in ("predicted", "probability"))]
+    # No score rests on all probabilities of the others; the temperature does on those of the fine-tuned model.
+    columns.insert(columns.index("probability") + 1, "probabilities")
     kinds = ("typos", "upper_case", "lower_case", "first_half")
     assert table.column_names == [*columns, *(f"predicted.{kind}" for kind in kinds)]
     rows = table.to_pydict()

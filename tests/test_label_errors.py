@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fullft_assets import report
+from fullft_assets.markdown import escape
 from fullft_assets.report import DoubtfulRow
 from fullft_assets.tasks.classification import label_errors
 from fullft_assets.tasks.classification.assessment import expected_calibration_error
@@ -59,12 +60,37 @@ def test_the_worst_errors_are_the_wrong_rows_of_the_highest_loss() -> None:
 def test_ids_are_in_the_page_alone_and_all_rows_in_the_file(tmp_path: Path) -> None:
     rows = [DoubtfulRow(f"zoon-{n}", "<b>letter", "order", 0.97, 0.01) for n in range(30)]
     report.write(tmp_path, full_report(evaluation_of(LABELS), worst=rows[:2], label_errors=rows))
-    report.write_label_errors(tmp_path, rows, "kind")
+    report.write_label_errors(tmp_path / "label_errors.jsonl", rows, "kind")
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert '<tr data-document="zoon-19">' in page and "zoon-20" not in page and "<b>letter" not in page
     assert "zoon" not in markdown and "30 test and validation rows have a label that is probably wrong" in markdown
     lines = [json.loads(line) for line in (tmp_path / "label_errors.jsonl").read_text().splitlines()]
     assert len(lines) == 30 and lines[0] == {"id": "zoon-0", "kind": "<b>letter", "suggested": "order", "probability": 0.97}
+
+
+@pytest.mark.parametrize(
+    ("sources", "name", "first"),
+    [
+        (["a.csv", "b/c.CSV.gz", "d.jsonl", None], "label_errors.csv", 'doc,kind,suggested,probability\n"z,1",a letter,order,0.97\n'),
+        (["a.tsv"], "label_errors.tsv", "doc\tkind\tsuggested\tprobability\nz,1\ta letter\torder\t0.97\n"),
+        (["a.parquet"], "label_errors.jsonl", '{"doc": "z,1", "kind": "a letter", "suggested": "order", "probability": 0.97}\n'),
+    ],
+)
+def test_annotators_get_the_format_that_the_labels_came_in(tmp_path: Path, sources: list[str | None], name: str, first: str) -> None:
+    path = tmp_path / report.label_errors_file(sources)
+    report.write_label_errors(path, [DoubtfulRow("z,1", "a letter", "order", 0.97, 0.01)], "kind", "doc")
+    assert path.name == name and path.read_text() == first
+    assert [row["doc"] for row in report.read_list(path)] == ["z,1"]
+
+
+def test_the_most_frequent_confusions_are_a_table(tmp_path: Path) -> None:
+    found = evaluation_of(LABELS)
+    pairs = found.confusions
+    assert sum(count for _, _, count, _ in pairs) == np.sum(found.confusion) - np.trace(found.confusion) > 0
+    assert [count for _, _, count, _ in pairs] == sorted((count for _, _, count, _ in pairs), reverse=True)
+    report.write(tmp_path, full_report(found))
+    true, given, count, share = pairs[0]
+    assert f"| {escape(true)} | {escape(given)} | {count} | {share:.0%} |" in (tmp_path / "report.md").read_text()
 
 
 def test_the_temperature_undoes_a_sharpening() -> None:

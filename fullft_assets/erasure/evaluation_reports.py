@@ -16,15 +16,11 @@ from fullft_assets.erasure.erased_documents import ErasedDocuments, by_content, 
 from fullft_assets.erasure.file_names import GONE
 from fullft_assets.erasure.report import ErasureReport
 from fullft_assets.evaluation.answers import ANSWERS
-from fullft_assets.report import LABEL_ERRORS, shorten
+from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-#: Files beside a report with a row for a document, named by its `id`.
-_LISTS = (LABEL_ERRORS, ANSWERS)
 
 
 def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
@@ -48,28 +44,30 @@ def _drop_from_report(
     predictions = pq.read_table(store.folder(manifest) / "predictions.parquet")
     hit = _judged_erased(store, manifest, predictions, erased, snapshots)
     kept = predictions.filter(pa.array(~hit))
-    listed = {name: _read_rows(store.folder(manifest) / name) for name in _LISTS}
-    gone = {
-        name: _judged_erased(store, manifest, pa.table({"id": [row["id"] for row in rows]}), erased, snapshots)
-        for name, rows in listed.items()
-        if rows
-    }
+    lists = [name for name in manifest.files if name == ANSWERS or name.startswith(f"{LABEL_ERRORS}.")]
+    listed = {name: read_list(store.folder(manifest) / name) for name in lists}
+    ids = {name: [next(iter(row.values())) for row in rows] for name, rows in listed.items() if rows}
+    gone = {name: _judged_erased(store, manifest, pa.table({"id": its}), erased, snapshots) for name, its in ids.items()}
+    fitted = store.folder(manifest) / "validation.parquet"
+    validation = pq.read_table(fitted) if fitted.is_file() else predictions.slice(0, 0)
+    validation_hit = _judged_erased(store, manifest, validation, erased, snapshots)
     # What a model wrote after the beginning of a document goes with it, and the name of a group with the last of its rows.
     shown = [f'<tr data-document="{_html(id_)}">' for id_ in predictions.filter(pa.array(hit))["id"].to_pylist()]
     groups_gone = {*predictions["group"].to_pylist()} - {*kept["group"].to_pylist()}
-    shown += [f'<tr data-document="{_html(listed[name][row]["id"])}">' for name, hits in gone.items() for row in np.flatnonzero(hits)]
+    shown += [f'<tr data-document="{_html(ids[name][row])}">' for name, hits in gone.items() for row in np.flatnonzero(hits)]
     shown += [f'<tr data-group="{_html(group)}">' for group in sorted(groups_gone)]
     shows_text = any(excerpt in page.read_text(encoding="utf-8") for page in pages for excerpt in excerpts)
-    if len(kept) == len(predictions) and not shows_text and not any(hits.any() for hits in gone.values()):
+    if not any(hits.any() for hits in (hit, validation_hit, *gone.values())) and not shows_text:
         return False
 
     def edit(folder: Path) -> Mapping[str, Any]:
         pq.write_table(kept, folder / "predictions.parquet")
+        if validation_hit.any():
+            pq.write_table(validation.filter(pa.array(~validation_hit)), folder / fitted.name)
         _drop_from_measurements(folder / "evaluation.json", kept)
         for name, hits in gone.items():
             left = [row for row, is_gone in zip(listed[name], hits, strict=True) if not is_gone]
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left)
-            (folder / name).write_text(text, encoding="utf-8")
+            write_list(folder / name, left)
         for page in pages:
             text = page.read_text(encoding="utf-8")
             for excerpt in excerpts:
@@ -81,11 +79,6 @@ def _drop_from_report(
 
     store.rewrite(manifest, edit)
     return True
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file beside a report; none where it has no such file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _judged_erased(

@@ -6,6 +6,7 @@ documents' own means.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -49,6 +50,15 @@ class Recomputed(ABC):
         """Return a score; None: the stored predictions are not enough for it."""
 
     @abstractmethod
+    def part(self, rows: np.ndarray) -> Recomputed:
+        """Return the numbers of some of the rows, by position; each counts as much as it does among all."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Which rows of predictions.parquet these are."""
+        return np.arange(len(self.groups))
+
+    @abstractmethod
     def mass(self, metric: str) -> np.ndarray:
         """Return what a metric's denominator counts of each row [n]."""
 
@@ -66,11 +76,11 @@ class Tokens(Recomputed):
 
     def __init__(self, rows: Rows):
         counts = [np.array(rows[name]) for name in rows if name.startswith("num_tokens_")]
-        self._scored = np.logical_and.reduce([count > 0 for count in counts])
+        self._scored = np.flatnonzero(np.logical_and.reduce([count > 0 for count in counts]))
         self._rows = rows
         self._tokens = self._column(f"num_tokens_{FINETUNED}")
         self._cap = max(1, round(float(np.quantile(self._tokens, _TOKEN_CAP_QUANTILE))))
-        self.groups = [group for group, scored in zip(rows["group"], self._scored, strict=True) if scored]
+        self.groups = [rows["group"][row] for row in self._scored.tolist()]
         self._counted = np.minimum(self._tokens, self._cap) * group_weights(self.groups)
         self.weights = self._counted / self._tokens
 
@@ -85,6 +95,19 @@ class Tokens(Recomputed):
             return float(np.dot(self._column(f"loss_{system}"), self.weights) / in_bytes)
         return {"token_probability": math.exp(-mean), "perplexity": math.exp(min(mean, _MAX_LOSS))}.get(metric)
 
+    def part(self, rows: np.ndarray) -> Recomputed:
+        """Return those of some documents."""
+        part = copy.copy(self)
+        part._scored = self.positions[rows]
+        part.groups = [self.groups[row] for row in rows.tolist()]
+        part.weights, part._tokens, part._counted = self.weights[rows], self._tokens[rows], self._counted[rows]
+        return part
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Those with tokens."""
+        return self._scored
+
     def mass(self, metric: str) -> np.ndarray:
         """Return the tokens of each document."""
         return self._tokens
@@ -98,7 +121,7 @@ class Tokens(Recomputed):
         change = (self._column(f"loss_{FINETUNED}") - self._column("loss_base_model")) / self._tokens
         yield "token_cap", stored["token_cap"], self._cap
         yield "num_test_tokens", stored["num_test_tokens"], int(self._tokens.sum())
-        yield "num_rows_without_tokens", stored["num_rows_without_tokens"], int((~self._scored).sum())
+        yield "num_rows_without_tokens", stored["num_rows_without_tokens"], len(self._rows["group"]) - len(self._scored)
         for name, count in (("better", (change < 0).sum()), ("worse", (change > 0).sum()), ("equal", (change == 0).sum())):
             yield f"changes.num_{name}", stored["changes"][f"num_{name}"], int(count)
 
@@ -133,7 +156,25 @@ class Labels(Recomputed):
         if metric == "matthews_corrcoef":
             true = [label for ((label,),) in self._true]
             return float(matthews_corrcoef(true, self._rows[_column(system, "predicted")], sample_weight=self.weights))
+        if metric in ("auroc", "brier", "log_loss"):
+            return self._of_probabilities(metric, self._shares(system))
         return self._f1(metric, _Items.of(self._true, self._given(system), self.weights))
+
+    def part(self, rows: np.ndarray) -> Recomputed:
+        """Return those of some rows; which labels are measured is that of all."""
+        part = copy.copy(self)
+        part._rows = {name: [values[row] for row in rows.tolist()] for name, values in self._rows.items()}
+        part._true = [self._true[row] for row in rows.tolist()]
+        part.groups, part.weights = part._rows["group"], self.weights[rows]
+        return part
+
+    def label_f1(self, label: str, system: str) -> float:
+        """Return the F1 of one label with each group counted once."""
+        return _Items.of(self._true, self._given(system), self.weights).f1([label])
+
+    def of_label(self, label: str) -> np.ndarray:
+        """Return how often each row has a label [n]."""
+        return np.array([sum(name == label for name, *_ in row) for row in self._true])
 
     def mass(self, metric: str) -> np.ndarray:
         """Return the items of each row where they are counted together, else 1."""
@@ -163,6 +204,43 @@ class Labels(Recomputed):
         if stored["calibration_error"] is not None:
             num_bins = report.settings["evaluation"]["calibration_bins"]
             yield "calibration_error", stored["calibration_error"], self._calibration_error(num_bins)
+
+    def fitted(self, stored: Mapping[str, Any], validation: Rows, num_bins: int) -> Iterator[Pair]:
+        """Yield how far the temperature is from the best one, and the calibration error that it leaves on the test rows."""
+        from scipy.optimize import minimize
+
+        labels = np.array([self._names.index(label) for label in validation["label"]])
+        shares = np.array(validation["probabilities"])
+
+        def loss(log_temperature: Any) -> float:
+            found = _at_temperature(shares, math.exp(float(np.ravel(log_temperature)[0])))
+            return float(-np.log(np.maximum(found[np.arange(len(labels)), labels], 1e-12)).mean())
+
+        steps = np.linspace(math.log(0.05), math.log(20), 121)
+        begin = min(steps.tolist(), key=loss)
+        best = minimize(loss, [begin], method="L-BFGS-B", bounds=[(steps[0], steps[-1])])
+        yield "log loss of the validation rows at the temperature", loss(math.log(stored["temperature"])), min(float(best.fun), loss(begin))
+        tuned = _at_temperature(np.array(self._rows["probabilities"]), stored["temperature"])
+        predicted = [{(self._names[label],)} for label in tuned.argmax(1).tolist()]
+        right = np.array([true == given for true, given in zip(self._true, predicted, strict=True)], float)
+        yield "error_at_temperature", stored["error_at_temperature"], _calibration_error(right, tuned.max(1), num_bins)
+
+    def _shares(self, system: str) -> np.ndarray:
+        found = np.array(self._rows[_column(system, "probabilities")], np.float64)
+        return found / found.sum(1, keepdims=True)
+
+    def _of_probabilities(self, metric: str, shares: np.ndarray) -> float:
+        from sklearn.metrics import roc_auc_score
+
+        true = np.array([[(name,) in row for name in self._names] for row in self._true])
+        if metric == "brier":
+            return float(np.average(((shares - true) ** 2).sum(1), weights=self.weights))
+        if metric == "log_loss":
+            return float(-np.average(np.log(np.maximum(shares[true], np.finfo(np.float64).eps)), weights=self.weights))
+        drawn = [self._names.index(name) for name in self._measurable or self._occurring]
+        curves = [label for label in drawn if 0 < true[:, label].sum() < len(true)]
+        areas = [roc_auc_score(true[:, label], shares[:, label], sample_weight=self.weights) for label in curves]
+        return float(np.mean(areas)) if areas else 0.5
 
     def _perturbed(self, stored: Mapping[str, Any] | None) -> Iterator[Pair]:
         """Yield the scores of perturbed copies: shares of the copies that are predicted exactly right."""
@@ -198,10 +276,7 @@ class Labels(Recomputed):
 
     def _calibration_error(self, num_bins: int) -> float:
         right = np.array([true == given for true, given in zip(self._true, self._given(FINETUNED), strict=True)], float)
-        probability = np.array(self._rows["probability"])
-        number = np.digitize(probability, np.linspace(0, 1, num_bins + 1)[1:-1], right=True)
-        distances = [abs((right - probability)[number == n].sum()) for n in range(num_bins)]
-        return float(np.sum(distances) / len(right))
+        return _calibration_error(right, np.array(self._rows["probability"]), num_bins)
 
 
 @dataclass(frozen=True)
@@ -262,6 +337,17 @@ def group_weights(groups: Sequence[str]) -> np.ndarray:
     """Return 1 / min(rows of the group, 10) for each row."""
     sizes = Counter(groups)
     return np.array([1 / min(sizes[group], _MAX_GROUP_WEIGHT) for group in groups])
+
+
+def _calibration_error(right: np.ndarray, probability: np.ndarray, num_bins: int) -> float:
+    number = np.digitize(probability, np.linspace(0, 1, num_bins + 1)[1:-1], right=True)
+    distances = [abs((right - probability)[number == n].sum()) for n in range(num_bins)]
+    return float(np.sum(distances) / len(right))
+
+
+def _at_temperature(shares: np.ndarray, temperature: float) -> np.ndarray:
+    powers = np.maximum(shares, 1e-12) ** (1 / temperature)
+    return powers / powers.sum(1, keepdims=True)
 
 
 def _column(system: str, what: str) -> str:

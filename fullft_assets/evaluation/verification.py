@@ -25,6 +25,8 @@ from fullft_assets.evaluation.recomputation import (
     stored_items,
 )
 from fullft_assets.evaluation.recomputed_answers import answer_score
+from fullft_assets.evaluation.recomputed_leakage import marker_numbers
+from fullft_assets.evaluation.recomputed_slices import slice_numbers, values_of
 from fullft_assets.snapshot import Split, label_names, load_messages, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import file_digest
@@ -32,6 +34,8 @@ from fullft_assets.task import TASKS
 
 #: Sums in another order differ in the last digits, and probabilities are stored in single precision.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-7
+#: More rows are not searched for what gives labels away, but some drawn from them.
+_MOST_SEARCHED = 10_000
 
 
 @dataclass
@@ -97,8 +101,15 @@ def verify(store: Store, report: Manifest) -> Verification:
         found.compare_column(name, mine, theirs)
     _compare_external(found, store, report, rows, truth)
     _compare_shared(found, stored, report, recomputed)
+    _compare_slices(found, stored, store, snapshot, report, recomputed, truth)
     for name, mine, theirs in recomputed.numbers(stored, report):
         found.compare(name, mine, theirs)
+    if stored.get("temperature") is not None and isinstance(recomputed, Labels):
+        validation = _Columns(pq.read_table(folder / "validation.parquet").to_pydict())
+        num_bins = report.settings["evaluation"]["calibration_bins"]
+        for name, mine, theirs in recomputed.fitted(stored, validation, num_bins):
+            found.compare(name, mine, theirs)
+    _compare_leakage(found, stored.get("leakage"), recomputed, truth)
     if stored.get("answers") is not None:
         _compare_answers(found, stored["answers"], folder / "answers.jsonl", load_messages(store, snapshot, "test"), test)
     return found
@@ -213,6 +224,42 @@ def _compare_shared(found: Verification, stored: Mapping[str, Any], report: Mani
     best = max(stored["baselines"], key=lambda name: deciding[name])
     found.compare("best_baseline", justified["best_baseline"], best)
     _compare_interval(found, "gain over the best baseline", justified["gain"], deciding[FINETUNED] - deciding[best])
+
+
+def _compare_slices(
+    found: Verification,
+    stored: Mapping[str, Any],
+    store: Store,
+    snapshot: Manifest,
+    report: Manifest,
+    recomputed: Recomputed,
+    truth: Split,
+) -> None:
+    """Compare the rows and scores of each slice."""
+    slices = stored.get("slices")
+    if slices is None:
+        return
+    rows = truth.select(recomputed.positions)
+    rival = "champion" if stored["has_champion"] else stored["justification"]["best_baseline"]
+    found.compare("rival of the slices", slices["rival"], rival)
+    kinds = [*dict.fromkeys([*(each["kind"] for each in slices["found"]), *slices["num_small"]])]
+    field = next((kind.removeprefix("field ") for kind in kinds if kind.startswith("field ")), None)
+    values = values_of(store, snapshot, report, kinds, field, rows)
+    for name, mine, theirs in slice_numbers(slices, recomputed, values, rows.texts):
+        found.compare(name, mine, theirs)
+
+
+def _compare_leakage(found: Verification, stored: Mapping[str, Any] | None, recomputed: Recomputed, truth: Split) -> None:
+    """Compare how often what gives labels away is right."""
+    if stored is None or not isinstance(recomputed, Labels):
+        return
+    if len(truth) > _MOST_SEARCHED:
+        found.unverified.append("what gives labels away, on rows drawn from the test rows")
+        return
+    for name, mine, theirs in marker_numbers(stored, recomputed, truth.texts):
+        found.compare(name, mine, theirs)
+    if stored["num_repeated"]:
+        found.unverified.append("test rows that repeat training rows")
 
 
 def _compare_interval(found: Verification, name: str, stored: Mapping[str, float], recomputed: float) -> None:

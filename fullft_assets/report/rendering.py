@@ -72,6 +72,7 @@ class EvaluationReport:
         next_action: what to do after this verdict.
         worst: the errors with the highest loss.
         label_errors: rows whose label is probably wrong; None: they were not searched for.
+        label_errors_file: the file beside the report that lists them.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
         worse_slices: those on which the model is worse than its rival.
     """
@@ -97,6 +98,7 @@ class EvaluationReport:
     worse_slices: Sequence[SliceScore] = ()
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
+    label_errors_file: str = "label_errors.jsonl"
 
     @property
     def has_prices(self) -> bool:

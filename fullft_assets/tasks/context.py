@@ -47,6 +47,7 @@ class EvaluationResult:
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
         worst: the errors with the highest loss, by their ids.
         written: what each system wrote for test prompts, with the `id` and `group` of the row.
+        validation: what the fine-tuned model predicted of the validation rows, by their ids; None where nothing was fitted on them.
         label_errors: test and validation rows whose label is probably wrong; None: not searched for, as cleanlab is not installed.
     """
 
@@ -57,6 +58,7 @@ class EvaluationResult:
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
     written: Sequence[Mapping[str, str]] = ()
+    validation: pa.Table | None = None
 
 
 @dataclass(frozen=True)

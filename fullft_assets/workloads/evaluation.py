@@ -6,7 +6,7 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --jo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import champion_rule, recipe_digest
-from fullft_assets.snapshot import Split, load_split, near_duplicates
+from fullft_assets.snapshot import Split, load_split, load_values, near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext
@@ -62,8 +62,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
         costs = report.system_costs(inputs, job.settings)
         pq.write_table(result.rows, draft.path / "predictions.parquet")
+        if result.validation is not None:
+            pq.write_table(result.validation, draft.path / "validation.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
+        errors_file = report.label_errors_file(_sources(store, snapshot, [row.id for row in result.label_errors or ()]))
         shown = report.EvaluationReport(
             case=job.case,
             evaluation=found,
@@ -83,6 +86,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             costs=costs,
             worst=result.worst,
             label_errors=result.label_errors,
+            label_errors_file=errors_file,
             worse_slices=worse_slices(found, job.settings.release),
             min_slice_groups=job.settings.release.min_effective_groups,
             next_action=report.next_action(job.case, decision, found, job.settings.release),
@@ -91,7 +95,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         if result.written:
             write_answers(draft.path, result.written)
         if result.label_errors:
-            report.write_label_errors(draft.path, result.label_errors, job.settings.examples.label or "label")
+            report.write_label_errors(
+                draft.path / errors_file, result.label_errors, job.settings.examples.label or "label", job.settings.documents.id
+            )
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
@@ -113,6 +119,14 @@ def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
         return LabelledTexts(rows.texts, labels, rows.groups)
 
     return find_leakage(labelled(train), labelled(test), names, settings.seed)
+
+
+def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str | None]:
+    """Return the file that each test or validation row came in."""
+    if not ids:
+        return []
+    found = {**load_values(store, snapshot, "validation", "source"), **load_values(store, snapshot, "test", "source")}
+    return [found[id_] for id_ in ids]
 
 
 def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:

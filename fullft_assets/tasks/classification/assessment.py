@@ -54,6 +54,18 @@ class ClassificationEvaluation(Evaluation):
     error_at_temperature: float | None = None
 
     @property
+    def confusions(self) -> list[tuple[str, str, int, float]]:
+        """True label, predicted label, rows, and their share of the true label's rows; the most frequent first."""
+        counts = np.array(self.confusion)
+        wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+        order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)].tolist()
+        pairs = [divmod(place, len(counts)) for place in order]
+        return [
+            (self.labels[true], self.labels[given], int(wrong[true, given]), float(wrong[true, given] / counts[true].sum()))
+            for true, given in pairs
+        ]
+
+    @property
     def limits(self) -> list[str]:
         """The weakest label, labels without a test row, and how far off the probabilities are."""
         off = f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration error)."

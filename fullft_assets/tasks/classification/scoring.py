@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
+from fullft_assets.settings import EvaluationSettings
 from fullft_assets.snapshot import Split, load_split
+from fullft_assets.task import METRICS
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.classification import assessment, evaluate_metrics, label_errors
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
@@ -40,6 +43,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     found = found.model_copy(update={"robustness": perturbed.robustness})
     tuned = probabilities[FINETUNED]
     ids, truth, answers = test.ids, test.labels, tuned
+    in_full = {FINETUNED} if validation is not None else set()
+    if _asks_for_probabilities(settings.evaluation, found, tuned, test):
+        in_full = probabilities.keys() - labels_alone
     if validation is not None:
         ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
         answers = np.concatenate([answers, validation[1]])
@@ -48,11 +54,28 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     return EvaluationResult(
         found,
         headline,
-        _rows(test, probabilities, labels, labels_alone, perturbed.columns),
+        _rows(test, probabilities, labels, labels_alone, in_full, perturbed.columns),
         _pick_answers(test, probabilities, found, settings.seed),
         label_errors.worst_errors(test.ids, test.labels, tuned, labels),
         label_errors.likely_label_errors(ids, truth, answers, labels),
+        validation=None if validation is None else _validation_rows(*validation, labels),
     )
+
+
+def _asks_for_probabilities(settings: EvaluationSettings, found: ClassificationEvaluation, tuned: np.ndarray, test: Split) -> bool:
+    """Return whether a score rests on the probability of every label."""
+    measured = assessment.predictions_of(test.labels, tuned, found.labels)
+    named = [METRICS.get(name) for name in (*found.metrics, *settings.metrics) if not METRICS.get(name).of_answers]
+    return any(metric.measures(measured) and not metric.measures(replace(measured, predicted=None)) for metric in named)
+
+
+def _validation_rows(validation: Split, probabilities: np.ndarray, labels: list[str]) -> pa.Table:
+    """Return what the temperature was fitted on."""
+    return pa.table({"id": validation.ids, "label": [labels[label] for label in validation.labels], "probabilities": _lists(probabilities)})
+
+
+def _lists(probabilities: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(probabilities).ravel()), probabilities.shape[1])
 
 
 def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
@@ -145,6 +168,7 @@ def _rows(
     probabilities: Mapping[str, np.ndarray],
     labels: list[str],
     labels_alone: Collection[str],
+    in_full: Collection[str],
     more: Mapping[str, Sequence[object]],
 ) -> pa.Table:
     columns: dict[str, Any] = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
@@ -152,4 +176,6 @@ def _rows(
         columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
         if name not in labels_alone:
             columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
+        if name in in_full:
+            columns[column_of(name, "probabilities")] = _lists(found)
     return pa.table(columns | {name: pa.array(values, pa.string()) for name, values in more.items()})
