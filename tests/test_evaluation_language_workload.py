@@ -67,7 +67,9 @@ class Lab:
                 (draft.path / "logs").mkdir()
                 log = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 7.0}, {"step": 2, "validation_loss": 7.5}]
                 (draft.path / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-            return draft.commit(settings={"training": {"epochs": 1}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata)
+            return draft.commit(
+                settings={"training": {"epochs": 1}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata
+            )
 
     def checkpoint(self, name: str, model: Path, snapshot: Manifest | None = None) -> Manifest:
         return self.artifact("finetuned_checkpoint", name, checkpoint_metadata(snapshot=(snapshot or self.snapshot).ref), model)

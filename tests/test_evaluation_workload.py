@@ -123,7 +123,9 @@ class Lab:
     def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
             fill(draft.path)
-            return draft.commit(settings={"training": {"epochs": 3}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata or {})
+            return draft.commit(
+                settings={"training": {"epochs": 3}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata or {}
+            )
 
     def _fit_baselines(self, folder: Path) -> None:
         train = load_split(self.store, self.snapshot, "train")

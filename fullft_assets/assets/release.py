@@ -8,7 +8,7 @@ import dagster as dg
 from fullft_assets import release
 from fullft_assets.assets.case import Case, sentences
 from fullft_assets.examples.label_names import may_be_named
-from fullft_assets.resources import one_line_errors
+from fullft_assets.resources import one_line_errors, s3_options
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.metadata import CheckpointMetadata
 
@@ -40,7 +40,8 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 snapshot=training_snapshot,
                 run_id=context.run.run_id,
             )
-        context.log.info(outcome.sentence)
+            pushed = None if manifest is None else release.push_champion(store, case.use_case, s3_options())
+        context.log.info(outcome.sentence if pushed is None else f"{outcome.sentence} Copied to {pushed}")
         if manifest is None:
             context.log_event(observation(case, outcome.sentence, outcome.champion))
             return

@@ -8,7 +8,7 @@ from pydantic import Field
 from fullft_assets import release
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.release import observation, shown
-from fullft_assets.resources import one_line_errors, set_latest
+from fullft_assets.resources import one_line_errors, s3_options, set_latest
 from fullft_assets.store import Manifest, Store
 
 _REASON = "Why; kept with the champion's history."
@@ -35,6 +35,8 @@ def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
         with one_line_errors(store, case.name):
             champion = release.rollback(store, case.name, reason=config.reason, by=context.run_id)
             card = release.card_of(store, case.name, champion)
+            if card is not None:
+                release.push_champion(store, case.use_case, s3_options())
         yield _noted(context, case, store)
         if card is not None:
             yield _in_use(case, store, card)
@@ -55,6 +57,7 @@ def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             _, card = release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=context.run_id)
+            release.push_champion(store, case.use_case, s3_options())
         yield _noted(context, case, store)
         yield _in_use(case, store, card)
 

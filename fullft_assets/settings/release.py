@@ -53,7 +53,14 @@ class ReleaseSettings(Settings):
     max_calibration_error: Float | None = Field(
         default=None, gt=0, le=1, description="Maximum expected calibration error. Default: no gate."
     )
-    # It changes no decision, so it stays out of the keys of what is judged.
+    # These change no decision, so they stay out of the keys of what is judged.
+    push_to: str | None = Field(
+        default=None,
+        exclude=True,
+        pattern=r"^(s3://[^/]+.*|[^:]+)$",
+        description="Folder (relative to the project) or s3://bucket/prefix to which each champion is copied: a folder for each model, as the Hugging Face "
+        "hub has it, and champion.json, which names the champion's. Default: it stays in the store alone.",
+    )
     license: str | None = Field(
         default=None,
         exclude=True,
