@@ -55,6 +55,12 @@ def test_the_folder_stays_until_every_rank_has_loaded_the_best_checkpoint(played
 
 
 @pytest.mark.slow
+def test_ranks_that_see_different_checkpoints_do_not_wait_for_each_other(played: dict) -> None:
+    for said, step in zip(played["own_disks"], (1, 0), strict=True):
+        assert f"(the first one that of step 1, this one that of step {step}); put $FULLFT_CACHE" in said
+
+
+@pytest.mark.slow
 def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(played: dict) -> None:
     first, second = played["wise_ft"]
     # Scored after the last step by both.

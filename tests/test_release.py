@@ -6,6 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -709,6 +712,23 @@ class TestByHand:
         assert state is not None
         seen = [state.checkpoint, *(past.champion.checkpoint for past in state.history)]
         assert sorted(seen) == sorted(f"{name}{n}" for name in "ab" for n in range(20))
+
+
+def test_of_two_trainings_that_are_judged_at_once_both_are_remembered(lab, monkeypatch):
+    judged = [(lab.checkpoint(name), lab.report(lab.checkpoint(name), evaluated(), f"r{name}")) for name in "ab"]
+    both, read = threading.Barrier(2), Store.read_pointer
+
+    def read_together(store, name):
+        found = read(store, name)
+        with suppress(threading.BrokenBarrierError):  # where they do not read at once
+            both.wait(0.5)
+        return found
+
+    monkeypatch.setattr(Store, "read_pointer", read_together)
+    monkeypatch.setattr(decision, "recipe_digest", lambda checkpoint: "same")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda pair: decision._record_run(lab.store, "demo", *pair), judged))
+    assert sorted(decision.seed_runs(lab.store, "demo")["same"]) == sorted(report.ref for _, report in judged)
 
 
 def test_a_killed_release_is_finished_by_the_next_run(lab, monkeypatch):

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from fullft_assets.engine import ranks, sharding
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.segment import TrainingSegment
-from fullft_assets.errors import Interrupted
+from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs import read_job
 from fullft_assets.jobs.launch import ERROR_FILE
 from fullft_assets.jobs.progress import Progress
@@ -218,6 +219,19 @@ def wise_ft(folder: Path, rank: int) -> Any:
         return {"alone": alone, "alpha": done.interpolated.alpha, "scores": done.scores, "said": str(error)}
 
 
+def own_disks(folder: Path, rank: int) -> Any:
+    """A training is stopped and goes on where the second rank has a disk of its own, without the checkpoint."""
+    stopping, data = Progress(silent=True), training(60, marked=True)
+    stopping.stop_requested = True
+    with suppress(Interrupted):
+        fit(LLAMA, data, SETTINGS, folder, progress=stopping, num_processes=2, resumable=True)
+    own = folder if rank == 0 else folder.with_name("own")
+    try:
+        fit(LLAMA, data, SETTINGS, own, num_processes=2, resumable=True)
+    except StoreError as error:
+        return str(error)
+
+
 def out_of_memory(folder: Path, rank: int) -> Any:
     """The workload on two ranks: from the seventh step on the second one has no room for more than two rows a pass."""
     root, uri = folder.parent / "case", folder.parent / "uri"
@@ -265,7 +279,8 @@ def _work_in_little_memory(uri: str, rank: int) -> Any:
 
 
 SCENES: dict[str, Callable[[Path, int], Any]] = {
-    scene.__name__: scene for scene in (roll_back, own_scores, keep_best, stop_while_scoring, wise_ft, out_of_memory, out_of_memory_again)
+    scene.__name__: scene
+    for scene in (roll_back, own_scores, keep_best, own_disks, stop_while_scoring, wise_ft, out_of_memory, out_of_memory_again)
 }
 
 if __name__ == "__main__":

@@ -111,10 +111,15 @@ def _stage(kind: Kind) -> str:
 
 def _remember(store: Store, made: Manifest, name: str) -> None:
     """Record that these are raw documents of a batch. Those made with other settings stay recorded: the settings may be changed back."""
-    pointer = f"{made.case}/read/{made.stage}/{name}"
-    keys = (store.read_pointer(pointer) or {"keys": []})["keys"]
-    if RawMetadata.of(made).files and made.key not in keys[:1]:
-        store.write_pointer(pointer, {"keys": [made.key, *(key for key in keys if key != made.key)][:_MOST_REMEMBERED]})
+
+    def add(found: dict[str, Any] | None) -> dict[str, Any] | None:
+        keys = (found or {"keys": []})["keys"]
+        if made.key in keys[:1]:
+            return None
+        return {"keys": [made.key, *(key for key in keys if key != made.key)][:_MOST_REMEMBERED]}
+
+    if RawMetadata.of(made).files:
+        store.change_pointer(f"{made.case}/read/{made.stage}/{name}", add)
 
 
 def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:

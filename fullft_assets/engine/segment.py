@@ -134,7 +134,17 @@ class TrainingSegment:
             self.evaluate_at,
             keep_checkpoints=self.settings.keep_checkpoints if run.resumable else 0,
         )
-        self.trainer = self._make_trainer()
+        self.trainer = self._make_trainer()  # it connects the ranks
+        self._require_one_start()
+
+    def _require_one_start(self) -> None:
+        """Refuse to train where hosts see different checkpoints: each would wait for the others at another step, for ever."""
+        first = ranks.from_first(self.first_step)
+        if ranks.any_rank(self.first_step != first):
+            raise StoreError(
+                f"{self.shared.folder}: the hosts of this training do not see the same checkpoints (the first one that of step {first:,}, this "
+                f"one that of step {self.first_step:,}); put $FULLFT_CACHE, or the local store, on a disk that all of them see"
+            )
 
     def _latest_checkpoint(self) -> Path | None:
         """Return the checkpoint that training would continue from.

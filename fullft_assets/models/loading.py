@@ -103,7 +103,8 @@ def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str
 
 def _config(folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> tuple[PretrainedConfig, dict[str, Any]]:
     """Return a model's configuration with these options in it, and the options that are not of the configuration."""
-    config, rest = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options)
+    found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options)
+    config, rest = found
     # `config.json` may name a kernel, which transformers would fetch from the hub and run: transformers' own choice is used instead.
     config._attn_implementation = config._experts_implementation = None
     return config, rest

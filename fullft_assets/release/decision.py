@@ -262,8 +262,8 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
 
 def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
     """Keep in mind which recipe a judged training had."""
-    runs = (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]
-    store.write_pointer(f"{case}/runs", {"runs": [{"recipe": recipe_digest(checkpoint), "evaluation": report.ref}, *runs][:_MAX_RUNS]})
+    run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
+    store.change_pointer(f"{case}/runs", lambda found: {"runs": [run, *(found or {"runs": []})["runs"]][:_MAX_RUNS]})
 
 
 def _recipe(checkpoint: Manifest) -> dict[str, Any]:
