@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fullft_assets.config.corpus import Corpus, Sampled
-from fullft_assets.config.fields import flat
+from fullft_assets.config.fields import flat, incomplete_fields
 from fullft_assets.config.group_candidates import candidates
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.escaping import quoted
@@ -39,6 +39,7 @@ def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
     yield from _labels(rows, settings, scale)
     yield from _as_written(rows, settings)
     yield from _groups(rows, settings.examples)
+    yield from (("fields", line) for line in incomplete_fields(rows, settings))
     yield from _languages(rows)
     if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
         yield "encodings", ", ".join(f"{name} in {count:,} files" for name, count in corpus.encodings.most_common())
