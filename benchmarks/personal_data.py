@@ -80,6 +80,7 @@ def example_telephones() -> dict[str, list[str]]:
 
     def shown(region: str, type_: int) -> str:
         number = phonenumbers.example_number_for_type(region, type_)
+        assert number is not None, "each country has one of each type"
         return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
 
     types = {"mobile": phonenumbers.PhoneNumberType.MOBILE, "fixed": phonenumbers.PhoneNumberType.FIXED_LINE}
