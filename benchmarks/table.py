@@ -23,6 +23,18 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What a row must reach beside its time: a share, and the least that it may be."""
+
+    name: str
+    value: float
+    least: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.3f} >= {self.least:g}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One measurement side by side, in seconds; `notes` are printed below it and `details` only written."""
 
@@ -35,6 +47,7 @@ class Row:
     theirs_cpu: float | None = None
     notes: Sequence[str] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    scores: Sequence[Score] = ()
 
     @property
     def ratio(self) -> float:
@@ -48,14 +61,20 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the goal is reached."""
-        return (self.ratio if self.goal.of == "ratio" else self.ours) <= self.goal.most
+        """Whether the goal is reached, and each score."""
+        is_fast = (self.ratio if self.goal.of == "ratio" else self.ours) <= self.goal.most
+        return is_fast and all(score.value >= score.least for score in self.scores)
+
+    @property
+    def goals(self) -> str:
+        """The goal, and each score with the least that it may be."""
+        return ", ".join(map(str, (self.goal, *self.scores)))
 
     def cells(self) -> tuple[str, ...]:
         """Return the printed cells, in the order of `HEADER`."""
         cpu = "" if self.cpu_ratio is None else f"{self.cpu_ratio:.2f}"
         met = "yes" if self.met else "NO"
-        return (self.name, _seconds(self.ours), self.other, _seconds(self.theirs), f"{self.ratio:.3g}", cpu, str(self.goal), met)
+        return (self.name, _seconds(self.ours), self.other, _seconds(self.theirs), f"{self.ratio:.3g}", cpu, self.goals, met)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything about the row."""
@@ -68,7 +87,7 @@ class Row:
             "ours_cpu_seconds": self.ours_cpu,
             "other_cpu_seconds": self.theirs_cpu,
             "cpu_ratio": self.cpu_ratio,
-            "goal": str(self.goal),
+            "goal": self.goals,
             "met": self.met,
             **self.details,
         }

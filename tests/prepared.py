@@ -134,8 +134,8 @@ def write_general(folder: Path, count: int = 60, characters: int = 600) -> list[
     return texts
 
 
-def take(project: projects.Project) -> Prepared:
-    """Run a project's data stages over what is delivered."""
+def take(project: projects.Project, **options: Any) -> Prepared:
+    """Run a project's data stages over what is delivered; `options` are those of `snapshot.take`."""
     use_case = project.use_case()
     store = Store(str(project.home / "store"))
     labeled, tokenized = {}, {}
@@ -143,7 +143,7 @@ def take(project: projects.Project) -> Prepared:
         raw = documents.keep(store, use_case, batch.name)
         labeled[batch.name], _ = examples.validate(store, use_case, raw)
         tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
-    return Prepared(project, use_case, store, snapshot.take(store, use_case, labeled, tokenized))
+    return Prepared(project, use_case, store, snapshot.take(store, use_case, labeled, tokenized, **options))
 
 
 def write_tiny_model(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from benchmarks.demo import BETWEEN, STAGES, Demo, Side, Subject, covered, measu
 from benchmarks.frozen import freeze
 from benchmarks.packing import measure_packing
 from benchmarks.preparation import Preparation
-from benchmarks.table import Goal, Row, render, write
+from benchmarks.table import Goal, Row, Score, render, write
 from benchmarks.tick import measure_tick
 from benchmarks.timing import timed
 from fullft_assets import documents, examples
@@ -33,6 +34,12 @@ def test_table_shows_times_goal_and_notes() -> None:
     assert fast.split() == ["fast", "1.000", "s", "another", "way", "10.0", "s", "0.1", "0.25", "ratio", "<=", "0.125", "yes"]
     assert note.strip() == "a note"
     assert slow.split() == ["slow", "61.0", "s", "the", "first", "run", "600.0", "s", "0.102", "ours", "<=", "60", "s", "NO"]
+
+
+def test_a_row_is_met_only_with_each_of_its_scores() -> None:
+    for value, met in ((0.95, "yes"), (0.94, "NO")):
+        row = replace(FAST, scores=[Score("recall", value, 0.95), Score("precision", 1.0, 0.97)])
+        assert row.cells()[-2:] == (f"ratio <= 0.125, recall {value:.3f} >= 0.95, precision 1.000 >= 0.97", met)
 
 
 def test_json_has_the_rows_of_the_table(tmp_path: Path) -> None:

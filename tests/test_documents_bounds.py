@@ -10,6 +10,7 @@ import struct
 import tempfile
 import time
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents import formats, references
+from fullft_assets.documents import formats, reading, references
 from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, delivered, html_text
 from fullft_assets.documents.formats.delivered import Unpacked
 from tests.test_documents_formats import pack, read_batch, shown, written_pdf
@@ -232,6 +233,25 @@ def test_an_archive_may_unpack_to_so_much(codec: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Unpacked, "FREE_BYTES", 64 * MIB)
     monkeypatch.setattr(Unpacked, "MAX_BYTES", 100_000)
     assert read_batch(tmp_path).unreadable == {name: "unpacks to more than 0 GiB; split it"}
+
+
+def test_the_archives_of_a_batch_may_unpack_to_so_much_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_BATCH_BYTES", MIB)
+    row = b'{"text": "again and again the same line, which is packed to nearly nothing"}\n'
+    for name in ("a.jsonl.gz", "b.jsonl.zst"):
+        (tmp_path / name).write_bytes(pack(row * 6_000, "gzip" if name.endswith("gz") else "zstd"))
+    for name in ("c.zip", "d.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("rows.jsonl", row * 6_000)
+    (tmp_path / "e.jsonl").write_bytes(row)
+    batch = read_batch(tmp_path)
+    too_much = (
+        "the rows of its batch take more than 1 MiB; lower documents.max_batch_files or documents.max_batch_bytes, and deliver it again"
+    )
+    assert batch.unreadable == dict.fromkeys(("b.jsonl.zst", "c.zip", "d.zip"), too_much)
+    assert len(batch.table) == 6_001 and batch.table.nbytes < MIB
+    monkeypatch.undo()
+    assert len(read_batch(tmp_path).table) == 24_001, "each of them alone is within its bounds"
 
 
 @pytest.mark.parametrize("page", ["<a" * 65_536, "<!--" * 32_768, "<p><font><b>" * 3_000])

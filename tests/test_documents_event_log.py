@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import automation
+from fullft_assets import automation, documents
 from fullft_assets.assets.case import Case
 from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.resources import latest_by_partition, open_store
+from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.store import Store
 from tests import project as projects
 from tests import test_documents_formats as formats
 
@@ -175,6 +176,68 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
     assert_only_in_the_store(project, events, capfd)
 
 
+def planted_targets(task: str, count: int) -> list[dict[str, Any]]:
+    """Return rows with the word in everything that is delivered, some of them with a fault, for a task with several labels a row."""
+    rows = planted_rows(count)
+    for number, row in enumerate(rows):
+        names = [row.pop("kind"), f"{WORD} {number % 2}"]
+        whole = [{"start": 0, "end": 10, "label": name} for name in names]
+        row["kinds"] = names if task == "multi_label" else whole
+    rows[1]["kinds"] = None
+    rows[2]["kinds"] = {WORD: WORD} if task == "multi_label" else [{"start": 5, "end": 100_000, "label": WORD}]
+    rows[3]["kinds"] = [[WORD]] if task == "multi_label" else [{"start": 0, "end": 3, "label": WORD, "text": WORD}]
+    rows[4]["text"] = rows[5]["text"]
+    rows[6]["patient"] = None
+    return rows
+
+
+@pytest.mark.parametrize("task", ["multi_label", "token_classification"])
+def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
+    project: projects.Project, capfd: pytest.CaptureFixture[str], task: str
+) -> None:
+    (project.documents / "delivery-1.jsonl").unlink()
+    project.deliver(f"ward {WORD}/{WORD}.jsonl", planted_targets(task, 60))
+    (project.documents / f"{WORD}.pdf").write_bytes(formats.written_pdf(formats.shown("A page"), b""))
+    own = {"task": task, "label": "kinds", "labels": None, "group": "patient", "domain": "ward", "max_ungrouped_share": 0.2}
+    windows = {"path": "data/letters/production"}
+    project.configure(examples=own, snapshot={"min_train_rows": 5, "test_share": 0.3, "validation_share": 0.3}, monitoring=windows)
+    projects.write_rows(project.production / f"{WORD}.jsonl", [*planted_targets(task, 8), {"id": WORD, "text": [WORD]}])
+    with (project.production / f"{WORD}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f'{{"text": "{WORD}\n')
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        ingested, batch = ingest(project, instance)
+        taken = materialize(project, instance, "training_snapshot")
+        seen = keep_window(project, instance)
+        assert ingested.success and taken.success and seen.success
+        store = open_store(project.use_case(), instance)
+        events = [entry.to_json() for each in (ingested, taken, seen) for entry in instance.all_logs(each.run_id)]
+    quarantined = latest_by_partition(store, "letters", "quarantined_examples")[batch].metadata["reasons"]
+    assert sum(quarantined.values()) >= 3 and any(reason.startswith("equal text") or "duplicate" in reason for reason in left_out(store))
+    [window] = latest_by_partition(store, "letters", "production_documents").values()
+    assert (window.metadata["num_rows"], WORD in json.dumps(window.metadata)) == (10, True)
+    assert_only_in_the_store(project, events, capfd)
+
+
+def left_out(store: Store) -> dict[str, int]:
+    """Return how many rows the snapshot leaves out, by reason."""
+    snapshot = latest(store, "letters", "training_snapshot")
+    assert snapshot is not None and WORD in json.dumps(snapshot.metadata), "the store has the labels"
+    return snapshot.metadata["left_out"]
+
+
+def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    """Cut what production has seen, and keep its one window."""
+    use_case = project.use_case()
+    cut = documents.cut_batches(
+        open_store(use_case, instance), "letters", documents.source_of(use_case, "window"), use_case.settings.documents, "window"
+    )
+    instance.add_dynamic_partitions("letters/window", [window.name for window in cut])
+    defs = dg.Definitions.merge(FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    job = defs.resolve_implicit_global_asset_job_def()
+    keys = [dg.AssetKey(["letters", "production_documents"])]
+    return job.execute_in_process(asset_selection=keys, partition_key=cut[0].name, instance=instance, raise_on_error=False)
+
+
 @pytest.mark.parametrize(
     ("inside", "place", "wrapped"),
     [
@@ -212,8 +275,9 @@ def test_nor_what_an_error_says_that_nobody_foresaw(
     assert_only_in_the_store(project, events, capfd)
 
 
-def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: projects.Project) -> None:
+def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = "![t](http://host/x.png)\u202e<b>`|"
+    monkeypatch.setattr("fullft_assets.assets.snapshot.suggested_group", lambda _: f"set examples.group: {picture}")
     rows = [{**row, "kind": (picture, "notice")[n % 2]} for n, row in enumerate(projects.licence_rows(120))]
     project.deliver("delivery-1.jsonl", rows)
     project.configure(examples={"labels": None, "min_label_share": 0.6}, snapshot={"test_share": 0.3, "validation_share": 0.3})
@@ -227,10 +291,10 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: pro
         report = page.with_suffix(".md").read_text()
         assert "<img" not in page.read_text() and "<b>`" not in page.read_text()
     counts = str(made.metadata["label_counts"].value)
-    shown = r"\!\[t\](http://host/x.png)\\u202e\<b>\`\|"
+    shown = r"\!\[t\](http://host/x.png)\\u202e&lt;b>\`\|"
     assert f"| {shown} | " in counts
-    in_report = shown.replace("\\<", "&lt;")
-    assert f"| {in_report} | " in report
+    assert f"| {shown} | " in report
+    assert f"- **group**: set examples.group: {shown}" in report
     assert (
         r"`\u0021\u005bt\u005d(http://host/x.png)\u202e\u003cb>\u0060\u007c` 50.00%"
         in latest_by_partition(store, "letters", "labeled_examples")[batch].check("labels_are_balanced").description

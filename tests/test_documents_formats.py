@@ -737,13 +737,24 @@ class TestGroundTruth:
             folder.mkdir()
             for number, row in enumerate(licences[:5]):
                 (bucket / f"{number}.txt").write_text(row["text"])
-            wrong = ["s3://texts/5.txt", "s3://texts", "s3://", "s3:///0.txt", "s3://Two words/0.txt", "s3://no-such-bucket/0.txt"]
-            references = [*(f"s3://texts/{number}.txt" for number in range(5)), *wrong]
-            self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in references))
+            monkeypatch.setattr(references, "MAX_TEXT_BYTES", max(len(row["text"].encode()) for row in licences[:5]))
+            (bucket / "large.txt").write_text("x" * (references.MAX_TEXT_BYTES + 1))
+            wrong = [
+                "s3://texts/large.txt",
+                "s3://texts/5.txt",
+                "s3://texts",
+                "s3://",
+                "s3:///0.txt",
+                "s3://Two words/0.txt",
+                "s3://no-such-bucket/0.txt",
+            ]
+            named = [*(f"s3://texts/{number}.txt" for number in range(5)), *wrong]
+            self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in named))
             rows = read(folder, reference_buckets=["texts", "Two words", "no-such-bucket"])
-        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), *[None] * 6]
+        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), *[None] * 7]
         no_object = "source-ref cannot be read (an s3:// address without a bucket or a key)"
         assert [row["problem"] for row in rows[5:]] == [
+            "source-ref cannot be read (larger than 0 MiB; split it)",
             "source-ref cannot be read (no such object)",
             *[no_object] * 3,
             "source-ref cannot be read (not an address that S3 knows)",

@@ -20,7 +20,7 @@ from fullft_assets import chunks, documents, examples
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
-from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, REASONS, ROLES
+from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, REASONS, ROLES, WARNINGS
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
@@ -437,7 +437,7 @@ class TestSeverities:
 def test_the_documentation_names_every_rule() -> None:
     section = (Path(__file__).parents[1] / "docs/data/rules.md").read_text().partition("## Rules")[2].partition("\n## ")[0]
     named = [name for line in section.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])]
-    assert sorted(named) == sorted([*RULES, *GATES, *GATE_OF_GROUPS])
+    assert sorted(named) == sorted([*RULES, *GATES, *GATE_OF_GROUPS, *WARNINGS])
 
 
 class TestTheKnownReason:

@@ -161,5 +161,24 @@ def test_masked_is_what_is_kept_of_raw_rows_too_unless_the_yaml_says_otherwise(p
     assert any("[EMAIL] or pay to [IBAN]" in text for text in pq.read_table(store.folder(valid) / "examples.parquet")["text"].to_pylist())
 
 
+@pytest.mark.parametrize("mask_raw", [True, False])
+def test_masked_is_what_is_kept_of_a_window_of_production_too(project: projects.Project, mask_raw: bool) -> None:
+    written = [
+        {"id": "seen", "text": "Write to ana@correo.example or pay to DE89 3704 0044 0532 0130 00."},
+        {"id": "2", "text": "Nothing."},
+    ]
+    projects.write_rows(project.production / "window.jsonl", written)
+    project.configure(documents={"mask_raw": mask_raw}, examples={"pii": "mask"}, monitoring={"path": "data/letters/production"})
+    use_case = project.use_case()
+    store = Store(str(project.home / "own-store"))
+    [window] = documents.cut_batches(store, use_case.name, documents.source_of(use_case, "window"), use_case.settings.documents, "window")
+    kept = documents.keep(store, use_case, window.name, "window")
+    [path] = (project.home / "own-store").rglob("*.parquet")
+    assert (b"ana@correo.example" in _plain(path)) is not mask_raw
+    texts = [row["text"] for row in pq.read_table(path).to_pylist()]
+    assert texts == (["Write to [EMAIL] or pay to [IBAN].", "Nothing."] if mask_raw else [row["text"] for row in written])
+    assert (kept.stage, kept.metadata["num_masked"]) == ("production_documents", int(mask_raw))
+
+
 def _plain(path: Path) -> bytes:
     return json.dumps(pq.read_table(path).to_pylist(), default=str).encode()

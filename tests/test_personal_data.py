@@ -32,6 +32,29 @@ def test_each_kind_is_found(counts: dict[str, Counter[str]], kind: str) -> None:
     assert counts[kind]["found"] / counts[kind]["marked"] >= personal_data.LEAST_RECALL
 
 
+def test_each_country_s_mobile_numbers_are_found_in_national_notation() -> None:
+    """libphonenumber's examples; of Denmark's pairs and Mexico's groups a word before them must tell."""
+    numbers = personal_data.example_telephones()["mobile"]
+    missed = [number for number in numbers if [one.kind for one in pii.find(f"Ana, {number}, from Monday.")] != ["phone"]]
+    assert missed == ["34 41 23 45", "222 123 4567"]
+    assert [pii.find(f"Call {number}.")[0].kind for number in missed] == ["phone", "phone"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It cost 612 345 678 zł.",
+        "501 234 567 € of debt",
+        "PLN 512 345 678",
+        "1 612 345 678 of them",
+        "612 345 678 901",
+        "invoice 512 345 678",
+    ],
+)
+def test_an_amount_in_groups_of_three_is_no_telephone_number(text: str) -> None:
+    assert pii.find(text) == []
+
+
 def test_hardly_anything_else_is(counts: dict[str, Counter[str]]) -> None:
     texts = [pieces for half in ("tuned", "held_back") for _, pieces in personal_data.sentences(half)]
     assert sum(map(bool, texts)) >= 200 and sum(not pieces for pieces in texts) >= 100

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
+from fullft_assets.config.check import check_use_case
+from fullft_assets.documents.batches import Batch
+from fullft_assets.documents.reading import read_documents
+from fullft_assets.documents.sources import Folder
+from fullft_assets.examples import examine
 from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot import freeze
 from fullft_assets.snapshot.expected_loss import rows_over_cap
 from fullft_assets.store.hashing import unit_hash
 from tests import project as projects
+from tests.test_check_findings import use_case
 
 pytestmark = pytest.mark.quick
 
@@ -40,6 +49,19 @@ def test_of_a_sample_it_is_near(groups: list[str]) -> None:
     for seed in range(5):
         sample = random.Random(seed).sample(groups, 2_000)
         assert rows_over_cap(sample, SETTINGS, seed, len(groups)) == pytest.approx(lost(groups, seed), rel=0.2)
+
+
+def test_what_the_check_says_is_near_what_the_snapshot_leaves_out(tmp_path: Path) -> None:
+    """Rules of real licences by their licence: `fullft check` reads half of them, and the snapshot leaves out copies first."""
+    case = use_case(tmp_path, projects.licence_rows(4_000))
+    said = re.search(r"about ([\d,]+) over snapshot\.max_heldout_rows_per_group", check_use_case(case))
+    assert said is not None
+    source, settings = Folder(case.project_root / "data"), case.settings
+    table = read_documents(source, Batch("b", source.files()), settings.documents, settings.examples).table
+    frozen = freeze({"b": examine(table, settings.examples, "b").valid}, {"b": {"a.jsonl": 1}}, settings.snapshot, settings.seed)
+    lost = frozen.metadata["left_out"]["held-out rows over the cap of their group"]
+    assert lost > 200
+    assert int(said[1].replace(",", "")) == pytest.approx(lost, rel=0.2)
 
 
 def test_where_each_group_comes_once_nothing_is_lost() -> None:

@@ -238,8 +238,12 @@ class TestSetAside:
         ):
             take(rows, rare_labels="refuse")
         one_group = [*common, *rows_of_groups({"q1": ("poem", 5)}, start=1_000)]
-        with pytest.raises(DataError, match=r"^snapshot: no test row with label `poem` .*snapshot\.rare_labels to set_aside$"):
-            take(one_group, rare_labels="refuse")
+        with pytest.raises(DataError) as raised:
+            take(one_group, rare_labels="refuse", seed=7)
+        assert str(raised.value) == (
+            "snapshot: no test row with label `poem`: it has 5 rows in 1 group (5 train, 0 validation, 0 test; test_share 0.15, validation_share "
+            "0.1, seed 7). Deliver more groups with it, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
+        )
 
     def test_a_label_that_may_be_a_text_is_not_named(self, common: list[dict[str, Any]]) -> None:
         label = "a text that came in the place of a label " * 20
@@ -258,7 +262,22 @@ class TestRefusals:
         rows = rows_of_groups({"g1": ("a", 30), "g2": ("b", 3), "g3": ("c", 1)})
         assert self.message(rows) == (
             "snapshot: 1 of 3 labels are left, with 30 rows: 2 have fewer than snapshot.min_rows_per_label (5) rows; the task needs at least "
-            "2: deliver more rows of them, or check that examples.label names the right field"
+            "2: deliver more rows of them, check that examples.label names the right field, or lower snapshot.min_rows_per_label"
+        )
+
+    def test_no_two_labels_may_train(self) -> None:
+        test = groups_hashed_to("test", 1, 7, prefix="t")[0]
+        rows = rows_of_groups({test: ("a", 30)} | {f"g{n}": ("b", 1) for n in range(30)})
+        ledger = take(rows_of_groups({test: ("a", 30)} | {f"x{n}": (("a", "b")[n % 2], 1) for n in range(80)}), seed=7).ledger
+        message = self.message(rows, seed=7, ledger=ledger)
+        assert message.startswith("snapshot: 1 of 2 labels are left, with 30 rows: 1 have no row that may train (")
+        assert "test_share 0.15, validation_share 0.1, seed 7); the task needs at least 2: deliver more rows of them" in message
+        assert message.endswith("or lower snapshot.test_share")
+
+    def test_one_label(self) -> None:
+        assert self.message(rows_of_groups({f"g{n}": ("a", 1) for n in range(30)})) == (
+            "snapshot: only one label (`a`) in 30 rows; a classifier needs two: deliver rows of another label, or check that examples.label "
+            "names the right field"
         )
 
     def test_nothing_to_test(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import unicodedata
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,19 +49,40 @@ class TestOneLetter:
 
     def test_never_on_both_sides_of_the_split(self, language: str) -> None:
         pairs = [(text, with_another_letter(text, 0.5)) for text in texts(language, LANGUAGES[language])]
-        found = [text for pair in pairs for text in pair]
-        ids = pa.array([f"{number // 2} {number % 2}" for number in range(len(found))])
-        numbers = pa.array(range(len(found)))
-        columns = {"id": ids, "group": ids, "text": pa.array(found), "text_hash": pa.array(map(text_hash, found))}
-        columns |= {"source": pa.array(["a"] * len(found)), "row": numbers, "delivered_ns": numbers}
-        columns |= {"annotator": pa.nulls(len(found), pa.string())}
-        settings = SnapshotSettings(test_share=0.3, validation_share=0.3, min_train_rows=1)
-        frozen = freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, seed=17, task="language_modeling")
-        sides: dict[str, set[str]] = {}
-        for row in frozen.index.to_pylist():
-            sides.setdefault(row["id"].split()[0], set()).add(row["split"])
+        sides, left_out = sides_of_pairs(pairs)
         assert max(map(len, sides.values())) == 1
-        assert sum(count for reason, count in frozen.metadata["left_out"].items() if "near" in reason) >= 2
+        assert sum(count for reason, count in left_out.items() if "near" in reason) >= 2
+
+
+def sides_of_pairs(pairs: list[tuple[str, str]], **changes: Any) -> tuple[dict[str, set[str]], dict[str, int]]:
+    """Return the splits that the texts of each pair are in, each text a group of its own, and the rows that were left out."""
+    found = [text for pair in pairs for text in pair]
+    ids = pa.array([f"{number // 2} {number % 2}" for number in range(len(found))])
+    numbers = pa.array(range(len(found)))
+    columns = {"id": ids, "group": ids, "text": pa.array(found), "text_hash": pa.array(map(text_hash, found))}
+    columns |= {"source": pa.array(["a"] * len(found)), "row": numbers, "delivered_ns": numbers}
+    columns |= {"annotator": pa.nulls(len(found), pa.string())}
+    settings = SnapshotSettings(test_share=0.3, validation_share=0.3, min_train_rows=1, **changes)
+    frozen = freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, seed=17, task="language_modeling")
+    sides: dict[str, set[str]] = {}
+    for row in frozen.index.to_pylist():
+        sides.setdefault(row["id"].split()[0], set()).add(row["split"])
+    return sides, frozen.metadata["left_out"]
+
+
+def test_a_chinese_text_inside_a_longer_one_is_not_on_the_other_side() -> None:
+    """As a message is quoted in the answer to it."""
+    found = texts("zh_Hans", 40)
+    third = len(found) // 3
+    quoted, before, after = found[:third], found[third : 2 * third], found[2 * third :]
+    pairs = [(text, f"{begin}\n{text}\n{end}") for text, begin, end in zip(quoted, before, after, strict=False)]
+    assert len(pairs) > 30
+    leaks = []
+    for share in (None, 0.95):
+        sides, _ = sides_of_pairs(pairs, contained_share=share)
+        leaks.append(sum("train" in found and len(found) > 1 for found in sides.values()))
+    assert leaks[0] > 10, "similarity alone does not see it"
+    assert leaks[1] == 0
 
 
 class TestScreening:

@@ -6,6 +6,7 @@ import dagster as dg
 
 from fullft_assets import snapshot
 from fullft_assets.assets.case import Case, markdown_table
+from fullft_assets.config.findings import suggested_group
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest
@@ -26,7 +27,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     def training_snapshot(context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]):
         store = case.store(context)
         with one_line_errors(store, case.name):
-            manifest = snapshot.take(store, case.use_case, labeled_examples, tokenized_chunks)
+            manifest = snapshot.take(
+                store, case.use_case, labeled_examples, tokenized_chunks, suggest_group=lambda: suggested_group(case.use_case)
+            )
         metadata = snapshot.SnapshotMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue | int] = {
             "parts": len(metadata.parts),

@@ -9,6 +9,7 @@ from typing import Any
 from fullft_assets.config.corpus import Sampled
 from fullft_assets.config.yaml_source import Key
 from fullft_assets.documents.formats.rows import has_field
+from fullft_assets.examples.fields import MEANT_WITHOUT, MOST_WITHOUT
 from fullft_assets.settings import DocumentsSettings, UseCaseSettings
 from fullft_assets.task import task_of
 
@@ -18,24 +19,46 @@ _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
-    """Yield the keys whose field no row has, or hardly a row where groups are concerned, each with one line that says what to do."""
+    """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to do."""
     rows = [found for found in sample if found.record]
     if not rows:
         return
     for key, column, field in _named(settings, rows):
         missing = [found for found in rows if not _has(found, column)]
-        # The rule on groups is about valid rows.
-        usable = [found for found in missing if "problem" not in found.row and _has(found, "text")]
         if len(missing) == len(rows):
             yield key, _nowhere(field, column, rows)
-        elif column == "group" and len(usable) > settings.examples.max_ungrouped_share * len(rows):
-            places = ", ".join(found.place for found in usable[:_SHOWN_PLACES])
-            near = _near(field, fields_of([found for found in usable if field not in fields_of([found])]))
-            yield (
-                key,
-                f"{len(usable):,} of {len(rows):,} rows read have no `{field}` ({places}), more than examples.max_ungrouped_share "
-                f"({settings.examples.max_ungrouped_share:g}){near or '; deliver them with a group, or allow more'}",
-            )
+            continue
+        # The rule on groups is about valid rows.
+        counted = [found for found in missing if "problem" not in found.row and _has(found, "text")] if column == "group" else missing
+        most, limit, otherwise = _most_without(column, settings)
+        if len(counted) > most * len(rows):
+            near = _near(field, fields_of([found for found in counted if field not in fields_of([found])]))
+            yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
+
+
+def incomplete_fields(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[str]:
+    """Yield a line for each field of ids, domains or slices that some rows lack; of texts, labels and groups other lines tell."""
+    rows = [found for found in sample if found.record]
+    for _, column, field in _named(settings, rows) if rows else ():
+        missing = [found for found in rows if column in MEANT_WITHOUT and not _has(found, column)]
+        if missing:
+            yield f"{_without(missing, rows, field)}: {MEANT_WITHOUT[column]}"
+
+
+def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, str]:
+    """Return the share of rows that may lack a column, what it is called, and what to do where no field's name is near."""
+    if column == "group":
+        most = settings.examples.max_ungrouped_share
+        return most, f"examples.max_ungrouped_share ({most:g})", "; deliver them with a group, or allow more"
+    if column in MEANT_WITHOUT:
+        return MOST_WITHOUT, f"{MOST_WITHOUT:.0%} of them", "; name a field that most rows have, or remove the key"
+    most = settings.examples.max_quarantined_share
+    return most, f"examples.max_quarantined_share ({most:g})", "; name the field that the others have, or fix them in the source"
+
+
+def _without(missing: list[Sampled], rows: list[Sampled], field: str) -> str:
+    places = ", ".join(found.place for found in missing[:_SHOWN_PLACES])
+    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({places})"
 
 
 def fields_of(sample: list[Sampled]) -> list[str]:

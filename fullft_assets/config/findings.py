@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fullft_assets.config.corpus import Corpus, Sampled
-from fullft_assets.config.fields import flat
+from fullft_assets.base_model import find_base_model, read_header
+from fullft_assets.config.corpus import Corpus, Sampled, look_at_documents
+from fullft_assets.config.fields import flat, incomplete_fields
 from fullft_assets.config.group_candidates import candidates
+from fullft_assets.config.places import is_bucket
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.escaping import quoted
 from fullft_assets.examples import damage, language
@@ -30,6 +32,16 @@ _NAMED_TEXTS = 200
 _SHOWN = 8
 
 
+def suggested_group(use_case: UseCase) -> str | None:
+    """Return the line that suggests a field for `examples.group`, from a sample of what is delivered; None: one is set, or none is likely."""
+    settings = use_case.settings
+    path = settings.documents.path
+    if settings.examples.group is not None or is_bucket(path) or not use_case.resolve(path).is_dir():
+        return None
+    rows = look_at_documents(use_case, read_header(find_base_model(settings, use_case.project_root))).sample
+    return next((line for _, line in _suggested_group(rows, settings.examples)), None)
+
+
 def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
     """Yield (what it is about, one line); some of them tell what to do."""
     rows, settings = corpus.sample, use_case.settings
@@ -39,6 +51,7 @@ def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
     yield from _labels(rows, settings, scale)
     yield from _as_written(rows, settings)
     yield from _groups(rows, settings.examples)
+    yield from (("fields", line) for line in incomplete_fields(rows, settings))
     yield from _languages(rows)
     if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
         yield "encodings", ", ".join(f"{name} in {count:,} files" for name, count in corpus.encodings.most_common())

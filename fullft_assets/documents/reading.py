@@ -48,6 +48,8 @@ Take = Callable[[Iterator[tuple[int, Record]], Format, Reading], T]
 #: Rows, and characters of text, that are in memory as Python objects at a time.
 _PENDING_ROWS = 8192
 _PENDING_CHARACTERS = 2**25
+#: What the rows of a batch may take in memory, or twice its size as delivered, whichever is more: each of its archives alone is bounded too.
+MAX_BATCH_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,19 @@ def read_documents(
     unreadable: dict[str, str] = {}
     undecided: dict[SourceFile, Scores] = {}
     pages: Counter[str] = Counter()
+    room = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
     with FileReader(source, documents, examples, out_of_reach=out_of_reach) as reader:
 
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
+            nonlocal room
+
             def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[pa.RecordBatch]:
-                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file)
+                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file, room)
 
             try:
                 with source.local(file.path) as path:
                     read[file.path] = reader.read(Delivered(path, file.path), collect, decide)
+                room -= sum(each.nbytes for each in read[file.path][0])
             except _Undecided as waiting:
                 undecided[file] = waiting.scores
             except Unreadable as error:
@@ -285,16 +291,35 @@ def _counted(numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
         yield number, row
 
 
-def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile) -> list[pa.RecordBatch]:
-    """Return the rows of a file as record batches of `schema()`."""
-    batches, pending, characters = [], [], 0
+def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, room: int) -> list[pa.RecordBatch]:
+    """Return the rows of a file as record batches of `schema()`.
+
+    Raises:
+        Unreadable: they take more than `room` bytes.
+    """
+    batches: list[pa.RecordBatch] = []
+    for pending in _parts(numbered):
+        batches.append(_batch(pending, file))
+        room -= batches[-1].nbytes
+        if room < 0:
+            raise Unreadable(
+                f"the rows of its batch take more than {MAX_BATCH_BYTES // 2**20:,} MiB; lower documents.max_batch_files or "
+                "documents.max_batch_bytes, and deliver it again"
+            )
+    return batches
+
+
+def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    """Yield rows, as many at a time as may be Python objects in memory."""
+    pending, characters = [], 0
     for number, row in numbered:
         pending.append((number, row))
         characters += len(row.get("text") or "")
         if len(pending) >= _PENDING_ROWS or characters >= _PENDING_CHARACTERS:
-            batches.append(_batch(pending, file))
+            yield pending
             pending, characters = [], 0
-    return [*batches, _batch(pending, file)] if pending else batches
+    if pending:
+        yield pending
 
 
 def _batch(numbered: list[tuple[int, Row]], file: SourceFile) -> pa.RecordBatch:

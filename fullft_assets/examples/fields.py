@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,19 @@ from fullft_assets.store import CheckOutcome
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: A named field of ids, domains or slices that a larger share of rows lacks is taken for a wrong name.
+MOST_WITHOUT = 0.9
+#: What a row is without an id, a domain or a value to slice by.
+MEANT_WITHOUT = {
+    "id": "each is called by its file and row, so a corrected delivery of it is another document",
+    "domain": "no slice of the evaluation has them",
+    "slice_by": "no slice of this field has them",
+}
 _LOOK = "`fullft check` lists the fields that rows have"
 
 
 def field_outcomes(documents: pa.Table, valid: pa.Table, settings: ExamplesSettings, id_field: str) -> list[CheckOutcome]:
-    """Return whether each field that is named for ids, groups and domains has values, and whether enough rows have a group.
+    """Return whether the fields that are named for ids, groups, domains and slices have values, in all rows, and whether enough have a group.
 
     Args:
         documents: all rows of a batch, the quarantined ones too.
@@ -25,13 +34,6 @@ def field_outcomes(documents: pa.Table, valid: pa.Table, settings: ExamplesSetti
         settings: they name the fields.
         id_field: `documents.id`; its default need not exist.
     """
-    outcomes = [_found(documents, settings, id_field)]
-    if settings.group is not None:
-        outcomes.append(_given(valid, settings))
-    return outcomes
-
-
-def _found(documents: pa.Table, settings: ExamplesSettings, id_field: str) -> CheckOutcome:
     named = {"documents.id": None if id_field == DocumentsSettings.model_fields["id"].default else id_field}
     named |= {
         "examples.group": settings.group if settings.max_ungrouped_share < 1 else None,
@@ -40,15 +42,60 @@ def _found(documents: pa.Table, settings: ExamplesSettings, id_field: str) -> Ch
     }
     missing = {"documents.id": _has_made_up_id(documents)}
     missing |= {f"examples.{column}": _is_null(documents, column) for column in ("group", "domain", "slice_by")}
-    absent = [f"{key} names `{field}`" for key, field in named.items() if field is not None and len(documents) and missing[key].all()]
+    of_field = [_Named(key, field, missing[key]) for key, field in named.items() if field is not None]
+    given = [] if settings.group is None else [_given(valid, settings)]
+    return [_found(documents, of_field), *given, _complete(documents, of_field)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """A field that a key names, and which rows (bool) have no value in it."""
+
+    key: str
+    field: str
+    missing: np.ndarray
+
+    @property
+    def column(self) -> str:
+        return self.key.partition(".")[2]
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it is taken for a wrong name; how many rows may have no group is a setting, which another gate is about."""
+        most = MOST_WITHOUT if self.column in MEANT_WITHOUT else 1
+        return bool(len(self.missing)) and (bool(self.missing.all()) or bool(self.missing.mean() > most))
+
+
+def _found(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
+    absent = [
+        f"{each.key} names `{each.field}`, in which {_count_with(each.missing, len(documents))} a value" for each in named if each.is_absent
+    ]
     return CheckOutcome(
         name="named_fields_have_values",
         passed=not absent,
-        description=f"{' and '.join(absent)}, in which none of the {len(documents):,} rows has a value; {_LOOK}: name one of them, or remove the "
-        "key"
-        if absent
-        else "",
-        metadata={f"num_without_{key.partition('.')[2]}": int(missing[key].sum()) for key, field in named.items() if field is not None},
+        description=f"{' and '.join(absent)}; {_LOOK}: name one of them, or remove the key" if absent else "",
+        metadata={f"num_without_{each.column}": int(each.missing.sum()) for each in named},
+    )
+
+
+def _count_with(missing: np.ndarray, num_rows: int) -> str:
+    number = num_rows - int(missing.sum())
+    return f"{number or 'none':{',' if number else ''}} of the {num_rows:,} rows ha{'ve' if number > 1 else 's'}"
+
+
+def _complete(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
+    gaps = {each: np.flatnonzero(each.missing).tolist() for each in named if each.column in MEANT_WITHOUT}
+    parts = [
+        f"{len(rows):,} of {len(documents):,} rows have no `{each.field}` ({places(rows, documents)}): {MEANT_WITHOUT[each.column]}"
+        for each, rows in gaps.items()
+        if rows
+    ]
+    return CheckOutcome(
+        name="named_fields_are_complete",
+        passed=not parts,
+        severity="warn",
+        description=f"{'; '.join(parts)}. {_LOOK}" if parts else "",
+        metadata={"num_incomplete_fields": len(parts)},
     )
 
 

@@ -63,8 +63,10 @@ _LISTED_AT_ONCE = 5_000
 GATES = {
     "rows_are_accounted_for": "rows in = valid + quarantined",
     "quarantined_share_is_bounded": "most of the batch is usable",
-    "named_fields_have_values": "each field that documents.id, examples.group, examples.domain or examples.slice_by names has a value in some row",
+    "named_fields_have_values": "each field that documents.id, examples.group, examples.domain or examples.slice_by names has a value in more than a few rows",
 }
+#: What is always looked at, and never blocks.
+WARNINGS = {"named_fields_are_complete": "each row has a value in the fields that documents.id, examples.domain and examples.slice_by name"}
 #: Another one, of use cases with groups.
 GATE_OF_GROUPS = {"groups_are_given": "at most examples.max_ungrouped_share of the valid rows have no group"}
 #: Rules that only the snapshot can judge.
@@ -110,7 +112,8 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
             reason, "error" if own.severity == "error" else "warn", "row" if quarantines else "batch", quarantines, is_own=True
         )
     gates = GATES | (GATE_OF_GROUPS if settings.group is not None else {})
-    return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in gates.items()}}
+    warnings = {name: Rule(truth, "warn", "batch") for name, truth in WARNINGS.items()}
+    return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in gates.items()}, **warnings}
 
 
 def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "9"
+VERSION = "10"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 #: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a row that is broken in it.

@@ -27,7 +27,13 @@ _NUMBERED = re.compile(
     r"(?:\b(?:v|ver|version|release|rev|revision|section|sections|sec|clause|article|chapter|paragraph|rule)|§)[ .:(]*$", re.I
 )
 #: Countries whose national mobile numbers are found without the country's code.
-_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "AT", "CH", "PL", "PT", "BR", "IE", "SE", "DK", "MX", "IN", "AU")
+REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "AT", "CH", "PL", "PT", "BR", "IE", "SE", "DK", "MX", "IN", "AU")
+
+#: Countries whose mobile numbers are found in groups as well, though they have no zero in front, or two digits behind it.
+_GROUPED_REGIONS = ("ES", "PL", "PT", "NL", "BE", "BR")
+_CURRENCY = r"(?:€|\$|£|z[łl]|kr|EUR|USD|GBP|CHF|PLN|BRL|R\$)"
+_AMOUNT_BEFORE = re.compile(rf"(?:{_CURRENCY}|[0-9])[ -]$", re.I)
+_AMOUNT_AFTER = re.compile(rf"[ ]?(?:{_CURRENCY}|%|[0-9])(?!\w)|[ ][0-9]", re.I)
 
 
 def _check_email(match: re.Match[str]) -> Span | None:
@@ -119,7 +125,18 @@ def _check_telephone(match: re.Match[str]) -> Span | None:
         return None
     if form == "unspaced" and (is_another_number(match, match.start()) or not _is_national_mobile(match[0])):
         return None
+    if form == "mobile" and not _is_grouped_mobile(match):
+        return None
     return match.span()
+
+
+def _is_grouped_mobile(match: re.Match[str]) -> bool:
+    """Return whether the digits are a mobile number's, and no amount's with a space between thousands."""
+    start, end = match.span()
+    is_amount = _AMOUNT_BEFORE.search(match.string, max(0, start - 5), start) or _AMOUNT_AFTER.match(match.string, end)
+    if is_amount or is_another_number(match, start):
+        return False
+    return any(_is_valid(digits_of(match[0]), region, mobile=True) for region in _GROUPED_REGIONS)
 
 
 @lru_cache(maxsize=4096)
@@ -138,7 +155,7 @@ def _is_valid(number: str, region: str | None = None, *, mobile: bool = False) -
 
 
 def _is_national_mobile(number: str) -> bool:
-    return any(_is_valid(number, region, mobile=True) for region in _REGIONS)
+    return any(_is_valid(number, region, mobile=True) for region in REGIONS)
 
 
 _LOCAL_PART = re.compile(r"[\w%+][\w.+%'-]*\Z")
@@ -150,6 +167,7 @@ _TELEPHONE_DIGITS = {
     "french": (10, 10),
     "trunk": (9, 12),
     "unspaced": (10, 11),
+    "mobile": (9, 11),
 }
 # Each pattern starts with a set of characters and looks back after it: only so can the search skip what cannot start one.
 _TELEPHONE = r"""
@@ -160,6 +178,8 @@ _TELEPHONE = r"""
   |(?P<french>(?<=0)[1-9](?:[ .-][0-9]{2}){4})
   |(?P<trunk>(?:(?<=\()0|(?<=0))[1-9][0-9]{1,4}\)?[ /-]{1,3}[0-9]{3,8}+(?:[ -][0-9]{2,5}){0,3}+)
   |(?P<unspaced>(?<=0)[1-9][0-9]{8,9}+)
+  |(?P<mobile>(?<=0)(?:6[ -][0-9]{8}|4[5-9][0-9][ /][0-9]{2}[ .][0-9]{2}[ .][0-9]{2})|(?<=\()[1-9]{2}\)[ ]?9[0-9]{4}-[0-9]{4}
+    |(?<=[4-9])[0-9]{2}(?:[ ][0-9]{3}[ ][0-9]{3}|-[0-9]{3}-[0-9]{3}|[ ][0-9]{2}[ ][0-9]{2}[ ][0-9]{2}))
 )(?![\w%]|[-/.:,]?[0-9])
 """
 _CALLED = r"[+(0-9](?<![\w+(.@].)(?:(?<=[0-9])|[0-9])(?:[ ().\-/]{0,3}[0-9]){6,14}+(?![-/]?\w)"
@@ -223,7 +243,8 @@ TELEPHONES = (
     Kind(
         "phone",
         "[PHONE]",
-        rf"(?:\+|\b0){_SEVEN_DIGITS}|[2-9][0-9]{{2}}(?:\)[ -]?|[-. ])[2-9][0-9]{{2}}[-. ][0-9]{{4}}",
+        rf"(?:\+|\b0){_SEVEN_DIGITS}|[2-9][0-9]{{2}}(?:\)[ -]?|[-. ])[2-9][0-9]{{2}}[-. ][0-9]{{4}}"
+        r"|\([1-9]{2}\) ?9[0-9]{4}-|\b[4-9][0-9]{2}(?:[ -][0-9]{3}[ -][0-9]{3}|(?: [0-9]{2}){3})",
         re.compile(_TELEPHONE, re.X),
         _check_telephone,
     ),

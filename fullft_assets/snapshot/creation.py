@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,14 @@ VERSION = "11"
 _STAGE = "training_snapshot"
 
 
-def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]) -> Manifest:
+def take(
+    store: Store,
+    use_case: UseCase,
+    examples: Mapping[str, Manifest],
+    chunks: Mapping[str, Manifest],
+    *,
+    suggest_group: Callable[[], str | None] = lambda: None,
+) -> Manifest:
     """Freeze the snapshot over every batch that is validated and tokenised.
 
     Its content digest is that of the rows, their splits and what their windows are made with: it does not depend on the batches.
@@ -45,6 +52,7 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
         use_case: the settings.
         examples: `labeled_examples` by batch name; batches with a red gate are excluded.
         chunks: `tokenized_chunks` by batch name, likewise.
+        suggest_group: returns what the data report of the first snapshot says of a field that may tie rows together.
 
     Raises:
         DataError: see `freeze_batches`; or a batch was not tokenised, or not from today's examples, settings and tokenizer.
@@ -53,7 +61,9 @@ def take(store: Store, use_case: UseCase, examples: Mapping[str, Manifest], chun
     usable = usable_batches(use_case, examples, chunks, expected)
     evaluation = screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None
     history = read_history(store, use_case.name, settings.seed)
-    creation = _Creation(store, use_case, examples, usable, {name: chunks[name] for name in usable}, expected, evaluation, history)
+    creation = _Creation(
+        store, use_case, examples, usable, {name: chunks[name] for name in usable}, expected, evaluation, history, suggest_group
+    )
     made_by = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
     inputs = creation.inputs()
     found = _find_newest(store, history, inputs, made_by)
@@ -88,6 +98,7 @@ class _Creation:
         expected: what the chunks were made with.
         evaluation: external evaluation texts, where there are any.
         history: the snapshots before it.
+        suggest_group: see `take`.
     """
 
     store: Store
@@ -98,6 +109,7 @@ class _Creation:
     expected: Expected
     evaluation: screening.EvaluationTexts | None
     history: History
+    suggest_group: Callable[[], str | None]
 
     def inputs(self) -> dict[str, Any]:
         """Return what the snapshot is made of, by content."""
@@ -214,12 +226,16 @@ class _Creation:
     ) -> str:
         settings, rows = self.use_case.settings.chunks, locations_of(frozen.index, frozen.places)
         folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
+        facts = data_facts.gather(self.examples, folders, frozen, rows, batches, outcomes)
+        # Only of the first snapshot: it takes seconds, and the fields stay.
+        if not self.history.newest and (suggestion := self.suggest_group()) is not None:
+            facts.to_do.append(("group", suggestion))
         return data_report.render(
             metadata,
             num_tokens,
             max_tokens=settings.max_tokens,
             max_windows=settings.max_windows,
-            facts=data_facts.gather(self.examples, folders, frozen, rows, batches, outcomes),
+            facts=facts,
             example=self._example(frozen, rows, batches),
         )
 

@@ -11,7 +11,8 @@ import numpy as np
 from fullft_assets.errors import DataError
 from fullft_assets.examples.identity import codes
 from fullft_assets.examples.label_names import named
-from fullft_assets.snapshot.all_rows import SPLITS, Rows
+from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import Target
 
@@ -62,6 +63,13 @@ def labels_of(table: pa.Table, target: Target | None) -> Labels:
     pairs = row * max(1, len(names)) + rank[number]
     pairs = pairs if has_one else np.unique(pairs)
     return Labels(pairs // max(1, len(names)), pairs % max(1, len(names)), names.take(order).to_pylist())
+
+
+def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str:
+    """Return what a refusal says of the splits (numbers) of rows: how many are in each, and what the splits were made with."""
+    counts = np.bincount(split, minlength=len(SPLITS)).tolist()
+    rows = ", ".join(f"{counts[split]:,} {SPLITS[split]}" for split in (TRAIN, VALIDATION, TEST))
+    return f"{rows}; test_share {settings.test_share:g}, validation_share {settings.validation_share:g}, seed {seed}"
 
 
 def require_rows(rows: Rows) -> None:

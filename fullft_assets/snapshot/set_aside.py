@@ -17,7 +17,7 @@ from fullft_assets.escaping import quoted
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
-from fullft_assets.snapshot.labels import Labels, name_labels
+from fullft_assets.snapshot.labels import Labels, name_labels, shown_split
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import Task
 
@@ -61,14 +61,14 @@ class SetAside:
                 self._refuse(rows, labels, int(rare[np.argmin(counts[rare])]), settings)
             labels = self._take(rows, labels, rare, "few_rows", task)
 
-    def take_untrainable(self, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, task: Task) -> Labels:
+    def take_untrainable(self, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, seed: int, task: Task) -> Labels:
         """Set aside the labels without a training row, note those without a test row; return the labels that are left.
 
         Args:
             rows: as they are split.
             labels: of the rows that are still in.
             known: of the rows before any were excluded for the sake of the split: what each label had.
-            settings, task: of the use case.
+            settings, seed, task: of the use case.
 
         Raises:
             DataError: the settings refuse a label without a row in the training or the test split.
@@ -82,7 +82,7 @@ class SetAside:
             untrained = np.flatnonzero(present & ~has[:, TRAIN])
             if settings.rare_labels == "refuse":
                 for split in (TRAIN, TEST):
-                    self._require(present, has, split, labels, settings)
+                    self._require(present & ~has[:, split], split, rows, labels, known, settings, seed)
             if not len(untrained):
                 break
             self._take(rows, known, untrained, "no_training_row", task)
@@ -102,7 +102,7 @@ class SetAside:
             rows.drop(row, _DROPPED)
         return labels.without(codes).of(rows.kept)
 
-    def require_some_left(self, rows: Rows, labels: Labels, settings: SnapshotSettings, at_least: int) -> None:
+    def require_some_left(self, rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int, at_least: int) -> None:
         """Check that there are labels to learn.
 
         Raises:
@@ -114,16 +114,22 @@ class SetAside:
         num_rows = int(rows.kept.sum())
         if not self.reasons:
             only = f"one label ({quoted(labels.names[left[0]])})" if may_be_named(labels.names) else "one label"
-            raise DataError(f"snapshot: only {only} in {num_rows:,} rows; a classifier needs two")
+            raise DataError(
+                f"snapshot: only {only} in {num_rows:,} rows; a classifier needs two: deliver rows of another label, or check that "
+                "examples.label names the right field"
+            )
         reasons = list(self.reasons.values())
-        why = []
+        why, fixes = [], ["deliver more rows of them", "check that examples.label names the right field"]
         if num_rare := reasons.count("few_rows"):
             why.append(f"{num_rare:,} have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows")
+            fixes.append("lower snapshot.min_rows_per_label")
         if num_untrained := reasons.count("no_training_row"):
-            why.append(f"{num_untrained:,} have no row that may train")
+            split = shown_split(rows.split[rows.kept], settings, seed)
+            why.append(f"{num_untrained:,} have no row that may train ({split})")
+            fixes.append("lower snapshot.test_share")
         raise DataError(
             f"snapshot: {len(left):,} of {len(left) + len(reasons):,} labels are left, with {num_rows:,} rows: {' and '.join(why)}; the task "
-            f"needs at least {at_least}: deliver more rows of them, or check that examples.label names the right field"
+            f"needs at least {at_least}: {', '.join(fixes[:-1])}, or {fixes[-1]}"
         )
 
     def metadata(self, labels: Labels) -> dict[str, Any]:
@@ -176,12 +182,17 @@ class SetAside:
             "snapshot.rare_labels to set_aside"
         )
 
-    def _require(self, present: np.ndarray, has: np.ndarray, split: int, labels: Labels, settings: SnapshotSettings) -> None:
-        lacking = np.flatnonzero(present & ~has[:, split])
-        if len(lacking):
+    def _require(
+        self, lacking: np.ndarray, split: int, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, seed: int
+    ) -> None:
+        for code in np.flatnonzero(lacking)[:1].tolist():
+            left = labels.row[labels.code == code]
+            mine = known.row[known.code == code]
+            others = ", the others are copies, near to held-out rows or over a maximum" if len(left) < len(mine) else ""
             raise DataError(
-                f"snapshot: no {SPLITS[split]} row with {_called(labels, int(lacking[0]))} (its rows share too few groups, or are "
-                "near-duplicates); deliver more groups with it, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
+                f"snapshot: no {SPLITS[split]} row with {_called(labels, code)}: it has {_count(len(mine), 'row')} in "
+                f"{_count(len(np.unique(rows.group[mine])), 'group')} ({shown_split(rows.split[left], settings, seed)}){others}. Deliver more groups with "
+                "it, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
             )
 
 

@@ -25,7 +25,7 @@ from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Bat
 from fullft_assets.snapshot.deliveries import drop_superseded
 from fullft_assets.snapshot.draws import cap_held_out, subsample
 from fullft_assets.snapshot.group_splits import GroupSplits
-from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_common, labels_of, rare_labels, require_rows
+from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_common, labels_of, rare_labels, require_rows, shown_split
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_rows import drop_near_and_contained
 from fullft_assets.snapshot.set_aside import SetAside
@@ -101,7 +101,7 @@ def freeze_batches(
     require_rows(rows)
     aside, names = SetAside(), labels_of(rows.table, task.target)
     known = aside.take_rare(rows, names, settings, task)
-    aside.require_some_left(rows, names, settings, task.min_labels)
+    aside.require_some_left(rows, names, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
     counted = np.unique(rows.group[rows.kept])
     num_copies, verdicts = _split(rows, batches, known, groups, settings, seed, compared or {})
@@ -109,8 +109,8 @@ def freeze_batches(
     cap_held_out(rows, labels, settings, seed)
     subsample(rows, labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
     subsample(rows, labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
-    labels = aside.take_untrainable(rows, labels.of(rows.kept), known, settings, task)
-    aside.require_some_left(rows, labels, settings, task.min_labels)
+    labels = aside.take_untrainable(rows, labels.of(rows.kept), known, settings, seed, task)
+    aside.require_some_left(rows, labels, settings, seed, task.min_labels)
     _require_splits(rows, len(counted), settings, seed)
     present = [labels.names[n] for n in np.unique(labels.code).tolist()]
     index, places = _index(rows, sorted(batches), task.target, labels if aside.reasons else None)
@@ -218,14 +218,12 @@ def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, see
     Raises:
         DataError: a split is empty; the message has the shares, the seed and the counts.
     """
-    counts = {split: int((rows.split == number).sum()) for number, split in enumerate(SPLITS)}
-    for split in ("train", "test", "validation"):
-        if not counts[split]:
+    kept = rows.split[rows.kept]
+    for split in (TRAIN, TEST, VALIDATION):
+        if not (kept == split).any():
             raise DataError(
-                f"snapshot: no {split} row, of {sum(counts.values()):,} rows that are left of {num_groups:,} groups ({counts['train']:,} train, "
-                f"{counts['validation']:,} validation, {counts['test']:,} test; test_share {settings.test_share:g}, validation_share "
-                f"{settings.validation_share:g}, seed {seed}); deliver more groups, or set examples.group to a field with more values, or "
-                "to none"
+                f"snapshot: no {SPLITS[split]} row, of {len(kept):,} rows that are left of {num_groups:,} groups "
+                f"({shown_split(kept, settings, seed)}); deliver more groups, or set examples.group to a field with more values, or to none"
             )
 
 
