@@ -239,7 +239,7 @@ class TestVerdictsOfAnEarlierSnapshot:
 
     def test_leave_nothing_to_compare_where_nothing_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compared = []
-        monkeypatch.setattr(near_rows, "_read_texts", lambda *of, read=near_rows._read_texts: compared.append(len(of[2])) or read(*of))
+        monkeypatch.setattr(near_rows, "_read_sets", lambda *of, read=near_rows._read_sets: compared.append(len(of[2])) or read(*of))
         first = snapshot_of([base(), (near_copies(), quotes())])
         again = snapshot_of([base(), (near_copies(), quotes())], known=first.verdicts)
         assert first.metadata["left_out"]["train rows near a test row"] >= 3

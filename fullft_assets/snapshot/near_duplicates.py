@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from fullft_assets.snapshot.minhash import Sketches, sketch_sets
-from fullft_assets.snapshot.shingles import BLOCK_ROWS, HASH_BITS, ShingleSets, expand, shingle_sets
+from fullft_assets.snapshot.shingles import BLOCK_ROWS, HASH_BITS, ShingleSets, distinct, expand, shingle_sets
 
 #: Shingles compared at once: what fits a core's cache.
 _BLOCK_VALUES = 1 << 15
@@ -123,7 +123,7 @@ class _Proposals:
         edges = np.zeros(len(self.lists) + 1, np.int64)
         np.add.at(edges, self.start[ranges], 1)
         np.add.at(edges, self.start[ranges] + self.count[ranges], -1)
-        return np.unique(self.lists[np.cumsum(edges[:-1]) > 0])
+        return distinct(self.lists[np.cumsum(edges[:-1]) > 0])
 
     def without(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Proposals:
         """Return the pairs that are not far, each once; candidates with many keep all of theirs where the first one is not far.
@@ -139,8 +139,7 @@ class _Proposals:
             ranges = few[block]
             other = self.lists[expand(self.start[ranges], self.count[ranges])]
             pairs = np.repeat(self.owner[ranges], self.count[ranges]) * size + other
-            pairs.sort()  # faster here than np.unique, which hashes
-            pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
+            pairs = distinct(pairs)
             kept += [part[~are_far(part // size, part % size)] for part in np.array_split(pairs, 1 + len(pairs) // _BLOCK_SIGNATURES)]
         left = np.concatenate(kept)
         owner = np.concatenate([left // size, self.owner[many]])
@@ -309,7 +308,7 @@ class _Search:
         other = proposals.lists[proposals.start[place] + number - pairs_before[place]]
         mine, theirs = self.sets.sizes[who], self.sets.sizes[self.set_of[other]]
         able = ~self.is_out[other] & (np.minimum(mine, theirs) >= self.similarity * np.maximum(mine, theirs))
-        pair = np.unique(who[able] * len(self.set_of) + other[able])
+        pair = distinct(who[able] * len(self.set_of) + other[able])
         return pair // len(self.set_of), pair % len(self.set_of)
 
     def _are_near(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -324,9 +323,9 @@ class _Search:
             return np.zeros(0, bool)
         ranges = expand(self.first[who], self.first[who + 1] - self.first[who])
         theirs = self.set_of[self.proposals.listed(ranges)]
-        known = np.unique(self.sets.values[expand(self.sets.offsets[theirs], self.sets.sizes[theirs])])
+        known = distinct(self.sets.values_of(theirs))
         sizes = self.sets.sizes[who]
-        supported, _ = positions(known, self.sets.values[expand(self.sets.offsets[who], sizes)])
+        supported, _ = positions(known, self.sets.values_of(who))
         return np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
 
 
@@ -353,7 +352,7 @@ def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndar
     for side in (first, second):
         sizes = sets.sizes[side]
         pair = np.repeat(np.arange(len(side), dtype=_UINT64), sizes)
-        packed.append((pair << _UINT64(HASH_BITS)) | sets.values[expand(sets.offsets[side], sizes)])
+        packed.append((pair << _UINT64(HASH_BITS)) | sets.values_of(side))
     merged = np.concatenate(packed)
     merged.sort(kind="stable")
     twice = merged[1:][merged[1:] == merged[:-1]] >> _UINT64(HASH_BITS)
