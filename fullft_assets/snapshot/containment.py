@@ -28,8 +28,8 @@ _SIGNATURE_DEVIATIONS = 3
 _LEAST_SIZE = 16
 #: Minimizers looked up at once, and pairs that are counted at once.
 _BLOCK_VALUES, _BLOCK_PAIRS = 1 << 20, 1 << 20
-#: Slots of the table that most minimizers are refused by, for each of those that are looked for, and the most bits of a slot's number.
-_SLOTS_A_VALUE, _MOST_TABLE_BITS = 16, 24
+#: Slots of the table that most minimizers are refused by, for each of those that are looked for, and the bits of a slot's number.
+_SLOTS_A_VALUE, _TABLE_BITS = 16, (20, 24)
 #: Mixes the bits of a hash (Knuth, vol. 3, ch. 6.4: of the golden ratio).
 _FACTOR = np.uint32(0x9E3779B1)
 
@@ -176,20 +176,20 @@ class _Lookup:
 
     def _hits(self, known: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the places in `known` of the minimizers of rows that are there, and the row of each; rows ascend."""
-        bits = min(_MOST_TABLE_BITS, (_SLOTS_A_VALUE * len(known)).bit_length())
+        bits = int(np.clip((_SLOTS_A_VALUE * len(known)).bit_length(), *_TABLE_BITS))
         table = np.zeros(1 << bits, bool)
         table[_slot(known, bits)] = True
         is_wanted = np.zeros(len(self._sizes), bool)
         is_wanted[rows] = True
+        is_wanted = np.repeat(is_wanted, self._minimizers.counts)
         ends = np.cumsum(self._minimizers.counts)
         places, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for start in range(0, len(self._minimizers.values), _BLOCK_VALUES):
-            values = self._minimizers.values[start : start + _BLOCK_VALUES]
-            maybe = np.flatnonzero(table[_slot(values, bits)])
+        for start in range(0, len(is_wanted), _BLOCK_VALUES):
+            values, wanted = self._minimizers.values[start : start + _BLOCK_VALUES], is_wanted[start : start + _BLOCK_VALUES]
+            maybe = np.flatnonzero(table[_slot(values, bits)] & wanted)
             is_hit, place = positions(known, values[maybe])
-            row = np.searchsorted(ends, maybe[is_hit] + start, "right")
-            places.append(place[is_hit][is_wanted[row]])
-            found.append(row[is_wanted[row]])
+            places.append(place[is_hit])
+            found.append(np.searchsorted(ends, maybe[is_hit] + start, "right"))
         return np.concatenate(places), np.concatenate(found)
 
     def _blocks(self, row: np.ndarray, num_pairs: np.ndarray) -> list[slice]:
