@@ -68,14 +68,22 @@ class NearSearch:
     def __init__(self, sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float):
         self._similarity, self._num_texts = similarity, len(sketches)
         self._reference = reference[np.unique(sketches.sets[reference], return_index=True)[1]]
-        is_equal, place = positions(sketches.sets[self._reference], sketches.sets[candidates])
-        self._equal, self._equal_to = candidates[is_equal], self._reference[place[is_equal]]
-        self._rest = candidates[~is_equal]
-        _, first, self._stands_for = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
-        #: One row of each set of the others.
-        self._chosen = self._rest[first]
+        # Most candidates have neither a set nor a band of a reference text: only those that do are sorted.
+        maybe = _keys_of_both(sketches.sets[self._reference], sketches.sets[candidates])[1]
+        is_equal, place = positions(sketches.sets[self._reference], sketches.sets[candidates[maybe]])
+        self._equal, self._equal_to = candidates[maybe[is_equal]], self._reference[place[is_equal]]
+        rest = np.delete(candidates, maybe[is_equal])
+        proposals = _propose(sketches.bands, self._reference, rest)
+        owners = distinct(proposals.owner)
+        self._rest = rest[owners]
+        _, first, number = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        #: One row of each set of the others, and which of them each is compared as.
+        self._chosen, self._stands_for = self._rest[first[order]], np.argsort(order)[number]
         self._are_far = partial(are_far, sketches, similarity)
-        self._proposals = _propose_near(sketches, self._reference, self._chosen, self._are_far)
+        self._proposals = proposals.of(owners[first[order]]).without(
+            lambda mine, theirs: self._are_far(self._chosen[mine], self._reference[theirs])
+        )
         self._owners, self._first = np.unique(self._proposals.owner, return_index=True)
         self._listed = self._proposals.listed(np.arange(len(self._proposals.owner)))
         self.rows = np.concatenate([self._chosen[self._owners], self._reference[self._listed]])
@@ -117,6 +125,11 @@ class _Proposals:
     start: np.ndarray
     count: np.ndarray
     lists: np.ndarray
+
+    def of(self, owners: np.ndarray) -> _Proposals:
+        """Return the pairs of some candidates (ascending), which are numbered by their place among these."""
+        is_here, number = positions(owners, self.owner)
+        return _Proposals(number[is_here], self.start[is_here], self.count[is_here], self.lists)
 
     def listed(self, ranges: np.ndarray) -> np.ndarray:
         """Return the distinct reference texts of some ranges, without going through their pairs."""
@@ -165,7 +178,10 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
 
     A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the cut is refused later.
     """
+    none = np.zeros(0, np.int64)
     num_reference, num_rows = len(reference), len(reference) + len(candidates)
+    if not num_reference or not len(candidates):
+        return _Proposals(none, none, none, none)
     bits = _UINT64(int(num_rows).bit_length())
     low = (_UINT64(1) << bits) - _UINT64(1)
     owners, starts, counts, lists, base = [], [], [], [], 0
@@ -192,7 +208,6 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
         lists.append(number[is_reference])
         base += len(lists[-1])
     if not lists:
-        none = np.zeros(0, np.int64)
         return _Proposals(none, none, none, none)
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
@@ -208,16 +223,6 @@ def _keys_of_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
     table = np.zeros(1 << (64 - int(shift)), bool)
     table[first >> shift] = True
     return np.arange(len(first)), np.flatnonzero(table[second >> shift])
-
-
-def _propose_near(
-    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> _Proposals:
-    """Return the candidate pairs, by positions on both sides, without those that are far by their signatures."""
-    none = np.zeros(0, np.int64)
-    if not len(reference) or not len(candidates):
-        return _Proposals(none, none, none, none)
-    return _propose(sketches.bands, reference, candidates).without(lambda mine, theirs: are_far(candidates[mine], reference[theirs]))
 
 
 def are_far(
