@@ -101,18 +101,17 @@ def drop_near_and_contained(
         found = _run(rows, near, read)
         # What they hold is large, and so are the bands, which the others do without.
         near.clear()
-        sketches = replace(sketches, bands=sketches.bands[:0])
+        sketches = replace(sketches, bands=np.zeros((0, 0), np.uint64))
         found |= _run(rows, contained(), read)
     return {key: replace(each, common=in_many) if key.endswith("contained") else each for key, each in found.items()}
 
 
 def _num_new(names: Names, known: Mapping[str, Verdicts]) -> int:
-    """Return how many rows have a text that no earlier search compared."""
-    is_known = np.zeros(len(names.of_rows), bool)
-    for verdicts in known.values():
-        for compared in (verdicts.reference, verdicts.candidates):
-            is_known |= names.are_in(compared, np.arange(len(is_known)))
-    return int(np.count_nonzero(~is_known))
+    """Return how many rows have a text that the earlier searches did not compare: the first of them has the texts of all splits."""
+    if SPLITS[TEST] not in known:
+        return len(names.of_rows)
+    every, compared = np.arange(len(names.of_rows)), known[SPLITS[TEST]]
+    return int(np.count_nonzero(~(names.are_in(compared.reference, every) | names.are_in(compared.candidates, every))))
 
 
 def _sides(
