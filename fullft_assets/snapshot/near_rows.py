@@ -71,7 +71,9 @@ def drop_near_and_contained(
     def find_near(reference: np.ndarray, candidates: np.ndarray) -> NearSearch:
         return NearSearch(sketches, reference, candidates, settings.near_duplicate_similarity)
 
-    near = _sides(rows, names, find_near, "{} rows near a {} row", "{}", known, is_little)
+    # Also those that the first searches leave out are compared in the others: their verdicts save time later.
+    split = rows.split.copy()
+    near = _sides(split, names, find_near, "{} rows near a {} row", "{}", known, is_little)
     share = settings.contained_share
     if share is None:
         return _run(rows, near, read)
@@ -92,7 +94,7 @@ def drop_near_and_contained(
     known = {name: verdicts.under(in_many, still) for name, verdicts in known.items() if verdicts.hold_under(in_many)}
 
     def contained() -> list[_Side]:
-        return _sides(rows, names, find_contained, "{} rows that contain a {} row or are inside one", "{} contained", known, is_little)
+        return _sides(split, names, find_contained, "{} rows that contain a {} row or are inside one", "{} contained", known, is_little)
 
     if is_little:
         # What of a batch holds a text is decoded as a whole: better once than twice.
@@ -115,7 +117,7 @@ def _num_new(names: Names, known: Mapping[str, Verdicts]) -> int:
 
 
 def _sides(
-    rows: Rows,
+    split: np.ndarray,
     names: Names,
     search: Callable[[np.ndarray, np.ndarray], Search],
     reason: str,
@@ -124,7 +126,7 @@ def _sides(
     side_by_side: bool,
 ) -> list[_Side]:
     def side(guarded: int, others: tuple[int, ...]) -> _Side:
-        reference, candidates = np.flatnonzero(rows.split == guarded), np.flatnonzero(np.isin(rows.split, others))
+        reference, candidates = np.flatnonzero(split == guarded), np.flatnonzero(np.isin(split, others))
         name = key.format(SPLITS[guarded])
         return _Side(guarded, others, reference, reason, name, KnownSearch(search, names, reference, candidates, known.get(name)))
 
@@ -140,7 +142,6 @@ def _run(rows: Rows, sides: Sequence[_Side], read: ReadSets) -> dict[str, Verdic
     for side in sides:
         mine = sets.select(np.arange(begin, begin + len(side.search.rows)))
         begin += len(side.search.rows)
-        # Candidates that were left out since are compared as well, since their verdicts save time later.
         left_out = np.zeros(len(rows), bool)
         left_out[side.reference] = ~rows.kept[side.reference]
         near, found[side.key] = side.search.run(mine, read, left_out)
