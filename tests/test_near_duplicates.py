@@ -69,6 +69,6 @@ def pairs(size: int, shared: int, count: int = 2_000) -> tuple[minhash.Sketches,
     rng = np.random.default_rng(size)
     drawn = rng.integers(0, 1 << HASH_BITS, (count, 2 * size - shared), dtype=np.uint64)
     return tuple(
-        minhash.sketch_sets(ShingleSets(np.sort(values, axis=1).ravel(), np.arange(count + 1) * size), 0.8)
+        minhash.sketch_sets(ShingleSets.of(np.sort(values, axis=1).ravel(), np.full(count, size)), 0.8)
         for values in (drawn[:, :size], drawn[:, size - shared :])
     )

@@ -239,12 +239,28 @@ class TestVerdictsOfAnEarlierSnapshot:
 
     def test_leave_nothing_to_compare_where_nothing_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compared = []
-        monkeypatch.setattr(near_rows, "_read_texts", lambda *of, read=near_rows._read_texts: compared.append(len(of[2])) or read(*of))
+        monkeypatch.setattr(near_rows, "_read_sets", lambda *of, read=near_rows._read_sets: compared.append(len(of[2])) or read(*of))
         first = snapshot_of([base(), (near_copies(), quotes())])
         again = snapshot_of([base(), (near_copies(), quotes())], known=first.verdicts)
         assert first.metadata["left_out"]["train rows near a test row"] >= 3
         assert first.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
         assert compared[0] > 5 and compared[1:] == [0] and again.index.equals(first.index)
+
+    @pytest.mark.parametrize("is_known", [False, True])
+    def test_are_the_same_where_many_texts_are_compared(self, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of many texts few are read at a time, and one search is done after the other."""
+        batches: list[Batch] = [base(), (near_copies(), quotes())]
+        known = snapshot_of([base()]).verdicts if is_known else None
+        few = snapshot_of(batches, known=known)
+        monkeypatch.setattr(near_rows, "_SIDE_BY_SIDE", -1)
+        monkeypatch.setattr(near_rows, "_READ_AT_ONCE", 3)
+        monkeypatch.setattr(near_rows, "BLOCK_ROWS", 2)
+        many = snapshot_of(batches, known=known)
+        assert few.metadata["left_out"]["train rows near a test row"] >= 3
+        assert many.index.equals(few.index) and many.metadata == few.metadata
+        for side, verdicts in few.verdicts.items():
+            for name, values in vars(verdicts).items():
+                assert np.array_equal(getattr(many.verdicts[side], name), values)
 
     def test_of_a_near_text_that_is_gone_do_not_count(self) -> None:
         """A row that was near to a test row trains when that is withdrawn, unless another test row is near to it as well."""

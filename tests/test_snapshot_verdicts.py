@@ -23,7 +23,7 @@ def test_a_later_snapshot_reads_the_verdicts_of_the_newest_one_that_compared_ali
     assert read(version="another") == read(near_duplicate_similarity=0.5) == read(contained_share=0.9) == read(seed=1) == {}
 
     compared = []
-    monkeypatch.setattr(near_rows, "_read_texts", lambda *of, read=near_rows._read_texts: compared.append(len(of[2])) or read(*of))
+    monkeypatch.setattr(near_rows, "_read_sets", lambda *of, read=near_rows._read_sets: compared.append(len(of[2])) or read(*of))
     case.project.configure(snapshot={"max_train_rows": 100})
     (labeled,), (tokenized,) = (case.store.artifacts(case.use_case.name, stage) for stage in ("labeled_examples", "tokenized_chunks"))
     batch = labeled.metadata["batch"]

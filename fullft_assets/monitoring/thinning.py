@@ -53,7 +53,7 @@ def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
         return np.zeros(0, np.int64)
     sets = shingle_sets(pa.array([text.casefold() for text in texts], pa.string()), seed)
     names, columns = np.unique(sets.values, return_inverse=True)
-    table = csr_array((np.ones(len(columns), np.float32), columns, sets.offsets), shape=(len(texts), len(names)))
+    table = csr_array((np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sets.sizes))), shape=(len(texts), len(names)))
     shared = (table @ table.T).tocoo()
     mine, other = shared.coords
     together = sets.sizes[mine] + sets.sizes[other] - shared.data

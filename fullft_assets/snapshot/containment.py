@@ -13,7 +13,7 @@ import numpy as np
 
 from fullft_assets.snapshot.minhash import Sketches
 from fullft_assets.snapshot.near_duplicates import are_far, blocks_of, count_shared, positions
-from fullft_assets.snapshot.shingles import Minimizers, ShingleSets, expand
+from fullft_assets.snapshot.shingles import Minimizers, ShingleSets, distinct, expand
 
 #: Texts that a minimizer may be in.
 MAX_ROWS = 100
@@ -28,8 +28,10 @@ _SIGNATURE_DEVIATIONS = 3
 _LEAST_SIZE = 16
 #: Minimizers looked up at once, and pairs that are counted at once.
 _BLOCK_VALUES, _BLOCK_PAIRS = 1 << 20, 1 << 20
-#: Slots of the table that most minimizers are refused by, for each of those that are looked for, and the most bits of a slot's number.
-_SLOTS_A_VALUE, _MOST_TABLE_BITS = 16, 24
+#: Slots of the table that most minimizers are refused by, for each of those that are looked for, and the bits of a slot's number.
+_SLOTS_A_VALUE, _TABLE_BITS = 16, (20, 24)
+#: Mixes the bits of a hash (Knuth, vol. 3, ch. 6.4: of the golden ratio).
+_FACTOR = np.uint32(0x9E3779B1)
 
 
 def common(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
@@ -37,10 +39,12 @@ def common(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
 
     They never become fewer as texts are added: a pair that was refused once stays refused, so that it need not be looked at again.
     """
-    values = _values(minimizers, rows)
+    is_counted = np.zeros(len(minimizers.counts), bool)
+    is_counted[rows] = True
+    values = minimizers.values[np.repeat(is_counted, minimizers.counts)]
     values.sort()
     repeated = values[MAX_ROWS:]
-    return np.unique(repeated[repeated == values[: len(repeated)]])
+    return distinct(repeated[repeated == values[: len(repeated)]])
 
 
 def are_looked_for(minimizers: Minimizers, sizes: np.ndarray, common: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -79,7 +83,7 @@ class ContainmentSearch:
         similarity = _least_similarity(sketches.sizes[first], sketches.sizes[second], share)
         likely = ~are_far(sketches, similarity, first, second, _SIGNATURE_DEVIATIONS)
         self._candidate, self._text = first[likely], second[likely]
-        self.rows = np.unique(np.concatenate([self._candidate, self._text]))
+        self.rows = distinct(np.concatenate([self._candidate, self._text]))
 
     def run(self, sets: ShingleSets, *, left_out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the candidates that contain a reference text or are inside one, and one such text for each.
@@ -107,12 +111,17 @@ def _shorter(sizes: np.ndarray, counts: np.ndarray, first: np.ndarray, second: n
 
 def _count_shared(minimizers: Minimizers, without: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return how many minimizers pairs of rows share, not counting those that are `without` (ascending)."""
-    rows = np.unique(np.concatenate([first, second]))
+    rows = distinct(np.concatenate([first, second]))
     values, text = _values(minimizers, rows), np.repeat(np.arange(len(rows)), minimizers.counts[rows])
     is_counted = ~positions(without, values)[0]
     counts = np.bincount(text[is_counted], minlength=len(rows))
-    sets = ShingleSets(values[is_counted].astype(np.uint64), np.concatenate([[0], np.cumsum(counts)]))
+    sets = ShingleSets.of(values[is_counted].astype(np.uint64), counts)
     return count_shared(sets, np.searchsorted(rows, first), np.searchsorted(rows, second))
+
+
+def _slot(values: np.ndarray, bits: int) -> np.ndarray:
+    """Return the slot of each minimizer in a table of 2 ** bits: their bits are mixed, since small hashes are frequent."""
+    return (values * _FACTOR) >> np.uint32(32 - bits)
 
 
 def _values(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
@@ -167,21 +176,20 @@ class _Lookup:
 
     def _hits(self, known: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the places in `known` of the minimizers of rows that are there, and the row of each; rows ascend."""
-        shift = np.uint32(32 - min(_MOST_TABLE_BITS, (_SLOTS_A_VALUE * len(known)).bit_length()))
-        table = np.zeros((1 << 32) >> int(shift), bool)
-        table[known >> shift] = True
+        bits = int(np.clip((_SLOTS_A_VALUE * len(known)).bit_length(), *_TABLE_BITS))
+        table = np.zeros(1 << bits, bool)
+        table[_slot(known, bits)] = True
         is_wanted = np.zeros(len(self._sizes), bool)
         is_wanted[rows] = True
+        is_wanted = np.repeat(is_wanted, self._minimizers.counts)
         ends = np.cumsum(self._minimizers.counts)
         places, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for start in range(0, len(self._minimizers.values), _BLOCK_VALUES):
-            values = self._minimizers.values[start : start + _BLOCK_VALUES]
-            maybe = np.flatnonzero(table[values >> shift])
-            row = np.searchsorted(ends, maybe + start, "right")
-            maybe, row = maybe[is_wanted[row]], row[is_wanted[row]]
+        for start in range(0, len(is_wanted), _BLOCK_VALUES):
+            values, wanted = self._minimizers.values[start : start + _BLOCK_VALUES], is_wanted[start : start + _BLOCK_VALUES]
+            maybe = np.flatnonzero(table[_slot(values, bits)] & wanted)
             is_hit, place = positions(known, values[maybe])
             places.append(place[is_hit])
-            found.append(row[is_hit])
+            found.append(np.searchsorted(ends, maybe[is_hit] + start, "right"))
         return np.concatenate(places), np.concatenate(found)
 
     def _blocks(self, row: np.ndarray, num_pairs: np.ndarray) -> list[slice]:

@@ -99,25 +99,25 @@ def sketch_sets(sets: ShingleSets, similarity: float) -> Sketches:
     """Return the sketches of shingle sets; `sketch` for sets that are at hand."""
     num_texts = len(sets.sizes)
     starts = range(0, max(1, num_texts), SORTED_ROWS)
-    blocks = (sets.select(np.arange(start, min(start + SORTED_ROWS, num_texts))) for start in starts)
-    return concatenate((_sketch_block(block, similarity) for block in blocks), num_texts)
+    blocks = (np.arange(start, min(start + SORTED_ROWS, num_texts)) for start in starts)
+    return concatenate((_sketch_block(sets.values_of(rows), sets.sizes[rows], similarity) for rows in blocks), num_texts)
 
 
-def _sketch_block(found: ShingleSets, similarity: float) -> Sketches:
+def _sketch_block(values: np.ndarray, sizes: np.ndarray, similarity: float) -> Sketches:
+    """Return the sketches of sets of these sizes, whose values are one after the other."""
     num_rows = band_rows(similarity)
     num_bands = _NUM_BINS // num_rows
     num_bins = num_bands * num_rows
-    sizes = found.sizes
     if not len(sizes):
         return Sketches(np.zeros((num_bands, 0), _UINT64), sizes, np.zeros((0, num_bins), np.uint8), np.zeros(0, _UINT64))
     row = np.repeat(np.arange(len(sizes)), sizes)
     shift = _UINT64(HASH_BITS - 16)
-    bins = (((found.values >> shift) * _UINT64(num_bins)) >> _UINT64(16)).astype(np.int64)
+    bins = (((values >> shift) * _UINT64(num_bins)) >> _UINT64(16)).astype(np.int64)
     # Values ascend within a row and bins with them: the first of a bin is its smallest.
     place = row * num_bins + bins
     first = np.flatnonzero(np.append(True, place[1:] != place[:-1]))
     dense, is_filled = np.zeros((len(sizes), num_bins), _UINT64), np.zeros((len(sizes), num_bins), bool)
-    dense.ravel()[place[first]] = mix(found.values[first])
+    dense.ravel()[place[first]] = mix(values[first])
     is_filled.ravel()[place[first]] = True
     _lend(dense, is_filled)
     factors = mix(np.arange(1, num_rows + 1, dtype=_UINT64)) | _UINT64(1)
@@ -125,7 +125,7 @@ def _sketch_block(found: ShingleSets, similarity: float) -> Sketches:
     for n in range(num_rows):
         bands += dense[:, n::num_rows] * factors[n]
     bands = mix(bands)
-    sets = mix(np.add.reduceat(mix(found.values), found.offsets[:-1]))
+    sets = mix(np.add.reduceat(mix(values), np.cumsum(sizes) - sizes))
     return Sketches(np.ascontiguousarray(bands.T), sizes, (dense >> _UINT64(56)).astype(np.uint8), sets)
 
 

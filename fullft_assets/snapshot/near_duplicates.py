@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from fullft_assets.snapshot.minhash import Sketches, sketch_sets
-from fullft_assets.snapshot.shingles import BLOCK_ROWS, HASH_BITS, ShingleSets, expand, shingle_sets
+from fullft_assets.snapshot.shingles import BLOCK_ROWS, HASH_BITS, ShingleSets, distinct, expand, shingle_sets
 
 #: Shingles compared at once: what fits a core's cache.
 _BLOCK_VALUES = 1 << 15
@@ -68,14 +68,22 @@ class NearSearch:
     def __init__(self, sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, similarity: float):
         self._similarity, self._num_texts = similarity, len(sketches)
         self._reference = reference[np.unique(sketches.sets[reference], return_index=True)[1]]
-        is_equal, place = positions(sketches.sets[self._reference], sketches.sets[candidates])
-        self._equal, self._equal_to = candidates[is_equal], self._reference[place[is_equal]]
-        self._rest = candidates[~is_equal]
-        _, first, self._stands_for = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
-        #: One row of each set of the others.
-        self._chosen = self._rest[first]
+        # Most candidates have neither a set nor a band of a reference text: only those that do are sorted.
+        maybe = _keys_of_both(sketches.sets[self._reference], sketches.sets[candidates])[1]
+        is_equal, place = positions(sketches.sets[self._reference], sketches.sets[candidates[maybe]])
+        self._equal, self._equal_to = candidates[maybe[is_equal]], self._reference[place[is_equal]]
+        rest = np.delete(candidates, maybe[is_equal])
+        proposals = _propose(sketches.bands, self._reference, rest)
+        owners = distinct(proposals.owner)
+        self._rest = rest[owners]
+        _, first, number = np.unique(sketches.sets[self._rest], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        #: One row of each set of the others, and which of them each is compared as.
+        self._chosen, self._stands_for = self._rest[first[order]], np.argsort(order)[number]
         self._are_far = partial(are_far, sketches, similarity)
-        self._proposals = _propose_near(sketches, self._reference, self._chosen, self._are_far)
+        self._proposals = proposals.of(owners[first[order]]).without(
+            lambda mine, theirs: self._are_far(self._chosen[mine], self._reference[theirs])
+        )
         self._owners, self._first = np.unique(self._proposals.owner, return_index=True)
         self._listed = self._proposals.listed(np.arange(len(self._proposals.owner)))
         self.rows = np.concatenate([self._chosen[self._owners], self._reference[self._listed]])
@@ -118,12 +126,17 @@ class _Proposals:
     count: np.ndarray
     lists: np.ndarray
 
+    def of(self, owners: np.ndarray) -> _Proposals:
+        """Return the pairs of some candidates (ascending), which are numbered by their place among these."""
+        is_here, number = positions(owners, self.owner)
+        return _Proposals(number[is_here], self.start[is_here], self.count[is_here], self.lists)
+
     def listed(self, ranges: np.ndarray) -> np.ndarray:
         """Return the distinct reference texts of some ranges, without going through their pairs."""
         edges = np.zeros(len(self.lists) + 1, np.int64)
         np.add.at(edges, self.start[ranges], 1)
         np.add.at(edges, self.start[ranges] + self.count[ranges], -1)
-        return np.unique(self.lists[np.cumsum(edges[:-1]) > 0])
+        return distinct(self.lists[np.cumsum(edges[:-1]) > 0])
 
     def without(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Proposals:
         """Return the pairs that are not far, each once; candidates with many keep all of theirs where the first one is not far.
@@ -139,8 +152,7 @@ class _Proposals:
             ranges = few[block]
             other = self.lists[expand(self.start[ranges], self.count[ranges])]
             pairs = np.repeat(self.owner[ranges], self.count[ranges]) * size + other
-            pairs.sort()  # faster here than np.unique, which hashes
-            pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
+            pairs = distinct(pairs)
             kept += [part[~are_far(part // size, part % size)] for part in np.array_split(pairs, 1 + len(pairs) // _BLOCK_SIGNATURES)]
         left = np.concatenate(kept)
         owner = np.concatenate([left // size, self.owner[many]])
@@ -166,7 +178,10 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
 
     A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the cut is refused later.
     """
+    none = np.zeros(0, np.int64)
     num_reference, num_rows = len(reference), len(reference) + len(candidates)
+    if not num_reference or not len(candidates):
+        return _Proposals(none, none, none, none)
     bits = _UINT64(int(num_rows).bit_length())
     low = (_UINT64(1) << bits) - _UINT64(1)
     owners, starts, counts, lists, base = [], [], [], [], 0
@@ -193,7 +208,6 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
         lists.append(number[is_reference])
         base += len(lists[-1])
     if not lists:
-        none = np.zeros(0, np.int64)
         return _Proposals(none, none, none, none)
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
@@ -209,16 +223,6 @@ def _keys_of_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
     table = np.zeros(1 << (64 - int(shift)), bool)
     table[first >> shift] = True
     return np.arange(len(first)), np.flatnonzero(table[second >> shift])
-
-
-def _propose_near(
-    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> _Proposals:
-    """Return the candidate pairs, by positions on both sides, without those that are far by their signatures."""
-    none = np.zeros(0, np.int64)
-    if not len(reference) or not len(candidates):
-        return _Proposals(none, none, none, none)
-    return _propose(sketches.bands, reference, candidates).without(lambda mine, theirs: are_far(candidates[mine], reference[theirs]))
 
 
 def are_far(
@@ -309,7 +313,7 @@ class _Search:
         other = proposals.lists[proposals.start[place] + number - pairs_before[place]]
         mine, theirs = self.sets.sizes[who], self.sets.sizes[self.set_of[other]]
         able = ~self.is_out[other] & (np.minimum(mine, theirs) >= self.similarity * np.maximum(mine, theirs))
-        pair = np.unique(who[able] * len(self.set_of) + other[able])
+        pair = distinct(who[able] * len(self.set_of) + other[able])
         return pair // len(self.set_of), pair % len(self.set_of)
 
     def _are_near(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -324,9 +328,9 @@ class _Search:
             return np.zeros(0, bool)
         ranges = expand(self.first[who], self.first[who + 1] - self.first[who])
         theirs = self.set_of[self.proposals.listed(ranges)]
-        known = np.unique(self.sets.values[expand(self.sets.offsets[theirs], self.sets.sizes[theirs])])
+        known = distinct(self.sets.values_of(theirs))
         sizes = self.sets.sizes[who]
-        supported, _ = positions(known, self.sets.values[expand(self.sets.offsets[who], sizes)])
+        supported, _ = positions(known, self.sets.values_of(who))
         return np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
 
 
@@ -353,7 +357,7 @@ def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndar
     for side in (first, second):
         sizes = sets.sizes[side]
         pair = np.repeat(np.arange(len(side), dtype=_UINT64), sizes)
-        packed.append((pair << _UINT64(HASH_BITS)) | sets.values[expand(sets.offsets[side], sizes)])
+        packed.append((pair << _UINT64(HASH_BITS)) | sets.values_of(side))
     merged = np.concatenate(packed)
     merged.sort(kind="stable")
     twice = merged[1:][merged[1:] == merged[:-1]] >> _UINT64(HASH_BITS)

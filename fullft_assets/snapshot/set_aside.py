@@ -18,6 +18,7 @@ from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
 from fullft_assets.snapshot.labels import Labels, name_labels, shown_split
+from fullft_assets.snapshot.shingles import distinct
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import Task
 
@@ -203,7 +204,7 @@ def _called(labels: Labels, code: int) -> str:
 def _num_distinct(labels: Labels, values: np.ndarray) -> np.ndarray:
     """Return how many different values [n rows] the rows of each label have: int64 [labels]."""
     most = int(values.max(initial=0)) + 1
-    return np.bincount(np.unique(labels.code * most + values[labels.row]) // most, minlength=len(labels.names))
+    return np.bincount(distinct(labels.code * most + values[labels.row]) // most, minlength=len(labels.names))
 
 
 def _count(number: int, what: str) -> str:

@@ -33,24 +33,28 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class ShingleSets:
-    """Sets of hashed shingles: those of row i are `values[offsets[i] : offsets[i + 1]]`, ascending, each once; no set is empty."""
+    """Sets of hashed shingles: those of row i are the `sizes[i]` values from `starts[i]` on, ascending, each once; no set is empty."""
 
     values: np.ndarray
-    offsets: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """Number of distinct shingles of each row."""
-        return np.diff(self.offsets)
+    @classmethod
+    def of(cls, values: np.ndarray, sizes: np.ndarray) -> ShingleSets:
+        """Return sets of these sizes, whose values are one after the other."""
+        return cls(values, np.cumsum(sizes) - sizes, sizes)
 
     def row(self, number: int) -> np.ndarray:
         """Return the set of one row."""
-        return self.values[self.offsets[number] : self.offsets[number + 1]]
+        return self.values[self.starts[number] : self.starts[number] + self.sizes[number]]
 
     def select(self, rows: np.ndarray) -> ShingleSets:
-        """Return the sets of the given rows, in that order."""
-        sizes = self.sizes[rows]
-        return ShingleSets(self.values[expand(self.offsets[rows], sizes)], np.concatenate([[0], np.cumsum(sizes)]))
+        """Return the sets of the given rows, in that order, without copying a value."""
+        return ShingleSets(self.values, self.starts[rows], self.sizes[rows])
+
+    def values_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the values of the given rows, row by row."""
+        return self.values[expand(self.starts[rows], self.sizes[rows])]
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ def join(parts: Iterable[Minimizers]) -> Minimizers:
 def _as_sets(parts: list[tuple[np.ndarray, np.ndarray]]) -> ShingleSets:
     """Return sets of lists of texts, given as values and sizes, as one."""
     values = [np.zeros(0, np.uint64), *(values for values, _ in parts)]
-    sizes = [np.zeros(1, np.int64), *(sizes for _, sizes in parts)]
-    return ShingleSets(np.concatenate(values), np.cumsum(np.concatenate(sizes)))
+    sizes = [np.zeros(0, np.int64), *(sizes for _, sizes in parts)]
+    return ShingleSets.of(np.concatenate(values), np.concatenate(sizes))
 
 
 def _shingles(texts: pa.Array | pa.ChunkedArray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Array]]:
@@ -178,6 +182,12 @@ def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> Minimizers:
     least.sort()
     least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
     return Minimizers(least.astype(np.uint32), np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows))
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Return the distinct integers, ascending. `np.unique` hashes them: of a million that takes fifty times as long as the sort."""
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def mix(values: np.ndarray) -> np.ndarray:

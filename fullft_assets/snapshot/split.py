@@ -29,6 +29,7 @@ from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_c
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_rows import drop_near_and_contained
 from fullft_assets.snapshot.set_aside import SetAside
+from fullft_assets.snapshot.shingles import distinct
 from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import Target, Task
@@ -103,7 +104,7 @@ def freeze_batches(
     known = aside.take_rare(rows, names, settings, task)
     aside.require_some_left(rows, names, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
-    counted = np.unique(rows.group[rows.kept])
+    counted = distinct(rows.group[rows.kept])
     num_copies, verdicts = _split(rows, batches, known, groups, settings, seed, compared or {})
     labels = known.of(rows.kept)
     cap_held_out(rows, labels, settings, seed)
@@ -265,7 +266,7 @@ def _metadata(rows: Rows, present: list[str], statistics: list[dict[str, Any]], 
         "num_train_rows": int((rows.split == TRAIN).sum()),
         "num_validation_rows": int((rows.split == VALIDATION).sum()),
         "num_test_rows": int((rows.split == TEST).sum()),
-        "num_test_groups": len(np.unique(rows.group[rows.split == TEST])),
+        "num_test_groups": len(distinct(rows.group[rows.split == TEST])),
         "label_counts": counts,
         "label_statistics": statistics,
         "rare_labels": [s["label"] for s in rare_labels(statistics)],
