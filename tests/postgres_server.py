@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,18 +45,24 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[PostgresServer]:
+def serve() -> Iterator[PostgresServer]:
     """Run a server on an empty folder until the block ends.
 
-    PostgreSQL refuses to run as root: there it runs as the user `postgres`, who therefore owns the folder.
+    PostgreSQL refuses to run as root: there it runs as the user `postgres`, who therefore owns the folder. It is not below pytest's,
+    which each other pytest on this machine closes to all but its own user again.
     """
+    with tempfile.TemporaryDirectory(prefix="fullft-postgres-") as root, _serve(Path(root)) as server:
+        yield server
+
+
+@contextmanager
+def _serve(root: Path) -> Iterator[PostgresServer]:
     folder = programs()
     assert folder is not None, "PostgreSQL is missing"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         server = PostgresServer(probe.getsockname()[1], secrets.token_hex(16))
     user = "postgres" if os.getuid() == 0 else None
-    root.mkdir()
     (root / "password").write_text(server.password)
     if user is not None:
         for path in (root, root / "password"):

@@ -60,16 +60,13 @@ def noisy() -> None:
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server of one test; the folders above its own must let the user `postgres` pass."""
+def postgres() -> Iterator[PostgresServer]:
+    """A server of one test."""
     if postgres_server.programs() is None:
         pytest.skip("PostgreSQL is missing: apt-get install postgresql")
     if find_spec("dagster_postgres") is None:
         pytest.skip("dagster-postgres is missing: pip install '.[postgres]'")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder.owner() == Path.home().owner() and folder != Path(folder.anchor):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    with postgres_server.serve(tmp_path / "postgres") as server:
+    with postgres_server.serve() as server:
         yield server
 
 
