@@ -54,9 +54,10 @@ check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=li
 plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences] [LADDER=1]
 	@$(BIN)/fullft plan $(USE_CASE) $(if $(LADDER),--ladder)
 
-lint: install docs ## Style, types, layers, dependencies, and the links of the documentation
+lint: install docs ## Style, types, layers, dependencies, the files of deploy/, and the links of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry fullft_assets && $(BIN)/deptry benchmarks tests --ignore DEP002,DEP004
+	@$(BIN)/hadolint deploy/docker/Dockerfile && $(BIN)/cfn-lint deploy/aws/*.yaml
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: install ## The documentation as a site in build/site; a broken link or a setting that is missing on its page is an error

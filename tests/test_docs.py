@@ -94,14 +94,14 @@ def test_yaml_examples_are_accepted(page: Path) -> None:
     for title, text in yaml_blocks(page):
         example = yaml.safe_load(text)
         if title == "dagster.yaml":
-            assert set(example) <= set(yaml.safe_load((ROOT / "dagster.yaml").read_text())) | {"storage"}
+            assert set(example) <= set(yaml.safe_load((ROOT / "dagster.yaml").read_text()))
         else:
             validate(example)
 
 
 def test_yaml_examples_are_found() -> None:
     titles = [title for page in TODAY for title, _ in yaml_blocks(page)]
-    assert len(titles) > 25 and titles.count("dagster.yaml") == 3
+    assert len(titles) > 25 and titles.count("dagster.yaml") == 2
 
 
 @pytest.mark.parametrize("text", ["training: {optimiser: adamw}", "documents: {path: 3}", "trainings: {epochs: 1}"])

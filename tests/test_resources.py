@@ -1,18 +1,14 @@
-"""resources: where the store is, other stores and launchers in its place, and step logs on S3."""
+"""resources: where the store is, and other stores and launchers in its place."""
 
 from __future__ import annotations
 
 import errno
-import os
 import re
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml
 
 from fullft_assets.assets.case import Case
 from fullft_assets.automation import INGEST
@@ -29,22 +25,6 @@ from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server
 
 PLANNING = ("feasibility_plan", "cheaper_baselines", "pilot_run")
-DEPLOYED = Path(__file__).parents[1] / "deploy/aws/dagster.yaml"
-
-STEP = """
-import sys
-import dagster as dg
-
-@dg.asset
-def noisy():
-    print("a line of a step's stdout")
-    print("a line of its stderr", file=sys.stderr)
-
-with dg.DagsterInstance.get() as instance:
-    result = dg.materialize([noisy], instance=instance)
-    [key] = [e.logs_captured_data.file_key for e in result.all_events if e.event_type_value == "LOGS_CAPTURED"]
-    print("KEY", result.run_id, key)
-"""
 
 
 class TestOpenStore:
@@ -119,36 +99,6 @@ def test_a_store_that_fails_as_well_does_not_replace_the_error(tmp_path: Path, m
     with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
         raise KeyError("what a letter says")
     assert (raised.value.description or "").endswith(f"; its message could not be written to {store.url} (PermissionError)")
-
-
-class TestDeployedInstance:
-    def test_step_logs_are_written_to_s3_and_read_by_another_machine(self, s3_server: S3Server, tmp_path: Path) -> None:
-        bucket = s3_server.make_bucket("step-logs")
-        (tmp_path / "step.py").write_text(STEP)
-        outputs = []
-        reader = (
-            "import dagster as dg, sys\nwith dg.DagsterInstance.get() as instance:\n"
-            "    data = instance.compute_log_manager.get_log_data([sys.argv[1], 'compute_logs', sys.argv[2]])\n"
-            "    print(type(instance.compute_log_manager).__name__, data.stdout.decode(), data.stderr.decode())\n"
-        )
-        for name, program in (("worker", "step.py"), ("webserver", None)):
-            home = tmp_path / name
-            home.mkdir()
-            (home / "dagster.yaml").write_text(DEPLOYED.read_text())
-            env = {**os.environ, **s3_server.env, "DAGSTER_HOME": str(home), "FULLFT_LOGS_BUCKET": "step-logs"}
-            key = outputs[0].split("KEY ")[1].split() if outputs else []
-            command = [sys.executable, str(tmp_path / program)] if program else [sys.executable, "-c", reader, *key]
-            outputs.append(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
-        assert outputs[1].startswith("S3ComputeLogManager ")
-        assert "a line of a step's stdout" in outputs[1]
-        assert "a line of its stderr" in outputs[1]
-        assert sorted(path.suffix for path in bucket.rglob("compute-logs/**/*.*") if path.stat().st_size) == [".err", ".out"]
-
-    def test_it_differs_from_the_local_settings_only_in_what_machines_share(self) -> None:
-        local = yaml.safe_load((DEPLOYED.parents[2] / "dagster.yaml").read_text())
-        deployed = yaml.safe_load(DEPLOYED.read_text())
-        assert deployed.pop("compute_logs")["class"] == "S3ComputeLogManager"
-        assert deployed == local
 
 
 class TestSwappedResources:

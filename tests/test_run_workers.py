@@ -207,6 +207,12 @@ class TestRecords:
         assert line.endswith(f", {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)")
         assert run_workers.waits(instance, run.run_id) == []
 
+    def test_a_code_server_that_is_addressed_by_this_machines_name_is_here(self, instance, dead):
+        run = self.hold(
+            instance, dead, **run_workers.host_tag(instance), **{run_workers.CODE_SERVER_TAG: f'{{"host": "{socket.gethostname()}"}}'}
+        )
+        assert run_workers.is_gone(instance, run)
+
     def test_another_process_of_the_same_number_is_not_the_runs(self):
         began = psutil.Process().create_time()
         assert run_workers._is_running(os.getpid(), began + 1)

@@ -28,7 +28,7 @@ HOST_TAG = "worker/host"
 CODE_SERVER_TAG = ".dagster/grpc_info"
 #: The kind of failure of a run that is gone.
 _FAILURE: FailureClass = "infrastructure"
-#: Addresses of a code server that listens for this machine alone.
+#: Addresses of a code server that listens for this machine alone. One that other machines reach too has this machine's name.
 _LOCAL_ADDRESSES = frozenset({"localhost", "127.0.0.1", "::1"})
 #: A process that began this long after a line with its pid was logged is another one; the clock may have been set meanwhile, but by less.
 _CLOCK_SECONDS = 60.0
@@ -158,7 +158,7 @@ def _death(instance: dg.DagsterInstance, run_id: str) -> str:
 
 def _is_here(run: dg.DagsterRun) -> bool:
     server = json.loads(run.tags.get(CODE_SERVER_TAG, "{}"))
-    return run.tags.get(HOST_TAG) == socket.gethostname() and server.get("host", "localhost") in _LOCAL_ADDRESSES
+    return run.tags.get(HOST_TAG) == socket.gethostname() and server.get("host", "localhost") in {*_LOCAL_ADDRESSES, socket.gethostname()}
 
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:

@@ -1,0 +1,189 @@
+"""deploy/: what its files must agree on with each other and with the root's settings, and what must not be open.
+
+`make lint` checks each file's syntax by its own tool; these tests read what the files say.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.quick
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = DEPLOY / "docker/Dockerfile"
+COMPOSE = DEPLOY / "docker/compose.yaml"
+SERVICES = ("migrate", "code", "daemon", "webserver")
+
+
+class Tagged(yaml.SafeLoader):
+    """Reads CloudFormation's `!Ref x` as {"!Ref": x}."""
+
+
+def tagged(loader: yaml.Loader, name: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.ScalarNode):
+        return {f"!{name}": node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return {f"!{name}": loader.construct_sequence(node, deep=True)}
+    assert isinstance(node, yaml.MappingNode)
+    return {f"!{name}": loader.construct_mapping(node, deep=True)}
+
+
+Tagged.add_multi_constructor("!", tagged)
+
+
+def read(path: Path, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+    return yaml.load(path.read_text(), loader)
+
+
+def copied() -> list[str]:
+    """Return the files and folders of the repository that the image is made of."""
+    lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.read_text(), re.M)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
+class TestImage:
+    def test_it_ends_as_a_user_without_rights_of_which_kubernetes_knows_the_number(self) -> None:
+        users = re.findall(r"^USER (.*)$", DOCKERFILE.read_text(), re.M)
+        values = read(DEPLOY / "helm/values.yaml")
+        assert users == ["10001"]
+        assert values["dagsterWebserver"]["podSecurityContext"]["runAsUser"] == 10001
+
+    def test_what_it_copies_reaches_the_builder_and_nothing_else_does(self) -> None:
+        ignored, *allowed = [line for line in (ROOT / ".dockerignore").read_text().split("\n") if line and not line.startswith("#")]
+        assert ignored == "*"
+        names = [name.removeprefix("!") for name in allowed if name.startswith("!")]
+        for source in copied():
+            assert (ROOT / source).exists(), source
+            assert any(source == name or source.startswith(f"{name}/") for name in names), source
+        assert not [name for name in names if not any(source == name or source.startswith(f"{name}/") for source in copied())]
+        assert not fnmatch.filter(names, "*.env*")
+
+    def test_it_installs_extras_that_exist_and_takes_no_secret(self) -> None:
+        text = DOCKERFILE.read_text()
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        (named,) = re.findall(r'--editable "\.\[(.*)\]"', text)
+        assert set(named.split(",")) <= extras.keys() and {"postgres", "kubernetes"} <= set(named.split(","))
+        assert not re.findall(r"^(?:ARG|ENV).*(?:PASSWORD|SECRET|TOKEN)", text, re.M | re.I)
+
+
+class TestCompose:
+    def test_only_the_ui_is_published_and_for_this_machine_alone(self) -> None:
+        published = {name: service["ports"] for name, service in read(COMPOSE)["services"].items() if "ports" in service}
+        assert published == {"webserver": ["127.0.0.1:3000:3000"]}
+
+    def test_every_service_has_the_variables_that_the_instance_reads_and_no_password_is_written_down(self) -> None:
+        services = read(COMPOSE)["services"]
+        needed = set(re.findall(r"env: (\w+)", (DEPLOY / "dagster/postgres-s3.yaml").read_text()))
+        for name in SERVICES:
+            assert needed <= services[name]["environment"].keys(), name
+        secret = [value for s in services.values() for key, value in s.get("environment", {}).items() if re.search("PASSWORD|SECRET", key)]
+        assert secret and all(re.fullmatch(r"\$\{\w+:\?.+\}", value) for value in secret)
+
+    def test_the_daemon_sees_the_processes_of_runs_and_everything_that_serves_is_watched(self) -> None:
+        services = read(COMPOSE)["services"]
+        (server,) = [entry["grpc_server"] for entry in read(DEPLOY / "docker/workspace.yaml")["load_from"]]
+        assert services["daemon"]["network_mode"] == services["daemon"]["pid"] == "service:code"
+        assert server["host"] == services["code"]["hostname"] == "code"
+        assert str(server["port"]) in services["code"]["command"]
+        assert [name for name, service in services.items() if "healthcheck" not in service] == ["migrate"]
+
+    def test_docker_accepts_it(self) -> None:
+        if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+            pytest.skip("docker compose is missing")
+        env = {**os.environ, "POSTGRES_PASSWORD": "a", "S3_SECRET_KEY": "b"}
+        files = ["-f", str(COMPOSE), "-f", str(DEPLOY / "docker/compose.cuda.yaml")]
+        done = subprocess.run(["docker", "compose", *files, "config", "--quiet"], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+class TestHelm:
+    def test_its_instance_is_the_roots(self) -> None:
+        values, local = read(DEPLOY / "helm/values.yaml"), read(ROOT / "dagster.yaml")
+        shared = read(DEPLOY / "dagster/postgres-s3.yaml")
+        monitoring = values["dagsterDaemon"]["runMonitoring"]
+        assert values["concurrency"]["pools"]["defaultLimit"] == local["concurrency"]["pools"]["default_limit"]
+        assert {re.sub("[A-Z]", lambda m: f"_{m[0].lower()}", key): value for key, value in monitoring.items()} == local["run_monitoring"]
+        assert values["postgresql"]["postgresqlScheme"] == shared["storage"]["postgres"]["postgres_db"]["scheme"]
+        assert values["telemetry"] == local["telemetry"] and values["additionalInstanceConfig"] == {"nux": local["nux"]}
+        assert f"dagsterHome: {read_env('DAGSTER_HOME')}" in (DEPLOY / "helm/values.yaml").read_text()
+
+    def test_the_ui_stays_in_the_cluster_and_runs_have_no_right_in_it(self) -> None:
+        values = read(DEPLOY / "helm/values.yaml")
+        manifests = list(yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text()))
+        pod = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+        assert values["ingress"] == {"enabled": False} and values["dagsterWebserver"]["service"]["type"] == "ClusterIP"
+        assert not pod["automountServiceAccountToken"] and pod["securityContext"]["runAsNonRoot"]
+        assert not [m for m in manifests if m["kind"] in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")]
+
+    def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
+        names = {(m["kind"], m["metadata"]["name"]) for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())}
+        text = (DEPLOY / "helm/values.yaml").read_text()
+        used = {("PersistentVolumeClaim", name) for name in re.findall(r"claimName: (\S+)", text)}
+        used |= {("ServiceAccount", name) for name in re.findall(r"serviceAccountName: (\S+)", text)}
+        used |= {("ConfigMap", name) for name in re.findall(r"envConfigMaps:\n\s+- name: (\S+)", text)}
+        assert len(used) == 4 and used <= names
+
+
+def read_env(name: str) -> str:
+    (value,) = re.findall(rf"\b{name}=(\S+)", DOCKERFILE.read_text())
+    return value
+
+
+class TestAws:
+    BUCKETS = ("Artifacts", "Logs", "Documents")
+
+    @pytest.fixture(scope="class")
+    def storage(self) -> dict[str, Any]:
+        return read(DEPLOY / "aws/storage.yaml", Tagged)["Resources"]
+
+    @pytest.mark.parametrize("name", BUCKETS)
+    def test_a_bucket_is_private_encrypted_and_forgets_unfinished_uploads(self, storage: dict[str, Any], name: str) -> None:
+        bucket = storage[name]["Properties"]
+        (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        unfinished = bucket["LifecycleConfiguration"]["Rules"][0]["AbortIncompleteMultipartUpload"]
+        assert all(bucket["PublicAccessBlockConfiguration"].values()) and len(bucket["PublicAccessBlockConfiguration"]) == 4
+        assert rule["ServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": {"!GetAtt": "Key.Arn"}}
+        assert unfinished == {"DaysAfterInitiation": 7}
+        assert storage[name]["DeletionPolicy"] == "Retain"
+
+    @pytest.mark.parametrize("name", BUCKETS)
+    def test_its_policy_denies_what_is_not_tls_or_another_key(self, storage: dict[str, Any], name: str) -> None:
+        policy = storage[f"{name}Policy"]["Properties"]
+        statements = {s["Sid"]: s for s in policy["PolicyDocument"]["Statement"]}
+        assert policy["Bucket"] == {"!Ref": name}
+        assert {s["Effect"] for s in statements.values()} == {"Deny"}
+        assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
+        assert statements["TlsOnly"]["Resource"] == [{"!GetAtt": f"{name}.Arn"}, {"!Sub": f"${{{name}.Arn}}/*"}]
+        assert statements.keys() == {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
+
+    def test_the_queue_of_new_documents_takes_only_tls(self, storage: dict[str, Any]) -> None:
+        statements = {s["Sid"]: s for s in storage["DocumentsQueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]}
+        assert statements["TlsOnly"]["Effect"] == "Deny"
+        assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
+        assert statements["EventsOfOwnBuckets"]["Condition"] == {"StringEquals": {"aws:SourceAccount": {"!Ref": "AWS::AccountId"}}}
+
+    def test_a_machine_may_do_nothing_with_everything_but_log_in_to_the_registry(self) -> None:
+        platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
+        statements = platform["MachinePolicy"]["Properties"]["PolicyDocument"]["Statement"]
+        actions = {s["Sid"]: [s["Action"]] if isinstance(s["Action"], str) else s["Action"] for s in statements}
+        assert [s["Sid"] for s in statements if s["Resource"] == "*"] == ["LogInToTheRegistry"]
+        assert not [action for of_one in actions.values() for action in of_one if "*" in action]
+        assert not [s["Sid"] for s in statements if any(a.startswith(("s3:", "kms:")) for a in actions[s["Sid"]]) and "Condition" not in s]
+        assert actions["ReadDocuments"] == ["s3:GetObject"]
+
+    def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
+        platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
+        database = platform["Database"]["Properties"]
+        assert database["StorageEncrypted"] and database["ManageMasterUserPassword"] and not database["PubliclyAccessible"]
+        assert platform["DatabaseParameters"]["Properties"]["Parameters"] == {"rds.force_ssl": "1"}

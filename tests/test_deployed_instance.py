@@ -1,0 +1,134 @@
+"""The variants of dagster.yaml, each loaded as a real instance: embedded (SQLite), and shared by several machines (PostgreSQL and S3)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from tests import postgres_server
+from tests.postgres_server import PostgresServer
+from tests.s3_server import S3Server
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "dagster.yaml"
+SHARED = ROOT / "deploy/dagster/postgres-s3.yaml"
+
+#: What a machine that runs a step does.
+WORKER = """
+import sys
+import dagster as dg
+
+@dg.asset(pool="gpu")
+def noisy():
+    print("a line of a step's stdout")
+    print("a line of its stderr", file=sys.stderr)
+
+with dg.DagsterInstance.get() as instance:
+    print("STORAGE", type(instance.run_storage).__name__, instance.event_log_storage.supports_global_concurrency_limits)
+    result = dg.materialize([noisy], instance=instance)
+    [key] = [e.logs_captured_data.file_key for e in result.all_events if e.event_type_value == "LOGS_CAPTURED"]
+    print("KEY", result.run_id, key)
+"""
+
+#: What the webserver, on another machine, knows of it.
+READER = """
+import sys
+import dagster as dg
+
+with dg.DagsterInstance.get() as instance:
+    data = instance.compute_log_manager.get_log_data([sys.argv[1], "compute_logs", sys.argv[2]])
+    print(type(instance.compute_log_manager).__name__, data.stdout.decode(), data.stderr.decode())
+    run = instance.get_run_by_id(sys.argv[1])
+    print("RUN", None if run is None else run.status.value)
+    print("MATERIALIZED", instance.get_latest_materialization_event(dg.AssetKey("noisy")) is not None)
+"""
+
+
+@dg.asset(pool="gpu")
+def noisy() -> None:
+    print("a line of a step's stdout")
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    """A server of one test."""
+    if postgres_server.programs() is None:
+        pytest.skip("PostgreSQL is missing: apt-get install postgresql")
+    if find_spec("dagster_postgres") is None:
+        pytest.skip("dagster-postgres is missing: pip install '.[postgres]'")
+    with postgres_server.serve() as server:
+        yield server
+
+
+def call(program: str, home: Path, settings: dict[str, Any], env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program on a machine of its own: with its own Dagster home, which has these settings."""
+    home.mkdir()
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    env = {**os.environ, **env, "DAGSTER_HOME": str(home)}
+    return subprocess.run([sys.executable, "-c", program, *arguments], env=env, capture_output=True, text=True)
+
+
+def run_on_two_machines(folder: Path, settings: dict[str, Any], env: dict[str, str]) -> tuple[str, str]:
+    """Return what the machine that ran a step printed, and what one that looks at it afterwards did."""
+    worker = call(WORKER, folder / "worker", settings, env)
+    assert worker.returncode == 0, worker.stderr
+    reader = call(READER, folder / "webserver", settings, env, *worker.stdout.split("KEY ")[1].split())
+    assert reader.returncode == 0, reader.stderr
+    return worker.stdout, reader.stdout
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+class TestEmbedded:
+    def test_runs_are_in_sqlite_files_of_this_machine(self, tmp_path: Path) -> None:
+        (tmp_path / "dagster.yaml").write_text(EMBEDDED.read_text())
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            run_id = dg.materialize([noisy], instance=instance).run_id
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            assert instance.get_run_by_id(run_id) is not None
+            assert instance.event_log_storage.supports_global_concurrency_limits
+        assert (tmp_path / "history/runs.db").is_file()
+
+
+class TestShared:
+    def test_it_differs_from_the_embedded_settings_only_in_what_machines_share(self) -> None:
+        shared = read_yaml(SHARED)
+        assert shared.pop("storage").keys() == {"postgres"}
+        assert shared.pop("compute_logs")["class"] == "S3ComputeLogManager"
+        assert shared == read_yaml(EMBEDDED)
+
+    def test_its_header_names_every_variable_that_it_reads(self) -> None:
+        header = SHARED.read_text().split("telemetry:")[0]
+        read = re.findall(r"env: (\w+)", SHARED.read_text())
+        assert len(read) == 6 and not [name for name in read if name not in header]
+
+    def test_step_logs_are_written_to_s3_and_read_by_another_machine(self, s3_server: S3Server, tmp_path: Path) -> None:
+        bucket = s3_server.make_bucket("step-logs")
+        settings = read_yaml(SHARED)
+        del settings["storage"]
+        _, reader = run_on_two_machines(tmp_path, settings, {**s3_server.env, "FULLFT_LOGS_BUCKET": "step-logs"})
+        assert reader.startswith("S3ComputeLogManager ")
+        assert "a line of a step's stdout" in reader and "a line of its stderr" in reader
+        assert sorted(path.suffix for path in bucket.rglob("compute-logs/**/*.*") if path.stat().st_size) == [".err", ".out"]
+
+    def test_another_machine_sees_runs_and_logs(self, postgres: PostgresServer, s3_server: S3Server, tmp_path: Path) -> None:
+        s3_server.make_bucket("shared-logs")
+        env = {**s3_server.env, **postgres.env, "FULLFT_LOGS_BUCKET": "shared-logs"}
+        worker, reader = run_on_two_machines(tmp_path, read_yaml(SHARED), env)
+        assert "STORAGE PostgresRunStorage True" in worker
+        assert "RUN SUCCESS" in reader and "MATERIALIZED True" in reader and "a line of a step's stdout" in reader
+        assert not list((tmp_path / "worker").rglob("*.db"))
+        refused = call(READER, tmp_path / "stranger", read_yaml(SHARED), {**env, "DAGSTER_POSTGRES_PASSWORD": "guessed"}, "run", "key")
+        assert "password authentication failed" in refused.stderr and refused.returncode
