@@ -477,6 +477,17 @@ class TestProgress:
         last = capsys.readouterr().out.splitlines()[-1]
         assert 45 <= _seconds(last.rsplit("ETA ", 1)[1]) <= 75
 
+    def test_time_left_follows_the_speed_of_the_last_minutes(self, capsys, monkeypatch):
+        clock = [0.0]
+        monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: clock[0])
+        progress = Progress()
+        for done in range(1, 501):
+            clock[0] += 100.0 if done <= 100 else 10.0
+            progress.step(done, 1_000)
+        eta = [line.rsplit("ETA ", 1)[1] for line in capsys.readouterr().out.splitlines() if "ETA" in line]
+        # 1,000 steps at 100 s, then 500 steps at 10 s; at the average of all they would take 4 h.
+        assert eta[98] == "25 h 00 min" and eta[-1] == "1 h 23 min"
+
     def test_dagsters_log_gets_the_first_hundred_lines_then_few(self, capsys):
         reported = []
         progress = Progress(reported.append)
