@@ -40,10 +40,12 @@ def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: 
     assert training[:3] == ["letters/finetuned_checkpoint", "running (on record)", "local elsewhere"]
     assert training[4:] == ["2.00 h, at most 6.00 h more, 6.00 USD", "run 01234567", first.name_in(store)]
     assert [line[1] for line in lines(store, with_ended=True)] == ["running (on record)"] * 2 + ["failed (a.csv:3: no label [data])"]
+    launched(store, "pilot_run", 1.0, hourly_usd=2.0)
+    again = next(line for line in lines(store) if line[0] == "letters/pilot_run")
+    assert again[4] == "1.00 h, 4.00 h in attempts before it, 10.00 USD"
 
 
 def test_the_backend_says_whether_a_job_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
     store, launcher = Store(str(tmp_path / "store")), LocalLauncher(LauncherSettings(grace_seconds=0))
     launch = launched(store, "finetuned_checkpoint", 0.0, place=launcher.place)
     assert lines(store)[0][1] == "ended, gone (nobody follows it)"

@@ -152,6 +152,17 @@ def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again
     assert backend.calls.count("submit") == num_submitted
 
 
+def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
+    backend = Backend(store, [PREEMPTED, DONE])
+    backend.lost = {2}
+    run(backend)
+    backend.lost = set()
+    assert run(backend) is None
+    assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
+
+
 def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, monkeypatch):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     backend = Backend(store, [WRONG, DONE])
@@ -226,4 +237,5 @@ class TestRecords:
 
     def test_cost_is_hours_times_the_price_where_there_is_one(self):
         assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0).usd == 6.0
+        assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0, earlier_hours=0.5).usd == 8.0
         assert wanted(submitted_at=0.0, ended_at=5400.0).usd is None

@@ -18,7 +18,7 @@ from probe_workloads.definitions import defs, probe_job
 from fullft_assets.assets import planning
 from fullft_assets.assets.case import Case
 from fullft_assets.config import validation
-from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launchers import LAUNCHERS
 from fullft_assets.jobs.progress import Progress
@@ -316,6 +316,13 @@ def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> li
     job = job.model_copy(update={"settings": job.settings.model_copy(update={"training": training})})
     launcher = LocalLauncher(LauncherSettings(processes=processes))
     return LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / f"fullft-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(WorkloadError, match="belongs to somebody else; remove it, or set TMPDIR to another folder"):
+        LocalLauncher(LauncherSettings())
 
 
 THEIR_LAUNCHER = """

@@ -24,6 +24,8 @@ def job_lines(use_case: UseCase, store: Store, *, with_ended: bool) -> Iterator[
 def _line(launch: Launch, state: str, name: str) -> str:
     since = f"since {datetime.fromtimestamp(launch.submitted_at):%Y-%m-%d %H:%M:%S}"
     spent = [f"{launch.hours:.2f} h"]
+    if launch.earlier_hours > 0:
+        spent.append(f"{launch.earlier_hours:.2f} h in attempts before it")
     limit = launch.launcher.get("max_hours")
     if limit is not None and launch.ended_at is None:
         spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more")

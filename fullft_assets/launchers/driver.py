@@ -113,10 +113,12 @@ class LaunchDriver:
         launch, replaced, is_new = records.claim(store, wanted, lambda other: other == run_id or _is_active(instance, other))
         name, is_mine = launch.name_in(store), launch.run_id == run_id
         if replaced is not None:
-            context.log.warning(
-                f"the run that had {replaced.name_in(store)} at {replaced.place} is gone, and the YAML names {launch.place}: ending it"
-            )
-            _end(context, open_launcher(launcher_section(replaced.launcher)), replaced, store)
+            left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and the YAML names {launch.place}"
+            if instance.get_run_by_id(replaced.run_id) is None:  # another instance of Dagster may follow it
+                context.log.warning(f"{left}; end it there if nobody waits for it")
+            else:
+                context.log.warning(f"{left}; its run is over, so it is ended")
+                _end(context, open_launcher(launcher_section(replaced.launcher)), replaced, store)
         if not is_new:
             context.log.info(f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows")
         messages = _LogMessages()
@@ -144,9 +146,9 @@ class LaunchDriver:
                 status = _recorded_end(store, launch)
             if status.state == "failed" and not status.is_own_line:
                 status = replace(status, reason=f"workload {workload} {status.reason}; see the step's stderr")
+            # Before the backend forgets it: whoever else follows it reads it here.
+            records.end(store, launch, "succeeded" if status.state == "succeeded" else "failed", status.reason, status.failure)
             if is_mine:
-                # Before the backend forgets it: whoever else follows it reads it here.
-                records.end(store, launch, "succeeded" if status.state == "succeeded" else "failed", status.reason, status.failure)
                 _end(context, launcher, launch, store)
         return status, is_new
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
+from pathlib import Path
 
+from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import RUN_ID
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status
 from fullft_assets.launchers.machine import Machine
@@ -18,7 +22,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, settings: LauncherSettings):
         super().__init__(settings)
-        self._machine = Machine()
+        self._machine = Machine(_folder())
 
     @property
     def place(self) -> str:
@@ -56,3 +60,12 @@ class LocalLauncher(Launcher):
         """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the training is one of several hosts."""
         gpus = local_hardware()["gpus"]
         return not gpus or len(gpus) >= processes
+
+
+def _folder() -> Path:
+    """Return the folder of this user's jobs, which nobody else can have made."""
+    folder = Path(tempfile.gettempdir(), f"fullft-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise WorkloadError(f"{folder} belongs to somebody else; remove it, or set TMPDIR to another folder", "settings")
+    return folder

@@ -41,12 +41,11 @@ class Machine:
     """The jobs of this machine.
 
     Args:
-        root: folder with a folder for each job. Default: below $FULLFT_CACHE, else ~/.cache/fullft_assets.
+        root: folder with a folder for each job.
     """
 
-    def __init__(self, root: Path | None = None):
-        cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-        self.root = root or cache / "launches"
+    def __init__(self, root: Path):
+        self.root = root
         #: Supervisors that this process started, which it has to collect.
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -226,7 +225,8 @@ def _signal_name(number: int) -> str:
 def main() -> int:
     """Answer the request on stdin; see the top of this file."""
     request = json.load(sys.stdin)
-    machine, do, name = Machine(), request.pop("do"), request.pop("name", "")
+    cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
+    machine, do, name = Machine(cache / "launches"), request.pop("do"), request.pop("name", "")
     answer: Any = None
     if do == "start":
         machine.start(name, request.pop("arguments"), request.pop("environment"), **request)

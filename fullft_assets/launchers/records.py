@@ -20,6 +20,7 @@ class Launch(BaseModel):
         run_id: the run that follows it and may cancel it; another one follows it, too, but leaves it running.
         job: arguments that name and pin the job file.
         hourly_usd: None where no price is known.
+        earlier_hours: of the attempts before this one that came to nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +40,7 @@ class Launch(BaseModel):
     reason: str = ""
     failure: FailureClass = "unknown"
     hourly_usd: float | None = None
+    earlier_hours: float = 0.0
 
     @property
     def record(self) -> str:
@@ -56,8 +58,8 @@ class Launch(BaseModel):
 
     @property
     def usd(self) -> float | None:
-        """What it has cost so far, where a price is known."""
-        return None if self.hourly_usd is None else self.hours * self.hourly_usd
+        """What it has cost so far with the attempts before it, where a price is known."""
+        return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
 
 
 def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool]) -> tuple[Launch, Launch | None, bool]:
@@ -88,7 +90,8 @@ def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool]) -> tup
             raise WorkloadError(
                 f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it", "infrastructure"
             )
-        found = wanted.model_copy(update={"attempt": old.attempt + 1})
+        earlier = 0.0 if old.state == "succeeded" else old.earlier_hours + old.hours
+        found = wanted.model_copy(update={"attempt": old.attempt + 1, "earlier_hours": earlier})
         replaced = old if old.ended_at is None else None
         return found.model_dump()
 
