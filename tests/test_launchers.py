@@ -287,8 +287,9 @@ class TestSupervisor:
         supervisor.wait()
         _all_gone([workload])
 
-    def test_it_starts_without_dagster_or_torch(self):
-        code = "import sys, fullft_assets.launchers.supervisor; print({'dagster', 'torch'} & set(sys.modules))"
+    @pytest.mark.parametrize("module", ["supervisor", "machine", "ssh", "local", "records"])
+    def test_only_the_driver_needs_dagster_and_nothing_torch(self, module):
+        code = f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch'}} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
