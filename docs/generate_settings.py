@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import LAUNCHER_SECTIONS, LauncherSettings, UseCaseSettings
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 HEADER = """\
@@ -60,8 +60,11 @@ def render() -> str:
     """Return the page: one section for each section of the YAML, with a table of its keys."""
     parts = [HEADER]
     for path, model, description in _sections((), UseCaseSettings, "Keys outside of any section."):
+        kind = next((kind for kind, section in LAUNCHER_SECTIONS.items() if section is model and path[1:] == (kind,)), None)
         title = f"`{'.'.join(path)}`" if path else "Top level"
-        rows = [_row(path, name, info) for name, info in model.model_fields.items() if not _is_section(info)]
+        title = title if kind is None else f"`{path[0]}` with `kind: {kind}`"
+        shown = model.model_fields if kind is None else _own_fields(model, LauncherSettings)
+        rows = [_row(path, name, info) for name, info in shown.items() if not _is_section(info)]
         lines = [f"{'#' * max(2, len(path) + 1)} {title}", "", description]
         if rows:
             lines += ["", "| key | type and bounds | default | meaning |", "|---|---|---|---|", *rows]
@@ -73,11 +76,27 @@ def _sections(path: tuple[str, ...], model: type[BaseModel], description: str) -
     yield path, model, description
     for name, info in model.model_fields.items():
         inner = _section_of(info)
+        if inner is LauncherSettings and not _is_section(info):  # the keys of `launcher` once more
+            continue
         if inner is not None:
             about = " ".join((info.description or inner.__doc__ or "").split())
             if not _is_section(info):
                 about = " ".join((inner.__doc__ or "").split())
             yield from _sections((*path, name), inner, about)
+        if inner is LauncherSettings:
+            for kind, section in LAUNCHER_SECTIONS.items():
+                if section is not LauncherSettings:
+                    yield (*path, name, kind), section, " ".join((section.__doc__ or "").split())
+
+
+def _own_fields(model: type[BaseModel], base: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields that a class does not have from its base, or with another default; without the kind, which is in the heading."""
+    of_base = base.model_fields
+    return {
+        name: info
+        for name, info in model.model_fields.items()
+        if name not in of_base or (info.default != of_base[name].default and name != "kind")
+    }
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:

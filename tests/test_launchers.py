@@ -18,15 +18,16 @@ from probe_workloads.definitions import defs, probe_job
 from fullft_assets.assets import planning
 from fullft_assets.assets.case import Case
 from fullft_assets.config import validation
-from fullft_assets.errors import Interrupted, SettingsError
+from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
+from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launchers import LAUNCHERS
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import local
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.registry import Registry
 from fullft_assets.resources import latest, set_latest
-from fullft_assets.resources import launcher as launcher_of_use_case
 from fullft_assets.settings import LauncherSettings
 from tests import project as projects
 from tests.prepared import prepare
@@ -286,39 +287,76 @@ class TestSupervisor:
         supervisor.wait()
         _all_gone([workload])
 
-    def test_it_starts_without_dagster_or_torch(self):
-        code = "import sys, fullft_assets.launchers.supervisor; print({'dagster', 'torch'} & set(sys.modules))"
+    @pytest.mark.parametrize("module", ["supervisor", "machine", "ssh", "local", "records"])
+    def test_only_the_driver_needs_dagster_and_nothing_torch(self, module):
+        code = f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch'}} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
 @pytest.mark.parametrize(
-    ("workload", "shares_model", "processes", "ranks"),
-    [("training", False, 2, True), ("planning", True, 2, True), ("planning", False, 2, False), ("planning", True, 1, False),
-     ("evaluation", True, 2, False)],
+    ("workload", "sharding", "processes", "ranks"),
+    [("training", "none", 2, True), ("planning", "fsdp2", 2, True), ("planning", "none", 2, False), ("planning", "fsdp2", 1, False),
+     ("evaluation", "fsdp2", 2, False)],
 )  # fmt: skip
-def test_planning_has_ranks_where_they_share_the_model(workload: str, shares_model: bool, processes: int, ranks: bool) -> None:
-    launcher = LocalLauncher(LauncherSettings(processes=processes))
-    command = launcher._command(workload, ["--job", "uri"], [1], shares_model=shares_model)
-    assert ("torch.distributed.run" in command) is ranks and command[-3:] == [f"fullft_assets.workloads.{workload}", "--job", "uri"]
+def test_planning_has_ranks_where_they_share_the_model(workload: str, sharding: str, processes: int, ranks: bool, tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path, workload, sharding, processes)
+    assert ("torch.distributed.run" in arguments) is ranks and arguments[-3:] == [f"fullft_assets.workloads.{workload}", "--job", "uri"]
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [([], True), (["a", "a"], True), (["a"], False)])
-def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(gpus: list[str], ranks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(
+    gpus: list[str], ranks: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(local, "local_hardware", lambda: {"cpus": 8, "gpus": gpus})
-    command = LocalLauncher(LauncherSettings(processes=2))._command("planning", ["--job", "uri"], [1], shares_model=True)
-    assert ("torch.distributed.run" in command) is ranks
+    assert ("torch.distributed.run" in _arguments(tmp_path, "planning", "fsdp2", 2)) is ranks
+
+
+def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> list[str]:
+    job, _ = probe_job(folder, "writes")
+    training = job.settings.training.model_copy(update={"sharding": sharding})
+    job = job.model_copy(update={"settings": job.settings.model_copy(update={"training": training})})
+    launcher = LocalLauncher(LauncherSettings(processes=processes))
+    return LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / f"fullft-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(WorkloadError, match="belongs to somebody else; remove it, or set TMPDIR to another folder"):
+        LocalLauncher(LauncherSettings())
 
 
 THEIR_LAUNCHER = """
-import subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
-from fullft_assets.launchers import Launcher
+from fullft_assets.launchers import Launcher, Logs, Status
+from fullft_assets.settings import LauncherSettings
+
+class ClusterSettings(LauncherSettings):
+    queue: str
 
 class ClusterLauncher(Launcher):
-    def launch(self, context, workload, job, store):
-        command = [sys.executable, "-m", f"fullft_assets.workloads.{workload}", *job.arguments(store)]
-        subprocess.run(command, check=True)
-        Path(__file__).with_name("launched").write_text(f"{workload} within {self.settings.grace_seconds:g} s")
+    settings_class = ClusterSettings
+    place = "their cluster"
+    jobs = {}
+
+    def submit(self, spec):
+        done = subprocess.run([sys.executable, *spec.arguments], env={**os.environ, **spec.environment}, capture_output=True, text=True)
+        self.jobs[spec.name] = done
+        said = f"{spec.module.rpartition('.')[2]} in {self.settings.queue} within {self.settings.grace_seconds:g} s"
+        Path(__file__).with_name("launched").write_text(said)
+
+    def poll(self, name, wait_seconds=0.0):
+        return Status("succeeded" if self.jobs[name].returncode == 0 else "failed", self.jobs[name].stderr)
+
+    def logs(self, name, cursor):
+        return Logs("end", "" if cursor else self.jobs[name].stdout)
+
+    def stop(self, name):
+        del self.jobs[name]
+
+    def list(self):
+        return sorted(self.jobs)
 """
 
 
@@ -334,13 +372,15 @@ class TestRegistration:
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-cluster\nVersion: 1.0\n")
         (metadata / "entry_points.txt").write_text("[fullft_assets.launchers]\ncluster = their_cluster:ClusterLauncher\n")
         monkeypatch.syspath_prepend(str(folder))
-        registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, {"local": "fullft_assets.launchers.local:LocalLauncher"})
-        for module in (validation, launcher_of_use_case):
+        registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, LAUNCHERS._ours)
+        for module in (validation, registered):
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 
     def test_a_use_case_runs_on_the_launcher_of_another_package(self, package, tmp_path):
-        prepared = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1}, launcher={"kind": "cluster", "grace_seconds": 7})
+        prepared = prepare(
+            tmp_path, tiny=True, planning={"min_predicted_gain": -1}, launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7}
+        )
         case = Case(prepared.use_case)
         set_latest(prepared.store, case.name, "training_snapshot", prepared.snapshot)
         with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
@@ -348,15 +388,27 @@ class TestRegistration:
                 [dg.AssetSpec(case.key("training_snapshot")), *planning.build(case)], resources=case.resources(), instance=instance
             )
         assert done.success
-        assert (package / "launched").read_text() == "planning within 7 s"
+        assert (package / "launched").read_text() == "planning in a100 within 7 s"
         pilot = latest(prepared.store, case.name, "pilot_run")
         assert [m.metadata["predicted"].value for m in done.asset_materializations_for_node("letters__planning")[2:]] == [
             pytest.approx(pilot.metadata["predicted"], rel=1e-4)
         ]
 
+    @pytest.mark.parametrize(
+        ("section", "line"),
+        [
+            ({"kind": "cluster"}, r"launcher\.queue: Field required$"),
+            ({"kind": "cluster", "queue": "a", "quue": 1}, r"launcher\.quue: unknown key `quue`; did you mean `queue`\?$"),
+        ],
+    )
+    def test_its_own_settings_class_checks_its_keys(self, package, tmp_path, section, line):
+        project = projects.create(tmp_path, launcher=section)
+        with pytest.raises(SettingsError, match=line):
+            project.use_case()
+
     def test_an_unknown_kind_is_one_line_with_the_known_ones(self, package, tmp_path):
         project = projects.create(tmp_path, launcher={"kind": "clutser"})
-        with pytest.raises(SettingsError, match=r"launcher\.kind: clutser is not one of local, cluster; did you mean `cluster`\?$"):
+        with pytest.raises(SettingsError, match=r"launcher\.kind: clutser is not one of local, ssh, cluster; did you mean `cluster`\?$"):
             project.use_case()
 
 
@@ -432,6 +484,17 @@ class TestProgress:
         progress.step(901, 1000)
         last = capsys.readouterr().out.splitlines()[-1]
         assert 45 <= _seconds(last.rsplit("ETA ", 1)[1]) <= 75
+
+    def test_time_left_follows_the_speed_of_the_last_minutes(self, capsys, monkeypatch):
+        clock = [0.0]
+        monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: clock[0])
+        progress = Progress()
+        for done in range(1, 501):
+            clock[0] += 100.0 if done <= 100 else 10.0
+            progress.step(done, 1_000)
+        eta = [line.rsplit("ETA ", 1)[1] for line in capsys.readouterr().out.splitlines() if "ETA" in line]
+        # 1,000 steps at 100 s, then 500 steps at 10 s; at the average of all they would take 4 h.
+        assert eta[98] == "25 h 00 min" and eta[-1] == "1 h 23 min"
 
     def test_dagsters_log_gets_the_first_hundred_lines_then_few(self, capsys):
         reported = []

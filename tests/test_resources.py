@@ -14,11 +14,13 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation import INGEST
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
-from fullft_assets.jobs import Job
+from fullft_assets.jobs import read_job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers import Launcher
+from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors, open_store
+from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 from tests import project as projects
 from tests.prepared import write_tiny_model
@@ -127,7 +129,7 @@ class TestSwappedResources:
 
     def test_sensors_assets_and_workloads_use_the_injected_store_and_launcher(self, small: projects.Project, tmp_path: Path) -> None:
         store, launcher = Store(str(tmp_path / "elsewhere")), InThisProcess()
-        definitions = self.swap(small, store=store, launcher=launcher)
+        definitions = self.swap(small, store=store, launcher=LaunchDriver(lambda _: launcher))
         job = definitions.resolve_implicit_global_asset_job_def()
         with dg.DagsterInstance.from_config(str(small.home)) as instance:
             context = dg.build_sensor_context(instance=instance, resources=definitions.resources)
@@ -153,16 +155,32 @@ class TestSwappedResources:
             dg.build_resources(resources, instance=instance) as built,
         ):
             assert built.letters_store.url == str(small.home / "store") == built.letters_artifacts.store.url
-            assert isinstance(built.letters_launcher, LocalLauncher)
+            assert isinstance(built.letters_launcher.launcher_of("training"), LocalLauncher)
 
 
 class InThisProcess(Launcher):
     """Runs the workload in this process, and records its name."""
 
+    place = "here"
+
     def __init__(self) -> None:
+        super().__init__(LauncherSettings())
         self.launched: list[str] = []
 
-    def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
-        self.launched.append(workload)
-        assert job.store_url == store.url
-        import_module(f"fullft_assets.workloads.{workload}").work(job, job.open_store(), Progress(context.log.info))
+    def submit(self, spec: LaunchSpec) -> None:
+        workload, (_, uri, *_) = import_module(spec.module), spec.job
+        self.launched.append(spec.module.rpartition(".")[2])
+        job = read_job(uri)
+        workload.work(job, job.open_store(), Progress())
+
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        return Status("succeeded")
+
+    def logs(self, name: str, cursor: str) -> Logs:
+        return Logs(cursor)
+
+    def stop(self, name: str) -> None:
+        pass
+
+    def list(self) -> list[str]:
+        return []

@@ -208,6 +208,26 @@ ONE_MISTAKE = {
         GOOD + "  launcher:\n    spot_poll_seconds: 2\n",
         "9: launcher.spot_poll_seconds: is the time between looks for launcher.spot_notice, which is none; set that, or remove this",
     ),
+    "machine without a name": (
+        GOOD + "  launcher:\n    kind: ssh\n",
+        "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
+    ),
+    "key of another kind of launcher": (
+        GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    prot: 22\n",
+        "11: launcher.prot: unknown key `prot`; did you mean `port`?",
+    ),
+    "port that no machine has": (
+        GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n  compute:\n    evaluation: {port: 70000}\n",
+        "12: compute.evaluation.port: 70000 is not a whole number >= 1 and <= 65535",
+    ),
+    "workload that runs where launcher says": (
+        GOOD + "  compute:\n    training: {processes: 8}\n",
+        "9: compute.training: unknown key `training`; did you mean `planning`?",
+    ),
+    "kind of launcher that nobody registered": (
+        GOOD + "  compute:\n    planning: {kind: slrum}\n",
+        "9: compute.planning.kind: slrum is not one of local, ssh",
+    ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
         "10: release.max_calibration_error: is not measured for the task sft; remove it",

@@ -10,7 +10,7 @@ import dagster as dg
 
 from fullft_assets.assets.shown_metadata import outside_the_store
 from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
 from fullft_assets.resources import launcher_resource, manifest_io_manager, store_resource
 from fullft_assets.settings import UseCaseSettings
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def launcher_key(self) -> str:
-        """Resource key of this use case's launcher."""
+        """Resource key of what runs this use case's workloads."""
         return f"{self.name}_launcher"
 
     @property
@@ -98,7 +98,7 @@ class Case:
         """Return the resources as the YAML chooses them, by key; a test or a deployment may put others in their place."""
         return {
             self.store_key: store_resource(self.use_case),
-            self.launcher_key: launcher_resource(self.settings.launcher),
+            self.launcher_key: launcher_resource(self.settings),
             self.io_key: manifest_io_manager(self.name, self.store_key),
         }
 
@@ -106,8 +106,8 @@ class Case:
         """Return the store that is injected for this use case."""
         return getattr(context.resources, self.store_key)
 
-    def launcher(self, context: Context) -> Launcher:
-        """Return the launcher that is injected for this use case."""
+    def launcher(self, context: Context) -> LaunchDriver:
+        """Return the driver of launchers that is injected for this use case."""
         return getattr(context.resources, self.launcher_key)
 
     def key(self, asset: str) -> dg.AssetKey:

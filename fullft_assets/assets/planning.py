@@ -1,6 +1,7 @@
 """planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run (one workload)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -10,6 +11,7 @@ from fullft_assets.base_model import find_base_model, read_header, resolve_base_
 from fullft_assets.evaluation import external
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Manifest, artifact_key
 
 _ASSETS = {
@@ -74,7 +76,16 @@ def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
     settings["primary_metric"] = case.settings.primary_metric
     settings["training"] = training.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
-    inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision, "hardware": local_hardware()}
+    inputs = {
+        "training_snapshot": snapshot.content_digest,
+        "base_model": revision,
+        "hardware": _hardware(case.settings.launcher_of("planning")),
+    }
     if case.settings.planning.smaller_model is not None:
         inputs["smaller_model"] = read_header(resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)).revision
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)
+
+
+def _hardware(launcher: LauncherSettings) -> dict[str, Any]:
+    """Return what a plan is made for: this machine, or the machines that the YAML declares."""
+    return local_hardware() if launcher.kind == "local" else launcher.target

@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     planned.add_argument("--ladder", action="store_true", help="show the memory at each rung of the memory ladder, too")
     add("ingest", _ingest, "Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
+    jobs = add("jobs", _jobs, "List what runs where, since when, and what it has cost so far.")
+    jobs.add_argument("--all", action="store_true", help="list the newest launch of each artifact, ended ones included")
     report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
     report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
     report.add_argument("--open", action="store_true", help="open it in the browser, too")
@@ -136,6 +138,15 @@ def _ingest(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.run import ingest
 
     return ingest(_load(parsed))
+
+
+def _jobs(parsed: argparse.Namespace) -> int:
+    from fullft_assets.cli.jobs import job_lines
+
+    use_case = _load(parsed)
+    lines = list(job_lines(use_case, _store(use_case), with_ended=parsed.all))
+    print("\n".join(lines or [f"{use_case.name}: nothing runs" + ("" if parsed.all else "; --all lists what has ended")]))
+    return 0
 
 
 def _report(parsed: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fullft_assets.config.yaml_source import Key, YamlSource
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import LAUNCHER_SECTIONS, LauncherSettings, UseCaseSettings
 from fullft_assets.settings.base import OneOf
 
 BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
@@ -110,6 +110,8 @@ def field_of(key: Key) -> FieldInfo | None:
             model = _item_type(info) if info is not None else None
             continue
         fields = getattr(model, "model_fields", {})
+        if model is LauncherSettings:  # its keys depend on its kind
+            fields = {name: info for section in reversed(LAUNCHER_SECTIONS.values()) for name, info in section.model_fields.items()}
         if name not in fields:
             return None
         info = fields[name]

@@ -25,8 +25,8 @@ from fullft_assets.documents.formats import FORMATS
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
-from fullft_assets.jobs.launchers import LAUNCHERS
-from fullft_assets.settings import MODELS, UseCaseSettings
+from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
+from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import UseCase, locate
@@ -349,10 +349,17 @@ def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
 
 
 def _check_launcher(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    sections: dict[Key, LauncherSettings | None] = {("launcher",): settings.launcher}
+    sections |= {("compute", name): settings.compute.of(name) for name in type(settings.compute).model_fields}
+    for section, launcher in sections.items():
+        if launcher is None:
+            continue
+        if launcher.kind not in LAUNCHERS:
+            near = did_you_mean(launcher.kind, LAUNCHERS)
+            yield Problem((*section, "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}")
+        for name, message in launcher_problems(launcher):
+            yield Problem((*section, name), message)
     launcher = settings.launcher
-    if launcher.kind not in LAUNCHERS:
-        near = did_you_mean(launcher.kind, LAUNCHERS)
-        yield Problem(("launcher", "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}")
     if launcher.spot_notice == "none" and launcher.spot_poll_seconds != type(launcher).model_fields["spot_poll_seconds"].default:
         yield Problem(
             ("launcher", "spot_poll_seconds"), "is the time between looks for launcher.spot_notice, which is none; set that, or remove this"

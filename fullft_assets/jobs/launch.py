@@ -19,6 +19,8 @@ LAUNCH_ID = "FULLFT_LAUNCH_ID"
 RUN_ID = "FULLFT_RUN_ID"
 #: Environment variable with the path of the file to which a failing workload writes its `WorkloadFailure`.
 ERROR_FILE = "FULLFT_ERROR_FILE"
+#: Environment variable with the folder where a job's relative paths start; without it, the one that the job names.
+PROJECT_ROOT = "FULLFT_PROJECT_ROOT"
 #: Exit code of a workload that ended for a reason that the user can fix. Anything unforeseen is 1.
 EXIT_FIXABLE = 3
 

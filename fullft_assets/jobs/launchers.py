@@ -1,17 +1,46 @@
 """Launchers by name: `launcher.kind` of a use case chooses one.
 
-A registered launcher is a class whose instances have the methods of `fullft_assets.launchers.Launcher`; it is made from the use case's
-`LauncherSettings`. The names are here, below the launchers themselves, because the check of a YAML needs no more than them.
+A registered launcher is a class whose instances have the methods of `fullft_assets.launchers.Launcher`; it is made from an instance of its
+`settings_class`. The names are here, below the launchers themselves, because the check of a YAML needs no more than them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
-from fullft_assets.registry import Registry
-from fullft_assets.settings import LauncherSettings
+from pydantic import ValidationError
 
-LAUNCHERS: Registry[Callable[[LauncherSettings], Any]] = Registry(
-    "launcher", "fullft_assets.launchers", {"local": "fullft_assets.launchers.local:LocalLauncher"}
+from fullft_assets.registry import Registry
+from fullft_assets.settings import LauncherSettings, OtherLauncherSettings
+
+LAUNCHERS: Registry[Any] = Registry(
+    "launcher",
+    "fullft_assets.launchers",
+    {"local": "fullft_assets.launchers.local:LocalLauncher", "ssh": "fullft_assets.launchers.ssh:SshLauncher"},
 )
+
+
+def open_launcher(settings: LauncherSettings) -> Any:
+    """Return the launcher of a section.
+
+    Raises:
+        SettingsError: there is none of this kind, or its package cannot be imported.
+    """
+    launcher = LAUNCHERS.get(settings.kind)
+    return launcher(_checked(launcher, settings))
+
+
+def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) for each key that the launcher of another package does not take; ours are checked with the YAML."""
+    if isinstance(settings, OtherLauncherSettings) and settings.kind in LAUNCHERS:
+        try:
+            _checked(LAUNCHERS.get(settings.kind), settings)
+        except ValidationError as error:
+            yield from ((str(found["loc"][0]) if found["loc"] else "kind", found["msg"]) for found in error.errors(include_url=False))
+
+
+def _checked(launcher: Any, settings: LauncherSettings) -> LauncherSettings:
+    if not isinstance(settings, OtherLauncherSettings):
+        return settings
+    return (launcher.settings_class or LauncherSettings).model_validate(settings.model_dump(exclude_unset=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,8 @@ from fullft_assets.errors import Interrupted, without_secrets
 
 #: At most one progress line in this time.
 STEP_SECONDS = 10.0
+#: The time left is that at the speed of so long a time: a training that was slow when it began, or for a while, is not for ever.
+SPEED_SECONDS = 300.0
 #: Messages that reach Dagster's log at any pace; thousands of them would slow it down.
 _FREE_REPORTS = 100
 
@@ -44,8 +47,9 @@ class Progress:
         self._stepped_at = float("-inf")
         #: When a message and a step last reached Dagster's log; each has its own pace.
         self._reported_at = {"say": float("-inf"), "step": float("-inf")}
-        self._phase = (0, 0, self._started)  # total, first done, when
-        self._done = 0
+        self._total, self._done = 0, 0
+        #: Lines of the last SPEED_SECONDS: when, and how much was done; the first is the one before, or where the count began.
+        self._recent = deque([(self._started, 0)])
 
     def say(self, message: str) -> None:
         """Print a line; the first hundred go to Dagster's log at any pace, later ones sparsely."""
@@ -60,16 +64,19 @@ class Progress:
             numbers: printed by name; None is not printed.
         """
         now = time.monotonic()
-        if total != self._phase[0] or done < self._done:
-            self._phase = (total, done, now)
+        if total != self._total or done < self._done:
+            self._total, self._recent = total, deque([(now, done)])
         self._done = done
         if now - self._stepped_at < STEP_SECONDS:
             return
         self._stepped_at = now
         shown = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
-        _, first, began = self._phase
+        while len(self._recent) > 1 and self._recent[1][0] <= now - SPEED_SECONDS:
+            self._recent.popleft()
+        began, first = self._recent[0]
         if first < done < total:
             shown.append(f"ETA {_duration((now - began) / (done - first) * (total - done))}")
+        self._recent.append((now, done))
         self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *shown]))
 
     def raise_if_stopped(self) -> None:

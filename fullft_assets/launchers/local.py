@@ -1,125 +1,71 @@
-"""Runs workloads on this machine: supervised processes, torchrun where training has several."""
+"""The launcher `local`: supervised processes of this machine, which end with the run that launched them."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
+import socket
 import tempfile
-import uuid
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-import dagster as dg
-import psutil
-
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, RUN_ID, WorkloadFailure
-from fullft_assets.launchers import Launcher
-from fullft_assets.launchers.run_workers import logged_pid
-from fullft_assets.launchers.supervisor import KILL_SECONDS, kill_until_gone, launched_processes
+from fullft_assets.jobs.launch import RUN_ID
+from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status
+from fullft_assets.launchers.machine import Machine
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.settings import LauncherSettings
-from fullft_assets.store import Store
-
-#: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share a model.
-DISTRIBUTED = frozenset({"training"})
-#: What the supervisor needs beyond the grace time to notice, kill and collect.
-_PATIENCE_SECONDS = 5.0
 
 
 class LocalLauncher(Launcher):
-    """Runs a workload under a supervisor; its output goes to the step's compute logs."""
+    """Runs workloads on this machine, torchrun where several processes share the work."""
 
-    def __init__(self, settings: LauncherSettings, package: str = "fullft_assets.workloads"):
-        self.settings = settings
-        self.package = package
+    look_seconds = (1.0, 1.0)
 
-    def launch(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> None:
-        """Run the workload to its end; see `Launcher.launch`."""
-        command = self._command(
-            workload, job.arguments(store), watched_processes(context), shares_model=job.settings.training.sharding != "none"
+    def __init__(self, settings: LauncherSettings):
+        super().__init__(settings)
+        self._machine = Machine(_folder())
+
+    @property
+    def place(self) -> str:
+        """The name of this machine."""
+        return socket.gethostname()
+
+    def submit(self, spec: LaunchSpec) -> None:
+        """Start the job under a supervisor that stops it when the run's processes die."""
+        self._machine.start(
+            spec.name,
+            spec.arguments,
+            {**spec.environment, RUN_ID: spec.run_id},
+            grace_seconds=self.settings.grace_seconds,
+            max_seconds=self.settings.max_seconds,
+            watched=spec.watched,
         )
-        launch_id = uuid.uuid4().hex
-        with (
-            tempfile.TemporaryDirectory(prefix="fullft-") as folder,
-            dg.open_pipes_session(
-                context=context,
-                context_injector=dg.PipesEnvContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),  # one a run: a second session would lose its messages
-            ) as session,
-        ):
-            error_file = Path(folder, "error")
-            environment = {
-                **os.environ,
-                **session.get_bootstrap_env_vars(),
-                LAUNCH_ID: launch_id,
-                RUN_ID: context.run.run_id,
-                ERROR_FILE: str(error_file),
-                # torchrun kills its ranks after 30 s by default, whatever our grace time is.
-                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.settings.grace_seconds + _PATIENCE_SECONDS)),
-            }
-            code = self._supervise(command, environment, launch_id)
-            failure = WorkloadFailure.read(error_file)
-        if code != 0 and failure is not None:
-            raise WorkloadError(failure.line, failure.failure)
-        if code != 0:
-            # Killed from outside: by the kernel, the machine's owner or a node that went away.
-            kind = "infrastructure" if code < 0 or code > 128 else "unknown"
-            raise WorkloadError(f"workload {workload} {_ending(code)}; see the step's stderr", kind)
 
-    def _command(self, workload: str, job_arguments: list[str], watched: list[int], *, shares_model: bool) -> list[str]:
-        supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor"]
-        supervisor += ["--watch", ",".join(map(str, watched)), "--grace", str(self.settings.grace_seconds), "--"]
-        torchrun = []
-        if self.settings.processes > 1 and (workload in DISTRIBUTED or (workload == "planning" and shares_model and self._has_room())):
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.settings.processes)]
-        return [*supervisor, sys.executable, *torchrun, "-m", f"{self.package}.{workload}", *job_arguments]
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        """Return how far a job is."""
+        return self._machine.poll(name, wait_seconds)
 
-    def _has_room(self) -> bool:
+    def logs(self, name: str, cursor: str) -> Logs:
+        """Return what a job wrote after a cursor."""
+        return self._machine.logs(name, cursor)
+
+    def stop(self, name: str) -> None:
+        """End a job and every process of it."""
+        self._machine.stop(name, self.settings.grace_seconds)
+
+    def list(self) -> list[str]:
+        """Return the names of the jobs on this machine."""
+        return self._machine.names()
+
+    def has_room(self, processes: int) -> bool:
         """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the training is one of several hosts."""
         gpus = local_hardware()["gpus"]
-        return not gpus or len(gpus) >= self.settings.processes
-
-    def _supervise(self, command: list[str], environment: Mapping[str, str], launch_id: str) -> int:
-        # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly way.
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-        try:
-            return process.wait()
-        except BaseException:  # a cancelled run raises DagsterExecutionInterruptedError or KeyboardInterrupt
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(self.settings.grace_seconds + _PATIENCE_SECONDS)
-            raise
-        finally:
-            # Empty-handed as a rule; not when the supervisor was killed, or a second interrupt cut the wait short.
-            kill_until_gone(lambda: launched_processes(launch_id))
-            process.wait(KILL_SECONDS)
+        return not gpus or len(gpus) >= processes
 
 
-def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
-    """Return the processes that a workload must not outlive: this step's, and its run's worker.
-
-    With the in-process executor both are one. Its parent, a code server or a shell, is not among them:
-    a reload must not kill a run. The executor logs the worker's pid as the run starts; a logged pid
-    counts only if it is an ancestor of this process, because another machine may have written it.
-    """
-    ancestors = {process.pid for process in psutil.Process().parents()}
-    events = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-    logged = {logged_pid(record.event_log_entry) for record in events.records}
-    return [os.getpid(), *sorted(ancestors & logged)]
-
-
-def _ending(code: int) -> str:
-    number = -code if code < 0 else code - 128
-    if number <= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"ended with exit code {code}"
-    who = "lost its supervisor to" if code < 0 else "was killed by"
-    return f"{who} {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+def _folder() -> Path:
+    """Return the folder of this user's jobs, which nobody else can have made."""
+    folder = Path(tempfile.gettempdir(), f"fullft-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise WorkloadError(f"{folder} belongs to somebody else; remove it, or set TMPDIR to another folder", "settings")
+    return folder

@@ -1,17 +1,18 @@
 """Runs one command and leaves none of its processes behind.
 
-`python -m fullft_assets.launchers.supervisor --watch PID[,PID] --grace SECONDS -- COMMAND...`
+`python -m fullft_assets.launchers.supervisor [--watch PID[,PID]] [--folder FOLDER] [--seconds SECONDS] --grace SECONDS -- COMMAND...`
 
-The command is stopped when the supervisor gets SIGTERM or SIGINT and when a watched process dies, even
-by SIGKILL. It then has the grace time to write its checkpoint. After it, or after the command's own
+The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watched process dies, even
+by SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the command's own
 end, every descendant is killed, those in sessions of their own (torchrun's ranks) included. When the
 supervisor itself is killed, the kernel kills the command. The exit code is the command's, 128 + N when
-signal N ended it.
+signal N ended it. A folder gets the supervisor's pid and, at the end, the exit code, for processes that are not its parent.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -30,24 +32,44 @@ from fullft_assets.jobs.launch import LAUNCH_ID, adopt_orphans, die_with_parent
 POLL_SECONDS = 0.5
 #: How long killed processes may take to vanish; longer means an uninterruptible system call.
 KILL_SECONDS = 10.0
+#: Files of `--folder`: pid and start time of the supervisor; and exit code of the command, with whether its time was up.
+PID, EXIT = "pid", "exit"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line above and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fullft_assets.launchers.supervisor", description=__doc__)
-    parser.add_argument("--watch", required=True, metavar="PID[,PID]", help="processes whose death stops the command")
+    parser.add_argument(
+        "--watch", default="", metavar="PID[,PID]", help="processes whose death stops the command; none: it outlives its parent"
+    )
+    parser.add_argument("--folder", type=Path, help="where pid and exit code are written")
+    parser.add_argument("--seconds", type=float, help="the command is stopped after so long")
     parser.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="time for a checkpoint")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     chosen = parser.parse_args(arguments)
-    supervisor = Supervisor(chosen.grace)
+    supervisor = Supervisor(chosen.grace, chosen.seconds)
+    if chosen.folder is not None:
+        _write(chosen.folder / PID, f"{os.getpid()} {psutil.Process().create_time()}")
     adopt_orphans()
-    die_with_parent(signal.SIGTERM)
+    if chosen.watch:
+        die_with_parent(signal.SIGTERM)
     try:
         # psutil's processes are distinguished by (pid, start time): a reused pid is not taken for the old process.
-        watched = [psutil.Process(int(pid)) for pid in chosen.watch.split(",")]
+        watched = [psutil.Process(int(pid)) for pid in chosen.watch.split(",") if pid]
     except psutil.NoSuchProcess:
-        return 128 + signal.SIGTERM
-    return supervisor.run(chosen.command, watched)
+        code = 128 + signal.SIGTERM
+    else:
+        code = supervisor.run(chosen.command, watched)
+    if chosen.folder is not None:
+        _write(chosen.folder / EXIT, json.dumps({"code": code, "is_limit": supervisor.is_late}))
+    return code
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one atomic step."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 class Supervisor:
@@ -55,9 +77,12 @@ class Supervisor:
 
     _command: subprocess.Popen[bytes]
 
-    def __init__(self, grace_seconds: float):
+    def __init__(self, grace_seconds: float, max_seconds: float | None = None):
         self.grace_seconds = grace_seconds
+        self.max_seconds = float("inf") if max_seconds is None else max_seconds
         self.stop_requested = False
+        #: Whether the command was stopped because its time was up.
+        self.is_late = False
         self._wakeup, wakeup_writer = os.pipe()
         for end in (self._wakeup, wakeup_writer):
             os.set_blocking(end, False)
@@ -74,8 +99,10 @@ class Supervisor:
     def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
         self._command = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent)
         try:
-            self._wait(lambda: not self.stop_requested and all(map(is_alive, watched)))
+            limit = time.monotonic() + self.max_seconds
+            self._wait(lambda: not self.stop_requested and all(map(is_alive, watched)) and time.monotonic() < limit)
             if self._command.returncode is None:
+                self.is_late = not self.stop_requested and time.monotonic() >= limit
                 self._terminate()
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -15,7 +15,7 @@ from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
 from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.settings.examples import ExamplesSettings
-from fullft_assets.settings.launcher import LauncherSettings
+from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
@@ -58,8 +58,28 @@ class UseCaseSettings(Settings):
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     automation: AutomationSettings = AutomationSettings()
-    launcher: LauncherSettings = LauncherSettings()
+    launcher: Annotated[LauncherSettings, ByKind()] = LauncherSettings()
+    compute: ComputeSettings = ComputeSettings()
     alerts: AlertsSettings = AlertsSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compute_begins_with_the_launcher(cls, data: Any) -> Any:
+        """Complete each section of `compute` from `launcher`, where both are of one kind."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("compute"), Mapping):
+            return data
+        base = data.get("launcher", {})
+        base = base.model_dump() if isinstance(base, LauncherSettings) else base
+        if not isinstance(base, Mapping):
+            return data
+        kind = base.get("kind", "local")
+        return {
+            **data,
+            "compute": {
+                name: {**base, **given} if isinstance(given, Mapping) and given.get("kind", kind) == kind else given
+                for name, given in data["compute"].items()
+            },
+        }
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +97,10 @@ class UseCaseSettings(Settings):
     def primary_metric(self) -> str:
         """Name of the metric that decides: the one asked for, or the task's first."""
         return self.evaluation.primary_metric or task_of(self.examples).metrics[0]
+
+    def launcher_of(self, workload: str) -> LauncherSettings:
+        """Return where a workload runs."""
+        return self.compute.of(workload) or self.launcher
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import dagster as dg
 
 from fullft_assets.jobs import Job
-from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.jobs.launchers import open_launcher
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings import LauncherSettings, UseCaseSettings
+from fullft_assets.settings import LauncherSettings, SshLauncherSettings, UseCaseSettings
 from fullft_assets.store import Store
 
 
@@ -20,15 +21,21 @@ def probe_job(folder: Path, stage: str) -> tuple[Job, Store]:
     return job, store
 
 
+def _launcher_settings() -> LauncherSettings:
+    if "PROBE_LAUNCHER" in os.environ:
+        return SshLauncherSettings.model_validate_json(os.environ["PROBE_LAUNCHER"])
+    return LauncherSettings(processes=int(os.environ["PROBE_PROCESSES"]), grace_seconds=float(os.environ["PROBE_GRACE"]))
+
+
 @dg.asset
 def probed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Launch the probe."""
-    settings = {"processes": int(os.environ["PROBE_PROCESSES"]), "grace_seconds": float(os.environ["PROBE_GRACE"])}
-    launcher = LocalLauncher(LauncherSettings(**settings), package="probe_workloads")
-    workload = "training" if settings["processes"] > 1 else "probe"
+    settings = _launcher_settings()
+    driver = LaunchDriver(lambda _: open_launcher(settings), package="probe_workloads")
+    workload = "training" if settings.processes > 1 else "probe"
     job, store = probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"])
     with one_line_errors(store, job.case):
-        manifest = launcher.run(context, workload, job, store)
+        manifest = driver.run(context, workload, job, store)
     return dg.MaterializeResult(metadata={"ref": manifest.ref}, data_version=dg.DataVersion(manifest.content_digest))
 
 

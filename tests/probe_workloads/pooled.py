@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 from probe_workloads.definitions import probe_job
 
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.settings import LauncherSettings
 
@@ -13,8 +14,8 @@ from fullft_assets.settings import LauncherSettings
 @dg.asset(pool="gpu")
 def held(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Launch the probe."""
-    launcher = LocalLauncher(LauncherSettings(grace_seconds=20), package="probe_workloads")
-    launcher.run(context, "probe", *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
+    driver = LaunchDriver(lambda _: LocalLauncher(LauncherSettings(grace_seconds=20)), package="probe_workloads")
+    driver.run(context, "probe", *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
     return dg.MaterializeResult()
 
 

@@ -30,6 +30,12 @@ def writes(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(settings={}, inputs={}, metadata={"rank": os.environ.get("RANK")})
 
 
+def looks(job: Job, store: Store, progress: Progress) -> None:
+    """Write down where the job's relative paths start, and a variable of the environment."""
+    with store.create(job.case, job.stage, job.key, version="1", seed=0) as draft:
+        draft.commit(settings={}, inputs={}, metadata={"root": job.project_root, "variable": os.environ.get("PROBE_VARIABLE")})
+
+
 def refuses(job: Job, store: Store, progress: Progress) -> None:
     """End for a reason that the user can fix."""
     raise DataError("documents/a.csv:3: no field `label`;\nname it in examples.label")
@@ -70,6 +76,28 @@ def ignores(job: Job, store: Store, progress: Progress) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     works(job, store, progress)
+
+
+def waits(job: Job, store: Store, progress: Progress) -> None:
+    """Leave a line for each start, and write the artifact when a file asks for it."""
+    folder = Path(job.project_root)
+    leave_pid(folder, "workload0", os.getpid())
+    with (folder / "starts").open("a") as file:
+        file.write("started\n")
+    progress.say("waiting")
+    deadline = time.monotonic() + 120
+    while not (folder / "go").exists() and time.monotonic() < deadline:
+        progress.raise_if_stopped()
+        time.sleep(0.05)
+    writes(job, store, progress)
+
+
+def is_preempted(job: Job, store: Store, progress: Progress) -> None:
+    """End as on a spot machine, the first time; then write the artifact."""
+    if store.read_pointer("tries") is None:
+        store.write_pointer("tries", {"num_tries": 1})
+        raise Interrupted("stopped at step 7 of 9; run the same command to resume there")
+    writes(job, store, progress)
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:

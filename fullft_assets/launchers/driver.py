@@ -1,0 +1,281 @@
+"""The one driver of all launchers: record, attach or submit, follow, cancel, classify, try again, collect."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import dagster as dg
+import psutil
+
+from fullft_assets.errors import FailureClass, WorkloadError
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.launchers import open_launcher
+from fullft_assets.launchers import records
+from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launchers.records import Launch
+from fullft_assets.launchers.run_workers import is_gone, logged_pid
+from fullft_assets.settings.launcher import launcher_section
+from fullft_assets.store import Manifest, Store
+
+#: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share a model.
+DISTRIBUTED = frozenset({"training"})
+#: Classes of failures after which the same job may succeed: it resumes from its checkpoint.
+RETRIED: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
+#: Time before the first retry; each further one waits twice as long.
+RETRY_SECONDS = 30.0
+#: A backend that does not answer is asked again for so long.
+PATIENCE_SECONDS = 1800.0
+_PAUSE_SECONDS = 5.0
+#: What a message of Pipes has, in a backend's one stream of output.
+_MESSAGE = '{"__dagster_pipes_version"'
+
+T = TypeVar("T")
+
+
+class LaunchDriver:
+    """Runs workloads to their end; the resource `CASE_launcher`.
+
+    Progress arrives in Dagster's log through Pipes. The result is never taken from there: it is the manifest that the workload writes last.
+
+    Args:
+        launcher_of: returns the launcher of a workload.
+        package: where the workloads' modules are.
+    """
+
+    def __init__(self, launcher_of: Callable[[str], Launcher], package: str = "fullft_assets.workloads"):
+        self.launcher_of = launcher_of
+        self.package = package
+
+    def run(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> Manifest:
+        """Launch a workload, or attach to it where it runs already, and return the manifest of the artifact that its job asks for.
+
+        A cancelled step stops a job that it launched: it has the grace time for a checkpoint, then it is killed.
+
+        Raises:
+            WorkloadError: the workload failed, and was not to be tried again; or it wrote no manifest.
+        """
+        launcher = self.launcher_of(workload)
+        arguments = job.arguments(store)
+        num_retries = 0
+        while True:
+            status, is_own = self._attempt(context, launcher, workload, job, store, arguments)
+            if status.state == "succeeded":
+                return _collect(workload, job, store)
+            # An attempt of an earlier run, which ended as that run did, says nothing about this one.
+            may_retry = status.failure in RETRIED and (not is_own or num_retries < launcher.settings.max_retries)
+            if not may_retry:
+                raise WorkloadError(status.reason, status.failure)
+            if is_own:
+                num_retries += 1
+                pause = RETRY_SECONDS * 2 ** (num_retries - 1)
+                context.log.warning(
+                    f"{status.reason} [{status.failure}]; retry {num_retries} of {launcher.settings.max_retries} in {pause:g} s, from its checkpoint"
+                )
+                time.sleep(pause)
+            else:
+                context.log.info(f"the attempt of an earlier run has ended: {status.reason}")
+
+    def spec(
+        self, launcher: Launcher, workload: str, job: Job, *, name: str = "", arguments: Sequence[str] = (), run_id: str = ""
+    ) -> LaunchSpec:
+        """Return what a launcher has to run for a job, but for the environment and the processes that it must not outlive."""
+        processes = launcher.settings.processes
+        shares_model = workload == "planning" and job.settings.training.sharding != "none" and launcher.has_room(processes)
+        processes = processes if workload in DISTRIBUTED or shares_model else 1
+        return LaunchSpec(name, f"{self.package}.{workload}", tuple(arguments), processes, run_id=run_id)
+
+    def _attempt(
+        self, context: dg.AssetExecutionContext, launcher: Launcher, workload: str, job: Job, store: Store, arguments: list[str]
+    ) -> tuple[Status, bool]:
+        """Submit a job, or attach to one, follow it to its end, and return that and whether this run submitted it."""
+        instance, run_id = context.instance, context.run.run_id
+        usd = job.settings.planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
+        wanted = Launch(
+            case=job.case,
+            stage=job.stage,
+            key=job.key,
+            workload=workload,
+            launcher=launcher.settings.model_dump(mode="json"),
+            place=launcher.place,
+            run_id=run_id,
+            job=arguments,
+            submitted_at=time.time(),
+            hourly_usd=usd or None,
+        )
+        launch, replaced, is_new = records.claim(store, wanted, lambda other: other == run_id or _is_active(instance, other))
+        name, is_mine = launch.name_in(store), launch.run_id == run_id
+        if replaced is not None:
+            left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and the YAML names {launch.place}"
+            if instance.get_run_by_id(replaced.run_id) is None:  # another instance of Dagster may follow it
+                context.log.warning(f"{left}; end it there if nobody waits for it")
+            else:
+                context.log.warning(f"{left}; its run is over, so it is ended")
+                _end(context, open_launcher(launcher_section(replaced.launcher)), replaced, store)
+        if not is_new:
+            context.log.info(f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows")
+        messages = _LogMessages()
+        with dg.open_pipes_session(context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages) as session:
+            spec = replace(
+                self.spec(launcher, workload, job, name=name, arguments=arguments, run_id=run_id),
+                environment=session.get_bootstrap_env_vars(),
+                watched=tuple(watched_processes(context)),
+            )
+            is_submitted = not is_new
+            try:
+                if is_new or (self._read(context, partial(launcher.poll, name)).state == "gone" and not _has_ended(store, launch)):
+                    self._submit(context, launcher, spec)
+                is_submitted = True
+                status = self._follow(context, launcher, name, messages)
+            except Unreachable:
+                raise  # it may run on, and the next run attaches to it
+            except BaseException as error:  # a cancelled run raises DagsterExecutionInterruptedError or KeyboardInterrupt
+                if isinstance(error, WorkloadError) and not is_submitted:
+                    records.end(store, launch, "failed", str(error), error.failure)
+                elif is_mine:
+                    _end(context, launcher, launch, store)
+                raise
+            if status.state == "gone":
+                status = _recorded_end(store, launch)
+            if status.state == "failed" and not status.is_own_line:
+                status = replace(status, reason=f"workload {workload} {status.reason}; see the step's stderr")
+            # Before the backend forgets it: whoever else follows it reads it here.
+            records.end(store, launch, "succeeded" if status.state == "succeeded" else "failed", status.reason, status.failure)
+            if is_mine:
+                _end(context, launcher, launch, store)
+        return status, is_new
+
+    def _submit(self, context: dg.AssetExecutionContext, launcher: Launcher, spec: LaunchSpec) -> None:
+        try:
+            launcher.submit(spec)
+        except Unreachable as error:
+            context.log.warning(f"{error}; asking once more")
+            time.sleep(_PAUSE_SECONDS)
+            # Only the answer may be lost: what runs, or has ended meanwhile, is not started again.
+            if launcher.poll(spec.name).state == "gone":
+                launcher.submit(spec)
+
+    def _follow(self, context: dg.AssetExecutionContext, launcher: Launcher, name: str, messages: _LogMessages) -> Status:
+        began, cursor = time.monotonic(), ""
+        at_first, at_last = launcher.look_seconds
+        while True:
+            pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
+            status = self._read(context, partial(launcher.poll, name, pause))
+            logs = Logs(cursor, is_more=True)
+            while logs.is_more:
+                logs = self._read(context, partial(launcher.logs, name, logs.cursor))
+                messages.forward(logs)
+            cursor = logs.cursor
+            if status.is_over:
+                return status
+
+    def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T]) -> T:
+        """Ask a backend, again and again while it does not answer."""
+        deadline, is_said = time.monotonic() + PATIENCE_SECONDS, False
+        while True:
+            try:
+                return ask()
+            except Unreachable as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not is_said:
+                    context.log.warning(f"{error}; asking again for {PATIENCE_SECONDS / 60:g} minutes")
+                is_said = True
+                time.sleep(_PAUSE_SECONDS)
+
+
+class _LogMessages(dg.PipesMessageReader):
+    """Messages of Pipes, and all other output, as a launcher's `logs` return them."""
+
+    _handler: dg.PipesMessageHandler
+
+    @contextmanager
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, str]]:
+        """Yield where a process writes messages whose backend knows no better place."""
+        self._handler = handler
+        yield {"stdio": "stdout"}
+
+    @property
+    def expected_writer_count(self) -> int:
+        """One process sends messages: the first rank."""
+        return 1
+
+    def no_messages_debug_text(self) -> str:
+        """Return what Dagster says of a process that sent nothing."""
+        return "Expected messages in the output of the launched process."
+
+    def forward(self, logs: Logs) -> None:
+        """Hand messages to Dagster, and all else to the step's compute logs."""
+        for line in logs.messages.splitlines(keepends=True):
+            if line.endswith("\n"):  # else the process was killed while it wrote it
+                self._handler.handle_message(json.loads(line))
+        for line in logs.stdout.splitlines(keepends=True):
+            if line.startswith(_MESSAGE):
+                self._handler.handle_message(json.loads(line))
+            else:
+                sys.stdout.write(line)
+        sys.stderr.write(logs.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
+    """Return the processes that a workload on this machine must not outlive: this step's, and its run's worker.
+
+    With the in-process executor both are one. Its parent, a code server or a shell, is not among them:
+    a reload must not kill a run. The executor logs the worker's pid as the run starts; a logged pid
+    counts only if it is an ancestor of this process, because another machine may have written it.
+    """
+    ancestors = {process.pid for process in psutil.Process().parents()}
+    events = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    logged = {logged_pid(record.event_log_entry) for record in events.records}
+    return [os.getpid(), *sorted(ancestors & logged)]
+
+
+def _end(context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store) -> None:
+    """End a job and remove what its backend keeps of it; where the backend does not answer, whatever was to follow follows."""
+    name = launch.name_in(store)
+    try:
+        launcher.stop(name)
+    except WorkloadError as error:
+        context.log.error(
+            f"{name} at {launch.place} could not be ended ({error}); if it still runs, end it there, or launch it again to attach"
+        )
+        return
+    records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
+
+
+def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Return whether a run may still be following a job."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and not run.is_finished and not is_gone(instance, run)
+
+
+def _has_ended(store: Store, launch: Launch) -> bool:
+    now = records.read(store, launch)
+    return now is not None and (now.attempt != launch.attempt or now.ended_at is not None)
+
+
+def _recorded_end(store: Store, launch: Launch) -> Status:
+    """Return how a job ended that its backend has forgotten: as the run that followed it recorded."""
+    now = records.read(store, launch)
+    if now is None or now.attempt != launch.attempt or now.ended_at is None:
+        return Status("failed", f"is gone from {launch.place}", "infrastructure")
+    return Status("succeeded" if now.state == "succeeded" else "failed", now.reason, now.failure, is_own_line=True)
+
+
+def _collect(workload: str, job: Job, store: Store) -> Manifest:
+    manifest = store.find(job.case, job.stage, job.key)
+    if manifest is None:
+        raise WorkloadError(
+            f"workload {workload} ended with exit code 0 but without its manifest: no artifact "
+            f"{job.case}/{job.stage}/{job.key} in {store.url}; see the step's stdout"
+        )
+    return manifest

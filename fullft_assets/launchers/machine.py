@@ -1,0 +1,248 @@
+"""Jobs of one machine: each is a supervised process, with a folder that any later process can read.
+
+Used in this process by the launcher `local`. The launcher `ssh` runs this module on the other machine:
+`python -m fullft_assets.launchers.machine` reads one request (a JSON object) from stdin and prints the answer as the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fullft_assets.errors import FailureClass
+from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure
+from fullft_assets.launchers.base import Logs, Status
+from fullft_assets.launchers.supervisor import EXIT, KILL_SECONDS, PID, is_alive, kill_until_gone, launched_processes
+
+#: What the supervisor needs beyond the grace time to notice, kill and collect.
+PATIENCE_SECONDS = 5.0
+#: A job whose supervisor has not begun after this long never will.
+_START_SECONDS = 60.0
+#: Time between two looks at a job whose end is waited for.
+_LOOK_SECONDS = 0.05
+#: Most bytes of one stream in one answer.
+_MAX_BYTES = 1_000_000
+_STREAMS = ("stdout", "stderr", "messages")
+
+
+class Machine:
+    """The jobs of this machine.
+
+    Args:
+        root: folder with a folder for each job.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        #: Supervisors that this process started, which it has to collect.
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        grace_seconds: float,
+        max_seconds: float | None = None,
+        watched: Sequence[int] = (),
+    ) -> None:
+        """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one is replaced.
+
+        Args:
+            watched: processes that the job must not outlive. Default: none; it outlives this process as well.
+        """
+        from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
+
+        folder = self.root / name
+        if folder.is_dir() and self._status(name).is_over:
+            self.stop(name, 0)
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)  # only one process can make it
+        except FileExistsError:
+            return
+        supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--folder", str(folder), "--grace", str(grace_seconds)]
+        supervisor += ["--watch", ",".join(map(str, watched))] if watched else []
+        supervisor += [] if max_seconds is None else ["--seconds", str(max_seconds)]
+        variables = {
+            **os.environ,
+            **environment,
+            LAUNCH_ID: name,
+            ERROR_FILE: str(folder / "error"),
+            # torchrun kills its ranks after 30 s by default, whatever our grace time is.
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds + PATIENCE_SECONDS)),
+        }
+        if DAGSTER_PIPES_MESSAGES_ENV_VAR in variables:  # a file of their own keeps messages whole, whatever else is printed
+            variables[DAGSTER_PIPES_MESSAGES_ENV_VAR] = encode_param({"path": str(folder / "messages")})
+        with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
+            # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly way.
+            self._children[name] = subprocess.Popen(
+                [*supervisor, "--", sys.executable, *arguments],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        """Return how far a job is; wait for its end for so long at most."""
+        deadline = time.monotonic() + wait_seconds
+        while not (status := self._status(name)).is_over and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+        return status
+
+    def logs(self, name: str, cursor: str) -> Logs:
+        """Return what a job wrote after a cursor."""
+        offsets = dict(zip(_STREAMS, map(int, cursor.split(",")), strict=True)) if cursor else dict.fromkeys(_STREAMS, 0)
+        is_over = self._status(name).is_over
+        found, is_more = {}, False
+        for stream in _STREAMS:
+            data = _read(self.root / name / stream, offsets[stream], whole_lines=not is_over)
+            offsets[stream] += len(data)
+            is_more = is_more or len(data) == _MAX_BYTES
+            found[stream] = data.decode(errors="replace")
+        return Logs(",".join(str(offsets[stream]) for stream in _STREAMS), **found, is_more=is_more)
+
+    def stop(self, name: str, grace_seconds: float) -> None:
+        """End a job if it runs, wait until none of its processes is left, and remove its folder."""
+        supervisor = self._supervisor(name)
+        try:
+            if supervisor is not None:
+                with suppress(psutil.NoSuchProcess):
+                    supervisor.terminate()
+                self.poll(name, grace_seconds + PATIENCE_SECONDS)
+        finally:
+            # Empty-handed as a rule; not when the supervisor was killed, or a second interrupt cut the wait short.
+            kill_until_gone(lambda: launched_processes(name))
+            child = self._children.pop(name, None)
+            if child is not None:
+                child.wait(KILL_SECONDS)
+            shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all jobs, ended ones included, sorted."""
+        return sorted(folder.name for folder in self.root.iterdir()) if self.root.is_dir() else []
+
+    def _status(self, name: str) -> Status:
+        folder = self.root / name
+        if not folder.is_dir():
+            return Status("gone")
+        child = self._children.get(name)
+        killed_by = None if child is None else child.poll()
+        ended = _ended(folder)
+        if ended is None and (killed_by is None if child is not None else self._may_run(folder)):
+            return Status("running" if (folder / PID).exists() else "pending")
+        ended = ended or _ended(folder)
+        if ended is not None and ended["code"] == 0:
+            return Status("succeeded")
+        if ended is not None and ended["is_limit"]:
+            return Status(
+                "failed", "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings"
+            )
+        failure = WorkloadFailure.read(folder / "error")
+        if failure is not None:
+            return Status("failed", failure.line, failure.failure, is_own_line=True)
+        if ended is None:
+            return Status("failed", _lost(killed_by), "infrastructure")
+        return Status("failed", *_ending(ended["code"]))
+
+    def _may_run(self, folder: Path) -> bool:
+        """Return whether a job without an exit code runs, or is about to."""
+        if (folder / PID).exists():
+            return self._supervisor(folder.name) is not None
+        with suppress(FileNotFoundError):
+            return time.time() - folder.stat().st_mtime < _START_SECONDS
+        return False
+
+    def _supervisor(self, name: str) -> psutil.Process | None:
+        """Return the living supervisor of a job."""
+        child = self._children.get(name)
+        try:
+            if child is not None:
+                return psutil.Process(child.pid) if child.poll() is None else None
+            pid, began = (self.root / name / PID).read_text().split()
+            process = psutil.Process(int(pid))
+            # A pid is used again, and a folder outlives the machine's boot.
+            return process if abs(process.create_time() - float(began)) < 1 and is_alive(process) else None
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return None
+
+
+def _ended(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / EXIT).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _read(path: Path, offset: int, *, whole_lines: bool) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(_MAX_BYTES)
+    except FileNotFoundError:
+        return b""
+    if whole_lines and len(data) < _MAX_BYTES:
+        return data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
+    return data
+
+
+def _lost(code: int | None) -> str:
+    if code is None or code >= 0:
+        return "lost its supervisor (killed, out of memory, or the machine went down)"
+    return f"lost its supervisor to {_signal_name(-code)}"
+
+
+def _ending(code: int) -> tuple[str, FailureClass]:
+    """Return what an exit code says, and the class of failure."""
+    name = None if code <= 128 else _signal_name(code - 128)
+    # Killed from outside: by the kernel, the machine's owner or a node that went away.
+    return (f"ended with exit code {code}", "unknown") if name is None else (f"was killed by {name}", "infrastructure")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return name + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def main() -> int:
+    """Answer the request on stdin; see the top of this file."""
+    request = json.load(sys.stdin)
+    cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
+    machine, do, name = Machine(cache / "launches"), request.pop("do"), request.pop("name", "")
+    answer: Any = None
+    if do == "start":
+        machine.start(name, request.pop("arguments"), request.pop("environment"), **request)
+    elif do == "poll":
+        answer = asdict(machine.poll(name, **request))
+    elif do == "logs":
+        answer = asdict(machine.logs(name, **request))
+    elif do == "stop":
+        machine.stop(name, **request)
+    elif do == "list":
+        answer = machine.names()
+    else:
+        raise ValueError(f"unknown request {do}")
+    print(json.dumps({"answer": answer}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

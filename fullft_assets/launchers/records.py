@@ -1,0 +1,126 @@
+"""Launch records: who launched what, where, since when and how it ended; in the store, so that any run can attach to a job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fullft_assets.errors import FailureClass, WorkloadError
+from fullft_assets.store import Store, digest
+
+
+class Launch(BaseModel):
+    """The newest attempt at the artifact of one key.
+
+    Attributes:
+        launcher: the section of the YAML, from which any process can make the launcher again.
+        run_id: the run that follows it and may cancel it; another one follows it, too, but leaves it running.
+        job: arguments that name and pin the job file.
+        hourly_usd: None where no price is known.
+        earlier_hours: of the attempts before this one that came to nothing.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    case: str
+    stage: str
+    key: str
+    workload: str
+    launcher: dict[str, Any]
+    place: str
+    attempt: int = 1
+    run_id: str
+    job: list[str]
+    submitted_at: float
+    ended_at: float | None = None
+    state: Literal["running", "succeeded", "failed", "stopped"] = "running"
+    reason: str = ""
+    failure: FailureClass = "unknown"
+    hourly_usd: float | None = None
+    earlier_hours: float = 0.0
+
+    @property
+    def record(self) -> str:
+        """Name of its pointer in the store."""
+        return f"launches/{self.case}/{self.stage}/{self.key}"
+
+    def name_in(self, store: Store) -> str:
+        """Return the job's name: one for each attempt, also where several stores share a backend."""
+        return f"fullft-{digest([store.url, self.case, self.stage, self.key])[:20]}-{self.attempt}"
+
+    @property
+    def hours(self) -> float:
+        """Hours since it was submitted, or until it ended."""
+        return ((self.ended_at or time.time()) - self.submitted_at) / 3600
+
+    @property
+    def usd(self) -> float | None:
+        """What it has cost so far with the attempts before it, where a price is known."""
+        return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
+
+
+def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool]) -> tuple[Launch, Launch | None, bool]:
+    """Record a launch, or find the one to attach to; of two runs at once, one launches.
+
+    Args:
+        is_active: whether a run, by its id, may still be following a job.
+
+    Returns:
+        The launch; the one that it takes the place of, if that may still run elsewhere; and whether it is new.
+
+    Raises:
+        WorkloadError: another run's job for this key is at another place.
+    """
+    found: Launch = wanted
+    replaced: Launch | None = None
+
+    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        nonlocal found, replaced
+        found, replaced = wanted, None
+        if recorded is None:
+            return wanted.model_dump()
+        old = Launch.model_validate(recorded)
+        if old.ended_at is None and old.place == wanted.place:
+            found = old if is_active(old.run_id) else old.model_copy(update={"run_id": wanted.run_id})
+            return None if found == old else found.model_dump()
+        if old.ended_at is None and is_active(old.run_id):
+            raise WorkloadError(
+                f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it", "infrastructure"
+            )
+        earlier = 0.0 if old.state == "succeeded" else old.earlier_hours + old.hours
+        found = wanted.model_copy(update={"attempt": old.attempt + 1, "earlier_hours": earlier})
+        replaced = old if old.ended_at is None else None
+        return found.model_dump()
+
+    store.change_pointer(wanted.record, change)
+    return found, replaced, found.submitted_at == wanted.submitted_at
+
+
+def end(store: Store, launch: Launch, state: Literal["succeeded", "failed", "stopped"], reason: str, failure: FailureClass) -> None:
+    """Record how an attempt ended, unless that is known or there is a newer one."""
+
+    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        if recorded is None or recorded["attempt"] != launch.attempt or recorded["ended_at"] is not None:
+            return None
+        return {**recorded, "ended_at": time.time(), "state": state, "reason": reason, "failure": failure}
+
+    store.change_pointer(launch.record, change)
+
+
+def read(store: Store, launch: Launch) -> Launch | None:
+    """Return what is recorded now for the key of a launch."""
+    recorded = store.read_pointer(launch.record)
+    return None if recorded is None else Launch.model_validate(recorded)
+
+
+def launches(store: Store, case: str) -> Iterator[Launch]:
+    """Yield the newest launch of each key of a use case."""
+    for stage in sorted(store.names(f"pointers/launches/{case}")):
+        folder = f"launches/{case}/{stage}"
+        for key in store.list_pointers(folder):
+            recorded = store.read_pointer(f"{folder}/{key}")
+            if recorded is not None:
+                yield Launch.model_validate(recorded)

@@ -1,0 +1,154 @@
+"""The launcher `ssh`: supervised processes of another machine, which go on when the connection is lost.
+
+Nothing is copied but the URI of the job file: the store is on S3, or a folder that both machines mount under one path. Each question is one
+`ssh` that runs `fullft_assets.launchers.machine` there, with the request on stdin, so that nothing is quoted for two shells.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.jobs.launch import PROJECT_ROOT
+from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launchers.machine import PATIENCE_SECONDS
+from fullft_assets.launchers.supervisor import KILL_SECONDS
+from fullft_assets.settings import SshLauncherSettings
+
+#: Exit code of `ssh` for its own errors.
+_SSH_ERROR = 255
+#: What `ssh` says where another try gives the same answer, and what to do.
+_REFUSED = {
+    "Permission denied": "set launcher.user and launcher.key_file to a user and a key that the machine accepts",
+    "Host key verification failed": "compare the machine's host key and add it to ~/.ssh/known_hosts, or name launcher.known_hosts",
+    "Bad configuration": "fix ~/.ssh/config",
+}
+_OPTIONS = {
+    "BatchMode": "yes",
+    "StrictHostKeyChecking": "yes",
+    "ConnectTimeout": "15",
+    # A connection that is silent for a minute is lost.
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "4",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "ClearAllForwardings": "yes",
+}
+#: What a request takes there beside the time that it waits.
+_ANSWER_SECONDS = 120.0
+
+
+class SshLauncher(Launcher):
+    """Runs workloads on a machine of one's own."""
+
+    settings: SshLauncherSettings
+    settings_class = SshLauncherSettings
+
+    @property
+    def place(self) -> str:
+        """User, machine and port, as far as the YAML gives them."""
+        user = f"{self.settings.user}@" if self.settings.user else ""
+        port = f":{self.settings.port}" if self.settings.port else ""
+        return f"{user}{self.settings.host}{port}"
+
+    def submit(self, spec: LaunchSpec) -> None:
+        """Start the job there under a supervisor of its own."""
+        root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone
+        self._ask(
+            "start",
+            name=spec.name,
+            arguments=spec.arguments,
+            environment={**self.settings.environment, **root, **spec.environment},
+            grace_seconds=self.settings.grace_seconds,
+            max_seconds=self.settings.max_seconds,
+        )
+
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        """Return how far a job is."""
+        return Status(**self._ask("poll", wait_seconds, name=name, wait_seconds=wait_seconds))
+
+    def logs(self, name: str, cursor: str) -> Logs:
+        """Return what a job wrote after a cursor."""
+        return Logs(**self._ask("logs", name=name, cursor=cursor))
+
+    def stop(self, name: str) -> None:
+        """End a job and every process of it."""
+        grace = self.settings.grace_seconds
+        self._ask("stop", grace + PATIENCE_SECONDS + KILL_SECONDS, name=name, grace_seconds=grace)
+
+    def list(self) -> list[str]:
+        """Return the names of the jobs of this user on that machine."""
+        return self._ask("list")
+
+    def _ask(self, do: str, seconds: float = 0.0, **request: Any) -> Any:
+        """Send a request and return the answer.
+
+        Args:
+            seconds: that the other machine may take its time.
+
+        Raises:
+            Unreachable: there is no connection, or it was lost.
+            WorkloadError: `ssh` or the machine refused.
+        """
+        said = json.dumps({"do": do, **request})
+        try:
+            done = subprocess.run(
+                self._command(),
+                input=said,
+                capture_output=True,
+                text=True,
+                timeout=seconds + _ANSWER_SECONDS,
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"ssh {self.place}: no answer within {seconds + _ANSWER_SECONDS:.0f} s") from None
+        except FileNotFoundError:
+            raise WorkloadError("launcher.kind: ssh needs the program `ssh`, which is not installed here", "settings") from None
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1])["answer"]
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}").strip()
+        if done.returncode == _SSH_ERROR:
+            for sign, what_to_do in _REFUSED.items():
+                if sign in done.stderr:
+                    raise WorkloadError(f"ssh {self.place}: {reason.rstrip('.')}; {what_to_do}", "settings")
+            raise Unreachable(f"ssh {self.place}: {reason}")
+        raise WorkloadError(
+            f"ssh {self.place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set launcher.python and "
+            "launcher.folder to where fullft_assets is there",
+            "settings",
+        )
+
+    def _command(self) -> list[str]:
+        settings = self.settings
+        options = dict(_OPTIONS)
+        if settings.key_file is not None:
+            options["IdentitiesOnly"] = "yes"
+        if settings.known_hosts is not None:
+            options["UserKnownHostsFile"] = str(Path(settings.known_hosts).expanduser())
+        command = ["ssh", "-T", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
+        if settings.key_file is not None:
+            command += ["-i", str(Path(settings.key_file).expanduser())]
+        command += [] if settings.port is None else ["-p", str(settings.port)]
+        command += [] if settings.user is None else ["-l", settings.user]
+        return [*command, "--", settings.host, self._remote()]
+
+    def _remote(self) -> str:
+        """Return the command line for the shell there."""
+        python = _quoted(self.settings.python)
+        go = "" if self.settings.folder is None else f"cd {_quoted(self.settings.folder)} && "
+        return f"{go}exec {python} -m fullft_assets.launchers.machine"
+
+
+def _quoted(path: str) -> str:
+    """Return a path for a shell, which still finds somebody's home for `~`."""
+    home, slash, rest = path.partition("/")
+    return (
+        f"{home}{slash}{shlex.quote(rest) if rest else ''}"
+        if home.startswith("~") and home[1:].isalnum() or home == "~"
+        else shlex.quote(path)
+    )

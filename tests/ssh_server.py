@@ -1,0 +1,98 @@
+"""A real SSH server on a free port of this machine, with a host key and a user key of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests import machine
+
+ROOT = Path(__file__).parents[1]
+_MISSING = "no SSH on this machine: install Debian's `openssh-server` and `openssh-client`"
+
+
+class SshServer:
+    """`sshd` and what a client needs to reach it.
+
+    Args:
+        folder: for keys and configuration.
+        environment: variables of each session; such as a cache of its own, as another machine has.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
+        self.folder = folder
+        self.port = _free_port()
+        self._process: subprocess.Popen | None = None
+        if shutil.which("ssh-keygen") is None:
+            machine.lacks(_MISSING)
+        for name in ("host_key", "user_key", "other_key"):
+            _make_key(folder / name)
+        shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+        self.known_hosts = folder / "known_hosts"
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {(folder / 'host_key.pub').read_text()}")
+        variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
+        (folder / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nAuthorizedKeysFile {folder}/authorized_keys\n"
+            "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nLogLevel ERROR\n"
+            f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}\n"
+        )
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        """Return the section `launcher` of a YAML that uses this server."""
+        return {
+            "kind": "ssh",
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": getpass.getuser(),
+            "key_file": str(self.folder / "user_key"),
+            "known_hosts": str(self.known_hosts),
+            "python": sys.executable,
+            **changes,
+        }
+
+    def start(self) -> None:
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        program = shutil.which("sshd", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
+        if program is None or shutil.which("ssh") is None:
+            machine.lacks(_MISSING)
+        assert program is not None
+        self._process = subprocess.Popen([program, "-D", "-e", "-f", str(self.folder / "sshd_config")])
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            assert time.monotonic() < deadline and self._process.poll() is None, "sshd does not listen"
+            time.sleep(0.05)
+
+    def cut(self) -> None:
+        """End the server and every connection, but no process that a session left running."""
+        if self._process is None:
+            return
+        family = [self._process.pid, *(p.pid for p in psutil.Process(self._process.pid).children(recursive=True) if "sshd" in p.name())]
+        for pid in family:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+        self._process.wait()
+        self._process = None
+
+
+def _make_key(path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]

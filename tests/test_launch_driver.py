@@ -1,0 +1,241 @@
+"""The one driver of all launchers, on a backend that a test plays: attach or submit, lost answers, retries, records."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from probe_workloads.definitions import probe_job
+
+from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status, Unreachable, driver, records
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.records import Launch
+from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import LauncherSettings
+from fullft_assets.store import Store
+
+
+class Backend(Launcher):
+    """A backend whose jobs end as the test says, each submission by the next entry of `ends`."""
+
+    place = "the test"
+
+    def __init__(self, store: Store, ends: list[Status], **settings: Any) -> None:
+        super().__init__(LauncherSettings(**settings))
+        self.store, self.ends = store, ends
+        self.jobs: dict[str, Status] = {}
+        self.calls: list[str] = []
+        #: Calls, by their number, that get no answer; a submission is done all the same.
+        self.lost: set[int] = set()
+
+    def submit(self, spec: LaunchSpec) -> None:
+        self.jobs[spec.name] = self.ends.pop(0)
+        if self.jobs[spec.name].state == "succeeded":
+            with self.store.create("probe", "writes", "k1", version="1", seed=0) as draft:
+                draft.commit(settings={}, inputs={}, metadata={})
+        self._answer("submit")
+
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        self._answer("poll")
+        return self.jobs.get(name, Status("gone"))
+
+    def logs(self, name: str, cursor: str) -> Logs:
+        self._answer("logs")
+        return Logs("1", "" if cursor else "a line of output\n")
+
+    def stop(self, name: str) -> None:
+        self._answer("stop")
+        self.jobs.pop(name, None)
+
+    def list(self) -> list[str]:
+        return sorted(self.jobs)
+
+    def _answer(self, call: str) -> None:
+        self.calls.append(call)
+        if len(self.calls) in self.lost:
+            raise Unreachable("the backend does not answer")
+
+
+DONE = Status("succeeded")
+PREEMPTED = Status("failed", "stopped at step 7 of 9", "preemption", is_own_line=True)
+LOST = Status("failed", "was killed by SIGKILL", "infrastructure")
+WRONG = Status("failed", "a.csv:3: no label", "data", is_own_line=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return probe_job(tmp_path, "writes")[1]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[[Launcher], str | None]]:
+    """Runs the probe's job on a launcher; returns None, or the line of the failure."""
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def run(launcher: Launcher) -> str | None:
+            job, store = probe_job(tmp_path, "writes")
+
+            @dg.asset
+            def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+                with one_line_errors(store, "probe"):
+                    LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+                return dg.MaterializeResult()
+
+            done = dg.materialize([made], instance=instance, raise_on_error=False)
+            return None if done.success else done.get_step_failure_events()[0].step_failure_data.user_failure_data.description
+
+        yield run
+
+
+def recorded(store: Store) -> Launch:
+    (launch,) = records.launches(store, "probe")
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("ends", "max_retries", "line", "attempt"),
+    [
+        ([DONE], 0, None, 1),
+        ([PREEMPTED, DONE], 1, None, 2),
+        ([LOST, PREEMPTED, DONE], 2, None, 3),
+        ([PREEMPTED, PREEMPTED, DONE], 1, "stopped at step 7 of 9 [preemption]", 2),
+        ([LOST], 0, "workload training was killed by SIGKILL; see the step's stderr [infrastructure]", 1),
+        ([WRONG, DONE], 5, "a.csv:3: no label [data]", 1),
+    ],
+)
+def test_preemption_and_lost_machines_are_tried_again_within_a_bound(run, store, ends, max_retries, line, attempt):
+    backend = Backend(store, list(ends), max_retries=max_retries)
+    assert run(backend) == line
+    launch = recorded(store)
+    assert (launch.attempt, launch.state, backend.jobs) == (attempt, "succeeded" if line is None else "failed", {})
+    assert line is None or line.startswith(launch.reason)
+
+
+@pytest.mark.parametrize("lost", [{1}, {2}, {3}, {2, 3, 5}])
+def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost):
+    backend = Backend(store, [DONE])
+    # Submission, look, output: the answer is lost, and what was asked for has happened.
+    backend.lost = lost
+    assert run(backend) is None
+    assert backend.calls.count("submit") == 1 and recorded(store).attempt == 1
+
+
+def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = Backend(store, [DONE])
+    backend.lost = {2}
+    assert run(backend) == "the backend does not answer [infrastructure]"
+    left = recorded(store)
+    assert (left.state, backend.list()) == ("running", [left.name_in(store)])
+    backend.lost = set()
+    assert run(backend) is None
+    launch = recorded(store)
+    assert backend.calls.count("submit") == 1 and (launch.state, launch.attempt, launch.submitted_at) == ("succeeded", 1, left.submitted_at)
+    assert launch.run_id != left.run_id
+
+
+@pytest.mark.parametrize(("end", "line", "num_submitted"), [(PREEMPTED, None, 2), (WRONG, "a.csv:3: no label [data]", 1)])
+def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again(run, store, monkeypatch, end, line, num_submitted):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = Backend(store, [end, DONE])
+    backend.lost = {2}
+    run(backend)
+    backend.lost = set()
+    assert run(backend) == line
+    assert backend.calls.count("submit") == num_submitted
+
+
+def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
+    backend = Backend(store, [PREEMPTED, DONE])
+    backend.lost = {2}
+    run(backend)
+    backend.lost = set()
+    assert run(backend) is None
+    assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
+
+
+def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = Backend(store, [WRONG, DONE])
+    backend.lost = {2}
+    run(backend)
+    backend.jobs.clear()
+    backend.lost = set()
+    assert run(backend) is None
+
+
+def test_a_refused_submission_is_one_line_and_leaves_no_record_of_a_running_job(run, store, monkeypatch):
+    def refuse(spec: LaunchSpec) -> None:
+        raise driver.WorkloadError("ssh gpu1: Permission denied", "settings")
+
+    backend = Backend(store, [])
+    monkeypatch.setattr(backend, "submit", refuse)
+    assert run(backend) == "ssh gpu1: Permission denied [settings]"
+    assert (recorded(store).state, backend.calls) == ("failed", [])
+
+
+def test_leftovers_that_cannot_be_removed_do_not_fail_a_finished_run(run, store):
+    backend = Backend(store, [DONE])
+    backend.lost = {4}  # the answer to `stop`
+    assert run(backend) is None and backend.calls[-1] == "stop"
+
+
+def wanted(**changes: Any) -> Launch:
+    given = {
+        "case": "c",
+        "stage": "s",
+        "key": "k",
+        "workload": "training",
+        "launcher": {},
+        "place": "a",
+        "run_id": "r1",
+        "job": [],
+        "submitted_at": 1.0,
+    }
+    return Launch(**{**given, **changes})
+
+
+class TestRecords:
+    def test_of_two_runs_one_launches_and_the_other_follows(self, store):
+        first, _, is_new = records.claim(store, wanted(), lambda _: True)
+        assert is_new and first.attempt == 1
+        second, replaced, is_new = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: True)
+        assert (second, replaced, is_new) == (first, None, False)
+
+    def test_who_attaches_to_the_job_of_a_run_that_is_gone_may_cancel_it(self, store):
+        records.claim(store, wanted(), lambda _: True)
+        taken, _, is_new = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda run_id: run_id != "r1")
+        assert (taken.run_id, taken.attempt, is_new) == ("r2", 1, False)
+
+    def test_an_ended_attempt_is_followed_by_the_next_under_another_name(self, store):
+        first, *_ = records.claim(store, wanted(), lambda _: True)
+        records.end(store, first, "failed", "why", "data")
+        second, _, is_new = records.claim(store, wanted(submitted_at=2.0), lambda _: True)
+        assert is_new and second.attempt == 2 and first.name_in(store) != second.name_in(store)
+        records.end(store, first, "succeeded", "", "unknown")
+        assert records.read(store, second) == second, "the end of an older attempt changes nothing"
+
+    def test_another_place_waits_for_a_living_run_and_replaces_a_dead_one(self, store):
+        first, *_ = records.claim(store, wanted(), lambda _: True)
+        with pytest.raises(driver.WorkloadError, match="run r1 has s made at a; wait for its end, or cancel it"):
+            records.claim(store, wanted(place="b", submitted_at=2.0), lambda _: True)
+        second, replaced, is_new = records.claim(store, wanted(place="b", submitted_at=2.0), lambda _: False)
+        assert (second.place, second.attempt, replaced, is_new) == ("b", 2, first, True)
+
+    def test_names_differ_between_stores_and_fit_every_backend(self, store, tmp_path):
+        names = {wanted().name_in(store), wanted().name_in(Store(str(tmp_path / "other"))), wanted(key="l").name_in(store)}
+        assert len(names) == 3 and all(len(name) <= 63 and name.replace("-", "").isalnum() for name in names)
+
+    def test_cost_is_hours_times_the_price_where_there_is_one(self):
+        assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0).usd == 6.0
+        assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0, earlier_hours=0.5).usd == 8.0
+        assert wanted(submitted_at=0.0, ended_at=5400.0).usd is None

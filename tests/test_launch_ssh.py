@@ -1,0 +1,209 @@
+"""The launcher `ssh` against a real sshd: followed, cut off, attached to again, cancelled, refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+from probe_workloads.definitions import probe_job
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.launchers import LaunchSpec, Unreachable, driver, records
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.ssh import SshLauncher
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import SshLauncherSettings
+from tests.ssh_server import SshServer
+
+TESTS = Path(__file__).parent
+SECONDS = 90.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SshServer]:
+    """A server with a cache of its own; nothing that was started through it outlives a test."""
+    (tmp_path / "ssh").mkdir(mode=0o700)
+    server = SshServer(tmp_path / "ssh", {"FULLFT_CACHE": str(tmp_path / "cache")})
+    server.start()
+    yield server
+    server.cut()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid != os.getpid() and process.environ().get("FULLFT_CACHE") == str(tmp_path / "cache"):
+                process.kill()
+
+
+def launcher(server: SshServer, **changes: object) -> SshLauncher:
+    return SshLauncher(SshLauncherSettings.model_validate(server.settings(**changes)))
+
+
+def spec(folder: Path, stage: str) -> LaunchSpec:
+    job, store = probe_job(folder, stage)
+    return LaunchSpec("fullft-test-1", "probe_workloads.probe", tuple(job.arguments(store)))
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.05)
+
+
+def process(folder: Path, name: str) -> psutil.Process:
+    wait_for((folder / f"{name}.pid").exists, f"{name} started")
+    return psutil.Process(int((folder / f"{name}.pid").read_text()))
+
+
+def run(folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
+    """Run the probe in this process; return the line of its failure and the messages of its run."""
+    job, store = probe_job(folder, stage)
+
+    @dg.asset
+    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with one_line_errors(store, "probe"):
+            LaunchDriver(lambda _: ssh, package="probe_workloads").run(context, "probe", job, store)
+        return dg.MaterializeResult()
+
+    done = dg.materialize([made], instance=instance, raise_on_error=False)
+    messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
+    return None if done.success else done.get_step_failure_events()[0].step_failure_data.user_failure_data.description, messages
+
+
+def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
+    ssh = launcher(server)
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, messages = run(tmp_path, ssh, "writes", instance)
+        assert failure is None
+        assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+        assert "] reading the rows\n" in capfd.readouterr().out
+        failure, _ = run(tmp_path, ssh, "refuses", instance)
+        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+    store = probe_job(tmp_path, "writes")[1]
+    assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
+        "writes": ("succeeded", ssh.place),
+        "refuses": ("failed", ssh.place),
+    }
+    assert ssh.list() == [], "nothing is kept there"
+
+
+def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):
+    (tmp_path / "a project there").mkdir()
+    ssh = launcher(server, folder=str(tmp_path / "a project there"), environment={"PROBE_VARIABLE": "it's $HOME"})
+    ssh.submit(spec(tmp_path, "looks"))
+    assert ssh.poll("fullft-test-1", SECONDS).state == "succeeded"
+    found = probe_job(tmp_path, "looks")[1].find("probe", "looks", "k1")
+    assert found.metadata == {"root": str(tmp_path / "a project there"), "variable": "it's $HOME"}
+
+
+def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.2)
+    ssh = launcher(server)
+    said = []
+
+    def cut_once(name: str, wait_seconds: float = 0.0):
+        status = SshLauncher.poll(ssh, name, min(wait_seconds, 0.5))
+        if not said and "waiting" in SshLauncher.logs(ssh, name, "").stdout:
+            said.append("cut")
+            server.cut()
+            with pytest.raises(Unreachable, match=r"ssh .*: .*(refused|reset|closed)"):
+                SshLauncher.poll(ssh, name)
+            server.start()
+            (tmp_path / "go").touch()
+            raise Unreachable("cut by the test")
+        return status
+
+    monkeypatch.setattr(ssh, "poll", cut_once)
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, messages = run(tmp_path, ssh, "waits", instance)
+    assert failure is None and said == ["cut"]
+    assert [m for m in messages if m in ("waiting", "reading the rows")] == ["waiting", "reading the rows"], "each message once"
+    assert "cut by the test; asking again for 30 minutes" in messages
+    assert (tmp_path / "starts").read_text() == "started\n"
+
+
+class TestAnotherProcess:
+    """The control plane is a process of its own, which is killed or cancelled."""
+
+    @pytest.fixture
+    def start(self, server, tmp_path, monkeypatch) -> Iterator[Callable[[str], subprocess.Popen]]:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        for name, value in {
+            "DAGSTER_HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+            "PROBE_FOLDER": str(tmp_path),
+            "PROBE_LAUNCHER": launcher(server, grace_seconds=20).settings.model_dump_json(),
+        }.items():
+            monkeypatch.setenv(name, value)
+        runs = []
+
+        def start(stage: str) -> subprocess.Popen:
+            monkeypatch.setenv("PROBE_STAGE", stage)
+            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
+            # As a run launcher of ours tags it: so a later run knows that this one is gone.
+            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
+            with (tmp_path / "output").open("ab") as output:
+                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
+            return runs[-1]
+
+        yield start
+        for run in runs:
+            run.kill()
+            run.wait()
+
+    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, tmp_path):
+        first = start("waits")
+        workload = process(tmp_path, "workload0")
+        first.kill()
+        first.wait()
+        second = start("waits")
+        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
+        assert is_alive(workload)
+        (tmp_path / "go").touch()
+        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
+        assert (tmp_path / "starts").read_text() == "started\n"
+        store = probe_job(tmp_path, "waits")[1]
+        (launch,) = records.launches(store, "probe")
+        assert (launch.state, launch.attempt) == ("succeeded", 1)
+
+    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, server, tmp_path):
+        first = start("works")
+        workload, helper = process(tmp_path, "workload0"), process(tmp_path, "helper0")
+        first.send_signal(signal.SIGINT)
+        assert first.wait(SECONDS) != 0
+        assert (tmp_path / "checkpoint0").read_text() == "complete"
+        assert not is_alive(workload) and not is_alive(helper)
+        (launch,) = records.launches(probe_job(tmp_path, "works")[1], "probe")
+        assert (launch.state, launcher(server).list()) == ("stopped", [])
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("changes", "line"),
+        [
+            ({"key_file": "other_key"}, r"ssh \S+: \S+: Permission denied \([a-z,-]+\); set launcher\.user and launcher\.key_file to "),
+            ({"known_hosts": "authorized_keys"}, r"ssh \S+: Host key verification failed; compare the machine's host key and add it to "),
+            ({"python": "/nowhere/python"}, r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set launcher\.python "),
+        ],
+    )  # fmt: skip
+    def test_it_is_one_line_at_once(self, server, changes, line):
+        changes = {name: value if "/" in value else str(server.folder / value) for name, value in changes.items()}
+        with pytest.raises(WorkloadError, match=line) as raised:
+            launcher(server, **changes).list()
+        assert raised.value.failure == "settings" and not isinstance(raised.value, Unreachable) and "\n" not in str(raised.value)
+
+    def test_a_job_is_stopped_when_its_time_is_up(self, server, tmp_path):
+        ssh = launcher(server, max_hours=2 / 3600, grace_seconds=20)
+        ssh.submit(spec(tmp_path, "works"))
+        status = ssh.poll("fullft-test-1", SECONDS)
+        assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
+        ssh.stop("fullft-test-1")
