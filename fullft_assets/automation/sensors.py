@@ -57,7 +57,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         default_status=_status(case),
         description=f"Cuts new and changed files into {kind}es and runs each once."
         if kind == "batch"
-        else "Runs each new production file through the champion, and compares it with what the model learned on.",
+        else "Runs each new window of production documents through the champion, and compares it with the first windows under it.",
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
         store = case.store(context)

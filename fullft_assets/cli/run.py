@@ -151,7 +151,9 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
             waits = True
         time.sleep(min(settings.settle_seconds, POLL_SECONDS))
     left = documents.left_in_place(found.others, named=True)
-    for line in (*documents.kept_out(found.kept_out, named=True), *left, *documents.skipped(found.skipped, named=True)):
+    # Where nothing was cut, the sensor says it.
+    waiting = [found.open_window] if found.cut and found.open_window else []
+    for line in (*documents.kept_out(found.kept_out, named=True), *left, *documents.skipped(found.skipped, named=True), *waiting):
         terminal.line(f"{where}: {line}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -121,23 +121,42 @@ def num_new(store: Store, case: str, files: Sequence[SourceFile], kind: Kind = "
 
 
 def record(
-    store: Store, case: str, files: Iterable[SourceFile], settings: DocumentsSettings, kind: Kind = "batch", *, uri: str
+    store: Store,
+    case: str,
+    files: Iterable[SourceFile],
+    settings: DocumentsSettings,
+    kind: Kind = "batch",
+    *,
+    uri: str,
+    group: Callable[[list[SourceFile]], Iterator[list[SourceFile]]] | None = None,
 ) -> list[Batch]:
-    """Record those files of the source at `uri` that are in no batch yet, in batches bounded by bytes and count; return these batches."""
-    files = list(files)
-    if not num_new(store, case, files, kind):
-        return []
+    """Record those files of the source at `uri` that are in no batch yet, and return the batches.
+
+    Args:
+        store: where the ledger is kept.
+        case: name of the use case.
+        files: with `group`, iterated while nobody else records.
+        settings: bounds of a batch.
+        kind: what is cut.
+        uri: of the source.
+        group: yields the files of each batch from the new ones; each batch is recorded before the next is asked for. Default: batches
+            bounded by bytes and count.
+    """
+    if group is None:
+        files, group = list(files), lambda new: _bounded(new, settings)
+        if not num_new(store, case, files, kind):
+            return []
     with store.alone(_ledger(case, kind)) as lease:
         batches = list_batches(store, case, kind)
         known = _Known(case, batches)
         new = [file for file in files if file not in known]
         number = max((_number(batch) for batch in batches), default=0)
         cut = []
-        for group in islice(_bounded(new, settings), MAX_CUTS):
+        for together in islice(group(new), MAX_CUTS):
             # The number keeps the order of delivery, the digest distinguishes batches of different stores.
-            lines = [_line(file) for file in group]
+            lines = [line_of(file) for file in together]
             content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-            batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", group, uri=uri)
+            batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", together, uri=uri)
             lease.require()
             store.write_pointer(f"{case}/{kind}/{batch.name}", _recorded(batch, lines))
             cut.append(batch)
@@ -171,7 +190,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
                 left = [file for file in batch.files if file.path not in paths]
                 found = Batch(batch.name, left, batch.erased | {_digest(case, file) for file in gone}, batch.uri)
                 before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
-                recorded = _recorded(found, [_line(file) for file in left])
+                recorded = _recorded(found, [line_of(file) for file in left])
                 lease.require()
                 store.write_pointer(f"{case}/{kind}/{batch.name}", {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])})
                 _memory.pop((store.url, case, kind, batch.name), None)
@@ -180,7 +199,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
 
 
 def _digest(case: str, file: SourceFile) -> str:
-    return hmac.digest(f"{case}/file".encode(), _line(file).encode("utf-8", "surrogatepass"), "sha256").hex()
+    return hmac.digest(f"{case}/file".encode(), line_of(file).encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
 def _number(batch: Batch) -> int:
@@ -202,16 +221,19 @@ def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
     }
 
 
-def _line(file: SourceFile) -> str:
+def line_of(file: SourceFile) -> str:
+    """Return a file as the ledger has it."""
     return f"{file.mtime_ns} {file.bytes} {file.etag or '-'} {file.path}"
 
 
+def file_of(line: str) -> SourceFile:
+    """Return the file that `line_of` wrote."""
+    mtime_ns, size, etag, path = line.split(" ", 3)
+    return SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag)
+
+
 def _parse(data: dict[str, Any]) -> Batch:
-    files = []
-    for line in data["files"]:
-        mtime_ns, size, etag, path = line.split(" ", 3)
-        files.append(SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag))
-    return Batch(data["name"], files, frozenset(data.get("erased", ())), data["uri"])
+    return Batch(data["name"], [file_of(line) for line in data["files"]], frozenset(data.get("erased", ())), data["uri"])
 
 
 class _Memory(dict[tuple[str, str, str, str], Batch]):

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fullft_assets.documents import batches, leftovers
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind
 from fullft_assets.documents.events import EventQueue
-from fullft_assets.documents.sources import S3Prefix, Source, open_source
+from fullft_assets.documents.sources import S3Prefix, Source, SourceFile, open_source
+from fullft_assets.documents.windows import WindowCutter
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store, digest
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
+#: Records what is new of the files that a look found, and returns the batches.
+_Record = Callable[[Sequence[SourceFile]], list[Batch]]
 #: With a queue the prefix is still listed at first, and again after this time: for earlier objects, and events that were lost.
 LISTING_SECONDS = 24 * 3600
 #: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or longer for the server.
@@ -44,6 +47,8 @@ class Look:
     kept_out: list[str] = field(default_factory=list)
     #: Why other entries of a folder were skipped, by path; one of the notes counts them as well.
     skipped: Mapping[str, str] = field(default_factory=dict)
+    #: What the next window has so far, which one of the notes says as well; empty where each file is a window.
+    open_window: str = ""
 
 
 def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
@@ -55,9 +60,11 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
 
 
 def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
-    """Return the settings that files are cut by: each production file is a window of its own."""
+    """Return the settings that files are cut by: each production file is a window of its own, unless `monitoring.window` says otherwise."""
     settings = use_case.settings.documents
-    return settings if kind == "batch" else settings.model_copy(update={"max_batch_files": 1})
+    if kind == "batch" or use_case.settings.monitoring.window is not None:
+        return settings
+    return settings.model_copy(update={"max_batch_files": 1})
 
 
 def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool = False, now: float | None = None) -> Look:
@@ -75,18 +82,42 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
     """
     now = time.time() if now is None else now
     source, bounds = source_of(use_case, kind), bounds_of(use_case, kind)
+    window = use_case.settings.monitoring.window if kind == "window" else None
+    if window is not None:
+        cutter = WindowCutter(store, use_case, window, source, bounds, whole=whole)
+        found = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
+        return replace(found, notes=[*found.notes, *filter(None, [cutter.note])], open_window=cutter.note)
+
+    def record(files: Sequence[SourceFile]) -> list[Batch]:
+        return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)
+
+    return _look(store, use_case.name, source, bounds, kind, record, now, whole=whole)
+
+
+def _look(
+    store: Store,
+    case: str,
+    source: Source,
+    bounds: DocumentsSettings,
+    kind: Kind,
+    record: _Record,
+    now: float,
+    *,
+    whole: bool,
+) -> Look:
+    """Return a look that gives the files that it finds to `record`."""
     if isinstance(source, S3Prefix) and not whole:
         if kind == "batch" and bounds.queue is not None:
-            return _look_at_events(store, use_case.name, source, bounds, now)
-        cut, notes = _list_on(store, use_case.name, source, bounds, kind, now)
+            return _look_at_events(store, case, source, bounds, record, now)
+        cut, notes = _list_on(store, case, source, bounds, kind, record, now)
         return _look_of(cut, 0, notes, source)
     settled, unsettled = batches.settled(source, bounds, now)
-    cut = batches.record(store, use_case.name, settled, bounds, kind, uri=source.uri)
-    while whole and (more := batches.record(store, use_case.name, settled, bounds, kind, uri=source.uri)):
+    cut = record(settled)
+    while whole and (more := record(settled)):
         cut += more
     counts, num_kept_out = leftovers.count(source.others), len(source.kept_out)
-    leftovers.remember(store, use_case.name, kind, counts, len(settled) + len(unsettled), num_kept_out)
-    waiting = batches.num_new(store, use_case.name, unsettled, kind)
+    leftovers.remember(store, case, kind, counts, len(settled) + len(unsettled), num_kept_out)
+    waiting = batches.num_new(store, case, unsettled, kind)
     note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
     return _look_of(cut, waiting, [note] if waiting else [], source)
 
@@ -139,7 +170,15 @@ def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
 
 
 def _list_on(
-    store: Store, case: str, source: S3Prefix, bounds: DocumentsSettings, kind: Kind, now: float, *, every: float = 0.0
+    store: Store,
+    case: str,
+    source: S3Prefix,
+    bounds: DocumentsSettings,
+    kind: Kind,
+    record: _Record,
+    now: float,
+    *,
+    every: float = 0.0,
 ) -> tuple[list[Batch], list[str]]:
     """List the next pages of a prefix and record what is new; return the batches, and how far the listing is.
 
@@ -152,7 +191,7 @@ def _list_on(
     if not position["after"] and position["ended_at"] is not None and now - position["ended_at"] < every:
         return [], []
     files, after = source.listed(position["after"], PAGES_A_LOOK)
-    cut = batches.record(store, case, files, bounds, kind, uri=source.uri)
+    cut = record(files)
     new = {"place": place, "after": after, "ended_at": (position["ended_at"] if after else now) if every else None}
     # If there are more files than one look may record, these pages are listed again.
     if len(cut) < batches.MAX_CUTS:
@@ -167,12 +206,19 @@ def _list_on(
     return cut, [f"listed up to {alias(after)}; the next look goes on"] if after else []
 
 
-def _look_at_events(store: Store, case: str, source: S3Prefix, bounds: DocumentsSettings, now: float) -> Look:
+def _look_at_events(
+    store: Store,
+    case: str,
+    source: S3Prefix,
+    bounds: DocumentsSettings,
+    record: _Record,
+    now: float,
+) -> Look:
     queue = EventQueue(bounds.queue or "", source)
     # An object that arrives behind the listing has an event, which this look or a later one receives.
-    cut, listed = _list_on(store, case, source, bounds, "batch", now, every=LISTING_SECONDS)
+    cut, listed = _list_on(store, case, source, bounds, "batch", record, now, every=LISTING_SECONDS)
     received = queue.receive()
-    while recorded := batches.record(store, case, received.files, bounds, uri=source.uri):
+    while recorded := record(received.files):
         cut += recorded
     # Messages are deleted once their objects are in the ledger; after a crash in between they come again and are known.
     queue.delete(received)

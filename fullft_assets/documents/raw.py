@@ -38,7 +38,7 @@ VERSION = "8"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec("encodings_agree", "The files whose encoding was detected are in the encoding of most files of the batch.")
-#: A window is one file, whose encoding has none to agree with.
+#: A window is one file, or a few of one feed: their encodings have none, or only each other, to agree with.
 WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
 CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
 _CHANGED = "its newer state comes in a batch of its own"

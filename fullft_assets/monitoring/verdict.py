@@ -169,7 +169,7 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     if verdict.status in ALARMED:
         description += ". Read some of these documents, explanation.md names places; if more of them are to come, label and deliver them"
     elif verdict.status == "insufficient_data":
-        description += ". Deliver more documents in a file: each file is a window"
+        description += ". Deliver more documents in a file, or cut larger windows: monitoring.window"
     elif verdict.status == "feed_broken":
         description += ". Look at what production delivers"
     passed = verdict.status not in (*ALARMED, "feed_broken")

@@ -22,7 +22,7 @@ from fullft_assets.settings.guards import (
     OverfittingGuard,
 )
 from fullft_assets.settings.launcher import LAUNCHER_SECTIONS, ComputeSettings, LauncherSettings, OtherLauncherSettings, SshLauncherSettings
-from fullft_assets.settings.monitoring import MonitoringSettings
+from fullft_assets.settings.monitoring import MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings

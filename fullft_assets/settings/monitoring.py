@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
 
-from fullft_assets.settings.base import Settings
+from pydantic import Field, model_validator
+
+from fullft_assets.settings.base import Float, Settings
+
+
+class WindowSettings(Settings):
+    """Where a window ends: give one of the two."""
+
+    rows: int | None = Field(
+        default=None,
+        ge=20,
+        description="Number of rows: the file with which the window has as many is its last one. A file with more is never divided.",
+    )
+    hours: Float | None = Field(
+        default=None,
+        gt=0,
+        description="Hours: a file that was written so long after the first one of the window, or later, begins the next window.",
+    )
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> Self:
+        if (self.rows is None) == (self.hours is None):
+            raise ValueError("give either rows or hours")
+        return self
 
 
 class MonitoringSettings(Settings):
     """How production documents are cut into windows and compared with those of the first windows under the champion."""
 
     path: str | None = Field(default=None, description="Folder with production documents. Default: no monitoring assets for this use case.")
+    window: WindowSettings | None = Field(
+        default=None,
+        description="Windows are cut by number of rows or by time, from whole files in the order of their arrival. Default: each file is a "
+        "window.",
+    )
     max_new_tokens: int = Field(
         default=100, ge=1, description="Maximum number of tokens that a language model writes for each document of `batch_predictions`."
     )

@@ -134,6 +134,9 @@ class UseCaseSettings(Settings):
             raise ValueError("training.micro_batch_size is larger than training.batch_size")
         if self.monitoring.min_window_rows > self.monitoring.max_window_rows:
             raise ValueError("monitoring.min_window_rows is larger than monitoring.max_window_rows")
+        window = self.monitoring.window
+        if window is not None and window.rows is not None and window.rows < self.monitoring.min_window_rows:
+            raise ValueError(f"monitoring.min_window_rows is larger than a window of {window.rows} rows, so that none would be compared")
         return self
 
 

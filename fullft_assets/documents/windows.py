@@ -1,0 +1,136 @@
+"""Windows of several files: cut in the order of arrival, by number of rows or by time.
+
+What the next window has so far is kept beside the ledger, with the rows of each file, so that a file is counted once. A window that is in the
+ledger stays as it is: a late file joins the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from fullft_assets.documents import batches
+from fullft_assets.documents.batches import Batch, file_of, line_of
+from fullft_assets.documents.formats import Delivered, Unreadable, is_whole_file
+from fullft_assets.documents.reading import FileReader
+from fullft_assets.documents.sources import Source, SourceFile
+from fullft_assets.settings import DocumentsSettings, WindowSettings
+from fullft_assets.store import Store
+
+if TYPE_CHECKING:
+    from fullft_assets.settings.use_case import UseCase
+
+#: Bytes of the files whose rows one look of a sensor counts; at least one file is counted. The next look goes on.
+COUNTED_BYTES = 16 * 2**20
+_COLUMNS = "rows mtime_ns bytes etag path"
+_NOT_COUNTED = "-"
+
+
+class WindowCutter:
+    """Records windows of a use case, and remembers what the next one has so far.
+
+    Args:
+        store: where the ledger is kept.
+        use_case: with `monitoring.window`.
+        source: of its production documents.
+        bounds: a window also ends where a batch would.
+        whole: count the rows of every file, however long it takes.
+    """
+
+    def __init__(
+        self, store: Store, use_case: UseCase, window: WindowSettings, source: Source, bounds: DocumentsSettings, *, whole: bool = False
+    ):
+        self._store, self._use_case, self._window, self._source, self._bounds = store, use_case, window, source, bounds
+        self._bytes_left = None if whole else COUNTED_BYTES
+        self._pointer = f"{use_case.name}/open_window"
+        #: Files of the next window with their rows, in the order of arrival; None: not counted, as the window ends by time.
+        self._open: dict[SourceFile, int | None] = {}
+
+    def record(self, files: Iterable[SourceFile]) -> list[Batch]:
+        """Record the windows that these files complete, and return them."""
+        return batches.record(
+            self._store, self._use_case.name, self._with_open(files), self._bounds, "window", uri=self._source.uri, group=self._group
+        )
+
+    @property
+    def note(self) -> str:
+        """What the next window has so far, in words."""
+        if self._window.rows is not None:
+            return f"{sum(filter(None, self._open.values())):,} of {self._window.rows:,} rows of the next window"
+        if not self._open:
+            return ""
+        since = datetime.fromtimestamp(next(iter(self._open)).mtime_ns / 10**9, UTC)
+        return (
+            f"{len(self._open):,} file(s) since {since:%Y-%m-%d %H:%M UTC} are in the next window, which ends with the first file that is "
+            f"{self._window.hours:g} h younger"
+        )
+
+    def _with_open(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+        found = self._store.read_pointer(self._pointer) or {"files": []}
+        self._open = {}
+        for line in found["files"]:
+            rows, _, rest = line.partition(" ")
+            self._open[file_of(rest)] = None if rows == _NOT_COUNTED else int(rows)
+        yield from self._open
+        yield from files
+
+    def _group(self, new: list[SourceFile]) -> Iterator[list[SourceFile]]:
+        """Yield the files of each window that ends, then remember the rest.
+
+        Where a look records no more windows, the rest is not remembered, and the next look finds it as new.
+        """
+        was, self._open = self._open, {}
+        arrived = sorted({file for file in new if file not in was}, key=lambda file: (file.mtime_ns, file.path))
+        rewritten, known = {file.path for file in arrived}, set(new)
+        waiting = [file for file in was if file in known and file.path not in rewritten]
+        documents, examples = self._use_case.settings.documents, self._use_case.settings.examples
+        num_rows, num_bytes = 0, 0
+        with FileReader(self._source, documents, examples, out_of_reach=self._store.url) as reader:
+            for file in (*waiting, *arrived):
+                rows = was.get(file)
+                if self._window.rows is not None and rows is None:
+                    if self._bytes_left is not None and self._bytes_left <= 0:
+                        break
+                    rows = self._count(reader, file)
+                    if rows is None:
+                        # A feed that delivers what nobody can read would never complete a window.
+                        yield [file]
+                        continue
+                if self._ends_before(file, num_bytes):
+                    complete, self._open, num_rows, num_bytes = list(self._open), {}, 0, 0
+                    yield complete
+                self._open[file] = rows
+                num_rows, num_bytes = num_rows + (rows or 0), num_bytes + file.bytes
+                if self._window.rows is not None and num_rows >= self._window.rows:
+                    complete, self._open, num_rows, num_bytes = list(self._open), {}, 0, 0
+                    yield complete
+        if self._open != was:
+            lines = [f"{_NOT_COUNTED if rows is None else rows} {line_of(file)}" for file, rows in self._open.items()]
+            self._store.write_pointer(self._pointer, {"columns": _COLUMNS, "files": lines})
+
+    def _ends_before(self, file: SourceFile, num_bytes: int) -> bool:
+        """Return whether the next window, which has so many bytes, is complete without this file."""
+        first = next(iter(self._open), None)
+        if first is None:
+            return False
+        if self._window.hours is not None and file.mtime_ns - first.mtime_ns >= self._window.hours * 3600 * 10**9:
+            return True
+        return len(self._open) >= self._bounds.max_batch_files or num_bytes + file.bytes > self._bounds.max_batch_bytes
+
+    def _count(self, reader: FileReader, file: SourceFile) -> int | None:
+        """Return a file's rows, counted up to those of a window; None where it cannot be read."""
+        if self._use_case.settings.documents.format == "auto" and is_whole_file(file.path):
+            return 1
+        if self._bytes_left is not None:
+            self._bytes_left -= file.bytes
+        try:
+            with self._source.local(file.path) as path:
+                delivered = Delivered(path, file.path)
+                # Every code page has the same line ends and delimiters.
+                return reader.read(delivered, lambda records, *_: sum(1 for _ in islice(records, self._window.rows)), lambda _: "latin-1")[
+                    0
+                ]
+        except (Unreadable, OSError):
+            return None

@@ -1,0 +1,199 @@
+"""Windows of several files: each ends by number of rows or by time, once and for all, and the next one says how far it is."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fullft_assets import documents
+from fullft_assets.documents import windows
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import WindowSettings
+from fullft_assets.store import Store
+from tests import project as projects
+
+pytestmark = pytest.mark.quick
+
+BEGAN = 1_700_000_000.0
+HOUR = 3600.0
+
+
+class Feed:
+    """A project whose production delivers files at given times."""
+
+    def __init__(self, root: Path):
+        self.project = projects.create(root, rows=20)
+        self.store = Store(str(self.project.home / "store"))
+
+    def configure(self, window: dict[str, Any] | None, **of_documents: Any) -> None:
+        path = f"data/{self.project.name}/production"
+        self.project.configure(documents=of_documents, monitoring={"path": path, "min_window_rows": 20, "window": window})
+
+    def deliver(self, name: str, num_rows: int, hours: float = 0.0) -> Path:
+        path = projects.write_rows(self.project.production / name, projects.licence_rows(num_rows))
+        os.utime(path, (BEGAN + hours * HOUR, BEGAN + hours * HOUR))
+        return path
+
+    def look(self, **how: Any) -> documents.Look:
+        return documents.look(self.store, self.project.use_case(), "window", **how)
+
+    def cut(self, **how: Any) -> list[list[str]]:
+        return [[file.path for file in window.files] for window in self.look(**how).cut]
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Feed:
+    return Feed(tmp_path)
+
+
+class TestByRows:
+    def test_the_file_that_reaches_the_count_is_the_last_one_and_a_larger_one_is_a_window(self, feed: Feed) -> None:
+        feed.configure({"rows": 50})
+        for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
+            feed.deliver(f"{name}.jsonl", rows, hours)
+        found = feed.look()
+        assert [[file.path for file in window.files] for window in found.cut] == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
+        assert found.open_window == "10 of 50 rows of the next window"
+        assert found.open_window in found.notes
+        assert feed.cut() == []
+
+    def test_files_that_come_one_at_a_time_give_the_same_windows_and_are_counted_once(
+        self, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        feed.configure({"rows": 50})
+        counted = []
+        count = windows.WindowCutter._count
+        monkeypatch.setattr(
+            windows.WindowCutter, "_count", lambda self, reader, file: (counted.append(file.path), count(self, reader, file))[1]
+        )
+        cut = []
+        for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
+            feed.deliver(f"{name}.jsonl", rows, hours)
+            cut += feed.cut() + feed.cut()
+        assert cut == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
+        assert counted == ["z.jsonl", "a.jsonl", "m.jsonl", "b.jsonl"]
+
+    def test_a_late_file_joins_the_next_window_and_changes_none_that_is_complete(self, feed: Feed) -> None:
+        feed.configure({"rows": 40})
+        feed.deliver("b.jsonl", 40, hours=2)
+        assert feed.cut() == [["b.jsonl"]]
+        feed.deliver("a.jsonl", 25, hours=1)
+        assert feed.look().open_window == "25 of 40 rows of the next window"
+        assert [window.name[:5] for window in documents.list_batches(feed.store, "letters", "window")] == ["00001"]
+
+    def test_a_file_that_is_rewritten_before_its_window_is_complete_counts_once(self, feed: Feed) -> None:
+        feed.configure({"rows": 40})
+        feed.deliver("a.jsonl", 30)
+        feed.cut()
+        feed.deliver("a.jsonl", 31, hours=1)
+        assert feed.look().open_window == "31 of 40 rows of the next window"
+
+    def test_a_file_that_cannot_be_read_is_a_window_at_once(self, feed: Feed) -> None:
+        feed.configure({"rows": 40})
+        feed.deliver("a.jsonl", 30)
+        feed.project.production.joinpath("broken.parquet").write_bytes(b"PAR1 no more")
+        found = feed.look()
+        assert [[file.path for file in window.files] for window in found.cut] == [["broken.parquet"]]
+        assert found.open_window == "30 of 40 rows of the next window"
+
+    def test_rows_of_any_format_count_and_of_a_large_file_only_as_many_as_a_window_has(self, feed: Feed) -> None:
+        feed.configure({"rows": 1_000})
+        for name, content in (
+            ("a.csv", b"id,text\n1,one\n2,two\n"),
+            ("b.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 5)),
+            ("c.csv", "id;text\n1;caf\xe9\n".encode("latin-1")),
+            ("d.txt", b"one document\nof two lines\n"),
+            ("e.jsonl", b'{"text": "x"}\n{"no json\n'),
+        ):
+            feed.project.production.mkdir(parents=True, exist_ok=True)
+            (feed.project.production / name).write_bytes(content)
+        assert feed.look().open_window == "11 of 1,000 rows of the next window"
+
+    def test_a_look_counts_a_bounded_number_of_bytes_and_the_next_one_goes_on(self, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+        feed.configure({"rows": 1_000})
+        monkeypatch.setattr(windows, "COUNTED_BYTES", 1)
+        for number in range(3):
+            feed.deliver(f"{number}.jsonl", 20, hours=number)
+        assert [feed.look().open_window.split()[0] for _ in range(4)] == ["20", "40", "60", "60"]
+        feed.deliver("3.jsonl", 20, hours=3)
+        feed.deliver("4.jsonl", 20, hours=4)
+        assert feed.look(whole=True).open_window.startswith("100 of")
+
+    def test_a_look_that_dies_at_any_write_cuts_what_the_next_one_would(self, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+        feed.configure({"rows": 40})
+        for number in range(7):
+            feed.deliver(f"{number}.jsonl", 20, hours=number)
+        write = Store.write_bytes
+        for dies_after in (True, False, True, True):
+
+            def dying(store: Store, name: str, data: bytes, dies_after: bool = dies_after) -> None:
+                if dies_after:
+                    write(store, name, data)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(Store, "write_bytes", dying)
+            with pytest.raises(KeyboardInterrupt):
+                feed.cut()
+        monkeypatch.setattr(Store, "write_bytes", write)
+        feed.cut()
+        made = [[file.path[0] for file in window.files] for window in documents.list_batches(feed.store, "letters", "window")]
+        assert made == [["0", "1"], ["2", "3"], ["4", "5"]]
+        assert feed.look().open_window == "20 of 40 rows of the next window"
+
+    def test_all_rows_of_a_window_of_several_files_are_kept(self, feed: Feed) -> None:
+        feed.configure({"rows": 50})
+        feed.deliver("a.jsonl", 30)
+        feed.deliver("b.jsonl", 25, hours=1)
+        [window] = feed.look().cut
+        made = documents.keep(feed.store, feed.project.use_case(), window.name, "window")
+        assert documents.RawMetadata.of(made).num_rows == 55
+
+
+class TestByHours:
+    def test_the_first_file_that_is_so_much_younger_begins_the_next_window(self, feed: Feed) -> None:
+        feed.configure({"hours": 24})
+        for name, hours in (("d", 0), ("c", 23.9), ("b", 24), ("a", 47)):
+            feed.deliver(f"{name}.jsonl", 20, hours)
+        found = feed.look()
+        assert [[file.path for file in window.files] for window in found.cut] == [["d.jsonl", "c.jsonl"]]
+        assert found.open_window.startswith("2 file(s) since 2023-11-15 22:13 UTC are in the next window, which ends with the first file")
+        feed.deliver("e.jsonl", 20, hours=48)
+        assert feed.cut() == [["b.jsonl", "a.jsonl"]]
+
+    def test_a_window_is_bounded_as_a_batch_is(self, feed: Feed) -> None:
+        feed.configure({"hours": 24}, max_batch_files=2)
+        for number in range(5):
+            feed.deliver(f"{number}.jsonl", 20, hours=number)
+        assert feed.cut() == [["0.jsonl", "1.jsonl"], ["2.jsonl", "3.jsonl"]]
+
+
+def test_what_waited_is_cut_by_another_setting(feed: Feed) -> None:
+    feed.configure({"hours": 24})
+    feed.deliver("a.jsonl", 30)
+    assert feed.cut() == []
+    feed.configure({"rows": 30})
+    assert feed.cut() == [["a.jsonl"]]
+    feed.configure({"rows": 40})
+    feed.deliver("b.jsonl", 30, hours=1)
+    assert feed.cut() == []
+    feed.configure(None)
+    assert feed.cut() == [["b.jsonl"]]
+
+
+def test_a_window_has_one_end() -> None:
+    for wrong in ({}, {"rows": 300, "hours": 24}):
+        with pytest.raises(ValidationError, match="give either rows or hours"):
+            WindowSettings.model_validate(wrong)
+
+
+def test_a_window_that_could_never_be_compared_is_refused(feed: Feed) -> None:
+    feed.project.configure(monitoring={"path": f"data/{feed.project.name}/production", "min_window_rows": 50, "window": {"rows": 30}})
+    with pytest.raises(
+        SettingsError, match="monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
+    ):
+        feed.project.use_case()
