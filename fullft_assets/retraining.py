@@ -105,6 +105,7 @@ class Signals(_Frozen):
         is_monitored: whether windows are expected.
         num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
         score_drop: the champion's primary metric at its release minus its value on newer test rows; None = unknown.
+        live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
         hourly_usd: price of the training machine.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
@@ -120,6 +121,7 @@ class Signals(_Frozen):
     is_monitored: bool = False
     num_labels_since_drift: int = Field(default=0, ge=0)
     score_drop: float | None = None
+    live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
     hourly_usd: float = Field(default=0.0, ge=0)
     num_runs_in_flight: int = Field(default=0, ge=0)
@@ -306,6 +308,9 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> _Rul
 
 def _score(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
     limit = f"max_score_drop = {settings.max_score_drop:g}"
+    if signals.live_drop >= settings.max_score_drop:
+        reason = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release ({limit})"
+        return _with_labels(state, signals, settings, "score", reason, None)
     if signals.score_drop is None:
         return _Rule("score", "wait", "the champion's score on newer rows is unknown")
     if signals.score_drop < settings.max_score_drop:

@@ -79,6 +79,11 @@ class Bench:
     def window(self, name: str, status: Status) -> None:
         self.point("drift_report", self.artifact("drift_report", name, **manifests.drift(status)), name)
 
+    def champion(self, checkpoint: str) -> None:
+        """Make a checkpoint the champion."""
+        champion = release.Champion(checkpoint=checkpoint, snapshot="s", evaluation="e", score=0.9, promoted_at=time.time(), run_id="r")
+        release.promote(self.store, self.name, champion)
+
     def decisions(self) -> list[retraining.RecordedDecision]:
         folder = f"{self.name}/retraining_decisions"
         return [
@@ -324,9 +329,25 @@ class TestRetrainingSensor:
         bench.count()
         assert bench.tick("retraining").job_name == "letters_model"
 
+    def test_a_lower_accuracy_on_production_counts_for_the_champion_that_it_is_of(self, bench):
+        bench.train()
+        bench.champion("c")
+        live = {"num_windows": 1, "num_documents": 300, "num_labelled": 200, "num_right": 160, "accuracy": 0.8, "accuracy_low": 0.7}
+        live |= {"accuracy_high": 0.85, "release_accuracy": 0.9, "release_accuracy_low": 0.87, "drop": 0.1}
+        bench.point("live_quality", bench.artifact("live_quality", "k1", checkpoint="another", **live))
+        assert bench.tick("retraining").skip_message.startswith("wait: ")
+        bench.point("live_quality", bench.artifact("live_quality", "k2", checkpoint="c", **live))
+        assert "accuracy is 0.100 lower on labelled production documents" in bench.tick("retraining").skip_message
+        assert bench.decisions()[-1].decision.action == "request_labels"
+
+    def test_windows_of_rows_wait_and_say_how_far_they_are(self, bench):
+        bench.prepared.project.configure(base_model="model", monitoring={"path": "data/letters/production", "window": {"rows": 300}})
+        bench.train()
+        projects.write_rows(bench.prepared.project.production / "w1.jsonl", projects.licence_rows(142))
+        assert "142 of 300 rows of the next window" in bench.tick("new_production_documents").skip_message
+
     def test_a_freeze_by_hand_holds_it(self, bench):
-        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=time.time(), run_id="r")
-        release.promote(bench.store, bench.name, champion)
+        bench.champion("c")
         release.freeze(bench.store, bench.name, reason="audit of March", by="run-1")
         assert bench.tick("retraining").skip_message.startswith("hold: Frozen by hand (run-1): audit of March")
 

@@ -126,6 +126,12 @@ class TestRules:
         windows = [Window.model_validate(window) for window in _windows("ok", "alarm", "confirmed", "confirmed")["windows"]]
         assert drift_began(RUNNING, windows, NOW, SETTINGS) == windows[1].at
 
+    @pytest.mark.parametrize(("live_drop", "new", "action"), [(0.029, 500, "wait"), (0.03, 500, "retrain"), (0.03, 99, "request_labels")])
+    def test_a_drop_on_labelled_production_documents_counts_as_one_on_newer_rows(self, live_drop: float, new: int, action: str) -> None:
+        decision = _decide(new=new, live_drop=live_drop, score_drop=None)
+        assert decision.action == action
+        assert any("lower on labelled production documents than at release" in reason for reason in decision.reasons) == (action != "wait")
+
     @pytest.mark.parametrize(
         ("drop", "count", "action"),
         [(0.02, 100, "wait"), (0.03, 100, "retrain"), (0.03, 99, "request_labels"), (None, 100, "wait"), (-0.2, 100, "wait")],

@@ -1,12 +1,17 @@
-"""monitoring: production_documents [window]; with finetuned_checkpoint -> drift_report [window]."""
+"""monitoring: production_documents [window]; with finetuned_checkpoint -> drift_report [window]; with later labels -> live_quality."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
-from fullft_assets.resources import latest, one_line_errors
+from fullft_assets.errors import StoreError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.monitoring import live
+from fullft_assets.resources import latest, latest_by_partition, one_line_errors
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.training.metadata import CheckpointMetadata
 
@@ -54,7 +59,54 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
         return case.result(manifest, "drift_report", store, {"table": dg.MetadataValue.md(monitoring.DriftMetadata.of(manifest).table)})
 
-    return [drift_report]
+    @dg.asset(
+        key=case.key("live_quality"),
+        deps=[case.key(name) for name in ("batch_predictions", "labeled_examples", "champion_model")],
+        description="How often the champion was right about production documents that got a label since, against its accuracy at release.",
+        code_version=case.code_version(monitoring.LIVE_VERSION, "evaluation"),
+        kinds={"scipy"},
+        check_specs=case.checks("live_quality", [monitoring.LIVE_CHECK]),
+        output_required=False,
+        **case.shared(),
+    )
+    def live_quality(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        store = case.store(context)
+        with one_line_errors(store, case.name):
+            champion = release.read_champion(store, case.name)
+            if champion is None:
+                context.log.info(f"{case.name} has no champion yet, so there is nothing to compare with")
+                return
+            manifest = _measure_live_quality(case, store, champion)
+        yield case.result(manifest, "live_quality", store)
+
+    return [drift_report, live_quality]
+
+
+def _measure_live_quality(case: Case, store: Store, champion: release.Champion) -> Manifest:
+    at_release = EvaluationMetadata.of(store.load(champion.evaluation))
+    accuracy, low = (at_release.score(None, name) for name in (monitoring.METRIC, f"{monitoring.METRIC}_low"))
+    if accuracy is None or low is None:
+        raise StoreError(f"{case.name}: {champion.evaluation} has no {monitoring.METRIC}; evaluate and promote the model again")
+    # It has learned from the batches of its snapshot.
+    learned = SnapshotMetadata.of(store.load(champion.snapshot)).parts
+    usable = {
+        name: manifest
+        for name, manifest in latest_by_partition(store, case.name, "labeled_examples").items()
+        if name not in learned and all(check.passed for check in manifest.checks if check.severity == "error")
+    }
+    return live.measure(
+        store,
+        case.name,
+        champion=store.load(champion.checkpoint),
+        release=monitoring.AtRelease(accuracy, low),
+        windows=latest_by_partition(store, case.name, "production_documents"),
+        predictions=latest_by_partition(store, case.name, "batch_predictions"),
+        examples=usable,
+        chosen={},
+        # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom as its two sides.
+        error=(1 - case.settings.evaluation.confidence) / 2,
+        seed=case.settings.seed,
+    )
 
 
 def _model_in_use(case: Case, store: Store, newest: Manifest) -> dict[str, Manifest]:

@@ -121,8 +121,15 @@ def of_decisions(case: Case, store: Store, now: float) -> Iterator[Alert]:
             reason, _, action = "; ".join(decision.reasons).partition(": ")
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
             yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
-    drop = None if entry is None else entry.signals.score_drop
-    if drop is not None and drop >= case.settings.retraining.max_score_drop:
+    if entry is None:
+        return
+    drop, live_drop, limit = entry.signals.score_drop, entry.signals.live_drop, case.settings.retraining.max_score_drop
+    if live_drop >= limit:
+        # Its size changes with each label: one alert for each champion.
+        since = f"{champion.promoted_at:.0f}" if (champion := release.read_champion(store, case.name)) else "none"
+        title = f"the champion's accuracy is {live_drop:.3f} lower on labelled production documents than at release"
+        yield Alert("quality_drop", case.name, f"quality_drop/live/{since}", title, "look at live_quality; roll back or retrain", url, now)
+    if drop is not None and drop >= limit:
         title = f"the champion's score fell by {drop:.3f} on newer rows"
         action = "look at the newest evaluation report; roll back or retrain"
         yield Alert("quality_drop", case.name, f"quality_drop/{drop:.3f}", title, action, url, now)

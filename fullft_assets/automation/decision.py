@@ -28,7 +28,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
-from fullft_assets.monitoring import DriftMetadata
+from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.snapshot import SnapshotMetadata
@@ -116,6 +116,7 @@ def gather(
             if began is None
             else sum(_num_valid(manifest) for manifest in usable.values() if manifest.created_at >= began),
             score_drop=_score_drop(store, case, in_use),
+            live_drop=_live_drop(store, case, in_use),
             estimated_hours=_estimated_hours(store, case, records, now),
             hourly_usd=settings.planning.hourly_usd,
             num_runs_in_flight=num_in_flight(case, instance),
@@ -172,6 +173,15 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
         return None  # a rollback came between: it is of the champion before
     newest = found.score(None if found.checkpoint == champion.checkpoint else CHAMPION, case.settings.primary_metric)
     return None if newest is None else champion.score - newest
+
+
+def _live_drop(store: Store, case: Case, champion: release.Champion | None) -> float:
+    """Return by how much the champion's accuracy on production documents certainly fell; 0 where nothing shows that."""
+    found = latest(store, case.name, "live_quality")
+    if champion is None or found is None:
+        return 0.0
+    live = LiveMetadata.of(found)
+    return live.drop if live.checkpoint == champion.checkpoint else 0.0
 
 
 def _estimated_hours(store: Store, case: Case, records: Sequence[dg.RunRecord], now: float) -> float:

@@ -39,7 +39,11 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         retokenization.build_job(case),
         job("snapshot", SNAPSHOT, "Freeze what is ingested, and write the data report."),
         job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
-        job("evaluate", EVALUATE, "Score the latest checkpoint and the champion on the newest test rows."),
+        job(
+            "evaluate",
+            (*EVALUATE, "live_quality") if case.is_monitored else EVALUATE,
+            "Score the latest checkpoint and the champion on the newest test rows, and on production documents that were labelled since.",
+        ),
     ]
     if case.is_monitored:
         about = "One window of production documents: what the champion predicts of them, and whether they have drifted."

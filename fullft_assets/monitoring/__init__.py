@@ -4,6 +4,7 @@ from fullft_assets.monitoring.comparison import POOLED, THRESHOLDS, Outcome, tes
 from fullft_assets.monitoring.explanation import EXPLANATION, Place, farthest, render_explanation, shifted_words
 from fullft_assets.monitoring.features import NUMBERS, Features, Vocabulary, build_features
 from fullft_assets.monitoring.history import SUMS, History, advance, read_history
+from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRelease, LiveMetadata
 from fullft_assets.monitoring.metadata import DriftMetadata, ScaleMetadata
 from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSION, PredictionsMetadata, predictions_key
 from fullft_assets.monitoring.rendering import render_report, render_table

@@ -1,0 +1,208 @@
+"""Live quality: how often the champion was right about production documents whose label came later, against its score at release.
+
+Labels may be late and out of order, and somebody looks after each of them: the bounds hold at all looks at once (see `anytime`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from fullft_assets.monitoring.anytime import lower_bound, upper_bound
+from fullft_assets.monitoring.predictions import PREDICTIONS
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
+from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.metadata import Metadata
+
+#: Raise this when the counts or their metadata change.
+LIVE_VERSION = "1"
+LIVE_CHECK = CheckSpec("live_accuracy_holds", "Accuracy on production documents that got a label is not below that at release.")
+#: The metric of single documents: any order and number of labels measures it.
+METRIC = "accuracy"
+
+
+class LiveMetadata(Metadata):
+    """Metadata of `live_quality`.
+
+    Attributes:
+        checkpoint: of the champion.
+        num_windows: windows that it predicted.
+        num_documents: their documents, one a group, or one a text where there is no group.
+        num_labelled: those of them that have a label by now.
+        num_right: those of them whose label is the predicted one.
+        accuracy, accuracy_low, accuracy_high: the share of right ones, and bounds that hold at all looks. None: there is no label yet.
+        release_accuracy, release_accuracy_low: at release, on the test rows, with the lower end of its interval.
+        drop: release minus live accuracy where the intervals show that it fell, else 0.
+    """
+
+    checkpoint: str
+    num_windows: int
+    num_documents: int
+    num_labelled: int
+    num_right: int
+    accuracy: float | None = None
+    accuracy_low: float
+    accuracy_high: float
+    release_accuracy: float
+    release_accuracy_low: float
+    drop: float
+
+
+class AtRelease(NamedTuple):
+    """The champion's accuracy on the test rows of its release, and the lower end of its interval."""
+
+    accuracy: float
+    low: float
+
+
+class Counts(NamedTuple):
+    """What became of the documents that the champion predicted; see `LiveMetadata`."""
+
+    num_documents: int
+    num_labelled: int
+    num_right: int
+
+
+def measure(
+    store: Store,
+    case: str,
+    *,
+    champion: Manifest,
+    release: AtRelease,
+    windows: Mapping[str, Manifest],
+    predictions: Mapping[str, Manifest],
+    examples: Mapping[str, Manifest],
+    chosen: Mapping[str, Collection[tuple[str, int]]],
+    error: float,
+    seed: int,
+) -> Manifest:
+    """Return the `live_quality` of a champion, an artifact of counts alone.
+
+    Args:
+        champion: its checkpoint; predictions of others do not count.
+        release: what it is compared with.
+        windows: `production_documents` by window; names sort by arrival.
+        predictions: `batch_predictions` by window.
+        examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
+        chosen: by window, file and row of the documents that were chosen for labelling because they are far from the training data: their
+            accuracy is not that of production.
+        error: of each of the two bounds.
+    """
+    predicted = {
+        name: made
+        for name, made in sorted(predictions.items())
+        if name in windows
+        and made.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
+        and made.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
+    }
+
+    def write(_: Draft) -> Outcome:
+        labels = labels_by_id(store, examples)
+        pairs = ((windows[name], made, chosen.get(name, ())) for name, made in predicted.items())
+        counts = count(labels, (document for each in pairs for document in _documents(store, *each)))
+        metadata = judge(counts, champion.ref, len(predicted), release, error)
+        return metadata.as_dict(), [check(metadata)]
+
+    contents = [{name: made.content_digest for name, made in found.items()} for found in (predicted, examples)]
+    inputs = {"finetuned_checkpoint": champion.content_digest, "predictions": digest(contents[0]), "labeled_examples": digest(contents[1])}
+    inputs["chosen"] = digest({name: sorted(places) for name, places in chosen.items() if name in predicted})
+    settings = {"release": list(release), "error": error}
+    return store.ensure(case, "live_quality", write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed)
+
+
+class Document(NamedTuple):
+    """A production document with its prediction.
+
+    Attributes:
+        key: of its group, or of its text; of related documents the first one counts, labelled or not: which one it is must not depend on
+            the labels.
+        label: as it was delivered with the document, or None.
+        is_chosen: it was chosen for labelling, not by chance.
+    """
+
+    key: bytes
+    id: str | None
+    predicted: str
+    label: str | None
+    is_chosen: bool
+
+
+def count(labels: Mapping[str, str | None], documents: Iterator[Document]) -> Counts:
+    """Return how many documents there are, have a label, and were predicted right.
+
+    Args:
+        labels: by document id; they count before those that came with the documents. None: its labels contradict each other.
+        documents: in the order of arrival.
+    """
+    seen: set[bytes] = set()
+    num_labelled = num_right = 0
+    for document in documents:
+        if document.key in seen:
+            continue
+        seen.add(document.key)
+        known = document.id is not None and document.id in labels
+        label = labels[document.id] if known and document.id is not None else document.label
+        if label is not None and not document.is_chosen:
+            num_labelled += 1
+            num_right += label == document.predicted
+    return Counts(len(seen), num_labelled, num_right)
+
+
+def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, str | None]:
+    """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict each other."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, str | None] = {}
+    for _, batch in sorted(examples.items()):
+        table = pq.read_table(store.folder(batch) / "examples.parquet", columns=["id", "label"])
+        newest: dict[str, str | None] = {}
+        for identifier, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+            newest[identifier] = label if newest.get(identifier, label) == label else None
+        found |= newest
+    return found
+
+
+def judge(counts: Counts, checkpoint: str, num_windows: int, release: AtRelease, error: float) -> LiveMetadata:
+    """Return the live accuracy, its bounds, and the drop that they and the interval at release leave no doubt of."""
+    accuracy = counts.num_right / counts.num_labelled if counts.num_labelled else None
+    high = upper_bound(counts.num_right, counts.num_labelled, error)
+    fell = accuracy is not None and high < release.low
+    return LiveMetadata(
+        checkpoint=checkpoint,
+        num_windows=num_windows,
+        **counts._asdict(),
+        accuracy=accuracy,
+        accuracy_low=lower_bound(counts.num_right, counts.num_labelled, error),
+        accuracy_high=high,
+        release_accuracy=release.accuracy,
+        release_accuracy_low=release.low,
+        drop=release.accuracy - accuracy if fell and accuracy is not None else 0.0,
+    )
+
+
+def check(found: LiveMetadata) -> CheckOutcome:
+    """Return the check, a warning."""
+    if found.accuracy is None:
+        description = f"none of {found.num_documents:,} documents in {found.num_windows:,} windows has a label yet"
+    else:
+        description = (
+            f"accuracy {found.accuracy:.3f} ({found.accuracy_low:.3f} to {found.accuracy_high:.3f} at all looks) on {found.num_labelled:,} "
+            f"labelled documents of production; at release {found.release_accuracy:.3f} (at least {found.release_accuracy_low:.3f})"
+        )
+    if found.drop > 0:
+        description += ". Label more documents like those of today, and deliver them"
+    return CheckOutcome(name=LIVE_CHECK.name, passed=found.drop <= 0, severity="warn", description=description)
+
+
+def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]) -> Iterator[Document]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"])
+    rows = (row for row in table.to_pylist() if row["text"] and row["text"].strip())
+    with (store.folder(predictions) / PREDICTIONS).open(encoding="utf-8") as lines:
+        for row, line in zip(rows, lines, strict=True):
+            named = f"group {row['group']}" if row["group"] else f"text {' '.join(row['text'].split()).casefold()}"
+            key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            yield Document(key, row["id"], json.loads(line)["label"], row["label"], (row["source"], row["row"]) in chosen)

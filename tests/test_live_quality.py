@@ -1,0 +1,218 @@
+"""Live quality: late labels in any order, bounds that hold at every look, and a drop that the retraining policy hears of."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from benchmarks.live_quality import simulate
+from fullft_assets import documents, examples, monitoring, release
+from fullft_assets.component import FullFineTune
+from fullft_assets.monitoring import AtRelease, LiveMetadata, live
+from fullft_assets.monitoring.anytime import log_evidence_below, lower_bound, upper_bound
+from fullft_assets.monitoring.live import Document
+from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
+from fullft_assets.monitoring.predictions import Document as Predicted
+from fullft_assets.resources import open_store
+from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.store import Manifest, Store
+from tests import manifests
+from tests import project as projects
+from tests.checkpoint_metadata import checkpoint_metadata
+
+ERROR = 0.025
+CASE = "letters"
+
+
+class TestBounds:
+    pytestmark = pytest.mark.quick
+
+    def test_they_enclose_the_share_and_tighten(self) -> None:
+        widths = []
+        for num in (10, 100, 1_000, 10_000):
+            low, high = lower_bound(8 * num // 10, num, ERROR), upper_bound(8 * num // 10, num, ERROR)
+            assert 0 <= low < 0.8 < high <= 1
+            widths.append(high - low)
+        assert widths == sorted(widths, reverse=True) and widths[-1] < 0.04
+
+    def test_at_the_bound_the_evidence_is_exactly_enough(self) -> None:
+        for num_right, num in ((3, 10), (0, 50), (800, 1_000), (170_000, 200_000)):
+            assert log_evidence_below(num_right, num, upper_bound(num_right, num, ERROR)) == pytest.approx(-np.log(ERROR), abs=1e-6)
+
+    def test_without_outcomes_and_with_right_ones_alone_nothing_is_excluded_above(self) -> None:
+        assert (lower_bound(0, 0, ERROR), upper_bound(0, 0, ERROR)) == (0.0, 1.0)
+        assert upper_bound(7, 7, ERROR) == 1.0 and lower_bound(0, 7, ERROR) == 0.0
+        with pytest.raises(ValueError, match="8 of 7 is no share"):
+            upper_bound(8, 7, ERROR)
+
+    @pytest.mark.parametrize("share", [0.5, 0.85, 0.97])
+    def test_a_year_of_looks_is_wrong_as_seldom_as_one(self, share: float) -> None:
+        rng, num = np.random.default_rng(5), 5 * np.arange(1, 366)
+        right = rng.binomial(5, share, (400, 365)).cumsum(axis=1)
+        assert (log_evidence_below(right, num, share) >= -np.log(0.05)).any(axis=1).mean() <= 0.05
+
+    def test_the_simulated_year_raises_few_false_alarms_and_finds_a_drop(self) -> None:
+        assert simulate(100, 1_000, 0.0, 1).rate <= 0.05
+        assert simulate(100, 1_000, 0.0, 2, candidates=5).rate <= 0.05
+        found = simulate(100, 1_000, 0.1, 3)
+        assert found.rate >= 0.95 and np.median(found.num_labels) < 500
+
+
+def document(key: str, predicted: str = "a", *, id: str | None = None, label: str | None = None, is_chosen: bool = False) -> Document:
+    return Document(key.encode(), id, predicted, label, is_chosen)
+
+
+class TestCounts:
+    pytestmark = pytest.mark.quick
+
+    def test_later_labels_count_before_those_that_came_along(self) -> None:
+        seen = [document("1", id="d1", label="b"), document("2", id="d2", label="a"), document("3", label="b"), document("4", id="d4")]
+        assert live.count({"d1": "a"}, iter(seen)) == (4, 3, 2)
+
+    def test_of_related_documents_the_first_counts_whichever_has_a_label(self) -> None:
+        seen = [document("g", id="d1"), document("g", "b", id="d2"), document("g", id="d3")]
+        assert live.count({"d2": "a", "d3": "a"}, iter(seen)) == (1, 0, 0)
+        assert live.count({"d1": "a", "d2": "a"}, iter(seen)) == (1, 1, 1)
+
+    def test_contradicting_labels_and_documents_chosen_for_labelling_are_no_measure(self) -> None:
+        assert live.count({"d1": None, "d2": "a"}, iter([document("1", id="d1", label="a"), document("2", id="d2", is_chosen=True)])) == (
+            2,
+            0,
+            0,
+        )
+
+
+class TestJudge:
+    pytestmark = pytest.mark.quick
+
+    def judge(self, num_right: int, num: int) -> LiveMetadata:
+        return live.judge(live.Counts(1_000, num, num_right), "c", 3, AtRelease(0.9, 0.87), ERROR)
+
+    def test_a_drop_counts_only_if_both_intervals_exclude_chance(self) -> None:
+        likely, certain = self.judge(82, 100), self.judge(656, 800)
+        assert likely.accuracy == certain.accuracy == 0.82
+        assert likely.drop == 0 and live.check(likely).passed
+        assert certain.drop == pytest.approx(0.08) and not live.check(certain).passed
+        assert "accuracy 0.820" in live.check(certain).description and "labelled documents of production" in live.check(certain).description
+
+    def test_without_labels_nothing_is_said(self) -> None:
+        none = self.judge(0, 0)
+        assert none.accuracy is None and none.drop == 0
+        assert live.check(none).description == "none of 1,000 documents in 3 windows has a label yet"
+        assert LiveMetadata.model_validate(none.as_dict()) == none
+
+
+class Live:
+    """A project with a champion and a window that it predicted, whose labels are delivered later."""
+
+    def __init__(self, project: projects.Project, store: Store):
+        self.project, self.store = project, store
+        project.configure(monitoring={"path": "data/letters/production"})
+        with store.create(CASE, "finetuned_checkpoint", "k1", version="1", seed=1) as draft:
+            self.checkpoint = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata())
+        with store.create(CASE, "evaluation_report", "k1", version="1", seed=1) as draft:
+            measured = {"accuracy": 0.9, "accuracy_low": 0.87, "accuracy_high": 0.92, "macro_f1": 0.9}
+            metadata = manifests.evaluation(checkpoint=self.checkpoint.ref, measured=measured)
+            self.evaluation = draft.commit(settings={}, inputs={}, metadata=metadata)
+
+    def promote(self, snapshot: Manifest) -> None:
+        champion = release.Champion(
+            checkpoint=self.checkpoint.ref,
+            snapshot=snapshot.ref,
+            evaluation=self.evaluation.ref,
+            score=0.9,
+            promoted_at=time.time(),
+            run_id="r",
+        )
+        release.promote(self.store, CASE, champion)
+
+    def point(self, asset: str, partition: str, made: Manifest) -> None:
+        self.store.write_pointer(f"latest/{CASE}/{asset}/{partition}", {"ref": made.ref})
+
+    def see(self, file: str, rows: list[dict[str, Any]], *, predicted: dict[str, str]) -> None:
+        """Deliver a window of production and let the champion predict it."""
+        projects.write_rows(self.project.production / file, [{"id": row["id"], "text": row["text"]} for row in rows])
+        use_case = self.project.use_case()
+        [window] = documents.look(self.store, use_case, "window", now=time.time() + 60).cut
+        seen = documents.keep(self.store, use_case, window.name, "window")
+        inputs = {"production_documents": seen.content_digest, "finetuned_checkpoint": self.checkpoint.content_digest}
+        with self.store.create(CASE, "batch_predictions", window.name, version="1", seed=1) as draft:
+            about = [Predicted(file, number, row["id"], row["text"]) for number, row in enumerate(rows, start=1)]
+            write_predictions(draft.path / PREDICTIONS, about, [{"label": predicted[row["id"]]} for row in rows])
+            made = draft.commit(settings={}, inputs=inputs, metadata={})
+        self.point("production_documents", window.name, seen)
+        self.point("batch_predictions", window.name, made)
+
+    def label(self, file: str, rows: list[dict[str, Any]]) -> Manifest:
+        """Deliver labelled rows as a batch of their own."""
+        self.project.deliver(file, rows)
+        use_case = self.project.use_case()
+        [batch] = documents.look(self.store, use_case, now=time.time() + 60).cut
+        labelled, _ = examples.validate(self.store, use_case, documents.keep(self.store, use_case, batch.name))
+        self.point("labeled_examples", batch.name, labelled)
+        return labelled
+
+    def measure(self, instance: dg.DagsterInstance) -> tuple[Manifest, bool]:
+        """Materialize the asset; return its artifact and whether its check is green."""
+        defs = dg.Definitions.merge(FullFineTune(self.project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        job = defs.resolve_implicit_global_asset_job_def()
+        result = job.execute_in_process(asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance)
+        [checked] = result.get_asset_check_evaluations()
+        assert checked.check_name == monitoring.LIVE_CHECK.name
+        pointer = self.store.read_pointer(f"latest/{CASE}/live_quality/all")
+        assert result.success and pointer is not None
+        return self.store.load(pointer["ref"]), checked.passed
+
+
+@pytest.mark.slow
+def test_labels_of_later_deliveries_score_the_champion_on_production(
+    project: projects.Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in project.env().items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        project.configure(monitoring={"path": "data/letters/production"})
+        seen = Live(project, open_store(project.use_case(), instance))
+        # What the champion has learned from, which production sees again.
+        rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(180, skip=2_000)]
+        known = seen.label("learned.jsonl", rows[:30])
+        seen.promote(snapshot_of(seen.store, known))
+        wrong = {row["id"]: next(kind for kind in ("notice", "text") if kind != row["kind"]) for row in rows}
+        for number in range(3):
+            part = rows[60 * number : 60 * (number + 1)]
+            seen.see(
+                f"w{number}.jsonl",
+                part,
+                predicted={row["id"]: row["kind"] if index % 2 else wrong[row["id"]] for index, row in enumerate(part)},
+            )
+        made, is_green = seen.measure(instance)
+        found = LiveMetadata.of(made)
+        assert is_green and (found.num_windows, found.num_labelled, found.accuracy) == (3, 0, None)
+        # The newer window is labelled before the older one; what was learned from never counts.
+        seen.label("late-1.jsonl", rows[120:126])
+        few, is_green = seen.measure(instance)
+        assert is_green and LiveMetadata.of(few).num_labelled == 6
+        seen.label("late-2.jsonl", rows[30:120])
+        made, is_green = seen.measure(instance)
+        found = LiveMetadata.of(made)
+        assert not is_green
+        assert found.num_labelled - 96 in range(-6, 1), "of equal texts one counts"
+        assert found.drop == pytest.approx(0.9 - found.num_right / found.num_labelled)
+        assert seen.measure(instance)[0] == made, "the same again is found"
+
+
+def snapshot_of(store: Store, learned: Manifest) -> Manifest:
+    """Write a snapshot that was taken over one batch."""
+    batch = {"examples": learned.ref, "chunks": "c", "examples_digest": learned.content_digest, "chunks_digest": "c"}
+    numbers = ("num_batches", "num_train_rows", "num_validation_rows", "num_test_rows", "num_test_groups", "num_labels_set_aside")
+    numbers += ("num_labels_without_validation_row", "num_groups_moved", "num_older_rows_kept", "num_rows_over_max_tokens")
+    lists = ("labels", "label_statistics", "rare_labels", "labels_set_aside", "labels_untested", "batches_left_out")
+    empty = {**dict.fromkeys(numbers, 0), **{name: [] for name in lists}, "label_counts": {}, "left_out": {}, "text_tokens": {}}
+    with store.create(CASE, "training_snapshot", "k1", version="1", seed=1) as draft:
+        metadata = SnapshotMetadata.model_validate({**empty, "parts": {learned.metadata["batch"]: batch}})
+        return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
