@@ -102,11 +102,18 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
         windows=latest_by_partition(store, case.name, "production_documents"),
         predictions=latest_by_partition(store, case.name, "batch_predictions"),
         examples=usable,
-        chosen={},
+        chosen=_chosen_for_labelling(case, store),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom as its two sides.
         error=(1 - case.settings.evaluation.confidence) / 2,
         seed=case.settings.seed,
     )
+
+
+def _chosen_for_labelling(case: Case, store: Store) -> dict[str, set[tuple[str, int]]]:
+    """Return file and row of the documents of each window that `fullft export` offers."""
+    reports = latest_by_partition(store, case.name, "drift_report")
+    files = {name: store.folder(made) / monitoring.FAR for name, made in reports.items() if monitoring.FAR in made.files}
+    return {name: {(each.source, each.row) for each in monitoring.read_far(path)} for name, path in files.items()}
 
 
 def _model_in_use(case: Case, store: Store, newest: Manifest) -> dict[str, Manifest]:

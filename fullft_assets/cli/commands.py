@@ -91,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--max-new-tokens", type=_count, default=100, help="maximum number of tokens that a language model writes (default: 100)"
     )
+    exported = add("export", _export, "Write production documents that are far from the training data to a file, to be labelled.")
+    exported.add_argument("out", type=Path, help="the file")
+    exported.add_argument(
+        "--format",
+        choices=["jsonl", "label_studio", "csv"],
+        default="jsonl",
+        help="jsonl, label_studio (tasks to import) or csv (default: jsonl)",
+    )
+    exported.add_argument("--documents", type=_count, default=200, help="maximum number of documents (default: 200)")
+    exported.add_argument("--windows", type=_count, default=3, help="newest windows that they are taken from in turn (default: 3)")
     back = add("rollback", _rollback, "Bring the previous champion back.")
     back.add_argument("--reason", required=True, help="kept with the champion's history")
     erase = add("erase", _erase, "Erase documents everywhere in the store, and name the models that were trained on them.")
@@ -254,6 +264,16 @@ def _predict(parsed: argparse.Namespace) -> int:
     if parsed.file is not None:
         return 1 if predict_file(use_case, store, parsed.file, parsed.out, parsed.max_new_tokens) else 0
     predict(use_case, store, parsed.text, parsed.max_new_tokens)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from fullft_assets.cli.export import export
+
+    use_case = _load(parsed)
+    store = _store(use_case)
+    count = export(use_case, store, parsed.out, chosen=parsed.format, most=parsed.documents, num_windows=parsed.windows)
+    print(f"{count:,} documents of {use_case.name} in {parsed.out}")
     return 0
 
 

@@ -32,7 +32,7 @@ from fullft_assets.erasure.unfinished_trainings import drop_unfinished
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.examples import QUARANTINED, write_examples
-from fullft_assets.monitoring import EXPLANATION, SCALE, DriftMetadata, Scale, ScaleMetadata
+from fullft_assets.monitoring import EXPLANATION, FAR, SCALE, DriftMetadata, FarDocument, Scale, ScaleMetadata, read_far, write_far
 from fullft_assets.store import CheckOutcome, Manifest, Store
 
 if TYPE_CHECKING:
@@ -210,14 +210,33 @@ def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
     touched = {key_ref(manifest.ref) for manifest in reports if manifest.inputs.get("production_documents") in gone}
     for manifest in reports:
         read = {key_ref(ref) for ref in (manifest.ref, *DriftMetadata.of(manifest).reference)}
-        if EXPLANATION in manifest.files and read & touched:
+        is_explained = EXPLANATION in manifest.files and bool(read & touched)
+        is_far = FAR in manifest.files and key_ref(manifest.ref) in touched
+        far = read_far(store.folder(manifest) / FAR) if is_far else []
+        left = _left_of(store, manifest, far) if far else []
+        if is_explained or len(left) < len(far):
 
-            def edit(folder: Path) -> Mapping[str, Any]:
-                (folder / EXPLANATION).unlink()
+            def edit(
+                folder: Path, *, is_explained: bool = is_explained, far: list[FarDocument] = far, left: list[FarDocument] = left
+            ) -> Mapping[str, Any]:
+                if is_explained:
+                    (folder / EXPLANATION).unlink()
+                if far:
+                    write_far(folder / FAR, left)
                 return {}
 
             store.rewrite(manifest, edit)
             report.rewritten[manifest.stage] += 1
+
+
+def _left_of(store: Store, report: Manifest, far: list[FarDocument]) -> list[FarDocument]:
+    """Return those of these documents that the report's window still has."""
+    import pyarrow.parquet as pq
+
+    window = store.load(DriftMetadata.of(report).documents)
+    table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row"])
+    places = set(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
+    return [document for document in far if (document.source, document.row) in places]
 
 
 def _drop_held_out(folder: Path) -> Mapping[str, Any]:

@@ -121,9 +121,8 @@ class Scale:
 
     def sums(self, features: Features) -> Sums:
         """Return the sums of a window's documents."""
-        coordinates, novel = self.coordinates(features), None
-        if len(self.held_out):
-            novel = float((_nearest(_unit(features.embeddings), self.held_out) > self.far).mean()) - (1 - _FAR)
+        coordinates, distances = self.coordinates(features), self.distances(features)
+        novel = None if distances is None else float((distances > 1).mean()) - (1 - _FAR)
         return Sums(
             num_rows=len(features),
             means={family: values.mean(axis=0) for family, values in coordinates.items()},
@@ -131,6 +130,12 @@ class Scale:
             counts=np.bincount(features.predicted, minlength=len(self.label_weights)),
             novel_share=novel,
         )
+
+    def distances(self, features: Features) -> np.ndarray | None:
+        """Return each document's distance from its nearest held-out row, in multiples of `far`; None without held-out rows."""
+        if not len(self.held_out):
+            return None
+        return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
     def without_rows(self) -> Scale:
         """Return the scale without the embeddings of single rows; the coordinates stay as they are."""

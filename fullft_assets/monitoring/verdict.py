@@ -16,7 +16,7 @@ from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "3"
+VERSION = "4"
 CHECKS = (CheckSpec("window_matches_reference", "Production looks like the first windows under this champion."),)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it differs from them. `confirmed`: so do two

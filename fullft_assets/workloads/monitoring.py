@@ -19,7 +19,7 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed, predict
-from fullft_assets.monitoring import DriftMetadata, DriftVerdict, Features, History, Past, Place, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Past, Place, Scale, Sums, Vocabulary
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.workloads.entry import run_workload
@@ -118,6 +118,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             sums.save(draft.path / monitoring.SUMS)
             reference = [_read_sums(store, report) for report in history.reference]
             recent = [Past(_read_sums(store, report), DriftMetadata.of(report).status) for report in history.recent]
+            monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed))
             verdict = monitoring.judge(sums, reference, recent, settings, labels)
             if verdict.alarms:
                 families = dict.fromkeys(test.family for test in verdict.tests if test.alarms)
@@ -141,6 +142,22 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             metadata=metadata.as_dict(),
             checks=[monitoring.check(verdict)],
         )
+
+
+def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) -> list[FarDocument]:
+    """Return the farthest documents of a window, those to label first in front."""
+    distances = scale.distances(features)
+    if distances is None:
+        return []
+    farthest = np.argsort(-distances, kind="stable")[: monitoring.MAX_DOCUMENTS]
+    farthest = farthest[distances[farthest] > 1]
+    embeddings = features.embeddings[farthest]
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    found = []
+    for index, cluster in monitoring.order(unit, seed):
+        place = window.places[window.chosen[farthest[index]]]
+        found.append(FarDocument(source=place.source, row=place.row, distance=float(distances[farthest[index]]), cluster=cluster))
+    return found
 
 
 def _load_scale(job: Job, store: Store, inputs: dict[str, Manifest], reader: Reader) -> tuple[Scale, Vocabulary]:
