@@ -102,7 +102,7 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     audit, folder = only(case, "tokenizer_audit"), case.store.folder(only(case, "tokenizer_audit"))
     assert audit.metadata["withdrawn"] and (folder / "terms.json").read_text() == "[]"
     assert (folder / "proposal.yaml").read_text() == "# Withdrawn: documents that it was mined from were erased.\n"
-    assert sorted(only(case, "drift_report").files) == ["report.md", "sums.npz", "verdict.json"]
+    assert sorted(only(case, "drift_report").files) == ["far.jsonl", "report.md", "sums.npz", "verdict.json"]
     scale = only(case, "drift_scale")
     assert scale.metadata["num_held_out"] == len(Scale.load(case.store.folder(scale) / SCALE).held_out) == 0
     again = erasure.erase(case.store, case.use_case.name, [person], by="group")
