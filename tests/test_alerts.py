@@ -280,6 +280,21 @@ class TestSensor:
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == ("decision_needed", "the budget is too small", "raise it")
 
+    def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store, now = open_store(case.use_case, instance), time.time()
+        for age, drop in ((120, 0.1), (60, 0.11)):
+            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", live_drop=drop, estimated_hours=0.0)
+            entry = RecordedDecision(
+                case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")
+            )
+            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+            self.tick(case, instance)
+        (body,) = hook.bodies
+        title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
+        assert (body["event"], body["title"]) == ("quality_drop", title)
+
     def test_a_channel_that_is_down_keeps_the_cursor(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         self.run(case, instance, "model", fails)
         hook.status = 503
