@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,7 +77,12 @@ def test_trainer_gets_the_tf32_argument_for_tf32_only(chosen: str, tmp_path: Pat
 def test_batches_are_copied_from_pinned_memory_to_a_card_alone(has_card: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-    monkeypatch.setattr(trainer, "TrainingArguments", lambda **arguments: given.update(arguments))
+
+    def take(**arguments: object) -> SimpleNamespace:
+        given.update(arguments)
+        return SimpleNamespace(n_gpu=int(has_card))
+
+    monkeypatch.setattr(trainer, "TrainingArguments", take)
     sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
     # fp16 is a card's alone.
     training_arguments(

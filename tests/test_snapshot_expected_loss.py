@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.frozen import freeze
 from fullft_assets.config.check import check_use_case
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
 from fullft_assets.examples import examine
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import freeze
 from fullft_assets.snapshot.expected_loss import rows_over_cap
 from fullft_assets.store.hashing import unit_hash
 from tests import project as projects
