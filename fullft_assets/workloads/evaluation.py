@@ -36,8 +36,6 @@ from fullft_assets.training.lineage import snapshots_learned_from
 from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.entry import run_workload
 
-#: The step log within a checkpoint artifact.
-
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Evaluate a candidate on the test rows and write the report."""
