@@ -33,7 +33,7 @@ class _Side:
     Attributes:
         guarded, others: that split and the later ones.
         reference: the rows of that split.
-        reason: why a row is left out, given its split and the guarded one.
+        reason: why a row is excluded, given its split and the guarded one.
         key: name of the verdicts.
         search: the search.
     """

@@ -173,7 +173,7 @@ def _distinct(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.
 def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> Minimizers:
     """Return the distinct least hashes of all windows of each row, ascending."""
     least, size = (shingles >> np.uint64(HASH_BITS - 32)) | (row << np.uint64(32)), 1
-    # A window that reaches over two rows has the least of the first one: it is left out below.
+    # A window that reaches over two rows has the least of the first one: it is excluded below.
     while size < WINDOW:
         least = np.minimum(least[:-size], least[size:])
         size *= 2

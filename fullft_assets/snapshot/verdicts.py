@@ -143,7 +143,7 @@ class KnownSearch:
 
         Args:
             found: shingle sets of `rows`.
-            read: reads the sets of further rows: those whose partner was left out since.
+            read: reads the sets of further rows: those whose partner was excluded since.
             left_out: bool [texts], those that are no longer reference text nor candidate, together with all of an equal set.
         """
         near, partner, begin = [], [], 0
