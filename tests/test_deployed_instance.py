@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests import postgres_server
+from tests.machine import lacks
 from tests.postgres_server import PostgresServer
 from tests.s3_server import S3Server
 
@@ -63,7 +64,7 @@ def noisy() -> None:
 def postgres() -> Iterator[PostgresServer]:
     """A server of one test."""
     if postgres_server.programs() is None:
-        pytest.skip("PostgreSQL is missing: apt-get install postgresql")
+        lacks("PostgreSQL is missing: apt-get install postgresql")
     if find_spec("dagster_postgres") is None:
         pytest.skip("dagster-postgres is missing: pip install '.[postgres]'")
     with postgres_server.serve() as server:
