@@ -254,6 +254,15 @@ def test_the_archives_of_a_batch_may_unpack_to_so_much_together(tmp_path: Path, 
     assert len(read_batch(tmp_path).table) == 24_001, "each of them alone is within its bounds"
 
 
+def test_the_bound_of_a_batch_that_is_large_itself_is_the_one_in_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_BATCH_BYTES", MIB)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "%s"}\n' % (b"x " * (3 * MIB // 4)))
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        pack(b'{"text": "again and again the same line, which is packed to nearly nothing"}\n' * 30_000, "gzip")
+    )
+    assert "take more than 3 MiB; lower" in read_batch(tmp_path).unreadable["b.jsonl.gz"]
+
+
 @pytest.mark.parametrize("page", ["<a" * 65_536, "<!--" * 32_768, "<p><font><b>" * 3_000])
 def test_a_page_of_open_tags_takes_no_time(page: str) -> None:
     """Python's own parser takes 25 s for the first."""

@@ -115,14 +115,14 @@ def read_documents(
     unreadable: dict[str, str] = {}
     undecided: dict[SourceFile, Scores] = {}
     pages: Counter[str] = Counter()
-    room = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
+    room = bound = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
     with FileReader(source, documents, examples, out_of_reach=out_of_reach) as reader:
 
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
             nonlocal room
 
             def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[pa.RecordBatch]:
-                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file, room)
+                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file, room, bound)
 
             try:
                 with source.local(file.path) as path:
@@ -291,11 +291,11 @@ def _counted(numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
         yield number, row
 
 
-def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, room: int) -> list[pa.RecordBatch]:
+def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, room: int, bound: int) -> list[pa.RecordBatch]:
     """Return the rows of a file as record batches of `schema()`.
 
     Raises:
-        Unreadable: they take more than `room` bytes.
+        Unreadable: they take more than `room` bytes, which its batch has left of `bound`.
     """
     batches: list[pa.RecordBatch] = []
     for pending in _parts(numbered):
@@ -303,7 +303,7 @@ def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, room: int) -
         room -= batches[-1].nbytes
         if room < 0:
             raise Unreadable(
-                f"the rows of its batch take more than {MAX_BATCH_BYTES // 2**20:,} MiB; lower documents.max_batch_files or "
+                f"the rows of its batch take more than {bound // 2**20:,} MiB; lower documents.max_batch_files or "
                 "documents.max_batch_bytes, and deliver it again"
             )
     return batches
