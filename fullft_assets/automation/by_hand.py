@@ -8,8 +8,8 @@ from pydantic import Field
 from fullft_assets import release
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.release import observation, shown
-from fullft_assets.resources import one_line_errors, s3_options, set_latest
-from fullft_assets.store import Manifest, Store
+from fullft_assets.resources import one_line_errors, set_latest
+from fullft_assets.store import Store
 
 _REASON = "Why; kept with the champion's history."
 
@@ -33,13 +33,9 @@ def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
     def rollback(context: dg.OpExecutionContext, config: Reason) -> Iterator:
         store = case.store(context)
         with one_line_errors(store, case.name):
-            champion = release.rollback(store, case.name, reason=config.reason, by=context.run_id)
-            card = release.card_of(store, case.name, champion)
-            if card is not None:
-                release.push_champion(store, case.use_case, s3_options())
+            release.rollback(store, case.name, reason=config.reason, by=context.run_id)
         yield _noted(context, case, store)
-        if card is not None:
-            yield _in_use(case, store, card)
+        yield from _in_use(context, case, store)
 
     def freeze(context: dg.OpExecutionContext, config: Reason) -> Iterator:
         store = case.store(context)
@@ -56,10 +52,9 @@ def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
     def promote(context: dg.OpExecutionContext, config: Promotion) -> Iterator:
         store = case.store(context)
         with one_line_errors(store, case.name):
-            _, card = release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=context.run_id)
-            release.push_champion(store, case.use_case, s3_options())
+            release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=context.run_id)
         yield _noted(context, case, store)
-        yield _in_use(case, store, card)
+        yield from _in_use(context, case, store)
 
     return [
         _job(case, rollback, "Bring the previous champion back."),
@@ -89,9 +84,14 @@ def _noted(context: dg.OpExecutionContext, case: Case, store: Store) -> dg.Asset
     return observation(case, done.sentence, state.current)
 
 
-def _in_use(case: Case, store: Store, card: Manifest) -> dg.AssetMaterialization:
-    """Make the card of the champion the newest of its asset, and return the event that shows it."""
-    set_latest(store, case.name, "champion_model", card)
-    result = case.result(card, "champion_model", store, shown(store, card))
-    tags = {"dagster/data_version": card.content_digest, "dagster/data_version_is_user_provided": "true"}
-    return dg.AssetMaterialization(asset_key=case.key("champion_model"), metadata=result.metadata, tags=tags)
+def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterator[dg.AssetMaterialization]:
+    """Make the card of the champion the newest of its asset, yield the event that shows it, and copy the champion to `release.push_to`."""
+    champion = release.read_champion(store, case.name)
+    assert champion is not None, "it was changed by hand"
+    card = release.card_of(store, case.name, champion)
+    if card is not None:
+        set_latest(store, case.name, "champion_model", card)
+        result = case.result(card, "champion_model", store, shown(store, card))
+        tags = {"dagster/data_version": card.content_digest, "dagster/data_version_is_user_provided": "true"}
+        yield dg.AssetMaterialization(asset_key=case.key("champion_model"), metadata=result.metadata, tags=tags)
+    release.try_to_push(store, case.use_case, context.log.info, context.log.warning)

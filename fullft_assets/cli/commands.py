@@ -281,7 +281,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
     import getpass
 
     from fullft_assets import release
-    from fullft_assets.resources import s3_options, set_latest
+    from fullft_assets.resources import set_latest
 
     use_case = _load(parsed)
     store = _store(use_case)
@@ -289,8 +289,8 @@ def _rollback(parsed: argparse.Namespace) -> int:
     card = release.card_of(store, use_case.name, champion)
     if card is not None:
         set_latest(store, use_case.name, "champion_model", card)
-        release.push_champion(store, use_case, s3_options())
     print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
+    release.try_to_push(store, use_case, print, lambda line: print(line, file=sys.stderr))
     return 0
 
 

@@ -27,4 +27,4 @@ from fullft_assets.release.decision import (
 )
 from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.release.model_card import CARD, VERSION, card_of
-from fullft_assets.release.push import push_champion
+from fullft_assets.release.push import push_champion, try_to_push

@@ -137,7 +137,7 @@ def publish(
         if not promote(store, case, candidate, allowed=allowed):
             manifest = None
     elif outcome.kind == "already_champion":
-        manifest = _card_of_champion(store, use_case, checkpoint)
+        manifest = card_of_champion(store, use_case, checkpoint)
     _record_outcome(store, checkpoint, outcome)
     return outcome, manifest
 
@@ -197,7 +197,7 @@ def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, s
         )
 
 
-def _card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> Manifest:
+def card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> Manifest:
     """Return the card of the present champion; it may have been evaluated again on newer rows, but its card stays with its promotion."""
     state = read_state(store, use_case.name)
     assert state is not None, "this checkpoint is the champion"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fullft_assets.errors import StoreError
+from fullft_assets.errors import FullftError
 from fullft_assets.release.champion import read_champion
+from fullft_assets.release.decision import card_of_champion
 from fullft_assets.release.model_card import CARD, card_of
 from fullft_assets.store.files import Files
 
@@ -17,36 +18,48 @@ if TYPE_CHECKING:
 
 #: Beside the models' folders: which of them is the champion's.
 POINTER = "champion.json"
+#: Whoever serves the model is another user than the one who trains.
+_READABLE_FOLDER = 0o755
 
 
-def push_champion(store: Store, use_case: UseCase, options: Mapping[str, Any]) -> str | None:
+def push_champion(store: Store, use_case: UseCase) -> str | None:
     """Copy the champion's model and card to `release.push_to`; return where they are, or None where nothing is to be copied.
 
     A reader never sees parts of two models: each has a folder of its own, whose card is written last, and the pointer is replaced in one
     step. Repeated, it only writes card and pointer again.
 
-    Args:
-        options: fsspec options of a bucket.
-
     Raises:
-        StoreError: the champion's checkpoint or card is gone.
+        StoreError: the champion's checkpoint is gone, or its card and the evaluation that it is written from.
     """
     asked, champion = use_case.settings.release.push_to, read_champion(store, use_case.name)
     if asked is None or champion is None:
         return None
-    is_bucket = asked.startswith("s3://")
-    target = Files(asked, options) if is_bucket else Files(str(use_case.resolve(asked)))
-    checkpoint, card = store.load(champion.checkpoint), card_of(store, use_case.name, champion)
-    if card is None:
-        raise StoreError(f"{champion.checkpoint}: its model card is gone, so it is not copied to {asked}; materialise champion_model")
-    name = checkpoint.key
+    # The bucket may be another account's, which the store's key for encryption is nothing to: its own settings hold.
+    target = Files(asked if asked.startswith("s3://") else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER)
+    checkpoint = store.load(champion.checkpoint)
+    card = card_of(store, use_case.name, champion) or card_of_champion(store, use_case, checkpoint)
+    name = f"{checkpoint.key}-{checkpoint.attempt}"
     if target.read_bytes(f"{name}/{CARD}") is None:
         model = store.folder(checkpoint) / "model"
         names = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
-        if not is_bucket:
-            for each in names:
-                Path(target.url, name, each).parent.mkdir(parents=True, exist_ok=True)
+        copies = [Path(target.url, name, each) for each in names] if target.is_local else []
+        for copy in copies:
+            target.make_folder(copy.parent)
         target.upload(model, name, names)
+        for copy in copies:
+            copy.chmod(target.file_mode)
     target.write_bytes(f"{name}/{CARD}", (store.folder(card) / CARD).read_bytes())
     target.write_json(POINTER, {"model": name, "checkpoint": champion.checkpoint, "promoted_at": champion.promoted_at})
     return f"{target.url}/{name}"
+
+
+def try_to_push(store: Store, use_case: UseCase, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Push the champion after a change by hand, and say how it ended: a change that is made fails no more, or it would be made twice."""
+    try:
+        pushed = push_champion(store, use_case)
+    except Exception as error:
+        found = str(error) if isinstance(error, FullftError) else store.keep_traceback(use_case.name, error)
+        warn(f"pushing to {use_case.settings.release.push_to} failed: {found}; materialise champion_model to push it")
+    else:
+        if pushed is not None:
+            say(f"copied to {pushed}")

@@ -27,13 +27,15 @@ class Files:
         url: the folder or prefix.
         options: fsspec options of a remote store (endpoint, encryption); never secrets, those come
             from the environment.
+        own_mode: rights of the folders that are made where the folder was not opened to a group for writing.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None, own_mode: int = PRIVATE_FOLDER):
         import fsspec.core
 
         self.url = url.rstrip("/")
         self.options = dict(options or {})
+        self._own_mode = own_mode
         self.is_local = "://" not in url
         if self.is_local:
             self.url = str(Path(url).absolute())
@@ -44,7 +46,7 @@ class Files:
         """Rights of folders that the store makes: its user's alone, or those of its root where that was opened to a group for writing."""
         root = Path(self.url)
         given = root.stat().st_mode & 0o7777 if self.is_local and root.is_dir() else 0
-        return given if given & 0o020 else PRIVATE_FOLDER
+        return given if given & 0o020 else self._own_mode
 
     @property
     def file_mode(self) -> int:
