@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from fullft_assets import report
 from fullft_assets.markdown import escape
 from fullft_assets.report import DoubtfulRow
+from fullft_assets.settings.documents import CsvSettings
 from fullft_assets.tasks.classification import label_errors
 from fullft_assets.tasks.classification.assessment import expected_calibration_error
 from fullft_assets.tasks.classification.temperature import fit_temperature, with_temperature
@@ -68,19 +70,33 @@ def test_ids_are_in_the_page_alone_and_all_rows_in_the_file(tmp_path: Path) -> N
     assert len(lines) == 30 and lines[0] == {"id": "zoon-0", "kind": "<b>letter", "suggested": "order", "probability": 0.97}
 
 
+_LINE = '{"doc": "z,1", "kind": "a letter", "suggested": "order", "probability": 0.97}\n'
+
+
 @pytest.mark.parametrize(
-    ("sources", "name", "first"),
+    ("sources", "csv", "name", "first"),
     [
-        (["a.csv", "b/c.CSV.gz", "d.jsonl", None], "label_errors.csv", 'doc,kind,suggested,probability\n"z,1",a letter,order,0.97\n'),
-        (["a.tsv"], "label_errors.tsv", "doc\tkind\tsuggested\tprobability\nz,1\ta letter\torder\t0.97\n"),
-        (["a.parquet"], "label_errors.jsonl", '{"doc": "z,1", "kind": "a letter", "suggested": "order", "probability": 0.97}\n'),
+        (["a.csv", "b/c.CSV.gz", "d.jsonl", None], {}, "label_errors.csv", 'doc,kind,suggested,probability\n"z,1",a letter,order,0.97\n'),
+        (["a.csv"], {"delimiter": ";"}, "label_errors.csv", "doc;kind;suggested;probability\nz,1;a letter;order;0.97\n"),
+        (["a.csv"], {"delimiter": ","}, "label_errors.csv", 'doc,kind,suggested,probability\n"z,1",a letter,order,0.97\n'),
+        (["a.tsv"], {}, "label_errors.tsv", "doc\tkind\tsuggested\tprobability\nz,1\ta letter\torder\t0.97\n"),
+        (["a.csv"], {"quoting": "none"}, "label_errors.jsonl", _LINE),
+        (["a.csv"], {"header": 3}, "label_errors.jsonl", _LINE),
+        (["a.parquet"], {}, "label_errors.jsonl", _LINE),
     ],
 )
-def test_annotators_get_the_format_that_the_labels_came_in(tmp_path: Path, sources: list[str | None], name: str, first: str) -> None:
-    path = tmp_path / report.label_errors_file(sources)
-    report.write_label_errors(path, [DoubtfulRow("z,1", "a letter", "order", 0.97, 0.01)], "kind", "doc")
+def test_annotators_get_the_format_that_the_labels_came_in(
+    tmp_path: Path, sources: list[str | None], csv: dict[str, Any], name: str, first: str
+) -> None:
+    path = tmp_path / report.label_errors_file(sources, CsvSettings(**csv))
+    report.write_label_errors(path, [DoubtfulRow("z,1", "a letter", "order", 0.97, 0.01)], "kind", "doc", csv.get("delimiter"))
     assert path.name == name and path.read_text() == first
-    assert [row["doc"] for row in report.read_list(path)] == ["z,1"]
+    rows = report.read_list(path)
+    assert [row["doc"] for row in rows] == ["z,1"]
+    report.write_list(path, rows, report.delimiter_of(path))  # as an erasure does
+    assert path.read_text() == first
+    report.write_list(path, [])
+    assert report.read_list(path) == []
 
 
 def test_the_most_frequent_confusions_are_a_table(tmp_path: Path) -> None:

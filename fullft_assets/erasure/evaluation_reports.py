@@ -16,7 +16,7 @@ from fullft_assets.erasure.erased_documents import ErasedDocuments, by_content, 
 from fullft_assets.erasure.file_names import GONE
 from fullft_assets.erasure.report import ErasureReport
 from fullft_assets.evaluation.answers import ANSWERS
-from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
+from fullft_assets.report import LABEL_ERRORS, delimiter_of, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _drop_from_report(
         _drop_from_measurements(folder / "evaluation.json", kept)
         for name, hits in gone.items():
             left = [row for row, is_gone in zip(listed[name], hits, strict=True) if not is_gone]
-            write_list(folder / name, left)
+            write_list(folder / name, left, delimiter_of(folder / name))
         for page in pages:
             text = page.read_text(encoding="utf-8")
             for excerpt in excerpts:

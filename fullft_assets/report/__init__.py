@@ -1,7 +1,15 @@
 """The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside its pictures."""
 
 from fullft_assets.report.costs import SystemCost, system_costs, worth_rows
-from fullft_assets.report.doubtful_rows import LABEL_ERRORS, DoubtfulRow, label_errors_file, read_list, write_label_errors, write_list
+from fullft_assets.report.doubtful_rows import (
+    LABEL_ERRORS,
+    DoubtfulRow,
+    delimiter_of,
+    label_errors_file,
+    read_list,
+    write_label_errors,
+    write_list,
+)
 from fullft_assets.report.next_action import next_action
 from fullft_assets.report.rendering import (
     AnsweredRow,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fullft_assets.settings.documents import CsvSettings
+
 #: In the folder of an evaluation: rows whose label is probably wrong, without their texts.
 LABEL_ERRORS = "label_errors"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -31,17 +33,28 @@ class DoubtfulRow:
     given: float
 
 
-def label_errors_file(sources: Iterable[str | None]) -> str:
-    """Return the name of the file for annotators: of the kind that most of these files are, which the labels came in."""
+def label_errors_file(sources: Iterable[str | None], settings: CsvSettings) -> str:
+    """Return the name of the file for annotators: of the kind that most of these files are, which the labels came in.
+
+    It is JSON lines where the settings say that tables have no quotes or another header, which such a table would not be read by.
+    """
+    if settings.quoting == "none" or settings.header is not None:
+        return f"{LABEL_ERRORS}.jsonl"
     kinds = Counter(kind for source in sources if (kind := PurePosixPath((source or "").removesuffix(".gz")).suffix.lower()) in _DELIMITERS)
     return f"{LABEL_ERRORS}{max(kinds, key=lambda kind: kinds[kind]) if kinds else '.jsonl'}"
 
 
-def write_label_errors(path: Path, rows: Sequence[DoubtfulRow], label_field: str, id_field: str = "id") -> None:
-    """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator changes the label."""
+def write_label_errors(
+    path: Path, rows: Sequence[DoubtfulRow], label_field: str, id_field: str = "id", delimiter: str | None = None
+) -> None:
+    """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator changes the label.
+
+    Args:
+        delimiter: `documents.csv.delimiter`, by which a table is read when it is delivered again.
+    """
     write_list(path, [
         {id_field: row.id, label_field: row.label, "suggested": row.predicted, "probability": round(row.probability, 4)} for row in rows
-    ])  # fmt: skip
+    ], delimiter)  # fmt: skip
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
@@ -49,16 +62,24 @@ def read_list(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        delimiter = _DELIMITERS.get(path.suffix)
+        delimiter = delimiter_of(path)
         return [json.loads(line) for line in file] if delimiter is None else list(csv.DictReader(file, delimiter=delimiter))
 
 
-def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def delimiter_of(path: Path) -> str | None:
+    """Return what separates the fields of such a table, whose last one is `probability`; None of JSON lines."""
+    if path.suffix not in _DELIMITERS:
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        return file.readline().rstrip("\n").removesuffix("probability")[-1:] or _DELIMITERS[path.suffix]
+
+
+def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | None = None) -> None:
     """Write such a file: JSON lines, or a table where its name says so."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        if (delimiter := _DELIMITERS.get(path.suffix)) is None:
+        if path.suffix not in _DELIMITERS:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         elif rows:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\n")
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

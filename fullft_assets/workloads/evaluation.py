@@ -64,7 +64,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             pq.write_table(result.validation, draft.path / "validation.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
-        errors_file = report.label_errors_file(_sources(store, snapshot, [row.id for row in result.label_errors or ()]))
+        sources, tables = _sources(store, snapshot, [row.id for row in result.label_errors or ()]), job.settings.documents.csv
+        errors_file = report.label_errors_file(sources, tables)
         shown = report.EvaluationReport(
             case=job.case,
             evaluation=found,
@@ -94,7 +95,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             write_answers(draft.path, result.written)
         if result.label_errors:
             report.write_label_errors(
-                draft.path / errors_file, result.label_errors, job.settings.examples.label or "label", job.settings.documents.id
+                draft.path / errors_file,
+                result.label_errors,
+                job.settings.examples.label or "label",
+                job.settings.documents.id,
+                tables.delimiter,
             )
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
