@@ -69,7 +69,7 @@ class SshServer:
             machine.lacks(_MISSING)
         assert program is not None
         self._process = subprocess.Popen([program, "-D", "-e", "-f", str(self.folder / "sshd_config")])
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return

@@ -1,6 +1,7 @@
 """`fullft jobs`: what is on record, and what the backends say of it."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
+from tests.machine import lacks
 from tests.project import Project
 
 
@@ -38,7 +40,7 @@ def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: 
     evaluation, training = lines(store)
     assert evaluation[0] == "letters/evaluation_report" and evaluation[4] == "0.50 h, price unknown"
     assert training[:3] == ["letters/finetuned_checkpoint", "running (on record)", "local elsewhere"]
-    assert training[4:] == ["2.00 h, at most 6.00 h more, 6.00 USD", "run 01234567", first.name_in(store)]
+    assert training[4:] == ["2.00 h, at most 6.00 h more beside its wait for GPUs, 6.00 USD", "run 01234567", first.name_in(store)]
     assert [line[1] for line in lines(store, with_ended=True)] == ["running (on record)"] * 2 + ["failed (a.csv:3: no label [data])"]
     launched(store, "pilot_run", 1.0, hourly_usd=2.0)
     again = next(line for line in lines(store) if line[0] == "letters/pilot_run")
@@ -56,7 +58,12 @@ def test_the_backend_says_whether_a_job_still_runs(tmp_path: Path, monkeypatch: 
     launcher.stop(launch.name_in(store))
     unreachable = {"kind": "ssh", "host": "127.0.0.1", "port": 1}
     launched(store, "pilot_run", 0.0, launcher=unreachable, place="127.0.0.1:1")
-    assert any(line[1].startswith("unknown (ssh 127.0.0.1:1: ") for line in lines(store))
+    launched(store, "baselines", 0.0, launcher={"kind": "local", "of_old": 1})
+    said = [line[1] for line in lines(store)]
+    assert any(line.startswith("unknown (launcher.of_old on record is not one of this version: ") for line in said)
+    if shutil.which("ssh") is None:
+        lacks("install Debian's `openssh-client`")
+    assert any(line.startswith("unknown (ssh 127.0.0.1:1: ") for line in said)
 
 
 def test_the_command_of_a_use_case_that_has_not_run(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

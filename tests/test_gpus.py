@@ -15,6 +15,7 @@ import torch
 from fullft_assets.engine import trainer
 from fullft_assets.jobs import gpus
 from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, leased, shared_gpus
+from fullft_assets.jobs.launch import ERROR_FILE, WorkloadFailure
 from fullft_assets.models.hardware import num_gpus
 from fullft_assets.settings import TrainingSettings
 
@@ -45,7 +46,7 @@ def test_runs_at_the_same_time_have_gpus_of_their_own() -> None:
         assert all_of_them == {VISIBLE: "GPU-a,GPU-b,GPU-c", NUM_GPUS: "3"}
 
 
-def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile() -> None:
+def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
     given: list[dict[str, str] | None] = []
 
     def wait_for_two() -> None:
@@ -59,8 +60,9 @@ def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile()
                 waiting.result(0.3)
             with leased(1, always) as third:
                 assert third is not None and third[VISIBLE] == "GPU-c"
-        waiting.result(10)
+        waiting.result(60)
     assert given == [{VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}]
+    assert capsys.readouterr().out == "waiting until 2 of 3 GPUs are free: other runs have them\n"
 
 
 def test_a_run_that_is_cancelled_waits_no_longer() -> None:
@@ -84,6 +86,21 @@ def test_without_a_gpu_the_environment_stays_as_it_is(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     with leased(2, always) as variables:
         assert variables == {}
+
+
+@pytest.mark.parametrize("code", [6, 9, 12, 255])
+def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp_path: Path) -> None:
+    tool, calls = tmp_path / "bin" / "nvidia-smi", tmp_path / "calls"
+    tool.write_text(f"#!/bin/sh\necho asked >> {calls}\necho 'Unknown Error'\nexit {code}\n")
+    if code != 255:
+        assert shared_gpus() == [], "no process can use a GPU"
+        return
+    command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--", sys.executable, "-c", "print('started')"]
+    done = subprocess.run(command, env={**os.environ, ERROR_FILE: str(tmp_path / "error")}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, calls.read_text()) == (3, "", "asked\nasked\n")
+    failure = WorkloadFailure.read(tmp_path / "error")
+    assert failure is not None and failure.failure == "infrastructure"
+    assert failure.line == f"nvidia-smi: Unknown Error; repair the GPUs of this machine, or set {VISIBLE}= to compute without"
 
 
 @pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])

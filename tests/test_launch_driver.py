@@ -1,6 +1,7 @@
 """The one driver of all launchers, on a backend that a test plays: attach or submit, lost answers, retries, records."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status, Unreachable, driver, records
 from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
@@ -89,7 +91,10 @@ def run(tmp_path: Path) -> Iterator[Callable[[Launcher], str | None]]:
                 return dg.MaterializeResult()
 
             done = dg.materialize([made], instance=instance, raise_on_error=False)
-            return None if done.success else done.get_step_failure_events()[0].step_failure_data.user_failure_data.description
+            if done.success:
+                return None
+            failure = done.get_step_failure_events()[0].step_failure_data
+            return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description
 
         yield run
 
@@ -173,6 +178,45 @@ def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, mon
     assert run(backend) is None
 
 
+def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = Backend(store, [DONE])
+    backend.lost = {2}
+    run(backend)
+    backend.lost = set()
+    submitted = dict(backend.jobs)
+    backend.jobs.clear()  # as if the first run were between its record and its submission
+    monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
+    monkeypatch.setattr(driver.time, "sleep", lambda _: backend.jobs.update(submitted))
+    assert run(backend) is None
+    assert backend.calls.count("submit") == 1 and recorded(store).state == "succeeded"
+
+
+def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, store, monkeypatch):
+    backend = Backend(store, [DONE])
+    for error, calls in ((ValueError("a message that is no JSON"), 0), (dg.DagsterExecutionInterruptedError(), 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(backend, "logs", lambda *_, error=error: (_ for _ in ()).throw(error))
+            with suppress(dg.DagsterExecutionInterruptedError):
+                run(backend)
+        assert (recorded(store).state, backend.calls.count("stop")) == ("stopped" if calls else "running", calls)
+    assert backend.calls.count("submit") == 1, "the second run attached"
+
+
+def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypatch, capfd):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    elsewhere = Backend(store, [DONE])
+    elsewhere.place, elsewhere.lost = "elsewhere", {2}
+    run(elsewhere)
+    stopped = []
+    monkeypatch.setattr(LocalLauncher, "stop", lambda self, name: stopped.append(name))
+    assert run(Backend(store, [DONE])) is None
+    assert (
+        "at elsewhere is on record as running, and this run's is at the test; it could not be stopped from here" in capfd.readouterr().err
+    )
+    assert stopped == [] and recorded(store).attempt == 2
+
+
 def test_a_refused_submission_is_one_line_and_leaves_no_record_of_a_running_job(run, store, monkeypatch):
     def refuse(spec: LaunchSpec) -> None:
         raise driver.WorkloadError("ssh gpu1: Permission denied", "settings")
@@ -227,9 +271,18 @@ class TestRecords:
     def test_another_place_waits_for_a_living_run_and_replaces_a_dead_one(self, store):
         first, *_ = records.claim(store, wanted(), lambda _: True)
         with pytest.raises(driver.WorkloadError, match="run r1 has s made at a; wait for its end, or cancel it"):
-            records.claim(store, wanted(place="b", submitted_at=2.0), lambda _: True)
-        second, replaced, is_new = records.claim(store, wanted(place="b", submitted_at=2.0), lambda _: False)
+            records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: True)
+        second, replaced, is_new = records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: False)
         assert (second.place, second.attempt, replaced, is_new) == ("b", 2, first, True)
+
+    def test_a_run_that_goes_on_at_another_place_replaces_its_own_job(self, store):
+        first, *_ = records.claim(store, wanted(), lambda _: True)
+        second, replaced, is_new = records.claim(store, wanted(place="b", submitted_at=2.0), lambda _: True)
+        assert (second.place, second.attempt, replaced, is_new) == ("b", 2, first, True)
+
+    def test_the_job_of_an_unknown_run_stays_that_runs(self, store):
+        first, *_ = records.claim(store, wanted(), lambda _: True)
+        assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None) == (first, None, False)
 
     def test_names_differ_between_stores_and_fit_every_backend(self, store, tmp_path):
         names = {wanted().name_in(store), wanted().name_in(Store(str(tmp_path / "other"))), wanted(key="l").name_in(store)}

@@ -17,7 +17,7 @@ from probe_workloads.definitions import probe_job
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, driver, records
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.ssh import SshLauncher
+from fullft_assets.launchers.ssh import SshLauncher, _quoted
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import SshLauncherSettings
@@ -129,6 +129,22 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
     assert (tmp_path / "starts").read_text() == "started\n"
 
 
+def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.0)
+    python, number = tmp_path / "python", tmp_path / "number"
+    number.write_text("")
+    # After the submission: a machine that cannot start Python, one that says nothing, and one whose words are in another encoding.
+    python.write_text(
+        f'#!/bin/sh\nprintf . >> "{number}"\ncase $(wc -c < "{number}") in\n2) exit 1;;\n3) exit 0;;\n4) printf "\\351\\n"; exit 0;;\nesac\n'
+        f'printf "\\351\\n"; exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes", instance)
+    assert failure is None and len(number.read_text()) > 4
+    assert any(f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages)
+
+
 class TestAnotherProcess:
     """The control plane is a process of its own, which is killed or cancelled."""
 
@@ -198,8 +214,16 @@ class TestRefused:
     def test_it_is_one_line_at_once(self, server, changes, line):
         changes = {name: value if "/" in value else str(server.folder / value) for name, value in changes.items()}
         with pytest.raises(WorkloadError, match=line) as raised:
-            launcher(server, **changes).list()
+            launcher(server, **changes).submit(LaunchSpec("fullft-test-1", "probe_workloads.probe", ()))
         assert raised.value.failure == "settings" and not isinstance(raised.value, Unreachable) and "\n" not in str(raised.value)
+
+    def test_a_path_with_a_space_is_one_path_and_anybodys_home_is_found(self, server, tmp_path):
+        (tmp_path / "a b").mkdir()
+        for name in ("user_key", "known_hosts"):
+            (server.folder / name).rename(tmp_path / "a b" / name)
+        ssh = launcher(server, key_file=str(tmp_path / "a b/user_key"), known_hosts=str(tmp_path / "a b/known_hosts"))
+        assert ssh.list() == []
+        assert _quoted("~john-doe/a b") == "~john-doe/'a b'" and _quoted("~/x") == "~/x" and _quoted("~;x/y") == "'~;x/y'"
 
     def test_a_job_is_stopped_when_its_time_is_up(self, server, tmp_path):
         ssh = launcher(server, max_hours=2 / 3600, grace_seconds=20)

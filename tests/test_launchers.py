@@ -22,9 +22,10 @@ from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launchers import LAUNCHERS
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers import local
+from fullft_assets.launchers import Logs, local, machine
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.launchers.machine import Machine
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.registry import Registry
 from fullft_assets.resources import latest, set_latest
@@ -33,7 +34,9 @@ from tests import project as projects
 from tests.prepared import prepare
 
 TESTS = Path(__file__).parent
-SECONDS = 30.0
+SECONDS = 60.0
+#: Dagster and two more processes have so long to be imported on a slow machine that does other work.
+START_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -59,15 +62,15 @@ def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
         yield instance
 
 
-def _wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
+def _wait_for(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
 
 
 def _process(folder: Path, name: str) -> psutil.Process:
-    _wait_for((folder / f"{name}.pid").exists, f"{name} started")
+    _wait_for((folder / f"{name}.pid").exists, f"{name} started", START_SECONDS)
     return psutil.Process(int((folder / f"{name}.pid").read_text()))
 
 
@@ -291,6 +294,40 @@ class TestSupervisor:
     def test_only_the_driver_needs_dagster_and_nothing_torch(self, module):
         code = f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch'}} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+class TestMachine:
+    def _ended(self, root: Path, stdout: str) -> Machine:
+        (root / "j").mkdir()
+        (root / "j/stdout").write_bytes(stdout.encode())
+        (root / "j/exit").write_text('{"code": 0, "is_limit": false}')
+        return Machine(root)
+
+    @pytest.mark.parametrize("lines", [["é" * 3, "12345", "é", "last, without an end"], ["a line that is longer than a block", "1", "2"]])
+    def test_output_comes_in_blocks_of_whole_lines_and_all_of_it(self, tmp_path, monkeypatch, lines):
+        monkeypatch.setattr(machine, "_MAX_BYTES", 12)
+        jobs, logs, blocks = self._ended(tmp_path, "\n".join(lines)), Logs("", is_more=True), []
+        while logs.is_more:
+            logs = jobs.logs("j", logs.cursor)
+            blocks.append(logs.stdout)
+        assert "".join(blocks) == "\n".join(lines)
+        if len(lines[0]) < 12:
+            assert blocks[0] == "ééé\n" and blocks[1] == "12345\né\n"
+
+    def test_a_process_that_does_not_vanish_fails_nothing(self, tmp_path, monkeypatch, capsys):
+        jobs = self._ended(tmp_path, "")
+        monkeypatch.setattr(machine, "KILL_SECONDS", 0.05)
+        monkeypatch.setattr(machine, "kill_until_gone", lambda find: None)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        try:
+            jobs._children["j"] = child
+            monkeypatch.setattr(jobs, "_supervisor", lambda name: None)
+            jobs.stop("j", 0)
+        finally:
+            child.kill()
+            child.wait()
+        assert capsys.readouterr().err == f"process {child.pid} of j was killed and has not ended within 0.05 s\n"
+        assert jobs.names() == []
 
 
 @pytest.mark.parametrize(

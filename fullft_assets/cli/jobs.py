@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from fullft_assets.errors import FullftError
-from fullft_assets.jobs.launchers import open_launcher
+from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers.records import Launch, launches
-from fullft_assets.settings.launcher import launcher_section
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
@@ -28,7 +27,8 @@ def _line(launch: Launch, state: str, name: str) -> str:
         spent.append(f"{launch.earlier_hours:.2f} h in attempts before it")
     limit = launch.launcher.get("max_hours")
     if limit is not None and launch.ended_at is None:
-        spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more")
+        # `max_hours` counts from the start of the work, of which the record knows nothing.
+        spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs")
     spent.append("price unknown" if launch.usd is None else f"{launch.usd:,.2f} USD")
     where = f"{launch.launcher['kind']} {launch.place}"
     return "  ".join([f"{launch.case}/{launch.stage}", state, where, since, ", ".join(spent), f"run {launch.run_id[:8]}", name])
@@ -39,7 +39,7 @@ def _state(launch: Launch, store: Store) -> str:
     if launch.ended_at is not None:
         return f"{launch.state}" + (f" ({launch.reason} [{launch.failure}])" if launch.state == "failed" else "")
     try:
-        launcher = open_launcher(launcher_section(launch.launcher))
+        launcher = open_recorded(launch.launcher)
         if launcher.place != launch.place:  # processes of another machine, which only it can see
             return "running (on record)"
         status = launcher.poll(launch.name_in(store))

@@ -6,13 +6,15 @@ A registered launcher is a class whose instances have the methods of `fullft_ass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
 from fullft_assets.settings import LauncherSettings, OtherLauncherSettings
+from fullft_assets.settings.launcher import launcher_section
 
 LAUNCHERS: Registry[Any] = Registry(
     "launcher",
@@ -29,6 +31,20 @@ def open_launcher(settings: LauncherSettings) -> Any:
     """
     launcher = LAUNCHERS.get(settings.kind)
     return launcher(_checked(launcher, settings))
+
+
+def open_recorded(section: Mapping[str, Any]) -> Any:
+    """Return the launcher of a section on record.
+
+    Raises:
+        SettingsError: as above, or the section is that of another version.
+    """
+    try:
+        return open_launcher(launcher_section(section))
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        key = ".".join(map(str, ("launcher", *found["loc"])))
+        raise SettingsError(f"{key} on record is not one of this version: {found['msg']}") from None
 
 
 def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:

@@ -15,14 +15,13 @@ from typing import TypeVar
 import dagster as dg
 import psutil
 
-from fullft_assets.errors import FailureClass, WorkloadError
+from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.launchers import open_launcher
+from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import records
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.run_workers import is_gone, logged_pid
-from fullft_assets.settings.launcher import launcher_section
 from fullft_assets.store import Manifest, Store
 
 #: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share a model.
@@ -34,8 +33,13 @@ RETRY_SECONDS = 30.0
 #: A backend that does not answer is asked again for so long.
 PATIENCE_SECONDS = 1800.0
 _PAUSE_SECONDS = 5.0
+#: A run of another Dagster has so long to submit what it has recorded.
+_SUBMIT_SECONDS = 120.0
 #: What a message of Pipes has, in a backend's one stream of output.
 _MESSAGE = '{"__dagster_pipes_version"'
+
+#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM.
+_CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt, SystemExit)
 
 T = TypeVar("T")
 
@@ -110,17 +114,16 @@ class LaunchDriver:
             submitted_at=time.time(),
             hourly_usd=usd or None,
         )
-        launch, replaced, is_new = records.claim(store, wanted, lambda other: other == run_id or _is_active(instance, other))
+        is_active = partial(_is_active, instance)
+        launch, replaced, is_new = records.claim(store, wanted, is_active)
         name, is_mine = launch.name_in(store), launch.run_id == run_id
         if replaced is not None:
-            left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and the YAML names {launch.place}"
-            if instance.get_run_by_id(replaced.run_id) is None:  # another instance of Dagster may follow it
-                context.log.warning(f"{left}; end it there if nobody waits for it")
-            else:
-                context.log.warning(f"{left}; its run is over, so it is ended")
-                _end(context, open_launcher(launcher_section(replaced.launcher)), replaced, store)
+            _end_replaced(context, replaced, launch, store, is_active)
         if not is_new:
-            context.log.info(f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows")
+            unknown = (
+                "" if is_mine or is_active(launch.run_id) is not None else ", unknown here: cancelling this run leaves the job running"
+            )
+            context.log.info(f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows{unknown}")
         messages = _LogMessages()
         with dg.open_pipes_session(context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages) as session:
             spec = replace(
@@ -130,18 +133,18 @@ class LaunchDriver:
             )
             is_submitted = not is_new
             try:
-                if is_new or (self._read(context, partial(launcher.poll, name)).state == "gone" and not _has_ended(store, launch)):
+                if is_new or self._is_lost(context, launcher, launch, store, lambda: not is_mine and is_active(launch.run_id)):
                     self._submit(context, launcher, spec)
                 is_submitted = True
                 status = self._follow(context, launcher, name, messages)
-            except Unreachable:
-                raise  # it may run on, and the next run attaches to it
-            except BaseException as error:  # a cancelled run raises DagsterExecutionInterruptedError or KeyboardInterrupt
-                if isinstance(error, WorkloadError) and not is_submitted:
-                    records.end(store, launch, "failed", str(error), error.failure)
-                elif is_mine:
+            except _CANCELLED:
+                if is_mine:
                     _end(context, launcher, launch, store)
                 raise
+            except WorkloadError as error:
+                if not is_submitted and not isinstance(error, Unreachable):
+                    records.end(store, launch, "failed", str(error), error.failure)
+                raise  # else, as after any other error, it may run on, and the next run attaches to it
             if status.state == "gone":
                 status = _recorded_end(store, launch)
             if status.state == "failed" and not status.is_own_line:
@@ -151,6 +154,25 @@ class LaunchDriver:
             if is_mine:
                 _end(context, launcher, launch, store)
         return status, is_new
+
+    def _is_lost(
+        self, context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store, is_active: Callable[[], bool | None]
+    ) -> bool:
+        """Return whether a job on record is not at its backend, has not ended, and is not about to be submitted by the run that recorded it.
+
+        Args:
+            is_active: whether another run follows it; None if that is unknown here.
+        """
+        deadline, is_said = time.monotonic() + _SUBMIT_SECONDS, False
+        while self._read(context, partial(launcher.poll, launch.name_in(store))).state == "gone" and not _has_ended(store, launch):
+            follows = is_active()
+            if follows is False or (follows is None and time.monotonic() >= deadline):
+                return True
+            if not is_said:
+                context.log.info(f"waiting until run {launch.run_id[:8]} starts it at {launch.place}, or ends")
+            is_said = True
+            time.sleep(_PAUSE_SECONDS)
+        return False
 
     def _submit(self, context: dg.AssetExecutionContext, launcher: Launcher, spec: LaunchSpec) -> None:
         try:
@@ -217,7 +239,7 @@ class _LogMessages(dg.PipesMessageReader):
             if line.endswith("\n"):  # else the process was killed while it wrote it
                 self._handler.handle_message(json.loads(line))
         for line in logs.stdout.splitlines(keepends=True):
-            if line.startswith(_MESSAGE):
+            if line.startswith(_MESSAGE) and line.endswith("\n"):
                 self._handler.handle_message(json.loads(line))
             else:
                 sys.stdout.write(line)
@@ -252,10 +274,30 @@ def _end(context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, 
     records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
 
 
-def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Return whether a run may still be following a job."""
+def _end_replaced(
+    context: dg.AssetExecutionContext, replaced: Launch, launch: Launch, store: Store, is_active: Callable[[str], bool | None]
+) -> None:
+    """End a job at a place that the YAML names no more, where that can be done from here; else say that it may run on."""
+    left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at {launch.place}"
+    if replaced.run_id != launch.run_id and is_active(replaced.run_id) is None:  # a run of another Dagster may follow it
+        context.log.warning(f"{left}; end it there if nobody waits for it")
+        return
+    try:
+        launcher = open_recorded(replaced.launcher)
+    except FullftError as error:
+        context.log.warning(f"{left}; it could not be stopped from here ({error}); if it still runs, end it there")
+        return
+    if launcher.place != replaced.place:  # processes of another machine, which only it can see
+        context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
+        return
+    context.log.warning(f"{left}; its run is over, so it is ended")
+    _end(context, launcher, replaced, store)
+
+
+def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
+    """Return whether a run may still be following a job; None for one that is not of this Dagster, or was deleted."""
     run = instance.get_run_by_id(run_id)
-    return run is not None and not run.is_finished and not is_gone(instance, run)
+    return None if run is None else not run.is_finished and not is_gone(instance, run)
 
 
 def _has_ended(store: Store, launch: Launch) -> bool:

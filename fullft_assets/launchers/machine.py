@@ -111,9 +111,9 @@ class Machine:
         is_over = self._status(name).is_over
         found, is_more = {}, False
         for stream in _STREAMS:
-            data = _read(self.root / name / stream, offsets[stream], whole_lines=not is_over)
+            data, is_full = _read(self.root / name / stream, offsets[stream], whole_lines=not is_over)
             offsets[stream] += len(data)
-            is_more = is_more or len(data) == _MAX_BYTES
+            is_more = is_more or is_full
             found[stream] = data.decode(errors="replace")
         return Logs(",".join(str(offsets[stream]) for stream in _STREAMS), **found, is_more=is_more)
 
@@ -130,7 +130,10 @@ class Machine:
             kill_until_gone(lambda: launched_processes(name))
             child = self._children.pop(name, None)
             if child is not None:
-                child.wait(KILL_SECONDS)
+                try:
+                    child.wait(KILL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    print(f"process {child.pid} of {name} was killed and has not ended within {KILL_SECONDS:g} s", file=sys.stderr)
             shutil.rmtree(self.root / name, ignore_errors=True)
 
     def names(self) -> list[str]:
@@ -189,16 +192,21 @@ def _ended(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _read(path: Path, offset: int, *, whole_lines: bool) -> bytes:
+def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
+    """Return what a file has after an offset, and whether that filled a block; a line that is longer than a block comes in parts."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(_MAX_BYTES)
     except FileNotFoundError:
-        return b""
-    if whole_lines and len(data) < _MAX_BYTES:
-        return data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
-    return data
+        return b"", False
+    is_full = len(data) == _MAX_BYTES
+    end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+    if is_full:
+        end = end or len(data)
+    elif not whole_lines:
+        end = len(data)
+    return data[:end], is_full
 
 
 def _lost(code: int | None) -> str:

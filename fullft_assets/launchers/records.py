@@ -62,11 +62,11 @@ class Launch(BaseModel):
         return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
 
 
-def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool]) -> tuple[Launch, Launch | None, bool]:
+def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool | None]) -> tuple[Launch, Launch | None, bool]:
     """Record a launch, or find the one to attach to; of two runs at once, one launches.
 
     Args:
-        is_active: whether a run, by its id, may still be following a job.
+        is_active: whether a run, by its id, may still be following a job; None if that is unknown here.
 
     Returns:
         The launch; the one that it takes the place of, if that may still run elsewhere; and whether it is new.
@@ -84,9 +84,12 @@ def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool]) -> tup
             return wanted.model_dump()
         old = Launch.model_validate(recorded)
         if old.ended_at is None and old.place == wanted.place:
-            found = old if is_active(old.run_id) else old.model_copy(update={"run_id": wanted.run_id})
+            # A run of another Dagster keeps its job: whoever took it over would stop it when cancelled.
+            is_over = old.run_id != wanted.run_id and is_active(old.run_id) is False
+            found = old.model_copy(update={"run_id": wanted.run_id}) if is_over else old
             return None if found == old else found.model_dump()
-        if old.ended_at is None and is_active(old.run_id):
+        # A run that goes on in another container is its own successor.
+        if old.ended_at is None and old.run_id != wanted.run_id and is_active(old.run_id):
             raise WorkloadError(
                 f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it", "infrastructure"
             )

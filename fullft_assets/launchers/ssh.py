@@ -7,6 +7,7 @@ Nothing is copied but the URI of the job file: the store is on S3, or a folder t
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -91,8 +92,8 @@ class SshLauncher(Launcher):
             seconds: that the other machine may take its time.
 
         Raises:
-            Unreachable: there is no connection, or it was lost.
-            WorkloadError: `ssh` or the machine refused.
+            Unreachable: there is no connection, it was lost, or a question about a job that may run has no answer.
+            WorkloadError: `ssh` refused, or the machine refused to start a job.
         """
         said = json.dumps({"do": do, **request})
         try:
@@ -101,6 +102,7 @@ class SshLauncher(Launcher):
                 input=said,
                 capture_output=True,
                 text=True,
+                errors="replace",  # a banner may be in any encoding
                 timeout=seconds + _ANSWER_SECONDS,
                 start_new_session=True,
                 check=False,
@@ -110,18 +112,23 @@ class SshLauncher(Launcher):
         except FileNotFoundError:
             raise WorkloadError("launcher.kind: ssh needs the program `ssh`, which is not installed here", "settings") from None
         if done.returncode == 0:
-            return json.loads(done.stdout.splitlines()[-1])["answer"]
+            try:
+                return json.loads(done.stdout.splitlines()[-1])["answer"]
+            except (IndexError, KeyError, TypeError, ValueError):
+                raise Unreachable(f"ssh {self.place}: its answer to `{do}` cannot be read") from None
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}").strip()
         if done.returncode == _SSH_ERROR:
             for sign, what_to_do in _REFUSED.items():
                 if sign in done.stderr:
                     raise WorkloadError(f"ssh {self.place}: {reason.rstrip('.')}; {what_to_do}", "settings")
             raise Unreachable(f"ssh {self.place}: {reason}")
-        raise WorkloadError(
+        line = (
             f"ssh {self.place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set launcher.python and "
-            "launcher.folder to where fullft_assets is there",
-            "settings",
+            "launcher.folder to where fullft_assets is there"
         )
+        if do != "start":  # the machine may be short of memory, disk or processes for a moment, while the job runs on
+            raise Unreachable(line)
+        raise WorkloadError(line, "settings")
 
     def _command(self) -> list[str]:
         settings = self.settings
@@ -129,7 +136,7 @@ class SshLauncher(Launcher):
         if settings.key_file is not None:
             options["IdentitiesOnly"] = "yes"
         if settings.known_hosts is not None:
-            options["UserKnownHostsFile"] = str(Path(settings.known_hosts).expanduser())
+            options["UserKnownHostsFile"] = f'"{Path(settings.known_hosts).expanduser()}"'  # else a space begins another file
         command = ["ssh", "-T", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
         if settings.key_file is not None:
             command += ["-i", str(Path(settings.key_file).expanduser())]
@@ -149,6 +156,6 @@ def _quoted(path: str) -> str:
     home, slash, rest = path.partition("/")
     return (
         f"{home}{slash}{shlex.quote(rest) if rest else ''}"
-        if home.startswith("~") and home[1:].isalnum() or home == "~"
+        if re.fullmatch(r"~([A-Za-z0-9_][\w.-]*)?", home, re.ASCII)
         else shlex.quote(path)
     )

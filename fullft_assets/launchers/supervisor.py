@@ -25,8 +25,9 @@ from pathlib import Path
 
 import psutil
 
+from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.gpus import leased
-from fullft_assets.jobs.launch import LAUNCH_ID, adopt_orphans, die_with_parent
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, WorkloadFailure, adopt_orphans, die_with_parent
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
 POLL_SECONDS = 0.5
@@ -59,7 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     except psutil.NoSuchProcess:
         code = 128 + signal.SIGTERM
     else:
-        code = supervisor.run(chosen.command, watched)
+        try:
+            code = supervisor.run(chosen.command, watched)
+        except WorkloadError as error:  # as a workload ends that can say why
+            print(error, file=sys.stderr)
+            if (path := os.environ.get(ERROR_FILE)) is not None:
+                WorkloadFailure(str(error), error.failure).write(Path(path))
+            code = EXIT_FIXABLE
     if chosen.folder is not None:
         _write(chosen.folder / EXIT, json.dumps({"code": code, "is_limit": supervisor.is_late}))
     return code

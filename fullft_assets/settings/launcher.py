@@ -72,10 +72,12 @@ class SshLauncherSettings(LauncherSettings):
         default=None, ge=1, le=65_535, description="Port of its SSH server. Default: what `~/.ssh/config` says, else 22."
     )
     key_file: str | None = Field(
-        default=None, description="Private key without a passphrase. Default: those that `ssh` finds, an agent's included."
+        default=None,
+        description="Private key without a passphrase: an absolute path, or one from `~`. Default: those that `ssh` finds, an agent's included.",
     )
     known_hosts: str | None = Field(
-        default=None, description="File with the machine's host key, which is always checked. Default: `~/.ssh/known_hosts`."
+        default=None,
+        description="File with the machine's host key, which is always checked: an absolute path, or one from `~`. Default: `~/.ssh/known_hosts`.",
     )
     python: str = Field(
         default="python3", description="Python there that has fullft_assets in the same version, such as `/srv/fullft/.venv/bin/python`."
