@@ -100,10 +100,9 @@ class TestTraining:
     @pytest.mark.slow
     def test_a_killed_one_resumes_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
         runs = [Run(encoder, f"{kind}-continued") for kind in ("straight", "killed")]
-        for run in runs:
-            job = encoder.job(STAGE, run.key)
-            job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store)
-        command = [sys.executable, "-m", "tests.killed_trainings", runs[0].command[-1], runs[1].command[-1], "4", "11"]
+        jobs = [encoder.job(STAGE, run.key) for run in runs]
+        uris = [job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store) for job in jobs]
+        command = [sys.executable, "-m", "tests.killed_trainings", *uris, "4", "11"]
         done = subprocess.run(command, env={**encoder.project.env(), "PYTHONPATH": "."}, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert_same_as(*runs)
