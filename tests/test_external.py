@@ -244,7 +244,7 @@ def test_a_plan_does_not_depend_on_what_was_brought() -> None:
     assert "external" not in settings.model_dump()["evaluation"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     project = projects.create(tmp_path, rows=400)
     write_tiny_model(project.root / "model")

@@ -198,7 +198,7 @@ class TestWhatItLearned:
         assert finder.find(case, "anew", on=today).key == "anew"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_shows(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     # Anything is promoted: what a release asks for is not what is tested.

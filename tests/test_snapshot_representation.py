@@ -343,7 +343,7 @@ class TestInDagster:
         assert not FullFineTune(project.use_case()).build_defs().asset_checks
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
     """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the model's predictions."""
     project = projects.create(tmp_path, CASE, rows=600)
