@@ -18,8 +18,6 @@ from fullft_assets.store import Store
 from tests import manifests
 from tests import project as projects
 
-pytestmark = pytest.mark.quick
-
 CASE = "letters"
 
 

@@ -30,8 +30,6 @@ CASE = "letters"
 
 
 class TestBounds:
-    pytestmark = pytest.mark.quick
-
     def test_they_enclose_the_share_and_tighten(self) -> None:
         widths = []
         for num in (10, 100, 1_000, 10_000):
@@ -68,8 +66,6 @@ def document(key: str, predicted: str = "a", *, id: str | None = None, label: st
 
 
 class TestCounts:
-    pytestmark = pytest.mark.quick
-
     def test_later_labels_count_before_those_that_came_along(self) -> None:
         seen = [document("1", id="d1", label="b"), document("2", id="d2", label="a"), document("3", label="b"), document("4", id="d4")]
         assert live.count({"d1": "a"}, iter(seen)) == (4, 3, 2)
@@ -88,8 +84,6 @@ class TestCounts:
 
 
 class TestJudge:
-    pytestmark = pytest.mark.quick
-
     def judge(self, num_right: int, num: int) -> LiveMetadata:
         return live.judge(live.Counts(1_000, num, num_right), "c", 3, AtRelease(0.9, 0.87), ERROR)
 

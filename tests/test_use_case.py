@@ -133,7 +133,7 @@ ONE_MISTAKE = {
     ),
     "text for a section": (
         GOOD + "  release: strict\n",
-        "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule, min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting, max_calibration_error, license",
+        "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule, min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting, max_calibration_error, push_to, license",
     ),
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
     "missing key": (
