@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import dagster as dg
 import psutil
@@ -227,12 +228,25 @@ def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
     """Launch the training from its asset's page and wait for its first steps; return run, worker and all its processes."""
     screen.open_asset("finetuned_checkpoint")
     run_id = screen.materialize()
-    wait_for("the first training steps", lambda: any(re.search(r"step [\d,]+/[\d,]+ ", m) for m in screen.messages(run_id)), 150)
-    started = next(filter(None, (re.match(r"Started process for run \(pid: (\d+)\)", m) for m in screen.messages(run_id))))
-    worker = psutil.Process(int(started.group(1)))
-    family = [worker, *worker.children(recursive=True)]
-    assert any("fullft_assets.workloads.training" in " ".join(process.cmdline()) for process in family)
-    return run_id, worker, family
+
+    def training() -> tuple[psutil.Process, list[psutil.Process]] | None:
+        messages = screen.messages(run_id)
+        # A run that follows a killed one first prints what the job of that one said.
+        earlier = [number for number, message in enumerate(messages) if "the attempt of an earlier run has ended" in message]
+        if not any(re.search(r"step [\d,]+/[\d,]+ ", message) for message in messages[earlier[-1] if earlier else 0 :]):
+            return None
+        started = next(filter(None, (re.match(r"Started process for run \(pid: (\d+)\)", message) for message in messages)))
+        worker = psutil.Process(int(started.group(1)))
+        family = [worker, *worker.children(recursive=True)]
+        return (worker, family) if any("fullft_assets.workloads.training" in _command(process) for process in family) else None
+
+    return run_id, *wait_for("the first training steps", training, 150)
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def _is_supervisor(process: psutil.Process) -> bool:
