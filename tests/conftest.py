@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,20 @@ from tests.licence_delivery import Delivery
 # To look for garbage among the objects of torch, transformers and Dagster takes longer than many a test.
 gc.set_threshold(100_000, 50, 1_000)
 
+# Nothing here has to outlive a power cut, and to wait for the disk thousands of times takes longer than the tests of the store.
+os.fsync = lambda _: None
+
 #: Seconds to import, and with them come models and Dagster instances.
 HEAVY = ("torch", "transformers", "dagster")
 
 
 #: Has the context variable with what the instance that was entered last knows of definitions.
 _DEFS_STATE = "dagster._core.storage.defs_state.base"
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of the searches for garbage, pytest's own at the end included."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def groups_hashed_to(split: str, number: int, seed: int = 1, prefix: str = "g") 
     """Names of groups that the hash alone puts into a split."""
     low, high = {"test": (0, 0.15), "validation": (0.15, 0.25), "train": (0.25, 1)}[split]
     names = (f"{prefix}{n}" for n in range(100_000))
-    return [name for name in names if low <= unit_hash(seed, "split", name) < high][:number]
+    return list(islice((name for name in names if low <= unit_hash(seed, "split", name) < high), number))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +12,12 @@ import numpy as np
 from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.label_names import may_be_named, named
-from fullft_assets.examples.rules import REASONS, Finding, Rule
+from fullft_assets.examples.rules import REASONS, ROWS_FOR_BALANCE, Finding, Rule
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 _FIX = "fix them in the source and deliver the file again"
@@ -113,22 +112,25 @@ def places(rows: Sequence[int], table: pa.Table) -> str:
     return ", ".join(shown) + more
 
 
-def balance_outcome(rule: Rule, finding: Finding, labels: pd.DataFrame, settings: ExamplesSettings) -> CheckOutcome:
-    """Return whether each label has its least share; `labels` is the profile that was tried."""
-    rare = labels.iloc[finding.rows or []].sort_values("share", kind="stable")
-    shown = [(label, f"{share:.2%}") for label, share in zip(rare["label"][:_SHOWN], rare["share"], strict=False)]
+def balance_outcome(rule: Rule, label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings) -> CheckOutcome:
+    """Return whether each label, known or found, has its least share of the valid rows (of the spans); of few rows none is judged."""
+    counts = {**dict.fromkeys(settings.labels or [], 0), **label_counts}
+    total = max(sum(counts.values()) if task_of(settings).target == "spans" else num_valid, 1)
+    least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
+    rare = sorted((label for label, count in counts.items() if count / total < least), key=counts.__getitem__)
+    shown = [(label, f"{counts[label] / total:.2%}") for label in rare[:_SHOWN]]
     return CheckOutcome(
         name="labels_are_balanced",
-        passed=finding.passed,
+        passed=not rare,
         severity=rule.severity,
-        description=""
-        if finding.passed
-        else f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
-        f"{named(shown, len(rare), labels['label'].tolist())}; deliver more of them",
+        description=f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
+        f"{named(shown, len(rare), list(counts))}; deliver more of them"
+        if rare
+        else "",
         metadata={
-            "num_labels": len(labels),
+            "num_labels": len(counts),
             "num_rare_labels": len(rare),
-            **({"smallest_share": min(labels["share"].tolist())} if len(labels) else {}),
+            **({"smallest_share": min(counts.values()) / total} if counts else {}),
         },
     )
 
@@ -159,15 +161,15 @@ def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSet
     return CheckOutcome(name="annotators_agree", passed=passed, severity=rule.severity, description=description, metadata=metadata)
 
 
-def size_outcome(rule: Rule, finding: Finding, settings: ExamplesSettings) -> CheckOutcome:
+def size_outcome(rule: Rule, num_valid: int, settings: ExamplesSettings) -> CheckOutcome:
     """Return whether the batch has its least number of valid rows."""
-    num_valid = int(finding.observed or 0)
+    passed = num_valid >= settings.min_batch_rows
     return CheckOutcome(
         name="rows_suffice",
-        passed=finding.passed,
+        passed=passed,
         severity=rule.severity,
         description=""
-        if finding.passed
+        if passed
         else f"{num_valid:,} valid rows, fewer than examples.min_batch_rows ({settings.min_batch_rows:,}); deliver more",
         metadata={"num_valid": num_valid},
     )

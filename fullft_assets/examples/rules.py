@@ -294,30 +294,6 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
     return {rule: make() for rule, make in makers.items() if rule in used}
 
 
-def balance_profile(label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings) -> pd.DataFrame:
-    """Return a profile with one row a label, known or found: its share of the valid rows (of the spans)."""
-    import pandas as pd
-
-    counts = pd.Series({**dict.fromkeys(settings.labels or [], 0), **label_counts}, dtype=float)
-    total = counts.sum() if task_of(settings).target == "spans" else num_valid
-    return pd.DataFrame({"label": counts.index.astype(object), "share": counts.to_numpy() / max(total, 1)})
-
-
-def balanced(settings: ExamplesSettings, num_valid: int) -> dict[str, Any]:
-    """Return the expectation on the profile of the labels, by rule; of few rows a label's share is not judged."""
-    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
-
-    least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
-    return {"labels_are_balanced": ExpectColumnValuesToBeBetween(column="share", min_value=least)}
-
-
-def large_enough(settings: ExamplesSettings) -> dict[str, Any]:
-    """Return the expectation on the profile of the valid rows, by rule."""
-    from great_expectations.expectations.core.expect_table_row_count_to_be_between import ExpectTableRowCountToBeBetween
-
-    return {"rows_suffice": ExpectTableRowCountToBeBetween(min_value=settings.min_batch_rows)}
-
-
 @dataclass(frozen=True)
 class Finding:
     """What an expectation found: rows that break it (by number, in order; None where it is not about single rows)."""

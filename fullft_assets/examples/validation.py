@@ -35,9 +35,6 @@ from fullft_assets.examples.rules import (
     Finding,
     NotComputableError,
     Rule,
-    balance_profile,
-    balanced,
-    large_enough,
     profile,
     rules_for,
     run_expectations,
@@ -216,7 +213,7 @@ def examine(
     if "personal_data_is_absent" in rules and settings.pii == "mask":
         checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
     checks += _identity_outcomes(seen, rules, valid, len(table))
-    checks += _batch_outcomes(frame.loc[is_valid], label_counts, agreed, rules, settings)
+    checks += _batch_outcomes(len(valid), label_counts, agreed, rules, settings)
     checks += gate_outcomes(len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read)
     checks += field_outcomes(documents, valid, settings, id_field)
     return Examined(valid, quarantined, checks, label_counts, num_masked, agreed)
@@ -288,19 +285,16 @@ def _identity_outcomes(seen: identity.Seen, rules: Mapping[str, Rule], valid: pa
 
 
 def _batch_outcomes(
-    valid: pd.DataFrame, label_counts: Mapping[str, int], agreed: Agreement | None, rules: Mapping[str, Rule], settings: ExamplesSettings
+    num_valid: int, label_counts: Mapping[str, int], agreed: Agreement | None, rules: Mapping[str, Rule], settings: ExamplesSettings
 ) -> list[CheckOutcome]:
-    """Return what the rules on the valid rows together find; `valid` is their profile."""
+    """Return what the rules on the valid rows together find."""
     checks = []
     if (rule := rules.get("labels_are_balanced")) is not None:
-        labels = balance_profile(label_counts, len(valid), settings)
-        checks.append(
-            balance_outcome(rule, run_expectations(labels, balanced(settings, len(valid)))["labels_are_balanced"], labels, settings)
-        )
+        checks.append(balance_outcome(rule, label_counts, num_valid, settings))
     if (rule := rules.get("annotators_agree")) is not None:
         checks.append(agreement_outcome(rule, agreed, settings))
     if (rule := rules.get("rows_suffice")) is not None:
-        checks.append(size_outcome(rule, run_expectations(valid, large_enough(settings))["rows_suffice"], settings))
+        checks.append(size_outcome(rule, num_valid, settings))
     return checks
 
 

@@ -9,6 +9,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
+    import jinja2
+
     from fullft_assets.evaluation.forgetting import Forgetting
     from fullft_assets.evaluation.slices import SliceScore
     from fullft_assets.evaluation.verdict import ReleaseVerdict
@@ -157,10 +160,17 @@ def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list
 
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing value is an error."""
+    found = _environment(evaluation.task).get_template(template)
+    return found.render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
+
+
+@cache
+def _environment(task: str) -> jinja2.Environment:
+    """Return the templates of a task; it keeps those that it compiled, which takes longer than to fill one."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([_TEMPLATES, TASKS.get(evaluation.task).templates]),
+        loader=jinja2.FileSystemLoader([_TEMPLATES, TASKS.get(task).templates]),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -168,7 +178,7 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(interval=_interval, signed=_signed, cell=escape, title_of=title)
-    return environment.get_template(template).render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
+    return environment
 
 
 def shorten(text: str, most: int = 240) -> str:
