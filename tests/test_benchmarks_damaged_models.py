@@ -22,6 +22,7 @@ def test_a_damaged_model_is_stopped_each_time(trained: Trained, damage: str) -> 
     assert (found["no_slice_is_worse"], found["promoted"]) == (1, 0)
 
 
+@pytest.mark.heavy
 def test_one_that_was_not_damaged_is_not(trained: Trained) -> None:
     found = stopped(trained, DAMAGES["none"], 5, 200, "non_inferiority")
     assert found.get("no_slice_is_worse", 0) <= 0.2 and "forgetting_is_within_budget" not in found

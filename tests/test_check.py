@@ -64,6 +64,7 @@ def pack(data: bytes, codec: str) -> bytes:
     return out.getvalue().to_pybytes()
 
 
+@pytest.mark.heavy
 def test_prints_what_would_be_trained_on_what(project):
     write(project, "  training: {learning_rate: 1e-5}\n")
     done = run(project, "x")
@@ -107,6 +108,7 @@ def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
         ]
 
 
+@pytest.mark.heavy
 def test_an_unknown_use_case_names_the_near_one(project):
     write(project, name="licences")
     done = run(project, "licence")
@@ -129,6 +131,7 @@ def test_rows_are_counted_as_each_format_has_them(project):
     assert line(report(project), "documents").endswith("204 rows")
 
 
+@pytest.mark.heavy
 def test_rows_of_arrays_tables_archives_and_whole_files_are_counted(project):
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -155,6 +155,7 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
     assert problem in str(raised.value) and str(raised.value).endswith("; did you mean `docs`?")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "chosen",
     [

@@ -171,6 +171,7 @@ class TestFixedDelivery:
         after = stages.snapshot_labels()
         assert after == before | {row["id"]: row["kind"] for row in rows[:2]}
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("annotators", [None, ("ann", "bob")], ids=["two-ids", "two-annotators"])
     def test_a_settled_contradiction_is_used_again(self, stages: Stages, annotators: tuple[str, str] | None) -> None:
         rows = projects.licence_rows(400)
@@ -187,6 +188,7 @@ class TestFixedDelivery:
         stages.deliver("settled.jsonl", [settled], 10)
         assert stages.snapshot_labels() == before | {settled["id"]: "notice"}
 
+    @pytest.mark.heavy
     def test_a_broken_redelivery_does_not_shadow_the_good_row(self, stages: Stages) -> None:
         rows = projects.licence_rows(400)
         stages.deliver("delivery-1.jsonl", rows, 0)

@@ -42,6 +42,7 @@ def test_swapped_labels_are_found() -> None:
     assert found[0].predicted == NAMES[truth[int(found[0].id[1:])]] and found[0].label == NAMES[given[int(found[0].id[1:])]]
 
 
+@pytest.mark.heavy
 def test_without_cleanlab_the_report_says_that_nobody_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     labels, probabilities = calibrated(20)
@@ -99,6 +100,7 @@ def test_annotators_get_the_format_that_the_labels_came_in(
     assert report.read_list(path) == []
 
 
+@pytest.mark.heavy
 def test_the_most_frequent_confusions_are_a_table(tmp_path: Path) -> None:
     found = evaluation_of(LABELS)
     pairs = found.confusions

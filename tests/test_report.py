@@ -107,6 +107,7 @@ def parse(path: Path) -> Checker:
     return checker
 
 
+@pytest.mark.heavy
 def test_the_table_of_systems_says_what_each_took_and_what_was_not_asked(tmp_path):
     costs = {
         FINETUNED: report.SystemCost(5_400, 3.75),
@@ -174,6 +175,7 @@ def test_gates_that_say_no_come_first(tmp_path):
     assert answers[0] == "✗ no" and len(answers) > 4 and set(answers[1:]) == {"✓ yes"}
 
 
+@pytest.mark.heavy
 def test_each_system_is_shown_with_its_time_and_price(tmp_path):
     found = evaluation_of(LABELS)
     costs = {FINETUNED: report.SystemCost(5_400, 3.5), "tfidf": report.SystemCost(8.2, 0.005)}
@@ -212,6 +214,7 @@ def test_what_to_do_next(changed, answer, action):
     assert report.next_action("letters", decision, found, settings).startswith(action)
 
 
+@pytest.mark.heavy
 def test_the_page_does_not_say_promoted_before_the_release(tmp_path):
     found = evaluation_of(LABELS)
     decision = release.verdict(found, ReleaseSettings())
@@ -267,6 +270,7 @@ def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
         assert len(widths) == 1, table
 
 
+@pytest.mark.heavy
 def test_missing_parts_are_not_shown(tmp_path):
     bare = full_report(evaluation_of(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[])
     assert report.write(tmp_path, bare) == ["scores", "confusion", "reliability"]
@@ -358,6 +362,7 @@ def test_shorten_keeps_one_line():
     assert report.shorten("word " * 100, 20) == "word word word word…"
 
 
+@pytest.mark.heavy
 def test_pictures_leave_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 

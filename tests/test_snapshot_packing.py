@@ -99,6 +99,7 @@ def test_few_texts_take_a_row_more_than_their_tokens_need():
         assert packing.plan(lengths, 1_024, seed=1).num_rows <= -(-lengths.sum() // 1_024) + 1
 
 
+@pytest.mark.heavy
 def test_real_texts_fill_the_rows():
     from fullft_assets.chunks import Tokenization
     from fullft_assets.settings import ChunksSettings
