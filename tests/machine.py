@@ -30,12 +30,6 @@ def require_smollm2() -> str:
     return next(iter(spec.submodule_search_locations))
 
 
-def require_package(name: str) -> None:
-    """Ask for a package that is no dependency of the project."""
-    if importlib.util.find_spec(name) is None:
-        lacks(f"pip install {name}")
-
-
 @contextmanager
 def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
     """Make two hosts on this machine, network namespaces joined by a wire; yield of each what goes before a command, its address and its wire.

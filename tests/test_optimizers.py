@@ -23,7 +23,6 @@ from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
-from tests import machine
 from tests.prepared import Prepared, command, prepare, prepare_language_model
 from tests.test_planning import MEASURED
 
@@ -165,6 +164,9 @@ def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: obj
     return fine_tune(case.recipe, chosen, work_folder=folder, **{"seed": 17, "progress": Progress(silent=True), **options})
 
 
+#: CI runs these tests apart: the others start faster without the package.
+EIGHT_BIT = "pip install 'fullft-assets[low-memory]'"
+
 RUNGS = [
     ("adamw_8bit", "fp32"),
     ("adafactor", "fp32"),
@@ -192,7 +194,7 @@ class TestEngine:
     @pytest.mark.parametrize(("name", "weights"), RUNGS)
     def test_stopped_and_resumed_it_ends_with_the_same_bits(self, tiny, tmp_path, name, weights):
         if name == "adamw_8bit":
-            machine.require_package("bitsandbytes")
+            pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
         chosen = quick(name, weights=weights, epochs=0.15, layer_decay=0.9, freeze="embeddings")
         progress = Progress(silent=True)
         progress.stop_requested = True
@@ -466,7 +468,7 @@ MOST_BYTES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("num_rungs", [4, pytest.param(len(MOST_BYTES), marks=pytest.mark.long)])
 def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path, num_rungs: int) -> None:
-    machine.require_package("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
     assert {*low_memory.RUNGS} == {*MOST_BYTES}
     most = dict(list(MOST_BYTES.items())[:num_rungs])
     row = low_memory.measure_low_memory(tmp_path, list(most))
