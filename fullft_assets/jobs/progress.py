@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from fullft_assets.durations import duration
 from fullft_assets.errors import Interrupted, without_secrets
 
 #: At most one progress line in this time.
@@ -75,7 +76,7 @@ class Progress:
             self._recent.popleft()
         began, first = self._recent[0]
         if first < done < total:
-            shown.append(f"ETA {_duration((now - began) / (done - first) * (total - done))}")
+            shown.append(f"ETA {duration((now - began) / (done - first) * (total - done))}")
         self._recent.append((now, done))
         self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *shown]))
 
@@ -99,9 +100,3 @@ class Progress:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
