@@ -28,7 +28,7 @@ from fullft_assets.resources import open_store
 from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import Store
-from tests import manifests
+from tests import manifests, other_package
 from tests import project as projects
 
 NOW = 1_800_000_000.0
@@ -330,11 +330,7 @@ class Pager:
 
 
 def test_another_package_registers_a_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "their_pager.py").write_text(THEIRS)
-    metadata = tmp_path / "their_pager-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-pager\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[fullft_assets.alerts]\npager = their_pager:Pager\n")
+    other_package.install(tmp_path, "their-pager", {"their_pager.py": THEIRS}, {"fullft_assets.alerts": {"pager": "their_pager:Pager"}})
     monkeypatch.syspath_prepend(str(tmp_path))
     vars(CHANNELS).pop("_theirs", None)
     try:

@@ -16,6 +16,7 @@ from fullft_assets.documents.formats import Delivered, Unreadable
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+from tests import other_package
 
 #: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.
 MODULE = """
@@ -69,12 +70,8 @@ print(json.dumps(found))
 def project(tmp_path: Path) -> Path:
     """A project, and beside it a package with two formats as pip installs one."""
     site = tmp_path / "site"
-    metadata = site / "their_formats-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (site / "their_formats.py").write_text(MODULE)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-formats\nVersion: 1.0\n")
-    points = "letters = their_formats:LETTERS\nnote = their_formats:NOTE\n"
-    (metadata / "entry_points.txt").write_text(f"[fullft_assets.formats]\n{points}")
+    points = {"letters": "their_formats:LETTERS", "note": "their_formats:NOTE"}
+    other_package.install(site, "their-formats", {"their_formats.py": MODULE}, {"fullft_assets.formats": points})
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "data/notes").mkdir(parents=True)
     (tmp_path / "defs/x").mkdir(parents=True)

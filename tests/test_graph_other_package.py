@@ -12,13 +12,13 @@ import pytest
 from fullft_assets.resources import pointers
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
-from tests.other_package import install
+from tests.other_package import install_shown
 from tests.prepared import write_tiny_model
 
 
 @pytest.mark.slow
 def test_its_format_metric_baseline_and_task_go_through_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path / "site")
+    install_shown(tmp_path / "site")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]))
     project = projects.create(tmp_path / "project")
     write_tiny_model(project.root / "model")

@@ -17,6 +17,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.guards import GUARDS
 from tests import project as projects
 from tests.optimizer_steps import Stopping
+from tests.other_package import install
 from tests.prepared import Prepared, prepare
 
 MODULE = '''
@@ -47,12 +48,8 @@ class LowLoss:
 
 @pytest.fixture
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package as pip installs one: a module, and metadata with an entry point."""
-    (tmp_path / "their_guards.py").write_text(MODULE)
-    metadata = tmp_path / "their_guards-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-guards\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[fullft_assets.guards]\nlow_loss = their_guards:LowLoss\n")
+    points = {"fullft_assets.guards": {"low_loss": "their_guards:LowLoss"}}
+    install(tmp_path, "their-guards", {"their_guards.py": MODULE}, points)
     monkeypatch.syspath_prepend(str(tmp_path))
     look_again()
     yield

@@ -30,6 +30,7 @@ from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.registry import Registry
 from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings import LauncherSettings
+from tests import other_package
 from tests import project as projects
 from tests.prepared import prepare
 
@@ -403,11 +404,8 @@ class TestRegistration:
     @pytest.fixture
     def package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = tmp_path / "their_package"
-        metadata = folder / "their_cluster-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (folder / "their_cluster.py").write_text(THEIR_LAUNCHER)
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-cluster\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text("[fullft_assets.launchers]\ncluster = their_cluster:ClusterLauncher\n")
+        points = {"fullft_assets.launchers": {"cluster": "their_cluster:ClusterLauncher"}}
+        other_package.install(folder, "their-cluster", {"their_cluster.py": THEIR_LAUNCHER}, points)
         monkeypatch.syspath_prepend(str(folder))
         registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, LAUNCHERS._ours)
         for module in (validation, registered):

@@ -8,6 +8,7 @@ import pytest
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
+from tests.other_package import install
 
 pytestmark = pytest.mark.quick
 
@@ -20,12 +21,8 @@ def registry() -> Registry:
 
 @pytest.fixture
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package as pip installs one: a module, and metadata with entry points."""
-    (tmp_path / "their_letters.py").write_text("BETA = 'b'\n")
-    metadata = tmp_path / "their_letters-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-letters\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[{GROUP}]\nbeta = their_letters:BETA\ngone = their_gone:G\n")
+    points = {GROUP: {"beta": "their_letters:BETA", "gone": "their_gone:G"}}
+    metadata = install(tmp_path, "their-letters", {"their_letters.py": "BETA = 'b'\n"}, points)
     monkeypatch.syspath_prepend(str(tmp_path))
     return metadata
 

@@ -19,7 +19,7 @@ from fullft_assets.task import BASELINES, METRICS, TASKS
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification import assessment
 from tests import project as projects
-from tests.other_package import install
+from tests.other_package import install_shown
 from tests.prepared import prepare
 
 QUIET = Progress(silent=True)
@@ -29,7 +29,7 @@ QUIET = Progress(silent=True)
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package of docs/extending.md, as pip installs it."""
     site = tmp_path / "site"
-    install(site)
+    install_shown(site)
     monkeypatch.syspath_prepend(str(site))
     registries = (METRICS, BASELINES, TASKS)
     for registry in registries:
