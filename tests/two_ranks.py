@@ -40,20 +40,23 @@ SECONDS = 60
 
 def main(folder: Path, scenes: list[str]) -> None:
     torch.set_num_threads(1)
-    print(json.dumps({scene: _play(folder / scene, SCENES[scene]) for scene in scenes}))
+    print(json.dumps({scene: play(folder / scene, SCENES[scene]) for scene in scenes}))
 
 
-def _play(folder: Path, scene: Callable[[Path, int], Any]) -> list[Any]:
+def play(folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_one_host: bool = True) -> list[Any]:
+    """Play a scene in so many processes, each with its rank, and return what each returned."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir()
     ranks = []
-    for rank in range(2):
+    for rank in range(count):
         child = os.fork()
         if child == 0:
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
+            local, of_host = (rank, count) if is_one_host else (0, 1)
+            places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": of_host, "MASTER_PORT": port}
+            if count > 1:
+                os.environ.update({name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
             status = 1
             try:
                 found = scene(folder / "work", rank)
@@ -71,7 +74,7 @@ def _play(folder: Path, scene: Callable[[Path, int], Any]) -> list[Any]:
     for child in left:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    written = [folder / f"{rank}.json" for rank in range(2)]
+    written = [folder / f"{rank}.json" for rank in range(count)]
     return [json.loads(path.read_text())[0] if path.is_file() else None for path in written]
 
 
