@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import s3fs
 import torch
 
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints, stored_checkpoints
@@ -39,6 +40,7 @@ NEVER = 1_000_000
 
 def main(folder: Path, buckets: Path, scenes: list[str]) -> None:
     torch.set_num_threads(1)
+    assert s3fs, "imported before the forks"
     # A machine that was killed is known to be gone at once.
     leases._DEAD_SECONDS, leases._LOOK_SECONDS = 2.0, 0.2
     two_ranks.SECONDS = 300
@@ -291,9 +293,7 @@ SCENES: dict[str, Callable[[Scene], Any]] = {
     "two_to_one": lambda scene: other_number(scene, 2, 1),
     "one_to_two": lambda scene: other_number(scene, 1, 2),
     "own_disks_in_parts": lambda scene: own_disks(scene, "fsdp2"),
-    "two_to_three_in_parts": lambda scene: other_number(
-        scene, 2, 3, SHORT.model_copy(update={"sharding": "fsdp2", "batch_size": 6, "micro_batch_size": 1})
-    ),
+    "two_to_three_in_parts": lambda scene: other_number(scene, 2, 3, SHORT.model_copy(update={"sharding": "fsdp2", "batch_size": 6})),
 }
 
 if __name__ == "__main__":

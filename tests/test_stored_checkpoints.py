@@ -16,11 +16,16 @@ import torch
 from safetensors.torch import load_file
 
 from fullft_assets.engine import random_states
+from fullft_assets.engine.checkpoints import SEAL
 from fullft_assets.engine.run_history import Incident, RunHistory
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
-SCENES = ("own_disks", "roll_back", "damaged", "keep_best", "failed_upload", "fenced", "killed", "two_to_one", "one_to_two")
+SCENES = ("killed", "own_disks", "two_to_one", "damaged", "fenced")
+MORE = ("one_to_two", "roll_back", "keep_best", "failed_upload", "own_disks_in_parts", "two_to_three_in_parts")
 
 
 def play(s3_server: S3Server, folder: Path, scenes: tuple[str, ...]) -> dict[str, Any]:
@@ -38,6 +43,11 @@ def played(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dic
     return play(s3_server, tmp_path_factory.mktemp("scenes"), SCENES)
 
 
+@pytest.fixture(scope="module")
+def more(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return play(s3_server, tmp_path_factory.mktemp("scenes"), MORE)
+
+
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The same bits."""
     read = load_file if one["weights"].endswith(".safetensors") else torch.load
@@ -52,6 +62,12 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
     expected, found = torch.load(other["weights"]), torch.load(one["weights"])
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3)
+
+
+def assert_goes_on(found: dict[str, Any]) -> None:
+    assert found["stopped"].startswith("stopped at step 3 of ") and found["stored"] == ["00000002", "00000003"]
+    assert found["done"]["from"] == 3
+    assert_close(found["done"], found["straight"])
 
 
 @pytest.mark.slow
@@ -72,17 +88,29 @@ def test_hosts_of_which_one_has_the_checkpoint_resume_together(played: dict) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scene", ["two_to_one", "one_to_two"])
-def test_another_number_of_processes_takes_the_same_steps(played: dict, scene: str) -> None:
-    found = played[scene]
-    assert found["stopped"].startswith("stopped at step 3 of ") and found["stored"] == ["00000002", "00000003"]
-    assert found["done"]["from"] == 3
-    assert_close(found["done"], found["straight"])
+def test_another_number_of_processes_takes_the_same_steps(played: dict) -> None:
+    assert_goes_on(played["two_to_one"])
 
 
 @pytest.mark.slow
-def test_hosts_roll_back_to_a_checkpoint_that_one_of_them_wrote(played: dict) -> None:
-    for found in played["roll_back"]["hosts"]:
+@pytest.mark.long
+def test_so_do_more_processes(more: dict) -> None:
+    assert_goes_on(more["one_to_two"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_sharded_models_resume_on_other_disks_and_on_more_processes(more: dict) -> None:
+    found = more["own_disks_in_parts"]
+    assert found["done"]["from"] == 3
+    assert_same(found["done"], found["straight"])
+    assert_goes_on(more["two_to_three_in_parts"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_hosts_roll_back_to_a_checkpoint_that_one_of_them_wrote(more: dict) -> None:
+    for found in more["roll_back"]["hosts"]:
         assert found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
 
 
@@ -97,15 +125,17 @@ def test_damaged_checkpoints_in_the_store_are_passed_over(played: dict) -> None:
 
 
 @pytest.mark.slow
-def test_the_best_weights_come_from_a_machine_that_is_gone(played: dict) -> None:
-    found = played["keep_best"]
+@pytest.mark.long
+def test_the_best_weights_come_from_a_machine_that_is_gone(more: dict) -> None:
+    found = more["keep_best"]
     assert 0 < found["done"]["step"] == found["straight"]["step"] < found["done"]["from"]
     assert_same(found["done"], found["straight"])
 
 
 @pytest.mark.slow
-def test_an_upload_that_fails_is_said_and_tried_again_with_the_next_checkpoint(played: dict) -> None:
-    found = played["failed_upload"]
+@pytest.mark.long
+def test_an_upload_that_fails_is_said_and_tried_again_with_the_next_checkpoint(more: dict) -> None:
+    found = more["failed_upload"]
     [warning] = [line for line in found["said"] if line.startswith("warning: ")]
     assert "checkpoint-2 could not be copied to s3://" in warning and "the bucket is on fire" in warning
     assert found["stored"][-2:] == [4, 5], "and the last one before the process ends"
@@ -120,13 +150,14 @@ def test_a_machine_that_was_taken_for_dead_stops_and_leaves_its_successors_check
     assert found["left"] == found["now"] and {name.split("-")[0] for name in found["left"]} == {"00000002", "00000004", "00000005"}
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_sharded_models_resume_on_other_disks_and_on_more_processes(s3_server: S3Server, tmp_path: Path) -> None:
-    found = play(s3_server, tmp_path / "scenes", ("own_disks_in_parts", "two_to_three_in_parts"))
-    assert found["own_disks_in_parts"]["done"]["from"] == found["two_to_three_in_parts"]["done"]["from"] == 3
-    assert_same(found["own_disks_in_parts"]["done"], found["own_disks_in_parts"]["straight"])
-    assert_close(found["two_to_three_in_parts"]["done"], found["two_to_three_in_parts"]["straight"])
+def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_path: Path) -> None:
+    folder = s3_env.make_bucket("elsewhere") / checkpoints_ref("mail", "s", "k") / "00000002-ab"
+    folder.mkdir(parents=True)
+    (folder.parent / "planted").write_text("x")
+    (folder / SEAL).write_text(json.dumps({"../planted": 1}))
+    stored = StoredCheckpoints(Store("s3://elsewhere"), "mail", "s", "k", Progress(silent=True))
+    assert stored.fetch(folder.name, tmp_path) == "../planted"
+    assert list(tmp_path.rglob("planted")) == []
 
 
 def test_generators_continue_where_a_checkpoint_has_them(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from fullft_assets.errors import StoreError, without_secrets
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.store import Store, checkpoints_ref
 from fullft_assets.store.disk import one_at_a_time
+from fullft_assets.store.names import is_inside
 
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Progress
@@ -147,6 +148,8 @@ class StoredCheckpoints:
         if seal is None:
             return SEAL
         for file in json.loads(seal):
+            if not is_inside(file):  # whoever can write into the store must not write elsewhere
+                return file
             try:
                 self._store.download(f"{self._root}/{name}/{file}", partial / file)
             except FileNotFoundError:
