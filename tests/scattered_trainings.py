@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import s3fs
+import s3fs  # noqa: F401  (takes a second, which the forks save)
 import torch
 
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints, stored_checkpoints
 from fullft_assets.errors import FullftError
-from fullft_assets.jobs import read_job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store, leases
@@ -40,7 +39,6 @@ NEVER = 1_000_000
 
 def main(folder: Path, buckets: Path, scenes: list[str]) -> None:
     torch.set_num_threads(1)
-    assert s3fs, "imported before the forks"
     # A machine that was killed is known to be gone at once.
     leases._DEAD_SECONDS, leases._LOOK_SECONDS = 2.0, 0.2
     two_ranks.SECONDS = 300
@@ -252,19 +250,19 @@ def _is_stopped_child(process: Path, parent: int) -> bool:
 def killed(scene: Scene) -> dict[str, Any]:
     """The workload is killed after its second upload, its disk is lost, and another machine runs the same job."""
     case = prepare(scene.folder / "case", tiny=True, training={"checkpoint_every_steps": 3, "precision": "fp32", "learning_rate": 1e-3})
-    straight = _work(scene, case, "straight", scene.machines(1)[0])
+    straight = _work(scene, case, case.store.url, scene.machines(1)[0])
     shutil.copytree(case.store.url, scene.bucket / "some" / "prefix")
-    remote = Prepared(case.project, case.use_case, Store(f"s3://{scene.bucket.name}/some/prefix"), case.snapshot)
+    url = f"s3://{scene.bucket.name}/some/prefix"
     [lost] = scene.machines(1)
     checkpoints = scene.bucket / "some" / "prefix" / "checkpoints" / case.use_case.name / STAGE
-    _work(scene, remote, "k", lost, kill_after=2)
+    _work(scene, case, url, lost, kill_after=2)
     stored = sorted(int(path.parent.name.split("-")[0]) for path in checkpoints.glob("k/*/complete.json"))
     shutil.rmtree(lost)
-    done = _work(scene, remote, "k", scene.machines(1)[0])
+    done = _work(scene, case, url, scene.machines(1)[0])
     return {"straight": straight, "done": done, "stored": stored, "left": [str(path) for path in checkpoints.rglob("*") if path.is_file()]}
 
 
-def _work(scene: Scene, case: Prepared, key: str, machine: Path, kill_after: int = 0) -> Any:
+def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int = 0) -> Any:
     def train(_: Path, rank: int) -> Any:
         os.environ["FULLFT_CACHE"] = str(machine)
         uploads, upload = [], StoredCheckpoints._upload
@@ -276,8 +274,7 @@ def _work(scene: Scene, case: Prepared, key: str, machine: Path, kill_after: int
                 os.kill(os.getpid(), signal.SIGKILL)
 
         StoredCheckpoints._upload = counted
-        job = read_job(case.job(STAGE, key).write(case.store))
-        store = job.open_store()
+        job, store = case.job(STAGE, "k").model_copy(update={"store_url": url}), Store(url)
         work(job, store, Progress(silent=True))
         made = store.find(job.case, job.stage, job.key)
         model = store.folder(made)
