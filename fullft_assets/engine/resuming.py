@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fullft_assets.engine import ranks
-from fullft_assets.engine.checkpoints import checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of
+from fullft_assets.engine.checkpoints import Checkpoint, checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of
 from fullft_assets.engine.run_history import RunHistory
-from fullft_assets.engine.stored_checkpoints import StoredCheckpoints, stored_name
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, stored_name
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.jobs.ranks import is_first_rank
@@ -31,6 +31,8 @@ def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoin
     Raises:
         StoreError: hosts have work folders of their own, and no store to copy it from.
     """
+    if not ranks.from_first(is_first_rank() and any(_newest(folder, history, stored))):
+        return None
     chosen = ranks.run_on_first(lambda listener: _choose(folder, history, stored, progress, listener), progress)
     if chosen is None:
         return None
@@ -39,10 +41,14 @@ def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoin
     return checkpoint_of(folder, chosen.step)
 
 
+def _newest(folder: Path, history: RunHistory, stored: StoredCheckpoints | None) -> tuple[list[Checkpoint], list[StoredCheckpoint]]:
+    """Return the newest checkpoint on this machine and the newest one in the store, where there is one."""
+    return complete_checkpoints(folder, history)[-1:], stored.complete(history)[-1:] if stored is not None else []
+
+
 def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress, listener: Listener) -> _Chosen | None:
     while True:
-        here = complete_checkpoints(folder, history)[-1:]
-        there = stored.complete(history)[-1:] if stored is not None else []
+        here, there = _newest(folder, history, stored)
         if not here and not there:
             return None
         if stored is None or not there or (here and here[0].step >= there[0].step):
