@@ -250,8 +250,8 @@ def _is_stopped_child(process: Path, parent: int) -> bool:
 def killed(scene: Scene) -> dict[str, Any]:
     """The workload is killed after its second upload, its disk is lost, and another machine runs the same job."""
     case = prepare(scene.folder / "case", tiny=True, training={"checkpoint_every_steps": 3, "precision": "fp32", "learning_rate": 1e-3})
-    straight = _work(scene, case, case.store.url, scene.machines(1)[0])
     shutil.copytree(case.store.url, scene.bucket / "some" / "prefix")
+    straight = _work(scene, case, case.store.url, scene.machines(1)[0])
     url = f"s3://{scene.bucket.name}/some/prefix"
     [lost] = scene.machines(1)
     checkpoints = scene.bucket / "some" / "prefix" / "checkpoints" / case.use_case.name / STAGE
