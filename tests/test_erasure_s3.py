@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, snapshot
+from fullft_assets.erasure import unfinished_trainings
 from fullft_assets.erasure.file_names import GONE
-from fullft_assets.store import Store
+from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
 from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows
 
@@ -57,6 +58,26 @@ def test_nothing_of_a_document_is_left_in_the_bucket_or_the_local_copies(places:
     assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != "d2"}
     assert {name: traces(path, *marks) for name, path in places.items()} == {"bucket": [], "copies": [], "temporary": []}
     assert "d2" not in snapshot.load_split(batches.store, batches.take(), "train").ids
+
+
+def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a machine is training is left alone."""
+    monkeypatch.setattr(unfinished_trainings, "_PATIENCE_SECONDS", 1.0)
+    batches = Batches(tmp_path / "project")
+    store = batches.store = Store(f"s3://{places['bucket'].name}/some/prefix")
+    batches.deliver("a.jsonl", rows(24))
+    batches.take()
+    kept = {key: places["bucket"] / "some/prefix" / checkpoints_ref(CASE, "finetuned_checkpoint", key) for key in ("over", "alive")}
+    for folder in kept.values():
+        (folder / "00000002-ab").mkdir(parents=True)
+        (folder / "00000002-ab" / "model.safetensors").write_text("what it has learned of him")
+    with store.alone(checkpoints_ref(CASE, "finetuned_checkpoint", "alive")):
+        report = erasure.erase(store, CASE, ["d2"])
+    assert (report.num_unfinished, report.num_in_flight) == (1, 1)
+    assert [key for key, folder in kept.items() if traces(folder, "him")] == ["alive"]
+    assert erasure.erase(store, CASE, ["d3"]).num_unfinished == 1 and not traces(places["bucket"], "learned of him")
 
 
 class TestStore:

@@ -50,14 +50,15 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
 
 
 @pytest.mark.slow
-def test_the_folder_stays_until_every_rank_has_loaded_the_best_checkpoint(played: dict) -> None:
-    assert [found["loaded"] for found in played["keep_best"]] == [["checkpoint-1"]] * 2
+def test_the_first_rank_alone_loads_the_best_checkpoint(played: dict) -> None:
+    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be gone by then."""
+    assert [found["loaded"] for found in played["keep_best"]] == [["checkpoint-1"], []]
 
 
 @pytest.mark.slow
 def test_ranks_that_see_different_checkpoints_do_not_wait_for_each_other(played: dict) -> None:
-    for said, step in zip(played["own_disks"], (1, 0), strict=True):
-        assert f"(the first one that of step 1, this one that of step {step}); put $FULLFT_CACHE" in said
+    for said in played["own_disks"]:
+        assert "do not see the same checkpoints (not all of them that of step 1, which the first one sees); put the store on a disk" in said
 
 
 @pytest.mark.slow

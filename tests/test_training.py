@@ -23,6 +23,10 @@ class TestKey:
     def test_what_changes_no_weight_is_not_in_it(self, change):
         assert key(**change) == key()
 
+    def test_nor_is_the_number_of_processes_so_that_another_one_resumes(self):
+        of_two = UseCaseSettings.model_validate({**LEAST, "launcher": {"processes": 2}})
+        assert training.key_settings(of_two) == key()
+
     @pytest.mark.parametrize(
         "change",
         [

@@ -17,7 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, all_checkpoints, last_good, latest_checkpoint, publish, retain, step_of
+from fullft_assets.engine.checkpoints import (
+    STEP_LOG,
+    StepLog,
+    all_checkpoints,
+    complete_checkpoints,
+    last_good,
+    latest_checkpoint,
+    publish,
+    retain,
+    step_of,
+)
 from fullft_assets.engine.finetuning import Fit, fine_tune
 from fullft_assets.engine.guard_actions import GuardActions, RolledBack
 from fullft_assets.engine.guards import GuardSet, PlannedRun, StepMetrics
@@ -409,8 +419,8 @@ class TestRetention:
             aside.mkdir()
             (aside / "model").write_bytes(b"weights")
             publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=is_planned)
-        assert last_good(tmp_path, history, 9) == 4
-        assert last_good(tmp_path, history, 5) == 0
+        written = complete_checkpoints(tmp_path, history)
+        assert (last_good(written, 9), last_good(written, 5)) == (4, 0)
         assert step_of(latest_checkpoint(tmp_path)) == 6
         retain(tmp_path, history, newest=1, best=None)
         assert [step_of(path) for path in all_checkpoints(tmp_path)] == [4, 6]

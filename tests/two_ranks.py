@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -21,14 +20,14 @@ from typing import Any
 
 import torch
 
-from fullft_assets.engine import ranks, sharding
+from fullft_assets.engine import sharding
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.segment import TrainingSegment
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs import read_job
 from fullft_assets.jobs.launch import ERROR_FILE
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import inference, layers
+from fullft_assets.models import inference
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.workloads import entry
 from fullft_assets.workloads.training import work as train_job
@@ -41,20 +40,23 @@ SECONDS = 60
 
 def main(folder: Path, scenes: list[str]) -> None:
     torch.set_num_threads(1)
-    print(json.dumps({scene: _play(folder / scene, SCENES[scene]) for scene in scenes}))
+    print(json.dumps({scene: play(folder / scene, SCENES[scene]) for scene in scenes}))
 
 
-def _play(folder: Path, scene: Callable[[Path, int], Any]) -> list[Any]:
+def play(folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_one_host: bool = True) -> list[Any]:
+    """Play a scene in so many processes, each with its rank, and return what each returned."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir()
     ranks = []
-    for rank in range(2):
+    for rank in range(count):
         child = os.fork()
         if child == 0:
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
+            local, of_host = (rank, count) if is_one_host else (0, 1)
+            places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": of_host, "MASTER_PORT": port}
+            if count > 1:
+                os.environ.update({name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
             status = 1
             try:
                 found = scene(folder / "work", rank)
@@ -72,7 +74,7 @@ def _play(folder: Path, scene: Callable[[Path, int], Any]) -> list[Any]:
     for child in left:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    written = [folder / f"{rank}.json" for rank in range(2)]
+    written = [folder / f"{rank}.json" for rank in range(count)]
     return [json.loads(path.read_text())[0] if path.is_file() else None for path in written]
 
 
@@ -82,19 +84,15 @@ def _wait_for(path: Path) -> None:
 
 
 def roll_back(folder: Path, rank: int) -> Any:
-    """Step 5 is spoiled once; the first rank writes the history only as the second one has chosen where to go on."""
-    chosen, segments, passes = folder.parent / "chosen", [], []
-    add, build, freeze = RunHistory.add, TrainingSegment.__init__, layers.freeze
+    """Step 5 is spoiled once; the first rank writes the history only as the second one has its own."""
+    recorded, segments, passes = folder.parent / "recorded", [], []
+    add, build = RunHistory.add, TrainingSegment.__init__
 
     def add_late(history: RunHistory, incident: Incident, **options: Any) -> None:
         if rank == 0:
-            _wait_for(chosen)
+            _wait_for(recorded)
         add(history, incident, **options)
-
-    def freeze_chosen(*arguments: Any) -> None:
-        if rank == 1 and segments:
-            chosen.touch()
-        freeze(*arguments)
+        recorded.touch()
 
     def spoil(module: Any, inputs: Any, output: Any) -> None:
         if module.training and torch.is_grad_enabled():
@@ -107,7 +105,7 @@ def roll_back(folder: Path, rank: int) -> Any:
         segments.append(segment.first_step)
         segment.model.register_forward_hook(spoil)
 
-    RunHistory.add, layers.freeze, TrainingSegment.__init__ = add_late, freeze_chosen, build_spoiled
+    RunHistory.add, TrainingSegment.__init__ = add_late, build_spoiled
     settings = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
     return {"segments": segments, "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents], "steps": done.num_steps}
@@ -128,28 +126,15 @@ def own_scores(folder: Path, rank: int) -> Any:
 
 
 def keep_best(folder: Path, rank: int) -> Any:
-    """The second rank loads the best checkpoint only as the first one waits for it, or is done and has removed the folder."""
-    waits, removed, load, wait = folder.parent / "waits", folder.parent / "removed", sharding.load, ranks.wait
-    loaded = []
+    """Which rank loads the best checkpoint."""
+    load, loaded = sharding.load, []
 
-    def load_late(*arguments: Any) -> None:
-        if rank == 1:
-            while not (waits.exists() or removed.exists()):
-                time.sleep(0.01)
+    def load_seen(*arguments: Any) -> None:
         load(*arguments)
         loaded.append(arguments[1].name)
 
-    def wait_seen() -> None:
-        if rank == 0 and loaded:
-            waits.touch()
-        wait()
-
-    sharding.load, ranks.wait = load_late, wait_seen
-    found = own_scores(folder, rank)
-    if rank == 0:
-        shutil.rmtree(folder)
-        removed.touch()
-    return {**found, "loaded": loaded}
+    sharding.load = load_seen
+    return {**own_scores(folder, rank), "loaded": loaded}
 
 
 def stop_while_scoring(folder: Path, rank: int) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.engine import ranks
-from fullft_assets.engine.checkpoints import publish, retain
+from fullft_assets.engine.checkpoints import checkpoint_of, publish, retain
 from fullft_assets.engine.guard_actions import GuardActions
 from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.engine.run_history import RunHistory
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.engine.validation import Validator
 from fullft_assets.errors import Interrupted
 
@@ -23,6 +25,7 @@ class SegmentCallback(TrainerCallback):
         history: may have an early end of the run.
         evaluate_at: steps after which the validation rows are scored.
         keep_checkpoints: newest planned checkpoints to keep; 0 = none are written.
+        stored: where checkpoints go beside this machine's disk.
     """
 
     def __init__(
@@ -34,9 +37,13 @@ class SegmentCallback(TrainerCallback):
         evaluate_at: set[int],
         *,
         keep_checkpoints: int,
+        stored: StoredCheckpoints | None,
     ):
         self._recorder, self._validator, self._guards, self._history = recorder, validator, guards, history
         self._evaluate_at, self._keep_checkpoints, self._resumable = evaluate_at, keep_checkpoints, keep_checkpoints > 0
+        self._stored = stored
+        #: The step of the last checkpoint of this segment; None: there is none yet.
+        self.saved_step: int | None = None
         #: A request to stop ended this segment.
         self.stopped = False
         #: Whether the checkpoint that is being written would be written in every run over the same rows.
@@ -48,6 +55,7 @@ class SegmentCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Exclude the time of a checkpoint from the next step's rates."""
+        self.saved_step = state.global_step
         self._recorder.meter.start()
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, model: Any = None, **kwargs):
@@ -70,12 +78,21 @@ class SegmentCallback(TrainerCallback):
     def publish(self, written: Path, target: Path) -> None:
         """Move a checkpoint that Trainer has written aside to its place, and delete those that are no longer kept."""
         self._recorder.log.sync()
+        if self._stored is not None:
+            self._stored.copy_beside(target.parent, written)
         publish(written, target, num_incidents=len(self._history.incidents), is_planned=self.save_is_planned)
         self.delete_old_checkpoints()
+        if self._stored is not None:
+            best = self._validator.best_step()
+            # The best one first: who finds the newest one there finds all that it needs.
+            offered = [target] if best is None else [checkpoint_of(target.parent, best), target]
+            self._stored.offer(offered, self._history, newest=self._keep_checkpoints, best=best)
 
     def delete_old_checkpoints(self) -> None:
-        """Delete the checkpoints that are no longer kept."""
-        retain(self._recorder.log.path.parent, self._history, newest=self._keep_checkpoints, best=self._validator.best_step())
+        """Delete the checkpoints that are no longer kept on this machine."""
+        best = self._validator.best_step()
+        with self._stored.spared() if self._stored is not None else nullcontext() as spared:
+            retain(self._recorder.log.path.parent, self._history, newest=self._keep_checkpoints, best=best, spared=spared)
 
     def validate(self, step: int, model: PreTrainedModel) -> bool:
         """Score the weights after a step and check the scores; return whether to keep the weights as the best.

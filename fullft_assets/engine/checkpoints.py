@@ -6,11 +6,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_128
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 SEAL = "complete.json"
 STEP_LOG = "metrics.jsonl"
 #: Inside a checkpoint: how many incidents came before it, and whether it was planned.
-_ORIGIN = "origin.json"
+ORIGIN = "origin.json"
 #: Inside a checkpoint: the digest of each other file.
 _DIGESTS = "digests.json"
 #: Prefix of a checkpoint's name while another one of the same step replaces it.
 _REPLACED = "replaced-"
 _CHUNK_BYTES = 2**24
 #: Beside the checkpoints: the inputs that the work began with.
-_INPUTS = "inputs.json"
+INPUTS = "inputs.json"
 
 
 def claim(folder: Path, inputs: Mapping[str, str]) -> None:
@@ -44,17 +44,21 @@ def claim(folder: Path, inputs: Mapping[str, str]) -> None:
     Raises:
         SettingsError: the checkpoints there belong to other inputs.
     """
-    path = folder / _INPUTS
+    path = folder / INPUTS
     if path.is_file():
-        recorded = json.loads(path.read_text())
-        for name in sorted({*recorded, *inputs}):
-            if recorded.get(name) != inputs.get(name):
-                raise SettingsError(
-                    f"{folder}: its checkpoints are of a training with another {name}; give this job a key of its own, or delete that folder"
-                )
+        require_same_inputs(folder, json.loads(path.read_text()), inputs)
         return
     with room_needed(folder, "a new training"):
         replace_synced(path, json.dumps(dict(inputs)))
+
+
+def require_same_inputs(folder: Path | str, recorded: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+    """Refuse to continue work in a folder, here or in a store, that began with other inputs; see `claim`."""
+    for name in sorted({*recorded, *inputs}):
+        if recorded.get(name) != inputs.get(name):
+            raise SettingsError(
+                f"{folder}: its checkpoints are of a training with another {name}; give this job a key of its own, or delete that folder"
+            )
 
 
 def seal(folder: Path) -> None:
@@ -79,12 +83,12 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
     Args:
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
-    (aside / _ORIGIN).write_text(json.dumps({"num_incidents": num_incidents, "is_planned": is_planned}))
+    (aside / ORIGIN).write_text(json.dumps({"num_incidents": num_incidents, "is_planned": is_planned}))
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
     seal(aside)
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    if _is_complete(target):
+    if is_complete(target):
         if replaced.exists():
             shutil.rmtree(replaced)
         target.rename(replaced)
@@ -97,13 +101,18 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
         shutil.rmtree(replaced)
 
 
-def first_damaged(checkpoint: Path, listener: Listener) -> str | None:
+def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | None:
     """Return the name of the first file of a complete checkpoint whose content is not what was written, or None.
 
     All files are read once: 16 bytes a trained weight in fp32.
     """
     known = json.loads((checkpoint / _DIGESTS).read_text())
     return next((name for name, digest in known.items() if _digest(checkpoint / name, listener) != digest), None)
+
+
+def identity_of(checkpoint: Path) -> str | None:
+    """Return a digest of a checkpoint's content, or None if it is not complete."""
+    return _digest(checkpoint / _DIGESTS) if is_complete(checkpoint) else None
 
 
 def discard(checkpoint: Path) -> None:
@@ -120,6 +129,20 @@ def _digest(path: Path, listener: Listener | None = None) -> str:
             if listener is not None:
                 listener.raise_if_stopped()
     return digest.hexdigest()
+
+
+class Written(Protocol):
+    """What is known of a complete checkpoint, wherever it is."""
+
+    @property
+    def step(self) -> int:
+        """The step after which it was written."""
+        ...
+
+    @property
+    def is_planned(self) -> bool:
+        """False if a request to stop caused it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -141,34 +164,42 @@ def complete_checkpoints(folder: Path, history: RunHistory) -> list[Checkpoint]:
     """Return the checkpoints that are complete and that no roll-back undid, by step."""
     found: dict[int, Checkpoint] = {}
     for path in all_checkpoints(folder):
-        if not _is_complete(path):
+        if not is_complete(path):
             continue
-        origin = json.loads((path / _ORIGIN).read_text())
+        origin = json.loads((path / ORIGIN).read_text())
         if history.includes(step_of(path), origin["num_incidents"]):
             found[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
     return list(found.values())
 
 
-def last_good(folder: Path, history: RunHistory, trouble_since: int) -> int:
+def last_good(complete: Iterable[Written], trouble_since: int) -> int:
     """Return the step of the checkpoint to roll back to; 0 = the base model.
 
     A checkpoint is good if a healthy step was taken from its weights. Only planned ones count, so that the
     outcome does not depend on when a run was stopped and resumed.
     """
-    steps = [found.step for found in complete_checkpoints(folder, history) if found.is_planned and found.step + 1 < trouble_since]
-    return max(steps, default=0)
+    return max((found.step for found in complete if found.is_planned and found.step + 1 < trouble_since), default=0)
 
 
-def retain(folder: Path, history: RunHistory, *, newest: int, best: int | None) -> None:
-    """Delete all checkpoints but the newest planned ones, the best one and the newest of all.
+def kept_steps(complete: Sequence[Written], *, newest: int, best: int | None) -> set[int | None]:
+    """Return the steps of the checkpoints to keep: the newest planned ones, the best one and the newest of all.
 
     Args:
+        complete: by step.
         best: step of the one with the lowest validation loss.
     """
-    complete = complete_checkpoints(folder, history)
-    kept = {found.step for found in [found for found in complete if found.is_planned][-newest:] + complete[-1:]}
+    return {found.step for found in [*[found for found in complete if found.is_planned][-newest:], *complete[-1:]]} | {best}
+
+
+def retain(folder: Path, history: RunHistory, *, newest: int, best: int | None, spared: Path | None = None) -> None:
+    """Delete all checkpoints that are no longer kept, see `kept_steps`.
+
+    Args:
+        spared: is being read.
+    """
+    kept = kept_steps(complete_checkpoints(folder, history), newest=newest, best=best)
     for path in all_checkpoints(folder):
-        if step_of(path) not in {*kept, best} or path != checkpoint_of(folder, step_of(path)):
+        if path != spared and (step_of(path) not in kept or path != checkpoint_of(folder, step_of(path))):
             shutil.rmtree(path)
 
 
@@ -181,7 +212,7 @@ def checkpoint_of(folder: Path, step: int) -> Path:
     """Return the checkpoint of a step: the one that was being replaced, if a kill left only that one complete."""
     target = folder / f"checkpoint-{step}"
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    return replaced if _is_complete(replaced) and not _is_complete(target) else target
+    return replaced if is_complete(replaced) and not is_complete(target) else target
 
 
 def step_of(checkpoint: Path) -> int:
@@ -189,7 +220,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is sealed and has all files that its seal lists."""
     seal_file = checkpoint / SEAL
     if not seal_file.is_file():
         return False

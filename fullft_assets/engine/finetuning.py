@@ -2,7 +2,7 @@
 
 The order of reading: `fine_tune` checks the settings and runs one `TrainingSegment` after the other. A segment sets up model, data, callback
 and Trainer (`segment.py`); Trainer steps (`trainer.py`); the callback records, checks and validates each step (`callback.py`). A setback (a
-guard rolls back, memory runs out, a checkpoint is damaged) is recorded in the run history and ends a segment; the next one begins at the
+guard rolls back, memory runs out) is recorded in the run history and ends a segment; the next one begins at the
 checkpoint that the history names, with its changes. Everything that decides the result is planned from the seed: the order of the rows is
 a list, so a resumed run continues where it was.
 """
@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from fullft_assets.engine import ranks
 from fullft_assets.engine.guard_actions import SegmentOver
 from fullft_assets.engine.recipe import Recipe
 from fullft_assets.engine.requirements import require
 from fullft_assets.engine.run_history import RunHistory
-from fullft_assets.engine.segment import DamagedCheckpoint, Fit, TrainingRun, TrainingSegment
+from fullft_assets.engine.segment import Fit, TrainingRun, TrainingSegment
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
+from fullft_assets.engine.trainer import connect_processes
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models.hardware import free_memory
@@ -47,6 +50,7 @@ def fine_tune(
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    stored: StoredCheckpoints | None = None,
 ) -> Fit:
     """Train every weight of a model.
 
@@ -56,6 +60,7 @@ def fine_tune(
         evaluate_at: steps after which validation rows are scored, beside the last; or a function that returns them, given the number of
             steps, of which the last one may be a part. Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
+        stored: the checkpoints of this training in its store, where that is not a disk: they go there too, and may come from there.
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
@@ -67,6 +72,15 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     require(settings if resumable else settings.model_copy(update={"track": []}), num_processes)
+    connect_processes(settings, work_folder)
+    history = RunHistory(
+        work_folder,
+        is_writer=is_first_rank(),
+        stored=stored.read_history() if stored is not None and is_first_rank() else None,
+        store=None if stored is None else stored.write_history,
+    )
+    # Hosts may have disks of their own, and the first process may write its file before or after another one reads it.
+    history.incidents = ranks.from_first(history.incidents)
     run = TrainingRun(
         recipe=recipe,
         settings=settings,
@@ -77,7 +91,8 @@ def fine_tune(
         evaluate_at=evaluate_at,
         resumable=resumable,
         callbacks=callbacks,
-        history=RunHistory(work_folder, is_writer=is_first_rank()),
+        history=history,
+        stored=stored,
     )
     return _train_in_segments(run)
 
@@ -93,8 +108,6 @@ def _train_in_segments(run: TrainingRun) -> Fit:
                 run.progress.say(f"{name}: {value}")
         try:
             return replace(segment.run(), resumed_from_step=resumed_from_step)
-        except DamagedCheckpoint:
-            resumed_from_step = None
         except SegmentOver:
             pass
         except Exception as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fullft_assets.engine.checkpoints import last_good
+from fullft_assets.engine import ranks
+from fullft_assets.engine.checkpoints import Written, complete_checkpoints, last_good
 from fullft_assets.engine.guards import GuardFinding, GuardSet, PlannedRun, StepMetrics
 from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.engine.run_history import Incident, IncidentKind, RunHistory
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.errors import DivergenceError, IdleError
+from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.settings import TrainingSettings
 
 
@@ -21,10 +24,24 @@ class RolledBack(SegmentOver):
 
 
 class GuardActions:
-    """The guards of one segment and what follows from their findings."""
+    """The guards of one segment and what follows from their findings.
 
-    def __init__(self, settings: TrainingSettings, recorder: StepRecorder, history: RunHistory, *, num_steps: int, resumable: bool):
+    Args:
+        stored: checkpoints that need not be on this machine's disk.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        recorder: StepRecorder,
+        history: RunHistory,
+        *,
+        num_steps: int,
+        resumable: bool,
+        stored: StoredCheckpoints | None = None,
+    ):
         self._settings, self._recorder, self._history, self._resumable = settings, recorder, history, resumable
+        self._stored = stored
         self._guards = GuardSet(settings.guards, PlannedRun(num_steps, settings.max_grad_norm))
         self._guards.replay(recorder.log.lines)
 
@@ -62,12 +79,19 @@ class GuardActions:
         return not is_in_loaded_weights and self._history.num_roll_backs < self._settings.guards.max_roll_backs
 
     def _roll_back(self, finding: GuardFinding) -> None:
-        to_step = last_good(self._recorder.log.path.parent, self._history, finding.since) if self._resumable else 0
+        # Only the first process sees all checkpoints.
+        to_step = ranks.from_first(last_good(self._checkpoints(), finding.since) if is_first_rank() else 0)
         rate = self._settings.learning_rate * self._settings.guards.rate_factor
         self._history.add(self._incident("roll_back", finding, to_step, learning_rate=rate))
         place = f"step {to_step:,}" if to_step else "the base model"
         self._say(finding.step, f"{finding.rule}: {finding.reason}; rolled back to {place}, learning rate {rate:.3g}")
         raise RolledBack
+
+    def _checkpoints(self) -> list[Written]:
+        if not self._resumable:
+            return []
+        stored = [] if self._stored is None else self._stored.complete(self._history)
+        return [*complete_checkpoints(self._recorder.log.path.parent, self._history), *stored]
 
     def end_early(self, finding: GuardFinding) -> None:
         """Make the step of a finding the last one of the run."""

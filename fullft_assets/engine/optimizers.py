@@ -11,7 +11,7 @@ weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -269,15 +269,3 @@ def _write(target: torch.Tensor, value: torch.Tensor, bits: torch.Tensor | None)
         return
     # bf16 is the upper half of fp32: the carry of the lower half plus noise rounds up with the right probability.
     target.copy_(value.view(torch.int32).add_(bits & 0xFFFF).bitwise_and_(-0x10000).view(torch.float32))
-
-
-def random_state() -> Mapping[str, Any]:
-    """Return the state of torch's generators, for a pass that is made twice."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore(state: Mapping[str, Any]) -> None:
-    """Set torch's generators back to a `random_state`."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from fullft_assets.errors import Interrupted
+from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.models.inference import device
 
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Progress
 
 _Value = TypeVar("_Value")
+#: How often processes synchronize that wait for another one's thread.
+_LOOK_SECONDS = 0.1
 
 
 def are_connected() -> bool:
@@ -50,6 +54,47 @@ def from_first(value: _Value) -> _Value:
     values: list[_Value] = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def of_all(value: _Value) -> list[_Value]:
+    """Return the value of each process, by rank; all must call this. The values can be pickled."""
+    if not are_connected():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def attended(work: Callable[[], _Value], listener: Listener) -> _Value:
+    """Run work that asks nobody whether to stop, such as a long copy, in a thread, and ask meanwhile."""
+    thread = ThreadPoolExecutor(1)
+    job = thread.submit(work)
+    thread.shutdown(wait=False)
+    while not job.done():
+        listener.raise_if_stopped()
+        wait_for([job], _LOOK_SECONDS)
+    return job.result()
+
+
+def run_on_each_host(work: Callable[[], object], progress: Progress) -> None:
+    """Run work in the first process of each host, in a thread, and return when all are done; all must call this.
+
+    Raises:
+        StoreError: it failed on another host.
+    """
+    thread = ThreadPoolExecutor(1)
+    job = thread.submit(work if is_first_local_rank() else lambda: None)
+    thread.shutdown(wait=False)
+    any_working = True
+    while any_working:
+        wait_for([job], _LOOK_SECONDS)
+        any_stopped, any_working = _any_rank(progress.stop_requested, not job.done())
+        if any_stopped:
+            raise Interrupted("stopped on request; run the same command to start this part again")
+    failed = any_rank(job.exception() is not None)
+    job.result()
+    if failed:
+        raise StoreError("another host of this training could not copy its checkpoint; its output says why")
 
 
 def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,14 +48,14 @@ class RunHistory:
 
     Args:
         is_writer: False on every rank but the first.
+        stored: what other machines recorded; the longer history continues the other one.
+        store: also writes each history where other machines find it.
     """
 
-    def __init__(self, folder: Path, *, is_writer: bool = True):
-        self._path, self._is_writer = folder / HISTORY_FILE, is_writer
-        try:
-            self.incidents = [Incident(**found) for found in json.loads(self._path.read_text())]
-        except FileNotFoundError:
-            self.incidents = []
+    def __init__(self, folder: Path, *, is_writer: bool = True, stored: bytes | None = None, store: Callable[[str], None] | None = None):
+        self._path, self._is_writer, self._store = folder / HISTORY_FILE, is_writer, store
+        written = [stored or b"[]", *([self._path.read_bytes()] if self._path.is_file() else [])]
+        self.incidents = [Incident(**found) for found in max(map(json.loads, written), key=len)]
 
     def add(self, incident: Incident, *, is_local: bool = False) -> None:
         """Record an incident; it is on the disk before anything acts on it.
@@ -64,7 +65,10 @@ class RunHistory:
         """
         self.incidents.append(incident)
         if self._is_writer or is_local:
-            replace_synced(self._path, json.dumps([asdict(known) for known in self.incidents], indent=1))
+            text = json.dumps([asdict(known) for known in self.incidents], indent=1)
+            replace_synced(self._path, text)
+            if self._store is not None:
+                self._store(text)
 
     @property
     def num_roll_backs(self) -> int:

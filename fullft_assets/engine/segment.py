@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,8 @@ from fullft_assets.engine.checkpoints import (
     STEP_LOG,
     StepLog,
     checkpoint_of,
-    complete_checkpoints,
-    discard,
     first_damaged,
+    is_complete,
     step_of,
 )
 from fullft_assets.engine.feed import sums_between
@@ -30,7 +30,9 @@ from fullft_assets.engine.prefetch import Prefetcher, already_collated
 from fullft_assets.engine.recipe import Recipe
 from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.engine.requirements import accumulation_steps
+from fullft_assets.engine.resuming import newest_checkpoint
 from fullft_assets.engine.run_history import Incident, RunHistory
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.engine.throughput import Meter, ModelShape, step_flops
 from fullft_assets.engine.trackers import Ending, Trackers
 from fullft_assets.engine.trainer import UNFINISHED, FineTuner, training_arguments
@@ -77,10 +79,6 @@ class Fit:
     interpolated: Interpolated | None = None
 
 
-class DamagedCheckpoint(SegmentOver):
-    """The checkpoint that the segment would begin at is not what was written."""
-
-
 @dataclass(frozen=True)
 class TrainingRun:
     """What all segments of a run share; see `finetuning.fine_tune`."""
@@ -95,6 +93,7 @@ class TrainingRun:
     resumable: bool
     callbacks: Sequence[TrainerCallback]
     history: RunHistory
+    stored: StoredCheckpoints | None
 
 
 class TrainingSegment:
@@ -108,7 +107,7 @@ class TrainingSegment:
         self.shared, self.history = run, run.history
         changes = {"micro_batch_size": run.history.micro_batch_size, "learning_rate": run.history.learning_rate}
         self.settings = run.settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
-        self.checkpoint = self._latest_checkpoint()
+        self.checkpoint = newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         set_seed(run.seed)
         self.model = run.recipe.load(self.settings)
@@ -125,7 +124,9 @@ class TrainingSegment:
         self.evaluate_at = self._evaluation_steps(feed.num_rows / self.settings.batch_size)
         self.recorder = self._make_recorder(documents_of_steps)
         self.validator = self._make_validator()
-        guards = GuardActions(self.settings, self.recorder, self.history, num_steps=self.num_steps, resumable=run.resumable)
+        guards = GuardActions(
+            self.settings, self.recorder, self.history, num_steps=self.num_steps, resumable=run.resumable, stored=run.stored
+        )
         self.callback = SegmentCallback(
             self.recorder,
             self.validator,
@@ -133,26 +134,9 @@ class TrainingSegment:
             self.history,
             self.evaluate_at,
             keep_checkpoints=self.settings.keep_checkpoints if run.resumable else 0,
+            stored=run.stored,
         )
-        self.trainer = self._make_trainer()  # it connects the ranks
-        self._require_one_start()
-
-    def _require_one_start(self) -> None:
-        """Refuse to train where hosts see different checkpoints: each would wait for the others at another step, for ever."""
-        first = ranks.from_first(self.first_step)
-        if ranks.any_rank(self.first_step != first):
-            raise StoreError(
-                f"{self.shared.folder}: the hosts of this training do not see the same checkpoints (the first one that of step {first:,}, this "
-                f"one that of step {self.first_step:,}); put $FULLFT_CACHE, or the local store, on a disk that all of them see"
-            )
-
-    def _latest_checkpoint(self) -> Path | None:
-        """Return the checkpoint that training would continue from.
-
-        The history in memory decides: it is the same in every rank, while the first one may write its file before or after another reads it.
-        """
-        found = complete_checkpoints(self.shared.folder, self.history) if self.shared.resumable else []
-        return found[-1].path if found else None
+        self.trainer = self._make_trainer()
 
     def _evaluation_steps(self, num_steps: float) -> set[int]:
         """Return the steps after which validation rows are scored: the same in every segment, whatever its micro-batches."""
@@ -165,6 +149,8 @@ class TrainingSegment:
     def _make_recorder(self, documents_of_steps: Any) -> StepRecorder:
         run, feed, is_first = self.shared, self.prepared.feed, is_first_rank()
         log = StepLog(run.folder / STEP_LOG, self.first_step, is_writer=is_first, incidents=self.history.incidents)
+        # Another host may have none, or an old one.
+        log.lines, log.seconds_before = ranks.from_first((log.lines, log.seconds_before))
         track = self.settings.track if is_first and run.resumable else []
         params = self.settings.model_dump(exclude={"guards", "track"})
         flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
@@ -235,8 +221,6 @@ class TrainingSegment:
     def _train(self) -> None:
         # Before the first rank removes a checkpoint: another may still look for the one that it continues from.
         ranks.wait()
-        if self.checkpoint:
-            self._require_undamaged(self.checkpoint)
         if self.shared.resumable and is_first_rank():
             # Before the first save, which may need the room: what a killed run left, and checkpoints that are no longer kept.
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
@@ -251,19 +235,6 @@ class TrainingSegment:
             place = f"stopped at step {self._last_step()} of {self.num_steps}"
             again = "resume there" if self.shared.resumable else "start this part again"
             raise Interrupted(f"{place}; run the same command to {again}")
-
-    def _require_undamaged(self, checkpoint: Path) -> None:
-        """Check the digests of a checkpoint; a damaged one is discarded."""
-
-        def discard_damaged(listener: Listener) -> bool:
-            damaged = first_damaged(checkpoint, listener)
-            if damaged is not None:
-                self.shared.progress.say(f"{checkpoint / damaged} is damaged; continuing from the checkpoint before, if there is one")
-                discard(checkpoint)
-            return damaged is not None
-
-        if ranks.run_on_first(discard_damaged, self.shared.progress):
-            raise DamagedCheckpoint
 
     def _last_step(self) -> int:
         return max(self.first_step, self.trainer.state.global_step)
@@ -283,8 +254,6 @@ class TrainingSegment:
         """Choose the weights that training returns."""
         seconds, num_steps = self.recorder.seconds, self._last_step()
         model, step = self._choose_weights(num_steps)
-        # The first rank removes the folder at the end, while another may still load the best checkpoint.
-        ranks.wait()
         scores = _scores_of(self.recorder.log.lines, step)
         if not math.isfinite(scores["validation_loss"]):
             raise DivergenceError(f"the weights after step {step:,} are not finite; lower training.learning_rate or use precision fp32")
@@ -318,11 +287,23 @@ class TrainingSegment:
         model = sharding.gather(self.trainer, lambda: self.shared.recipe.load(self.settings))
         if not (self.settings.keep_best or is_over) or not self.shared.resumable or best is None or best == last_step:
             return model, last_step
-        chosen = checkpoint_of(self.shared.folder, best)
-        if damaged := ranks.run_on_first(lambda listener: first_damaged(chosen, listener), self.shared.progress):
-            raise StoreError(f"{chosen / damaged}, of the best step, is damaged; delete {self.shared.folder} to train again")
-        sharding.load(self.trainer, chosen, model)
+        if problem := ranks.run_on_first(lambda listener: self._load_best(best, model, listener), self.shared.progress):
+            raise StoreError(f"{problem}; delete {self.shared.folder} to train again")
         return model, best
+
+    def _load_best(self, best: int, model: PreTrainedModel, listener: Listener) -> str | None:
+        """Load the weights of the best step into the first process's model; return what is wrong with them, or None."""
+        chosen, stored = checkpoint_of(self.shared.folder, best), self.shared.stored
+        if not is_complete(chosen) and stored is not None:
+            # It was written on another machine.
+            for found in (found for found in stored.complete(self.history) if found.step == best):
+                ranks.attended(partial(stored.fetch, found.name, self.shared.folder), listener)
+        if not is_complete(chosen):
+            return f"{chosen}, of the best step, is missing"
+        if damaged := first_damaged(chosen, listener):
+            return f"{chosen / damaged}, of the best step, is damaged"
+        sharding.load(self.trainer, chosen, model)
+        return None
 
     def _free_training_state(self) -> None:
         """Free what only steps need, whoever still refers to the optimizer: its state and the anchors are copies of the weights."""
@@ -372,8 +353,7 @@ class TrainingSegment:
                 f"memory ran out at step {step + 1:,} with a single row a pass; set training.gradient_checkpointing, lower chunks.max_tokens "
                 "or use a machine with more memory"
             )
-        checkpoint = self._latest_checkpoint()
-        to_step = step_of(checkpoint) if checkpoint else 0
+        to_step = self.first_step if self.callback.saved_step is None else self.callback.saved_step
         reason = f"memory ran out with {size:,} rows a pass"
         seconds = round(self.recorder.seconds, 3)
         incident = Incident("out_of_memory", step + 1, to_step, reason, seconds, micro_batch_size=smaller)

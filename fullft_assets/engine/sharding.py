@@ -27,10 +27,14 @@ def sharding_arguments(settings: TrainingSettings, model: PreTrainedModel) -> di
     found: dict[str, Any] = {"fsdp": True, "fsdp_config": config}
     if settings.sharding == "fsdp2_offload":
         config["cpu_offload"] = True
-        if torch.cuda.is_available():
-            # The norm of gradients in the host's memory is summed there, which NCCL cannot do.
-            found["ddp_backend"] = "cuda:nccl,cpu:gloo"
-    return found
+    return found | backend_arguments(settings)
+
+
+def backend_arguments(settings: TrainingSettings) -> dict[str, Any]:
+    """Return Trainer's argument for how processes are connected, where it is not the default one."""
+    # The norm of gradients in the host's memory is summed there, which NCCL cannot do.
+    needs_both = settings.sharding == "fsdp2_offload" and torch.cuda.is_available()
+    return {"ddp_backend": "cuda:nccl,cpu:gloo"} if needs_both else {}
 
 
 def accumulation_arguments(settings: TrainingSettings) -> dict[str, Any]:

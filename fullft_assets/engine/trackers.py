@@ -23,7 +23,7 @@ Ending = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 #: Folder of TensorBoard's event files, beside the step log.
 EVENT_FILES = "tensorboard"
 #: Beside the step log: the id of the MLflow run, which a resumed training continues.
-_MLFLOW_RUN = "mlflow_run"
+MLFLOW_RUN = "mlflow_run"
 _FLUSH_SECONDS = 10.0
 #: Metrics sent at once; MLflow takes 1,000 a call.
 _MAX_METRICS = 900
@@ -105,7 +105,7 @@ class MLflow:
         self._client = mlflow.MlflowClient()
         self._held: list[Metric] = []
         self._flushed_at = time.monotonic()
-        remembered = folder / _MLFLOW_RUN
+        remembered = folder / MLFLOW_RUN
         if remembered.is_file():
             self._run_id = remembered.read_text()
             self._client.update_run(self._run_id, "RUNNING")

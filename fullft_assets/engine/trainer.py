@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from fullft_assets.engine import optimizers, sharding
+from fullft_assets.engine import optimizers, random_states, ranks, sharding
 from fullft_assets.engine.checkpoints import room_needed
 from fullft_assets.engine.recipe import Prepared
 from fullft_assets.engine.requirements import accumulation_steps
@@ -22,6 +22,8 @@ from fullft_assets.settings import TrainingSettings
 
 #: Folder inside the work folder in which a checkpoint is written.
 UNFINISHED = "unfinished"
+#: Inside a checkpoint: the state of the generators of each process, by rank.
+RANDOM_STATES = "random_states.pt"
 
 
 def training_arguments(
@@ -55,6 +57,12 @@ def training_arguments(
     # of rows that belong together.
     found._n_gpu = min(found.n_gpu, 1)
     return found
+
+
+def connect_processes(settings: TrainingSettings, folder: Path) -> None:
+    """Connect the processes of a training as Trainer would do it later: where to begin is the first one's decision."""
+    arguments = TrainingArguments(str(folder), use_cpu=not torch.cuda.is_available(), **sharding.backend_arguments(settings))
+    _ = arguments.device  # asking for it connects
 
 
 def _step_arguments(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
@@ -166,10 +174,10 @@ class FineTuner(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if stepping.measures_first:
             # The same pass twice: dropout has to draw the same numbers.
-            state = optimizers.random_state()
+            state = random_states.current()
             with stepping.measuring():
                 super().training_step(model, inputs, num_items_in_batch)
-            optimizers.restore(state)
+            random_states.restore(state)
         with stepping.updating():
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -212,6 +220,18 @@ class FineTuner(Trainer):
         """Call the callbacks alone: Trainer would write every line into every checkpoint; the step log has them."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        # In one file of the first process: hosts need not share a disk, and another number of processes may continue.
+        states = ranks.of_all(random_states.current())
+        if self.args.should_save:
+            torch.save(states, Path(output_dir) / RANDOM_STATES)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            states = torch.load(Path(checkpoint) / RANDOM_STATES, weights_only=True)
+            # Of another number of processes: they began with the same state, and draw the more differently the longer they train.
+            random_states.restore(states[self.args.process_index % len(states)])
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Trainer writes into the final folder; a run that is killed meanwhile would resume from an incomplete checkpoint.
         assert self.args.output_dir is not None
@@ -222,8 +242,6 @@ class FineTuner(Trainer):
         try:
             with room_needed(folder, f"the checkpoint of step {self.state.global_step:,}"):
                 super()._save_checkpoint(model, trial)
-                # Every rank writes a file of its own (its random state); the seal must list them all.
-                self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     self._publish(written, folder / written.name)
         except BaseException:

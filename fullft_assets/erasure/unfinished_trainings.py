@@ -10,15 +10,17 @@ from pathlib import Path
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job, read_jobs
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.store import Store
+from fullft_assets.store import Store, checkpoints_ref
 
 _STAGE = "finetuned_checkpoint"
+#: A machine that is gone is known by then.
+_PATIENCE_SECONDS = 60.0
 
 
 def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tuple[int, int]:
-    """Remove what trainings left in their work folders, where their snapshot has since lost rows, or they began with such a champion.
+    """Remove the checkpoints of unfinished trainings, where their snapshot has since lost rows, or they began with such a champion.
 
-    Of a store on S3 only this machine's folders are seen.
+    Of a store on S3 those in the store are, and the copies on this machine; other machines' copies are not seen.
 
     Returns:
         How many were removed, and how many are being trained and were left alone.
@@ -26,15 +28,14 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     snapshots = store.artifacts(case, "training_snapshot")
     # The newest attempt at a snapshot has the last attempt that held erased rows.
     lost = {made.key: last for made in snapshots if (last := SnapshotMetadata.of(made).erased_up_to) is not None}
-    num_removed = num_in_flight = 0
-    for folder in store.work_folders(case, _STAGE):
-        if not _learned(_jobs(store, case, folder.name), lost, trained_on):
-            continue
-        if _remove_unless_held(folder):
-            num_removed += 1
-        else:
-            num_in_flight += 1
-    return num_removed, num_in_flight
+    folders = {folder.name: folder for folder in store.work_folders(case, _STAGE)}
+    stored = store.stored_work(case, _STAGE)
+    learned = [key for key in sorted({*folders, *stored}) if _learned(_jobs(store, case, key), lost, trained_on)]
+    removed = [
+        all([key not in folders or _remove_unless_held(folders[key]), key not in stored or _remove_stored_unless_held(store, case, key)])
+        for key in learned
+    ]
+    return sum(removed), len(removed) - sum(removed)
 
 
 def _jobs(store: Store, case: str, key: str) -> list[Job]:
@@ -64,4 +65,16 @@ def _remove_unless_held(folder: Path) -> bool:
         except BlockingIOError:
             return False
         shutil.rmtree(folder)
+    return True
+
+
+def _remove_stored_unless_held(store: Store, case: str, key: str) -> bool:
+    """Remove a training's checkpoints in the store unless a machine holds their lease; return whether they are gone."""
+    ref = checkpoints_ref(case, _STAGE, key)
+    try:
+        with store.alone(ref, _PATIENCE_SECONDS) as lease:
+            lease.require()
+            store.remove(ref)
+    except StoreError:
+        return False
     return True

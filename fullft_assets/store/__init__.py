@@ -12,3 +12,4 @@ from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key, digest
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
 from fullft_assets.store.store import Store
+from fullft_assets.store.work_folders import checkpoints_ref

@@ -131,6 +131,21 @@ class Files:
             for name in names:
                 self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
 
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file of a bucket to this machine.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        self.make_folder(path.parent)
+        self._fs.get_file(f"{self._root}/{name}", str(path))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing where there is none."""
+        self._fs.invalidate_cache()
+        with suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{name}", recursive=True)
+
     @contextmanager
     def _signs_of_life(self, name: str) -> Iterator[None]:
         """Write a file now and then: an object can be seen only once it is whole, and a large one may take hours."""
@@ -162,7 +177,7 @@ class Files:
             return []
         return [PurePosixPath(path).name for path in paths]
 
-    def _sizes(self, folder: str) -> dict[str, int]:
+    def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of each file below a folder, by its name within the store."""
         self._fs.invalidate_cache()
         found = self._fs.find(f"{self._root}/{folder}", detail=True)

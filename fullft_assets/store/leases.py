@@ -28,8 +28,11 @@ class Leases(Pointers):
     """Leases by name. In a local store they are locks of files, in a bucket objects that are changed by compare-and-swap."""
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[Lease]:
+    def alone(self, name: str, patience_seconds: float | None = None) -> Iterator[Lease]:
         """Wait until no other process of any machine that uses the store is in such a block for this name.
+
+        Args:
+            patience_seconds: how long to wait in a bucket for one that is alive; one that is gone is known after 40 s. Default: 10 minutes.
 
         Raises:
             StoreError: another one held it for too long.
@@ -41,7 +44,7 @@ class Leases(Pointers):
                 yield Lease()
             return
         lease = _BucketLease(self, f"leases/{name}")
-        lease.take()
+        lease.take(_PATIENCE_SECONDS if patience_seconds is None else patience_seconds)
         ended = threading.Event()
         renewing = threading.Thread(target=lease.renew_until, args=(ended,), daemon=True)
         renewing.start()
@@ -55,6 +58,9 @@ class Leases(Pointers):
 
 class Lease:
     """The right to work alone; a lock of the disk ends only with its process."""
+
+    #: Another process has it now, and this one never again.
+    is_lost = False
 
     def require(self) -> None:
         """Refuse to go on if another process may have taken over; call it before each write."""
@@ -70,7 +76,7 @@ class _BucketLease(Lease):
         if time.monotonic() - self._renewed_at > _VALID_SECONDS:
             raise StoreError(f"pointers/{self._name}.json: another process may have taken this work over; run the same command again")
 
-    def take(self) -> None:
+    def take(self, patience_seconds: float) -> None:
         began = since = time.monotonic()
         seen: dict[str, Any] | None = None
         while True:
@@ -82,7 +88,7 @@ class _BucketLease(Lease):
             if found is None or found["by"] is None or now - since > _DEAD_SECONDS:
                 if self._replace(found, self._by):
                     return
-            elif now - began > _PATIENCE_SECONDS:
+            elif now - began > patience_seconds:
                 raise StoreError(f"pointers/{self._name}.json: another process has been working for {now - began:.0f} s; try again later")
             time.sleep(_LOOK_SECONDS)
 
@@ -91,7 +97,7 @@ class _BucketLease(Lease):
             try:
                 found = self._pointers.read_pointer(self._name)
                 if found is None or found["by"] != self._by or not self._replace(found, self._by):
-                    self._renewed_at = float("-inf")
+                    self.is_lost, self._renewed_at = True, float("-inf")
                     return
             except Exception:  # the bucket may answer again before the lease ends; `require` sees if not
                 continue

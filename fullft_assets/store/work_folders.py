@@ -1,10 +1,15 @@
-"""Work folders: unfinished work on artifacts (checkpoints), kept on this machine until the artifact exists."""
+"""Work folders: unfinished work on artifacts (checkpoints), kept until the artifact exists: on this machine, and of a remote store there, too."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fullft_assets.store.files import Files
+
+
+def checkpoints_ref(case: str, stage: str, key: str) -> str:
+    """Return the folder in a remote store with the checkpoints of unfinished work, which is also the name of the lease on them."""
+    return f"checkpoints/{case}/{stage}/{key}"
 
 
 class WorkFolders(Files):
@@ -18,6 +23,10 @@ class WorkFolders(Files):
         """Return the folders of unfinished work on artifacts of a stage on this machine; the name of each is the artifact's key."""
         root = self._work_root / case / stage
         return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+    def stored_work(self, case: str, stage: str) -> list[str]:
+        """Return the keys of the artifacts of a stage of which a remote store has checkpoints."""
+        return [] if self.is_local else self.names(checkpoints_ref(case, stage, "").rstrip("/"))
 
     @property
     def _work_root(self) -> Path:

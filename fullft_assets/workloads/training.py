@@ -17,14 +17,15 @@ from fullft_assets.chunks import save_tokenizer
 from fullft_assets.engine import spot
 from fullft_assets.engine.checkpoints import STEP_LOG, claim, room_needed
 from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.engine.stored_checkpoints import stored_checkpoints
 from fullft_assets.engine.trackers import EVENT_FILES
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.jobs.ranks import is_first_rank, num_ranks
+from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank, num_ranks
 from fullft_assets.models import precision
 from fullft_assets.models.inference import claim_device
 from fullft_assets.snapshot import label_names
-from fullft_assets.store import Manifest, Store, digest
+from fullft_assets.store import Manifest, Store, checkpoints_ref, digest
 from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.training import lineage
 from fullft_assets.training.metadata import CheckpointMetadata, RecordedIncident
@@ -33,7 +34,7 @@ from fullft_assets.workloads.entry import run_workload
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Train, or resume training, and write the checkpoint artifact; one that exists is left as it is."""
-    if is_first_rank():
+    if is_first_local_rank():
         _remove_finished(job, store)
     found = store.find(job.case, job.stage, job.key)
     if found is not None:
@@ -46,10 +47,17 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     progress.say(f"training begins with {lineage.trained_from(start, job.settings)}")
     base_model = find_base_model(job.settings, Path(job.project_root))
     folder = store.work_folder(job.case, job.stage, job.key)
-    with exclusive(folder) if is_first_rank() else nullcontext(), spot.stop_on_notice(job.settings.launcher, progress):
+    with (
+        exclusive(folder) if is_first_rank() else nullcontext(),
+        spot.stop_on_notice(job.settings.launcher, progress),
+        stored_checkpoints(store, job.case, job.stage, job.key, progress) as stored,
+    ):
         if is_first_rank():
             digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-            claim(folder, {**digests, "base_model": read_header(base_model).revision})
+            digests["base_model"] = read_header(base_model).revision
+            claim(folder, digests)
+            if stored is not None:
+                stored.claim(digests)
         fit = fine_tune(
             recipe,
             job.settings.training,
@@ -57,20 +65,29 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             folder,
             progress,
             num_processes=num_ranks(),
+            stored=stored,
         )
         if is_first_rank():
             # Before the model is written: it changes the model's configuration.
             facts = fit.about | recipe.finish(fit.model, progress)
             with room_needed(folder, "the trained model"):
                 _write(job, store, inputs, folder, fit, facts)
+            if stored is not None:
+                stored.remove_all()
             shutil.rmtree(folder)
 
 
 def _remove_finished(job: Job, store: Store) -> None:
-    """Remove the work folders of trainings whose model is in the store: a process that was killed then has not done so itself."""
+    """Remove the checkpoints of trainings whose model is in the store: a process that was killed then has not done so itself.
+
+    Other hosts of a training leave their copies, which nobody needs any more.
+    """
     for folder in store.work_folders(job.case, job.stage):
         if store.find(job.case, job.stage, folder.name) is not None:
             shutil.rmtree(folder, ignore_errors=True)
+    for key in store.stored_work(job.case, job.stage) if is_first_rank() else ():
+        if store.find(job.case, job.stage, key) is not None:
+            store.remove(checkpoints_ref(job.case, job.stage, key))
 
 
 def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit, facts: dict[str, Any]) -> Manifest:

@@ -1,0 +1,89 @@
+"""Where a training segment begins: the first process chooses the checkpoint, and every host gets it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fullft_assets.engine import ranks
+from fullft_assets.engine.checkpoints import Checkpoint, checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of
+from fullft_assets.engine.run_history import RunHistory
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, stored_name
+from fullft_assets.errors import StoreError
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.jobs.ranks import is_first_rank
+
+if TYPE_CHECKING:
+    from fullft_assets.jobs.progress import Progress
+
+
+class _Chosen(NamedTuple):
+    step: int
+    identity: str | None
+
+
+def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress) -> Path | None:
+    """Return the checkpoint that training continues from, whole and in this host's work folder, or None; all processes must call this.
+
+    It is the newest undamaged one of the first process's work folder and of the store.
+
+    Raises:
+        StoreError: hosts have work folders of their own, and no store to copy it from.
+    """
+    if not ranks.from_first(is_first_rank() and any(_newest(folder, history, stored))):
+        return None
+    chosen = ranks.run_on_first(lambda listener: _choose(folder, history, stored, progress, listener), progress)
+    if chosen is None:
+        return None
+    if ranks.any_rank(identity_of(checkpoint_of(folder, chosen.step)) != chosen.identity):
+        _spread(folder, chosen, history, stored, progress)
+    return checkpoint_of(folder, chosen.step)
+
+
+def _newest(folder: Path, history: RunHistory, stored: StoredCheckpoints | None) -> tuple[list[Checkpoint], list[StoredCheckpoint]]:
+    """Return the newest checkpoint on this machine and the newest one in the store, where there is one."""
+    return complete_checkpoints(folder, history)[-1:], stored.complete(history)[-1:] if stored is not None else []
+
+
+def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress, listener: Listener) -> _Chosen | None:
+    while True:
+        here, there = _newest(folder, history, stored)
+        if not here and not there:
+            return None
+        if stored is None or not there or (here and here[0].step >= there[0].step):
+            path = here[0].path
+            damaged = first_damaged(path, listener)
+            if damaged is None:
+                return _Chosen(here[0].step, identity_of(path))
+            place = path / damaged
+            discard(path)
+        else:
+            damaged = ranks.attended(partial(stored.fetch, there[0].name, folder, with_log=True), listener)
+            if damaged is None:
+                return _Chosen(there[0].step, identity_of(checkpoint_of(folder, there[0].step)))
+            place = f"{stored.place(there[0].name)}/{damaged}"
+            stored.discard(there[0].name)
+        progress.say(f"{place} is damaged; continuing from the checkpoint before, if there is one")
+
+
+def _spread(folder: Path, chosen: _Chosen, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress) -> None:
+    """Copy the first process's checkpoint to the hosts that lack it, through the store."""
+    if stored is None:
+        raise StoreError(
+            f"{folder}: the hosts of this training do not see the same checkpoints (not all of them that of step {chosen.step:,}, which the "
+            "first one sees); put the store on a disk that all of them see, or on S3"
+        )
+    path, name = checkpoint_of(folder, chosen.step), stored_name(chosen.step, chosen.identity)
+    ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path, history), listener), progress)
+
+    def fetch() -> None:
+        if damaged := stored.fetch(name, folder):
+            raise StoreError(f"{stored.place(name)}/{damaged} is damaged; run the same command again, which uploads it again")
+
+    try:
+        ranks.run_on_each_host(fetch, progress)
+    except StoreError:
+        if is_first_rank():
+            stored.discard(name)
+        raise

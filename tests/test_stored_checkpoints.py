@@ -1,0 +1,180 @@
+"""Checkpoints of a store on S3 outlive the machine, and another machine or number of processes goes on with them: `tests.scattered_trainings`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fullft_assets.engine import random_states
+from fullft_assets.engine.checkpoints import SEAL
+from fullft_assets.engine.run_history import Incident, RunHistory
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.store import Store, checkpoints_ref
+from tests.s3_server import S3Server
+
+ROOT = Path(__file__).parent.parent
+SCENES = ("killed", "own_disks", "two_to_one", "damaged", "fenced")
+MORE = ("one_to_two", "roll_back", "keep_best", "failed_upload", "own_disks_in_parts", "two_to_three_in_parts")
+
+
+def play(s3_server: S3Server, folder: Path, scenes: tuple[str, ...]) -> dict[str, Any]:
+    """What each scene found."""
+    env = os.environ | s3_server.env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "tests.scattered_trainings", str(folder), str(s3_server.root), *scenes]
+    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=1_200, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    print(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def played(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return play(s3_server, tmp_path_factory.mktemp("scenes"), SCENES)
+
+
+@pytest.fixture(scope="module")
+def more(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return play(s3_server, tmp_path_factory.mktemp("scenes"), MORE)
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same bits."""
+    read = load_file if one["weights"].endswith(".safetensors") else torch.load
+    expected, found = read(other["weights"]), read(one["weights"])
+    assert set(found) == set(expected) and [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same steps over the same rows: only the order in which numbers are added up differs."""
+    assert [step for step, *_ in one["log"]] == [step for step, *_ in other["log"]] == list(range(1, len(one["log"]) + 1))
+    torch.testing.assert_close(torch.tensor(one["log"]), torch.tensor(other["log"]), rtol=1e-3, atol=0)
+    expected, found = torch.load(other["weights"]), torch.load(one["weights"])
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3)
+
+
+def assert_goes_on(found: dict[str, Any]) -> None:
+    assert found["stopped"].startswith("stopped at step 3 of ") and found["stored"] == ["00000002", "00000003"]
+    assert found["done"]["from"] == 3
+    assert_close(found["done"], found["straight"])
+
+
+@pytest.mark.slow
+def test_killed_with_its_disk_lost_another_machine_ends_with_the_same_weights(played: dict) -> None:
+    """BERT with dropout, through the workload."""
+    found = played["killed"]
+    assert found["stored"][0] == 3 < found["stored"][1] == found["done"]["from"]
+    assert found["done"]["steps"] == found["straight"]["steps"] == list(range(1, len(found["done"]["steps"]) + 1))
+    assert_same(found["done"], found["straight"])
+    assert found["left"] == [], "the artifact is there, so its checkpoints are not"
+
+
+@pytest.mark.slow
+def test_hosts_of_which_one_has_the_checkpoint_resume_together(played: dict) -> None:
+    found = played["own_disks"]
+    assert found["done"]["from"] == 3
+    assert_same(found["done"], found["straight"])
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_takes_the_same_steps(played: dict) -> None:
+    assert_goes_on(played["two_to_one"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_so_do_more_processes(more: dict) -> None:
+    assert_goes_on(more["one_to_two"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_sharded_models_resume_on_other_disks_and_on_more_processes(more: dict) -> None:
+    found = more["own_disks_in_parts"]
+    assert found["done"]["from"] == 3
+    assert_same(found["done"], found["straight"])
+    assert_goes_on(more["two_to_three_in_parts"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_hosts_roll_back_to_a_checkpoint_that_one_of_them_wrote(more: dict) -> None:
+    for found in more["roll_back"]["hosts"]:
+        assert found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_in_the_store_are_passed_over(played: dict) -> None:
+    found = played["damaged"]
+    cut, flipped = found["damaged"]
+    assert found["done"]["from"] == 2
+    assert [line for line in found["done"]["said"] if f"{cut}/model.safetensors is damaged; this checkpoint is skipped" in line]
+    assert [line for line in found["done"]["said"] if f"{flipped}/optimizer.pt is damaged; continuing from the checkpoint before" in line]
+    assert_same(found["done"], found["straight"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_best_weights_come_from_a_machine_that_is_gone(more: dict) -> None:
+    found = more["keep_best"]
+    assert 0 < found["done"]["step"] == found["straight"]["step"] < found["done"]["from"]
+    assert_same(found["done"], found["straight"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_an_upload_that_fails_is_said_and_tried_again_with_the_next_checkpoint(more: dict) -> None:
+    found = more["failed_upload"]
+    [warning] = [line for line in found["said"] if line.startswith("warning: ")]
+    assert "checkpoint-2 could not be copied to s3://" in warning and "the bucket is on fire" in warning
+    assert found["stored"][-2:] == [4, 5], "and the last one before the process ends"
+    assert found["all"] == len(found["stored"]), "what was half there is gone"
+
+
+@pytest.mark.slow
+def test_a_machine_that_was_taken_for_dead_stops_and_leaves_its_successors_checkpoints(played: dict) -> None:
+    found = played["fenced"]
+    assert found["after"]["error"].startswith("stopped at step 5 of ")
+    assert "another machine has taken over this training" in found["stale"]["error"]
+    assert found["left"] == found["now"] and {name.split("-")[0] for name in found["left"]} == {"00000002", "00000004", "00000005"}
+
+
+def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_path: Path) -> None:
+    folder = s3_env.make_bucket("elsewhere") / checkpoints_ref("mail", "s", "k") / "00000002-ab"
+    folder.mkdir(parents=True)
+    (folder.parent / "planted").write_text("x")
+    (folder / SEAL).write_text(json.dumps({"../planted": 1}))
+    stored = StoredCheckpoints(Store("s3://elsewhere"), "mail", "s", "k", Progress(silent=True))
+    assert stored.fetch(folder.name, tmp_path) == "../planted"
+    assert list(tmp_path.rglob("planted")) == []
+
+
+def test_generators_continue_where_a_checkpoint_has_them(tmp_path: Path) -> None:
+    torch.save([random_states.current()], tmp_path / "states")
+    drawn = torch.rand(3), np.random.rand(3).tolist(), random.random()
+    [state] = torch.load(tmp_path / "states", weights_only=True)
+    random_states.restore(state)
+    again = torch.rand(3), np.random.rand(3).tolist(), random.random()
+    assert torch.equal(drawn[0], again[0]) and drawn[1:] == again[1:]
+
+
+def test_the_longer_history_continues_the_other_one(tmp_path: Path) -> None:
+    written: list[str] = []
+    history = RunHistory(tmp_path / "here", store=written.append)
+    (tmp_path / "here").mkdir()
+    for step in (3, 5):
+        history.add(Incident("roll_back", step, 2, "loss nan", 1.0))
+    first, both = (text.encode() for text in written)
+    assert RunHistory(tmp_path / "elsewhere", stored=both).incidents == history.incidents
+    assert RunHistory(tmp_path / "here", stored=first).incidents == history.incidents
