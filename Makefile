@@ -61,6 +61,7 @@ lint: install docs ## Style, types, layers, dependencies, the files of deploy/, 
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry fullft_assets && $(BIN)/deptry benchmarks tests --ignore DEP002,DEP004
 	@$(BIN)/hadolint deploy/docker/Dockerfile && $(BIN)/cfn-lint deploy/aws/*.yaml
+	@$(BIN)/kubernetes-validate --strict --quiet deploy/helm/manifests.yaml
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: install ## The documentation as a site in build/site; a broken link or a setting that is missing on its page is an error

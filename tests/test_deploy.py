@@ -124,7 +124,9 @@ class TestHelm:
         pod = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
         assert values["ingress"] == {"enabled": False} and values["dagsterWebserver"]["service"]["type"] == "ClusterIP"
         assert not pod["automountServiceAccountToken"] and pod["securityContext"]["runAsNonRoot"]
-        assert not [m for m in manifests if m["kind"] in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")]
+        bound = [m for m in manifests if m["kind"].endswith("RoleBinding")]
+        assert [(m["kind"], m["subjects"]) for m in bound] == [("RoleBinding", [{"kind": "ServiceAccount", "name": "fullft-launcher"}])]
+        assert pod["serviceAccountName"] == "fullft-run"
 
     def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
         names = {(m["kind"], m["metadata"]["name"]) for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())}

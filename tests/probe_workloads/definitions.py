@@ -1,5 +1,6 @@
 """One asset that launches the probe, and a job for each executor. The environment chooses how it behaves."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from fullft_assets.jobs import Job
 from fullft_assets.jobs.launchers import open_launcher
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings import LauncherSettings, SshLauncherSettings, UseCaseSettings
+from fullft_assets.settings import LauncherSettings, UseCaseSettings
+from fullft_assets.settings.launcher import launcher_section
 from fullft_assets.store import Store
 
 
@@ -23,7 +25,7 @@ def probe_job(folder: Path, stage: str) -> tuple[Job, Store]:
 
 def _launcher_settings() -> LauncherSettings:
     if "PROBE_LAUNCHER" in os.environ:
-        return SshLauncherSettings.model_validate_json(os.environ["PROBE_LAUNCHER"])
+        return launcher_section(json.loads(os.environ["PROBE_LAUNCHER"]))
     return LauncherSettings(processes=int(os.environ["PROBE_PROCESSES"]), grace_seconds=float(os.environ["PROBE_GRACE"]))
 
 

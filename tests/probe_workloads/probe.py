@@ -30,6 +30,13 @@ def writes(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(settings={}, inputs={}, metadata={"rank": os.environ.get("RANK")})
 
 
+def prints(job: Job, store: Store, progress: Progress) -> None:
+    """Print lines to both streams."""
+    for number in range(200):
+        print(f"line {number} of stdout", flush=True)
+        print(f"line {number} of stderr", file=sys.stderr, flush=True)
+
+
 def looks(job: Job, store: Store, progress: Progress) -> None:
     """Write down where the job's relative paths start, and a variable of the environment."""
     with store.create(job.case, job.stage, job.key, version="1", seed=0) as draft:

@@ -1,0 +1,307 @@
+"""The launcher `kubernetes`: each workload is an Indexed Job of a cluster, which goes on whatever happens to the run that launched it.
+
+The client library is imported only where it is used. Reads and deletions that the API server does not answer are repeated here for some
+seconds, and by the driver for half an hour; a creation is repeated only after a look whether it was done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launchers.kubernetes_job import (
+    CONTAINER,
+    MANAGED_BY,
+    SERVICE,
+    SPEC,
+    end_of,
+    has_output,
+    index_of,
+    is_leaving,
+    manifest,
+    nodes_of,
+    pod_grace_seconds,
+    spec_digest,
+    status_of,
+)
+from fullft_assets.settings import KubernetesLauncherSettings
+
+#: Time between two looks at a Job whose end is waited for.
+_LOOK_SECONDS = 5.0
+#: Time to connect, and to wait for an answer.
+_TIMEOUTS = (15.0, 60.0)
+_NUM_TRIES, _BACKOFF_SECONDS = 5, 0.5
+#: Answers that say that another try may be answered.
+_TRANSIENT = (429, 500, 502, 503, 504)
+#: A deleted Job has so long beyond the grace time of its pods.
+_DELETE_SECONDS = 60.0
+#: A node's clock may differ from the API server's by so much.
+_CLOCK_SECONDS = 60.0
+#: Most characters of output in one answer.
+_MAX_CHARACTERS = 1_000_000
+
+
+class KubernetesLauncher(Launcher):
+    """Runs workloads in a Kubernetes cluster."""
+
+    settings: KubernetesLauncherSettings
+    settings_class = KubernetesLauncherSettings
+
+    @property
+    def place(self) -> str:
+        """Cluster, as the kubeconfig calls it, and namespace."""
+        return f"{self._context}/{self.settings.namespace}"
+
+    @cached_property
+    def _context(self) -> str:
+        if self.settings.context is not None:
+            return self.settings.context
+        if _is_in_cluster():
+            return "in-cluster"
+        config = _library().config
+        try:
+            return config.list_kube_config_contexts(_kubeconfig())[1]["name"]
+        except config.ConfigException as error:
+            raise _no_cluster(error) from None
+
+    def submit(self, spec: LaunchSpec) -> None:
+        """Create the Job, unless it is there."""
+        found = self._job(spec.name)
+        if found is not None and end_of(found):
+            self.stop(spec.name)
+            found = None
+        if found is None:
+            if nodes_of(spec, self.settings) > 1:
+                self._require_service()
+            body = manifest(spec, self.settings)
+            created = self._ask(self._batch.create_namespaced_job, body=body, field_validation="Strict", absent=(HTTPStatus.CONFLICT,))
+            if created is not None:
+                return
+            found = self._job(spec.name)  # created by somebody else meanwhile, or by a request whose answer was lost
+        if found is None:
+            raise Unreachable(f"{self.place}: a Job {spec.name} is being deleted")
+        if found["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
+            line = f"{self.place}: there is another Job {spec.name}, of another specification; delete it, or choose another namespace"
+            raise WorkloadError(line, "settings")
+
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        """Return how far a Job is; its end is noticed within seconds."""
+        deadline = time.monotonic() + wait_seconds
+        while not (status := self._status(name)).is_over and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+        return status
+
+    def logs(self, name: str, cursor: str) -> Logs:
+        """Return what the pods of a Job wrote after a cursor: by pod, the time stamp of the last line and how many lines with it were read."""
+        read: dict[str, list[Any]] = json.loads(cursor or "{}")
+        lines: list[str] = []
+        size = 0
+        for pod in self._pods(name):
+            if not has_output(pod):
+                continue
+            pod_name, index = pod["metadata"]["name"], index_of(pod)
+            last = read.setdefault(pod_name, ["", 0])
+            try:
+                for stamp, line in self._output(pod_name, *last):
+                    last[:] = [stamp, last[1] + 1 if stamp == last[0] else 1]
+                    lines.append(line if index == 0 else f"[pod {index}] {line}")
+                    size += len(line)
+                    if size >= _MAX_CHARACTERS:
+                        return Logs(json.dumps(read), "".join(lines), is_more=True)
+            except Unreachable as error:
+                if not is_leaving(pod):
+                    raise
+                lines.append(f"the last output of pod {index} is lost: {error}\n")
+        return Logs(json.dumps(read), "".join(lines))
+
+    def stop(self, name: str) -> None:
+        """Delete a Job and wait for the end of its pods."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        deadline = time.monotonic() + pod_grace_seconds(self.settings) + _DELETE_SECONDS
+        is_known = self._ask(self._batch.delete_namespaced_job, name, body=body) is not None
+        while is_known and self._job(name) is not None:
+            if time.monotonic() >= deadline:
+                raise Unreachable(f"{self.place}: the pods of {name} have not ended; its Job is being deleted")
+            time.sleep(min(1.0, _LOOK_SECONDS))
+
+    def list(self) -> list[str]:
+        """Return the names of the Jobs of this launcher in the namespace."""
+        found = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
+        return sorted(job["metadata"]["name"] for job in found.get("items", ()))
+
+    def _status(self, name: str) -> Status:
+        job = self._job(name)
+        return Status("gone") if job is None else status_of(job, self._pods(name), self._now, self.settings)
+
+    def _job(self, name: str) -> dict[str, Any] | None:
+        return self._ask(self._batch.read_namespaced_job, name)
+
+    def _pods(self, name: str) -> Sequence[dict[str, Any]]:
+        found = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
+        return sorted(found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"]))
+
+    def _require_service(self) -> None:
+        if self._ask(self._core.read_namespaced_service, SERVICE) is None:
+            line = f"{self.place}: launcher.nodes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
+            raise WorkloadError(line, "settings")
+
+    def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
+        """Yield time stamp and text of each complete line of a pod after those that were read: their last stamp, and how many had it.
+
+        Stamps of its two streams are not quite in order: a line counts by its place.
+        """
+        options: dict[str, Any] = {}
+        if last:
+            # By the node's clock; what comes twice for that is skipped below.
+            options["since_seconds"] = max(1, round((self._now - datetime.fromisoformat(last)).total_seconds() + _CLOCK_SECONDS))
+        # 400: its container has not started after all.
+        response = self._send(
+            self._core.read_namespaced_pod_log,
+            pod,
+            container=CONTAINER,
+            timestamps=True,
+            absent=(HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST),
+            **options,
+        )
+        if response is None:
+            return
+        before: list[tuple[str, str]] = []
+        try:
+            for raw in response:
+                stamp, _, text = raw.decode(errors="replace").partition(" ")
+                if not text.endswith("\n"):  # it is still being written
+                    break
+                if num_read == 0:
+                    yield stamp, text
+                    continue
+                before.append((stamp, text))
+                num_read -= stamp == last
+                if num_read == 0:
+                    before.clear()
+            # The node has dropped what was read.
+            yield from (each for each in before if each[0] > last)
+        except self._lost_answers as error:
+            raise self._unreachable(error) from None
+        finally:
+            response.close()
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
+        """Return an answer; None where there is no such object."""
+        response = self._send(call, *arguments, **options)
+        try:
+            return None if response is None else json.loads(response.data)
+        except self._lost_answers as error:  # cut off, or of a proxy in between
+            raise self._unreachable(error) from None
+
+    def _send(self, call: Callable[..., Any], *arguments: Any, absent: Sequence[int] = (HTTPStatus.NOT_FOUND,), **options: Any) -> Any:
+        """Call a method of the client library and return the answer, unread; None for one of the status codes in `absent`.
+
+        Raises:
+            Unreachable: the API server does not answer, or not now.
+            WorkloadError: it refuses.
+        """
+        from kubernetes.client import ApiException
+
+        try:
+            response = call(*arguments, namespace=self.settings.namespace, _preload_content=False, _request_timeout=_TIMEOUTS, **options)
+        except ApiException as error:
+            status = error.status or 0
+            if status in absent:
+                return None
+            line = f"{self.place}: {_said(error)}"
+            if status in _TRANSIENT or status == 0:
+                raise Unreachable(line) from None
+            refused = {401: "; set launcher.context, or log in again", 403: "; give the account the rights of deploy/helm/manifests.yaml"}
+            raise WorkloadError(f"{line}{refused.get(status, '')}", "settings") from None
+        except self._lost_answers as error:
+            raise self._unreachable(error) from None
+        date = response.headers.get("Date")
+        self._now = datetime.now(UTC) if date is None else parsedate_to_datetime(date)
+        return response
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"{self.place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+    @cached_property
+    def _lost_answers(self) -> tuple[type[Exception], ...]:
+        from urllib3.exceptions import HTTPError
+
+        return HTTPError, json.JSONDecodeError
+
+    @cached_property
+    def _client(self) -> Any:
+        kubernetes = _library()
+        from urllib3 import Retry
+
+        configuration = kubernetes.client.Configuration()
+        try:
+            if self.settings.context is None and _is_in_cluster():
+                kubernetes.config.load_incluster_config(configuration)
+            else:
+                kubernetes.config.load_kube_config(_kubeconfig(), self.settings.context, configuration)
+        except kubernetes.config.ConfigException as error:
+            raise _no_cluster(error) from None
+        configuration.retries = Retry(
+            _NUM_TRIES,
+            backoff_factor=_BACKOFF_SECONDS,
+            status_forcelist=_TRANSIENT,
+            allowed_methods=("GET", "DELETE"),
+            raise_on_status=False,
+        )
+        return kubernetes.client.ApiClient(configuration)
+
+    @cached_property
+    def _batch(self) -> Any:
+        client = self._client
+        return _library().client.BatchV1Api(client)
+
+    @cached_property
+    def _core(self) -> Any:
+        client = self._client
+        return _library().client.CoreV1Api(client)
+
+
+def _library() -> Any:
+    try:
+        import kubernetes.client
+        import kubernetes.config
+    except ImportError:
+        raise WorkloadError(
+            "launcher.kind: kubernetes needs the extra `kubernetes`: pip install 'fullft-assets[kubernetes]'", "settings"
+        ) from None
+    return kubernetes
+
+
+def _is_in_cluster() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def _kubeconfig() -> str | None:
+    """Return the files that the environment names now; the library looks there as it is imported."""
+    return os.environ.get("KUBECONFIG")
+
+
+def _no_cluster(error: Exception) -> WorkloadError:
+    return WorkloadError(f"no Kubernetes cluster: {' '.join(str(error).split())}; set KUBECONFIG and launcher.context", "settings")
+
+
+def _said(error: Any) -> str:
+    """Return the one line that an API server says of a refusal."""
+    try:
+        line = json.loads(error.body)["message"]
+    except (KeyError, TypeError, ValueError):
+        line = f"{error.status} {error.reason}"
+    return " ".join(str(line).split())[:500]
+
+
+def _selector(labels: dict[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in labels.items())

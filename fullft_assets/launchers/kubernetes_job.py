@@ -1,0 +1,253 @@
+"""The Job of the launcher `kubernetes`: what is sent to the cluster, and what the answers about it and its pods mean."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launchers.base import LaunchSpec, Status
+from fullft_assets.launchers.machine import PATIENCE_SECONDS, REACHED_LIMIT, ending
+from fullft_assets.launchers.pod import MESSAGE
+from fullft_assets.launchers.supervisor import KILL_SECONDS
+from fullft_assets.settings import KubernetesLauncherSettings
+from fullft_assets.store import digest
+
+#: Label of everything that this launcher makes.
+MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
+#: Annotation with the digest of what a Job was made of.
+SPEC = "fullft/spec"
+#: Headless Service of the namespace, which gives pods that share a training their host names.
+SERVICE = "fullft"
+CONTAINER = "workload"
+#: Of the first pod, on which the pods of a training meet.
+_PORT = 29_500
+#: An ended Job that nobody collects is kept for so long.
+_KEEP_SECONDS = 7 * 24 * 3600
+#: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the node counts as lost.
+_LOST_SECONDS = 60.0
+#: Reasons of a pod's failure that are the node's or the cluster's.
+_PREEMPTED = frozenset({"Evicted", "Preempted", "Preempting", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "NodeAffinity"})
+#: Reasons for which a container waits that no waiting changes, and the key that is wrong.
+_CANNOT_START = {
+    "ErrImagePull": "launcher.image",
+    "ImagePullBackOff": "launcher.image",
+    "ErrImageNeverPull": "launcher.image",
+    "InvalidImageName": "launcher.image",
+    "ImageInspectError": "launcher.image",
+    "CreateContainerConfigError": "launcher.secrets",
+    "CreateContainerError": "launcher",
+}
+_OUT_OF_MEMORY = "OOMKilled"
+
+
+def spec_digest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> str:
+    """Return the digest of what decides what a Job does; which run launches it does not."""
+    return digest([spec.module, spec.job, spec.processes, settings.model_dump(mode="json")])
+
+
+def nodes_of(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> int:
+    """Return how many pods share a workload."""
+    return settings.nodes if spec.processes > 1 else 1
+
+
+def pod_grace_seconds(settings: KubernetesLauncherSettings) -> int:
+    """Return the time that a pod has to end: that of the workload, and what its supervisor takes to notice and to kill."""
+    return math.ceil(settings.grace_seconds + PATIENCE_SECONDS + KILL_SECONDS)
+
+
+def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str, Any]:
+    """Return the Job of a workload."""
+    nodes = nodes_of(spec, settings)
+    labels, annotations = settings.labels | MANAGED_BY, dict(settings.annotations)
+    job: dict[str, Any] = {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        # The driver tries again, by the class of the failure.
+        "backoffLimit": 0,
+        # Says so on the Job itself: the pod may be gone before anybody looks.
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]},
+        "ttlSecondsAfterFinished": _KEEP_SECONDS,
+        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": _pod(spec, settings, nodes)},
+    }
+    if settings.max_seconds is not None:
+        # The pod's own supervisor keeps the limit, with time for a checkpoint; this ends what does not even do that.
+        job["activeDeadlineSeconds"] = math.ceil(settings.max_seconds + settings.pending_minutes * 60) + pod_grace_seconds(settings)
+    annotations = annotations | {SPEC: spec_digest(spec, settings)}
+    metadata = {"name": spec.name, "namespace": settings.namespace, "labels": labels, "annotations": annotations}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
+
+
+def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
+    volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}}]
+    volumes += [{"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}} for n, name in enumerate(settings.claims)]
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": pod_grace_seconds(settings),
+        # A workload has no business with the cluster.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), settings.run_as),
+            # Else each file of a large volume is looked at before the pod starts.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(spec, settings, nodes)],
+        "volumes": volumes,
+    }
+    optional = {
+        "subdomain": SERVICE if nodes > 1 else None,
+        "serviceAccountName": settings.service_account,
+        "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+        "nodeSelector": settings.node_selector,
+        "tolerations": settings.tolerations,
+    }
+    return pod | {key: value for key, value in optional.items() if value}
+
+
+def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
+    variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
+    variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
+    asked = {name: str(value) for name, value in (("cpu", settings.cpu), ("memory", settings.memory)) if value is not None}
+    limits = {name: value for name, value in asked.items() if name == "memory"}
+    if settings.gpu_resource is not None:
+        limits[settings.gpu_resource] = str(spec.processes // nodes)
+    mounts = ["/dev/shm", *settings.claims.values()]
+    names = ["shared-memory", *(f"claim-{n}" for n in range(len(settings.claims)))]
+    return {
+        "name": CONTAINER,
+        "image": settings.image,
+        "args": _arguments(spec, settings, nodes),
+        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        "envFrom": [{"secretRef": {"name": name}} for name in settings.secrets],
+        "resources": {"requests": asked, "limits": limits},
+        "terminationMessagePath": MESSAGE,
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path in zip(names, mounts, strict=True)],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+
+
+def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> list[str]:
+    version = importlib.metadata.version("fullft-assets")
+    line = [settings.python, "-m", "fullft_assets.launchers.pod", "--version", version, "--grace", str(settings.grace_seconds)]
+    line += ["--message", MESSAGE]
+    line += [] if settings.max_seconds is None else ["--seconds", str(settings.max_seconds)]
+    if nodes == 1:
+        return [*line, "--", *spec.arguments]
+    hosts = ",".join(f"{spec.name}-{index}.{SERVICE}" for index in range(nodes))
+    return [*line, "--hosts", hosts, "--port", str(_PORT), "--processes", str(spec.processes // nodes), "--", "-m", spec.module, *spec.job]
+
+
+def status_of(job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime, settings: KubernetesLauncherSettings) -> Status:
+    """Return how far a Job is.
+
+    Args:
+        now: by the cluster's clock.
+    """
+    if (ended := end_of(job)) is not None:
+        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods)
+    if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
+        return Status("pending")
+    for pod in pods:
+        if (problem := _cannot_go_on(pod, now)) is not None:
+            return problem
+    waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
+    began = job["status"].get("startTime")
+    waited = 0.0 if began is None else (now - datetime.fromisoformat(began)).total_seconds()
+    if waited > settings.pending_minutes * 60 and (waiting or len(pods) < job["spec"]["completions"]):
+        why = next((_unscheduled(pod) for pod in waiting), "no pod was made")
+        return Status("failed", f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}", "infrastructure")
+    return Status("running" if len(waiting) < len(pods) else "pending")
+
+
+def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the condition of a Job that has ended; None for another one."""
+    conditions = job["status"].get("conditions", ())
+    return next((each for each in conditions if each["type"] in ("Complete", "Failed") and each["status"] == "True"), None)
+
+
+def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
+    """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that does not answer."""
+    for state in _states(pod):
+        reason = state.get("waiting", {}).get("reason")
+        if reason in _CANNOT_START:
+            said = " ".join(state["waiting"].get("message", "").split())[:300]
+            return Status("failed", f"the pod cannot start: {reason}: {said}; set {_CANNOT_START[reason]}", "settings", is_own_line=True)
+    until = pod["metadata"].get("deletionTimestamp")
+    if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
+        return Status("failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption")
+    return None
+
+
+def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Status:
+    """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container that ended has said."""
+    ends = sorted(
+        (end for pod in pods for state in _states(pod) if (end := state.get("terminated", {})).get("exitCode", 0) != 0),
+        key=lambda end: end.get("finishedAt") or "",
+    )
+    ended = [_ending_of(end) for end in ends]
+    disruptions = [why for pod in pods if (why := _disruption(pod))]
+    if condition.get("reason") == "PodFailurePolicy" or disruptions:
+        why = disruptions[0] if disruptions else condition.get("message", "")
+        reason = f"was preempted: {' '.join(why.split())[:300]}"
+        return next((end for end in ended if end.is_own_line and end.failure == "preemption"), Status("failed", reason, "preemption"))
+    if condition.get("reason") == "DeadlineExceeded":
+        return REACHED_LIMIT
+    # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no cause.
+    ended.sort(key=lambda end: end.failure == "preemption")
+    lost = f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
+    return ended[0] if ended else Status("failed", lost, "infrastructure")
+
+
+def _ending_of(end: dict[str, Any]) -> Status:
+    if end.get("reason") == _OUT_OF_MEMORY:
+        return Status("failed", "was killed: it took more than launcher.memory; raise it", "out_of_memory")
+    try:
+        return Status(**json.loads(end.get("message") or ""))
+    except (TypeError, ValueError):  # killed before it could say anything, or never started
+        pass
+    if end.get("reason") in ("StartError", "ContainerCannotRun"):
+        line = f"the container cannot start: {' '.join(end.get('message', '').split())[:300]}; set launcher.python and launcher.image"
+        return Status("failed", line, "settings", is_own_line=True)
+    return Status("failed", *ending(end["exitCode"]))
+
+
+def _disruption(pod: dict[str, Any]) -> str:
+    """Return why the cluster took a pod away; an empty text for one that it left alone."""
+    status = pod["status"]
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
+    return f"{status['reason']}: {status.get('message', '')}" if status.get("reason") in _PREEMPTED else ""
+
+
+def is_leaving(pod: dict[str, Any]) -> bool:
+    """Return whether a pod is being deleted or taken away: its node may not answer."""
+    return "deletionTimestamp" in pod["metadata"] or bool(_disruption(pod))
+
+
+def has_output(pod: dict[str, Any]) -> bool:
+    """Return whether a pod's container has started."""
+    return any("running" in state or "terminated" in state for state in _states(pod))
+
+
+def index_of(pod: dict[str, Any]) -> int:
+    """Return the place of a pod among those that share the work."""
+    return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
+
+
+def _states(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (container.get("state", {}) for container in pod["status"].get("containerStatuses", ()))
+
+
+def _unscheduled(pod: dict[str, Any]) -> str:
+    conditions = pod["status"].get("conditions", ())
+    said = next((each.get("message", "") for each in conditions if each["type"] == "PodScheduled" and each["status"] == "False"), "")
+    return " ".join(said.split())[:300] or "its image was not there"

@@ -1,0 +1,75 @@
+"""The first process of a pod of the launcher `kubernetes`: it supervises the workload and leaves how that ended in the termination message.
+
+`python -m fullft_assets.launchers.pod [--hosts HOST,HOST --port PORT --processes N] [--seconds SECONDS] --version VERSION --grace SECONDS -- -m MODULE ...`
+
+SIGTERM, which a pod gets when it is deleted, evicted or out of time, is passed on to the workload. Several pods that share the work find each
+other by their host names; the Job gives each its index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID
+from fullft_assets.jobs.ranks import torchrun_of_hosts
+from fullft_assets.launchers import Status, supervisor
+from fullft_assets.launchers.machine import ended_status, patient_torchrun
+
+#: Where Kubernetes reads a container's last words, 4,096 bytes at most.
+MESSAGE = "/dev/termination-log"
+_MAX_CHARACTERS = 900
+#: Variable that the controller of Indexed Jobs sets.
+_INDEX = "JOB_COMPLETION_INDEX"
+
+
+def main() -> int:
+    """Run the command line above and return the exit code of the workload."""
+    parser = argparse.ArgumentParser(prog="python -m fullft_assets.launchers.pod", description=__doc__)
+    parser.add_argument("--hosts", default="", metavar="HOST,HOST", help="host names of all pods, if several share the work")
+    parser.add_argument("--port", type=int, help="of the first of several pods, on which they meet")
+    parser.add_argument("--processes", type=int, default=1, help="of each of several pods")
+    parser.add_argument("--seconds", help="the workload is stopped after so long")
+    parser.add_argument("--grace", type=float, required=True, metavar="SECONDS", help="time for a checkpoint")
+    parser.add_argument("--version", required=True, help="of fullft_assets, which the image must have")
+    parser.add_argument("--message", type=Path, default=Path(MESSAGE), help="where the end is written")
+    parser.add_argument("arguments", nargs="+", help="of Python, after --")
+    given = parser.parse_args()
+    code, status = EXIT_FIXABLE, _wrong_version(given.version)
+    if status is None:
+        code, status = _run(given)
+    if code != 0:
+        print(status.reason, file=sys.stderr, flush=True)
+        last_words = asdict(replace(status, reason=status.reason[:_MAX_CHARACTERS]))
+        given.message.write_text(json.dumps(last_words, ensure_ascii=False))
+    return code
+
+
+def _run(given: argparse.Namespace) -> tuple[int, Status]:
+    index, arguments = int(os.environ[_INDEX]), given.arguments
+    if given.hosts:
+        arguments = [*torchrun_of_hosts(given.hosts.split(","), index, given.processes, given.port), *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(patient_torchrun(given.grace) | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}", ERROR_FILE: f"{folder}/error"})
+        limit = [] if given.seconds is None else ["--seconds", given.seconds]
+        code = supervisor.main(["--folder", folder, "--grace", str(given.grace), *limit, "--", sys.executable, *arguments])
+        return code, ended_status(Path(folder))
+
+
+def _wrong_version(wanted: str) -> Status | None:
+    """Return the failure of an image with another version, whose settings and keys may mean something else."""
+    found = importlib.metadata.version("fullft-assets")
+    if found == wanted:
+        return None
+    line = f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of the same version"
+    return Status("failed", line, "settings", is_own_line=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,483 @@
+"""The launcher `kubernetes` against a double that runs the pods: followed, attached to, cancelled, preempted, refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import kubernetes_validate
+import psutil
+import pytest
+import yaml
+from probe_workloads.definitions import probe_job
+from pydantic import ValidationError
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.launchers import LaunchSpec, Status, Unreachable, driver, kubernetes, records
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.kubernetes import KubernetesLauncher
+from fullft_assets.launchers.kubernetes_job import manifest, status_of
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import KubernetesLauncherSettings
+from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
+
+TESTS = Path(__file__).parent
+MANIFESTS = TESTS.parent / "deploy/helm/manifests.yaml"
+SECONDS = 90.0
+NAME = "fullft-test-1"
+
+
+def role() -> list[dict]:
+    """Return the rules of the account for runs that launch Jobs."""
+    (found,) = [each for each in yaml.safe_load_all(MANIFESTS.read_text()) if each["kind"] == "Role"]
+    return found["rules"]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setattr(kubernetes, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(kubernetes, "_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.1)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "FULLFT_CACHE": str(tmp_path / "cache"),
+        "HOME": str(tmp_path),
+    }
+    (tmp_path / "cluster").mkdir()
+    with Cluster(tmp_path / "cluster", environment, role()).serving() as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        yield cluster
+
+
+def launcher(**changes: object) -> KubernetesLauncher:
+    settings = {"namespace": NAMESPACE, "image": IMAGE, "python": sys.executable, "gpu_resource": None, "grace_seconds": 20}
+    return KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | changes))
+
+
+def spec(folder: Path, stage: str, processes: int = 1) -> LaunchSpec:
+    job, store = probe_job(folder, stage)
+    return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.05)
+
+
+def process(folder: Path, name: str) -> psutil.Process:
+    wait_for((folder / f"{name}.pid").exists, f"{name} started")
+    return psutil.Process(int((folder / f"{name}.pid").read_text()))
+
+
+def run(folder: Path, chosen: KubernetesLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
+    """Run the probe in this process; return the line of its failure and the messages of its run."""
+    job, store = probe_job(folder, stage)
+
+    @dg.asset
+    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with one_line_errors(store, "probe"):
+            LaunchDriver(lambda _: chosen, package="probe_workloads").run(context, "probe", job, store)
+        return dg.MaterializeResult()
+
+    done = dg.materialize([made], instance=instance, raise_on_error=False)
+    messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
+    return None if done.success else done.get_step_failure_events()[0].step_failure_data.user_failure_data.description, messages
+
+
+def recorded(folder: Path) -> records.Launch:
+    (launch,) = records.launches(probe_job(folder, "writes")[1], "probe")
+    return launch
+
+
+def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(cluster, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    chosen = launcher(max_hours=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, messages = run(tmp_path, chosen, "writes", instance)
+        assert failure is None
+        assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
+        assert "step 1/1,000 (0%), loss 0.25" in messages
+        assert "] reading the rows\n" in capfd.readouterr().out
+        failure, _ = run(tmp_path, chosen, "refuses", instance)
+        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+        failure, _ = run(tmp_path, chosen, "is_killed", instance)
+    assert failure is not None and "was killed by SIGKILL" in failure and failure.endswith("[infrastructure]")
+    store = probe_job(tmp_path, "writes")[1]
+    assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
+        "writes": ("succeeded", "double/fullft"),
+        "refuses": ("failed", "double/fullft"),
+        "is_killed": ("failed", "double/fullft"),
+    }
+    assert chosen.list() == [], "nothing is kept there"
+    assert "planted-secret" not in json.dumps(cluster.created)
+    # What the Role does not allow is refused; and nothing in it is idle, but for trainings on several nodes.
+    granted = {
+        (group, name, verb) for rule in role() for group in rule["apiGroups"] for name in rule["resources"] for verb in rule["verbs"]
+    }
+    assert granted - cluster.used == {("", "services", "get")}
+
+
+def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(cluster, tmp_path):
+    cluster.fail("POST", "/jobs", "lost")
+    cluster.fail("GET", "/pods", 503, times=3)
+    cluster.fail("GET", "/jobs/", 429, times=2)
+    cluster.fail("GET", "/log", "reset", times=8)
+    cluster.fail("DELETE", "/jobs/", 500)
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, messages = run(tmp_path, launcher(), "writes", instance)
+    assert failure is None and [each for each in messages if each == "reading the rows"] == ["reading the rows"]
+    assert [fault.times for fault in cluster.faults] == [0] * 5
+    assert len(cluster.created) == 1 and cluster.jobs == {}
+    assert any("asking once more" in message for message in messages)
+
+
+def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gone(cluster, tmp_path):
+    chosen = launcher(max_retries=1)
+    is_evicted = []
+
+    def poll(name: str, wait_seconds: float = 0.0):
+        if not is_evicted and (tmp_path / "workload0.pid").exists():
+            is_evicted.append(name)
+            cluster.evict(name)
+        status = KubernetesLauncher.poll(chosen, name, wait_seconds)
+        if status.state == "failed":
+            assert cluster.pods(name) == [] and "DisruptionTarget" in status.reason
+            (tmp_path / "go").touch()
+        return status
+
+    chosen.poll = poll
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, messages = run(tmp_path, chosen, "waits", instance)
+    assert failure is None and len(is_evicted) == 1
+    assert any("was preempted: Pod fullft/fullft-" in each and "[preemption]; retry 1 of 1" in each for each in messages)
+    assert (recorded(tmp_path).attempt, len(cluster.created)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason", "failure"),
+    [
+        ("run_out_of_memory", "was killed: it took more than launcher.memory; raise it", "out_of_memory"),
+        ("lose_node", "lost its node node-0, which does not answer", "preemption"),
+    ],
+)
+def test_what_happened_to_a_pod_is_its_failure(cluster, tmp_path, what, reason, failure):
+    chosen = launcher()
+    chosen.submit(spec(tmp_path, "waits"))
+    process(tmp_path, "workload0")
+    assert chosen.poll(NAME).state == "running"
+    getattr(cluster, what)(NAME)
+    status = chosen.poll(NAME, SECONDS)
+    assert (status.state, status.reason, status.failure) == ("failed", reason, failure)
+    chosen.logs(NAME, "")
+    chosen.stop(NAME)
+    assert chosen.poll(NAME).state == "gone"
+
+
+def test_a_job_is_stopped_with_its_checkpoint_when_its_time_is_up(cluster, tmp_path):
+    chosen = launcher(max_hours=2 / 3600)
+    chosen.submit(spec(tmp_path, "works"))
+    status = chosen.poll(NAME, SECONDS)
+    assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
+    assert (tmp_path / "checkpoint0").read_text() == "complete"
+    assert cluster.created[0]["spec"]["activeDeadlineSeconds"] == 2 + 3600 + 35
+
+
+def test_output_is_read_on_from_the_cursor_each_line_once(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(kubernetes, "_MAX_CHARACTERS", 200)
+    chosen, cursor, lines = launcher(), "", []
+    chosen.submit(spec(tmp_path, "prints"))
+    while True:
+        is_over = chosen.poll(NAME).is_over
+        logs = chosen.logs(NAME, cursor)
+        lines += logs.stdout.splitlines()
+        cursor = logs.cursor
+        if is_over and not logs.is_more:
+            break
+    (pod,) = cluster.pods(NAME)
+    stamps = [stamp for stamp, _ in pod.lines]
+    assert lines == [line.decode().rstrip("\n") for _, line in pod.lines] and len(lines) >= 400
+    assert len(set(stamps)) < len(stamps) / 2, "lines with the same stamp"
+
+
+class TestQueue:
+    def test_a_job_that_a_queue_holds_back_is_pending_without_a_limit(self, cluster, tmp_path):
+        cluster.is_queueing = True
+        chosen = launcher(pending_minutes=2 / 60, labels={"kueue.x-k8s.io/queue-name": "gpus"}, annotations={"example.com/team": "nlp"})
+        chosen.submit(spec(tmp_path, "waits"))
+        assert chosen.poll(NAME, 4).state == "pending"
+        (job,) = cluster.created
+        for metadata in (job["metadata"], job["spec"]["template"]["metadata"]):
+            assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "gpus" and metadata["annotations"]["example.com/team"] == "nlp"
+        cluster.admit()
+        first = process(tmp_path, "workload0")
+        assert chosen.poll(NAME).state == "running"
+        cluster.admit(is_admitted=False)
+        wait_for(lambda: not is_alive(first), "the queue takes the node back")
+        assert chosen.poll(NAME).state == "pending"
+        cluster.admit()
+        (tmp_path / "go").touch()
+        assert chosen.poll(NAME, SECONDS).state == "succeeded"
+        assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+    def test_pods_without_a_node_are_a_lost_machine_after_the_limit(self, cluster, tmp_path):
+        cluster.has_room = False
+        chosen = launcher(pending_minutes=2 / 60, max_retries=0)
+        with dg.DagsterInstance.ephemeral() as instance:
+            failure, _ = run(tmp_path, chosen, "writes", instance)
+        assert failure == (
+            "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.; "
+            "see the step's stderr [infrastructure]"
+        )
+        assert cluster.jobs == {}, "it does not start later, unseen"
+
+
+@pytest.mark.long
+class TestAnotherProcess:
+    """The control plane is a process of its own, which is killed or cancelled."""
+
+    @pytest.fixture
+    def start(self, cluster, tmp_path, monkeypatch) -> Iterator[Callable[[str], subprocess.Popen]]:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        for name, value in {
+            "DAGSTER_HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+            "PROBE_FOLDER": str(tmp_path),
+            "PROBE_LAUNCHER": launcher().settings.model_dump_json(),
+        }.items():
+            monkeypatch.setenv(name, value)
+        runs = []
+
+        def start(stage: str) -> subprocess.Popen:
+            monkeypatch.setenv("PROBE_STAGE", stage)
+            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
+            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
+            with (tmp_path / "output").open("ab") as output:
+                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
+            return runs[-1]
+
+        yield start
+        for run in runs:
+            run.kill()
+            run.wait()
+
+    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, cluster, tmp_path):
+        first = start("waits")
+        workload = process(tmp_path, "workload0")
+        first.kill()
+        first.wait()
+        second = start("waits")
+        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
+        assert is_alive(workload)
+        (tmp_path / "go").touch()
+        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
+        assert (tmp_path / "starts").read_text() == "started\n"
+        assert (recorded(tmp_path).state, recorded(tmp_path).attempt, len(cluster.created)) == ("succeeded", 1, 1)
+
+    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, cluster, tmp_path):
+        first = start("works")
+        workload, helper = process(tmp_path, "workload0"), process(tmp_path, "helper0")
+        first.send_signal(signal.SIGINT)
+        assert first.wait(SECONDS) != 0
+        assert (tmp_path / "checkpoint0").read_text() == "complete"
+        assert not is_alive(workload) and not is_alive(helper)
+        assert (recorded(tmp_path).state, launcher().list()) == ("stopped", [])
+
+
+class TestRefused:
+    def of(self, cluster: Cluster, folder: Path, **changes: object) -> str:
+        """Return the line with which a job is refused, which leaves nothing."""
+        with dg.DagsterInstance.ephemeral() as instance:
+            failure, _ = run(folder, launcher(**changes), "writes", instance)
+        assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
+        assert cluster.jobs == {}
+        return failure
+
+    def test_an_image_that_is_not_there_is_one_line_at_once(self, cluster, tmp_path):
+        line = self.of(cluster, tmp_path, image=IMAGE.replace("fullft@", "other@"))
+        assert line.startswith("the pod cannot start: ErrImagePull: failed to resolve reference") and "; set launcher.image" in line
+
+    def test_a_secret_that_is_not_there_is_one_line_and_its_value_reaches_the_pod_alone(self, cluster, tmp_path):
+        line = self.of(cluster, tmp_path, secrets=["store"])
+        assert line.startswith('the pod cannot start: CreateContainerConfigError: secret "store" not found; set launcher.secrets')
+        cluster.secrets["store"] = {"PROBE_VARIABLE": "planted-secret"}
+        chosen = launcher(secrets=["store"], folder=str(tmp_path))
+        chosen.submit(spec(tmp_path, "looks"))
+        assert chosen.poll(NAME, SECONDS).state == "succeeded"
+        found = probe_job(tmp_path, "looks")[1].find("probe", "looks", "k1")
+        assert found.metadata == {"root": str(tmp_path), "variable": "planted-secret"}
+        assert "planted-secret" not in json.dumps(cluster.created)
+
+    def test_another_version_and_a_python_that_is_not_there_are_one_line(self, cluster, tmp_path, monkeypatch):
+        line = self.of(cluster, tmp_path, python="/nowhere/python")
+        assert line.startswith("the container cannot start: exec: /nowhere/python: No such file")
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9.9")
+        line = self.of(cluster, tmp_path)
+        assert re.match(
+            r"the image has fullft_assets \S+, and 9\.9\.9 launched it; set launcher\.image to an image of the same version", line
+        )
+
+    def test_what_the_cluster_refuses_is_one_line(self, cluster, tmp_path):
+        line = self.of(cluster, tmp_path, tolerations=[{"kei": "nvidia.com/gpu"}])
+        assert line.startswith("double/fullft: strict decoding error: spec.template.spec.tolerations.0: ")
+        cluster.rules = [rule for rule in cluster.rules if "jobs" not in rule["resources"]]
+        line = self.of(cluster, tmp_path)
+        assert line.startswith("double/fullft: jobs is forbidden") and "give the account the rights of deploy/helm/manifests.yaml" in line
+
+    def test_a_job_of_this_name_and_another_specification_is_left_alone(self, cluster, tmp_path):
+        launcher().submit(spec(tmp_path, "waits"))
+        for is_seen in (True, False):  # by the look before the creation; else the creation's answer is 409
+            cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
+            launcher().submit(spec(tmp_path, "waits"))
+            cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
+            with pytest.raises(WorkloadError, match=f"^double/fullft: there is another Job {NAME}, of another specification") as raised:
+                launcher().submit(spec(tmp_path, "writes"))
+            assert raised.value.failure == "settings" and len(cluster.created) == 1
+        cluster.fail("GET", f"/jobs/{NAME}", 404, times=2)
+        with pytest.raises(Unreachable, match="is being deleted"):
+            launcher().submit(spec(tmp_path, "waits"))
+        process(tmp_path, "workload0")
+        assert launcher().poll(NAME).state == "running"
+
+    def test_a_cluster_that_is_not_there_is_one_line(self, cluster, tmp_path, monkeypatch):
+        line = self.of(cluster, tmp_path, context="other")
+        assert line.startswith("no Kubernetes cluster: ") and "set KUBECONFIG and launcher.context" in line
+        monkeypatch.setitem(sys.modules, "kubernetes", None)
+        assert self.of(cluster, tmp_path).startswith("launcher.kind: kubernetes needs the extra `kubernetes`: pip install")
+        monkeypatch.undo()
+        cluster.kubeconfig.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1", cluster.kubeconfig.read_text()))
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        monkeypatch.setattr(kubernetes, "_BACKOFF_SECONDS", 0.01)
+        with pytest.raises(Unreachable, match="double/fullft: MaxRetryError: "):
+            launcher().poll(NAME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"image": "registry.example.com/fullft:1.0"}, "image registry.example.com/fullft:1.0 has no digest"),
+        ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "AWS_SECRET_ACCESS_KEY is a secret"),
+        ({"environment": {"STORE": "http://user:word@host"}}, "STORE is a secret"),
+        ({"nodes": 2, "processes": 3}, "processes (3) must be a multiple of nodes (2)"),
+        ({"namespace": "Not_One"}, "namespace"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
+    with pytest.raises(ValidationError, match=re.escape(line)):
+        launcher(**changes)
+
+
+def test_settings_that_look_like_others_are_taken():
+    taken = launcher(image="fullft:1.0", allow_tags=True, environment={"TOKENIZERS_PARALLELISM": "true", "HF_TOKEN_PATH": "/x"}, cpu=8)
+    assert taken.settings.cpu == 8
+
+
+class TestStatus:
+    """What the API's answers mean, as documented and as seen in clusters."""
+
+    NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+
+    def pod(self, index: int = 0, phase: str = "Failed", *, end: dict | None = None, waiting: dict | None = None, **status: object) -> dict:
+        state = {"terminated": {"finishedAt": "2026-11-27T11:00:00Z", **end}} if end else {"waiting": waiting} if waiting else {}
+        annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
+        found = {"phase": phase, "containerStatuses": [{"name": "workload", "state": state}], **status}
+        return {"metadata": {"name": f"pod-{index}", "annotations": annotations}, "spec": {"nodeName": "n1"}, "status": found}
+
+    def of(self, pods: list[dict], reason: str | None = "BackoffLimitExceeded", *, started: str | None = None, completions: int = 1):
+        conditions = [] if reason is None else [{"type": "Failed", "status": "True", "reason": reason, "message": "as the cluster says"}]
+        status = {"conditions": conditions} | ({} if started is None else {"startTime": started})
+        return status_of({"spec": {"completions": completions}, "status": status}, pods, self.NOW, launcher(pending_minutes=30).settings)
+
+    def said(self, line: str, failure: str) -> str:
+        return json.dumps(asdict(Status("failed", line, failure, is_own_line=True)))
+
+    @pytest.mark.parametrize("reason", ["Evicted", "Preempted", "NodeShutdown", "Terminated"])
+    def test_what_the_cluster_took_away_is_preempted(self, reason):
+        found = self.of([self.pod(reason=reason, message="The node was low on resource: memory.", end={"exitCode": 137})])
+        assert (found.failure, found.reason) == ("preemption", f"was preempted: {reason}: The node was low on resource: memory.")
+
+    def test_the_line_of_an_evicted_training_is_shown(self):
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}
+        line = "stopped at step 7 of 9"
+        found = self.of(
+            [self.pod(conditions=[condition], end={"exitCode": 3, "message": self.said(line, "preemption")})], "PodFailurePolicy"
+        )
+        assert (found.reason, found.failure, found.is_own_line) == (line, "preemption", True)
+
+    def test_of_several_pods_the_first_failure_is_the_cause(self):
+        cause = {"exitCode": 3, "message": self.said("a.csv:3: no label", "data")}
+        stopped = {"exitCode": 3, "message": self.said("stopped at step 7", "preemption")}
+        later = {"exitCode": 1, "message": self.said("lost rank 1", "unknown"), "finishedAt": "2026-11-27T11:00:01Z"}
+        for ends in ([stopped, cause], [later, cause], [cause, later]):
+            assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)]).reason == "a.csv:3: no label"
+
+    @pytest.mark.parametrize(
+        ("end", "reason", "failure"),
+        [
+            ({"exitCode": 137}, "was killed by SIGKILL (out of memory?)", "infrastructure"),
+            ({"exitCode": 137, "reason": "OOMKilled"}, "was killed: it took more than launcher.memory; raise it", "out_of_memory"),
+            ({"exitCode": 1, "message": "not ours"}, "ended with exit code 1", "unknown"),
+        ],
+    )
+    def test_a_container_without_last_words_is_known_by_its_exit_code(self, end, reason, failure):
+        found = self.of([self.pod(end=end)])
+        assert (found.reason, found.failure) == (reason, failure)
+
+    def test_pods_that_are_gone_are_a_lost_machine_and_a_deadline_is_the_limit(self):
+        assert (self.of([]).reason, self.of([]).failure) == ("lost its pods (BackoffLimitExceeded: as the cluster says)", "infrastructure")
+        assert self.of([], "DeadlineExceeded").reason.startswith("reached launcher.max_hours")
+
+    def test_the_pending_limit_counts_where_a_pod_is_missing_or_waits(self):
+        running, waiting = self.pod(0, "Running"), self.pod(1, "Pending", waiting={"reason": "ContainerCreating"})
+        early, late = "2026-11-27T11:45:00Z", "2026-11-27T11:15:00Z"
+        assert self.of([running, waiting], None, started=early, completions=2).state == "running"
+        for pods in ([running, waiting], [running], []):
+            found = self.of(pods, None, started=late, completions=2)
+            assert (found.state, found.failure) == ("failed", "infrastructure")
+        assert self.of([running, self.pod(1, "Running")], None, started=late, completions=2).state == "running"
+        assert self.of([waiting], None, started=early).state == "pending"
+
+
+def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
+    chosen = launcher(
+        processes=8, nodes=2, gpu_resource="nvidia.com/gpu", cpu=16, memory="200Gi", max_hours=2, run_as=1234, service_account="fullft-run",
+        claims={"fullft-models": "/models"}, secrets=["store"], image_pull_secrets=["registry"], node_selector={"gpu": "h100"},
+        tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, {"key": "spot", "tolerationSeconds": 60}],
+    )  # fmt: skip
+    body = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j"), 8, {"DAGSTER_PIPES_CONTEXT": "x"}), chosen.settings)
+    kubernetes_validate.validate(body, "1.33", strict=True)
+    job, pod = body["spec"], body["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (job["completions"], job["parallelism"], job["backoffLimit"], job["activeDeadlineSeconds"]) == (2, 2, 0, 7200 + 3600 + 35)
+    assert container["resources"] == {"requests": {"cpu": "16", "memory": "200Gi"}, "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"}}
+    assert pod["terminationGracePeriodSeconds"] == 35 and not pod["automountServiceAccountToken"]
+    assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
+    assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft,{NAME}-1.fullft"
+    assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
+    one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
+    assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
+
+
+def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster):
+    cluster.services.clear()
+    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft`"):
+        launcher(processes=2, nodes=2).submit(LaunchSpec(NAME, "m", (), 2))
+    assert cluster.created == [] and ("", "services", "get") in cluster.used
