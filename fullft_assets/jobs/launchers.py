@@ -19,7 +19,11 @@ from fullft_assets.settings.launcher import launcher_section
 LAUNCHERS: Registry[Any] = Registry(
     "launcher",
     "fullft_assets.launchers",
-    {"local": "fullft_assets.launchers.local:LocalLauncher", "ssh": "fullft_assets.launchers.ssh:SshLauncher"},
+    {
+        "local": "fullft_assets.launchers.local:LocalLauncher",
+        "ssh": "fullft_assets.launchers.ssh:SshLauncher",
+        "sagemaker": "fullft_assets.launchers.sagemaker:SageMakerLauncher",
+    },
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 def is_first_rank() -> bool:
@@ -18,3 +19,19 @@ def is_first_local_rank() -> bool:
 def num_ranks() -> int:
     """Return how many processes train together; 1 for a process without others."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def torchrun_of_hosts(hosts: Sequence[str], host: int, processes: int, port: int = 29500) -> list[str]:
+    """Return the arguments of Python that start one host's processes of a training; the workload's own follow.
+
+    The first host has rank 0: torchrun's static rendezvous gives ranks by the order of the hosts, whichever is there first.
+
+    Args:
+        hosts: names or addresses of all hosts, in the same order on each.
+        host: place of this one among them.
+        processes: on each host.
+        port: of the first host, on which they meet.
+    """
+    nodes = ["--nnodes", str(len(hosts)), "--node_rank", str(host), "--nproc_per_node", str(processes)]
+    # Images are pulled and instances started at a different pace.
+    return ["-m", "torch.distributed.run", *nodes, "--master_addr", hosts[0], "--master_port", str(port), "--rdzv_conf", "timeout=1800"]

@@ -161,7 +161,7 @@ class Machine:
             return Status("failed", failure.line, failure.failure, is_own_line=True)
         if ended is None:
             return Status("failed", _lost(killed_by), "infrastructure")
-        return Status("failed", *_ending(ended["code"]))
+        return Status("failed", *ending(ended["code"]))
 
     def _may_run(self, folder: Path) -> bool:
         """Return whether a job without an exit code runs, or is about to."""
@@ -215,7 +215,7 @@ def _lost(code: int | None) -> str:
     return f"lost its supervisor to {_signal_name(-code)}"
 
 
-def _ending(code: int) -> tuple[str, FailureClass]:
+def ending(code: int) -> tuple[str, FailureClass]:
     """Return what an exit code says, and the class of failure."""
     name = None if code <= 128 else _signal_name(code - 128)
     # Killed from outside: by the kernel, the machine's owner or a node that went away.

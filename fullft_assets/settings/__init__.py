@@ -21,7 +21,14 @@ from fullft_assets.settings.guards import (
     NoProgressGuard,
     OverfittingGuard,
 )
-from fullft_assets.settings.launcher import LAUNCHER_SECTIONS, ComputeSettings, LauncherSettings, OtherLauncherSettings, SshLauncherSettings
+from fullft_assets.settings.launcher import (
+    LAUNCHER_SECTIONS,
+    ComputeSettings,
+    LauncherSettings,
+    OtherLauncherSettings,
+    SageMakerLauncherSettings,
+    SshLauncherSettings,
+)
 from fullft_assets.settings.monitoring import MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
