@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,18 +21,20 @@ from probe_workloads.definitions import probe_job
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import Launcher, LaunchSpec, driver, records, sagemaker
 from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.sagemaker import SageMakerLauncher
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings import PlanningSettings, SageMakerLauncherSettings
+from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
 from fullft_assets.store import Store
 from tests import s3_server as s3_servers
 from tests import sagemaker_double
+from tests.prepared import prepare
 from tests.sagemaker_double import IMAGE, ROLE, SageMaker
 
 TESTS = Path(__file__).parent
-SECONDS = 90.0
+SECONDS = 240.0
 SETTINGS = {"kind": "sagemaker", "instance_type": "ml.g5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
 
 
@@ -223,7 +228,7 @@ class TestRefused:
         sage.submit(spec(url, "writes"))
         wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
         status = sage.poll("fullft-test-1")
-        assert status.reason.startswith("launcher.image has fullft_assets 0.1.0, but 9.9 launched it") and status.failure == "settings"
+        assert status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ") and status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
         sage = launcher()
@@ -301,3 +306,60 @@ class TestAnotherProcess:
         (job,) = service.jobs.values()
         assert (job.status, job.secondary, recorded(url).state) == ("Stopped", "Stopped", "stopped")
         assert (service.folder / "checkpoint0").read_text() == "complete"
+
+
+class TestTraining:
+    """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
+
+    STAGE = "finetuned_checkpoint"
+
+    @pytest.fixture
+    def train(self, service: SageMaker, s3_env: s3_servers.S3Server, tmp_path: Path) -> Callable[..., bytes]:
+        """Trains through a launcher, with a store of its own, and returns the weights."""
+        prepared = prepare(tmp_path / "project", tiny=True, training={"checkpoint_every_steps": 3, "learning_rate": 1e-3})
+
+        def train(launcher: Launcher, name: str, **sections: Any) -> bytes:
+            shutil.copytree(prepared.store.url, s3_env.root / tmp_path.name / name)
+            store = Store(f"s3://{tmp_path.name}/{name}")
+            job = prepared.job(self.STAGE, **sections).model_copy(update={"store_url": store.url})
+
+            @dg.asset
+            def made(context: dg.AssetExecutionContext) -> None:
+                LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+
+            dg.materialize([made])
+            manifest = store.find(job.case, self.STAGE, job.key)
+            assert manifest is not None
+            return (store.folder(manifest) / "model/model.safetensors").read_bytes()
+
+        return train
+
+    def test_it_gives_the_weights_of_a_local_training(self, train, tmp_path):
+        there = train(launcher(folder=str(tmp_path / "project")), "there")
+        assert there == train(LocalLauncher(LauncherSettings()), "here")
+
+    @pytest.mark.long
+    def test_two_instances_give_the_weights_of_two_local_processes(self, train, service, tmp_path):
+        service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            port = bound.getsockname()[1]
+        two = {"training": {"micro_batch_size": 4}, "launcher": {"processes": 2}}
+        sage = launcher(folder=str(tmp_path / "project"), nodes=2, processes=2, environment={"MASTER_PORT": str(port)})
+        there = train(sage, "there", **two)
+        assert sorted(stream.split("/")[1][:7] for stream in service.streams) == ["algo-1-", "algo-2-"]
+        assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
+
+    @pytest.mark.long
+    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(self, train, service, tmp_path, capfd):
+        def interrupt() -> None:
+            wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")
+            service.interrupt(next(iter(service.jobs)))
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
+        longer = {"training": {"epochs": 20}}
+        there = train(launcher(folder=str(tmp_path / "project"), spot=True, environment=cache), "there", **longer)
+        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
+        assert "resuming at step " in capfd.readouterr().out
+        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)

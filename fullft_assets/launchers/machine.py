@@ -35,6 +35,10 @@ _LOOK_SECONDS = 0.05
 #: Most bytes of one stream in one answer.
 _MAX_BYTES = 1_000_000
 _STREAMS = ("stdout", "stderr", "messages")
+#: Of a job whose time is up.
+REACHED_LIMIT = Status(
+    "failed", "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings"
+)
 
 
 class Machine:
@@ -82,8 +86,7 @@ class Machine:
             **environment,
             LAUNCH_ID: name,
             ERROR_FILE: str(folder / "error"),
-            # torchrun kills its ranks after 30 s by default, whatever our grace time is.
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds + PATIENCE_SECONDS)),
+            **patient_torchrun(grace_seconds),
         }
         if DAGSTER_PIPES_MESSAGES_ENV_VAR in variables:  # a file of their own keeps messages whole, whatever else is printed
             variables[DAGSTER_PIPES_MESSAGES_ENV_VAR] = encode_param({"path": str(folder / "messages")})
@@ -149,19 +152,7 @@ class Machine:
         ended = _ended(folder)
         if ended is None and (killed_by is None if child is not None else self._may_run(folder)):
             return Status("running" if (folder / PID).exists() else "pending")
-        ended = ended or _ended(folder)
-        if ended is not None and ended["code"] == 0:
-            return Status("succeeded")
-        if ended is not None and ended["is_limit"]:
-            return Status(
-                "failed", "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings"
-            )
-        failure = WorkloadFailure.read(folder / "error")
-        if failure is not None:
-            return Status("failed", failure.line, failure.failure, is_own_line=True)
-        if ended is None:
-            return Status("failed", _lost(killed_by), "infrastructure")
-        return Status("failed", *ending(ended["code"]))
+        return ended_status(folder, killed_by)
 
     def _may_run(self, folder: Path) -> bool:
         """Return whether a job without an exit code runs, or is about to."""
@@ -183,6 +174,30 @@ class Machine:
             return process if abs(process.create_time() - float(began)) < 1 and is_alive(process) else None
         except (FileNotFoundError, psutil.NoSuchProcess):
             return None
+
+
+def patient_torchrun(grace_seconds: float) -> dict[str, str]:
+    """Return the variable that has torchrun wait for a checkpoint: it kills its ranks after 30 s by default, whatever our grace time is."""
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds + PATIENCE_SECONDS))}
+
+
+def ended_status(folder: Path, killed_by: int | None = None) -> Status:
+    """Return how the supervised command of a folder ended.
+
+    Args:
+        killed_by: exit code of a supervisor that left none of its command.
+    """
+    ended = _ended(folder)
+    if ended is not None and ended["code"] == 0:
+        return Status("succeeded")
+    if ended is not None and ended["is_limit"]:
+        return REACHED_LIMIT
+    failure = WorkloadFailure.read(folder / "error")
+    if failure is not None:
+        return Status("failed", failure.line, failure.failure, is_own_line=True)
+    if ended is None:
+        return Status("failed", _lost(killed_by), "infrastructure")
+    return Status("failed", *ending(ended["code"]))
 
 
 def _ended(folder: Path) -> dict[str, Any] | None:

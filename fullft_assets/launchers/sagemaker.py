@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from fullft_assets.errors import FailureClass, WorkloadError
 from fullft_assets.jobs.launch import PROJECT_ROOT
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launchers.machine import REACHED_LIMIT
 from fullft_assets.launchers.sagemaker_container import LAST_LINE, VARIABLES
 from fullft_assets.settings import SageMakerLauncherSettings
 
@@ -174,7 +175,7 @@ class SageMakerLauncher(Launcher):
             "grace_seconds": str(self.settings.grace_seconds),
             "run_id": spec.run_id,
             "version": importlib.metadata.version("fullft-assets"),
-            **{VARIABLES.format(number): part for number, part in enumerate(parts)},
+            **{VARIABLES.format(f"{number:02}"): part for number, part in enumerate(parts)},
         }
 
     def _require_same(self, name: str, asked: dict[str, str]) -> None:
@@ -297,7 +298,7 @@ def _status(job: dict[str, Any]) -> Status:
 def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
     detail = job["SecondaryStatus"]
     if detail == "MaxRuntimeExceeded":
-        return "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings", False
+        return REACHED_LIMIT.reason, REACHED_LIMIT.failure, False
     if detail == "MaxWaitTimeExceeded":
         return "waited for spot instances longer than launcher.max_wait_hours", "preemption", False
     if any(change["Status"] == "Interrupted" for change in job.get("SecondaryStatusTransitions", [])):
