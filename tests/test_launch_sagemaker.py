@@ -205,7 +205,7 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
     assert request["Environment"] == {"FULLFT_CACHE": "/tmp/fullft", "A": "b"} and request["HyperParameters"]["processes"] == "8"
     alone = sage._request(spec(url, "writes"))
-    assert alone["ResourceConfig"]["InstanceCount"] == 1 and not alone["EnableInterContainerTrafficEncryption"]
+    assert alone["ResourceConfig"]["InstanceCount"] == 1 and alone["HyperParameters"]["processes"] == "1"
     assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
     assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) is None
 
@@ -324,8 +324,9 @@ class TestTraining:
             job = prepared.job(self.STAGE, **sections).model_copy(update={"store_url": store.url})
 
             @dg.asset
-            def made(context: dg.AssetExecutionContext) -> None:
+            def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
                 LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+                return dg.MaterializeResult()
 
             dg.materialize([made])
             manifest = store.find(job.case, self.STAGE, job.key)

@@ -154,7 +154,8 @@ class SageMakerLauncher(Launcher):
             "ResourceConfig": resources | ({"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}),
             "OutputDataConfig": output | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}),
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
-            "EnableInterContainerTrafficEncryption": nodes > 1,
+            # Costs nothing on one instance, so that a policy may ask for it.
+            "EnableInterContainerTrafficEncryption": True,
             "EnableManagedSpotTraining": settings.spot,
             "Tags": [{"Key": key, "Value": value} for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, model_validator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, core_schema
 
 from fullft_assets.settings.base import Float, Settings
@@ -140,15 +140,13 @@ class SageMakerLauncherSettings(LauncherSettings):
     max_hours: Float | None = Field(
         default=24.0,
         gt=0,
-        le=672,
         description="Time after which SageMaker stops a workload as if it were cancelled; the same command resumes it. `null`: SageMaker's maximum, "
         "28 days.",
     )
     grace_seconds: Float = Field(
         default=100.0,
         ge=0,
-        le=120,
-        description="Time that a stopped workload has to finish its optimizer step and write its checkpoint; SageMaker kills a container after 120 s.",
+        description="Time that a stopped workload has to finish its optimizer step and write its checkpoint; SageMaker kills a container after 120 s, so that more is refused.",
     )
     spot: bool = Field(
         default=False, description="Whether to train on spot instances. SageMaker starts an interrupted job again in its time."
@@ -160,7 +158,9 @@ class SageMakerLauncherSettings(LauncherSettings):
         description="Time that SageMaker may wait for spot instances, beside launcher.max_hours; after it the workload counts as preempted.",
     )
     subnets: list[str] = Field(default_factory=list, max_length=16, description="Subnets of your VPC. Default: SageMaker's own network.")
-    security_groups: list[str] = Field(default_factory=list, max_length=5, description="Security groups in that VPC.")
+    security_groups: list[str] = Field(
+        default_factory=list, validate_default=True, max_length=5, description="Security groups in that VPC, which subnets need."
+    )
     network_isolation: bool = Field(
         default=False,
         description="Not possible: the container reads and writes the store itself. Use `subnets` without a way to the internet.",
@@ -191,18 +191,37 @@ class SageMakerLauncherSettings(LauncherSettings):
         """The type of the instances; a plan is made on one of them."""
         return {"kind": self.kind, "instance_type": self.instance_type}
 
-    @model_validator(mode="after")
-    def _is_possible(self) -> SageMakerLauncherSettings:
-        if self.network_isolation:
+    @field_validator("grace_seconds", "max_hours")
+    @classmethod
+    def _is_within_limits(cls, value: float | None, info: ValidationInfo) -> float | None:
+        limit = {"grace_seconds": 120, "max_hours": 672}[str(info.field_name)]
+        if value is not None and value > limit:
+            raise ValueError(f"SageMaker gives {limit} at most")
+        return value
+
+    @field_validator("nodes")
+    @classmethod
+    def _divides_processes(cls, nodes: int, info: ValidationInfo) -> int:
+        processes = info.data.get("processes", nodes)
+        if processes % nodes:
+            raise ValueError(f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many")
+        return nodes
+
+    @field_validator("security_groups")
+    @classmethod
+    def _belong_to_subnets(cls, groups: list[str], info: ValidationInfo) -> list[str]:
+        if "subnets" in info.data and bool(groups) != bool(info.data["subnets"]):
+            raise ValueError("launcher.subnets and launcher.security_groups belong together; give both or none")
+        return groups
+
+    @field_validator("network_isolation")
+    @classmethod
+    def _reaches_the_store(cls, is_isolated: bool) -> bool:
+        if is_isolated:
             raise ValueError(
-                "network_isolation is not possible: the container reads and writes the store on S3 itself; use subnets and security_groups "
-                "of a VPC without a way to the internet"
+                "not possible, because the container itself reads and writes the store on S3; use launcher.subnets without a way to the internet"
             )
-        if bool(self.subnets) != bool(self.security_groups):
-            raise ValueError("subnets and security_groups belong together; give both or none")
-        if self.processes % self.nodes:
-            raise ValueError(f"processes ({self.processes}) must be a multiple of nodes ({self.nodes}): every instance starts as many")
-        return self
+        return is_isolated
 
 
 class OtherLauncherSettings(LauncherSettings):
