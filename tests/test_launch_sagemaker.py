@@ -359,7 +359,7 @@ class TestTraining:
 
         threading.Thread(target=interrupt, daemon=True).start()
         cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
-        longer = {"training": {"epochs": 20}}
+        longer = {"training": {"epochs": 6}}
         there = train(launcher(folder=str(tmp_path / "project"), spot=True, environment=cache), "there", **longer)
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out

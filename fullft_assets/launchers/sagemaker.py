@@ -48,7 +48,7 @@ class SageMakerLauncher(Launcher):
 
     settings: SageMakerLauncherSettings
     settings_class = SageMakerLauncherSettings
-    look_seconds = (5.0, 60.0)
+    look_seconds = (5.0, 90.0)
 
     def __init__(self, settings: SageMakerLauncherSettings):
         super().__init__(settings)
@@ -89,7 +89,8 @@ class SageMakerLauncher(Launcher):
             if tokens.setdefault(stream, "") is None:
                 continue
             lines, token = self._events(stream, tokens[stream])
-            is_more = is_more or token != tokens[stream]
+            # One page a look is enough while the job runs, and half of the requests.
+            is_more = is_more or (name in self._ended and token != tokens[stream])
             tokens[stream] = None if any(line.startswith(LAST_LINE) for line in lines) else token
             text += "".join(f"{line}\n" for line in lines if not line.startswith(LAST_LINE))
         is_complete = bool(tokens) and all(each is None for each in tokens.values())
@@ -106,7 +107,11 @@ class SageMakerLauncher(Launcher):
             if time.monotonic() >= deadline:
                 raise Unreachable(f"SageMaker {self.place}: {name} has not ended {_STOP_SECONDS:.0f} s after it was asked to stop")
             if job["TrainingJobStatus"] != "Stopping":
-                self._ask("sagemaker", "stop_training_job", TrainingJobName=name)
+                try:
+                    self._ask("sagemaker", "stop_training_job", TrainingJobName=name)
+                except WorkloadError:  # a job that has ended meanwhile is refused
+                    if not self.poll(name).is_over:
+                        raise
             time.sleep(_STOP_LOOK_SECONDS)
 
     def list(self) -> list[str]:
