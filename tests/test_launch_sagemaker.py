@@ -30,7 +30,7 @@ from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMaker
 from fullft_assets.store import Store
 from tests import s3_server as s3_servers
 from tests import sagemaker_double
-from tests.prepared import prepare
+from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import IMAGE, ROLE, SageMaker
 
 TESTS = Path(__file__).parent
@@ -313,12 +313,15 @@ class TestTraining:
 
     STAGE = "finetuned_checkpoint"
 
-    @pytest.fixture
-    def train(self, service: SageMaker, s3_env: s3_servers.S3Server, tmp_path: Path) -> Callable[..., bytes]:
-        """Trains through a launcher, with a store of its own, and returns the weights."""
-        prepared = prepare(tmp_path / "project", tiny=True, training={"checkpoint_every_steps": 3, "learning_rate": 1e-3})
+    @pytest.fixture(scope="class")
+    def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+        return prepare(tmp_path_factory.mktemp("project"), tiny=True, training={"checkpoint_every_steps": 3, "learning_rate": 1e-3})
 
-        def train(launcher: Launcher, name: str, **sections: Any) -> bytes:
+    @pytest.fixture
+    def train(self, service: SageMaker, s3_env: s3_servers.S3Server, prepared: Prepared, tmp_path: Path) -> Callable[..., bytes]:
+        """Trains through a launcher, with a store of its own, and returns the weights."""
+
+        def train(launcher: Launcher, name: str, /, **sections: Any) -> bytes:
             shutil.copytree(prepared.store.url, s3_env.root / tmp_path.name / name)
             store = Store(f"s3://{tmp_path.name}/{name}")
             job = prepared.job(self.STAGE, **sections).model_copy(update={"store_url": store.url})
@@ -335,24 +338,24 @@ class TestTraining:
 
         return train
 
-    def test_it_gives_the_weights_of_a_local_training(self, train, tmp_path):
-        there = train(launcher(folder=str(tmp_path / "project")), "there")
+    def test_it_gives_the_weights_of_a_local_training(self, train, prepared):
+        there = train(launcher(folder=str(prepared.project.root)), "there")
         assert there == train(LocalLauncher(LauncherSettings()), "here")
 
     @pytest.mark.long
-    def test_two_instances_give_the_weights_of_two_local_processes(self, train, service, tmp_path):
+    def test_two_instances_give_the_weights_of_two_local_processes(self, train, prepared, service):
         service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
             port = bound.getsockname()[1]
         two = {"training": {"micro_batch_size": 4}, "launcher": {"processes": 2}}
-        sage = launcher(folder=str(tmp_path / "project"), nodes=2, processes=2, environment={"MASTER_PORT": str(port)})
+        sage = launcher(folder=str(prepared.project.root), nodes=2, processes=2, environment={"MASTER_PORT": str(port)})
         there = train(sage, "there", **two)
         assert sorted(stream.split("/")[1][:7] for stream in service.streams) == ["algo-1-", "algo-2-"]
         assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
 
     @pytest.mark.long
-    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(self, train, service, tmp_path, capfd):
+    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(self, train, prepared, service, tmp_path, capfd):
         def interrupt() -> None:
             wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")
             service.interrupt(next(iter(service.jobs)))
@@ -360,7 +363,7 @@ class TestTraining:
         threading.Thread(target=interrupt, daemon=True).start()
         cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
         longer = {"training": {"epochs": 6}}
-        there = train(launcher(folder=str(tmp_path / "project"), spot=True, environment=cache), "there", **longer)
+        there = train(launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer)
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
