@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def recorded(url: str) -> Launch:
 def spec(url: str, stage: str, name: str = "fullft-test-1", **changes: Any) -> LaunchSpec:
     job, store = probe_job(Path("/nowhere"), stage, url)
     return LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes})
+
+
+def two_hosts(service: SageMaker) -> dict[str, Any]:
+    """Have each job of two instances run on two addresses of this machine; return what a launcher needs for that."""
+    service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return {"nodes": 2, "environment": {"MASTER_PORT": str(bound.getsockname()[1])}}
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -238,6 +247,18 @@ class TestRefused:
         assert (status.reason, status.failure) == ("the workload was killed by SIGKILL (out of memory?)", "infrastructure")
 
 
+@pytest.mark.long
+def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_told(service, url):
+    sage = launcher(processes=2, **two_hosts(service))
+    job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
+    sage.submit(job)
+    wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
+    status = sage.poll(job.name)
+    assert (status.reason, status.failure) == ("documents/a.csv:3: no field `label`; name it in examples.label", "data")
+    first = next(lines for stream, lines in service.streams.items() if "/algo-1-" in stream)
+    assert any("stopped at step 7 of 9" in line for _, line in first), "the other one had a reason of its own"
+
+
 @pytest.mark.parametrize(
     ("reason", "line", "failure"),
     [
@@ -344,12 +365,8 @@ class TestTraining:
 
     @pytest.mark.long
     def test_two_instances_give_the_weights_of_two_local_processes(self, train, prepared, service):
-        service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            port = bound.getsockname()[1]
         two = {"training": {"micro_batch_size": 4}, "launcher": {"processes": 2}}
-        sage = launcher(folder=str(prepared.project.root), nodes=2, processes=2, environment={"MASTER_PORT": str(port)})
+        sage = launcher(folder=str(prepared.project.root), processes=2, **two_hosts(service))
         there = train(sage, "there", **two)
         assert sorted(stream.split("/")[1][:7] for stream in service.streams) == ["algo-1-", "algo-2-"]
         assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
