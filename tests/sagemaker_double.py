@@ -1,7 +1,7 @@
 """Amazon SageMaker's Training Jobs and CloudWatch Logs on this machine: requests are checked as AWS checks them, and containers really run.
 
 A container is a process of this machine under the variables and folders that SageMaker gives: `FULLFT_OPT_ML` names its /opt/ml, and
-variables that point below /tmp point into a folder of its own. Nothing is known of a registry: the image is this environment.
+/tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a registry: the image is this environment.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class SageMaker(ThreadingHTTPServer):
         config = {"current_host": hosts[number], "hosts": hosts[::-1], "network_interface_name": "lo"}
         (root / "input/config/resourceconfig.json").write_text(json.dumps(config))
         (root / "input/config/hyperparameters.json").write_text(json.dumps(job.request.get("HyperParameters", {})))
-        given = {key: re.sub(r"^/tmp(?=/)", f"{root}/tmp", value) for key, value in job.request.get("Environment", {}).items()}
+        given = {key: f"{root}/tmp" if value == "/tmp/fullft" else value for key, value in job.request.get("Environment", {}).items()}
         own = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "TRAINING_JOB_NAME": name,
