@@ -379,7 +379,7 @@ class TestTraining:
 
         threading.Thread(target=interrupt, daemon=True).start()
         cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
-        longer = {"training": {"epochs": 6}}
+        longer = {"training": {"epochs": 3}}
         there = train(launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer)
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
