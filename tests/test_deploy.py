@@ -189,3 +189,43 @@ class TestAws:
         database = platform["Database"]["Properties"]
         assert database["StorageEncrypted"] and database["ManageMasterUserPassword"] and not database["PubliclyAccessible"]
         assert platform["DatabaseParameters"]["Properties"]["Parameters"] == {"rds.force_ssl": "1"}
+
+    @pytest.fixture(scope="class")
+    def sagemaker(self) -> dict[str, Any]:
+        resources = read(DEPLOY / "aws/sagemaker.yaml", Tagged)["Resources"]
+        policies = {name: resources[name]["Properties"]["PolicyDocument"]["Statement"] for name in ("ContainerPolicy", "LauncherPolicy")}
+        return {name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements} for name, statements in policies.items()}
+
+    def test_who_launches_may_ask_sagemaker_for_what_the_launcher_asks_for_and_no_more(self, sagemaker: dict[str, Any]) -> None:
+        code = (ROOT / "fullft_assets/launchers/sagemaker.py").read_text()
+        asked = {f"{service}:{name.title().replace('_', '')}" for service, name in re.findall(r'_ask\("(\w+)", "(\w+)"', code)}
+        allowed = {action for s in sagemaker["LauncherPolicy"].values() for action in s["Action"]}
+        # Tags and the role are part of CreateTrainingJob.
+        assert asked | {"sagemaker:AddTags", "iam:PassRole"} == allowed and len(asked) == 6
+        assert [sid for sid, s in sagemaker["LauncherPolicy"].items() if s["Resource"] == "*"] == ["ListJobs"]
+
+    def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(self, sagemaker: dict[str, Any]) -> None:
+        condition = sagemaker["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
+        lists = condition["ForAllValues:StringEquals"]
+        assert (
+            lists.keys()
+            == condition["Null"].keys()
+            == {f"sagemaker:{key}" for key in ("InstanceTypes", "VpcSubnets", "VpcSecurityGroupIds")}
+        )
+        assert not any(condition["Null"].values()), "a list that is not given has to be refused as well"
+        assert condition["Bool"] == {"sagemaker:InterContainerTrafficEncryption": True}
+        assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
+        assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
+
+    def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: dict[str, Any]) -> None:
+        statements = sagemaker["ContainerPolicy"]
+        assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == ["LookAtTheNetworkAndLogInToTheRegistry"]
+        assert not [a for s in statements.values() for a in s["Action"] if "*" in a or a.startswith(("sagemaker:", "iam:"))]
+        assert not [
+            sid for sid, s in statements.items() if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
+        ]
+        assert "Documents" not in str(statements)
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

@@ -291,4 +291,5 @@ class TestRecords:
     def test_cost_is_hours_times_the_price_where_there_is_one(self):
         assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0).usd == 6.0
         assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0, earlier_hours=0.5).usd == 8.0
+        assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0, billed_seconds=900.0).usd == 1.0
         assert wanted(submitted_at=0.0, ended_at=5400.0).usd is None

@@ -28,6 +28,10 @@ attributes:
     label: kind
 """
 TRAINING = GOOD + "  training:\n"
+SAGEMAKER = GOOD + (
+    "  launcher:\n    kind: sagemaker\n    instance_type: ml.g5.xlarge\n"
+    f"    image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}\n    role_arn: arn:aws:iam::111122223333:role/fullft\n"
+)
 
 
 @pytest.fixture
@@ -220,13 +224,36 @@ ONE_MISTAKE = {
         GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n  compute:\n    evaluation: {port: 70000}\n",
         "12: compute.evaluation.port: 70000 is not a whole number >= 1 and <= 65535",
     ),
+    "processes that instances cannot share": (
+        SAGEMAKER + "    processes: 3\n    nodes: 2\n",
+        "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as many (launcher.nodes is 2)",
+    ),
+    "isolation from the store": (
+        SAGEMAKER + "    network_isolation: true\n",
+        "13: launcher.network_isolation: not possible, because the container itself reads and writes the store on S3; use launcher.subnets "
+        "without a way to the internet (launcher.network_isolation is true)",
+    ),
+    "time for a checkpoint that SageMaker does not give": (
+        SAGEMAKER + "    grace_seconds: 300\n",
+        "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",
+    ),
+    "subnets without security groups": (
+        SAGEMAKER + "    subnets: [subnet-1]\n",
+        "8: launcher.security_groups: launcher.subnets and launcher.security_groups belong together; give both or none "
+        "(launcher.security_groups is [] by default)",
+    ),
+    "image that can become another": (
+        SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
+        "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR by its digest, "
+        "`REPOSITORY@sha256:...`, with fullft_assets in the same version.",
+    ),
     "workload that runs where launcher says": (
         GOOD + "  compute:\n    training: {processes: 8}\n",
         "9: compute.training: unknown key `training`; did you mean `planning`?",
     ),
     "kind of launcher that nobody registered": (
         GOOD + "  compute:\n    planning: {kind: slrum}\n",
-        "9: compute.planning.kind: slrum is not one of local, ssh",
+        "9: compute.planning.kind: slrum is not one of local, ssh, sagemaker",
     ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",

@@ -17,6 +17,8 @@ from fullft_assets.settings import LAUNCHER_SECTIONS, LauncherSettings, UseCaseS
 from fullft_assets.settings.base import OneOf
 
 BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
+#: How the patterns of names begin.
+_NAMES = ("^[A-Za-z][", "^[a-z][")
 
 
 def keys_named(message: str, source: YamlSource) -> list[Key]:
@@ -40,6 +42,8 @@ def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
     given = given_value(keys[0], source)
     if error["input"] is None:
         return f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
+    if error["type"] == "string_pattern_mismatch" and not _pattern(info).startswith(_NAMES):
+        return f"{given} does not fit; {_described(info)}"
     annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
     near = did_you_mean(given, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
     hint = "; put it in quotes" if annotation is str and error["type"] == "string_type" and not _registered(info) else ""
@@ -77,8 +81,7 @@ def _expected(annotation: Any, info: FieldInfo) -> str:
     if annotation is str and (names := _registered(info)):
         return f"one of {', '.join(names)}"
     if annotation is str:
-        named = any(getattr(rule, "pattern", None) for rule in info.metadata)
-        return "a name of letters, digits and _ that starts with a letter" if named else "text"
+        return "a name of letters, digits and _ that starts with a letter" if _pattern(info).startswith(_NAMES) else "text"
     nouns = {bool: "true or false", int: "a whole number", float: "a number"}
     bounds = [
         words.format(getattr(rule, name))
@@ -89,12 +92,16 @@ def _expected(annotation: Any, info: FieldInfo) -> str:
     return " ".join([nouns.get(annotation, "a list"), " and ".join(bounds)]).strip()
 
 
+def _pattern(info: FieldInfo) -> str:
+    return next((rule.pattern for rule in info.metadata if getattr(rule, "pattern", None)), "")
+
+
 def given_value(key: Key, source: YamlSource) -> str:
     """Return in words the value in the file at a key."""
     at = ("attributes", *key)
     if at not in source.lines:
         info = field_of(key)
-        return f"{info.default} by default" if info is not None else "missing"
+        return f"{info.get_default(call_default_factory=True)} by default" if info is not None else "missing"
     raw = source.raw.get(at)
     if raw is None:
         return "a list" if (*at, 0) in source.lines else "a section"

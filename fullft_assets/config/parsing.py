@@ -38,6 +38,8 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
                 for key in keys:
                     _take_out(data, key)
             if data == before:
+                if broken:  # what stands in for a wrong value does not fit either, where a text has to look like something
+                    return None, broken
                 source.add((), str(error.errors(include_url=False)[0]["msg"]))
                 return None, broken
 

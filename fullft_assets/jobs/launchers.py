@@ -23,6 +23,7 @@ LAUNCHERS: Registry[Any] = Registry(
         "local": "fullft_assets.launchers.local:LocalLauncher",
         "ssh": "fullft_assets.launchers.ssh:SshLauncher",
         "kubernetes": "fullft_assets.launchers.kubernetes:KubernetesLauncher",
+        "sagemaker": "fullft_assets.launchers.sagemaker:SageMakerLauncher",
     },
 )
 

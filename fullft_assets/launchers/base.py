@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from fullft_assets.errors import FailureClass, WorkloadError
 
 if TYPE_CHECKING:
-    from fullft_assets.settings import LauncherSettings
+    from fullft_assets.settings import LauncherSettings, PlanningSettings
 
 
 class Unreachable(WorkloadError):
@@ -62,12 +62,14 @@ class Status:
         state: `gone` = the backend has no job of this name (any more).
         reason: of a failed one: the workload's own line, or what happened to it, such as `was killed by SIGKILL`.
         is_own_line: whether the workload itself gave the reason.
+        billed_seconds: of an ended one, where the backend says for how long it is paid.
     """
 
     state: Literal["pending", "running", "succeeded", "failed", "gone"]
     reason: str = ""
     failure: FailureClass = "unknown"
     is_own_line: bool = False
+    billed_seconds: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -138,3 +140,7 @@ class Launcher(ABC):
     def has_room(self, processes: int) -> bool:
         """Return whether so many processes can compute at once where planning runs."""
         return True
+
+    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
+        """Return the price of an hour of a job of so many processes, where the plan's table of prices has its machines."""
+        return None

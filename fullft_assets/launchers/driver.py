@@ -101,7 +101,8 @@ class LaunchDriver:
     ) -> tuple[Status, bool]:
         """Submit a job, or attach to one, follow it to its end, and return that and whether this run submitted it."""
         instance, run_id = context.instance, context.run.run_id
-        usd = job.settings.planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
+        planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
+        usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
         wanted = Launch(
             case=job.case,
             stage=job.stage,
@@ -112,7 +113,7 @@ class LaunchDriver:
             run_id=run_id,
             job=arguments,
             submitted_at=time.time(),
-            hourly_usd=usd or None,
+            hourly_usd=usd or launcher.hourly_usd(planning, processes),
         )
         is_active = partial(_is_active, instance)
         launch, replaced, is_new = records.claim(store, wanted, is_active)
@@ -150,7 +151,8 @@ class LaunchDriver:
             if status.state == "failed" and not status.is_own_line:
                 status = replace(status, reason=f"workload {workload} {status.reason}; see the step's stderr")
             # Before the backend forgets it: whoever else follows it reads it here.
-            records.end(store, launch, "succeeded" if status.state == "succeeded" else "failed", status.reason, status.failure)
+            state = "succeeded" if status.state == "succeeded" else "failed"
+            records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
             if is_mine:
                 _end(context, launcher, launch, store)
         return status, is_new

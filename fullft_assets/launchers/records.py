@@ -20,6 +20,7 @@ class Launch(BaseModel):
         run_id: the run that follows it and may cancel it; another one follows it, too, but leaves it running.
         job: arguments that name and pin the job file.
         hourly_usd: None where no price is known.
+        billed_seconds: that the backend said an ended one is paid for; None where it says nothing.
         earlier_hours: of the attempts before this one that came to nothing.
     """
 
@@ -41,6 +42,7 @@ class Launch(BaseModel):
     failure: FailureClass = "unknown"
     hourly_usd: float | None = None
     earlier_hours: float = 0.0
+    billed_seconds: float | None = None
 
     @property
     def record(self) -> str:
@@ -53,8 +55,9 @@ class Launch(BaseModel):
 
     @property
     def hours(self) -> float:
-        """Hours since it was submitted, or until it ended."""
-        return ((self.ended_at or time.time()) - self.submitted_at) / 3600
+        """Hours since it was submitted, or until it ended; or those that are paid, where the backend says so."""
+        seconds = (self.ended_at or time.time()) - self.submitted_at if self.billed_seconds is None else self.billed_seconds
+        return seconds / 3600
 
     @property
     def usd(self) -> float | None:
@@ -102,13 +105,21 @@ def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool | None])
     return found, replaced, found.submitted_at == wanted.submitted_at
 
 
-def end(store: Store, launch: Launch, state: Literal["succeeded", "failed", "stopped"], reason: str, failure: FailureClass) -> None:
+def end(
+    store: Store,
+    launch: Launch,
+    state: Literal["succeeded", "failed", "stopped"],
+    reason: str,
+    failure: FailureClass,
+    billed_seconds: float | None = None,
+) -> None:
     """Record how an attempt ended, unless that is known or there is a newer one."""
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         if recorded is None or recorded["attempt"] != launch.attempt or recorded["ended_at"] is not None:
             return None
-        return {**recorded, "ended_at": time.time(), "state": state, "reason": reason, "failure": failure}
+        ended = {"ended_at": time.time(), "state": state, "reason": reason, "failure": failure, "billed_seconds": billed_seconds}
+        return {**recorded, **ended}
 
     store.change_pointer(launch.record, change)
 

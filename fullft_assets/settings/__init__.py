@@ -27,6 +27,7 @@ from fullft_assets.settings.launcher import (
     KubernetesLauncherSettings,
     LauncherSettings,
     OtherLauncherSettings,
+    SageMakerLauncherSettings,
     SshLauncherSettings,
 )
 from fullft_assets.settings.monitoring import MonitoringSettings, WindowSettings

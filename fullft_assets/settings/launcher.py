@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from fullft_assets.errors import without_secrets
@@ -21,7 +30,7 @@ class LauncherSettings(Settings):
 
     kind: str = Field(
         default="local",
-        description="Where workloads run: `local` = supervised processes on this machine, `ssh` = another machine, `kubernetes` = Jobs of a cluster, or the name of a launcher that a package adds.",
+        description="Where workloads run: `local` = supervised processes on this machine, `ssh` = another machine, `kubernetes` = Jobs of a cluster, `sagemaker` = Training Jobs of Amazon SageMaker, or the name of a launcher that a package adds.",
     )
     processes: int = Field(
         default=1, ge=1, le=64, description="Number of training processes (one per GPU); torchrun starts them if there is more than one."
@@ -208,6 +217,126 @@ class KubernetesLauncherSettings(LauncherSettings):
         return self
 
 
+class SageMakerLauncherSettings(LauncherSettings):
+    """Keys of `kind: sagemaker`: Training Jobs of Amazon SageMaker, with a store on S3."""
+
+    kind: str = Field(default="sagemaker", description="Workloads run as Training Jobs of Amazon SageMaker.")
+    instance_type: str = Field(
+        pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`."
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Instances that share a training; each starts as many of launcher.processes as the others. Other workloads take one.",
+    )
+    image: str = Field(
+        max_length=255,
+        pattern=r"^\S+@sha256:[0-9a-f]{64}$",
+        description="Image in ECR by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version.",
+    )
+    python: str = Field(default="python", description="Python in the image that has fullft_assets.")
+    folder: str = Field(
+        default=".",
+        description="The project's folder in the image: where relative paths of this YAML start, such as `base_model`. Default: its working directory.",
+    )
+    role_arn: str = Field(
+        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="Role of the container, which reads and writes the store."
+    )
+    region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
+    volume_gb: int = Field(
+        default=100,
+        ge=1,
+        le=16_384,
+        description="Disk of each instance in GB for inputs and checkpoints; instance types with local NVMe disks have those.",
+    )
+    max_hours: Float | None = Field(
+        default=24.0,
+        gt=0,
+        description="Time after which SageMaker stops a workload as if it were cancelled; the same command resumes it. `null`: SageMaker's maximum, "
+        "28 days.",
+    )
+    grace_seconds: Float = Field(
+        default=100.0,
+        ge=0,
+        description="Time that a stopped workload has to finish its optimizer step and write its checkpoint; SageMaker kills a container after 120 s, so that more is refused.",
+    )
+    spot: bool = Field(
+        default=False, description="Whether to train on spot instances. SageMaker starts an interrupted job again in its time."
+    )
+    max_wait_hours: Float = Field(
+        default=24.0,
+        ge=0,
+        le=672,
+        description="Time that SageMaker may wait for spot instances, beside launcher.max_hours; after it the workload counts as preempted.",
+    )
+    subnets: list[str] = Field(default_factory=list, max_length=16, description="Subnets of your VPC. Default: SageMaker's own network.")
+    security_groups: list[str] = Field(
+        default_factory=list, validate_default=True, max_length=5, description="Security groups in that VPC, which subnets need."
+    )
+    network_isolation: bool = Field(
+        default=False,
+        description="Not possible: the container reads and writes the store itself. Use `subnets` without a way to the internet.",
+    )
+    volume_kms_key: str | None = Field(
+        default=None,
+        description="KMS key of the instances' disks. Instance types with local NVMe disks refuse one: their hardware encrypts.",
+    )
+    output_kms_key: str | None = Field(
+        default=None, description="KMS key of what SageMaker itself writes to S3. The store's own is $FULLFT_KMS_KEY."
+    )
+    tags: dict[str, str] = Field(default_factory=dict, max_length=49, description="Tags of the jobs, for cost reports and policies.")
+    environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict,
+        max_length=90,
+        description="Variables of the workload; no secrets: whoever may describe the job can read them.",
+    )
+    max_retries: int = Field(
+        default=2,
+        ge=0,
+        le=20,
+        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
+        "checkpoint.",
+    )
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The type of the instances; a plan is made on one of them."""
+        return {"kind": self.kind, "instance_type": self.instance_type}
+
+    @field_validator("grace_seconds", "max_hours")
+    @classmethod
+    def _is_within_limits(cls, value: float | None, info: ValidationInfo) -> float | None:
+        limit = {"grace_seconds": 120, "max_hours": 672}[str(info.field_name)]
+        if value is not None and value > limit:
+            raise ValueError(f"SageMaker gives {limit} at most")
+        return value
+
+    @field_validator("nodes")
+    @classmethod
+    def _divides_processes(cls, nodes: int, info: ValidationInfo) -> int:
+        processes = info.data.get("processes", nodes)
+        if processes % nodes:
+            raise ValueError(f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many")
+        return nodes
+
+    @field_validator("security_groups")
+    @classmethod
+    def _belong_to_subnets(cls, groups: list[str], info: ValidationInfo) -> list[str]:
+        if "subnets" in info.data and bool(groups) != bool(info.data["subnets"]):
+            raise ValueError("launcher.subnets and launcher.security_groups belong together; give both or none")
+        return groups
+
+    @field_validator("network_isolation")
+    @classmethod
+    def _reaches_the_store(cls, is_isolated: bool) -> bool:
+        if is_isolated:
+            raise ValueError(
+                "not possible, because the container itself reads and writes the store on S3; use launcher.subnets without a way to the internet"
+            )
+        return is_isolated
+
+
 class OtherLauncherSettings(LauncherSettings):
     """The section of a launcher from another package, whose own class checks its keys."""
 
@@ -219,6 +348,7 @@ LAUNCHER_SECTIONS: dict[str, type[LauncherSettings]] = {
     "local": LauncherSettings,
     "ssh": SshLauncherSettings,
     "kubernetes": KubernetesLauncherSettings,
+    "sagemaker": SageMakerLauncherSettings,
 }
 
 

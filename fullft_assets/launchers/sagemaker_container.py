@@ -1,0 +1,112 @@
+"""The first process of a container of a SageMaker Training Job: one for each host of the job.
+
+`python -m fullft_assets.launchers.sagemaker_container` reads what the launcher asked for (hyperparameters.json) and which hosts share the
+work (resourceconfig.json), supervises the workload, with torchrun where several processes share it, and writes why it failed to
+`output/failure`. SageMaker shows that line in the job's `FailureReason`. SIGTERM is passed on: a stop, a spot interruption, or the time
+limit of the job.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.errors import without_secrets
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, RUN_ID
+from fullft_assets.jobs.ranks import torchrun_of_hosts
+from fullft_assets.launchers import LaunchSpec, Status, supervisor
+from fullft_assets.launchers.machine import ended_status, patient_torchrun
+
+#: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
+ROOT = "FULLFT_OPT_ML"
+#: The last line of a container's output, before its exit code: after it nothing more is to be expected.
+LAST_LINE = "fullft: the container ends with exit code"
+#: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at most.
+VARIABLES = "variables_{}"
+_MAX_CHARACTERS = 900  # of 1,024 characters that a FailureReason has
+
+
+def main() -> int:
+    """Run this host's share of the workload and return the exit code."""
+    root = Path(os.environ.get(ROOT, "/opt/ml"))
+    asked = json.loads((root / "input/config/hyperparameters.json").read_text())
+    hosts, host = _hosts(json.loads((root / "input/config/resourceconfig.json").read_text()))
+    code, status = EXIT_FIXABLE, _wrong_version(asked["version"])
+    if status is None:
+        code, status = _run(asked, hosts, host)
+    if code != 0:
+        reason = status.reason if status.is_own_line else f"the workload {status.reason}"
+        line = f"{reason[:_MAX_CHARACTERS]} [{status.failure}]"
+        print(line, file=sys.stderr, flush=True)
+        try:
+            (root / "output/failure").write_text(line)
+        except OSError as error:  # an image whose user may not write there
+            print(f"{root}/output/failure cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+    print(f"{LAST_LINE} {code}", flush=True)
+    return code
+
+
+def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
+    """Run the workload and return its exit code, and how it ended: of several hosts, why the first one failed."""
+    began_at, grace, job = time.time(), asked["grace_seconds"], json.loads(asked["job"])
+    os.environ.update(json.loads("".join(asked[name] for name in sorted(asked) if name.startswith(VARIABLES.format("")))))
+    launch_id = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(patient_torchrun(float(grace)))
+        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], ERROR_FILE: f"{folder}/error"})
+        code = supervisor.main(["--folder", folder, "--grace", grace, "--", sys.executable, *_arguments(asked, job, hosts, host)])
+        status = ended_status(Path(folder))
+    first = _recorded(job, began_at) if code != 0 and len(hosts) > 1 else None
+    return code, first or status
+
+
+def _hosts(given: dict[str, Any]) -> tuple[list[str], int]:
+    """Return the hosts of the job, the first one that of rank 0, and the place of this one; have the ranks talk over their network."""
+    hosts = sorted(given["hosts"], key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    if len(hosts) > 1:
+        for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, given["network_interface_name"])
+    return hosts, hosts.index(given["current_host"])
+
+
+def _wrong_version(wanted: str) -> Status | None:
+    """Return the failure of an image with another version, whose settings and keys may mean something else."""
+    found = importlib.metadata.version("fullft-assets")
+    if found == wanted:
+        return None
+    line = f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of the same version"
+    return Status("failed", line, "settings", is_own_line=True)
+
+
+def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
+    """Return the arguments of Python that start this host's processes."""
+    module, processes = asked["module"], int(asked["processes"])
+    if len(hosts) == 1:
+        return LaunchSpec("", module, tuple(job), processes).arguments
+    return [*torchrun_of_hosts(hosts, host, processes, int(os.environ.get("MASTER_PORT", "29500"))), "-m", module, *job]
+
+
+def _recorded(job: list[str], began_at: float) -> Status | None:
+    """Return the failure of this attempt that a rank of any host recorded in the store first."""
+    from fullft_assets.jobs import read_job
+
+    try:
+        found = read_job(job[job.index("--job") + 1])
+        record = found.open_store().read_json(f"failures/{found.case}/{found.stage}/{found.key}.json")
+    except Exception as error:  # the store itself may be what failed; its own error must not replace this host's reason
+        print(without_secrets(f"the first host's failure cannot be read: {error}"), file=sys.stderr, flush=True)
+        return None
+    if record is None or record["at"] < began_at:
+        return None
+    return Status("failed", record["reason"], record["failure"], is_own_line=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

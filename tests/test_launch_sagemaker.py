@@ -1,0 +1,386 @@
+"""The launcher `sagemaker` against a double that runs the containers, with a store on a real S3 server."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+from probe_workloads.definitions import probe_job
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.launchers import Launcher, LaunchSpec, driver, records, sagemaker
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.launchers.records import Launch
+from fullft_assets.launchers.sagemaker import SageMakerLauncher
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
+from fullft_assets.store import Store
+from tests import s3_server as s3_servers
+from tests import sagemaker_double
+from tests.prepared import Prepared, prepare
+from tests.sagemaker_double import IMAGE, ROLE, SageMaker
+
+TESTS = Path(__file__).parent
+SECONDS = 240.0
+SETTINGS = {"kind": "sagemaker", "instance_type": "ml.g5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
+
+
+@pytest.fixture
+def service(s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMaker]:
+    """The double, its clients in this process, and a bucket; nobody waits longer than the test needs."""
+    for name, value in (("_LATE_SECONDS", 0.2), ("_STOP_LOOK_SECONDS", 0.1)):
+        monkeypatch.setattr(sagemaker, name, value)
+    monkeypatch.setattr(SageMakerLauncher, "look_seconds", (0.2, 0.2))
+    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.1)
+    s3_env.make_bucket(tmp_path.name)
+    with sagemaker_double.serve(tmp_path / "sagemaker", s3_env.env) as double:
+        for name, value in double.env.items():
+            monkeypatch.setenv(name, value)
+        yield double
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"s3://{tmp_path.name}/fullft"
+
+
+def launcher(**changes: Any) -> SageMakerLauncher:
+    return SageMakerLauncher(SageMakerLauncherSettings.model_validate({**SETTINGS, **changes}))
+
+
+def run(launcher: Launcher, stage: str, url: str) -> tuple[str | None, list[str]]:
+    """Run the probe from this process; return the line of its failure and the messages of its run."""
+    job, store = probe_job(Path("/nowhere"), stage, url)
+
+    @dg.asset
+    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with one_line_errors(store, "probe"):
+            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, "probe", job, store)
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = dg.materialize([made], instance=instance, raise_on_error=False)
+        messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
+    if done.success:
+        return None, messages
+    failure = done.get_step_failure_events()[0].step_failure_data
+    return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description, messages
+
+
+def recorded(url: str) -> Launch:
+    (launch,) = records.launches(Store(url), "probe")
+    return launch
+
+
+def spec(url: str, stage: str, name: str = "fullft-test-1", **changes: Any) -> LaunchSpec:
+    job, store = probe_job(Path("/nowhere"), stage, url)
+    return LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes})
+
+
+def two_hosts(service: SageMaker) -> dict[str, Any]:
+    """Have each job of two instances run on two addresses of this machine; return what a launcher needs for that."""
+    service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return {"nodes": 2, "environment": {"MASTER_PORT": str(bound.getsockname()[1])}}
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.05)
+
+
+def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
+    service.late_seconds = 1.0
+    failure, messages = run(launcher(), "writes", url)
+    assert failure is None
+    assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
+    launch = recorded(url)
+    assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 1.006)
+    assert launch.billed_seconds == service._DescribeTrainingJob({"TrainingJobName": launch.name_in(Store(url))})["BillableTimeInSeconds"]
+    assert launcher().list() == [launch.name_in(Store(url))]
+    failure, _ = run(launcher(), "refuses", url)
+    assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+    (job,) = [job for job in service.jobs.values() if job.status == "Failed"]
+    assert job.reason == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit code: 3"
+
+
+def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
+    service.throttled.update(CreateTrainingJob=1, DescribeTrainingJob=2, GetLogEvents=1)
+    service.broken.update(DescribeTrainingJob=1, DescribeLogStreams=1)
+    service.lost.update(CreateTrainingJob=1)
+    failure, _ = run(launcher(), "writes", url)
+    assert failure is None and len(service.jobs) == 1 and service.calls["CreateTrainingJob"] >= 3
+
+
+def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
+    service.num_without_capacity = 1
+    failure, messages = run(launcher(max_retries=2, spot=True), "is_preempted", url)
+    assert failure is None and recorded(url).attempt == 3
+    assert any("CapacityError: Unable to provision requested ML compute capacity" in message for message in messages)
+    assert any(message.startswith("stopped at step 7 of 9") and "[preemption]; retry 2 of 2" in message for message in messages)
+    stopping = next(iter(service.jobs.values())).request["StoppingCondition"]
+    assert stopping == {"MaxRuntimeInSeconds": 86_400, "MaxWaitTimeInSeconds": 2 * 86_400}
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["preempted", "started again by SageMaker"])
+def test_spot_interruption(service, url, returns):
+    service.spot_returns = returns
+    sage = launcher(spot=True)
+    sage.submit(spec(url, "waits"))
+    wait_for((service.folder / "starts").exists, "the workload started")
+    wait_for(lambda: "waiting" in sage.logs("fullft-test-1", "").stdout, "its output arrived")
+    service.interrupt("fullft-test-1")
+    if not returns:
+        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+        status = sage.poll("fullft-test-1")
+        assert (status.reason, status.failure) == ("waited for spot instances longer than launcher.max_wait_hours", "preemption")
+        return
+    (service.folder / "go").touch()
+    wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+    logs = sage.logs("fullft-test-1", "")
+    assert sage.poll("fullft-test-1").state == "succeeded" and logs.stdout.count("waiting") == 2
+    assert (service.folder / "starts").read_text() == "started\n" * 2
+
+
+def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url):
+    sage = launcher()
+    sage.submit(spec(url, "works"))
+    wait_for((service.folder / "workload0.pid").exists, "the workload started")
+    processes = [psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")]
+    sage.stop("fullft-test-1")
+    assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
+    assert sage.poll("fullft-test-1").reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+    sage.stop("fullft-test-1")
+    sage.stop("fullft-unknown")
+
+
+def test_a_job_is_stopped_when_its_time_is_up(service, url):
+    sage = launcher(max_hours=3 / 3600)
+    sage.submit(spec(url, "works"))
+    wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+    status = sage.poll("fullft-test-1")
+    assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
+
+
+def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
+    sage = launcher()
+    sage.submit(spec(url, "writes"))
+    sage.submit(spec(url, "writes", run_id="r2"))
+    assert len(service.jobs) == 1
+    with pytest.raises(
+        WorkloadError, match=r"SageMaker 111122223333/us-east-1: fullft-test-1 exists, and does other work; wait for its end"
+    ):
+        sage.submit(spec(url, "waits"))
+    wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+    sage.submit(spec(url, "writes"))
+    with pytest.raises(WorkloadError, match="is the name of a job that has ended, of which the store knows nothing; launch again"):
+        sage.submit(spec(url, "writes", run_id="r2"))
+
+
+def test_what_is_asked_for_is_what_the_yaml_says(service, url):
+    sage = launcher(
+        nodes=2, processes=16, volume_gb=500, subnets=["subnet-1"], security_groups=["sg-1"], volume_kms_key="alias/v",
+        output_kms_key="alias/o", tags={"team": "nlp"}, environment={"A": "b"}, max_hours=None, instance_type="ml.p4d.24xlarge",
+    )  # fmt: skip
+    variables = {"DAGSTER_PIPES_CONTEXT": "x" * 6000}
+    request = sage._request(spec(url, "writes", processes=16, environment=variables))
+    service.num_without_capacity = 1
+    sage._ask("sagemaker", "create_training_job", **request)  # the double checks it as AWS does
+    assert request["ResourceConfig"] == {
+        "InstanceType": "ml.p4d.24xlarge", "InstanceCount": 2, "VolumeSizeInGB": 500, "VolumeKmsKeyId": "alias/v",
+    }  # fmt: skip
+    assert request["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
+    assert request["OutputDataConfig"] == {"S3OutputPath": f"{url}/sagemaker", "KmsKeyId": "alias/o"}
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 28 * 86_400} and request["EnableInterContainerTrafficEncryption"]
+    assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
+    assert request["Environment"] == {"FULLFT_CACHE": "/tmp/fullft", "A": "b"} and request["HyperParameters"]["processes"] == "8"
+    alone = sage._request(spec(url, "writes"))
+    assert alone["ResourceConfig"]["InstanceCount"] == 1 and alone["HyperParameters"]["processes"] == "1"
+    assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
+    assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) is None
+
+
+class TestRefused:
+    def test_a_store_that_a_container_cannot_reach(self, service, tmp_path):
+        with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3, which /\S+ is not; set `store`"):
+            launcher().submit(spec(str(tmp_path / "store"), "writes"))
+
+    def test_what_aws_refuses_is_one_line(self, service, url):
+        with pytest.raises(
+            WorkloadError, match=r"SageMaker 111122223333/us-east-1: create_training_job: .* \(ValidationException\)$"
+        ) as raised:
+            launcher(subnets=["not a subnet"], security_groups=["sg-1"]).submit(spec(url, "writes"))
+        assert raised.value.failure == "settings" and "\n" not in str(raised.value)
+
+    def test_an_image_of_another_version(self, service, url, monkeypatch):
+        monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
+        sage = launcher()
+        sage.submit(spec(url, "writes"))
+        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+        status = sage.poll("fullft-test-1")
+        assert status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ") and status.failure == "settings"
+
+    def test_a_workload_that_was_killed(self, service, url):
+        sage = launcher()
+        sage.submit(spec(url, "is_killed"))
+        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+        status = sage.poll("fullft-test-1")
+        assert (status.reason, status.failure) == ("the workload was killed by SIGKILL (out of memory?)", "infrastructure")
+
+
+@pytest.mark.long
+def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_told(service, url):
+    sage = launcher(processes=2, **two_hosts(service))
+    job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
+    sage.submit(job)
+    wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
+    status = sage.poll(job.name)
+    assert (status.reason, status.failure) == ("documents/a.csv:3: no field `label`; name it in examples.label", "data")
+    first = next(lines for stream, lines in service.streams.items() if "/algo-1-" in stream)
+    assert any("stopped at step 7 of 9" in line for _, line in first), "the other one had a reason of its own"
+
+
+@pytest.mark.parametrize(
+    ("reason", "line", "failure"),
+    [
+        ("InternalServerError: We encountered an internal error.  Please try again.", None, "infrastructure"),
+        ("ClientError: Cannot pull the image", None, "settings"),
+        ("AlgorithmError: , exit code: 137", None, "infrastructure"),
+        ("AlgorithmError: , exit code: 1", None, "unknown"),
+        ("AlgorithmError: loss is nan [at step 3] [divergence], exit code: 3", "loss is nan [at step 3]", "divergence"),
+        ("", None, "unknown"),
+    ],
+)
+def test_the_class_of_a_failure(reason, line, failure):
+    status = sagemaker._status({"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason})
+    assert (status.failure, status.is_own_line) == (failure, line is not None) and (line is None or status.reason == line)
+    assert status.reason and "\n" not in status.reason
+
+
+class TestAnotherProcess:
+    """The control plane is a process of its own, which is killed or cancelled."""
+
+    @pytest.fixture
+    def start(self, service, url, tmp_path, monkeypatch) -> Iterator[Callable[[str], subprocess.Popen]]:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        for name, value in {
+            "DAGSTER_HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+            "PROBE_FOLDER": "/nowhere",
+            "PROBE_STORE": url,
+            "PROBE_LAUNCHER": json.dumps(SETTINGS),
+        }.items():
+            monkeypatch.setenv(name, value)
+        runs = []
+
+        def start(stage: str) -> subprocess.Popen:
+            monkeypatch.setenv("PROBE_STAGE", stage)
+            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
+            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
+            with (tmp_path / "output").open("ab") as output:
+                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
+            return runs[-1]
+
+        yield start
+        for run in runs:
+            run.kill()
+            run.wait()
+
+    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, service, url, tmp_path):
+        first = start("waits")
+        wait_for((service.folder / "workload0.pid").exists, "the workload started")
+        first.kill()
+        first.wait()
+        second = start("waits")
+        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
+        (service.folder / "go").touch()
+        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
+        assert (service.folder / "starts").read_text() == "started\n" and len(service.jobs) == 1
+        assert (recorded(url).state, recorded(url).attempt) == ("succeeded", 1)
+
+    def test_cancelled_run_stops_the_job(self, start, service, url):
+        first = start("works")
+        wait_for((service.folder / "workload0.pid").exists, "the workload started")
+        first.send_signal(signal.SIGINT)
+        assert first.wait(SECONDS) != 0
+        (job,) = service.jobs.values()
+        assert (job.status, job.secondary, recorded(url).state) == ("Stopped", "Stopped", "stopped")
+        assert (service.folder / "checkpoint0").read_text() == "complete"
+
+
+class TestTraining:
+    """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
+
+    STAGE = "finetuned_checkpoint"
+
+    @pytest.fixture(scope="class")
+    def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+        return prepare(tmp_path_factory.mktemp("project"), tiny=True, training={"checkpoint_every_steps": 3, "learning_rate": 1e-3})
+
+    @pytest.fixture
+    def train(self, service: SageMaker, s3_env: s3_servers.S3Server, prepared: Prepared, tmp_path: Path) -> Callable[..., bytes]:
+        """Trains through a launcher, with a store of its own, and returns the weights."""
+
+        def train(launcher: Launcher, name: str, /, **sections: Any) -> bytes:
+            shutil.copytree(prepared.store.url, s3_env.root / tmp_path.name / name)
+            store = Store(f"s3://{tmp_path.name}/{name}")
+            job = prepared.job(self.STAGE, **sections).model_copy(update={"store_url": store.url})
+
+            @dg.asset
+            def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+                LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+                return dg.MaterializeResult()
+
+            dg.materialize([made])
+            manifest = store.find(job.case, self.STAGE, job.key)
+            assert manifest is not None
+            return (store.folder(manifest) / "model/model.safetensors").read_bytes()
+
+        return train
+
+    def test_it_gives_the_weights_of_a_local_training(self, train, prepared):
+        there = train(launcher(folder=str(prepared.project.root)), "there")
+        assert there == train(LocalLauncher(LauncherSettings()), "here")
+
+    @pytest.mark.long
+    def test_two_instances_give_the_weights_of_two_local_processes(self, train, prepared, service):
+        two = {"training": {"micro_batch_size": 4}, "launcher": {"processes": 2}}
+        sage = launcher(folder=str(prepared.project.root), processes=2, **two_hosts(service))
+        there = train(sage, "there", **two)
+        assert sorted(stream.split("/")[1][:7] for stream in service.streams) == ["algo-1-", "algo-2-"]
+        assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
+
+    @pytest.mark.long
+    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(self, train, prepared, service, tmp_path, capfd):
+        def interrupt() -> None:
+            wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")
+            service.interrupt(next(iter(service.jobs)))
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
+        longer = {"training": {"epochs": 3}}
+        there = train(launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer)
+        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
+        assert "resuming at step " in capfd.readouterr().out
+        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
