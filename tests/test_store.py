@@ -363,7 +363,7 @@ def test_an_upload_that_takes_long_shows_signs_of_life(bucket: str, monkeypatch:
         made = draft.commit(settings={}, inputs={}, metadata={})
     assert signs == [False, False]
     assert (other.folder(made) / "weights").read_text() == "w"
-    assert sorted(Path(name).name for name in other._sizes("mail")) == ["manifest.json", "weights"]
+    assert sorted(Path(name).name for name in other.sizes("mail")) == ["manifest.json", "weights"]
 
 
 class Clock:

@@ -30,7 +30,7 @@ class Artifacts(Files):
         An attempt whose manifest cannot be read, or with a file that is missing or cut short, is skipped:
         its stage can be run again.
         """
-        sizes = self._sizes(f"{case}/{stage}/{key}")
+        sizes = self.sizes(f"{case}/{stage}/{key}")
         complete = [m for m in self._readable(sizes) if all(sizes.get(f"{m.ref}/{name}") == entry.bytes for name, entry in m.files.items())]
         return min(complete, key=_age, default=None)
 
@@ -115,11 +115,11 @@ class Artifacts(Files):
 
     def artifacts(self, case: str, stage: str) -> list[Manifest]:
         """Return every readable attempt at every artifact of a stage, oldest first."""
-        return sorted(self._readable(self._sizes(f"{case}/{stage}")), key=_age)
+        return sorted(self._readable(self.sizes(f"{case}/{stage}")), key=_age)
 
     def refs(self, case: str, stage: str) -> list[str]:
         """Return the refs of the finished attempts at the artifacts of a stage, without reading one; the last that was begun comes first."""
-        names = (name for name in self._sizes(f"{case}/{stage}") if name.count("/") == 4 and name.endswith(f"/{MANIFEST}"))
+        names = (name for name in self.sizes(f"{case}/{stage}") if name.count("/") == 4 and name.endswith(f"/{MANIFEST}"))
         return sorted((name.removesuffix(f"/{MANIFEST}") for name in names), key=lambda ref: ref.rsplit("/", 1)[-1], reverse=True)
 
     def _readable(self, names: Iterable[str]) -> Iterator[Manifest]:
@@ -148,7 +148,7 @@ class Artifacts(Files):
 
     def unfinished(self, case: str, stage: str) -> list[str]:
         """Return the refs of the attempts without a manifest: being written, or left by a process that was killed."""
-        names = [name.split("/") for name in self._sizes(f"{case}/{stage}")]
+        names = [name.split("/") for name in self.sizes(f"{case}/{stage}")]
         finished = {"/".join(parts[:4]) for parts in names if len(parts) == 5 and parts[4] == MANIFEST}
         return sorted({"/".join(parts[:4]) for parts in names if len(parts) > 4} - finished)
 
@@ -160,10 +160,8 @@ class Artifacts(Files):
         """
         if self.is_local:
             return remove_unlocked(Path(self.url, ref))
-        self._fs.invalidate_cache()
         # Objects are uploaded one after the other, the manifest last; one that takes long shows signs of life (`Files.upload`).
-        written = [self._fs.modified(path).timestamp() for path in self._fs.find(f"{self._root}/{ref}")]
-        if time.time() - max(written, default=0.0) < ABANDONED_SECONDS or self.read_bytes(f"{ref}/{MANIFEST}") is not None:
+        if time.time() - self.last_written(ref) < ABANDONED_SECONDS or self.read_bytes(f"{ref}/{MANIFEST}") is not None:
             return False
         self._fs.rm(f"{self._root}/{ref}", recursive=True)
         return True
