@@ -43,17 +43,21 @@ class S3Server:
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[S3Server]:
-    """Serve a folder as S3 until the block ends."""
+def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
+    """Serve a folder as S3 until the block ends.
+
+    Args:
+        dir_cache_time: how long the server remembers a folder. Objects that a test breaks on disk must be seen broken, so folders are read
+            anew; with 0s it hangs.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     buckets = root / "buckets"
-    buckets.mkdir()
+    buckets.mkdir(exist_ok=True)
     server = S3Server(f"http://{address}", buckets, "test-key", secrets.token_hex(16))
     command = [str(RCLONE), "serve", "s3", str(buckets), "--addr", address, "--auth-key", f"{server.access_key},{server.secret_key}"]
-    # Objects that a test breaks on disk must be seen broken, so folders are read anew; with 0s the server hangs.
-    command += ["--dir-cache-time", "1ms", "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
+    command += ["--dir-cache-time", dir_cache_time, "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
     with (root / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             _wait_until_ready(process, address, root / "server.log")

@@ -17,9 +17,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets import automation, chunks, documents, examples, release, retraining, snapshot
+from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.automation import sensors
+from fullft_assets.automation.decision import gather
 from fullft_assets.chunks import ingestion
 from fullft_assets.monitoring import Status
 from fullft_assets.resources import latest_by_partition
@@ -382,6 +383,31 @@ class TestRetrainingSensor:
         assert not all(check.passed for check in labeled.checks if check.severity == "error")
         bench.point("labeled_examples", labeled, batch)
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
+
+    def test_a_summary_that_is_damaged_lost_or_outdated_changes_nothing_that_a_decision_rests_on(self, bench):
+        bench.window("w1", "ok")
+        folder, now = Path(bench.store.url, "summaries"), time.time()
+
+        def known() -> Any:
+            return gather(bench.case, bench.instance, bench.store, {}, now)
+
+        before = known()
+        damages = (
+            lambda path: path.write_text(path.read_text()[:-9]),
+            lambda path: path.write_text(path.read_text().replace('"ok"', '"confirmed"')),
+            Path.unlink,
+        )
+        for damage in damages:
+            files = list(folder.rglob("*.json"))
+            assert len(files) == 2
+            for path in files:
+                damage(path)
+            assert known() == before
+        # The pointers stay as they are, and lead to rewritten artifacts.
+        erasure.erase(bench.store, bench.name, bench.prepared.split("train").ids[:1])
+        after = known()
+        shutil.rmtree(folder)
+        assert known() == after != before
 
     def test_failed_read_raises_and_records_nothing(self, bench):
         batch = documents.list_batches(bench.store, bench.name)[0].name

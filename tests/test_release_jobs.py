@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
     (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
         yield Released(tmp_path, instance)
+
+
+def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Released) -> None:
+    job = released.definitions.resolve_job_def("demo_clean")
+    assert job.execute_in_process(instance=released.instance).success
+    other = dg.DagsterRun(job_name="demo_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"use_case": "demo"})
+    released.instance.add_run(other)
+    refused = job.execute_in_process(instance=released.instance, raise_on_error=False)
+    (failed,) = [event for event in refused.all_events if event.is_step_failure]
+    assert "(demo_model) is in progress; clean up when it has ended" in str(failed.event_specific_data.user_failure_data.description)
 
 
 def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:

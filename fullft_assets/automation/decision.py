@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -30,13 +30,32 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.planning import PlanMetadata
-from fullft_assets.resources import latest, latest_by_partition, one_line_errors
+from fullft_assets.resources import latest, one_line_errors, summary_by_partition
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Sections that shape the model: a change of them is new evidence for a retrain.
 _MODEL_SECTIONS = {"base_model", "trust_remote_code", "seed", "examples", "chunks", "snapshot", "planning", "training"}
+
+
+class _Batch(NamedTuple):
+    """What the policy needs to know of a batch's examples; `digests` are of the content today and before each erasure."""
+
+    num_valid: int
+    is_green: bool
+    created_at: float
+    digests: list[str]
+
+    @staticmethod
+    def derive(examples: Manifest) -> list[Any]:
+        """Return the values of the fields."""
+        num_valid = ExamplesMetadata.of(examples).num_valid
+        return [num_valid, not examples.red_gates, examples.created_at, [examples.content_digest, *examples.replaces]]
+
+
+#: Of what `_Batch` and `_status_and_time` derive.
+_SUMMARY_VERSION = "1"
 
 
 def decide_and_record(
@@ -84,18 +103,18 @@ def gather(
         StoreError: a recorded number is not finite, or negative.
     """
     settings = case.settings
-    usable = {
-        name: manifest for name, manifest in latest_by_partition(store, case.name, "labeled_examples").items() if not manifest.red_gates
-    }
+    batches = summary_by_partition(store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION)
+    usable = {name: batch for name, batch in ((name, _Batch(*values)) for name, values in batches.items()) if batch.is_green}
     checkpoint, snapshot = latest(store, case.name, "finetuned_checkpoint"), latest(store, case.name, "training_snapshot")
-    trained_on = store.load(CheckpointMetadata.of(checkpoint).snapshot) if checkpoint else None
+    frozen = SnapshotMetadata.of(snapshot) if snapshot else None
+    trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
     records = model_runs(case, instance, now)
     in_use = release.read_state(store, case.name)
     try:
         state = retraining.State(
             attempts=attempts_of(records, instance, now),
             trained_on=trained_on.content_digest if trained_on else None,
-            num_trained=_num_rows(trained_on),
+            num_trained=_num_rows(learned),
             trained_at=checkpoint.created_at if checkpoint else None,
             champion_since=in_use.promoted_at if in_use else None,
             frozen=in_use.frozen.sentence if in_use and in_use.frozen else None,
@@ -106,15 +125,13 @@ def gather(
         signals = retraining.Signals(
             now=now,
             month_start=month_start(case, now),
-            num_examples=_num_rows(snapshot),
-            num_uncounted=sum(_num_valid(manifest) for name, manifest in usable.items() if not _is_counted(name, manifest, snapshot)),
+            num_examples=_num_rows(frozen),
+            num_uncounted=_num_uncounted(usable, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
             is_monitored=case.is_monitored,
-            num_labels_since_drift=0
-            if began is None
-            else sum(_num_valid(manifest) for manifest in usable.values() if manifest.created_at >= began),
+            num_labels_since_drift=0 if began is None else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began),
             score_drop=_score_drop(store, case, in_use),
             live_drop=_live_drop(store, case, in_use),
             estimated_hours=_estimated_hours(store, case, records, now),
@@ -136,31 +153,45 @@ def month_start(case: Case, now: float) -> float:
     return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
-def _num_rows(snapshot: Manifest | None) -> int:
-    if snapshot is None:
-        return 0
-    found = SnapshotMetadata.of(snapshot)
-    return found.num_train_rows + found.num_validation_rows + found.num_test_rows
+def _trained_on(
+    store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, frozen: SnapshotMetadata | None
+) -> tuple[Manifest | None, SnapshotMetadata | None]:
+    """Return the snapshot that a checkpoint was trained on, and its metadata; often the newest one, which need not be read twice."""
+    if checkpoint is None:
+        return None, None
+    ref = CheckpointMetadata.of(checkpoint).snapshot
+    if snapshot is not None and ref == snapshot.ref:
+        return snapshot, frozen
+    trained_on = store.load(ref)
+    return trained_on, SnapshotMetadata.of(trained_on)
 
 
-def _num_valid(examples: Manifest) -> int:
-    return ExamplesMetadata.of(examples).num_valid
+def _num_rows(snapshot: SnapshotMetadata | None) -> int:
+    return 0 if snapshot is None else snapshot.num_train_rows + snapshot.num_validation_rows + snapshot.num_test_rows
 
 
-def _is_counted(name: str, examples: Manifest, snapshot: Manifest | None) -> bool:
-    """Return whether a snapshot was taken over a batch as it is, or left it out for a red check."""
-    if snapshot is None:
-        return False
-    found = SnapshotMetadata.of(snapshot)
-    if name in found.parts:
-        return found.parts[name].examples_digest in (examples.content_digest, *examples.replaces)
-    return name in found.batches_left_out and examples.created_at < snapshot.created_at
+def _num_uncounted(usable: Mapping[str, _Batch], snapshot: Manifest | None, found: SnapshotMetadata | None) -> int:
+    """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for a red check."""
+    if snapshot is None or found is None:
+        return sum(batch.num_valid for batch in usable.values())
+    left_out = set(found.batches_left_out)
+
+    def is_counted(name: str, batch: _Batch) -> bool:
+        if name in found.parts:
+            return found.parts[name].examples_digest in batch.digests
+        return name in left_out and batch.created_at < snapshot.created_at
+
+    return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))
 
 
 def _windows(store: Store, case: Case) -> list[retraining.Window]:
-    reports = latest_by_partition(store, case.name, "drift_report")
-    windows = [retraining.Window(key=name, status=DriftMetadata.of(made).status, at=made.created_at) for name, made in reports.items()]
+    found = summary_by_partition(store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION)
+    windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in found.items()]
     return sorted(windows, key=lambda window: window.at)
+
+
+def _status_and_time(report: Manifest) -> list[Any]:
+    return [DriftMetadata.of(report).status, report.created_at]
 
 
 def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> float | None:

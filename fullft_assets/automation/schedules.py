@@ -1,4 +1,4 @@
-"""The schedules: the periodic retraining decision and the periodic evaluation.
+"""The schedules: the periodic retraining decision, the periodic evaluation, and the clean-up.
 
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
 """
@@ -8,13 +8,14 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets.assets.case import Case
+from fullft_assets.automation.cleaning import build_clean_schedule
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.runs import num_in_flight
 from fullft_assets.resources import latest
 
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
-    """Return the periodic retraining decision and the periodic evaluation."""
+    """Return the periodic retraining decision, the periodic evaluation, and the clean-up if it is periodic."""
     automation = case.settings.automation
     status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
 
@@ -47,4 +48,4 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
             return dg.SkipReason("a run of the model or of its snapshot is in flight; the next evaluation has its rows")
         return dg.RunRequest()
 
-    return [retraining_schedule, evaluation_schedule]
+    return [retraining_schedule, evaluation_schedule, *build_clean_schedule(case)]

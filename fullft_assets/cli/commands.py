@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument("--windows", type=_count, default=3, help="newest windows that they are taken from in turn (default: 3)")
     back = add("rollback", _rollback, "Bring the previous champion back.")
     back.add_argument("--reason", required=True, help="kept with the champion's history")
+    clean = add(
+        "clean", _clean, "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes removes it."
+    )
+    clean.add_argument("--yes", action="store_true", help="remove it")
     erase = add("erase", _erase, "Erase documents everywhere in the store, and name the models that were trained on them.")
     erase.add_argument("list", type=Path, help="text file with one document id (or group) a line")
     erase.add_argument("--by", choices=["id", "group"], default="id", help="what is listed: document ids, or groups (a patient, a client)")
@@ -291,6 +295,25 @@ def _rollback(parsed: argparse.Namespace) -> int:
         set_latest(store, use_case.name, "champion_model", card)
     print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
     release.try_to_push(store, use_case, print, lambda line: print(line, file=sys.stderr))
+    return 0
+
+
+def _clean(parsed: argparse.Namespace) -> int:
+    import dagster as dg
+
+    from fullft_assets import retention
+    from fullft_assets.automation import require_idle
+    from fullft_assets.resources import open_store
+
+    use_case = _load(parsed)
+    with dg.DagsterInstance.get() as instance:
+        store = open_store(use_case, instance)
+        if parsed.yes:
+            require_idle(use_case.name, instance)
+            found = retention.clean(store, use_case)
+        else:
+            found = retention.plan(store, use_case)
+    print("\n".join([*found.lines, "removed" if parsed.yes else f"nothing was removed; `fullft clean {use_case.name} --yes` does it"]))
     return 0
 
 

@@ -373,11 +373,11 @@ def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    for name in ("schedule", "evaluation_schedule"):
-        cron = getattr(settings.retraining, name)
-        if (problem := cron_problem(cron)) is not None:
+    crons = {("retraining", name): getattr(settings.retraining, name) for name in ("schedule", "evaluation_schedule")}
+    for place, cron in {**crons, ("retention", "schedule"): settings.retention.schedule}.items():
+        if cron is not None and (problem := cron_problem(cron)) is not None:
             yield Problem(
-                ("retraining", name),
+                place,
                 f"{cron} is not a cron ({problem}); such as `0 3 * * 0`: minute hour day month weekday",
             )
 

@@ -50,11 +50,13 @@ class Batch:
 
 def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
     """Return every batch (or window) that was ever cut for a case, oldest first."""
-    batches = []
-    for name in store.list_pointers(f"{case}/{kind}"):
-        key = (store.url, case, kind, name)
-        batches.append(_memory.get(key) or _memory.keep(key, read_batch(store, case, name, kind)))
-    return batches
+    keys = [(store.url, case, kind, name) for name in store.list_pointers(f"{case}/{kind}")]
+    known = {key: batch for key in keys if (batch := _memory.get(key)) is not None}
+    # Of a bucket, a process's first look reads thousands.
+    new = [key for key in keys if key not in known]
+    read = store.each(lambda key: read_batch(store, case, key[3], kind), new)
+    known |= {key: _memory.keep(key, batch) for key, batch in zip(new, read, strict=True)}
+    return [known[key] for key in keys]
 
 
 def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:

@@ -57,7 +57,11 @@ def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reas
         listed: document ids, or groups (all documents of a patient, a client), as the list has them.
         reason: kept with the tombstones.
     """
-    listed = list(dict.fromkeys(listed))
+    with store.rewriting(case):
+        return _erase(store, case, list(dict.fromkeys(listed)), by, reason)
+
+
+def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> ErasureReport:
     report = ErasureReport(num_listed=len(listed))
     _sweep(store, case, report)
     sought = search(store, case, listed, by)

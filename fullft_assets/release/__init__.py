@@ -7,6 +7,8 @@ from fullft_assets.release.champion import (
     Intervention,
     ReleaseState,
     freeze,
+    keep_in_history,
+    kept_champions,
     promote,
     read_anchor,
     read_champion,
@@ -19,11 +21,13 @@ from fullft_assets.release.decision import (
     JudgedAgainst,
     ReleaseOutcome,
     champion_rule,
+    forget_runs,
     judged_against,
     promote_by_hand,
     publish,
     recipe_digest,
     recorded_outcome,
+    seed_runs,
 )
 from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.release.model_card import CARD, VERSION, card_of

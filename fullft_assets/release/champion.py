@@ -136,6 +136,28 @@ def promote(
     return done
 
 
+def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
+    """Return the champion, so many past ones that a roll-back can return to, the newest first, and the first one, which is the anchor."""
+    if state is None:
+        return []
+    past = [each.champion for each in state.history if not each.rolled_back]
+    return [state.current, *past[:number], *past[number:][-1:]]
+
+
+def keep_in_history(store: Store, case: str, number: int) -> None:
+    """Take past champions but `kept_champions` out of the history, so that no roll-back returns to one whose artifacts are removed."""
+
+    def change(state: ReleaseState | None) -> ReleaseState | None:
+        if state is None:
+            return None
+        kept = kept_champions(state, number)
+        # That one was rolled back is remembered: it does not come back by itself.
+        history = [past for past in state.history if past.rolled_back or past.champion in kept]
+        return None if history == state.history else state.model_copy(update={"history": history})
+
+    _change(store, case, change)
+
+
 def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
     """Bring back the newest past champion that was not itself rolled back, and return it.
 

@@ -33,6 +33,7 @@ from fullft_assets.settings.launcher import (
 from fullft_assets.settings.monitoring import MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
+from fullft_assets.settings.retention import RetentionSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
 from fullft_assets.settings.training import IN_BACKWARD, OF_WHOLE_WEIGHTS, DistillationSettings, Optimizer, TrainingSettings

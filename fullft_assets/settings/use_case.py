@@ -19,6 +19,7 @@ from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSet
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
+from fullft_assets.settings.retention import RetentionSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
 from fullft_assets.settings.training import TrainingSettings
@@ -58,6 +59,7 @@ class UseCaseSettings(Settings):
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     automation: AutomationSettings = AutomationSettings()
+    retention: RetentionSettings = RetentionSettings()
     launcher: Annotated[LauncherSettings, ByKind()] = LauncherSettings()
     compute: ComputeSettings = ComputeSettings()
     alerts: AlertsSettings = AlertsSettings()

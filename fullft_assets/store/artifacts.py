@@ -160,10 +160,8 @@ class Artifacts(Files):
         """
         if self.is_local:
             return remove_unlocked(Path(self.url, ref))
-        self._fs.invalidate_cache()
         # Objects are uploaded one after the other, the manifest last; one that takes long shows signs of life (`Files.upload`).
-        written = [self._fs.modified(path).timestamp() for path in self._fs.find(f"{self._root}/{ref}")]
-        if time.time() - max(written, default=0.0) < ABANDONED_SECONDS or self.read_bytes(f"{ref}/{MANIFEST}") is not None:
+        if time.time() - self.last_written(ref) < ABANDONED_SECONDS or self.read_bytes(f"{ref}/{MANIFEST}") is not None:
             return False
         self._fs.rm(f"{self._root}/{ref}", recursive=True)
         return True

@@ -26,6 +26,10 @@ class Pointers(Files):
         """Replace the JSON object under `pointers/<name>.json` in one atomic write."""
         self.write_json(f"pointers/{name}.json", value)
 
+    def delete_pointer(self, name: str) -> None:
+        """Remove the pointer `pointers/<name>.json`; nothing where there is none."""
+        self.remove(f"pointers/{name}.json")
+
     def change_pointer(self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
         """Replace the JSON object under `pointers/<name>.json` by what `change` makes of it; of two changes at once none is lost.
 

@@ -78,6 +78,23 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
         # Another process may have committed meanwhile: all go on with the same attempt.
         return self.find(case, stage, key) or made
 
+    @contextmanager
+    def rewriting(self, case: str) -> Iterator[None]:
+        """Say that artifacts of a use case are being replaced under their keys: what was derived from them before is made anew.
+
+        After an error, or a death, that stays so until the next such block ends: the work is half done, and done again.
+        """
+        self.write_pointer(_rewritten(case), {"by": uuid.uuid4().hex, "is_over": False})
+        yield
+        self.write_pointer(_rewritten(case), {"by": uuid.uuid4().hex, "is_over": True})
+
+    def last_rewriting(self, case: str) -> str | None:
+        """Return a name of the last time that artifacts were replaced under their keys ("" if never); None while that goes on."""
+        found = self.read_pointer(_rewritten(case))
+        if found is None:
+            return ""
+        return found["by"] if found["is_over"] else None
+
     def rewrite(
         self,
         manifest: Manifest,
@@ -105,3 +122,7 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
             )
         self.delete(manifest)
         return made
+
+
+def _rewritten(case: str) -> str:
+    return f"{case}/rewritten"

@@ -1,0 +1,71 @@
+"""The job and the schedule that clean the store up, and who they wait for."""
+
+from typing import Any
+
+import dagster as dg
+
+from fullft_assets import retention
+from fullft_assets.assets.case import Case
+from fullft_assets.automation.runs import IN_FLIGHT
+from fullft_assets.errors import StoreError
+from fullft_assets.resources import one_line_errors
+
+_DESCRIPTION = "Remove from the store what no kept champion and nothing else in use was made from, by the settings of `retention`."
+
+
+def build_clean_job(case: Case) -> dg.JobDefinition:
+    """Return the job `<case>_clean`."""
+
+    @dg.op(name=f"{case.name}__clean", description=_DESCRIPTION, out={}, required_resource_keys={case.store_key})
+    def clean(context: dg.OpExecutionContext):
+        store = case.store(context)
+        with one_line_errors(store, case.name):
+            require_idle(case.name, context.instance, but=context.run_id)
+            found = retention.clean(store, case.use_case)
+        for line in found.lines:
+            context.log.info(line)
+
+    @dg.job(name=f"{case.name}_clean", description=_DESCRIPTION, tags={"use_case": case.name})
+    def job():
+        clean()
+
+    return job
+
+
+def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
+    """Return the schedule of the clean-up, if the YAML has one."""
+    cron = case.settings.retention.schedule
+    if cron is None:
+        return []
+
+    @dg.schedule(
+        name=f"{case.name}_clean_schedule",
+        job_name=f"{case.name}_clean",
+        cron_schedule=cron,
+        execution_timezone=case.settings.automation.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING if case.settings.automation.enabled else dg.DefaultScheduleStatus.STOPPED,
+        description="Cleans the store up, unless a run of the use case is in progress.",
+    )
+    def clean_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
+        try:
+            require_idle(case.name, context.instance)
+        except StoreError as error:
+            return dg.SkipReason(str(error))
+        return dg.RunRequest()
+
+    return [clean_schedule]
+
+
+def require_idle(case: str, instance: dg.DagsterInstance, *, but: str | None = None) -> None:
+    """Refuse to clean up while a run of the use case is in progress: it may have found an old artifact that nothing names yet.
+
+    Args:
+        but: id of the run that asks.
+
+    Raises:
+        StoreError: names such a run.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)):
+        is_ours = run.tags.get("use_case") == case or any(key.path[0] == case for key in run.asset_selection or ())
+        if is_ours and run.run_id != but:
+            raise StoreError(f"{case}: run {run.run_id[:8]} ({run.job_name}) is in progress; clean up when it has ended")
