@@ -253,7 +253,7 @@ ONE_MISTAKE = {
     ),
     "kind of launcher that nobody registered": (
         GOOD + "  compute:\n    planning: {kind: slrum}\n",
-        "9: compute.planning.kind: slrum is not one of local, ssh, sagemaker",
+        "9: compute.planning.kind: slrum is not one of local, ssh, kubernetes, sagemaker",
     ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",

@@ -30,7 +30,7 @@ def keys_named(message: str, source: YamlSource) -> list[Key]:
 
 def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
     """Return one line: the value given, the values allowed and the nearest of them."""
-    info = field_of(keys[0])
+    info = field_of(keys[0], source)
     if error["type"] in ("extra_forbidden", "unknown_name") or info is None:
         return str(error["msg"])
     if error["type"] == "value_error":
@@ -100,7 +100,7 @@ def given_value(key: Key, source: YamlSource) -> str:
     """Return in words the value in the file at a key."""
     at = ("attributes", *key)
     if at not in source.lines:
-        info = field_of(key)
+        info = field_of(key, source)
         return f"{info.get_default(call_default_factory=True)} by default" if info is not None else "missing"
     raw = source.raw.get(at)
     if raw is None:
@@ -108,8 +108,12 @@ def given_value(key: Key, source: YamlSource) -> str:
     return "an empty text" if raw == "" else raw if len(raw) <= 60 else f"{raw[:60]}..."
 
 
-def field_of(key: Key) -> FieldInfo | None:
-    """Return the setting that a key names, of an item of a list the list's; None where there is none."""
+def field_of(key: Key, source: YamlSource | None = None) -> FieldInfo | None:
+    """Return the setting that a key names, of an item of a list the list's; None where there is none.
+
+    Args:
+        source: says of which kind a launcher is, where several kinds have a key of this name.
+    """
     model: Any = UseCaseSettings
     info = None
     for name in key:
@@ -117,13 +121,21 @@ def field_of(key: Key) -> FieldInfo | None:
             model = _item_type(info) if info is not None else None
             continue
         fields = getattr(model, "model_fields", {})
-        if model is LauncherSettings:  # its keys depend on its kind
-            fields = {name: info for section in reversed(LAUNCHER_SECTIONS.values()) for name, info in section.model_fields.items()}
+        if model is LauncherSettings:
+            fields = _launcher_fields(key, source)
         if name not in fields:
             return None
         info = fields[name]
         model = _plain_type(info.annotation)
     return info
+
+
+def _launcher_fields(key: Key, source: YamlSource | None) -> dict[str, FieldInfo]:
+    """Return the keys of launchers of all kinds; those of the section's own kind count."""
+    raw = {} if source is None else source.raw
+    kind = raw.get(("attributes", *key[:-1], "kind")) or raw.get(("attributes", "launcher", "kind"))
+    sections = [*reversed(LAUNCHER_SECTIONS.values()), LAUNCHER_SECTIONS.get(kind or "local", LauncherSettings)]
+    return {name: info for section in sections for name, info in section.model_fields.items()}
 
 
 def _plain_type(annotation: Any) -> Any:
