@@ -143,8 +143,16 @@ def test_two_use_cases_load_side_by_side(tmp_path):
     both = dg.Definitions.merge(*[FullFineTune(load_use_case(p.yaml_path)).build_defs() for p in (first, second)])
     groups = {spec.group_name for spec in specs(both)}
     assert groups == {"letters", "contracts"}
-    pools = {op.pool for asset in both.assets if isinstance(asset, dg.AssetsDefinition) for op in [asset.op] if op.pool}
-    assert pools == {"gpu"}, "they share the GPUs"
+    assert pools(both) == {"gpu"}, "they share the GPUs"
+
+
+def test_what_runs_elsewhere_waits_for_no_gpu_of_this_machine(project):
+    project.configure(launcher={"kind": "ssh", "host": "gpu1"}, compute={"planning": {"kind": "local"}, "evaluation": {"host": "gpu2"}})
+    assert pools(FullFineTune(load_use_case(project.yaml_path)).build_defs()) == {"gpu", "ssh/gpu1", "ssh/gpu2"}
+
+
+def pools(made: dg.Definitions) -> set[str]:
+    return {op.pool for asset in made.assets or () if isinstance(asset, dg.AssetsDefinition) for op in [asset.op] if op.pool}
 
 
 if __name__ == "__main__":

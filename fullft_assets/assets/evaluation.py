@@ -37,7 +37,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         code_version=case.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
         kinds={"huggingface", "scikitlearn"},
         check_specs=case.checks("evaluation_report", specs),
-        pool="gpu",
+        pool=case.settings.launcher_of("evaluation").pool,
         **case.shared(launches=True),
     )
     def evaluation_report(

@@ -42,7 +42,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         ins={"training_snapshot": dg.AssetIn(case.key("training_snapshot"), input_manager_key=case.io_key)},
         group_name=case.name,
         check_specs=checks,
-        pool="gpu",
+        pool=case.settings.launcher_of("planning").pool,
         required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
     def plan_baselines_and_pilot(context: dg.AssetExecutionContext, training_snapshot: Manifest) -> Iterator[dg.MaterializeResult]:

@@ -40,7 +40,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         },
         check_specs=case.checks("finetuned_checkpoint", training.CHECKS),
         group_name=case.name,
-        pool="gpu",
+        pool=case.settings.launcher_of("training").pool,
         required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
     def finetuned_checkpoint(

@@ -72,6 +72,11 @@ class LauncherSettings(Settings):
         """What of the section names the machines: a plan is made for them. None of it depends on the machine that reads the YAML."""
         return {"kind": self.kind, **(self.model_extra or {})}
 
+    @property
+    def pool(self) -> str:
+        """The pool of Dagster whose slots runs of this launcher wait for: what another machine does holds nothing up on this one."""
+        return "gpu" if self.kind == "local" else self.kind
+
 
 class SshLauncherSettings(LauncherSettings):
     """Keys of `kind: ssh`: a GPU machine of one's own, reached with the system's `ssh`."""
@@ -116,6 +121,11 @@ class SshLauncherSettings(LauncherSettings):
     def target(self) -> dict[str, Any]:
         """The machine; how it is reached from here is no part of a plan."""
         return {"kind": self.kind, "host": self.host}
+
+    @property
+    def pool(self) -> str:
+        """One pool for each machine."""
+        return f"ssh/{self.host}"
 
 
 class KubernetesLauncherSettings(LauncherSettings):
