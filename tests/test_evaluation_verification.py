@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from fullft_assets.chunks import save_tokenizer
 from fullft_assets.cli import commands, main
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
-from fullft_assets.evaluation.recomputation import Labels
-from fullft_assets.evaluation.verification import verify
+from fullft_assets.evaluation.recomputed_labels import Labels
+from fullft_assets.evaluation.verification import Verification, verify
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.report import read_list, write_list
 from fullft_assets.resources import set_latest
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split
@@ -168,7 +169,7 @@ def with_number(*keys: str | int) -> Callable[[Path], None]:
         part = found
         for key in keys[:-1]:
             part = part[key]
-        part[keys[-1]] += 1 if isinstance(part[keys[-1]], int) else -1e-4
+        part[keys[-1]] += 1 if isinstance(part[keys[-1]], int) else -1e-4 * max(1, part[keys[-1]])
         path.write_text(json.dumps(found))
 
     return change
@@ -196,48 +197,100 @@ def test_a_span_is_compared_without_the_space_around_it() -> None:
 
 @pytest.mark.parametrize("copied", ["classified"], indirect=True)
 @pytest.mark.parametrize(
-    ("keys", "line"),
+    "keys",
     [
-        (("scores", "macro_f1", "tfidf", "estimate"), "macro_f1 of tfidf: stored "),
-        (("scores", "accuracy", "champion", "estimate"), "accuracy of champion: stored "),
-        (("scores", "weighted_f1", "finetuned", "estimate"), "weighted_f1 of finetuned: stored "),
-        (("gains", "accuracy", "majority", "estimate"), "gain in accuracy over majority: stored "),
-        (("num_test_groups",), "num_test_groups: stored "),
-        (("effective_groups",), "effective_groups: stored "),
-        (("measurable_labels",), "measurable_labels: stored 4, recomputed 3"),
-        (("per_label", 1, "f1"), "F1 of label 'letter': stored "),
-        (("calibration_error",), "calibration_error: stored "),
-        (("scores", "brier", "champion", "estimate"), "brier of champion: stored "),
-        (("scores", "log_loss", "tfidf", "estimate"), "log_loss of tfidf: stored "),
-        (("scores", "auroc", "finetuned", "estimate"), "auroc of finetuned: stored "),
-        (("error_at_temperature",), "error_at_temperature: stored "),
-        (("leakage", "markers", 0, "recall"), "recall of the marker of label "),
-        (("slices", "found", 0, "num_rows"), "rows of slice "),
-        (("slices", "found", 1, "effective_groups"), "effective groups of slice "),
-        (("slices", "found", -1, "score", "estimate"), "score of slice "),
-        (("slices", "found", 0, "gain", "estimate"), "gain on slice "),
-        (("justification", "gain", "estimate"), "gain over the best baseline: stored "),
+        ("scores", "macro_f1", "tfidf", "estimate"),
+        ("scores", "auroc", "finetuned", "low"),
+        ("gains", "accuracy", "majority", "standard_error"),
+        ("slices", "found", 0, "num_rows"),
+        ("slices", "found", -1, "gain", "high"),
+        ("leakage", "markers", 0, "recall"),
+        ("temperature",),
+        ("confusion", 1, 2),
     ],
-    ids=lambda value: value[-1] if isinstance(value, str) else "-".join(map(str, value)),
+    ids=lambda keys: "-".join(map(str, keys)),
 )
-def test_one_changed_number_is_found(copied: tuple[Store, Manifest], keys: tuple[str | int, ...], line: str) -> None:
+def test_one_changed_number_is_found(copied: tuple[Store, Manifest], keys: tuple[str | int, ...]) -> None:
     store, report = copied
-    found = verify(store, forge(store, report, "evaluation.json", with_number(*keys)))
-    assert [text.startswith(line) for text in found.differences] == [True], found.differences
+    found = verify(store, forge(store, report, "evaluation.json", with_number(*keys))).differences
+    assert any(path_of(keys).fullmatch(line.split(": stored ")[0]) for line in found), found
+
+
+def path_of(keys: tuple[str | int, ...]) -> re.Pattern[str]:
+    """Return the pattern of a number's place as a line names it."""
+    parts = ["".join(f"[{key}]" if isinstance(key, int) else f".{key}") for key in keys]
+    return re.compile(re.escape("".join(parts).removeprefix(".")).replace(r"\[\-1\]", r"\[\d+\]"))
+
+
+def numbers_of(stored: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of every number of a JSON value."""
+    if isinstance(stored, (dict, list)):
+        for key, value in stored.items() if isinstance(stored, dict) else enumerate(stored):
+            yield from numbers_of(value, (*keys, key))
+    elif isinstance(stored, (int, float)) and not isinstance(stored, bool):
+        yield keys
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("what", ["evaluation", "metadata"])
+def test_every_number_is_recomputed(request: pytest.FixtureRequest, name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number is changed in turn, and named: one that nobody recomputes would be named as that."""
+    store, report = request.getfixturevalue(name)
+    compared: dict[str, tuple[Any, Any]] = {}
+    compare_fields = Verification.compare_fields
+
+    def spy(self: Verification, stored: Any, recomputed: Any, path: str = "") -> None:
+        compared.setdefault(path, (stored, recomputed))
+        compare_fields(self, stored, recomputed, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Verification, "compare_fields", spy)
+        assert verify(store, report).unverified == []
+    stored, recomputed = compared["" if what == "evaluation" else "metadata"]
+    places = list(numbers_of(stored))
+    assert len(places) > 10
+    for keys in places:
+        found = Verification()
+        found.compare_fields(changed(stored, keys), recomputed)
+        [line] = found.differences
+        assert path_of(keys).fullmatch(line.split(": stored ")[0]), line
+    extra = Verification()
+    extra.compare_fields({**stored, "num_new": 1, "more": {"share": 0.5}}, recomputed)
+    assert (extra.differences, extra.unverified) == ([], ["num_new", "more"])
+
+
+def changed(stored: Any, keys: tuple[str | int, ...]) -> Any:
+    """Return a JSON value with one number changed."""
+    if not keys:
+        return stored + 1 if isinstance(stored, int) else stored + 1e-3 * abs(stored) + 1e-6
+    first, *others = keys
+    copied = stored.copy()
+    copied[first] = changed(stored[first], tuple(others))
+    return copied
 
 
 @pytest.mark.parametrize("copied", ["classified"], indirect=True)
-def test_an_estimate_outside_of_its_interval_is_found(copied: tuple[Store, Manifest]) -> None:
+def test_changed_gates_and_rows_for_annotators_are_found(copied: tuple[Store, Manifest]) -> None:
     store, report = copied
 
-    def change(path: Path) -> None:
-        found = json.loads(path.read_text())
-        score = found["scores"]["macro_f1"]["finetuned"]
-        score["low"] = score["high"]
-        path.write_text(json.dumps(found))
+    def promote(path: Path) -> None:
+        path.write_text(path.read_text().replace('"passed": false', '"passed": true').replace('"answer": "keep"', '"answer": "promote"'))
 
-    [line] = verify(store, forge(store, report, "evaluation.json", change)).differences
-    assert re.fullmatch(r"macro_f1 of finetuned: stored 0\.\d+ is not in its interval (0\.\d+) to \1", line)
+    report = forge(store, report, "decision.json", promote)
+    found = verify(store, report).differences
+    assert "gate beats_baselines: stored True, recomputed False" in found
+    assert re.search(r"answer of the metadata: stored '\w+', recomputed 'promote'", "\n".join(found))
+
+    def edit(path: Path) -> None:
+        first, second, *others = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps({**json.loads(second), "suggested": "memo"}), *others, first]))
+
+    report = forge(store, report, "label_errors.jsonl", edit)
+    found = verify(store, report).differences
+    assert [line for line in found if re.match(r"label_errors\.jsonl\..+\.suggested: stored 'memo'", line)]
+    assert any(line.startswith("order of likely label errors: ") for line in found)
+    other = forge(store, report, "label_errors.jsonl", lambda path: path.write_text("".join(path.read_text().splitlines(True)[1:])))
+    assert any(line.startswith("number of likely label errors: ") for line in verify(store, other).differences)
 
 
 def a_hit(table: pa.Table, column: str) -> int:
@@ -255,16 +308,16 @@ def a_hit(table: pa.Table, column: str) -> int:
 @pytest.mark.parametrize(
     ("copied", "column", "value", "lines"),
     [
-        ("classified", "tfidf.predicted", "memo", ["macro_f1 of tfidf:", "accuracy of tfidf:"]),
-        ("classified", "champion.predicted.typos", "memo", ["score of champion on typos:", "change of champion on typos:"]),
-        ("classified", "probability", 0.999, ["calibration_error:"]),
+        ("classified", "tfidf.predicted", "memo", ["scores.macro_f1.tfidf.estimate:", "scores.accuracy.tfidf.estimate:"]),
+        ("classified", "champion.predicted.typos", "memo", ["robustness.found[1].score.estimate:", "robustness.found[1].change.estimate:"]),
+        ("classified", "probability", 0.999, ["calibration_error:", "length of reliability:"]),
         ("classified", "group", "somebody", ["group of 1 rows, the first is row 0 of predictions.parquet: stored 'somebody'"]),
-        ("several", "frozen_probe.predicted", [], ["micro_f1 of frozen_probe:", "macro_f1 of frozen_probe:"]),
-        ("spanned", "dictionary.predicted", [], ["micro_f1 of dictionary:"]),
-        ("spanned", "token_probe.num_right_tokens", -5, ["token_accuracy of token_probe:"]),
-        ("written", "loss_base_model", 1.0, ["perplexity of base_model:", "token_probability of base_model:"]),
-        ("written", "num_right_finetuned", -9, ["token_accuracy of finetuned:"]),
-        ("written", "num_bytes", 10**6, ["bits_per_byte of finetuned:"]),
+        ("several", "frozen_probe.predicted", [], ["scores.micro_f1.frozen_probe.estimate:", "scores.macro_f1.frozen_probe.estimate:"]),
+        ("spanned", "dictionary.predicted", [], ["scores.micro_f1.dictionary.estimate:"]),
+        ("spanned", "token_probe.num_right_tokens", -5, ["scores.token_accuracy.token_probe.estimate:"]),
+        ("written", "loss_base_model", 1.0, ["scores.perplexity.base_model.estimate:", "gains.perplexity.base_model.low:"]),
+        ("written", "num_right_finetuned", -9, ["scores.token_accuracy.finetuned.estimate:"]),
+        ("written", "num_bytes", 10**6, ["scores.bits_per_byte.finetuned.estimate:"]),
     ],
     indirect=["copied"],
 )
@@ -287,8 +340,8 @@ def test_one_changed_answer_is_found(copied: tuple[Store, Manifest]) -> None:
         path.write_text("\n".join([json.dumps(row), *others]), encoding="utf-8")
 
     found = verify(store, forge(store, report, "answers.jsonl", change)).differences
-    assert {line.split(" of base_model:")[0] for line in found if " of base_model:" in line} >= {"rouge_l", "chrf"}
-    assert any(line.startswith("gain in chrf over base_model: stored ") for line in found)
+    for place in ("scores.rouge_l.base_model.estimate", "scores.chrf.base_model.low", "gains.chrf.base_model.estimate"):
+        assert any(line.startswith(f"answers.{place}: stored ") for line in found), found
 
 
 @pytest.mark.parametrize(
@@ -305,7 +358,7 @@ def test_one_changed_label_of_the_snapshot_is_found(copied: tuple[Store, Manifes
     found = verify(store, forge(store, report, "evaluation.json", lambda _: None, training_snapshot=snapshot.content_digest))
     stored = "num_spans" if column == "spans" else column
     assert any(line.startswith(f"{stored} of 1 rows, the first is row ") for line in found.differences), found.differences
-    assert any("support of label" in line for line in found.differences)
+    assert any(re.match(r"per_label\[\d+\]\.support: ", line) for line in found.differences)
 
 
 @pytest.mark.parametrize("copied", ["classified"], indirect=True)
@@ -329,7 +382,7 @@ def test_what_cannot_be_recomputed_says_why(copied: tuple[Store, Manifest]) -> N
     rows = Path(store.url, report.ref, "predictions.parquet")
     table = pq.read_table(rows)
     without = forge(store, report, "predictions.parquet", lambda path: pq.write_table(table.slice(1), path))
-    assert "num_test_rows_left_out: stored 0, recomputed 1" in verify(store, without).differences
+    assert "metadata.num_test_rows_left_out: stored 0, recomputed 1" in verify(store, without).differences
     twice = forge(store, report, "predictions.parquet", lambda path: pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), path))
     with pytest.raises(DataError, match="1 of [0-9]+ rows are no test rows of the snapshot, or are there twice; evaluate again"):
         verify(store, twice)
@@ -365,6 +418,24 @@ def test_an_erased_document_is_in_no_list_beside_its_report(copied: tuple[Store,
     gone = sorted({found[0] for found in before.values()})
     erasure.erase(store, report.case, gone)
     assert {name: ids(name) for name in before} == {name: [id_ for id_ in found if id_ not in gone] for name, found in before.items()}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("copied", ["classified"], indirect=True)
+def test_a_table_for_annotators_is_verified_and_loses_an_erased_document(copied: tuple[Store, Manifest], delimiter: str) -> None:
+    store, report = copied
+    folder, name = store.folder(report), "label_errors.tsv" if delimiter == "\t" else "label_errors.csv"
+    rows = read_list(folder / "label_errors.jsonl")
+    (folder / "label_errors.jsonl").rename(folder / name)
+    entry = report.files["label_errors.jsonl"]
+    report = report.model_copy(update={"files": {**{k: v for k, v in report.files.items() if v is not entry}, name: entry}})
+    report = forge(store, report, name, lambda path: write_list(path, rows, delimiter))
+    assert verify(store, report).differences == []
+    gone, *left = [row["id"] for row in rows]
+    erasure.erase(store, report.case, [gone])
+    after = store.folder(store.load(report.ref)) / name
+    assert [row["id"] for row in read_list(after)] == left and gone not in after.read_text().replace(delimiter, "\n").split("\n")
+    assert after.read_text().splitlines()[0] == delimiter.join(rows[0])
 
 
 @pytest.mark.parametrize("copied", ["written"], indirect=True)

@@ -218,10 +218,10 @@ def test_predictions_recompute_the_headline(lab, report):
     table = pq.read_table(lab.store.folder(report) / "predictions.parquet")
     systems = ["", "majority.", "tfidf.", "frozen_probe."]
     columns = ["id", "label", "group", *(f"{name}{what}" for name in systems for what in ("predicted", "probability"))]
-    # No score rests on all probabilities of the others; the temperature does on those of the fine-tuned model.
+    # No score rests on all probabilities of the others; temperature and likely label errors do on those of the fine-tuned model.
     columns.insert(columns.index("probability") + 1, "probabilities")
     kinds = ("typos", "upper_case", "lower_case", "first_half")
-    assert table.column_names == [*columns, *(f"predicted.{kind}" for kind in kinds)]
+    assert table.column_names == [*columns, *(f"{what}.{kind}" for what in ("predicted", "changed") for kind in kinds)]
     rows = table.to_pydict()
     assert rows["id"] == lab.test.ids
     assert rows["label"] == [lab.labels[i] for i in lab.test.labels]

@@ -102,7 +102,7 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
     assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
     rows = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
     systems = ("label_shares", "tfidf", "frozen_probe")
-    copies = [f"predicted.{name}" for name in ("typos", "upper_case", "lower_case", "first_half")]
+    copies = [f"{what}.{name}" for what in ("predicted", "changed") for name in ("typos", "upper_case", "lower_case", "first_half")]
     assert rows.column_names == ["id", "labels", "group", "predicted", *(f"{name}.predicted" for name in systems), *copies]
 
 

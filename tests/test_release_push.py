@@ -1,17 +1,27 @@
-"""The champion copied out of the store, into a folder and into a bucket."""
+"""The champion copied out of the store, into a folder and into a bucket, and registered in SageMaker."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
+from s3fs import S3FileSystem
 
 from fullft_assets import release
+from fullft_assets.cli import commands, main
+from fullft_assets.errors import StoreError
 from fullft_assets.settings import ReleaseSettings
+from fullft_assets.settings.release import ModelPackageSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest
 from tests.s3_server import S3Server
@@ -105,6 +115,92 @@ def test_nothing_is_copied_unasked_and_a_lost_card_is_written_again(lab: Lab, tm
 
 
 def test_where_to_push_changes_no_key_and_is_checked() -> None:
-    assert ReleaseSettings(push_to="s3://bucket/prefix").model_dump() == ReleaseSettings().model_dump()
+    package = ModelPackageSettings(group="letters", image="image", url="s3://bucket/prefix")
+    assert ReleaseSettings(push_to="s3://bucket/prefix", model_package=package).model_dump() == ReleaseSettings().model_dump()
     with pytest.raises(ValidationError):
         ReleaseSettings(push_to="gs://bucket")
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """SageMaker's registry and a bucket `packages`; yields a client of the registry."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FULLFT_CACHE": str(tmp_path / "cache"),
+    }
+    for name, value in {**names, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    boto3.client("s3").create_bucket(Bucket="packages")
+    yield boto3.client("sagemaker")
+    server.stop()
+
+
+def registering(use_case: UseCase, url: str = "s3://packages/mail") -> UseCase:
+    package = ModelPackageSettings(group="letters", image="1.dkr.ecr.us-east-1.amazonaws.com/huggingface:2", url=url)
+    changed = use_case.settings.release.model_copy(update={"model_package": package})
+    settings = use_case.settings.model_copy(update={"release": changed})
+    return replace(use_case, settings=settings, project_root=use_case.project_root)
+
+
+def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None:
+    case, bucket = registering(lab.use_case), boto3.client("s3")
+    assert list(release.hand_over(lab.store, case)) == [], "there is no champion yet"
+
+    def body(url: str) -> bytes:
+        return bucket.get_object(Bucket="packages", Key=url.removeprefix("s3://packages/"))["Body"].read()
+
+    arns = []
+    for name in ("first", "second"):
+        checkpoint = promoted(lab, name)
+        [said] = release.hand_over(lab.store, case)
+        arns.append(said.removeprefix("registered as "))
+        assert list(release.hand_over(lab.store, case)) == [said]
+        package = aws.describe_model_package(ModelPackageName=arns[-1])
+        assert (package["ModelPackageGroupName"], package["ModelApprovalStatus"]) == ("letters", "PendingManualApproval")
+        assert package["CustomerMetadataProperties"]["checkpoint"] == checkpoint.ref
+        scores = json.loads(body(package["ModelMetrics"]["ModelQuality"]["Statistics"]["S3Uri"]))
+        assert f"{scores['macro_f1']:.6f}" == package["CustomerMetadataProperties"]["score"]
+        [container] = package["InferenceSpecification"]["Containers"]
+        with tarfile.open(fileobj=io.BytesIO(body(container["ModelDataUrl"]))) as archive:
+            assert {member.name for member in archive if member.isfile()} == {"config.json", "onnx/weights.bin"}
+            weights = archive.extractfile("onnx/weights.bin")
+            assert weights is not None and weights.read() == name.encode()
+    release.rollback(lab.store, "demo", reason="worse", by="somebody")
+    assert release.register_champion(lab.store, case) == arns[0]
+    assert len(aws.list_model_packages(ModelPackageGroupName="letters")["ModelPackageSummaryList"]) == 2
+
+
+def test_a_refused_registration_is_one_line_and_nothing_is_recorded(lab: Lab, aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    promoted(lab, "first")
+    case, warnings = registering(lab.use_case), []
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", "http://127.0.0.1:9")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        with pytest.raises(StoreError, match=r"^release\.model_package: SageMaker refused: .*127\.0\.0\.1"):
+            release.register_champion(lab.store, case)
+        release.try_to_hand_over(lab.store, case, warnings.append, warnings.append)
+    [line] = warnings
+    assert line.startswith("pushing to letters failed: release.model_package: ") and line.endswith("materialise champion_model to push it")
+    assert ":model-package/letters/" in (release.register_champion(lab.store, case) or "")
+
+
+def test_the_command_that_rolls_back_moves_the_copy(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = pushing(lab.use_case, "out")
+    for name in ("first", "second"):
+        promoted(lab, name)
+        release.push_champion(lab.store, case)
+    monkeypatch.setattr(commands, "_load", lambda parsed: case)
+    monkeypatch.setattr(commands, "_store", lambda use_case: lab.store)
+    command = ["rollback", "demo", "--reason", "worse", "--defs", "."]
+    assert main(command) == 0
+    assert f"copied to {tmp_path}/out/first-" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "champion.json").read_text())["model"].startswith("first-")
+    assert main(command) == 1 and "first champion" in capsys.readouterr().err

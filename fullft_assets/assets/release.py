@@ -47,9 +47,8 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             yield case.result(manifest, "champion_model", store, shown(store, manifest))
         # Also one that stays: after a change by hand its copy may have failed.
         with one_line_errors(store, case.name):
-            pushed = release.push_champion(store, case.use_case)
-        if pushed is not None:
-            context.log.info(f"Copied to {pushed}")
+            for done in release.hand_over(store, case.use_case):
+                context.log.info(done)
 
     return [champion_model]
 

@@ -94,4 +94,4 @@ def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterato
         result = case.result(card, "champion_model", store, shown(store, card))
         tags = {"dagster/data_version": card.content_digest, "dagster/data_version_is_user_provided": "true"}
         yield dg.AssetMaterialization(asset_key=case.key("champion_model"), metadata=result.metadata, tags=tags)
-    release.try_to_push(store, case.use_case, context.log.info, context.log.warning)
+    release.try_to_hand_over(store, case.use_case, context.log.info, context.log.warning)

@@ -294,7 +294,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
     if card is not None:
         set_latest(store, use_case.name, "champion_model", card)
     print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
-    release.try_to_push(store, use_case, print, lambda line: print(line, file=sys.stderr))
+    release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
     return 0
 
 

@@ -14,7 +14,7 @@ from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
 from fullft_assets.task import TASKS
 
-VERSION = "8"
+VERSION = "9"
 
 
 class Evaluation(Record, ABC):

@@ -7,26 +7,80 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation.recomputation import group_weights
+from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Tree, drawn_rows, effective_groups, group_weights, mean_of
+from fullft_assets.evaluation.recomputed_intervals import Sums
 from fullft_assets.snapshot.words import split_words
 
 _CHRF_ORDER, _CHRF_BETA = 6, 2
 _BLEU_ORDER = 4
+#: Sums without a group leave rounding, not 0.
+_ROUNDING = 1e-9
 
 
 def answer_score(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> float | None:
     """Return a score with each group counted once; None: an added metric, which only its package can compute."""
+    found = answer_sums(metric, truth, written, groups)
+    return None if found is None else float(found.of_sums(found.table.sum(0, keepdims=True))[0])
+
+
+def answer_sums(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> Sums | None:
+    """Return what is summed for a score: of each answer its own, or its n-grams."""
     weights = group_weights(groups)
     if metric == "bleu":
-        return _bleu(truth, written, weights)
+        return Sums(_ngram_counts(truth, written) * weights[:, None], _bleu)
     of_pair = {"exact_match": _is_exact, "rouge_l": _rouge_l, "chrf": _chrf}.get(metric)
-    if of_pair is None:
-        return None
-    return float(np.average([of_pair(*pair) for pair in zip(truth, written, strict=True)], weights=weights))
+    return None if of_pair is None else mean_of([of_pair(*pair) for pair in zip(truth, written, strict=True)], weights)
+
+
+def answer_fields(
+    stored: Mapping[str, Any], rows: Sequence[Mapping[str, str]], truth: Sequence[str], groups: Sequence[str], asked: Asked
+) -> Tree:
+    """Return the scores of written answers; without those of added metrics.
+
+    Args:
+        stored: the field `answers` of evaluation.json, for the names of the metrics and systems.
+        rows: of answers.jsonl, and the held-out answers and groups of the snapshot [n].
+    """
+    effective, sampling = effective_groups(group_weights(groups), groups), asked.sampling(groups)
+    tree: Tree = {"num_answers": len(rows), "num_groups": len(set(groups)), "effective_groups": effective, "scores": {}, "gains": {}}
+    for metric, systems in stored["scores"].items():
+        found = {system: answer_sums(metric, truth, [row[system] for row in rows], groups) for system in systems}
+        pairs = {
+            system: (float(sums.of_sums(sums.table.sum(0, keepdims=True))[0]), sums) for system, sums in found.items() if sums is not None
+        }
+        if pairs:
+            tree["scores"][metric], tree["gains"][metric] = sampling.measured(metric, pairs, FINETUNED, effective)
+    return tree
+
+
+def drawn_answers(
+    conversations: Sequence[Sequence[Mapping[str, str]]], groups: Sequence[str], asked: Asked, length_of: Callable[[str], int]
+) -> tuple[list[int], Tree]:
+    """Return the rows whose answers are drawn, and how many were too long, and how long an answer may be.
+
+    Args:
+        length_of: returns the number of a text's tokens.
+    """
+    most, limit = asked.settings["generated_answers"], asked.settings["answer_tokens"]
+    chosen, longest, num_too_long = [], 0, 0
+    for row in drawn_rows(groups, asked.seed):
+        if len(chosen) == most:
+            break
+        answers = [place for place, turn in enumerate(conversations[row]) if turn["role"] == "assistant"]
+        if not answers or not answers[-1]:
+            continue
+        length = length_of(conversations[row][answers[-1]]["content"])
+        if length > limit:
+            num_too_long += 1
+        else:
+            chosen.append(row)
+            longest = max(longest, length)
+    return chosen, {"num_too_long": num_too_long, "max_new_tokens": max(1, min(limit, 2 * longest))}
 
 
 def _is_exact(true: str, written: str) -> float:
@@ -58,26 +112,32 @@ def _chrf(true: str, written: str) -> float:
     return float((1 + weight) * precision * recall / (weight * precision + recall)) if precision + recall else 0.0
 
 
-def _bleu(truth: Sequence[str], written: Sequence[str], weights: np.ndarray) -> float:
+def _ngram_counts(truth: Sequence[str], written: Sequence[str]) -> np.ndarray:
+    """Return matching and written n-grams of 1 to 4 words, and the words written and true [n, 10]."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    cut = Tokenizer13a()
-    matching, total, lengths = np.zeros(_BLEU_ORDER), np.zeros(_BLEU_ORDER), np.zeros(2)
-    for true, answer, weight in zip(truth, written, weights.tolist(), strict=True):
+    cut, counts = Tokenizer13a(), []
+    for true, answer in zip(truth, written, strict=True):
         ours, theirs = cut(true.rstrip()).split(), cut(answer.rstrip()).split()
-        lengths += weight * np.array([len(theirs), len(ours)])
-        for order in range(1, _BLEU_ORDER + 1):
-            real, found = _ngrams(ours, order), _ngrams(theirs, order)
-            matching[order - 1] += weight * (real & found).total()
-            total[order - 1] += weight * found.total()
-    if not matching.any() or not total.all():
+        pairs = [(_ngrams(ours, order), _ngrams(theirs, order)) for order in range(1, _BLEU_ORDER + 1)]
+        matching, total = [(real & found).total() for real, found in pairs], [found.total() for _, found in pairs]
+        counts.append([*matching, *total, len(theirs), len(ours)])
+    return np.array(counts, np.float64)
+
+
+def _bleu(sums: np.ndarray) -> np.ndarray:
+    return np.array([_bleu_of(each) for each in sums.tolist()])
+
+
+def _bleu_of(sums: Sequence[float]) -> float:
+    matching, total, (num_written, num_true) = sums[:_BLEU_ORDER], sums[_BLEU_ORDER:-2], sums[-2:]
+    if max(matching) <= _ROUNDING or min(total) <= _ROUNDING:
         return 0.0
     missing, precisions = 0, []
-    for found, of_all in zip(matching.tolist(), total.tolist(), strict=True):
-        missing += not found
-        precisions.append((found or 2.0**-missing) / of_all)
-    num_written, num_true = lengths.tolist()
-    return math.prod(precisions) ** (1 / _BLEU_ORDER) * min(1.0, math.exp(1 - num_true / num_written))
+    for found, of_all in zip(matching, total, strict=True):
+        missing += found <= _ROUNDING
+        precisions.append((2.0**-missing if found <= _ROUNDING else found) / of_all)
+    return min(1.0, math.prod(precisions) ** (1 / _BLEU_ORDER) * min(1.0, math.exp(1 - num_true / num_written)))
 
 
 def _ngrams(items: Sequence[Hashable], order: int) -> Counter[tuple[Hashable, ...]]:

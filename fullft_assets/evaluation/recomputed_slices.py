@@ -5,68 +5,75 @@ It shares no code with the evaluation: see `verification`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fullft_assets.documents.aliases import alias
-from fullft_assets.evaluation.recomputation import FINETUNED, Labels, Pair, Recomputed, effective_groups
+from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Recomputed, Tree, effective_groups
+from fullft_assets.evaluation.recomputed_labels import Labels
+from fullft_assets.evaluation.recomputed_tokens import quarter_edges
 from fullft_assets.examples.language import language_of
 from fullft_assets.snapshot import Split, load_values, read_index
 from fullft_assets.store import Manifest, Store
 
-_LENGTHS = re.compile(r"([\d,]+) to ([\d,]+) characters")
 #: Columns of the rows by kind of slice; a kind that begins with `field` is the user's own.
 _COLUMNS = ("source", "domain", "annotator")
 
 
-def slice_numbers(
-    stored: Mapping[str, Any], recomputed: Recomputed, values: Mapping[str, Sequence[str | None]], texts: Sequence[str]
-) -> Iterator[Pair]:
-    """Yield (name, as stored, as recomputed): sizes, scores and gains of each slice.
+def slice_fields(
+    stored: Mapping[str, Any], recomputed: Recomputed, values: Mapping[str, Sequence[str | None]], rival: str, asked: Asked
+) -> Tree:
+    """Return sizes, scores and gains of each slice, and how many are too small.
 
     Args:
-        stored: the field `slices` of evaluation.json.
+        stored: the field `slices` of evaluation.json, for the names of the slices.
         values: kind -> what each row has of it (see `values_of`).
-        texts: of the rows.
+        rival: the champion, else the best baseline.
     """
-    metric, rival = stored["metric"], stored["rival"]
-    for each in stored["found"]:
-        kind, name = each["kind"], each["name"]
-        title = f"slice {kind} {name!a}"
-        if kind == "label":
-            assert isinstance(recomputed, Labels), "only rows with labels have slices by label"
-            mass = recomputed.of_label(name)
-            rows = np.flatnonzero(mass)
-            part, mass = recomputed.part(rows), mass[rows]
-            scores: list[float | None] = [recomputed.label_f1(name, system) for system in (FINETUNED, rival)]
-        else:
-            rows = _rows_of(kind, name, values, texts)
-            part = recomputed.part(rows)
-            mass = part.mass(metric)
-            scores = [part.score(metric, system) for system in (FINETUNED, rival)]
-        yield f"rows of {title}", each["num_rows"], len(rows)
-        yield f"groups of {title}", each["num_groups"], len(set(part.groups))
-        yield f"effective groups of {title}", each["effective_groups"], effective_groups(mass * part.weights, part.groups)
-        ours, theirs = scores
-        if ours is not None and theirs is not None:
-            yield f"score of {title}", each["score"]["estimate"], ours
-            yield f"score of the rival on {title}", each["rival"]["estimate"], theirs
-            yield f"gain on {title}", each["gain"]["estimate"], ours - theirs
+    found = [_slice(each["kind"], each["name"], stored["metric"], recomputed, values, rival, asked) for each in stored["found"]]
     measured = Counter(each["kind"] for each in stored["found"])
+    num_small = {}
     for kind, given in values.items():
         different = {value for value in given if value is not None}
-        if different and not (len(different) == 1 and None not in given):
-            yield f"small slices by {kind}", stored["num_small"].get(kind, 0), len(different) - measured[kind]
+        if len(different) > measured[kind] and not (len(different) == 1 and None not in given):
+            num_small[kind] = len(different) - measured[kind]
+    if isinstance(recomputed, Labels) and "label" in asked.settings["slices"] and len(recomputed.occurring) > measured["label"]:
+        num_small["label"] = len(recomputed.occurring) - measured["label"]
+    return {"rival": rival, "found": found, "num_small": num_small}
+
+
+def _slice(
+    kind: str, name: str, metric: str, recomputed: Recomputed, values: Mapping[str, Sequence[str | None]], rival: str, asked: Asked
+) -> Tree:
+    named: Tree = {"kind": kind, "name": name}
+    if kind == "label":
+        assert isinstance(recomputed, Labels), "only rows with labels have slices by label"
+        # Its F1 counts what was given to other rows, too.
+        rows, part, mass = np.flatnonzero(recomputed.of_label(name)), recomputed, recomputed.of_label(name)
+        pair = {system: (recomputed.label_f1(name, system), recomputed.label_sums(name, system)) for system in (FINETUNED, rival)}
+    else:
+        rows = np.array([row for row, value in enumerate(values.get(kind, ())) if value == name], np.int64)
+        if not len(rows):
+            return {**named, "num_rows": 0}
+        part = recomputed.part(rows)
+        mass = part.mass(metric)
+        scores = {system: part.score(metric, system) for system in (FINETUNED, rival)}
+        pair = {system: (score, part.sums(metric, system)) for system, score in scores.items() if score is not None}
+    effective = effective_groups(mass * part.weights, part.groups)
+    named |= {"num_rows": len(rows), "num_groups": len({recomputed.groups[row] for row in rows.tolist()}), "effective_groups": effective}
+    if len(pair) < 2:
+        return named
+    scores, gains = asked.sampling(part.groups).measured(metric if kind != "label" else "f1", pair, FINETUNED, effective)
+    return {**named, "score": scores[FINETUNED], "rival": scores[rival], "gain": gains[rival]}
 
 
 def values_of(
     store: Store, snapshot: Manifest, report: Manifest, kinds: Sequence[str], slice_by: str | None, truth: Split
 ) -> dict[str, list[str | None]]:
-    """Return what each row has of the kinds of slice that are values: kind -> value; a length is in a slice's own name."""
+    """Return what each row has of the kinds of slice that are values: kind -> value."""
     found: dict[str, list[str | None]] = {}
     for kind in kinds:
         column = "slice_by" if kind == f"field {slice_by}" else kind
@@ -74,6 +81,8 @@ def values_of(
             by_id = load_values(store, snapshot, "test", column)
             given = [by_id[id_] for id_ in truth.ids]
             found[kind] = [alias(value) if column == "source" and value is not None else value for value in given]
+        elif kind == "length":
+            found[kind] = list(_lengths(truth.texts))
         elif kind == "language":
             found[kind] = [language_of(text) for text in truth.texts]
         elif kind == "champion's test rows":
@@ -84,8 +93,10 @@ def values_of(
     return found
 
 
-def _rows_of(kind: str, name: str, values: Mapping[str, Sequence[str | None]], texts: Sequence[str]) -> np.ndarray:
-    if kind == "length" and (ends := _LENGTHS.fullmatch(name)):
-        low, high = (int(end.replace(",", "")) for end in ends.groups())
-        return np.array([row for row, text in enumerate(texts) if low <= len(text) <= high], np.int64)
-    return np.array([row for row, value in enumerate(values.get(kind, ())) if value == name], np.int64)
+def _lengths(texts: Sequence[str]) -> list[str]:
+    """Return the quarter of the lengths that each text is in, in words."""
+    lengths = [len(text) for text in texts]
+    edges = quarter_edges(lengths)
+    ends = [next(edge for edge in edges if length <= edge) for length in lengths]
+    shortest = {end: min(length for length, other in zip(lengths, ends, strict=True) if other == end) for end in edges}
+    return [f"{shortest[end]:,} to {end:,} characters" for end in ends]

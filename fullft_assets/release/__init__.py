@@ -31,4 +31,5 @@ from fullft_assets.release.decision import (
 )
 from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.release.model_card import CARD, VERSION, card_of
-from fullft_assets.release.push import push_champion, try_to_push
+from fullft_assets.release.model_package import register_champion
+from fullft_assets.release.push import hand_over, push_champion, try_to_hand_over

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from fullft_assets.errors import FullftError
 from fullft_assets.release.champion import read_champion
 from fullft_assets.release.decision import card_of_champion
 from fullft_assets.release.model_card import CARD, card_of
+from fullft_assets.release.model_package import register_champion
 from fullft_assets.store.files import Files
 
 if TYPE_CHECKING:
@@ -53,13 +54,21 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
     return f"{target.url}/{name}"
 
 
-def try_to_push(store: Store, use_case: UseCase, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """Push the champion after a change by hand, and say how it ended: a change that is made fails no more, or it would be made twice."""
+def hand_over(store: Store, use_case: UseCase) -> Iterator[str]:
+    """Push the champion and register it, where the settings ask for it; yield a sentence on each that was done."""
+    if (pushed := push_champion(store, use_case)) is not None:
+        yield f"copied to {pushed}"
+    if (arn := register_champion(store, use_case)) is not None:
+        yield f"registered as {arn}"
+
+
+def try_to_hand_over(store: Store, use_case: UseCase, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Hand the champion over after a change by hand, and say how it ended: a change that is made fails no more, or it would be made twice."""
     try:
-        pushed = push_champion(store, use_case)
+        for done in hand_over(store, use_case):
+            say(done)
     except Exception as error:
         found = str(error) if isinstance(error, FullftError) else store.keep_traceback(use_case.name, error)
-        warn(f"pushing to {use_case.settings.release.push_to} failed: {found}; materialise champion_model to push it")
-    else:
-        if pushed is not None:
-            say(f"copied to {pushed}")
+        asked = use_case.settings.release
+        places = [asked.push_to, asked.model_package and asked.model_package.group]
+        warn(f"pushing to {' and '.join(filter(None, places))} failed: {found}; materialise champion_model to push it")

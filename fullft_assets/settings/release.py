@@ -9,6 +9,16 @@ from pydantic import Field
 from fullft_assets.settings.base import Float, Settings
 
 
+class ModelPackageSettings(Settings):
+    """A model package in SageMaker's registry for each champion, to be approved there."""
+
+    group: str = Field(
+        pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$", description="Model package group that it is registered in; made where it is missing."
+    )
+    image: str = Field(min_length=1, description="Inference image that serves it, such as a Hugging Face container of the region.")
+    url: str = Field(pattern=r"^s3://[^/]+.*$", description="s3://bucket/prefix for `model.tar.gz` and `metrics.json` of each champion.")
+
+
 class ReleaseSettings(Settings):
     """What a candidate must show to become champion."""
 
@@ -60,6 +70,12 @@ class ReleaseSettings(Settings):
         pattern=r"^(s3://[^/]+.*|[^:]+)$",
         description="Folder (relative to the project) or s3://bucket/prefix to which each champion is copied: a folder for each model, as the Hugging Face "
         "hub has it, and champion.json, which names the champion's. Default: it stays in the store alone.",
+    )
+    model_package: ModelPackageSettings | None = Field(
+        default=None,
+        exclude=True,
+        description="Registers each champion in SageMaker, pending approval, with its scores. Region and credentials are those of the AWS environment. "
+        "Default: it is not registered.",
     )
     license: str | None = Field(
         default=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,10 +26,12 @@ class Perturbed:
 
     Attributes:
         columns: of predictions.parquet: what a system predicted of the copy of each test row; None where there is none.
+        changed: likewise whether its tokenizer reads the copy as other tokens.
     """
 
     robustness: Robustness | None
-    columns: Mapping[str, Sequence[object]]
+    columns: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    changed: Mapping[str, Sequence[bool | None]] = field(default_factory=dict)
 
 
 def score_perturbed(
@@ -53,10 +55,11 @@ def score_perturbed(
     settings = context.job.settings
     rows = one_of_each_group_first(test.groups, settings.seed)[: settings.evaluation.robustness_rows]
     if not rows:
-        return Perturbed(None, {})
+        return Perturbed(None)
     context.progress.say(f"perturbed copies of {len(rows):,} test rows ...")
     perturbed: dict[str, dict[str, tuple[Predictions, int]]] = {kind: {} for kind in KINDS}
     columns: dict[str, list[object]] = {}
+    is_changed: dict[str, list[bool | None]] = {}
     for system, checkpoint in {FINETUNED: "finetuned_checkpoint", CHAMPION: CHAMPION}.items():
         if checkpoint not in context.inputs:
             continue
@@ -67,7 +70,7 @@ def score_perturbed(
             for kind in KINDS
         }
         # Of what a tokenizer reads alike the prediction is known: one that ignores case reads two kinds so.
-        changed = [(kind, place) for kind in KINDS for place, row in enumerate(rows) if copies[kind][place] != before[row]]
+        changed = {(kind, place): None for kind in KINDS for place, row in enumerate(rows) if copies[kind][place] != before[row]}
         read = predict(checkpoint, [copies[kind][place] for kind, place in changed]) if changed else []
         found = {kind: np.array(clean[system][rows]) for kind in KINDS}
         for (kind, place), output in zip(changed, read, strict=True):
@@ -76,12 +79,13 @@ def score_perturbed(
             num_changed = sum(mine == kind for mine, _ in changed)
             perturbed[kind][system] = predictions_of(rows, found[kind]), num_changed
             column = columns[column_of(system, f"predicted.{kind}")] = [None] * len(test)
-            for row, value in zip(rows, shown(found[kind]), strict=True):
-                column[row] = value
+            flags = is_changed[column_of(system, f"changed.{kind}")] = [None] * len(test)
+            for place, (row, value) in enumerate(zip(rows, shown(found[kind]), strict=True)):
+                column[row], flags[row] = value, (kind, place) in changed
     as_they_are = {system: predictions_of(rows, clean[system][rows]) for system in perturbed[KINDS[0]]}
     task = task_of(settings.examples)
     metric = METRICS.get(task.slice_metric or settings.primary_metric)
     asked = settings.evaluation
     sampling = {"resamples": asked.resamples, "confidence": asked.confidence, "seed": settings.seed}
     groups = [test.groups[row] for row in rows]
-    return Perturbed(measure_robustness(as_they_are, perturbed, groups, metric, **sampling), columns)
+    return Perturbed(measure_robustness(as_they_are, perturbed, groups, metric, **sampling), columns, is_changed)

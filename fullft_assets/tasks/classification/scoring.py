@@ -43,7 +43,8 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     found = found.model_copy(update={"robustness": perturbed.robustness})
     tuned = probabilities[FINETUNED]
     ids, truth, answers = test.ids, test.labels, tuned
-    in_full = {FINETUNED} if validation is not None else set()
+    # Likely label errors rest on them.
+    in_full = {FINETUNED}
     if _asks_for_probabilities(settings.evaluation, found, tuned, test):
         in_full = probabilities.keys() - labels_alone
     if validation is not None:
@@ -54,7 +55,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     return EvaluationResult(
         found,
         headline,
-        _rows(test, probabilities, labels, labels_alone, in_full, perturbed.columns),
+        _rows(test, probabilities, labels, labels_alone, in_full, perturbed),
         _pick_answers(test, probabilities, found, settings.seed),
         label_errors.worst_errors(test.ids, test.labels, tuned, labels),
         label_errors.likely_label_errors(ids, truth, answers, labels),
@@ -169,7 +170,7 @@ def _rows(
     labels: list[str],
     labels_alone: Collection[str],
     in_full: Collection[str],
-    more: Mapping[str, Sequence[object]],
+    perturbed: Perturbed,
 ) -> pa.Table:
     columns: dict[str, Any] = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
     for name, found in probabilities.items():
@@ -178,4 +179,5 @@ def _rows(
             columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
         if name in in_full:
             columns[column_of(name, "probabilities")] = _lists(found)
-    return pa.table(columns | {name: pa.array(values, pa.string()) for name, values in more.items()})
+    columns |= {name: pa.array(values, pa.string()) for name, values in perturbed.columns.items()}
+    return pa.table({**columns, **perturbed.changed})

@@ -58,7 +58,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     evaluation = evaluation.model_copy(update={"robustness": perturbed.robustness})
     headline = {**evaluation.headline, "labels_a_row": evaluation.labels_a_row, "labels_without_test_rows": evaluation.unmeasured}
     answers = _pick_answers(test, decisions, evaluation, context.job.settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, decisions, names, perturbed.columns), answers)
+    return EvaluationResult(evaluation, headline, _rows(test, decisions, names, perturbed), answers)
 
 
 def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
@@ -124,9 +124,10 @@ def _named(row: np.ndarray, names: list[str]) -> list[str]:
     return [names[i] for i in np.flatnonzero(row)]
 
 
-def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str], more: Mapping[str, Sequence[object]]) -> pa.Table:
+def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str], perturbed: Perturbed) -> pa.Table:
     lists = pa.list_(pa.string())
     columns = {"id": test.ids, "labels": pa.array([_named(row, names) for row in test.labels], lists), "group": test.groups}
     for name, decided in decisions.items():
         columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
-    return pa.table(columns | {name: pa.array(values, lists) for name, values in more.items()})
+    columns |= {name: pa.array(values, lists) for name, values in perturbed.columns.items()}
+    return pa.table({**columns, **perturbed.changed})

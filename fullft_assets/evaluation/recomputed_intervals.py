@@ -1,0 +1,176 @@
+"""The intervals of a stored evaluation, computed a second time from its groups, its seed and its scores: see `verification`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+#: Smallest and largest value of the scores that are not shares.
+_BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
+    "matthews_corrcoef": (-1.0, 1.0),
+    "brier": (0.0, 2.0),
+    "log_loss": (0.0, None),
+    "perplexity": (1.0, None),
+    "bits_per_byte": (0.0, None),
+}
+#: Draws whose rows are weighed at once.
+_CHUNK = 64
+_MAX_LOG_REACH = 50.0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A score of sums over the rows.
+
+    Attributes:
+        table: what is summed of each row, by its weight [n, k].
+        of_sums: returns the scores [b] of sums [b, k].
+    """
+
+    table: np.ndarray
+    of_sums: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A score of the order of all rows: it is not a function of sums.
+
+    Attributes:
+        of_counts: returns the scores [b] where each row is there so often [b, n].
+    """
+
+    of_counts: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draws of whole groups, the same for every score.
+
+    Attributes:
+        groups: of each row [n]; they are numbered in the order of their names.
+    """
+
+    groups: Sequence[str]
+    resamples: int
+    confidence: float
+    seed: int
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The groups in order."""
+        return sorted(set(self.groups))
+
+    @cached_property
+    def _number(self) -> np.ndarray:
+        place = {name: number for number, name in enumerate(self.names)}
+        return np.array([place[group] for group in self.groups])
+
+    def measured(
+        self, metric: str, of_system: Mapping[str, tuple[float, Sums | Ranks]], reference: str, effective: float
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the interval of each system's score, and that of the reference's gain over each other one.
+
+        Args:
+            of_system: its score, and how the score of a draw is found.
+            effective: number of groups of equal weight that the scores rest on.
+        """
+        draws = {name: self._drawn(how) for name, (_, how) in of_system.items()}
+        scores = {
+            name: self._interval(estimate, draws[name], how, effective, _BOUNDS.get(metric, (0.0, 1.0)))
+            for name, (estimate, how) in of_system.items()
+        }
+        ours, how = of_system[reference]
+        gains = {
+            name: self.gain(ours - theirs, draws[reference] - draws[name], effective, self._num_differing(how, other))
+            for name, (theirs, other) in of_system.items()
+            if name != reference
+        }
+        return scores, gains
+
+    def influences(self, estimate: float, how: Sums | Ranks) -> list[float]:
+        """Return what a score would lose without each group; empty for one that is no function of sums."""
+        return (estimate - self._without(how)).tolist() if isinstance(how, Sums) else []
+
+    def gain(self, estimate: float, drawn: np.ndarray, effective: float, num_differing: float) -> dict[str, float]:
+        """Return a difference with its t interval, wide enough for what few groups leave unseen.
+
+        Args:
+            drawn: the differences of the draws.
+            num_differing: groups that the systems differ on.
+        """
+        from scipy import stats
+
+        error, freedom = float(np.std(drawn, ddof=1)), max(effective - 1, 1.0)
+        half = float(stats.t.ppf((1 + self.confidence) / 2, freedom)) * error
+        if 2.0 ** (1 - num_differing) > 1 - self.confidence:
+            half = max(half, self._unseen(freedom), abs(estimate))
+        ends = {"estimate": estimate, "low": estimate - half, "high": estimate + half}
+        return {**ends, "standard_error": error, "degrees_of_freedom": freedom}
+
+    def _interval(
+        self, estimate: float, drawn: np.ndarray, how: Sums | Ranks, effective: float, bounds: tuple[float | None, float | None]
+    ) -> dict[str, float]:
+        from scipy import special, stats
+
+        error, freedom = float(np.std(drawn, ddof=1)), effective - 1
+        if isinstance(how, Sums):
+            without = self._without(how)
+            squares = (without - without.mean()) ** 2
+            error = max(error, math.sqrt(squares.mean() * (len(squares) - 1)))
+            spread = float(((squares - squares.mean()) ** 2).sum())
+            if spread > 1e-9 * squares.sum() ** 2:
+                freedom = min(freedom, 2 * float(squares.sum()) ** 2 / spread)
+        freedom = max(freedom, 1.0)
+        reach = float(stats.t.ppf((1 + self.confidence) / 2, freedom)) * math.hypot(error, float(drawn.mean()) - estimate)
+        low, high = bounds
+        if low is None:
+            ends = estimate - reach, estimate + reach
+        elif high is None:
+            factor = math.exp(min(reach / (estimate - low), _MAX_LOG_REACH)) if estimate > low else 1.0
+            ends = low + (estimate - low) / factor, low + (estimate - low) * factor
+        else:
+            share, width = (estimate - low) / (high - low), high - low
+            if share * (1 - share) < 1e-12:
+                shares = (0.0, self._unseen(freedom)) if share < 0.5 else (1 - self._unseen(freedom), 1.0)
+            else:
+                slope = reach / (width * share * (1 - share))
+                shares = tuple(special.expit(special.logit(share) + side * slope) for side in (-1, 1))
+            ends = low + width * float(shares[0]), low + width * float(shares[1])
+        return {"estimate": estimate, "low": ends[0], "high": ends[1]}
+
+    def _unseen(self, freedom: float) -> float:
+        """Return the upper limit of a share of which no case was seen in so many groups."""
+        from scipy import stats
+
+        return float(stats.beta.ppf((1 + self.confidence) / 2, 1, max(freedom + 1, 1.0)))
+
+    def _counts(self) -> Iterator[np.ndarray]:
+        """Yield how often each group is drawn [draws, groups]."""
+        random, num_groups = np.random.default_rng(self.seed), len(self.names)
+        for start in range(0, self.resamples, _CHUNK):
+            drawn = [random.integers(0, num_groups, num_groups) for _ in range(min(_CHUNK, self.resamples - start))]
+            yield np.array([np.bincount(each, minlength=num_groups) for each in drawn], np.float64)
+
+    def _drawn(self, how: Sums | Ranks) -> np.ndarray:
+        if isinstance(how, Ranks):
+            return np.concatenate([how.of_counts(counts[:, self._number]) for counts in self._counts()])
+        sums = self._sums(how)
+        return np.concatenate([how.of_sums(counts @ sums) for counts in self._counts()])
+
+    def _without(self, how: Sums) -> np.ndarray:
+        sums = self._sums(how)
+        return how.of_sums(sums.sum(0) - sums)
+
+    def _sums(self, how: Sums) -> np.ndarray:
+        columns = [np.bincount(self._number, column, minlength=len(self.names)) for column in how.table.T]
+        return np.stack(columns, axis=1)
+
+    def _num_differing(self, one: Sums | Ranks, other: Sums | Ranks) -> float:
+        if isinstance(one, Sums) and isinstance(other, Sums):
+            return float((self._sums(one) != self._sums(other)).any(1).sum())
+        return 0.0 if (self._drawn(one) == self._drawn(other)).all() else math.inf
