@@ -419,7 +419,9 @@ def _without_verdict(state: State, signals: Signals, settings: RetrainingSetting
         return
     seen = [window for window in signals.windows if window.at <= signals.now]
     # The first windows under a champion make the reference that the next are compared with.
-    last = max([_if_past(state.champion_since, signals.now) or 0.0, *(window.at for window in seen if window.status in (*_VERDICTS, "warming_up"))])
+    last = max(
+        [_if_past(state.champion_since, signals.now) or 0.0, *(window.at for window in seen if window.status in (*_VERDICTS, "warming_up"))]
+    )
     number = sum(window.at > last for window in seen)
     if number >= settings.alert_after_windows or signals.now - last > settings.alert_after_days * DAY_SECONDS:
         what = "no window came" if not number else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"

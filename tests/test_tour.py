@@ -86,7 +86,7 @@ def test_tour_takes_every_step_and_leaves_nothing_running(tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_stopped_tour_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "tour"
     tour = start(folder)
@@ -96,7 +96,7 @@ def test_stopped_tour_leaves_no_process(tmp_path: Path, number: signal.Signals) 
         assert line, "the tour ended"
     assert len(processes_of(folder)) > 3
     os.kill(tour.pid, number)
-    rest, _ = tour.communicate(timeout=120)
+    rest, _ = tour.communicate(timeout=300)
     assert tour.returncode == 130 and "The tour was stopped." in rest, rest
     time.sleep(1)
     assert processes_of(folder) == []

@@ -123,7 +123,7 @@ class _Tour:
         self._say(f"STEP {number} of 7: {text}")
         self._say(f"         look at {url}")
 
-    def _wait(self, what: str, find: Callable[[], T]) -> T:
+    def _wait(self, what: str, find: Callable[[], T | None]) -> T:
         deadline = time.monotonic() + _STEP_SECONDS
         while not (found := find()):
             self.services.require_alive()
