@@ -572,7 +572,7 @@ class FaultyYear(Year):
 
     Attributes:
         doubled: runs launched while another one was in flight, or for what a successful one had learned from.
-        lost: times that a retrain was called for during a day and a night and none was launched.
+        lost: ticks that nobody killed and that called for a retrain, without one: no other tick had the lease, or Dagster knew the key.
     """
 
     def __init__(self, seed: int, case: Case, instance: dg.DagsterInstance, store: Store):
@@ -582,17 +582,15 @@ class FaultyYear(Year):
         self.case, self.instance, self.store = case, instance, store
         self.launched, self.learned = set[tuple[str, str]](), set[str]()
         self.ends = 0.0
-        self.called_since: float | None = None
+        self.is_claimed = False
         self.doubled = self.lost = 0
 
     def _tick(self, day: int, now: float) -> None:
         signals = self.signals(now).model_copy(update={"num_runs_in_flight": int(now < self.ends)})
         # Both have read what happened before either of them acts.
-        state = self.state
+        state, self.is_claimed = self.state, False
         for by in ("sensor", "schedule") if self.rng.random() < 0.5 else ("schedule", "sensor"):
             self._ask(by, now, state, signals)
-        if self.called_since is not None and now - self.called_since > DAY_SECONDS:
-            self.lost, self.called_since = self.lost + 1, now
 
     def _ask(self, by: Literal["sensor", "schedule"], now: float, state: State, signals: Signals) -> None:
         """Decide as the sensor or the schedule does; with a chance of a half it is killed at one of the points on the way."""
@@ -600,19 +598,21 @@ class FaultyYear(Year):
         decision = decide(state, signals, self.settings)
         if decision.count_first:
             self.rows, self.uncounted, self.uncounted_new = self.rows + self.uncounted_new, 0, 0
-        if decision.action != "retrain":
-            self.called_since = None
+        if decision.action != "retrain" or killed_before == "claim":
             return
-        self.called_since = self.called_since or now
-        if killed_before == "claim" or not claim(self.store, self.case.name, by, now) or killed_before == "record":
+        if not claim(self.store, self.case.name, by, now):
+            self.lost += not self.is_claimed
+            return
+        self.is_claimed = True
+        if killed_before == "record":
             return
         record(self.case, self.instance, self.store, read_ledger(self.store, self.case.name)[0], state, signals, decision)
         # Dagster launches a key of a sensor, or of a schedule, once.
         key = (by, run_key(state, decision))
+        self.lost += key in self.launched
         if killed_before == "request" or key in self.launched:
             return
         self.launched.add(key)
-        self.called_since = None
         self.doubled += now < self.ends or decision.evidence in self.learned
         self.ends = now + self.world.hours * HOUR_SECONDS
         self._train(0, now, decision, signals)

@@ -49,8 +49,8 @@ T = TypeVar("T")
 def tour(folder: Path) -> int:
     """Give the tour in a folder that is not there yet; return the exit status for the shell. No process is left, however it ends."""
     project, terminal = TourProject(folder.resolve()), Terminal(sys.stdout)
-    # A closed terminal or a plain `kill` stops the services as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # A closed terminal or a plain `kill` stops the services as Ctrl-C does; a shell's background job begins with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     project.write()
     try:
