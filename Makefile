@@ -24,7 +24,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install home run ui check plan lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu clean
+.PHONY: help install home run ui check plan lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu simulate tour clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -99,6 +99,12 @@ bench: home ## Side by side with what you would use instead: make bench [ONLY=na
 
 bench-gpu: home ## On a machine with a GPU: tokens a second and MFU against TRL, memory of each rung, a resume; kept in benchmarks/results
 	@$(BIN)/python -m benchmarks.gpu
+
+simulate: install ## A year of production in minutes, on real texts, under our policy and simple ones: make simulate [SEEDS=1]
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulate --seeds $(or $(SEEDS),1)
+
+tour: install ## The loop from documents to retrained model and alerts, step by step with the UI open: make tour [TOUR=build/tour]
+	@$(BIN)/fullft tour $(or $(TOUR),build/tour)
 
 clean: ## Remove the demo's data, runs and artifacts (not .venv)
 	rm -rf .home data/licences data/licence_texts data/models build

@@ -33,7 +33,7 @@ HOURS_A_TICK = 6
 #: Begin of the year in seconds since the epoch; a month has 30 days here.
 START = 20_000 * DAY_SECONDS
 #: Windows that a decision is shown.
-_SHOWN = 20
+SHOWN_WINDOWS = 20
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Year:
 
     def signals(self, now: float) -> Signals:
         """Return what the policy is shown."""
-        windows = self.windows[-_SHOWN:]
+        windows = self.windows[-SHOWN_WINDOWS:]
         began = drift_began(self.state, windows, now, self.settings)
         delivered = 0 if began is None else sum(rows for at, rows in self.deliveries if at >= began)
         return Signals(

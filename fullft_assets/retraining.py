@@ -251,7 +251,7 @@ def drift_began(state: State, windows: list[Window], now: float, settings: Retra
     Of the last three verdicts since the last training, within the horizon, enough must be confirmed drift. A window without a verdict neither
     counts nor ends a drift.
     """
-    since = max(now - settings.drift_horizon_days * DAY_SECONDS, -float("inf") if state.trained_at is None else state.trained_at)
+    since = max(now - settings.drift_horizon_days * DAY_SECONDS, _if_past(state.trained_at, now) or -float("inf"))
     recent = [window for window in windows if window.status in _VERDICTS and since < window.at <= now]
     confirmed = [window for window in recent[-NUM_WINDOWS:] if window.status == "confirmed"]
     if len(confirmed) < settings.drift_windows:
@@ -264,6 +264,11 @@ def _past(state: State, signals: Signals) -> list[Attempt]:
     """Return the attempts that are not dated in the future, oldest first."""
     past = [attempt for attempt in state.attempts if attempt.started_at <= signals.now + CLOCK_SECONDS]
     return sorted(past, key=lambda attempt: attempt.started_at)
+
+
+def _if_past(at: float | None, now: float) -> float | None:
+    """Return a time, or None if it is dated in the future: a training under a wrong clock would hide every drift until then."""
+    return None if at is None or at > now + CLOCK_SECONDS else at
 
 
 def _same_settings(attempt: Attempt, signals: Signals) -> bool:
@@ -345,7 +350,7 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
     if state.champion_since is None:
         return _Rule("age", "wait", "there is no champion yet, so it has no age")
     # A training since then that did not beat the champion has used the newer data, too.
-    since = max(state.champion_since, state.trained_at or 0.0)
+    since = max(_if_past(at, signals.now) or 0.0 for at in (state.champion_since, state.trained_at))
     reason = f"the champion was trained or challenged on {_date(since)} (max_age_days = {settings.max_age_days:g})"
     if signals.now - since < settings.max_age_days * DAY_SECONDS:
         return _Rule("age", "wait", reason)
@@ -414,7 +419,9 @@ def _without_verdict(state: State, signals: Signals, settings: RetrainingSetting
         return
     seen = [window for window in signals.windows if window.at <= signals.now]
     # The first windows under a champion make the reference that the next are compared with.
-    last = max([state.champion_since, *(window.at for window in seen if window.status in (*_VERDICTS, "warming_up"))])
+    last = max(
+        [_if_past(state.champion_since, signals.now) or 0.0, *(window.at for window in seen if window.status in (*_VERDICTS, "warming_up"))]
+    )
     number = sum(window.at > last for window in seen)
     if number >= settings.alert_after_windows or signals.now - last > settings.alert_after_days * DAY_SECONDS:
         what = "no window came" if not number else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"
@@ -470,6 +477,9 @@ def _notes(state: State, signals: Signals) -> Iterator[str]:
     future = [attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS]
     if future:
         yield f"{len(future)} attempt(s) dated in the future ({_date(min(future))}) count for no wait and no budget: look at the clocks"
+    trained = [at for at in (state.trained_at, state.champion_since) if at is not None and at > signals.now + CLOCK_SECONDS]
+    if trained:
+        yield f"the last training or release is dated in the future ({_date(max(trained))}), which does not count: look at the clocks"
     windows = [window.at for window in signals.windows if window.at > signals.now + CLOCK_SECONDS]
     if windows:
         yield f"{len(windows)} window(s) dated in the future ({_date(min(windows))}) do not count: look at the clocks"

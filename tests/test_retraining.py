@@ -268,6 +268,15 @@ class TestPeople:
         asked = RUNNING.model_copy(update={"raised": {"labels for score": NOW + 400 * DAY_SECONDS}})
         assert _decide(asked, score_drop=0.1).action == "request_labels"
 
+    def test_training_dated_in_the_future_hides_no_drift_and_no_silence(self) -> None:
+        later = NOW + 400 * DAY_SECONDS
+        ahead = RUNNING.model_copy(update={"trained_at": later, "champion_since": later})
+        drifted = _windows("confirmed", "confirmed", apart=DAY_SECONDS)
+        decision = _decide(ahead, new=200, num_labels_since_drift=200, **drifted)
+        assert decision.action == "retrain" and "the last training or release is dated in the future" in decision.notes[0]
+        silent = _windows("ok", at=NOW - 40 * DAY_SECONDS)
+        assert _decide(ahead, is_monitored=True, **silent).reasons[0].startswith("no window came")
+
 
 class TestTotality:
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     verified.add_argument("--report", metavar="REF", help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)")
     prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
     prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
+    toured = add("tour", _tour, "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.", use_case=False)
+    toured.add_argument("folder", nargs="?", type=Path, default=Path("tour"), help="new folder for all that it writes (default: tour)")
     files = add("files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`.")
     files.add_argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)")
     predict = add(
@@ -230,6 +232,12 @@ def _prepare(parsed: argparse.Namespace) -> int:
         if not brings_model(path):
             prepare(path)
     return 0
+
+
+def _tour(parsed: argparse.Namespace) -> int:
+    from fullft_assets.cli.tour import tour
+
+    return tour(parsed.folder)
 
 
 def _store(use_case: UseCase) -> Store:

@@ -1,0 +1,265 @@
+"""`fullft tour`: the whole loop on a small use case with Dagster's UI open, said step by step.
+
+Documents arrive, a window drifts, the policy asks for labels, the labels arrive, its sensor launches a training, and alerts are received.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dagster as dg
+import psutil
+
+from fullft_assets import release
+from fullft_assets.automation.ledger import entries_since
+from fullft_assets.automation.runs import REASONS_TAG
+from fullft_assets.cli.terminal import Terminal
+from fullft_assets.errors import FullftError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.jobs.launch import adopt_orphans
+from fullft_assets.launchers.supervisor import is_alive, kill_until_gone
+from fullft_assets.monitoring import DriftMetadata
+from fullft_assets.resources import latest, latest_by_partition
+from fullft_assets.samples.tour import CASE, NUM_DRIFTED, NUM_LABELLED, NUM_NEW_LABELLED, NUM_USUAL, WEBHOOK, WINDOW_ROWS, TourProject
+from fullft_assets.store import Store
+
+#: Longest wait for one thing to happen: many times what it takes on two idle cores.
+_STEP_SECONDS = 1_800.0
+_POLL_SECONDS = 0.5
+#: How long the services may take to end by themselves.
+_STOP_SECONDS = 20.0
+_MODEL_JOB = f"{CASE}_model"
+T = TypeVar("T")
+
+
+def tour(folder: Path) -> int:
+    """Give the tour in a folder that is not there yet; return the exit status for the shell. No process is left, however it ends."""
+    project, terminal = TourProject(folder.resolve()), Terminal(sys.stdout)
+    # A closed terminal or a plain `kill` stops the services as Ctrl-C does; a shell's background job begins with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    project.write()
+    try:
+        with _alerts_received(terminal) as (webhook, alerts), _services(project, webhook) as services:
+            _Tour(project, services, alerts, terminal).give()
+            if sys.stdin.isatty():
+                input("\nThe UI stays open until you press Enter. ")
+        status = 0
+    except KeyboardInterrupt:
+        print("\nThe tour was stopped.", file=sys.stderr)
+        status = 130
+    finally:
+        terminal.line(f"No process of the tour is left. To remove it: rm -r {project.root}")
+    return status
+
+
+class _Tour:
+    """The steps, on services that run."""
+
+    def __init__(self, project: TourProject, services: _Services, alerts: list[dict[str, Any]], terminal: Terminal):
+        self.project, self.services, self.alerts, self.terminal = project, services, alerts, terminal
+        self.store = Store(str(project.home / "store"))
+
+    def give(self) -> None:
+        """Take the steps."""
+        url, group = self.services.url, f"{self.services.url}/locations/tour_project/asset-groups/{CASE}/lineage"
+        self._say(f"Dagster's UI is open: {url}")
+        self._step(1, f"{NUM_LABELLED} labelled documents are there. `fullft run {CASE}` makes the first model of them.", group)
+        self.services.fullft_run()
+        with dg.DagsterInstance.from_config(str(self.project.home)) as instance:
+            self._say(self._release_ended(None))
+            windows = f"{NUM_USUAL} windows of {WINDOW_ROWS} production documents"
+            self._step(2, f"{windows} were read: later ones are compared with them.", f"{url}/assets/{CASE}/drift_report")
+            self._say(f"their verdicts: {self._verdicts()}")
+            first = latest(self.store, CASE, "evaluation_report")
+
+            self.services.turn_sensors_on()
+            self.project.send_other_documents()
+            self._step(3, f"The sensors are on. {NUM_DRIFTED} windows of long texts arrive: production changes.", f"{url}/automation")
+            self._wait("a window drifts for sure", lambda: "confirmed" in self._verdicts())
+            self._say(f"the verdicts now: {self._verdicts()}")
+
+            decisions = f"{url}/assets/{CASE}/retraining_decisions"
+            self._step(4, "The policy decides once a minute. There is nothing to learn the change from, so it asks for labels.", decisions)
+            self._say("decision: " + self._wait("labels are asked for", lambda: self._decision("request_labels")))
+
+            self.project.send_labels()
+            self._step(
+                5, f"{NUM_NEW_LABELLED} labelled long texts arrive. A snapshot counts what of them is new, then it decides.", decisions
+            )
+            run = self._wait("a training is launched", lambda: self._launched(instance))
+            self._say(f"decision: retrain: {run.tags[REASONS_TAG]}")
+
+            self._step(6, "The sensor launched a training. It is judged against the champion.", f"{url}/runs/{run.run_id}")
+            self._wait("the training ends", lambda: self._is_finished(instance, run.run_id))
+            self._say(self._release_ended(first.ref if first else None))
+
+            self._step(
+                7, "Alerts go to a webhook, here a small server in this terminal; their sensor looks once a minute.", f"{url}/automation"
+            )
+            self._wait("alerts are received", lambda: {"drift", "decision_needed"} <= {alert["event"] for alert in self.alerts})
+        self._say(
+            "That was the loop: " + " -> ".join(("documents", "window", "alarm", "decision", "labels", "run", "release", "alert")) + "."
+        )
+
+    def _say(self, text: str) -> None:
+        self.terminal.line(text)
+
+    def _step(self, number: int, text: str, url: str) -> None:
+        self._say(f"STEP {number} of 7: {text}")
+        self._say(f"         look at {url}")
+
+    def _wait(self, what: str, find: Callable[[], T | None]) -> T:
+        deadline = time.monotonic() + _STEP_SECONDS
+        while not (found := find()):
+            self.services.require_alive()
+            if time.monotonic() > deadline:
+                raise FullftError(f"tour: not within {_STEP_SECONDS:.0f} s: {what}; {self.services.log} and the UI's runs say more")
+            time.sleep(_POLL_SECONDS)
+        return found
+
+    def _verdicts(self) -> str:
+        reports = latest_by_partition(self.store, CASE, "drift_report")
+        return ", ".join(DriftMetadata.of(reports[name]).status for name in sorted(reports))
+
+    def _decision(self, action: str) -> str | None:
+        """Return the first decision for an action as a line, or None."""
+        for _, entry in entries_since(self.store, CASE, 0.0, time.time()):
+            if entry.decision.action == action:
+                return f"{action}: {'; '.join(entry.decision.reasons)}"
+        return None
+
+    def _launched(self, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+        runs = instance.get_runs(dg.RunsFilter(job_name=_MODEL_JOB))
+        return next((run for run in runs if REASONS_TAG in run.tags), None)
+
+    def _is_finished(self, instance: dg.DagsterInstance, run_id: str) -> bool:
+        run = instance.get_run_by_id(run_id)
+        if run is not None and run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
+            raise FullftError(f"tour: the training {run.status.value}: {self.services.url}/runs/{run_id} says why")
+        return run is not None and run.is_finished
+
+    def _release_ended(self, before: str | None) -> str:
+        """Return how the newest candidate's release ended.
+
+        Args:
+            before: reference of the evaluation report before it.
+        """
+        report, champion = latest(self.store, CASE, "evaluation_report"), release.read_champion(self.store, CASE)
+        if report is None or report.ref == before:
+            raise FullftError(f"tour: no candidate was evaluated; {self.services.url}/runs says why")
+        found = EvaluationMetadata.of(report)
+        kind = "a new champion" if champion is not None and champion.checkpoint == found.checkpoint else "a recorded refusal"
+        return f"release: {kind}: {found.verdict}"
+
+
+class _Services:
+    """`dagster dev` on the tour's home."""
+
+    def __init__(self, project: TourProject, webhook: str):
+        self.project, self.log = project, project.root / "dagster-dev.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")}
+        path = os.pathsep.join([str(project.root), *filter(None, [kept.get("PYTHONPATH")])])
+        self._env = {**kept, "DAGSTER_HOME": str(project.home), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", WEBHOOK: webhook}
+        # On a fresh home the services race for the schema of the database: one command goes before.
+        self._call("dagster", "instance", "info")
+        with self.log.open("wb") as log:
+            self._process = self._start(["dagster", "dev", "-w", "workspace.yaml", "-p", str(self._port)], log)
+        deadline = time.monotonic() + _STEP_SECONDS
+        while not self._answers():
+            self.require_alive()
+            if time.monotonic() > deadline:
+                raise FullftError(f"tour: {self.url} does not answer; {self.log} says more")
+            time.sleep(_POLL_SECONDS)
+
+    def require_alive(self) -> None:
+        """Raise a FullftError if the services ended."""
+        if self._process.poll() is not None:
+            raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
+
+    def fullft_run(self) -> None:
+        """Run `fullft run` on the tour's use case, with its lines in this terminal."""
+        command = ["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)]
+        if self._start(command, None).wait():
+            raise FullftError(f"tour: `fullft run` failed; its lines above and {self.url}/runs say why")
+
+    def turn_sensors_on(self) -> None:
+        """Turn all sensors of the use case on, as the UI does."""
+        self._call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
+
+    def _answers(self) -> bool:
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{self.url}/server_info", timeout=5) as answer:
+            return answer.status == 200
+        return False
+
+    def _call(self, *command: str) -> None:
+        with self.log.open("ab") as log:
+            if self._start(list(command), log).wait():
+                raise FullftError(f"tour: `{' '.join(command)}` failed; {self.log} says why")
+
+    def _start(self, command: list[str], output: Any) -> subprocess.Popen[bytes]:
+        """Start a module in a session of its own: Ctrl-C in the terminal reaches the tour alone, which stops it."""
+        command = [sys.executable, "-m", *command]
+        return subprocess.Popen(
+            command, cwd=self.project.root, env=self._env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+@contextmanager
+def _services(project: TourProject, webhook: str) -> Iterator[_Services]:
+    """Yield services that answer; at the end they are asked to stop, and what is left of them is killed."""
+    # Orphans as well: runs are in sessions of their own.
+    adopt_orphans()
+    try:
+        yield _Services(project, webhook)
+    finally:
+        me = psutil.Process()
+        asked = me.children()
+        for child in asked:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        psutil.wait_procs(asked, timeout=_STOP_SECONDS)
+        kill_until_gone(lambda: [child for child in me.children(recursive=True) if is_alive(child)])
+
+
+@contextmanager
+def _alerts_received(terminal: Terminal) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the address of a local webhook and the list of what it received so far; each is printed as well."""
+    received: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            alert = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.append(alert)
+            terminal.line(f"ALERT received: {alert['event']}: {alert['title']} | next: {alert['action']}")
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Print nothing of the requests themselves."""
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", received
+    finally:
+        server.shutdown()
+        server.server_close()
