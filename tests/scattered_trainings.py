@@ -127,26 +127,25 @@ def _wait_for_each_upload(stored: StoredCheckpoints) -> None:
     stored.offer = offer_and_wait
 
 
-def other_number(scene: Scene, first: int, then: int, chosen: TrainingSettings = SHORT) -> dict[str, Any]:
+def other_number(scene: Scene, first: int, then: int) -> dict[str, Any]:
     """One number of machines trains until a stop, another one to the end."""
-    stopped = scene.train(scene.machines(first), 3, chosen=chosen)
+    stopped = scene.train(scene.machines(first), 3)
     stored = [path.name.split("-")[0] for path in scene.stored()]
-    done = scene.train(scene.machines(then), chosen=chosen)
+    done = scene.train(scene.machines(then))
     # Where all train on one disk, to the end with the first number.
-    straight = scene.train(scene.machines(1) * first, is_stored=False, chosen=chosen)
+    straight = scene.train(scene.machines(1) * first, is_stored=False)
     return {"stopped": stopped["error"], "stored": stored, "done": done, "straight": straight}
 
 
-def own_disks(scene: Scene, sharding: str = "none") -> dict[str, Any]:
+def own_disks(scene: Scene) -> dict[str, Any]:
     """Two hosts stop; the bucket is emptied, and the second one gets a new disk: only the first one has the checkpoint."""
-    chosen = SHORT.model_copy(update={"sharding": sharding})
     first, second = scene.machines(2)
-    scene.train([first, second], 3, chosen=chosen)
+    scene.train([first, second], 3)
     for path in scene.stored():
         shutil.rmtree(path)
-    done = scene.train([first, *scene.machines(1)], chosen=chosen)
+    done = scene.train([first, *scene.machines(1)])
     shared = scene.machines(1)[0]
-    return {"done": done, "straight": scene.train([shared, shared], is_stored=False, chosen=chosen)}
+    return {"done": done, "straight": scene.train([shared, shared], is_stored=False)}
 
 
 def roll_back(scene: Scene) -> dict[str, Any]:
@@ -289,8 +288,6 @@ SCENES: dict[str, Callable[[Scene], Any]] = {
     **{scene.__name__: scene for scene in (own_disks, roll_back, damaged, keep_best, failed_upload, fenced, killed)},
     "two_to_one": lambda scene: other_number(scene, 2, 1),
     "one_to_two": lambda scene: other_number(scene, 1, 2),
-    "own_disks_in_parts": lambda scene: own_disks(scene, "fsdp2"),
-    "two_to_three_in_parts": lambda scene: other_number(scene, 2, 3, SHORT.model_copy(update={"sharding": "fsdp2", "batch_size": 6})),
 }
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
 SCENES = ("killed", "own_disks", "two_to_one", "damaged", "fenced")
-MORE = ("one_to_two", "roll_back", "keep_best", "failed_upload", "own_disks_in_parts", "two_to_three_in_parts")
+MORE = ("one_to_two", "roll_back", "keep_best", "failed_upload")
 
 
 def play(s3_server: S3Server, folder: Path, scenes: tuple[str, ...]) -> dict[str, Any]:
@@ -96,15 +96,6 @@ def test_another_number_of_processes_takes_the_same_steps(played: dict) -> None:
 @pytest.mark.long
 def test_so_do_more_processes(more: dict) -> None:
     assert_goes_on(more["one_to_two"])
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_sharded_models_resume_on_other_disks_and_on_more_processes(more: dict) -> None:
-    found = more["own_disks_in_parts"]
-    assert found["done"]["from"] == 3
-    assert_same(found["done"], found["straight"])
-    assert_goes_on(more["two_to_three_in_parts"])
 
 
 @pytest.mark.slow

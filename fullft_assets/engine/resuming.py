@@ -37,7 +37,7 @@ def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoin
     if chosen is None:
         return None
     if ranks.any_rank(identity_of(checkpoint_of(folder, chosen.step)) != chosen.identity):
-        _spread(folder, chosen, history, stored, progress)
+        _spread(folder, chosen, stored, progress)
     return checkpoint_of(folder, chosen.step)
 
 
@@ -67,7 +67,7 @@ def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None,
         progress.say(f"{place} is damaged; continuing from the checkpoint before, if there is one")
 
 
-def _spread(folder: Path, chosen: _Chosen, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress) -> None:
+def _spread(folder: Path, chosen: _Chosen, stored: StoredCheckpoints | None, progress: Progress) -> None:
     """Copy the first process's checkpoint to the hosts that lack it, through the store."""
     if stored is None:
         raise StoreError(
@@ -75,7 +75,7 @@ def _spread(folder: Path, chosen: _Chosen, history: RunHistory, stored: StoredCh
             "first one sees); put the store on a disk that all of them see, or on S3"
         )
     path, name = checkpoint_of(folder, chosen.step), stored_name(chosen.step, chosen.identity)
-    ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path, history), listener), progress)
+    ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path), listener), progress)
 
     def fetch() -> None:
         if damaged := stored.fetch(name, folder):

@@ -84,11 +84,14 @@ class StoredCheckpoints:
 
     def complete(self, history: RunHistory) -> list[StoredCheckpoint]:
         """Return those that are complete and that no roll-back undid, by step; only the first process's list is up to date."""
-        if self._found is None:
-            self._found = list(self._look())
-        valid = [found for found in self._found if history.includes(found.step, found.num_incidents)]
+        valid = [found for found in self._sealed() if history.includes(found.step, found.num_incidents)]
         # Of two of one step, the planned one: a stop wrote the other.
         return list({found.step: found for found in sorted(valid, key=lambda found: (found.step, found.is_planned))}.values())
+
+    def _sealed(self) -> list[StoredCheckpoint]:
+        if self._found is None:
+            self._found = list(self._look())
+        return self._found
 
     def _look(self) -> Iterator[StoredCheckpoint]:
         folders: dict[str, dict[str, int]] = defaultdict(dict)
@@ -188,7 +191,7 @@ class StoredCheckpoints:
     def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> None:
         path: Path | None = None
         try:
-            while (path := self._take_offer(history)) is not None:
+            while (path := self._take_offer()) is not None:
                 self._upload(path)
             complete = self.complete(history)
             kept = kept_steps(complete, newest=newest, best=best)
@@ -202,8 +205,9 @@ class StoredCheckpoints:
             with self._lock:
                 self._uploading = None
 
-    def _take_offer(self, history: RunHistory) -> Path | None:
-        stored = {found.name for found in self.complete(history)}
+    def _take_offer(self) -> Path | None:
+        # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
+        stored = {found.name for found in self._sealed()}
         with self._lock:
             # Training may have deleted one that has waited for long.
             waiting = (path for path in self._offered if is_complete(path) and _name_of(path) not in stored)
@@ -219,14 +223,13 @@ class StoredCheckpoints:
         self._require_lease()
         self._store.write_bytes(f"{self._root}/{name}/{SEAL}", seal)
         origin = json.loads((path / ORIGIN).read_text())
-        assert self._found is not None, "complete() has looked"
-        self._found.append(StoredCheckpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"]))
+        self._sealed().append(StoredCheckpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"]))
 
-    def upload(self, path: Path, history: RunHistory) -> None:
+    def upload(self, path: Path) -> None:
         """Upload a checkpoint now, if it is not there."""
 
         def upload() -> None:
-            if _name_of(path) not in {found.name for found in self.complete(history)}:
+            if _name_of(path) not in {found.name for found in self._sealed()}:
                 self._upload(path)
 
         self._thread.submit(upload).result()
