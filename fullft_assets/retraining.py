@@ -340,6 +340,8 @@ def _with_labels(
         count_first = count_first and delivered >= needed
     if enough:
         return _Rule(name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from")
+    if any(attempt.outcome == "in_flight" for attempt in state.attempts):
+        return _Rule(name, "wait", f"{reason}; an attempt is in flight")
     if count_first:
         return _Rule(name, "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
     what = "label some of these production documents" if name == "drift" else "label more documents like those of today"

@@ -106,6 +106,12 @@ class TestRules:
     def test_drift_retrains_with_labels_that_came_since_it_began(self, new: int, labels: int, action: str) -> None:
         assert _decide(new=new, num_labels_since_drift=labels, **_windows("confirmed", "confirmed")).action == action
 
+    def test_no_more_labels_are_asked_for_while_a_retrain_learns_from_those_of_the_drift(self) -> None:
+        learning = _after(0.1, outcome="in_flight", num_examples=ROWS + 500)
+        asked = {"new": 500, "num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
+        assert _decide(learning, **asked, num_runs_in_flight=1).action == "wait"
+        assert _decide(_after(0.1, outcome="succeeded", num_examples=ROWS + 500), **asked).action == "request_labels"
+
     def test_windows_a_year_apart_do_not_count_together(self) -> None:
         apart = _windows("confirmed", "confirmed", apart=380 * DAY_SECONDS)
         state = RUNNING.model_copy(update={"trained_at": 0.0})
