@@ -118,7 +118,7 @@ def embed(folder: Path) -> None:
         for start in range(0, len(texts), _BATCH):
             batch = tokenizer(texts[start : start + _BATCH], padding=True, truncation=True, max_length=256, return_tensors="pt")
             mask = batch["attention_mask"].unsqueeze(-1)
-            (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+            _ = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
 
 
 def _write(folder: Path, start: int, count: int, name: str = "delivery") -> None:

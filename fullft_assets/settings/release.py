@@ -13,7 +13,7 @@ class ModelPackageSettings(Settings):
     """A model package in SageMaker's registry for each champion, to be approved there."""
 
     group: str = Field(
-        pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$", description="Model package group that it is registered in; made where it is missing."
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9-]{0,62}$", description="Model package group that it is registered in; made where it is missing."
     )
     image: str = Field(min_length=1, description="Inference image that serves it, such as a Hugging Face container of the region.")
     url: str = Field(pattern=r"^s3://[^/]+.*$", description="s3://bucket/prefix for `model.tar.gz` and `metrics.json` of each champion.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         found = with_temperature(probabilities, math.exp(log_temperature))
         return float(-np.log(np.maximum(found[np.arange(len(labels)), labels], _SMALLEST)).mean())
 
-    found = minimize_scalar(loss, bounds=tuple(map(math.log, _RANGE)), method="bounded")
+    found: Any = minimize_scalar(loss, bounds=tuple(map(math.log, _RANGE)), method="bounded")
     return math.exp(float(found.x))
 
 
