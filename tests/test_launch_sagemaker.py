@@ -154,11 +154,11 @@ def test_spot_interruption(service, url, returns):
         status = sage.poll("fullft-test-1")
         assert (status.reason, status.failure) == ("waited for spot instances longer than launcher.max_wait_hours", "preemption")
         return
+    wait_for(lambda: (service.folder / "starts").read_text() == "started\n" * 2, "it was started again")
     (service.folder / "go").touch()
     wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
     logs = sage.logs("fullft-test-1", "")
     assert sage.poll("fullft-test-1").state == "succeeded" and logs.stdout.count("waiting") == 2
-    assert (service.folder / "starts").read_text() == "started\n" * 2
 
 
 def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url):
