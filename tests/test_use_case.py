@@ -137,7 +137,7 @@ ONE_MISTAKE = {
     ),
     "text for a section": (
         GOOD + "  release: strict\n",
-        "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule, min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting, max_calibration_error, push_to, license",
+        "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule, min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting, max_calibration_error, push_to, model_package, license",
     ),
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
     "missing key": (
@@ -246,6 +246,11 @@ ONE_MISTAKE = {
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
         "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR by its digest, "
         "`REPOSITORY@sha256:...`, with fullft_assets in the same version.",
+    ),
+    "secret that everybody may read": (
+        SAGEMAKER + "    environment: {HF_TOKEN: hf_abc}\n",
+        "13: launcher.environment: HF_TOKEN is a secret, which everybody who may describe the job would see; give launcher.role_arn the "
+        "right to what it opens (launcher.environment is a section)",
     ),
     "workload that runs where launcher says": (
         GOOD + "  compute:\n    training: {processes: 8}\n",

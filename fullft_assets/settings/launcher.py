@@ -25,6 +25,14 @@ from fullft_assets.settings.base import Float, Settings
 _SECRET = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?)(_|$)(?!FILE$|PATH$|DIR$)|(^|_)API_?KEY$", re.IGNORECASE)
 
 
+def _without_secret(environment: dict[str, str], instead: str) -> dict[str, str]:
+    """Return the variables of a workload whose request others may read, or raise with what to do about a secret among them."""
+    for name, value in environment.items():
+        if _SECRET.search(name) or without_secrets(value) != value:
+            raise ValueError(f"{name} is a secret, which everybody who may describe the job would see; {instead}")
+    return environment
+
+
 class LauncherSettings(Settings):
     """Where heavy work runs. These keys are those of every kind; a kind may have more of its own."""
 
@@ -211,12 +219,7 @@ class KubernetesLauncherSettings(LauncherSettings):
     @field_validator("environment")
     @classmethod
     def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name, value in environment.items():
-            if _SECRET.search(name) or without_secrets(value) != value:
-                raise ValueError(
-                    f"{name} is a secret, which everybody who may describe the Job would see; put it into a Secret and name that in secrets"
-                )
-        return environment
+        return _without_secret(environment, "put it into a Secret and name that in secrets")
 
     @model_validator(mode="after")
     def _is_possible(self) -> KubernetesLauncherSettings:
@@ -313,6 +316,11 @@ class SageMakerLauncherSettings(LauncherSettings):
     def target(self) -> dict[str, Any]:
         """The type of the instances; a plan is made on one of them."""
         return {"kind": self.kind, "instance_type": self.instance_type}
+
+    @field_validator("environment")
+    @classmethod
+    def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
+        return _without_secret(environment, "give launcher.role_arn the right to what it opens")
 
     @field_validator("grace_seconds", "max_hours")
     @classmethod
