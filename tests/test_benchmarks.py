@@ -123,6 +123,7 @@ def test_preparation_goes_through_every_stage(preparation: Preparation) -> None:
     assert str(row.goal) == "ratio <= 1.3" and row.ratio == row.ours / row.theirs
 
 
+@pytest.mark.long
 def test_one_percent_more_is_measured_against_the_whole(preparation: Preparation) -> None:
     if not preparation.runs:
         preparation.measure()

@@ -276,6 +276,7 @@ def test_the_class_of_a_failure(reason, line, failure):
     assert status.reason and "\n" not in status.reason
 
 
+@pytest.mark.long
 class TestAnotherProcess:
     """The control plane is a process of its own, which is killed or cancelled."""
 

@@ -443,7 +443,10 @@ class TestRegistration:
 
     def test_an_unknown_kind_is_one_line_with_the_known_ones(self, package, tmp_path):
         project = projects.create(tmp_path, launcher={"kind": "clutser"})
-        with pytest.raises(SettingsError, match=r"launcher\.kind: clutser is not one of local, ssh, cluster; did you mean `cluster`\?$"):
+        with pytest.raises(
+            SettingsError,
+            match=r"launcher\.kind: clutser is not one of local, ssh, kubernetes, sagemaker, cluster; did you mean `cluster`\?$",
+        ):
             project.use_case()
 
 

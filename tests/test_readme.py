@@ -28,6 +28,7 @@ RUN_BY = {
     '.venv/bin/fullft predict licences "Licensed under the Apache License, Version 2.0"': "test_demo",
     '.venv/bin/fullft rollback licences --reason "too many false alarms"': "test_demo",
     '.venv/bin/fullft erase licences ids.txt --reason "request of 2026-11-20"': "test_demo",
+    ".venv/bin/fullft clean licences": "test_demo",
     "make test": ".ci/run",
     "make test-all": ".ci/run",
     "make bench": "test_demo (one row), tests/test_benchmarks.py",
@@ -124,6 +125,8 @@ def test_demo(checkout: Path, tmp_path: Path):
     refused = _fullft(checkout, home, "rollback", "licences", "--reason", "too many false alarms")
     assert refused.returncode == 1
     assert len(refused.stderr.strip().splitlines()) == 1
+    cleaned = _fullft(checkout, home, "clean", "licences")
+    assert cleaned.stdout.endswith("nothing was removed; `fullft clean licences --yes` does it\n"), cleaned.stderr
     _check_ui(checkout, home)
     _check_erasure(checkout, home, tmp_path / "ids.txt")
     assert "check" in _make(checkout, "bench", home, "ONLY=check", timeout=120)

@@ -176,7 +176,9 @@ TWO = {"processes": 2, "micro_batch_size": 2}
 @pytest.mark.parametrize(
     ("name", "kills", "changes", "spoiled"),
     [
-        ("layers", 12, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0),
+        pytest.param(
+            "layers", 12, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0, marks=pytest.mark.long
+        ),
         pytest.param("plain", 20, {}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(
             "low memory",

@@ -208,7 +208,7 @@ class TestProgress:
         for step in range(1, 2_001):
             now[0] += 1.0
             progress.step(step, 2_000, loss=0.5, learning_rate=1e-4, tokens_per_second=512.0, memory_gib=1.5)
-        assert lines[1] == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5, ETA 33 min 09 s"
+        assert lines[1] == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5, ETA 33 min 9 s"
         assert len(lines) < 200
 
 
