@@ -278,6 +278,18 @@ class TestDocumentsOnS3:
         paths[2].unlink()
         assert not documents.is_delivered(prefix, batch)
 
+    def test_windows_of_several_objects_end_by_their_rows(self, letters: Bucket) -> None:
+        monitoring = {"path": f"s3://{letters.folder.parent.name}/seen", "min_window_rows": 20, "window": {"rows": 50}}
+        letters.project.configure(monitoring=monitoring)
+        use_case, seen = letters.project.use_case(), letters.folder.parent / "seen"
+        for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
+            put(seen, f"{name}.jsonl", '{"text": "a text"}\n' * rows, 1_700_000_000 + 3_600 * hours)
+        found = documents.look(letters.store, use_case, "window")
+        assert [[file.path for file in window.files] for window in found.cut] == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
+        assert found.open_window == "10 of 50 rows of the next window"
+        kept = documents.keep(letters.store, use_case, found.cut[0].name, "window")
+        assert kept.metadata["num_rows"] == 50
+
 
 @pytest.fixture(scope="module")
 def sqs_server() -> Iterator[str]:
