@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.engine import random_states
-from fullft_assets.engine.checkpoints import SEAL
+from fullft_assets.engine import random_states, ranks
+from fullft_assets.engine.checkpoints import SEAL, publish
+from fullft_assets.engine.resuming import newest_checkpoint
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
+from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
@@ -169,3 +171,95 @@ def test_the_longer_history_continues_the_other_one(tmp_path: Path) -> None:
     first, both = (text.encode() for text in written)
     assert RunHistory(tmp_path / "elsewhere", stored=both).incidents == history.incidents
     assert RunHistory(tmp_path / "here", stored=first).incidents == history.incidents
+
+
+class Machine:
+    """A machine with a work folder of its own, that writes and resumes checkpoints of a few bytes."""
+
+    def __init__(self, folder: Path, bucket: str):
+        folder.mkdir()
+        self.folder, self.said = folder, []
+        progress = Progress(silent=True)
+        progress.say = self.said.append
+        self.progress, self.store = progress, Store(f"s3://{bucket}", {"skip_instance_cache": True})
+        self.start()
+
+    def start(self) -> None:
+        """A new process."""
+        self.stored = StoredCheckpoints(self.store, "mail", "s", "k", self.progress)
+        self.history = RunHistory(self.folder, stored=self.stored.read_history(), store=self.stored.write_history)
+
+    def write(self, step: int, weights: str) -> Path:
+        aside, target = self.folder / "unfinished" / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
+        aside.mkdir(parents=True)
+        (aside / "weights").write_text(weights)
+        self.stored.copy_beside(self.folder, aside)
+        publish(aside, target, num_incidents=len(self.history.incidents), is_planned=True)
+        return target
+
+    def upload(self, *checkpoints: Path, best: int | None = None) -> None:
+        self.stored.offer(checkpoints, self.history, newest=2, best=best)
+        self.stored.finish()
+
+    def newest(self) -> str | None:
+        """The weights that it would continue with."""
+        found = newest_checkpoint(self.folder, self.history, self.stored, self.progress)
+        return None if found is None else (found / "weights").read_text()
+
+    def steps(self) -> list[int]:
+        """What a new process finds in the store."""
+        return [found.step for found in StoredCheckpoints(self.store, "mail", "s", "k", self.progress).complete(self.history)]
+
+
+@pytest.fixture
+def machines(s3_env: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Machine, Machine]:
+    bucket = f"b{abs(hash(request.node.name))}"
+    s3_env.make_bucket(bucket)
+    return Machine(tmp_path / "one", bucket), Machine(tmp_path / "other", bucket)
+
+
+def damage_downloads(machine: Machine, times: int) -> None:
+    download, left = machine.store.download, [times]
+
+    def damaging(name: str, path: Path) -> None:
+        download(name, path)
+        if path.name == "weights" and left[0] > 0:
+            left[0] -= 1
+            path.write_text("X" + path.read_text()[1:])
+
+    machine.store.download = damaging
+
+
+def test_a_download_that_is_damaged_once_is_repeated(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    one.upload(one.write(2, "w2"))
+    damage_downloads(other, 1)
+    assert other.newest() == "w2" and other.said == []
+
+
+def test_a_machine_that_reads_damaged_files_removes_none_from_the_store(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    one.upload(one.write(2, "w2"), one.write(4, "w4"))
+    damage_downloads(other, 1_000)
+    assert other.newest() is None
+    assert [line.partition("/0")[2][:7] for line in other.said] == ["0000004", "0000002"]
+    assert other.steps() == [2, 4]
+    other.upload(other.write(6, "w6"))
+    assert other.steps() == [6], "it has a checkpoint of its own there now"
+
+
+def test_a_host_that_cannot_fetch_a_checkpoint_removes_it_from_no_other(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = machines
+    one.upload(one.write(2, "w2"))
+    uploads, upload = [], one.store.upload
+    one.store.upload = lambda *given: (uploads.append(given), upload(*given))
+    damage_downloads(one, 1_000)
+    # As if each host had a disk of its own, of which the second one's is broken.
+    monkeypatch.setattr(ranks, "run_on_each_host", lambda work, progress: work())
+    monkeypatch.setattr(one.stored, "fetch", lambda name, _: StoredCheckpoints.fetch(one.stored, name, other.folder))
+    monkeypatch.setattr(ranks, "any_rank", lambda flag: flag or not (other.folder / "checkpoint-2").exists())
+    with pytest.raises(StoreError, match="read it damaged, also after it was uploaded again"):
+        one.newest()
+    assert len(uploads) == 1 and one.steps() == [2]

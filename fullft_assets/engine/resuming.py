@@ -63,7 +63,7 @@ def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None,
             if damaged is None:
                 return _Chosen(there[0].step, identity_of(checkpoint_of(folder, there[0].step)))
             place = f"{stored.place(there[0].name)}/{damaged}"
-            stored.discard(there[0].name)
+            stored.skip(there[0].name)
         progress.say(f"{place} is damaged; continuing from the checkpoint before, if there is one")
 
 
@@ -75,15 +75,20 @@ def _spread(folder: Path, chosen: _Chosen, stored: StoredCheckpoints | None, pro
             "first one sees); put the store on a disk that all of them see, or on S3"
         )
     path, name = checkpoint_of(folder, chosen.step), stored_name(chosen.step, chosen.identity)
-    ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path), listener), progress)
+    damaged: list[str] = []
 
     def fetch() -> None:
-        if damaged := stored.fetch(name, folder):
-            raise StoreError(f"{stored.place(name)}/{damaged} is damaged; run the same command again, which uploads it again")
+        damaged.extend(filter(None, [stored.fetch(name, folder)]))
 
-    try:
+    for _ in range(2):
+        ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path), listener), progress)
+        damaged.clear()
         ranks.run_on_each_host(fetch, progress)
-    except StoreError:
-        if is_first_rank():
-            stored.discard(name)
-        raise
+        if not ranks.any_rank(bool(damaged)):
+            return
+        # It may be damaged in the store: the first process uploads its own once more.
+        stored.skip(name)
+    raise StoreError(
+        f"{stored.place(name)}: a host of this training read it damaged, also after it was uploaded again; check the hosts' disks, and run the "
+        "same command again"
+    )

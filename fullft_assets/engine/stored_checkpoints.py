@@ -136,7 +136,8 @@ class StoredCheckpoints:
                     shutil.rmtree(left)
                 partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
                 try:
-                    if damaged := self._fetch(name, partial):
+                    # What a disk or a transfer damaged once may arrive whole the next time.
+                    if damaged := self._fetch(name, partial) and self._fetch(name, partial):
                         return damaged
                     shutil.rmtree(target, ignore_errors=True)
                     partial.rename(target)
@@ -245,10 +246,11 @@ class StoredCheckpoints:
         if self._last is not None:
             self._last.result()
 
-    def discard(self, name: str) -> None:
-        """Remove a checkpoint that cannot be used."""
-        self._require_lease()
-        self._remove(name)
+    def skip(self, name: str) -> None:
+        """Count a checkpoint as not there: it arrives damaged on this machine.
+
+        It may be whole, so it stays in the store until the next one of this machine is complete there; or is replaced by the same one.
+        """
         self._found = [found for found in self._found or [] if found.name != name]
 
     def remove_all(self) -> None:
