@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from fullft_assets.engine import random_states, ranks
-from fullft_assets.engine.checkpoints import SEAL, publish
-from fullft_assets.engine.resuming import newest_checkpoint
+from fullft_assets.engine.callback import SegmentCallback
+from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, StepLog, publish
+from fullft_assets.engine.resuming import checkpoint_of_step, newest_checkpoint
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.errors import StoreError
@@ -190,12 +192,27 @@ class Machine:
         self.history = RunHistory(self.folder, stored=self.stored.read_history(), store=self.stored.write_history)
 
     def write(self, step: int, weights: str) -> Path:
-        aside, target = self.folder / "unfinished" / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
-        aside.mkdir(parents=True)
-        (aside / "weights").write_text(weights)
+        target = self.folder / f"checkpoint-{step}"
+        aside = self._aside(step, weights)
         self.stored.copy_beside(self.folder, aside)
         publish(aside, target, num_incidents=len(self.history.incidents), is_planned=True)
         return target
+
+    def _aside(self, step: int, weights: str) -> Path:
+        aside = self.folder / "unfinished" / f"checkpoint-{step}"
+        aside.mkdir(parents=True)
+        (aside / "weights").write_text(weights)
+        return aside
+
+    def train(self, *steps: tuple[int, float], resumed_from: int = 0) -> None:
+        """Write and upload checkpoints, with their validation losses, whose weights say who wrote them."""
+        log = StepLog(self.folder / STEP_LOG, resumed_from, incidents=self.history.incidents)
+        recorder, validator = SimpleNamespace(log=log, progress=self.progress), SimpleNamespace(best_step=log.best_step)
+        callback = SegmentCallback(recorder, validator, None, self.history, set(), keep_checkpoints=2, stored=self.stored)
+        for step, loss in steps:
+            log.append({"step": step, "validation_loss": loss})
+            callback.publish(self._aside(step, f"{self.folder.name}{step}"), self.folder / f"checkpoint-{step}")
+            self.stored.finish()
 
     def upload(self, *checkpoints: Path, best: int | None = None) -> None:
         self.stored.offer(checkpoints, self.history, newest=2, best=best)
@@ -263,3 +280,32 @@ def test_a_host_that_cannot_fetch_a_checkpoint_removes_it_from_no_other(
     with pytest.raises(StoreError, match="read it damaged, also after it was uploaded again"):
         one.newest()
     assert len(uploads) == 1 and one.steps() == [2]
+
+
+def test_weights_that_a_roll_back_on_another_machine_undid_are_never_the_best(machines: tuple[Machine, Machine]) -> None:
+    """The second machine resumes at step 4, rolls back to step 2 and writes another step 4; then the first one is back."""
+    one, other = machines
+    one.train((2, 1.0), (4, 0.9))
+    other.start()
+    assert other.newest() == "one4"
+    other.history.add(Incident("roll_back", 5, 2, "loss nan", 1.0))
+    other.train((4, 0.5), (6, 0.6), resumed_from=2)
+    one.start()
+    assert one.newest() == "other6"
+    uploads = []
+    one.store.upload = lambda folder, *_: uploads.append((folder / "weights").read_text())
+    one.train((8, 0.7), resumed_from=6)
+    assert uploads == ["one8"] and not (one.folder / "checkpoint-4").exists()
+    publish(one._aside(4, "undone"), one.folder / "checkpoint-4", num_incidents=0, is_planned=True)
+    chosen = checkpoint_of_step(4, one.folder, one.history, one.stored, one.progress)
+    assert (chosen / "weights").read_text() == "other4"
+
+
+def test_a_damaged_best_checkpoint_is_fetched_from_the_store(machines: tuple[Machine, Machine]) -> None:
+    one, _ = machines
+    one.train((2, 0.5), (4, 0.6))
+    (one.folder / "checkpoint-2" / "weights").write_text("xxxx")
+    chosen = checkpoint_of_step(2, one.folder, one.history, one.stored, one.progress)
+    assert (chosen / "weights").read_text() == "one2"
+    with pytest.raises(StoreError, match="checkpoint-3 is missing"):
+        checkpoint_of_step(3, one.folder, one.history, one.stored, one.progress)

@@ -192,14 +192,16 @@ def kept_steps(complete: Sequence[Written], *, newest: int, best: int | None) ->
 
 
 def retain(folder: Path, history: RunHistory, *, newest: int, best: int | None, spared: Path | None = None) -> None:
-    """Delete all checkpoints that are no longer kept, see `kept_steps`.
+    """Delete all checkpoints that are no longer kept, see `kept_steps`, and those that a roll-back undid.
 
     Args:
         spared: is being read.
     """
-    kept = kept_steps(complete_checkpoints(folder, history), newest=newest, best=best)
+    complete = complete_checkpoints(folder, history)
+    steps = kept_steps(complete, newest=newest, best=best)
+    kept = {found.path for found in complete if found.step in steps}
     for path in all_checkpoints(folder):
-        if path != spared and (step_of(path) not in kept or path != checkpoint_of(folder, step_of(path))):
+        if path != spared and path not in kept:
             shutil.rmtree(path)
 
 

@@ -41,6 +41,24 @@ def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoin
     return checkpoint_of(folder, chosen.step)
 
 
+def checkpoint_of_step(step: int, folder: Path, history: RunHistory, stored: StoredCheckpoints | None, listener: Listener) -> Path:
+    """Return the checkpoint of a step that no roll-back undid, whole and in the work folder; the first process alone calls this.
+
+    Raises:
+        StoreError: it is missing or damaged, here and in the store.
+    """
+    problem = f"{folder / f'checkpoint-{step}'} is missing"
+    for path in [found.path for found in complete_checkpoints(folder, history) if found.step == step]:
+        if (damaged := first_damaged(path, listener)) is None:
+            return path
+        problem = f"{path / damaged} is damaged"
+    for name in [found.name for found in (stored.complete(history) if stored is not None else []) if found.step == step]:
+        if (damaged := ranks.attended(partial(stored.fetch, name, folder), listener)) is None:
+            return checkpoint_of(folder, step)
+        problem = f"{stored.place(name)}/{damaged} is damaged"
+    raise StoreError(problem)
+
+
 def _newest(folder: Path, history: RunHistory, stored: StoredCheckpoints | None) -> tuple[list[Checkpoint], list[StoredCheckpoint]]:
     """Return the newest checkpoint on this machine and the newest one in the store, where there is one."""
     return complete_checkpoints(folder, history)[-1:], stored.complete(history)[-1:] if stored is not None else []

@@ -131,7 +131,7 @@ class StoredCheckpoints:
         """
         target = checkpoint_of(folder, _step_of(name))
         with one_at_a_time(folder / ".fetching"):
-            if not _has_name(target, name):
+            if not _has_name(target, name) or first_damaged(target):
                 for left in folder.glob(".fetched-*"):
                     shutil.rmtree(left)
                 partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
