@@ -309,3 +309,19 @@ def test_a_damaged_best_checkpoint_is_fetched_from_the_store(machines: tuple[Mac
     assert (chosen / "weights").read_text() == "one2"
     with pytest.raises(StoreError, match="checkpoint-3 is missing"):
         checkpoint_of_step(3, one.folder, one.history, one.stored, one.progress)
+
+
+def test_a_checkpoint_without_its_step_log_gets_it_back(machines: tuple[Machine, Machine]) -> None:
+    """It was copied there for a process that was not the first one."""
+    one, other = machines
+    one.train((2, 0.5), (4, 0.6))
+    other.start()
+    [*_, newest] = other.stored.complete(other.history)
+    other.stored.fetch(newest.name, other.folder)
+    (other.folder / STEP_LOG).write_text('{"step": 9}\n')
+    assert other.newest() == "one4"
+    assert StepLog(other.folder / STEP_LOG, 4).best_step() == 2
+    later = (one.folder / STEP_LOG).read_text() + '{"step": 4, "validation_loss": 0.1}\n'
+    (one.folder / STEP_LOG).write_text(later)
+    one.newest()
+    assert (one.folder / STEP_LOG).read_text() == later, "a log that goes on from the checkpoint stays"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fullft_assets.engine import ranks
 from fullft_assets.engine.checkpoints import Checkpoint, checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of
 from fullft_assets.engine.run_history import RunHistory
-from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, stored_name
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, restore_beside, stored_name
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.jobs.ranks import is_first_rank
@@ -73,13 +73,17 @@ def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None,
             path = here[0].path
             damaged = first_damaged(path, listener)
             if damaged is None:
+                # It may have been copied here for another process, or a kill came between it and its log.
+                restore_beside(path, folder)
                 return _Chosen(here[0].step, identity_of(path))
             place = path / damaged
             discard(path)
         else:
-            damaged = ranks.attended(partial(stored.fetch, there[0].name, folder, with_log=True), listener)
+            damaged = ranks.attended(partial(stored.fetch, there[0].name, folder), listener)
             if damaged is None:
-                return _Chosen(there[0].step, identity_of(checkpoint_of(folder, there[0].step)))
+                path = checkpoint_of(folder, there[0].step)
+                restore_beside(path, folder)
+                return _Chosen(there[0].step, identity_of(path))
             place = f"{stored.place(there[0].name)}/{damaged}"
             stored.skip(there[0].name)
         progress.say(f"{place} is damaged; continuing from the checkpoint before, if there is one")

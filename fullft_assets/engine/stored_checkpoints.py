@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 #: Inside a checkpoint: copies of what is beside the checkpoints and led to it.
 _BESIDE = "beside"
-_COPIED = (STEP_LOG, EVENT_FILES, MLFLOW_RUN)
+_COPIED = (EVENT_FILES, MLFLOW_RUN, STEP_LOG)
 #: Another training of the same artifact that is alive is not waited for; one that is gone is known by then.
 _PATIENCE_SECONDS = 60.0
 
@@ -121,13 +121,10 @@ class StoredCheckpoints:
             raise ValueError(name)
         return found
 
-    def fetch(self, name: str, folder: Path, *, with_log: bool = False) -> str | None:
+    def fetch(self, name: str, folder: Path) -> str | None:
         """Copy a checkpoint into the work folder of this machine; return the first file that is not what was written, or None.
 
         Of several processes that share the folder, one copies.
-
-        Args:
-            with_log: also put the step log and what else led to this checkpoint in place of the folder's own.
         """
         target = checkpoint_of(folder, _step_of(name))
         with one_at_a_time(folder / ".fetching"):
@@ -143,8 +140,6 @@ class StoredCheckpoints:
                     partial.rename(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-            if with_log:
-                _restore(target / _BESIDE, folder)
         return None
 
     def _fetch(self, name: str, partial: Path) -> str | None:
@@ -333,8 +328,12 @@ def _has_name(checkpoint: Path, name: str) -> bool:
     return stored_name(_step_of(name), identity_of(checkpoint)) == name
 
 
-def _restore(beside: Path, folder: Path) -> None:
-    for name in _COPIED:
+def restore_beside(checkpoint: Path, folder: Path) -> None:
+    """Put the step log, and what else led to a checkpoint, in place of the folder's own, unless that log includes it already."""
+    beside = checkpoint / _BESIDE
+    if _lines(beside / STEP_LOG) <= _lines(folder / STEP_LOG):
+        return
+    for name in _COPIED:  # the log last: a kill before that repeats all of it
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:
@@ -343,3 +342,7 @@ def _restore(beside: Path, folder: Path) -> None:
             shutil.copytree(beside / name, folder / name)
         elif (beside / name).exists():
             shutil.copy(beside / name, folder / name)
+
+
+def _lines(log: Path) -> set[str]:
+    return set(log.read_text().splitlines()) if log.is_file() else set()
