@@ -325,3 +325,17 @@ def test_a_checkpoint_without_its_step_log_gets_it_back(machines: tuple[Machine,
     (one.folder / STEP_LOG).write_text(later)
     one.newest()
     assert (one.folder / STEP_LOG).read_text() == later, "a log that goes on from the checkpoint stays"
+
+
+def test_an_incident_that_did_not_reach_the_store_is_sent_by_the_next_start(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    write = one.store.write_bytes
+    one.store.write_bytes = lambda *_: (_ for _ in ()).throw(OSError("no network"))
+    with pytest.raises(OSError, match="no network"):
+        one.history.add(Incident("roll_back", 5, 2, "loss nan", 1.0, learning_rate=0.1))
+    one.store.write_bytes = write
+    RunHistory(one.folder, is_writer=False, store=one.stored.write_history)
+    assert one.stored.read_history() is None
+    one.start()
+    other.start()
+    assert other.history.learning_rate == one.history.learning_rate == 0.1
