@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.engine import random_states, ranks
+from fullft_assets.engine import random_states, ranks, resuming
 from fullft_assets.engine.callback import SegmentCallback
-from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, StepLog, publish
+from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
 from fullft_assets.engine.resuming import checkpoint_of_step, newest_checkpoint
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
@@ -339,3 +339,31 @@ def test_an_incident_that_did_not_reach_the_store_is_sent_by_the_next_start(mach
     one.start()
     other.start()
     assert other.history.learning_rate == one.history.learning_rate == 0.1
+
+
+def test_a_host_verifies_its_own_copy_of_the_checkpoint(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = machines
+    one.train((2, 0.5))
+    other.start()
+    other.newest()
+    copy = other.folder / "checkpoint-2" / "weights"
+    copy.write_text("oneX")
+    # As the second host, which is told what the first one chose.
+    identity = identity_of(one.folder / "checkpoint-2")
+    monkeypatch.setattr(resuming, "is_first_rank", lambda: False)
+    monkeypatch.setattr(ranks, "from_first", lambda _: True)
+    monkeypatch.setattr(ranks, "run_on_first", lambda work, _: resuming._Chosen(2, identity))
+    assert other.newest() == copy.read_text() == "one2"
+
+
+def test_seals_that_are_not_whole_are_of_damaged_checkpoints(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    one.train((2, 0.5), (4, 0.6))
+    (one.folder / "checkpoint-4" / SEAL).write_text('{"w": 3')
+    one.start()
+    assert one.newest() == "one4", "the store has a good one"
+    [_, newest] = one.stored.complete(one.history)
+    one.store.write_bytes(f"{checkpoints_ref('mail', 's', 'k')}/{newest.name}/{SEAL}", b'["w"]')
+    other.start()
+    assert other.newest() == "one2"
+    assert f"{newest.name}/{SEAL} is damaged; this checkpoint is skipped" in other.said[0]

@@ -36,7 +36,16 @@ def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoin
     chosen = ranks.run_on_first(lambda listener: _choose(folder, history, stored, progress, listener), progress)
     if chosen is None:
         return None
-    if ranks.any_rank(identity_of(checkpoint_of(folder, chosen.step)) != chosen.identity):
+    path = checkpoint_of(folder, chosen.step)
+    lacking = [path] if identity_of(path) != chosen.identity else []
+
+    def verify() -> None:
+        # The first process has verified its own.
+        if not lacking and not is_first_rank() and first_damaged(path):
+            lacking.append(path)
+
+    ranks.run_on_each_host(verify, progress)
+    if ranks.any_rank(bool(lacking)):
         _spread(folder, chosen, stored, progress)
     return checkpoint_of(folder, chosen.step)
 

@@ -104,20 +104,21 @@ class StoredCheckpoints:
             try:
                 seal, origin = self._json(f"{folder}/{SEAL}"), self._json(f"{folder}/{ORIGIN}")
                 damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
-            except ValueError:
-                damaged, origin = SEAL, {}
-            if damaged is not None:
+                checkpoint = StoredCheckpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
+            except (ValueError, KeyError):
+                damaged, checkpoint = SEAL, None
+            if damaged is not None or checkpoint is None:
                 self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
-                continue
-            yield StoredCheckpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
+            else:
+                yield checkpoint
 
     def place(self, name: str) -> str:
         """Return the URI of a checkpoint."""
         return f"{self._store.url}/{self._root}/{name}"
 
     def _json(self, name: str) -> dict[str, Any]:
-        found = self._store.read_json(f"{self._root}/{name}")
-        if found is None:
+        found: Any = self._store.read_json(f"{self._root}/{name}")
+        if not isinstance(found, dict):
             raise ValueError(name)
         return found
 
