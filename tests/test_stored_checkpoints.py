@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.engine import random_states, ranks, resuming
+from fullft_assets.engine import random_states, ranks, resuming, stored_checkpoints
 from fullft_assets.engine.callback import SegmentCallback
 from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
 from fullft_assets.engine.resuming import checkpoint_of_step, newest_checkpoint
@@ -367,3 +367,31 @@ def test_seals_that_are_not_whole_are_of_damaged_checkpoints(machines: tuple[Mac
     other.start()
     assert other.newest() == "one2"
     assert f"{newest.name}/{SEAL} is damaged; this checkpoint is skipped" in other.said[0]
+
+
+def test_the_last_upload_before_the_end_is_repeated(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = machines
+    monkeypatch.setattr(stored_checkpoints, "_PAUSES", (0.0, 0.0))
+    one.upload(one.write(2, "w2"))
+    upload, left = one.store.upload, [2]
+
+    def failing(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError("SlowDown")
+        upload(*given)
+
+    one.store.upload = failing
+    one.upload(one.write(4, "w4"))
+    assert one.steps() == [2, 4] and [line.partition(" could")[0] for line in one.said] == ["warning: checkpoint-4"] * 2
+    left[0] = 1_000
+    one.upload(one.write(6, "w6"))
+    assert "the newest checkpoint in " in one.said[-1] and "is that of step 4; another machine continues there" in one.said[-1]
+
+
+def test_a_listing_that_fails_is_said_as_such(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = machines
+    monkeypatch.setattr(stored_checkpoints, "_PAUSES", ())
+    monkeypatch.setattr(one.store, "sizes", lambda _: (_ for _ in ()).throw(OSError("SlowDown")))
+    one.upload(one.write(2, "w2"))
+    assert "its checkpoints could not be listed in " in one.said[0]

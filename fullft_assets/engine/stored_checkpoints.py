@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +52,8 @@ _BESIDE = "beside"
 _COPIED = (EVENT_FILES, MLFLOW_RUN, STEP_LOG)
 #: Another training of the same artifact that is alive is not waited for; one that is gone is known by then.
 _PATIENCE_SECONDS = 60.0
+#: Before what failed is tried again at the end: a stop leaves 30 s by default.
+_PAUSES = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class StoredCheckpoints:
     def __init__(self, store: Store, case: str, stage: str, key: str, progress: Progress, lease: Lease | None = None):
         self._store, self._root, self._progress, self._lease = store, checkpoints_ref(case, stage, key), progress, lease
         self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._last: Future[None] | None = None
+        self._last: Future[bool] | None = None
+        self._wanted: tuple[RunHistory, int, int | None] | None = None
         self._offered: list[Path] = []
         self._uploading: Path | None = None
         self._found: list[StoredCheckpoint] | None = None
@@ -169,7 +173,7 @@ class StoredCheckpoints:
     def offer(self, checkpoints: Sequence[Path], history: RunHistory, *, newest: int, best: int | None) -> None:
         """Have a thread upload these checkpoints, in this order, and then remove those that are no longer kept.
 
-        An upload that fails is said, and tried again with the next offer. An offer replaces what the one before has not begun.
+        An upload that fails is said, and tried again with the next offer and by `finish`. An offer replaces what the one before has not begun.
 
         Args:
             newest, best: see `checkpoints.retain`.
@@ -183,21 +187,27 @@ class StoredCheckpoints:
             )
         with self._lock:
             self._offered = list(checkpoints)
-        self._last = self._thread.submit(self._upload_offered, history, newest, best)
+        self._wanted = history, newest, best
+        self._last = self._thread.submit(self._upload_offered, *self._wanted)
 
-    def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> None:
-        path: Path | None = None
+    def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> bool:
+        """Return whether all of it was done."""
+        failed = "its checkpoints could not be listed in"
         try:
+            self._sealed()
             while (path := self._take_offer()) is not None:
+                failed = f"{path.name} could not be copied to"
                 self._upload(path)
+            failed = "an old checkpoint could not be removed from"
             complete = self.complete(history)
             kept = kept_steps(complete, newest=newest, best=best)
             self._remove_all_but({found.name for found in complete if found.step in kept})
+            return True
         except Exception as error:
             # A bucket may fail in any way; training itself need not end for this.
             reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
-            what = "an old checkpoint could not be removed from" if path is None else f"{path.name} could not be copied to"
-            self._progress.say(f"warning: {what} {self._store.url} ({reason}); this is tried again with the next checkpoint")
+            self._progress.say(f"warning: {failed} {self._store.url} ({reason}); this is tried again")
+            return False
         finally:
             with self._lock:
                 self._uploading = None
@@ -238,9 +248,21 @@ class StoredCheckpoints:
             yield self._uploading
 
     def finish(self) -> None:
-        """Wait until what was offered is uploaded, or has failed."""
-        if self._last is not None:
-            self._last.result()
+        """Wait until what was offered is uploaded; what failed is tried a few times more, for a process that ends makes no other offer."""
+        if self._last is None or self._wanted is None:
+            return
+        for pause in _PAUSES:
+            if self._last.result() or (self._lease is not None and self._lease.is_lost):
+                return
+            time.sleep(pause)
+            self._last = self._thread.submit(self._upload_offered, *self._wanted)
+        if not self._last.result():
+            newest = max(
+                (found.step for found in self._found or [] if self._wanted[0].includes(found.step, found.num_incidents)), default=0
+            )
+            self._progress.say(
+                f"warning: the newest checkpoint in {self._store.url} is that of step {newest:,}; another machine continues there"
+            )
 
     def skip(self, name: str) -> None:
         """Count a checkpoint as not there: it arrives damaged on this machine.
