@@ -61,7 +61,9 @@ def checkpoint_of_step(step: int, folder: Path, history: RunHistory, stored: Sto
         if (damaged := first_damaged(path, listener)) is None:
             return path
         problem = f"{path / damaged} is damaged"
-    for name in [found.name for found in (stored.complete(history) if stored is not None else []) if found.step == step]:
+    if stored is None:
+        raise StoreError(problem)
+    for name in [found.name for found in stored.complete(history) if found.step == step]:
         if (damaged := ranks.attended(partial(stored.fetch, name, folder), listener)) is None:
             return checkpoint_of(folder, step)
         problem = f"{stored.place(name)}/{damaged} is damaged"
