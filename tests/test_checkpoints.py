@@ -145,7 +145,7 @@ def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path
                 for checkpoint in all_checkpoints(tmp_path):
                     damage(checkpoint / "model.safetensors")
 
-    with pytest.raises(StoreError, match=r"checkpoint-\d+/model.safetensors, of the best step, is damaged; delete .* to train again"):
+    with pytest.raises(StoreError, match=r"best step \d+: .*/checkpoint-\d+/model.safetensors is damaged; delete .* to train again"):
         fit(LLAMA, **OVERFITTING, chosen=KEEP_BEST, folder=tmp_path, resumable=True, evaluate_at=None, progress=Damaging(silent=True))
 
 

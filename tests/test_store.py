@@ -367,14 +367,20 @@ def test_an_upload_that_takes_long_shows_signs_of_life(bucket: str, monkeypatch:
 
 
 class Clock:
-    """A clock that moves while somebody sleeps."""
+    """A clock that moves while somebody sleeps, or while the machine is suspended."""
+
+    CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.suspended = 0.0
         self.tick = lambda: None
 
     def monotonic(self) -> float:
         return self.now
+
+    def clock_gettime(self, clock: int) -> float:
+        assert clock == self.CLOCK_BOOTTIME
+        return self.now + self.suspended
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -456,6 +462,14 @@ class TestLeases:
                     stopped.require()
                 holder = store.read_pointer("leases/x")
         assert holder is not None and holder["by"] is not None
+
+    def test_nor_may_one_whose_machine_was_suspended(self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)
+        with Store(bucket).alone("x") as lease:
+            lease.require()
+            clock.suspended = 21.0
+            with pytest.raises(StoreError, match="another process may have taken this work over"):
+                lease.require()
 
 
 @pytest.mark.heavy

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.engine import random_states
-from fullft_assets.engine.checkpoints import SEAL
+from fullft_assets.engine import random_states, ranks, resuming, stored_checkpoints
+from fullft_assets.engine.callback import SegmentCallback
+from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
+from fullft_assets.engine.resuming import checkpoint_of_step, newest_checkpoint
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
+from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
@@ -169,3 +173,225 @@ def test_the_longer_history_continues_the_other_one(tmp_path: Path) -> None:
     first, both = (text.encode() for text in written)
     assert RunHistory(tmp_path / "elsewhere", stored=both).incidents == history.incidents
     assert RunHistory(tmp_path / "here", stored=first).incidents == history.incidents
+
+
+class Machine:
+    """A machine with a work folder of its own, that writes and resumes checkpoints of a few bytes."""
+
+    def __init__(self, folder: Path, bucket: str):
+        folder.mkdir()
+        self.folder, self.said = folder, []
+        progress = Progress(silent=True)
+        progress.say = self.said.append
+        self.progress, self.store = progress, Store(f"s3://{bucket}", {"skip_instance_cache": True})
+        self.start()
+
+    def start(self) -> None:
+        """A new process."""
+        self.stored = StoredCheckpoints(self.store, "mail", "s", "k", self.progress)
+        self.history = RunHistory(self.folder, stored=self.stored.read_history(), store=self.stored.write_history)
+
+    def write(self, step: int, weights: str) -> Path:
+        target = self.folder / f"checkpoint-{step}"
+        aside = self._aside(step, weights)
+        self.stored.copy_beside(self.folder, aside)
+        publish(aside, target, num_incidents=len(self.history.incidents), is_planned=True)
+        return target
+
+    def _aside(self, step: int, weights: str) -> Path:
+        aside = self.folder / "unfinished" / f"checkpoint-{step}"
+        aside.mkdir(parents=True)
+        (aside / "weights").write_text(weights)
+        return aside
+
+    def train(self, *steps: tuple[int, float], resumed_from: int = 0) -> None:
+        """Write and upload checkpoints, with their validation losses, whose weights say who wrote them."""
+        log = StepLog(self.folder / STEP_LOG, resumed_from, incidents=self.history.incidents)
+        recorder, validator = SimpleNamespace(log=log, progress=self.progress), SimpleNamespace(best_step=log.best_step)
+        callback = SegmentCallback(recorder, validator, None, self.history, set(), keep_checkpoints=2, stored=self.stored)
+        for step, loss in steps:
+            log.append({"step": step, "validation_loss": loss})
+            callback.publish(self._aside(step, f"{self.folder.name}{step}"), self.folder / f"checkpoint-{step}")
+            self.stored.finish()
+
+    def upload(self, *checkpoints: Path, best: int | None = None) -> None:
+        self.stored.offer(checkpoints, self.history, newest=2, best=best)
+        self.stored.finish()
+
+    def newest(self) -> str | None:
+        """The weights that it would continue with."""
+        found = newest_checkpoint(self.folder, self.history, self.stored, self.progress)
+        return None if found is None else (found / "weights").read_text()
+
+    def steps(self) -> list[int]:
+        """What a new process finds in the store."""
+        return [found.step for found in StoredCheckpoints(self.store, "mail", "s", "k", self.progress).complete(self.history)]
+
+
+@pytest.fixture
+def machines(s3_env: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Machine, Machine]:
+    bucket = f"b{abs(hash(request.node.name))}"
+    s3_env.make_bucket(bucket)
+    return Machine(tmp_path / "one", bucket), Machine(tmp_path / "other", bucket)
+
+
+def damage_downloads(machine: Machine, times: int) -> None:
+    download, left = machine.store.download, [times]
+
+    def damaging(name: str, path: Path) -> None:
+        download(name, path)
+        if path.name == "weights" and left[0] > 0:
+            left[0] -= 1
+            path.write_text("X" + path.read_text()[1:])
+
+    machine.store.download = damaging
+
+
+def test_a_download_that_is_damaged_once_is_repeated(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    one.upload(one.write(2, "w2"))
+    damage_downloads(other, 1)
+    assert other.newest() == "w2" and other.said == []
+
+
+def test_a_machine_that_reads_damaged_files_removes_none_from_the_store(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    one.upload(one.write(2, "w2"), one.write(4, "w4"))
+    damage_downloads(other, 1_000)
+    assert other.newest() is None
+    assert [line.partition("/0")[2][:7] for line in other.said] == ["0000004", "0000002"]
+    assert other.steps() == [2, 4]
+    other.upload(other.write(6, "w6"))
+    assert other.steps() == [6], "it has a checkpoint of its own there now"
+
+
+def test_a_host_that_cannot_fetch_a_checkpoint_removes_it_from_no_other(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = machines
+    one.upload(one.write(2, "w2"))
+    uploads, upload = [], one.store.upload
+    one.store.upload = lambda *given: (uploads.append(given), upload(*given))
+    damage_downloads(one, 1_000)
+    # As if each host had a disk of its own, of which the second one's is broken.
+    monkeypatch.setattr(ranks, "run_on_each_host", lambda work, progress: work())
+    monkeypatch.setattr(one.stored, "fetch", lambda name, _: StoredCheckpoints.fetch(one.stored, name, other.folder))
+    monkeypatch.setattr(ranks, "any_rank", lambda flag: flag or not (other.folder / "checkpoint-2").exists())
+    with pytest.raises(StoreError, match="read it damaged, also after it was uploaded again"):
+        one.newest()
+    assert len(uploads) == 1 and one.steps() == [2]
+
+
+def test_weights_that_a_roll_back_on_another_machine_undid_are_never_the_best(machines: tuple[Machine, Machine]) -> None:
+    """The second machine resumes at step 4, rolls back to step 2 and writes another step 4; then the first one is back."""
+    one, other = machines
+    one.train((2, 1.0), (4, 0.9))
+    other.start()
+    assert other.newest() == "one4"
+    other.history.add(Incident("roll_back", 5, 2, "loss nan", 1.0))
+    other.train((4, 0.5), (6, 0.6), resumed_from=2)
+    one.start()
+    assert one.newest() == "other6"
+    uploads = []
+    one.store.upload = lambda folder, *_: uploads.append((folder / "weights").read_text())
+    one.train((8, 0.7), resumed_from=6)
+    assert uploads == ["one8"] and not (one.folder / "checkpoint-4").exists()
+    publish(one._aside(4, "undone"), one.folder / "checkpoint-4", num_incidents=0, is_planned=True)
+    chosen = checkpoint_of_step(4, one.folder, one.history, one.stored, one.progress)
+    assert (chosen / "weights").read_text() == "other4"
+
+
+def test_a_damaged_best_checkpoint_is_fetched_from_the_store(machines: tuple[Machine, Machine]) -> None:
+    one, _ = machines
+    one.train((2, 0.5), (4, 0.6))
+    (one.folder / "checkpoint-2" / "weights").write_text("xxxx")
+    chosen = checkpoint_of_step(2, one.folder, one.history, one.stored, one.progress)
+    assert (chosen / "weights").read_text() == "one2"
+    with pytest.raises(StoreError, match="checkpoint-3 is missing"):
+        checkpoint_of_step(3, one.folder, one.history, one.stored, one.progress)
+
+
+def test_a_checkpoint_without_its_step_log_gets_it_back(machines: tuple[Machine, Machine]) -> None:
+    """It was copied there for a process that was not the first one."""
+    one, other = machines
+    one.train((2, 0.5), (4, 0.6))
+    other.start()
+    [*_, newest] = other.stored.complete(other.history)
+    other.stored.fetch(newest.name, other.folder)
+    (other.folder / STEP_LOG).write_text('{"step": 9}\n')
+    assert other.newest() == "one4"
+    assert StepLog(other.folder / STEP_LOG, 4).best_step() == 2
+    later = (one.folder / STEP_LOG).read_text() + '{"step": 4, "validation_loss": 0.1}\n'
+    (one.folder / STEP_LOG).write_text(later)
+    one.newest()
+    assert (one.folder / STEP_LOG).read_text() == later, "a log that goes on from the checkpoint stays"
+
+
+def test_an_incident_that_did_not_reach_the_store_is_sent_by_the_next_start(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    write = one.store.write_bytes
+    one.store.write_bytes = lambda *_: (_ for _ in ()).throw(OSError("no network"))
+    with pytest.raises(OSError, match="no network"):
+        one.history.add(Incident("roll_back", 5, 2, "loss nan", 1.0, learning_rate=0.1))
+    one.store.write_bytes = write
+    RunHistory(one.folder, is_writer=False, store=one.stored.write_history)
+    assert one.stored.read_history() is None
+    one.start()
+    other.start()
+    assert other.history.learning_rate == one.history.learning_rate == 0.1
+
+
+def test_a_host_verifies_its_own_copy_of_the_checkpoint(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = machines
+    one.train((2, 0.5))
+    other.start()
+    other.newest()
+    copy = other.folder / "checkpoint-2" / "weights"
+    copy.write_text("oneX")
+    # As the second host, which is told what the first one chose.
+    identity = identity_of(one.folder / "checkpoint-2")
+    monkeypatch.setattr(resuming, "is_first_rank", lambda: False)
+    monkeypatch.setattr(ranks, "from_first", lambda _: True)
+    monkeypatch.setattr(ranks, "run_on_first", lambda work, _: resuming._Chosen(2, identity))
+    assert other.newest() == copy.read_text() == "one2"
+
+
+def test_seals_that_are_not_whole_are_of_damaged_checkpoints(machines: tuple[Machine, Machine]) -> None:
+    one, other = machines
+    one.train((2, 0.5), (4, 0.6))
+    (one.folder / "checkpoint-4" / SEAL).write_text('{"w": 3')
+    one.start()
+    assert one.newest() == "one4", "the store has a good one"
+    [_, newest] = one.stored.complete(one.history)
+    one.store.write_bytes(f"{checkpoints_ref('mail', 's', 'k')}/{newest.name}/{SEAL}", b'["w"]')
+    other.start()
+    assert other.newest() == "one2"
+    assert f"{newest.name}/{SEAL} is damaged; this checkpoint is skipped" in other.said[0]
+
+
+def test_the_last_upload_before_the_end_is_repeated(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = machines
+    monkeypatch.setattr(stored_checkpoints, "_PAUSES", (0.0, 0.0))
+    one.upload(one.write(2, "w2"))
+    upload, left = one.store.upload, [2]
+
+    def failing(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError("SlowDown")
+        upload(*given)
+
+    one.store.upload = failing
+    one.upload(one.write(4, "w4"))
+    assert one.steps() == [2, 4] and [line.partition(" could")[0] for line in one.said] == ["warning: checkpoint-4"] * 2
+    left[0] = 1_000
+    one.upload(one.write(6, "w6"))
+    assert "the newest checkpoint in " in one.said[-1] and "is that of step 4; another machine continues there" in one.said[-1]
+
+
+def test_a_listing_that_fails_is_said_as_such(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = machines
+    monkeypatch.setattr(stored_checkpoints, "_PAUSES", ())
+    monkeypatch.setattr(one.store, "sizes", lambda _: (_ for _ in ()).throw(OSError("SlowDown")))
+    one.upload(one.write(2, "w2"))
+    assert "its checkpoints could not be listed in " in one.said[0]

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.engine import ranks
-from fullft_assets.engine.checkpoints import checkpoint_of, publish, retain
+from fullft_assets.engine.checkpoints import complete_checkpoints, publish, retain
 from fullft_assets.engine.guard_actions import GuardActions
 from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.engine.run_history import RunHistory
@@ -85,8 +85,8 @@ class SegmentCallback(TrainerCallback):
         if self._stored is not None:
             best = self._validator.best_step()
             # The best one first: who finds the newest one there finds all that it needs.
-            offered = [target] if best is None else [checkpoint_of(target.parent, best), target]
-            self._stored.offer(offered, self._history, newest=self._keep_checkpoints, best=best)
+            offered = [found.path for found in complete_checkpoints(target.parent, self._history) if found.step == best]
+            self._stored.offer([*offered, target], self._history, newest=self._keep_checkpoints, best=best)
 
     def delete_old_checkpoints(self) -> None:
         """Delete the checkpoints that are no longer kept on this machine."""

@@ -106,7 +106,9 @@ def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | N
 
     All files are read once: 16 bytes a trained weight in fp32.
     """
-    known = json.loads((checkpoint / _DIGESTS).read_text())
+    known = _object_in(checkpoint / _DIGESTS)
+    if known is None:
+        return _DIGESTS
     return next((name for name, digest in known.items() if _digest(checkpoint / name, listener) != digest), None)
 
 
@@ -166,8 +168,8 @@ def complete_checkpoints(folder: Path, history: RunHistory) -> list[Checkpoint]:
     for path in all_checkpoints(folder):
         if not is_complete(path):
             continue
-        origin = json.loads((path / ORIGIN).read_text())
-        if history.includes(step_of(path), origin["num_incidents"]):
+        origin = _object_in(path / ORIGIN)
+        if origin is not None and history.includes(step_of(path), origin["num_incidents"]):
             found[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
     return list(found.values())
 
@@ -192,14 +194,16 @@ def kept_steps(complete: Sequence[Written], *, newest: int, best: int | None) ->
 
 
 def retain(folder: Path, history: RunHistory, *, newest: int, best: int | None, spared: Path | None = None) -> None:
-    """Delete all checkpoints that are no longer kept, see `kept_steps`.
+    """Delete all checkpoints that are no longer kept, see `kept_steps`, and those that a roll-back undid.
 
     Args:
         spared: is being read.
     """
-    kept = kept_steps(complete_checkpoints(folder, history), newest=newest, best=best)
+    complete = complete_checkpoints(folder, history)
+    steps = kept_steps(complete, newest=newest, best=best)
+    kept = {found.path for found in complete if found.step in steps}
     for path in all_checkpoints(folder):
-        if path != spared and (step_of(path) not in kept or path != checkpoint_of(folder, step_of(path))):
+        if path != spared and path not in kept:
             shutil.rmtree(path)
 
 
@@ -222,11 +226,17 @@ def step_of(checkpoint: Path) -> int:
 
 def is_complete(checkpoint: Path) -> bool:
     """Return whether a checkpoint is sealed and has all files that its seal lists."""
-    seal_file = checkpoint / SEAL
-    if not seal_file.is_file():
-        return False
-    files = json.loads(seal_file.read_text())
-    return all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in files.items())
+    files = _object_in(checkpoint / SEAL)
+    return files is not None and all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in files.items())
+
+
+def _object_in(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fullft_assets.engine import ranks
 from fullft_assets.engine.checkpoints import Checkpoint, checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of
 from fullft_assets.engine.run_history import RunHistory
-from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, stored_name
+from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, restore_beside, stored_name
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.jobs.ranks import is_first_rank
@@ -36,9 +36,38 @@ def newest_checkpoint(folder: Path, history: RunHistory, stored: StoredCheckpoin
     chosen = ranks.run_on_first(lambda listener: _choose(folder, history, stored, progress, listener), progress)
     if chosen is None:
         return None
-    if ranks.any_rank(identity_of(checkpoint_of(folder, chosen.step)) != chosen.identity):
+    path = checkpoint_of(folder, chosen.step)
+    lacking = [path] if identity_of(path) != chosen.identity else []
+
+    def verify() -> None:
+        # The first process has verified its own.
+        if not lacking and not is_first_rank() and first_damaged(path):
+            lacking.append(path)
+
+    ranks.run_on_each_host(verify, progress)
+    if ranks.any_rank(bool(lacking)):
         _spread(folder, chosen, stored, progress)
     return checkpoint_of(folder, chosen.step)
+
+
+def checkpoint_of_step(step: int, folder: Path, history: RunHistory, stored: StoredCheckpoints | None, listener: Listener) -> Path:
+    """Return the checkpoint of a step that no roll-back undid, whole and in the work folder; the first process alone calls this.
+
+    Raises:
+        StoreError: it is missing or damaged, here and in the store.
+    """
+    problem = f"{folder / f'checkpoint-{step}'} is missing"
+    for path in [found.path for found in complete_checkpoints(folder, history) if found.step == step]:
+        if (damaged := first_damaged(path, listener)) is None:
+            return path
+        problem = f"{path / damaged} is damaged"
+    if stored is None:
+        raise StoreError(problem)
+    for name in [found.name for found in stored.complete(history) if found.step == step]:
+        if (damaged := ranks.attended(partial(stored.fetch, name, folder), listener)) is None:
+            return checkpoint_of(folder, step)
+        problem = f"{stored.place(name)}/{damaged} is damaged"
+    raise StoreError(problem)
 
 
 def _newest(folder: Path, history: RunHistory, stored: StoredCheckpoints | None) -> tuple[list[Checkpoint], list[StoredCheckpoint]]:
@@ -55,15 +84,19 @@ def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None,
             path = here[0].path
             damaged = first_damaged(path, listener)
             if damaged is None:
+                # It may have been copied here for another process, or a kill came between it and its log.
+                restore_beside(path, folder)
                 return _Chosen(here[0].step, identity_of(path))
             place = path / damaged
             discard(path)
         else:
-            damaged = ranks.attended(partial(stored.fetch, there[0].name, folder, with_log=True), listener)
+            damaged = ranks.attended(partial(stored.fetch, there[0].name, folder), listener)
             if damaged is None:
-                return _Chosen(there[0].step, identity_of(checkpoint_of(folder, there[0].step)))
+                path = checkpoint_of(folder, there[0].step)
+                restore_beside(path, folder)
+                return _Chosen(there[0].step, identity_of(path))
             place = f"{stored.place(there[0].name)}/{damaged}"
-            stored.discard(there[0].name)
+            stored.skip(there[0].name)
         progress.say(f"{place} is damaged; continuing from the checkpoint before, if there is one")
 
 
@@ -75,15 +108,20 @@ def _spread(folder: Path, chosen: _Chosen, stored: StoredCheckpoints | None, pro
             "first one sees); put the store on a disk that all of them see, or on S3"
         )
     path, name = checkpoint_of(folder, chosen.step), stored_name(chosen.step, chosen.identity)
-    ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path), listener), progress)
+    damaged: list[str] = []
 
     def fetch() -> None:
-        if damaged := stored.fetch(name, folder):
-            raise StoreError(f"{stored.place(name)}/{damaged} is damaged; run the same command again, which uploads it again")
+        damaged.extend(filter(None, [stored.fetch(name, folder)]))
 
-    try:
+    for _ in range(2):
+        ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path), listener), progress)
+        damaged.clear()
         ranks.run_on_each_host(fetch, progress)
-    except StoreError:
-        if is_first_rank():
-            stored.discard(name)
-        raise
+        if not ranks.any_rank(bool(damaged)):
+            return
+        # It may be damaged in the store: the first process uploads its own once more.
+        stored.skip(name)
+    raise StoreError(
+        f"{stored.place(name)}: a host of this training read it damaged, also after it was uploaded again; check the hosts' disks, and run the "
+        "same command again"
+    )

@@ -49,13 +49,16 @@ class RunHistory:
     Args:
         is_writer: False on every rank but the first.
         stored: what other machines recorded; the longer history continues the other one.
-        store: also writes each history where other machines find it.
+        store: also writes each history where other machines find it; at once if that one is behind.
     """
 
     def __init__(self, folder: Path, *, is_writer: bool = True, stored: bytes | None = None, store: Callable[[str], None] | None = None):
         self._path, self._is_writer, self._store = folder / HISTORY_FILE, is_writer, store
-        written = [stored or b"[]", *([self._path.read_bytes()] if self._path.is_file() else [])]
-        self.incidents = [Incident(**found) for found in max(map(json.loads, written), key=len)]
+        there = json.loads(stored or b"[]")
+        here = json.loads(self._path.read_bytes()) if self._path.is_file() else []
+        self.incidents = [Incident(**found) for found in max(there, here, key=len)]
+        if is_writer and store is not None and len(here) > len(there):
+            store(self._text())  # it was recorded while the store did not answer
 
     def add(self, incident: Incident, *, is_local: bool = False) -> None:
         """Record an incident; it is on the disk before anything acts on it.
@@ -65,10 +68,12 @@ class RunHistory:
         """
         self.incidents.append(incident)
         if self._is_writer or is_local:
-            text = json.dumps([asdict(known) for known in self.incidents], indent=1)
-            replace_synced(self._path, text)
+            replace_synced(self._path, self._text())
             if self._store is not None:
-                self._store(text)
+                self._store(self._text())
+
+    def _text(self) -> str:
+        return json.dumps([asdict(known) for known in self.incidents], indent=1)
 
     @property
     def num_roll_backs(self) -> int:

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from fullft_assets.engine import kernels, ranks, regularization, sharding
 from fullft_assets.engine.callback import SegmentCallback
-from fullft_assets.engine.checkpoints import (
-    STEP_LOG,
-    StepLog,
-    checkpoint_of,
-    first_damaged,
-    is_complete,
-    step_of,
-)
+from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, step_of
 from fullft_assets.engine.feed import sums_between
 from fullft_assets.engine.forgetting import Forgetting
 from fullft_assets.engine.guard_actions import GuardActions, SegmentOver
@@ -30,7 +22,7 @@ from fullft_assets.engine.prefetch import Prefetcher, already_collated
 from fullft_assets.engine.recipe import Recipe
 from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.engine.requirements import accumulation_steps
-from fullft_assets.engine.resuming import newest_checkpoint
+from fullft_assets.engine.resuming import checkpoint_of_step, newest_checkpoint
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.engine.throughput import Meter, ModelShape, step_flops
@@ -288,20 +280,15 @@ class TrainingSegment:
         if not (self.settings.keep_best or is_over) or not self.shared.resumable or best is None or best == last_step:
             return model, last_step
         if problem := ranks.run_on_first(lambda listener: self._load_best(best, model, listener), self.shared.progress):
-            raise StoreError(f"{problem}; delete {self.shared.folder} to train again")
+            raise StoreError(f"best step {best:,}: {problem}; delete {self.shared.folder} to train again")
         return model, best
 
     def _load_best(self, best: int, model: PreTrainedModel, listener: Listener) -> str | None:
         """Load the weights of the best step into the first process's model; return what is wrong with them, or None."""
-        chosen, stored = checkpoint_of(self.shared.folder, best), self.shared.stored
-        if not is_complete(chosen) and stored is not None:
-            # It was written on another machine.
-            for found in (found for found in stored.complete(self.history) if found.step == best):
-                ranks.attended(partial(stored.fetch, found.name, self.shared.folder), listener)
-        if not is_complete(chosen):
-            return f"{chosen}, of the best step, is missing"
-        if damaged := first_damaged(chosen, listener):
-            return f"{chosen / damaged}, of the best step, is damaged"
+        try:
+            chosen = checkpoint_of_step(best, self.shared.folder, self.history, self.shared.stored, listener)
+        except StoreError as error:
+            return str(error)
         sharding.load(self.trainer, chosen, model)
         return None
 

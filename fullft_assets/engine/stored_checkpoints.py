@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,9 +49,11 @@ if TYPE_CHECKING:
 
 #: Inside a checkpoint: copies of what is beside the checkpoints and led to it.
 _BESIDE = "beside"
-_COPIED = (STEP_LOG, EVENT_FILES, MLFLOW_RUN)
+_COPIED = (EVENT_FILES, MLFLOW_RUN, STEP_LOG)
 #: Another training of the same artifact that is alive is not waited for; one that is gone is known by then.
 _PATIENCE_SECONDS = 60.0
+#: Before what failed is tried again at the end: a stop leaves 30 s by default.
+_PAUSES = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class StoredCheckpoints:
     def __init__(self, store: Store, case: str, stage: str, key: str, progress: Progress, lease: Lease | None = None):
         self._store, self._root, self._progress, self._lease = store, checkpoints_ref(case, stage, key), progress, lease
         self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._last: Future[None] | None = None
+        self._last: Future[bool] | None = None
+        self._wanted: tuple[RunHistory, int, int | None] | None = None
         self._offered: list[Path] = []
         self._uploading: Path | None = None
         self._found: list[StoredCheckpoint] | None = None
@@ -104,46 +108,43 @@ class StoredCheckpoints:
             try:
                 seal, origin = self._json(f"{folder}/{SEAL}"), self._json(f"{folder}/{ORIGIN}")
                 damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
-            except ValueError:
-                damaged, origin = SEAL, {}
-            if damaged is not None:
+                checkpoint = StoredCheckpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
+            except (ValueError, KeyError):
+                damaged, checkpoint = SEAL, None
+            if damaged is not None or checkpoint is None:
                 self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
-                continue
-            yield StoredCheckpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
+            else:
+                yield checkpoint
 
     def place(self, name: str) -> str:
         """Return the URI of a checkpoint."""
         return f"{self._store.url}/{self._root}/{name}"
 
     def _json(self, name: str) -> dict[str, Any]:
-        found = self._store.read_json(f"{self._root}/{name}")
-        if found is None:
+        found: Any = self._store.read_json(f"{self._root}/{name}")
+        if not isinstance(found, dict):
             raise ValueError(name)
         return found
 
-    def fetch(self, name: str, folder: Path, *, with_log: bool = False) -> str | None:
+    def fetch(self, name: str, folder: Path) -> str | None:
         """Copy a checkpoint into the work folder of this machine; return the first file that is not what was written, or None.
 
         Of several processes that share the folder, one copies.
-
-        Args:
-            with_log: also put the step log and what else led to this checkpoint in place of the folder's own.
         """
         target = checkpoint_of(folder, _step_of(name))
         with one_at_a_time(folder / ".fetching"):
-            if not _has_name(target, name):
+            if not _has_name(target, name) or first_damaged(target):
                 for left in folder.glob(".fetched-*"):
                     shutil.rmtree(left)
                 partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
                 try:
-                    if damaged := self._fetch(name, partial):
+                    # What a disk or a transfer damaged once may arrive whole the next time.
+                    if damaged := self._fetch(name, partial) and self._fetch(name, partial):
                         return damaged
                     shutil.rmtree(target, ignore_errors=True)
                     partial.rename(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-            if with_log:
-                _restore(target / _BESIDE, folder)
         return None
 
     def _fetch(self, name: str, partial: Path) -> str | None:
@@ -172,7 +173,7 @@ class StoredCheckpoints:
     def offer(self, checkpoints: Sequence[Path], history: RunHistory, *, newest: int, best: int | None) -> None:
         """Have a thread upload these checkpoints, in this order, and then remove those that are no longer kept.
 
-        An upload that fails is said, and tried again with the next offer. An offer replaces what the one before has not begun.
+        An upload that fails is said, and tried again with the next offer and by `finish`. An offer replaces what the one before has not begun.
 
         Args:
             newest, best: see `checkpoints.retain`.
@@ -186,21 +187,27 @@ class StoredCheckpoints:
             )
         with self._lock:
             self._offered = list(checkpoints)
-        self._last = self._thread.submit(self._upload_offered, history, newest, best)
+        self._wanted = history, newest, best
+        self._last = self._thread.submit(self._upload_offered, *self._wanted)
 
-    def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> None:
-        path: Path | None = None
+    def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> bool:
+        """Return whether all of it was done."""
+        failed = "its checkpoints could not be listed in"
         try:
+            self._sealed()
             while (path := self._take_offer()) is not None:
+                failed = f"{path.name} could not be copied to"
                 self._upload(path)
+            failed = "an old checkpoint could not be removed from"
             complete = self.complete(history)
             kept = kept_steps(complete, newest=newest, best=best)
             self._remove_all_but({found.name for found in complete if found.step in kept})
+            return True
         except Exception as error:
             # A bucket may fail in any way; training itself need not end for this.
             reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
-            what = "an old checkpoint could not be removed from" if path is None else f"{path.name} could not be copied to"
-            self._progress.say(f"warning: {what} {self._store.url} ({reason}); this is tried again with the next checkpoint")
+            self._progress.say(f"warning: {failed} {self._store.url} ({reason}); this is tried again")
+            return False
         finally:
             with self._lock:
                 self._uploading = None
@@ -241,14 +248,27 @@ class StoredCheckpoints:
             yield self._uploading
 
     def finish(self) -> None:
-        """Wait until what was offered is uploaded, or has failed."""
-        if self._last is not None:
-            self._last.result()
+        """Wait until what was offered is uploaded; what failed is tried a few times more, for a process that ends makes no other offer."""
+        if self._last is None or self._wanted is None:
+            return
+        for pause in _PAUSES:
+            if self._last.result() or (self._lease is not None and self._lease.is_lost):
+                return
+            time.sleep(pause)
+            self._last = self._thread.submit(self._upload_offered, *self._wanted)
+        if not self._last.result():
+            newest = max(
+                (found.step for found in self._found or [] if self._wanted[0].includes(found.step, found.num_incidents)), default=0
+            )
+            self._progress.say(
+                f"warning: the newest checkpoint in {self._store.url} is that of step {newest:,}; another machine continues there"
+            )
 
-    def discard(self, name: str) -> None:
-        """Remove a checkpoint that cannot be used."""
-        self._require_lease()
-        self._remove(name)
+    def skip(self, name: str) -> None:
+        """Count a checkpoint as not there: it arrives damaged on this machine.
+
+        It may be whole, so it stays in the store until the next one of this machine is complete there; or is replaced by the same one.
+        """
         self._found = [found for found in self._found or [] if found.name != name]
 
     def remove_all(self) -> None:
@@ -331,8 +351,12 @@ def _has_name(checkpoint: Path, name: str) -> bool:
     return stored_name(_step_of(name), identity_of(checkpoint)) == name
 
 
-def _restore(beside: Path, folder: Path) -> None:
-    for name in _COPIED:
+def restore_beside(checkpoint: Path, folder: Path) -> None:
+    """Put the step log, and what else led to a checkpoint, in place of the folder's own, unless that log includes it already."""
+    beside = checkpoint / _BESIDE
+    if _lines(beside / STEP_LOG) <= _lines(folder / STEP_LOG):
+        return
+    for name in _COPIED:  # the log last: a kill before that repeats all of it
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:
@@ -341,3 +365,7 @@ def _restore(beside: Path, folder: Path) -> None:
             shutil.copytree(beside / name, folder / name)
         elif (beside / name).exists():
             shutil.copy(beside / name, folder / name)
+
+
+def _lines(log: Path) -> set[str]:
+    return set(log.read_text().splitlines()) if log.is_file() else set()

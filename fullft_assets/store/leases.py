@@ -73,7 +73,7 @@ class _BucketLease(Lease):
 
     def require(self) -> None:
         # A process that was stopped, or was cut off from the bucket, may have been taken for dead.
-        if time.monotonic() - self._renewed_at > _VALID_SECONDS:
+        if _now() - self._renewed_at > _VALID_SECONDS:
             raise StoreError(f"pointers/{self._name}.json: another process may have taken this work over; run the same command again")
 
     def take(self, patience_seconds: float) -> None:
@@ -109,7 +109,7 @@ class _BucketLease(Lease):
 
     def _replace(self, found: dict[str, Any] | None, by: str | None) -> bool:
         """Write the lease if it is still what was found; return whether it was written."""
-        asked_at, is_written = time.monotonic(), False
+        asked_at, is_written = _now(), False
 
         def change(current: dict[str, Any] | None) -> dict[str, Any] | None:
             nonlocal is_written
@@ -120,3 +120,8 @@ class _BucketLease(Lease):
         if is_written:
             self._renewed_at = asked_at
         return is_written
+
+
+def _now() -> float:
+    """Return the seconds since the machine's start, also those that it was suspended: `time.monotonic` stands still then."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
