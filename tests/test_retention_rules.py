@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fullft_assets import erasure, release, retention
+from fullft_assets.erasure import unfinished_trainings
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
@@ -177,10 +178,16 @@ def test_what_an_unfinished_training_began_with_stays_as_long_as_its_checkpoints
     assert {"superseded", "start"} & lab.keys == ({"superseded", "start"} if days == 60 else set())
 
 
-def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_learned(tmp_path: Path) -> None:
+def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on a snapshot that never lost a row stays."""
     lab = Lab(Store(str(tmp_path / "store")))
-    taken = lab.make("training_snapshot", "gone")
+    taken = lab.make("training_snapshot", "taken")
     folder = lab.unfinished("stopped", days=0, training_snapshot=taken)
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished_trainings, "SnapshotMetadata", SimpleNamespace(of=lambda _: SimpleNamespace(erased_up_to=None)))
+        assert unfinished_trainings.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
     lab.store.delete(taken)
     assert erasure.erase(lab.store, CASE, []).num_unfinished == 1
     assert not folder.exists()
