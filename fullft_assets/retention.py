@@ -11,19 +11,23 @@ import fcntl
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fullft_assets import release
+from fullft_assets.errors import StoreError
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, SEED_RUN
 from fullft_assets.jobs import read_jobs
-from fullft_assets.launchers.records import launches
+from fullft_assets.launchers.records import is_running, launches
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.ledger import read_history
-from fullft_assets.store import MANIFEST, Manifest, Store
+from fullft_assets.store import MANIFEST, Manifest, Store, checkpoints_ref
 
 DAY_SECONDS = 24 * 3600.0
+#: A machine that is gone is known by then.
+_PATIENCE_SECONDS = 60.0
 #: Looked for by the content of what they are made from, and needed as long as that is: a batch's sketches, a champion's card.
 _MADE_FOR = (
     "near_duplicate_index",
@@ -34,7 +38,9 @@ _MADE_FOR = (
     "drift_scale",
     "champion_model",
 )
-_CHECKPOINT, _PREDICTIONS, _REPORT = "finetuned_checkpoint", "batch_predictions", "evaluation_report"
+_CHECKPOINT, _PREDICTIONS, _REPORT, _DRIFT = "finetuned_checkpoint", "batch_predictions", "evaluation_report", "drift_report"
+#: What a report and a decision name that a candidate was compared with.
+_COMPARED = (CHAMPION, ANCHOR, SEED_RUN, "incumbent", "anchor", "seed_runs")
 #: Stages of which anything is removed: not documents, nor their labels, nor what another package writes.
 _REMOVABLE = (
     *_MADE_FOR,
@@ -46,7 +52,7 @@ _REMOVABLE = (
     "training_snapshot",
     "general_documents",
     "replay_documents",
-    "drift_report",
+    _DRIFT,
     "live_quality",
 )
 
@@ -57,20 +63,24 @@ class CleanUp:
 
     Attributes:
         artifacts: the youngest first.
+        champions: past ones that leave the history, as something goes that they need.
         pointers: of old windows' predictions, and of where trainings began.
         folders: checkpoints of trainings that ended or were given up, with their bytes: here, and (by name) in a store on S3.
         copies: on this machine, of artifacts that go or have gone.
+        seen: champion and history that this was decided by.
     """
 
     artifacts: list[Manifest] = field(default_factory=list)
+    champions: list[release.Champion] = field(default_factory=list)
     pointers: list[str] = field(default_factory=list)
     folders: dict[Path, int] = field(default_factory=dict)
     stored_folders: dict[str, int] = field(default_factory=dict)
     copies: dict[Path, int] = field(default_factory=dict)
+    seen: release.ReleaseState | None = field(default=None, compare=False)
 
     @property
     def lines(self) -> list[str]:
-        """What goes, by kind and with its size; the largest first."""
+        """Past champions that go, then what goes by kind and with its size; the largest first."""
         sizes: dict[str, list[int]] = defaultdict(list)
         for manifest in self.artifacts:
             sizes[manifest.stage].append(sum(entry.bytes for entry in manifest.files.values()))
@@ -78,7 +88,8 @@ class CleanUp:
         sizes["copies on this machine"] = [*self.copies.values()]
         rows = sorted(((sum(each), len(each), name) for name, each in sizes.items() if each), reverse=True)
         total = sum(size for size, _, _ in rows)
-        return [
+        left = [f"no roll-back returns to {champion.checkpoint}, which leaves the history" for champion in self.champions]
+        return left + [
             f"{size / 1e6:12,.1f} MB  {count:7,} {name}" for size, count, name in [*rows, (total, sum(row[1] for row in rows), "in all")]
         ]
 
@@ -90,32 +101,45 @@ def plan(store: Store, use_case: UseCase, now: float | None = None) -> CleanUp:
         now: seconds since the epoch. Default: the clock's.
 
     Raises:
-        StoreError: a manifest cannot be read, so that nobody knows what it needs.
+        StoreError: a manifest, or the job of a training, cannot be read, so that nobody knows what it needs.
     """
     case, settings = use_case.name, use_case.settings.retention
-    before = (time.time() if now is None else now) - settings.keep_days * DAY_SECONDS
+    before = _horizon(use_case, now)
     graph = _Graph(store, case)
-    champions = release.kept_champions(release.read_state(store, case), settings.keep_champions)
+    state = release.read_state(store, case)
+    champions = release.kept_champions(state, settings.keep_champions)
     pointers = _latest(store, case)
-    old_windows = _old_predictions(graph, pointers, champions, before)
-    roots = [ref for name, ref in pointers.items() if name not in old_windows]
-    roots += [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot, champion.evaluation)]
-    roots += [*_of_running_jobs(store, case), *_of_seed_runs(store, case), *_of_history(store, case, graph)]
-    young = {node for node, attempts in graph.attempts.items() if any(made.created_at >= before for made in attempts)}
-    needed = graph.needed(young | {node for ref in roots for node in graph.named_in(ref)})
-    removed = [made for node in graph.attempts.keys() - needed for made in graph.attempts[node] if made.stage in _REMOVABLE]
-    found = CleanUp(artifacts=sorted(removed, key=lambda made: made.created_at, reverse=True))
-    gone = {made.ref for made in found.artifacts}
-    found.pointers = sorted(name for name in old_windows if pointers[name] in gone) + _starting_points(store, case, gone)
-    finished = {made.key for attempts in graph.attempts.values() for made in attempts if made.stage == _CHECKPOINT}
-    running = {launch.key for launch in launches(store, case) if launch.ended_at is None}
+    found = CleanUp(seen=state)
+    unfinished = set()
     for folder in store.work_folders(case, _CHECKPOINT):
-        if folder.name not in running and (folder.name in finished or _last_written(folder) < before):
+        if _is_given_up(store, case, folder.name, _last_written(folder) < before):
             found.folders[folder] = _size(folder)
-    for name in [] if store.is_local else store.names(f"checkpoints/{case}/{_CHECKPOINT}"):
-        stored = f"checkpoints/{case}/{_CHECKPOINT}/{name}"
-        if name not in running and (name in finished or store.last_written(stored) < before):
+        else:
+            unfinished.add(folder.name)
+    for key in store.stored_work(case, _CHECKPOINT):
+        stored = checkpoints_ref(case, _CHECKPOINT, key)
+        if _is_given_up(store, case, key, store.last_written(stored) < before):
             found.stored_folders[stored] = sum(store.sizes(stored).values())
+        else:
+            unfinished.add(key)
+    old_windows = _old_predictions(graph, pointers, champions, before)
+    shown = [ref for name, ref in pointers.items() if name not in old_windows]
+    shown += [ref for champion in champions for ref in _refs(champion)]
+    roots = [*_of_running_jobs(store, case), *_of_seed_runs(store, case), *_of_history(store, case, graph)]
+    # What it began with tells an erasure whether an unfinished training learned from erased documents.
+    roots += [ref for key in unfinished for job in read_jobs(store, case, _CHECKPOINT, key) for ref in job.inputs.values()]
+    young = {node for node, attempts in graph.attempts.items() if any(made.created_at >= before for made in attempts)}
+    compared = young | set(graph.named_in(shown))
+    needed = graph.needed(compared | set(graph.named_in(roots)), compared)
+    removed = [made for node in graph.attempts.keys() - needed for made in graph.attempts[node] if made.stage in _REMOVABLE]
+    found.artifacts = sorted(removed, key=lambda made: made.created_at, reverse=True)
+    gone = {made.ref for made in found.artifacts}
+    found.champions = [
+        past.champion
+        for past in ([] if state is None else state.history)
+        if not past.rolled_back and past.champion not in champions and not needed.issuperset(graph.named_in(_refs(past.champion)))
+    ]
+    found.pointers = sorted(name for name in old_windows if pointers[name] in gone) + _starting_points(store, case, gone)
     there = {made.ref for attempts in graph.attempts.values() for made in attempts}
     for copy in _copies(store, case):
         ref = str(copy.relative_to(store.cache_folder))
@@ -125,33 +149,48 @@ def plan(store: Store, use_case: UseCase, now: float | None = None) -> CleanUp:
     return found
 
 
-def clean(store: Store, use_case: UseCase, now: float | None = None) -> CleanUp:
+def clean(store: Store, use_case: UseCase, now: float | None = None, *, require_idle: Callable[[], None] = lambda: None) -> CleanUp:
     """Remove what `plan` names, and return it. No run of the use case may be in progress.
 
+    Args:
+        require_idle: raises a StoreError if a run is, or was since the clean-up began; asked before each removal.
+
     Raises:
-        StoreError: see `plan`; or another clean-up took over.
+        StoreError: see `plan`; the champion was changed, or a run began, meanwhile; or another clean-up took over. What was removed until then
+            was not needed.
     """
     case = use_case.name
-    with store.alone(f"{case}/clean") as lease:
+    with store.alone_with_artifacts(case) as lease:
+        require_idle()
         found = plan(store, use_case, now)
         gone = {made.ref for made in found.artifacts}
-        lease.require()
+
+        def look_again() -> None:
+            require_idle()
+            lease.require()
+            release.drop_from_history(store, case, found.seen, found.champions)
+
         # Whatever names an artifact goes before it.
-        release.keep_in_history(store, case, use_case.settings.retention.keep_champions)
+        look_again()
         release.forget_runs(store, case, gone)
         for name in found.pointers:
+            look_again()
             store.delete_pointer(name)
         for manifest in found.artifacts:
-            lease.require()
+            look_again()
             store.delete(manifest)
         for stage in _REMOVABLE:
             for ref in store.unfinished(case, stage):
                 store.discard(ref)
-        for folder in found.folders:
-            _remove_unless_held(folder)
-        for name in found.stored_folders:
-            with store.alone(name):
-                store.remove(name)
+        before = _horizon(use_case, now)
+        for folder in list(found.folders):
+            look_again()
+            if not _remove_unless_held(store, case, folder, before):
+                del found.folders[folder]
+        for name in list(found.stored_folders):
+            look_again()
+            if not _remove_stored_unless_held(store, case, name, before):
+                del found.stored_folders[name]
         for copy in found.copies:
             shutil.rmtree(copy, ignore_errors=True)
     return found
@@ -182,28 +221,51 @@ class _Graph:
             for inner in value:
                 yield from self.named_in(inner)
 
-    def needed(self, nodes: set[str]) -> set[str]:
-        """Return these artifacts with all that they were made from or name, and what was made for those."""
+    def needed(self, nodes: set[str], compared: set[str]) -> set[str]:
+        """Return these artifacts with all that they were made from or name, and what was made for those.
+
+        Args:
+            compared: those of which what they were compared with is needed. Of others it is not: else each champion would need the one before.
+        """
         found: set[str] = set()
         new = set(nodes)
         while new:
             while new:
                 node = new.pop()
                 found.add(node)
-                new |= set(self._neighbours(node)) - found
+                new |= set(self._neighbours(node, node in compared)) - found
             new = {node for node in self.attempts.keys() - found if node.split("/")[1] in _MADE_FOR and self._is_made_for(node, found)}
         return found
 
-    def _neighbours(self, node: str) -> Iterator[str]:
+    def _neighbours(self, node: str, is_compared: bool) -> Iterator[str]:
         for made in self.attempts[node]:
-            yield from self.named_in([made.inputs, made.metadata])
+            named = [made.inputs, made.metadata]
             if made.stage == _CHECKPOINT:
+                yield from self.named_in(named)
                 # Evaluated again, it is compared with what it was compared with.
-                yield from self.named_in(self._store.read_pointer(f"{self._case}/decisions/{made.key}"))
+                named = [self._store.read_pointer(f"{self._case}/decisions/{made.key}") or {}]
+            if made.stage in (_CHECKPOINT, _REPORT) and not is_compared:
+                named = [{name: value for name, value in each.items() if not name.startswith(_COMPARED)} for each in named]
+            # A verdict on a window is read without the model that the window was compared under.
+            yield from (each for each in self.named_in(named) if made.stage != _DRIFT or each.split("/")[1] != _CHECKPOINT)
 
     def _is_made_for(self, node: str, needed: set[str]) -> bool:
         made_from = {each for made in self.attempts[node] for each in self.named_in(made.inputs)}
         return bool(made_from) and made_from <= needed
+
+
+def _horizon(use_case: UseCase, now: float | None) -> float:
+    """Return the time before which what is not needed goes."""
+    return (time.time() if now is None else now) - use_case.settings.retention.keep_days * DAY_SECONDS
+
+
+def _refs(champion: release.Champion) -> list[str]:
+    return [champion.checkpoint, champion.snapshot, champion.evaluation]
+
+
+def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
+    """Return whether the checkpoints of a training go: no job writes them, and they are old or their model is in the store, whole."""
+    return not is_running(store, case, _CHECKPOINT, key) and (is_old or store.find(case, _CHECKPOINT, key) is not None)
 
 
 def _latest(store: Store, case: str) -> dict[str, str]:
@@ -263,18 +325,35 @@ def _copies(store: Store, case: str) -> list[Path]:
 
 
 def _last_written(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
+    """Return when anything in a folder was written last, but for the lock, which is touched to look."""
+    return max((path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"), default=folder.stat().st_mtime)
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _remove_unless_held(folder: Path) -> None:
-    """Remove a work folder unless a training holds it."""
+def _remove_unless_held(store: Store, case: str, folder: Path, before: float) -> bool:
+    """Remove a work folder unless a training holds it, or went on with it; return whether it is gone."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
+            return False
+        if not _is_given_up(store, case, folder.name, _last_written(folder) < before):
+            return False
         shutil.rmtree(folder)
+    return True
+
+
+def _remove_stored_unless_held(store: Store, case: str, name: str, before: float) -> bool:
+    """Remove a training's checkpoints in the store unless a machine holds their lease, or went on with them; return whether they are gone."""
+    try:
+        with store.alone(name, _PATIENCE_SECONDS) as lease:
+            if not _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before):
+                return False
+            lease.require()
+            store.remove(name)
+    except StoreError:
+        return False
+    return True

@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from fullft_assets import chunks, release, retention, snapshot
-from fullft_assets.automation import require_idle
+from fullft_assets.automation import idle_from_now, require_idle
 from fullft_assets.cli import commands
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.verification import verify
@@ -24,7 +24,7 @@ from fullft_assets.jobs import Job
 from fullft_assets.launchers import records
 from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Manifest, Store, checkpoints_ref
 from fullft_assets.training.metadata import PastTraining
 from tests import manifests
 from tests import test_evaluation_workload as classification
@@ -117,7 +117,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     return Kept(tmp_path_factory.mktemp("mail"))
 
 
-@pytest.fixture(params=["disk", "bucket"])
+# In CI a bucket has the main path alone.
+@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.long)])
 def lab(made: Kept, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kept]:
     """The use case with a store of its own."""
     before = made.store
@@ -133,6 +134,7 @@ def lab(made: Kept, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
     made.store = before
 
 
+@pytest.mark.parametrize("lab", ["disk", "bucket"], indirect=True)
 def test_what_a_kept_champion_was_made_from_stays_and_the_rest_goes(lab: Kept) -> None:
     before = lab.refs
     found = retention.plan(lab.store, lab.use_case, lab.now)
@@ -143,6 +145,10 @@ def test_what_a_kept_champion_was_made_from_stays_and_the_rest_goes(lab: Kept) -
     assert lab.refs == before - lab.expected
     assert retention.plan(lab.store, lab.use_case, lab.now) == retention.CleanUp()
     assert {lab.earlier.ref, lab.earlier_chunks.ref} <= lab.refs
+
+
+def test_afterwards_champions_can_be_verified_compared_with_and_returned_to(lab: Kept) -> None:
+    retention.clean(lab.store, lab.use_case, lab.now)
     for name in ("first", "third", "fourth"):
         assert verify(lab.store, lab.reports[name]).differences == []
     # A new run: the snapshot is found, and a candidate is compared with the champion.
@@ -244,6 +250,16 @@ def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(lab: Kept, monk
     assert lab.store.names(f"checkpoints/{CASE}/finetuned_checkpoint") == []
 
 
+@pytest.mark.parametrize("lab", ["bucket"], indirect=True)
+def test_checkpoints_in_a_bucket_that_a_machine_trains_with_stay(lab: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_PATIENCE_SECONDS", 1.0)
+    ref = checkpoints_ref(CASE, "finetuned_checkpoint", "alive")
+    lab.store.write_bytes(f"{ref}/weights", b"x")
+    with lab.store.alone(ref):
+        assert retention.clean(lab.store, lab.use_case, lab.now).stored_folders == {}
+    assert lab.store.read_bytes(f"{ref}/weights") == b"x"
+
+
 def test_copies_of_what_goes_are_removed_from_this_machine(lab: Kept) -> None:
     copies = {name: lab.store.folder(lab.checkpoints[name]) for name in ("second", "fourth")}
     retention.clean(lab.store, lab.use_case, lab.now)
@@ -276,3 +292,8 @@ def test_a_run_in_progress_is_waited_for(tmp_path: Path) -> None:
             require_idle(CASE, instance)
         require_idle(CASE, instance, but=run.run_id)
         require_idle("letters", instance)
+        ask = idle_from_now(CASE, instance)
+        instance.report_run_failed(run)
+        require_idle(CASE, instance)
+        with pytest.raises(StoreError, match="was in progress during the clean-up"):
+            ask()

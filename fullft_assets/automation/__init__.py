@@ -1,7 +1,7 @@
 """automation: jobs, sensors and schedules. They read signals and carry decisions out; what to do is decided elsewhere."""
 
 from fullft_assets.automation.alerts import build_alert_sensor
-from fullft_assets.automation.cleaning import require_idle
+from fullft_assets.automation.cleaning import idle_from_now, require_idle
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.jobs import INGEST, MODEL, MONITOR, build_jobs
 from fullft_assets.automation.ledger import decisions_asset

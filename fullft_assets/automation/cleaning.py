@@ -1,5 +1,8 @@
 """The job and the schedule that clean the store up, and who they wait for."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -20,8 +23,7 @@ def build_clean_job(case: Case) -> dg.JobDefinition:
     def clean(context: dg.OpExecutionContext):
         store = case.store(context)
         with one_line_errors(store, case.name):
-            require_idle(case.name, context.instance, but=context.run_id)
-            found = retention.clean(store, case.use_case)
+            found = retention.clean(store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id))
         for line in found.lines:
             context.log.info(line)
 
@@ -56,16 +58,24 @@ def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     return [clean_schedule]
 
 
-def require_idle(case: str, instance: dg.DagsterInstance, *, but: str | None = None) -> None:
+def idle_from_now(case: str, instance: dg.DagsterInstance, *, but: str | None = None) -> Callable[[], None]:
+    """Return what a clean-up that begins now asks before each removal: see `require_idle`."""
+    return partial(require_idle, case, instance, but=but, since=datetime.now(UTC))
+
+
+def require_idle(case: str, instance: dg.DagsterInstance, *, but: str | None = None, since: datetime | None = None) -> None:
     """Refuse to clean up while a run of the use case is in progress: it may have found an old artifact that nothing names yet.
 
     Args:
         but: id of the run that asks.
+        since: a run that has ended counts as well if it did so after this.
 
     Raises:
         StoreError: names such a run.
     """
-    for run in instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)):
+    ended = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
+    for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended]:
         is_ours = run.tags.get("use_case") == case or any(key.path[0] == case for key in run.asset_selection or ())
         if is_ours and run.run_id != but:
-            raise StoreError(f"{case}: run {run.run_id[:8]} ({run.job_name}) is in progress; clean up when it has ended")
+            state = "is in progress" if run.status in IN_FLIGHT else "was in progress during the clean-up"
+            raise StoreError(f"{case}: run {run.run_id[:8]} ({run.job_name}) {state}; clean up when it has ended")

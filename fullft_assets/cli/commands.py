@@ -310,15 +310,14 @@ def _clean(parsed: argparse.Namespace) -> int:
     import dagster as dg
 
     from fullft_assets import retention
-    from fullft_assets.automation import require_idle
+    from fullft_assets.automation import idle_from_now
     from fullft_assets.resources import open_store
 
     use_case = _load(parsed)
     with dg.DagsterInstance.get() as instance:
         store = open_store(use_case, instance)
         if parsed.yes:
-            require_idle(use_case.name, instance)
-            found = retention.clean(store, use_case)
+            found = retention.clean(store, use_case, require_idle=idle_from_now(use_case.name, instance))
         else:
             found = retention.plan(store, use_case)
     print("\n".join([*found.lines, "removed" if parsed.yes else f"nothing was removed; `fullft clean {use_case.name} --yes` does it"]))

@@ -51,13 +51,14 @@ _HOLDING = (*_TABLES, "training_snapshot", *_DERIVED, "tokenizer_audit", "drift_
 def erase(store: Store, case: str, listed: Iterable[str], *, by: By = "id", reason: str = "") -> ErasureReport:
     """Erase documents everywhere in a use case's store.
 
-    One that was cut short is finished by the next with the same list. Runs in flight should end before.
+    One that was cut short is finished by the next with the same list. Runs in flight should end before. It waits for another erasure, or a
+    clean-up, of the use case.
 
     Args:
         listed: document ids, or groups (all documents of a patient, a client), as the list has them.
         reason: kept with the tombstones.
     """
-    with store.rewriting(case):
+    with store.alone_with_artifacts(case), store.rewriting(case):
         return _erase(store, case, list(dict.fromkeys(listed)), by, reason)
 
 

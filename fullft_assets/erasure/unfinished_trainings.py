@@ -26,8 +26,8 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
         How many were removed, and how many are being trained and were left alone.
     """
     snapshots = store.artifacts(case, "training_snapshot")
-    # The newest attempt at a snapshot has the last attempt that held erased rows.
-    lost = {made.key: last for made in snapshots if (last := SnapshotMetadata.of(made).erased_up_to) is not None}
+    # The newest attempt at a snapshot has the last attempt that held erased rows; "" where it lost none.
+    lost = {made.key: SnapshotMetadata.of(made).erased_up_to or "" for made in snapshots}
     folders = {folder.name: folder for folder in store.work_folders(case, _STAGE)}
     stored = store.stored_work(case, _STAGE)
     learned = [key for key in sorted({*folders, *stored}) if _learned(_jobs(store, case, key), lost, trained_on)]
@@ -47,14 +47,14 @@ def _jobs(store: Store, case: str, key: str) -> list[Job]:
 
 def _learned(jobs: list[Job], lost: dict[str, str], trained_on: Collection[str]) -> bool:
     if not jobs:  # nobody knows what it learned from
-        return bool(lost)
+        return any(lost.values())
     return any(_began_with(job, lost, trained_on) for job in jobs)
 
 
 def _began_with(job: Job, lost: dict[str, str], trained_on: Collection[str]) -> bool:
     *_, key, attempt = job.inputs["training_snapshot"].split("/")
-    # Attempts are named by their time.
-    return attempt <= lost.get(key, "") or job.inputs.get("champion") in trained_on
+    # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
+    return key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on
 
 
 def _remove_unless_held(folder: Path) -> bool:

@@ -130,6 +130,12 @@ def read(store: Store, launch: Launch) -> Launch | None:
     return None if recorded is None else Launch.model_validate(recorded)
 
 
+def is_running(store: Store, case: str, stage: str, key: str) -> bool:
+    """Return whether the newest launch for a key has not ended on record."""
+    recorded = store.read_pointer(f"launches/{case}/{stage}/{key}")
+    return recorded is not None and recorded["ended_at"] is None
+
+
 def launches(store: Store, case: str) -> Iterator[Launch]:
     """Yield the newest launch of each key of a use case."""
     for stage in sorted(store.names(f"pointers/launches/{case}")):

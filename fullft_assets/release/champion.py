@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.errors import GateError
+from fullft_assets.errors import GateError, StoreError
 from fullft_assets.escaping import visible
 from fullft_assets.store import Store
 
@@ -144,16 +144,23 @@ def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
     return [state.current, *past[:number], *past[number:][-1:]]
 
 
-def keep_in_history(store: Store, case: str, number: int) -> None:
-    """Take past champions but `kept_champions` out of the history, so that no roll-back returns to one whose artifacts are removed."""
+def drop_from_history(store: Store, case: str, seen: ReleaseState | None, dropped: Collection[Champion]) -> None:
+    """Take past champions whose artifacts are to be removed out of the history that was seen, so that no roll-back returns to one.
+
+    Done again, it only looks whether the champion and the history are still those.
+
+    Raises:
+        StoreError: somebody promoted or rolled back since.
+    """
+    # That one was rolled back is remembered: it does not come back by itself.
+    left = [past for past in seen.history if past.rolled_back or past.champion not in dropped] if seen is not None else []
 
     def change(state: ReleaseState | None) -> ReleaseState | None:
-        if state is None:
+        if state is None and seen is None:
             return None
-        kept = kept_champions(state, number)
-        # That one was rolled back is remembered: it does not come back by itself.
-        history = [past for past in state.history if past.rolled_back or past.champion in kept]
-        return None if history == state.history else state.model_copy(update={"history": history})
+        if state is None or seen is None or state.current != seen.current or state.history not in (seen.history, left):
+            raise StoreError(f"{case}: the champion was changed during the clean-up, which ends here; clean up again")
+        return None if state.history == left else state.model_copy(update={"history": left})
 
     _change(store, case, change)
 

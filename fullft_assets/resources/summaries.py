@@ -1,7 +1,8 @@
 """Summaries: what is known of the newest artifact of each partition, without reading every one again.
 
-One listing of the pointers says which of them changed; of the others, the summary in the store has what was derived. A summary only saves reads:
-one that is lost, damaged, or of another version is made again from the artifacts.
+One listing of the pointers says which of them changed; of the others, the summary in the store has what was derived. A summary is
+no record: one that is lost, damaged, or of another version is made again from the artifacts. An artifact that is gone still counts while its
+pointer stays.
 """
 
 from __future__ import annotations

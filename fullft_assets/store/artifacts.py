@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from fullft_assets.errors import SettingsError, StoreError
@@ -132,7 +133,7 @@ class Artifacts(Files):
                     continue
 
     def delete(self, manifest: Manifest) -> None:
-        """Remove an attempt: its manifest before its files, so that a removal cut short leaves nothing half-valid.
+        """Remove an attempt: its manifest before its files, so that a removal cut short leaves nothing half-valid. Nothing where it is gone.
 
         A fetched copy goes first: once the manifest is gone, nobody would look for it.
         """
@@ -140,11 +141,13 @@ class Artifacts(Files):
         copy = self.cache_folder / manifest.ref
         if not self.is_local and copy.is_dir():
             shutil.rmtree(copy)
-        self._fs.rm_file(f"{folder}/{MANIFEST}")
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{folder}/{MANIFEST}")
         self._fs.invalidate_cache()
         # On S3 there is no folder without a file.
         if self.is_local or self._fs.find(folder):
-            self._fs.rm(folder, recursive=True)
+            with suppress(FileNotFoundError):
+                self._fs.rm(folder, recursive=True)
 
     def unfinished(self, case: str, stage: str) -> list[str]:
         """Return the refs of the attempts without a manifest: being written, or left by a process that was killed."""

@@ -7,7 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fullft_assets.store.artifacts import Artifacts
 from fullft_assets.store.disk import locked
 from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key
-from fullft_assets.store.leases import Leases
+from fullft_assets.store.leases import Lease, Leases
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
 from fullft_assets.store.tracebacks import Tracebacks
 from fullft_assets.store.work_folders import WorkFolders
@@ -77,6 +77,10 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
             made = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
         # Another process may have committed meanwhile: all go on with the same attempt.
         return self.find(case, stage, key) or made
+
+    def alone_with_artifacts(self, case: str) -> AbstractContextManager[Lease]:
+        """Wait until no other process rewrites or removes artifacts of a use case, as an erasure and a clean-up do: see `alone`."""
+        return self.alone(f"{case}/rewriting")
 
     @contextmanager
     def rewriting(self, case: str) -> Iterator[None]:

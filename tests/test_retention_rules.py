@@ -1,0 +1,238 @@
+"""What a clean-up removes, and what happens meanwhile, on small artifacts with the inputs and metadata of real ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fullft_assets import erasure, release, retention
+from fullft_assets.erasure import unfinished_trainings
+from fullft_assets.errors import StoreError
+from fullft_assets.jobs import Job
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.retention import RetentionSettings
+from fullft_assets.store import Manifest, Store
+
+pytestmark = pytest.mark.quick
+
+CASE = "mail"
+DAYS = 24 * 3600.0
+CHECKPOINT = "finetuned_checkpoint"
+
+
+@dataclass
+class Lab:
+    """A use case with five champions, each judged against the one before, of which `keep_champions` keeps one beside the present one."""
+
+    store: Store
+    champions: list[release.Champion] = field(default_factory=list)
+
+    @property
+    def use_case(self) -> Any:
+        return SimpleNamespace(name=CASE, settings=SimpleNamespace(retention=RetentionSettings(keep_champions=1)))
+
+    def make(self, stage: str, key: str, inputs: dict[str, Any] | None = None, metadata: dict[str, Any] | None = None) -> Manifest:
+        with self.store.create(CASE, stage, key, version="1", seed=17) as draft:
+            (draft.path / "weights").write_text(stage + key)
+            return draft.commit(settings={}, inputs=inputs or {}, metadata=metadata or {})
+
+    def candidate(self, number: int, incumbent: release.Champion | None) -> release.Champion:
+        """Make a snapshot, a checkpoint, its evaluation against the incumbent, and the decision."""
+        against = None if incumbent is None else self.store.load(incumbent.checkpoint)
+        compared = {"incumbent": against and against.ref, "anchor": None, "seed_runs": []}
+        taken = self.make("training_snapshot", f"s{number}")
+        made = self.make(CHECKPOINT, f"c{number}", {"training_snapshot": taken.content_digest}, {"snapshot": taken.ref})
+        inputs = {CHECKPOINT: made.content_digest} | ({} if against is None else {"champion": against.content_digest})
+        report = self.make("evaluation_report", f"e{number}", inputs, {"checkpoint": made.ref, **compared})
+        self.store.write_pointer(f"{CASE}/decisions/{made.key}", {**compared, "evaluation": report.ref, "promote": True})
+        return release.Champion(
+            checkpoint=made.ref, snapshot=taken.ref, evaluation=report.ref, score=0.5, promoted_at=time.time(), run_id="run"
+        )
+
+    def set_latest(self, made: Manifest, partition: str = "all") -> None:
+        self.store.write_pointer(f"latest/{CASE}/{made.stage}/{partition}", {"ref": made.ref})
+
+    def unfinished(self, key: str, *, days: float, **inputs: Manifest) -> Path:
+        """Return the work folder of a training that was stopped so many days before `now`."""
+        settings = UseCaseSettings.model_validate({"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}})
+        refs = {name: made.ref for name, made in inputs.items()}
+        Job(
+            case=CASE, stage=CHECKPOINT, key=key, project_root=".", store_url=self.store.url, settings=settings, inputs=refs
+        ).write(self.store)  # fmt: skip
+        folder = self.store.work_folder(CASE, CHECKPOINT, key)
+        (folder / "weights").write_text("learned")
+        for path in (folder / "weights", folder):
+            os.utime(path, (self.now - days * DAYS,) * 2)
+        return folder
+
+    @property
+    def now(self) -> float:
+        return time.time() + 400 * DAYS
+
+    @property
+    def keys(self) -> set[str]:
+        return {ref.split("/")[2] for stage in self.store.names(CASE) for ref in self.store.refs(CASE, stage)}
+
+    @property
+    def history(self) -> list[str]:
+        return [past.champion.checkpoint.split("/")[2] for past in release.read_history(self.store, CASE)]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    lab = Lab(Store(str(tmp_path / "store")))
+    for number in range(5):
+        lab.champions.append(lab.candidate(number, lab.champions[-1] if lab.champions else None))
+        release.promote(lab.store, CASE, lab.champions[-1])
+    return lab
+
+
+def named(*numbers: int) -> set[str]:
+    return {f"{kind}{number}" for kind in "sce" for number in numbers}
+
+
+def test_champions_judged_one_after_the_other_do_not_keep_each_other(lab: Lab) -> None:
+    """The present one, the one before and the first stay, with what those were compared with, but not what that was compared with."""
+    found = retention.clean(lab.store, lab.use_case, lab.now)
+    assert lab.keys == named(0, 2, 3, 4)
+    assert lab.history == ["c3", "c2", "c0"]
+    assert found.lines[0] == f"no roll-back returns to {lab.champions[1].checkpoint}, which leaves the history"
+    release.rollback(lab.store, CASE, reason="worse", by="me")
+    retention.clean(lab.store, lab.use_case, lab.now)
+    assert lab.keys == named(0, 2, 3), "it has what it needs"
+
+
+def test_champions_whose_artifacts_stay_remain_in_the_history(lab: Lab) -> None:
+    assert retention.clean(lab.store, lab.use_case) == retention.CleanUp()
+    assert lab.history == ["c3", "c2", "c1", "c0"]
+
+
+def test_the_verdict_on_a_window_stays_without_the_model_of_that_day(lab: Lab) -> None:
+    inputs = {CHECKPOINT: lab.store.load(lab.champions[1].checkpoint).content_digest}
+    lab.set_latest(lab.make("drift_report", "w1", inputs), "2026-01")
+    retention.clean(lab.store, lab.use_case, lab.now)
+    assert lab.keys == named(0, 2, 3, 4) | {"w1"}
+
+
+def test_what_a_report_that_is_shown_was_compared_with_stays(lab: Lab) -> None:
+    lab.set_latest(lab.store.load(lab.champions[2].evaluation))
+    retention.clean(lab.store, lab.use_case, lab.now)
+    assert lab.keys == named(0, 1, 2, 3, 4)
+
+
+def test_a_roll_back_before_anything_was_removed_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = retention.plan
+
+    def slow(*args: Any) -> retention.CleanUp:
+        found = plan(*args)
+        for _ in range(3):
+            release.rollback(lab.store, CASE, reason="worse", by="me")
+        return found
+
+    before = lab.keys
+    monkeypatch.setattr(retention, "plan", slow)
+    with pytest.raises(StoreError, match="mail: the champion was changed during the clean-up"):
+        retention.clean(lab.store, lab.use_case, lab.now)
+    monkeypatch.setattr(retention, "plan", plan)
+    assert lab.keys == before and lab.history == ["c2", "c3", "c4", "c0"]
+    retention.clean(lab.store, lab.use_case, lab.now)
+    assert named(0, 1) <= lab.keys, "it is the champion now"
+
+
+@pytest.mark.parametrize("event", ["promotion", "run"])
+def test_what_happens_between_two_removals_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
+    loser, running = lab.candidate(9, lab.champions[-1]), False
+    delete = lab.store.delete
+
+    def require_idle() -> None:
+        if running:
+            raise StoreError("mail: run 1 is in progress")
+
+    def slow(manifest: Manifest) -> None:
+        nonlocal running
+        delete(manifest)
+        assert manifest.ref == loser.evaluation, "the youngest goes first, and nothing after it"
+        running = event == "run"
+        if event == "promotion":
+            release.promote(lab.store, CASE, loser, reason="needed")
+
+    monkeypatch.setattr(lab.store, "delete", slow)
+    with pytest.raises(StoreError, match="champion was changed" if event == "promotion" else "run 1 is in progress"):
+        retention.clean(lab.store, lab.use_case, lab.now, require_idle=require_idle)
+    assert {"s9", "c9"} <= lab.keys
+
+
+@pytest.mark.parametrize("days", [60, 100])
+def test_what_an_unfinished_training_began_with_stays_as_long_as_its_checkpoints(lab: Lab, days: int) -> None:
+    taken, start = lab.make("training_snapshot", "superseded"), lab.make(CHECKPOINT, "start")
+    folder = lab.unfinished("stopped", days=days, training_snapshot=taken, champion=start)
+    retention.clean(lab.store, lab.use_case, lab.now)
+    assert folder.exists() == (days == 60)
+    assert {"superseded", "start"} & lab.keys == ({"superseded", "start"} if days == 60 else set())
+
+
+def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on a snapshot that never lost a row stays."""
+    lab = Lab(Store(str(tmp_path / "store")))
+    taken = lab.make("training_snapshot", "taken")
+    folder = lab.unfinished("stopped", days=0, training_snapshot=taken)
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished_trainings, "SnapshotMetadata", SimpleNamespace(of=lambda _: SimpleNamespace(erased_up_to=None)))
+        assert unfinished_trainings.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
+    lab.store.delete(taken)
+    assert erasure.erase(lab.store, CASE, []).num_unfinished == 1
+    assert not folder.exists()
+
+
+def test_checkpoints_stay_where_the_model_lost_a_file_and_is_trained_again(lab: Lab) -> None:
+    folders = {key: lab.unfinished(key, days=0) for key in ("whole", "damaged")}
+    for key in folders:
+        made = lab.make(CHECKPOINT, key)
+        if key == "damaged":
+            (Path(lab.store.url) / made.ref / "weights").unlink()
+    assert list(retention.plan(lab.store, lab.use_case).folders) == [folders["whole"]]
+
+
+def test_checkpoints_stay_where_a_training_went_on_after_the_look(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, folder = retention.plan, lab.unfinished("stopped", days=100)
+
+    def slow(*args: Any) -> retention.CleanUp:
+        found = plan(*args)
+        assert list(found.folders) == [folder]
+        os.utime(folder / "weights", (lab.now, lab.now))
+        return found
+
+    monkeypatch.setattr(retention, "plan", slow)
+    assert retention.clean(lab.store, lab.use_case, lab.now).folders == {} and (folder / "weights").exists()
+
+
+@pytest.mark.parametrize("work", ["clean", "erase"])
+def test_erasures_and_clean_ups_wait_for_each_other(lab: Lab, work: str) -> None:
+    begin = {
+        "clean": lambda: retention.clean(lab.store, lab.use_case, lab.now),
+        "erase": lambda: erasure.erase(Store(lab.store.url), "new", []),
+    }
+    case = {"clean": CASE, "erase": "new"}[work]
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: (begin[work](), ended.set()))
+    with lab.store.alone_with_artifacts(case):
+        thread.start()
+        assert not ended.wait(0.5)
+    assert ended.wait(30)
+    thread.join()
+
+
+def test_to_remove_what_is_gone_does_nothing(lab: Lab) -> None:
+    made = lab.make("training_snapshot", "once")
+    for _ in range(2):
+        lab.store.delete(made)
+    assert "once" not in lab.keys
