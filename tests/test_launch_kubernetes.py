@@ -469,14 +469,15 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert container["resources"] == {"requests": {"cpu": "16", "memory": "200Gi"}, "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"}}
     assert pod["terminationGracePeriodSeconds"] == 35 and not pod["automountServiceAccountToken"]
     assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
-    assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft,{NAME}-1.fullft"
+    assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
 
 
-def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster):
-    cluster.services.clear()
-    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft`"):
+@pytest.mark.parametrize("spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}])
+def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster, spec):
+    cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
+    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft-pods`"):
         launcher(processes=2, nodes=2).submit(LaunchSpec(NAME, "m", (), 2))
     assert cluster.created == [] and ("", "services", "get") in cluster.used

@@ -21,8 +21,8 @@ from fullft_assets.store import digest
 MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
 #: Annotation with the digest of what a Job was made of.
 SPEC = "fullft/spec"
-#: Headless Service of the namespace, which gives pods that share a training their host names.
-SERVICE = "fullft"
+#: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is that of Dagster's code location.
+SERVICE = "fullft-pods"
 CONTAINER = "workload"
 #: Of the first pod, on which the pods of a training meet.
 _PORT = 29_500
