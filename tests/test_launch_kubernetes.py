@@ -413,6 +413,28 @@ class TestStatus:
         found = self.of([self.pod(reason=reason, message="The node was low on resource: memory.", end={"exitCode": 137})])
         assert (found.failure, found.reason) == ("preemption", f"was preempted: {reason}: The node was low on resource: memory.")
 
+    @pytest.mark.parametrize(
+        ("reason", "said", "failures"),
+        [
+            ("ErrImagePull", "pulling from host r failed with status code 429 Too Many Requests", (None, "infrastructure")),
+            ("ErrImagePull", "failed to resolve reference r: unexpected status: 401 Unauthorized", (None, "settings")),
+            ("ImagePullBackOff", 'Back-off pulling image "r"', (None, "infrastructure")),
+            ("ImagePullBackOff", 'Back-off pulling image "r": ErrImagePull: r: not found', ("settings", "settings")),
+            ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition", (None, "infrastructure")),
+            ("CreateContainerConfigError", 'secret "s" not found', ("settings", "settings")),
+            ("CreateContainerError", "failed to get sandbox container task: no running task found: task: not found", (None, "infrastructure")),
+            ("InvalidImageName", "couldn't parse image reference", ("settings", "settings")),
+            ("ContainerCreating", "", (None, None)),
+        ],
+    )
+    def test_what_may_pass_has_ten_minutes_at_its_node_before_it_fails_the_job(self, reason, said, failures):
+        for since, failure in zip(("2026-11-27T11:51:00Z", "2026-11-27T11:49:00Z"), failures, strict=True):
+            scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": since}
+            waits = self.pod(0, "Pending", waiting={"reason": reason, "message": said}, conditions=[scheduled])
+            found = self.of([waits], None, started="2026-11-27T11:40:00Z")
+            assert (found.state, found.failure) == (("pending", "unknown") if failure is None else ("failed", failure))
+            assert failure is None or said in found.reason
+
     def test_the_line_of_an_evicted_training_is_shown(self):
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}
         line = "stopped at step 7 of 9"

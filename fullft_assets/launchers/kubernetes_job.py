@@ -32,16 +32,23 @@ _KEEP_SECONDS = 7 * 24 * 3600
 _LOST_SECONDS = 60.0
 #: Reasons of a pod's failure that are the node's or the cluster's.
 _PREEMPTED = frozenset({"Evicted", "Preempted", "Preempting", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "NodeAffinity"})
-#: Reasons for which a container waits that no waiting changes, and the key that is wrong.
+#: Reasons for which a container waits, and the key that may be wrong. A registry that is busy, or a node that is new, has them for a while.
 _CANNOT_START = {
-    "ErrImagePull": "launcher.image",
-    "ImagePullBackOff": "launcher.image",
+    "ErrImagePull": "launcher.image or launcher.image_pull_secrets",
+    "ImagePullBackOff": "launcher.image or launcher.image_pull_secrets",
     "ErrImageNeverPull": "launcher.image",
     "InvalidImageName": "launcher.image",
     "ImageInspectError": "launcher.image",
     "CreateContainerConfigError": "launcher.secrets",
     "CreateContainerError": "launcher",
 }
+#: Those of them that no waiting changes.
+_NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
+#: What is said of an image or a Secret that is not there, and of one that may not be read.
+_ABSENT = ("not found", "manifest unknown")
+_REFUSED = ("unauthorized", "denied", "forbidden", "authorization failed", "couldn't find key", "no basic auth credentials")
+#: All others are given so long from the pod's arrival at its node.
+_START_SECONDS = 600.0
 _OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -176,14 +183,33 @@ def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
 def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
     """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that does not answer."""
     for state in _states(pod):
-        reason = state.get("waiting", {}).get("reason")
-        if reason in _CANNOT_START:
-            said = " ".join(state["waiting"].get("message", "").split())[:300]
-            return Status("failed", f"the pod cannot start: {reason}: {said}; set {_CANNOT_START[reason]}", "settings", is_own_line=True)
+        if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
+            return problem
     until = pod["metadata"].get("deletionTimestamp")
     if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
         return Status("failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption")
     return None
+
+
+def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
+    """Return the failure of a container that has waited for so long at its node; None for one that may start yet."""
+    reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
+    if reason not in _CANNOT_START:
+        return None
+    # A runtime that cannot make a container says `not found` of things of its own.
+    is_sure = reason in _NEVER_STARTS or (reason != "CreateContainerError" and any(sign in said for sign in _ABSENT))
+    if not is_sure and seconds < _START_SECONDS:
+        return None
+    line = f"the pod cannot start: {reason}: {said[-300:]}"
+    if is_sure or any(sign in said.lower() for sign in _REFUSED):
+        return Status("failed", f"{line}; set {_CANNOT_START[reason]}", "settings", is_own_line=True)
+    return Status("failed", line, "infrastructure", is_own_line=True)
+
+
+def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
+    conditions = pod["status"].get("conditions", ())
+    since = next((each for each in conditions if each["type"] == "PodScheduled" and each["status"] == "True"), {}).get("lastTransitionTime")
+    return 0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds()
 
 
 def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Status:
