@@ -1,5 +1,6 @@
 """The launcher `kubernetes` against a double that runs the pods: followed, attached to, cancelled, preempted, refused."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -493,8 +494,19 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
     assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
+    assert int(container["args"][container["args"].index("--patience") + 1]) > chosen.settings.pending_minutes * 60
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
+
+
+def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
+    words, where = tmp_path / "words", ["--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1"]
+    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *where, "--grace", "1", "--message", str(words)]
+    command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME}
+    assert subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode == 1
+    found = Status(**json.loads(words.read_text()))
+    assert (found.reason, found.failure) == ("could not reach the other pods of its training", "infrastructure")
 
 
 @pytest.mark.parametrize("spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}])

@@ -26,6 +26,8 @@ SERVICE = "fullft-pods"
 CONTAINER = "workload"
 #: Of the first pod, on which the pods of a training meet.
 _PORT = 29_500
+#: They wait for each other so much longer than `launcher.pending_minutes`.
+_MEET_SECONDS = 300.0
 #: An ended Job that nobody collects is kept for so long.
 _KEEP_SECONDS = 7 * 24 * 3600
 #: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the node counts as lost.
@@ -149,7 +151,10 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
     if nodes == 1:
         return [*line, "--", *spec.arguments]
     hosts = ",".join(f"{spec.name}-{index}.{SERVICE}" for index in range(nodes))
-    return [*line, "--hosts", hosts, "--port", str(_PORT), "--processes", str(spec.processes // nodes), "--", "-m", spec.module, *spec.job]
+    # The driver's limit for nodes that do not come is the first.
+    patience = math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS)
+    line += ["--hosts", hosts, "--port", str(_PORT), "--patience", str(patience), "--processes", str(spec.processes // nodes)]
+    return [*line, "--", "-m", spec.module, *spec.job]
 
 
 def status_of(job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime, settings: KubernetesLauncherSettings) -> Status:
