@@ -423,7 +423,11 @@ class TestStatus:
             ("ImagePullBackOff", 'Back-off pulling image "r": ErrImagePull: r: not found', ("settings", "settings")),
             ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition", (None, "infrastructure")),
             ("CreateContainerConfigError", 'secret "s" not found', ("settings", "settings")),
-            ("CreateContainerError", "failed to get sandbox container task: no running task found: task: not found", (None, "infrastructure")),
+            (
+                "CreateContainerError",
+                "failed to get sandbox container task: no running task found: task: not found",
+                (None, "infrastructure"),
+            ),
             ("InvalidImageName", "couldn't parse image reference", ("settings", "settings")),
             ("ContainerCreating", "", (None, None)),
         ],
@@ -450,6 +454,19 @@ class TestStatus:
         later = {"exitCode": 1, "message": self.said("lost rank 1", "unknown"), "finishedAt": "2026-11-27T11:00:01Z"}
         for ends in ([stopped, cause], [later, cause], [cause, later]):
             assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)]).reason == "a.csv:3: no label"
+
+    def test_a_pod_that_ends_without_a_word_beside_one_without_an_end_has_lost_it(self):
+        aborted = self.pod(0, end={"exitCode": 1, "message": json.dumps(asdict(Status("failed", "ended with exit code 1")))})
+        leaving = self.pod(1, "Running")
+        leaving["metadata"]["deletionTimestamp"] = "2026-11-27T12:00:30Z"
+        for pods in ([aborted], [aborted, leaving]):
+            found = self.of(pods, completions=2)
+            assert (found.failure, found.reason) == ("infrastructure", "ended with exit code 1, and another pod is gone without an end")
+            assert self.of(pods).failure == "unknown"
+        stopped = self.pod(1, end={"exitCode": 3, "message": self.said("stopped at step 7", "preemption")})
+        assert self.of([aborted, stopped], completions=2).failure == "unknown"
+        wrong = self.pod(0, end={"exitCode": 1, "message": self.said("training failed: KeyError", "unknown")})
+        assert self.of([wrong, leaving], completions=2).reason == "training failed: KeyError"
 
     @pytest.mark.parametrize(
         ("end", "reason", "failure"),
@@ -509,7 +526,9 @@ def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
     assert (found.reason, found.failure) == ("could not reach the other pods of its training", "infrastructure")
 
 
-@pytest.mark.parametrize("spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}])
+@pytest.mark.parametrize(
+    "spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}]
+)
 def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster, spec):
     cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
     with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft-pods`"):

@@ -164,7 +164,7 @@ def status_of(job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime
         now: by the cluster's clock.
     """
     if (ended := end_of(job)) is not None:
-        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods)
+        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods, job["spec"]["completions"])
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
     for pod in pods:
@@ -217,7 +217,7 @@ def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
     return 0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds()
 
 
-def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Status:
+def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completions: int) -> Status:
     """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container that ended has said."""
     ends = sorted(
         (end for pod in pods for state in _states(pod) if (end := state.get("terminated", {})).get("exitCode", 0) != 0),
@@ -234,7 +234,12 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Statu
     # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no cause.
     ended.sort(key=lambda end: end.failure == "preemption")
     lost = f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
-    return ended[0] if ended else Status("failed", lost, "infrastructure")
+    if not ended:
+        return Status("failed", lost, "infrastructure")
+    if ended[0].failure == "unknown" and not ended[0].is_own_line and len(ended) < completions:
+        # Of a pod whose node is gone there is no end; the ranks of another one abort for it, without a word.
+        return Status("failed", f"{ended[0].reason}, and another pod is gone without an end", "infrastructure")
+    return ended[0]
 
 
 def _ending_of(end: dict[str, Any]) -> Status:
