@@ -440,6 +440,13 @@ class TestStatus:
             assert (found.state, found.failure) == (("pending", "unknown") if failure is None else ("failed", failure))
             assert failure is None or said in found.reason
 
+    def test_a_claim_that_is_not_there_fails_the_job_at_once(self):
+        message = '0/3 nodes are available: persistentvolumeclaim "models" not found. preemption: 0/3 nodes are available.'
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        found = self.of([self.pod(0, "Pending", conditions=[condition])], None, started="2026-11-27T11:59:00Z")
+        line = 'the pod cannot start: persistentvolumeclaim "models" not found; set launcher.claims'
+        assert (found.reason, found.failure) == (line, "settings")
+
     def test_the_line_of_an_evicted_training_is_shown(self):
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}
         line = "stopped at step 7 of 9"

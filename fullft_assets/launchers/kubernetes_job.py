@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,7 @@ _NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
 #: What is said of an image or a Secret that is not there, and of one that may not be read.
 _ABSENT = ("not found", "manifest unknown")
 _REFUSED = ("unauthorized", "denied", "forbidden", "authorization failed", "couldn't find key", "no basic auth credentials")
+_ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 #: All others are given so long from the pod's arrival at its node.
 _START_SECONDS = 600.0
 _OUT_OF_MEMORY = "OOMKilled"
@@ -190,6 +192,8 @@ def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
     for state in _states(pod):
         if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
             return problem
+    if (lacks := _ABSENT_CLAIM.search(_unscheduled(pod))) is not None:
+        return Status("failed", f"the pod cannot start: {lacks[0]}; set launcher.claims", "settings", is_own_line=True)
     until = pod["metadata"].get("deletionTimestamp")
     if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
         return Status("failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption")
