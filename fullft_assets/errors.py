@@ -12,6 +12,8 @@ from typing import Literal
 #: Cause of a failure: it decides who looks at it, and whether the same command may succeed unchanged.
 FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"]
 
+#: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
+_LOST_RANK = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError"})
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -110,6 +112,8 @@ def classify(error: BaseException) -> FailureClass:
         return "out_of_memory"
     if isinstance(error, KeyboardInterrupt):
         return "preemption"
+    if _LOST_RANK & {each.__name__ for each in type(error).__mro__}:
+        return "infrastructure"
     return "infrastructure" if isinstance(error, OSError) or is_disk_full(error) else "unknown"
 
 

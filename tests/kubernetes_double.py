@@ -112,7 +112,7 @@ class Pod:
         container = self.container
         own = {container["terminationMessagePath"]: str(self.folder / "message"), "29500": str(port)}
         (self.folder / "message").touch()
-        arguments = [own.get(each, re.sub(r"fullft-[\w-]+-\d+\.fullft\b", "127.0.0.1", each)) for each in container["args"]]
+        arguments = [own.get(each, re.sub(r"fullft-[\w-]+-\d+\.fullft-pods\b", "127.0.0.1", each)) for each in container["args"]]
         variables = {each["name"]: each["value"] for each in container["env"]}
         variables |= {"JOB_COMPLETION_INDEX": str(self.index), _POD: self.uid}
         try:
@@ -209,7 +209,9 @@ class Cluster:
         self.environment = environment
         self.rules = rules
         self.jobs: dict[str, JobOf] = {}
-        self.services = {"fullft"}
+        self.services: dict[str, dict[str, Any]] = {
+            "fullft-pods": {"spec": {"clusterIP": "None", "selector": {"app.kubernetes.io/managed-by": "fullft"}}}
+        }
         self.images = {IMAGE}
         self.secrets: dict[str, dict[str, str]] = {}
         #: Whether there is a node for a pod.
@@ -310,7 +312,7 @@ class Cluster:
                 {"items": _chosen([pod.json() for job in self.jobs.values() for pod in job.pods], query)},
             ),
             ("pods/log", "get"): lambda name, query, _: (200, self._log(name, query)),
-            ("services", "get"): lambda name, *_: (200, {}) if name in self.services else _absent("services", name),
+            ("services", "get"): lambda name, *_: (200, self.services[name]) if name in self.services else _absent("services", name),
         }
 
     def _create(self, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:

@@ -136,6 +136,20 @@ class TestHelm:
         used |= {("ConfigMap", name) for name in re.findall(r"envConfigMaps:\n\s+- name: (\S+)", text)}
         assert len(used) == 4 and used <= names
 
+    def test_the_documented_workload_gets_what_the_config_map_gives_to_runs(self) -> None:
+        manifests = yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
+        (runs,) = [m["data"] for m in manifests if m["kind"] == "ConfigMap"]
+        blocks = [yaml.safe_load(b) for b in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/launchers.md").read_text(), re.S)]
+        (launcher,) = [b["launcher"] for b in blocks if b.get("launcher", {}).get("kind") == "kubernetes"]
+        assert launcher["environment"] == {name: value for name, value in runs.items() if name != "FULLFT_STORE"}
+        assert launcher["environment"]["HF_HOME"] in launcher["claims"].values()
+
+    def test_no_service_has_the_name_that_the_chart_gives_a_code_location(self) -> None:
+        manifests = yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
+        ours = {m["metadata"]["name"] for m in manifests if m["kind"] == "Service"}
+        locations = {d["name"] for d in read(DEPLOY / "helm/values.yaml")["dagster-user-deployments"]["deployments"]}
+        assert ours == {"fullft-pods"} and not ours & locations
+
 
 def read_env(name: str) -> str:
     (value,) = re.findall(rf"\b{name}=(\S+)", DOCKERFILE.read_text())

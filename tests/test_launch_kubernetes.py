@@ -1,5 +1,6 @@
 """The launcher `kubernetes` against a double that runs the pods: followed, attached to, cancelled, preempted, refused."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -413,6 +414,39 @@ class TestStatus:
         found = self.of([self.pod(reason=reason, message="The node was low on resource: memory.", end={"exitCode": 137})])
         assert (found.failure, found.reason) == ("preemption", f"was preempted: {reason}: The node was low on resource: memory.")
 
+    @pytest.mark.parametrize(
+        ("reason", "said", "failures"),
+        [
+            ("ErrImagePull", "pulling from host r failed with status code 429 Too Many Requests", (None, "infrastructure")),
+            ("ErrImagePull", "failed to resolve reference r: unexpected status: 401 Unauthorized", (None, "settings")),
+            ("ImagePullBackOff", 'Back-off pulling image "r"', (None, "infrastructure")),
+            ("ImagePullBackOff", 'Back-off pulling image "r": ErrImagePull: r: not found', ("settings", "settings")),
+            ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition", (None, "infrastructure")),
+            ("CreateContainerConfigError", 'secret "s" not found', ("settings", "settings")),
+            (
+                "CreateContainerError",
+                "failed to get sandbox container task: no running task found: task: not found",
+                (None, "infrastructure"),
+            ),
+            ("InvalidImageName", "couldn't parse image reference", ("settings", "settings")),
+            ("ContainerCreating", "", (None, None)),
+        ],
+    )
+    def test_what_may_pass_has_ten_minutes_at_its_node_before_it_fails_the_job(self, reason, said, failures):
+        for since, failure in zip(("2026-11-27T11:51:00Z", "2026-11-27T11:49:00Z"), failures, strict=True):
+            scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": since}
+            waits = self.pod(0, "Pending", waiting={"reason": reason, "message": said}, conditions=[scheduled])
+            found = self.of([waits], None, started="2026-11-27T11:40:00Z")
+            assert (found.state, found.failure) == (("pending", "unknown") if failure is None else ("failed", failure))
+            assert failure is None or said in found.reason
+
+    def test_a_claim_that_is_not_there_fails_the_job_at_once(self):
+        message = '0/3 nodes are available: persistentvolumeclaim "models" not found. preemption: 0/3 nodes are available.'
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        found = self.of([self.pod(0, "Pending", conditions=[condition])], None, started="2026-11-27T11:59:00Z")
+        line = 'the pod cannot start: persistentvolumeclaim "models" not found; set launcher.claims'
+        assert (found.reason, found.failure) == (line, "settings")
+
     def test_the_line_of_an_evicted_training_is_shown(self):
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}
         line = "stopped at step 7 of 9"
@@ -427,6 +461,19 @@ class TestStatus:
         later = {"exitCode": 1, "message": self.said("lost rank 1", "unknown"), "finishedAt": "2026-11-27T11:00:01Z"}
         for ends in ([stopped, cause], [later, cause], [cause, later]):
             assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)]).reason == "a.csv:3: no label"
+
+    def test_a_pod_that_ends_without_a_word_beside_one_without_an_end_has_lost_it(self):
+        aborted = self.pod(0, end={"exitCode": 1, "message": json.dumps(asdict(Status("failed", "ended with exit code 1")))})
+        leaving = self.pod(1, "Running")
+        leaving["metadata"]["deletionTimestamp"] = "2026-11-27T12:00:30Z"
+        for pods in ([aborted], [aborted, leaving]):
+            found = self.of(pods, completions=2)
+            assert (found.failure, found.reason) == ("infrastructure", "ended with exit code 1, and another pod is gone without an end")
+            assert self.of(pods).failure == "unknown"
+        stopped = self.pod(1, end={"exitCode": 3, "message": self.said("stopped at step 7", "preemption")})
+        assert self.of([aborted, stopped], completions=2).failure == "unknown"
+        wrong = self.pod(0, end={"exitCode": 1, "message": self.said("training failed: KeyError", "unknown")})
+        assert self.of([wrong, leaving], completions=2).reason == "training failed: KeyError"
 
     @pytest.mark.parametrize(
         ("end", "reason", "failure"),
@@ -469,14 +516,28 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert container["resources"] == {"requests": {"cpu": "16", "memory": "200Gi"}, "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"}}
     assert pod["terminationGracePeriodSeconds"] == 35 and not pod["automountServiceAccountToken"]
     assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
-    assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft,{NAME}-1.fullft"
+    assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
+    assert int(container["args"][container["args"].index("--patience") + 1]) > chosen.settings.pending_minutes * 60
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
 
 
-def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster):
-    cluster.services.clear()
-    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft`"):
+def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
+    words, where = tmp_path / "words", ["--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1"]
+    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *where, "--grace", "1", "--message", str(words)]
+    command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME}
+    assert subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode == 1
+    found = Status(**json.loads(words.read_text()))
+    assert (found.reason, found.failure) == ("could not reach the other pods of its training", "infrastructure")
+
+
+@pytest.mark.parametrize(
+    "spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}]
+)
+def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster, spec):
+    cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
+    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft-pods`"):
         launcher(processes=2, nodes=2).submit(LaunchSpec(NAME, "m", (), 2))
     assert cluster.created == [] and ("", "services", "get") in cluster.used

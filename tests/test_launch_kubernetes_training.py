@@ -76,7 +76,7 @@ def test_training_in_two_pods_makes_the_weights_of_two_processes(cluster, prepar
     found = trained(prepared, "two", there(processes=2, nodes=2))
     assert_same(prepared, "two", found, processes=2)
     (job,) = cluster.created
-    assert (job["spec"]["completions"], job["spec"]["template"]["spec"]["subdomain"]) == (2, "fullft")
+    assert (job["spec"]["completions"], job["spec"]["template"]["spec"]["subdomain"]) == (2, "fullft-pods")
 
 
 @pytest.mark.long

@@ -150,7 +150,8 @@ class KubernetesLauncher(Launcher):
         return sorted(found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"]))
 
     def _require_service(self) -> None:
-        if self._ask(self._core.read_namespaced_service, SERVICE) is None:
+        found = self._ask(self._core.read_namespaced_service, SERVICE)
+        if found is None or found["spec"].get("clusterIP") != "None" or found["spec"].get("selector") != MANAGED_BY:
             line = f"{self.place}: launcher.nodes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
             raise WorkloadError(line, "settings")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -21,27 +22,37 @@ from fullft_assets.store import digest
 MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
 #: Annotation with the digest of what a Job was made of.
 SPEC = "fullft/spec"
-#: Headless Service of the namespace, which gives pods that share a training their host names.
-SERVICE = "fullft"
+#: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is that of Dagster's code location.
+SERVICE = "fullft-pods"
 CONTAINER = "workload"
 #: Of the first pod, on which the pods of a training meet.
 _PORT = 29_500
+#: They wait for each other so much longer than `launcher.pending_minutes`.
+_MEET_SECONDS = 300.0
 #: An ended Job that nobody collects is kept for so long.
 _KEEP_SECONDS = 7 * 24 * 3600
 #: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the node counts as lost.
 _LOST_SECONDS = 60.0
 #: Reasons of a pod's failure that are the node's or the cluster's.
 _PREEMPTED = frozenset({"Evicted", "Preempted", "Preempting", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "NodeAffinity"})
-#: Reasons for which a container waits that no waiting changes, and the key that is wrong.
+#: Reasons for which a container waits, and the key that may be wrong. A registry that is busy, or a node that is new, has them for a while.
 _CANNOT_START = {
-    "ErrImagePull": "launcher.image",
-    "ImagePullBackOff": "launcher.image",
+    "ErrImagePull": "launcher.image or launcher.image_pull_secrets",
+    "ImagePullBackOff": "launcher.image or launcher.image_pull_secrets",
     "ErrImageNeverPull": "launcher.image",
     "InvalidImageName": "launcher.image",
     "ImageInspectError": "launcher.image",
     "CreateContainerConfigError": "launcher.secrets",
     "CreateContainerError": "launcher",
 }
+#: Those of them that no waiting changes.
+_NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
+#: What is said of an image or a Secret that is not there, and of one that may not be read.
+_ABSENT = ("not found", "manifest unknown")
+_REFUSED = ("unauthorized", "denied", "forbidden", "authorization failed", "couldn't find key", "no basic auth credentials")
+_ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
+#: All others are given so long from the pod's arrival at its node.
+_START_SECONDS = 600.0
 _OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -142,7 +153,10 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
     if nodes == 1:
         return [*line, "--", *spec.arguments]
     hosts = ",".join(f"{spec.name}-{index}.{SERVICE}" for index in range(nodes))
-    return [*line, "--hosts", hosts, "--port", str(_PORT), "--processes", str(spec.processes // nodes), "--", "-m", spec.module, *spec.job]
+    # The driver's limit for nodes that do not come is the first.
+    patience = math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS)
+    line += ["--hosts", hosts, "--port", str(_PORT), "--patience", str(patience), "--processes", str(spec.processes // nodes)]
+    return [*line, "--", "-m", spec.module, *spec.job]
 
 
 def status_of(job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime, settings: KubernetesLauncherSettings) -> Status:
@@ -152,7 +166,7 @@ def status_of(job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime
         now: by the cluster's clock.
     """
     if (ended := end_of(job)) is not None:
-        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods)
+        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods, job["spec"]["completions"])
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
     for pod in pods:
@@ -176,17 +190,38 @@ def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
 def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
     """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that does not answer."""
     for state in _states(pod):
-        reason = state.get("waiting", {}).get("reason")
-        if reason in _CANNOT_START:
-            said = " ".join(state["waiting"].get("message", "").split())[:300]
-            return Status("failed", f"the pod cannot start: {reason}: {said}; set {_CANNOT_START[reason]}", "settings", is_own_line=True)
+        if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
+            return problem
+    if (lacks := _ABSENT_CLAIM.search(_unscheduled(pod))) is not None:
+        return Status("failed", f"the pod cannot start: {lacks[0]}; set launcher.claims", "settings", is_own_line=True)
     until = pod["metadata"].get("deletionTimestamp")
     if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
         return Status("failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption")
     return None
 
 
-def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Status:
+def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
+    """Return the failure of a container that has waited for so long at its node; None for one that may start yet."""
+    reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
+    if reason not in _CANNOT_START:
+        return None
+    # A runtime that cannot make a container says `not found` of things of its own.
+    is_sure = reason in _NEVER_STARTS or (reason != "CreateContainerError" and any(sign in said for sign in _ABSENT))
+    if not is_sure and seconds < _START_SECONDS:
+        return None
+    line = f"the pod cannot start: {reason}: {said[-300:]}"
+    if is_sure or any(sign in said.lower() for sign in _REFUSED):
+        return Status("failed", f"{line}; set {_CANNOT_START[reason]}", "settings", is_own_line=True)
+    return Status("failed", line, "infrastructure", is_own_line=True)
+
+
+def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
+    conditions = pod["status"].get("conditions", ())
+    since = next((each for each in conditions if each["type"] == "PodScheduled" and each["status"] == "True"), {}).get("lastTransitionTime")
+    return 0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds()
+
+
+def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completions: int) -> Status:
     """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container that ended has said."""
     ends = sorted(
         (end for pod in pods for state in _states(pod) if (end := state.get("terminated", {})).get("exitCode", 0) != 0),
@@ -203,7 +238,12 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Statu
     # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no cause.
     ended.sort(key=lambda end: end.failure == "preemption")
     lost = f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
-    return ended[0] if ended else Status("failed", lost, "infrastructure")
+    if not ended:
+        return Status("failed", lost, "infrastructure")
+    if ended[0].failure == "unknown" and not ended[0].is_own_line and len(ended) < completions:
+        # Of a pod whose node is gone there is no end; the ranks of another one abort for it, without a word.
+        return Status("failed", f"{ended[0].reason}, and another pod is gone without an end", "infrastructure")
+    return ended[0]
 
 
 def _ending_of(end: dict[str, Any]) -> Status:

@@ -1,6 +1,6 @@
 """The first process of a pod of the launcher `kubernetes`: it supervises the workload and leaves how that ended in the termination message.
 
-`python -m fullft_assets.launchers.pod [--hosts HOST,HOST --port PORT --processes N] [--seconds SECONDS] --version VERSION --grace SECONDS -- -m MODULE ...`
+`python -m fullft_assets.launchers.pod [--hosts HOST,HOST --port PORT --patience SECONDS --processes N] [--seconds SECONDS] --version VERSION --grace SECONDS -- -m MODULE ...`
 
 SIGTERM, which a pod gets when it is deleted, evicted or out of time, is passed on to the workload. Several pods that share the work find each
 other by their host names; the Job gives each its index.
@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -27,6 +28,9 @@ MESSAGE = "/dev/termination-log"
 _MAX_CHARACTERS = 900
 #: Variable that the controller of Indexed Jobs sets.
 _INDEX = "JOB_COMPLETION_INDEX"
+#: Variable with the file to which torchrun itself writes why it failed; its ranks get others.
+_TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
+_NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 
 
 def main() -> int:
@@ -34,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fullft_assets.launchers.pod", description=__doc__)
     parser.add_argument("--hosts", default="", metavar="HOST,HOST", help="host names of all pods, if several share the work")
     parser.add_argument("--port", type=int, help="of the first of several pods, on which they meet")
+    parser.add_argument("--patience", type=int, metavar="SECONDS", help="so long several pods wait for each other")
     parser.add_argument("--processes", type=int, default=1, help="of each of several pods")
     parser.add_argument("--seconds", help="the workload is stopped after so long")
     parser.add_argument("--grace", type=float, required=True, metavar="SECONDS", help="time for a checkpoint")
@@ -54,12 +59,16 @@ def main() -> int:
 def _run(given: argparse.Namespace) -> tuple[int, Status]:
     index, arguments = int(os.environ[_INDEX]), given.arguments
     if given.hosts:
-        arguments = [*torchrun_of_hosts(given.hosts.split(","), index, given.processes, given.port), *arguments]
+        arguments = [*torchrun_of_hosts(given.hosts.split(","), index, given.processes, given.port, given.patience), *arguments]
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(patient_torchrun(given.grace) | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}", ERROR_FILE: f"{folder}/error"})
+        files = {ERROR_FILE: f"{folder}/error", _TORCHRUN_ERROR: f"{folder}/torchrun"}
+        os.environ.update(patient_torchrun(given.grace) | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"} | files)
         limit = [] if given.seconds is None else ["--seconds", given.seconds]
         code = supervisor.main(["--folder", folder, "--grace", str(given.grace), *limit, "--", sys.executable, *arguments])
-        return code, ended_status(Path(folder))
+        status, torchrun = ended_status(Path(folder)), Path(folder) / "torchrun"
+        if not status.is_own_line and torchrun.exists() and _NOT_MET.search(torchrun.read_text()):
+            status = Status("failed", "could not reach the other pods of its training", "infrastructure")
+        return code, status
 
 
 def _wrong_version(wanted: str) -> Status | None:
