@@ -212,7 +212,10 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert request["OutputDataConfig"] == {"S3OutputPath": f"{url}/sagemaker", "KmsKeyId": "alias/o"}
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 28 * 86_400} and request["EnableInterContainerTrafficEncryption"]
     assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
-    assert request["Environment"] == {"FULLFT_CACHE": "/tmp/fullft", "A": "b"} and request["HyperParameters"]["processes"] == "8"
+    assert request["Environment"] == {"AWS_DEFAULT_REGION": "us-east-1", "FULLFT_CACHE": "/tmp/fullft", "A": "b"}
+    assert request["HyperParameters"]["processes"] == "8"
+    elsewhere = launcher(region="eu-west-1")._request(spec(url, "writes"))
+    assert elsewhere["Environment"]["AWS_DEFAULT_REGION"] == "eu-west-1"
     alone = sage._request(spec(url, "writes"))
     assert alone["ResourceConfig"]["InstanceCount"] == 1 and alone["HyperParameters"]["processes"] == "1"
     assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)

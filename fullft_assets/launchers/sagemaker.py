@@ -154,8 +154,8 @@ class SageMakerLauncher(Launcher):
             },
             "RoleArn": settings.role_arn,
             "HyperParameters": self._asked(spec, nodes),
-            # The disk is below /tmp and /opt/ml; all else is the image's.
-            "Environment": {"FULLFT_CACHE": "/tmp/fullft", **settings.environment},
+            # SageMaker sets AWS_REGION, which botocore does not read. The disk is below /tmp and /opt/ml; all else is the image's.
+            "Environment": {"AWS_DEFAULT_REGION": self._region, "FULLFT_CACHE": "/tmp/fullft", **settings.environment},
             "ResourceConfig": resources | ({"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}),
             "OutputDataConfig": output | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}),
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
