@@ -203,6 +203,44 @@ def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, 
     assert backend.calls.count("submit") == 1, "the second run attached"
 
 
+@pytest.mark.parametrize(("end", "lost"), [(LOST, {4, 5}), (PREEMPTED, {4})])
+def test_a_job_that_may_still_run_is_ended_before_the_next_one_starts(run, store, monkeypatch, end, lost):
+    backend, beside = Backend(store, [end, DONE], max_retries=1), []
+    submit = backend.submit
+    monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(backend.list()), submit(spec)))
+    backend.lost = lost  # answers to `stop`
+    assert run(backend) is None
+    assert (beside, recorded(store).attempt) == ([[], []], 2)
+
+
+def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = Backend(store, [LOST, DONE], max_retries=1)
+    backend.lost = {4}
+    line = run(backend)
+    left = recorded(store)
+    name = left.name_in(store)
+    assert line == (
+        f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on record as running [infrastructure]"
+    )
+    assert (left.state, left.ended_at, backend.list(), backend.calls.count("submit")) == ("running", None, [name], 1)
+    backend.lost = set()
+    assert run(backend) is None
+    assert (recorded(store).attempt, backend.list()) == (2, [])
+
+
+def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store, monkeypatch):
+    def cancel(*_: str) -> Logs:
+        raise dg.DagsterExecutionInterruptedError
+
+    backend = Backend(store, [DONE])
+    monkeypatch.setattr(backend, "logs", cancel)
+    backend.lost = {3, 4}
+    with suppress(dg.DagsterExecutionInterruptedError):
+        run(backend)
+    assert (recorded(store).state, backend.list()) == ("stopped", [])
+
+
 def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypatch, capfd):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     elsewhere = Backend(store, [DONE])
