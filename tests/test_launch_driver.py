@@ -77,26 +77,31 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[[Launcher], str | None]]:
-    """Runs the probe's job on a launcher; returns None, or the line of the failure."""
+def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
 
-        def run(launcher: Launcher) -> str | None:
-            job, store = probe_job(tmp_path, "writes")
 
-            @dg.asset
-            def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-                with one_line_errors(store, "probe"):
-                    LaunchDriver(lambda _: launcher).run(context, "training", job, store)
-                return dg.MaterializeResult()
+@pytest.fixture
+def run(tmp_path: Path, instance: dg.DagsterInstance) -> Callable[[Launcher], str | None]:
+    """Runs the probe's job on a launcher; returns None, or the line of the failure."""
 
-            done = dg.materialize([made], instance=instance, raise_on_error=False)
-            if done.success:
-                return None
-            failure = done.get_step_failure_events()[0].step_failure_data
-            return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description
+    def run(launcher: Launcher) -> str | None:
+        job, store = probe_job(tmp_path, "writes")
 
-        yield run
+        @dg.asset
+        def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+            with one_line_errors(store, "probe"):
+                LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+            return dg.MaterializeResult()
+
+        done = dg.materialize([made], instance=instance, raise_on_error=False)
+        if done.success:
+            return None
+        failure = done.get_step_failure_events()[0].step_failure_data
+        return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description
+
+    return run
 
 
 def recorded(store: Store) -> Launch:
@@ -227,6 +232,29 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     backend.lost = set()
     assert run(backend) is None
     assert (recorded(store).attempt, backend.list()) == (2, [])
+
+
+def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(run, instance, store, monkeypatch):
+    monkeypatch.setattr(driver, "_is_by_hand", lambda run: False)
+    backend = Backend(store, [DONE, DONE])
+
+    def interrupt(is_asked: bool) -> Logs:
+        if is_asked:
+            instance.report_run_canceling(instance.get_runs(limit=1)[0])
+        raise dg.DagsterExecutionInterruptedError
+
+    # The last one also makes sure that the attempt before it has been ended.
+    for ends_with_run, is_asked, state, num_stops in (
+        (False, False, "running", 0),
+        (False, True, "stopped", 1),
+        (True, False, "stopped", 3),
+    ):
+        monkeypatch.setattr(backend, "ends_with_run", ends_with_run)
+        monkeypatch.setattr(backend, "logs", lambda *_, is_asked=is_asked: interrupt(is_asked))
+        with suppress(dg.DagsterExecutionInterruptedError):
+            run(backend)
+        assert (recorded(store).state, backend.calls.count("stop")) == (state, num_stops)
+    assert backend.calls.count("submit") == 2, "the second run attached"
 
 
 def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store, monkeypatch):

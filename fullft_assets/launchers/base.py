@@ -106,6 +106,8 @@ class Launcher(ABC):
 
     #: Class of the section `launcher` for this kind; None: the keys that all kinds have.
     settings_class: ClassVar[type[LauncherSettings] | None] = None
+    #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends it.
+    ends_with_run: ClassVar[bool] = False
     #: Time between two looks at a job: that of a short one, and that of one which has run for hours. Its end is noticed at once.
     look_seconds: ClassVar[tuple[float, float]] = (1.0, 30.0)
 

@@ -40,7 +40,7 @@ _SUBMIT_SECONDS = 120.0
 #: What a message of Pipes has, in a backend's one stream of output.
 _MESSAGE = '{"__dagster_pipes_version"'
 
-#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM.
+#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM; also where its machine goes away.
 _CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt, SystemExit)
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class LaunchDriver:
     def run(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> Manifest:
         """Launch a workload, or attach to it where it runs already, and return the manifest of the artifact that its job asks for.
 
-        A cancelled step stops a job that it launched: it has the grace time for a checkpoint, then it is killed.
+        A cancelled run stops a job that it launched: it has the grace time for a checkpoint, then it is killed.
 
         Raises:
             WorkloadError: the workload failed, and was not to be tried again; or it wrote no manifest.
@@ -144,9 +144,9 @@ class LaunchDriver:
                 is_submitted = True
                 status = self._follow(context, launcher, name, messages)
             except _CANCELLED:
-                if is_mine:
+                if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
-                raise
+                raise  # else, as after an error here, it runs on: an evicted pod gets the signal of a cancelled one
             except WorkloadError as error:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)
@@ -305,6 +305,24 @@ def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
     events = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     logged = {logged_pid(record.event_log_entry) for record in events.records}
     return [os.getpid(), *sorted(ancestors & logged)]
+
+
+def _is_wanted(context: dg.AssetExecutionContext) -> bool:
+    """Return whether somebody wants the run to end: asked Dagster for it, or pressed Ctrl-C."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    asked = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and (run.status in asked or _is_by_hand(run))
+
+
+def _is_by_hand(run: dg.DagsterRun) -> bool:
+    """Return whether somebody may press Ctrl-C: nothing launched the run, or what launched it was started from a terminal."""
+    if run.remote_job_origin is None:
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:  # no process here has a terminal: a pod, a service
+        return False
+    return True
 
 
 def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
