@@ -279,6 +279,13 @@ def test_the_class_of_a_failure(reason, line, failure):
     assert status.reason and "\n" not in status.reason
 
 
+@pytest.mark.parametrize(("later", "failure"), [((), "preemption"), (("Starting", "Training"), "unknown")])
+def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_instances(later, failure):
+    changes = [{"Status": each} for each in ("Starting", "Training", "Interrupted", *later, "Stopping", "Stopped")]
+    status = sagemaker._status({"TrainingJobStatus": "Stopped", "SecondaryStatus": "Stopped", "SecondaryStatusTransitions": changes})
+    assert status.failure == failure
+
+
 class TestAnotherProcess:
     """The control plane is a process of its own, which is killed or cancelled."""
 

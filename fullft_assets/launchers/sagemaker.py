@@ -307,7 +307,8 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
         return REACHED_LIMIT.reason, REACHED_LIMIT.failure, False
     if detail == "MaxWaitTimeExceeded":
         return "waited for spot instances longer than launcher.max_wait_hours", "preemption", False
-    if any(change["Status"] == "Interrupted" for change in job.get("SecondaryStatusTransitions", [])):
+    changes = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
+    if [each for each in changes if each in ("Interrupted", "Training")][-1:] == ["Interrupted"]:  # else it came back
         return "lost its spot instances", "preemption", False
     return "was stopped in SageMaker by somebody; run the same command again to resume", "unknown", False
 
