@@ -40,6 +40,7 @@ _BUSY = frozenset({"ThrottlingException", "Throttling", "TooManyRequestsExceptio
 #: What credentials or an account lack for now.
 _FOR_NOW = frozenset({"ResourceLimitExceeded", "ExpiredTokenException", "ExpiredToken"})
 _OWN_LINE = re.compile(rf"AlgorithmError: (.*) \[({'|'.join(get_args(FailureClass))})\]", re.DOTALL)
+_HAS_GPUS = re.compile(r"ml\.[gp]\d")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
 
 
@@ -178,6 +179,7 @@ class SageMakerLauncher(Launcher):
             "module": spec.module,
             "job": json.dumps(spec.job),
             "processes": str(spec.processes // nodes),
+            "gpus": str(spec.processes // nodes if _HAS_GPUS.match(self.settings.instance_type) else 0),
             "grace_seconds": str(self.settings.grace_seconds),
             "run_id": spec.run_id,
             "version": importlib.metadata.version("fullft-assets"),
