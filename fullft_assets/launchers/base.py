@@ -133,7 +133,10 @@ class Launcher(ABC):
 
     @abstractmethod
     def stop(self, name: str) -> None:
-        """End a job, if it runs, within `launcher.grace_seconds` for a checkpoint, and remove what the backend keeps of it."""
+        """End a job, if it runs, within `launcher.grace_seconds` for a checkpoint, and remove what the backend keeps of it.
+
+        A name without a job is no error: the driver makes sure that an earlier attempt is gone.
+        """
 
     @abstractmethod
     def list(self) -> list[str]:
