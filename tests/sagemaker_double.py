@@ -67,14 +67,15 @@ class SageMaker(ThreadingHTTPServer):
 
     Args:
         folder: for the containers.
-        environment: variables of each container beside those of its job: what the image and the role give.
+        environment: variables of each container beside those of its job: what the image and the role give, which is no AWS_DEFAULT_REGION.
     """
 
     daemon_threads = True
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.environment = folder, environment
+        self.folder = folder
+        self.environment = {name: value for name, value in environment.items() if name != "AWS_DEFAULT_REGION"}
         self.jobs: dict[str, TrainingJob] = {}
         #: Streams of the log group: when a line arrived, and the line.
         self.streams: dict[str, list[tuple[float, str]]] = {}
@@ -254,6 +255,7 @@ class SageMaker(ThreadingHTTPServer):
         given = {key: f"{root}/tmp" if value == "/tmp/fullft" else value for key, value in job.request.get("Environment", {}).items()}
         own = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "AWS_REGION": "us-east-1",
             "TRAINING_JOB_NAME": name,
             "FULLFT_OPT_ML": str(root),
         }

@@ -77,26 +77,31 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[[Launcher], str | None]]:
-    """Runs the probe's job on a launcher; returns None, or the line of the failure."""
+def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
 
-        def run(launcher: Launcher) -> str | None:
-            job, store = probe_job(tmp_path, "writes")
 
-            @dg.asset
-            def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-                with one_line_errors(store, "probe"):
-                    LaunchDriver(lambda _: launcher).run(context, "training", job, store)
-                return dg.MaterializeResult()
+@pytest.fixture
+def run(tmp_path: Path, instance: dg.DagsterInstance) -> Callable[[Launcher], str | None]:
+    """Runs the probe's job on a launcher; returns None, or the line of the failure."""
 
-            done = dg.materialize([made], instance=instance, raise_on_error=False)
-            if done.success:
-                return None
-            failure = done.get_step_failure_events()[0].step_failure_data
-            return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description
+    def run(launcher: Launcher) -> str | None:
+        job, store = probe_job(tmp_path, "writes")
 
-        yield run
+        @dg.asset
+        def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+            with one_line_errors(store, "probe"):
+                LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+            return dg.MaterializeResult()
+
+        done = dg.materialize([made], instance=instance, raise_on_error=False)
+        if done.success:
+            return None
+        failure = done.get_step_failure_events()[0].step_failure_data
+        return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description
+
+    return run
 
 
 def recorded(store: Store) -> Launch:
@@ -201,6 +206,67 @@ def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, 
                 run(backend)
         assert (recorded(store).state, backend.calls.count("stop")) == ("stopped" if calls else "running", calls)
     assert backend.calls.count("submit") == 1, "the second run attached"
+
+
+@pytest.mark.parametrize(("end", "lost"), [(LOST, {4, 5}), (PREEMPTED, {4})])
+def test_a_job_that_may_still_run_is_ended_before_the_next_one_starts(run, store, monkeypatch, end, lost):
+    backend, beside = Backend(store, [end, DONE], max_retries=1), []
+    submit = backend.submit
+    monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(backend.list()), submit(spec)))
+    backend.lost = lost  # answers to `stop`
+    assert run(backend) is None
+    assert (beside, recorded(store).attempt) == ([[], []], 2)
+
+
+def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = Backend(store, [LOST, DONE], max_retries=1)
+    backend.lost = {4}
+    line = run(backend)
+    left = recorded(store)
+    name = left.name_in(store)
+    assert line == (
+        f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on record as running [infrastructure]"
+    )
+    assert (left.state, left.ended_at, backend.list(), backend.calls.count("submit")) == ("running", None, [name], 1)
+    backend.lost = set()
+    assert run(backend) is None
+    assert (recorded(store).attempt, backend.list()) == (2, [])
+
+
+def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(run, instance, store, monkeypatch):
+    monkeypatch.setattr(driver, "_is_by_hand", lambda run: False)
+    backend = Backend(store, [DONE, DONE])
+
+    def interrupt(is_asked: bool) -> Logs:
+        if is_asked:
+            instance.report_run_canceling(instance.get_runs(limit=1)[0])
+        raise dg.DagsterExecutionInterruptedError
+
+    # The last one also makes sure that the attempt before it has been ended.
+    for ends_with_run, is_asked, state, num_stops in (
+        (False, False, "running", 0),
+        (False, True, "stopped", 1),
+        (True, False, "stopped", 3),
+    ):
+        monkeypatch.setattr(backend, "ends_with_run", ends_with_run)
+        monkeypatch.setattr(backend, "logs", lambda *_, is_asked=is_asked: interrupt(is_asked))
+        with suppress(dg.DagsterExecutionInterruptedError):
+            run(backend)
+        assert (recorded(store).state, backend.calls.count("stop")) == (state, num_stops)
+    assert backend.calls.count("submit") == 2, "the second run attached"
+
+
+def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store, monkeypatch):
+    def cancel(*_: str) -> Logs:
+        raise dg.DagsterExecutionInterruptedError
+
+    backend = Backend(store, [DONE])
+    monkeypatch.setattr(backend, "logs", cancel)
+    backend.lost = {3, 4}
+    with suppress(dg.DagsterExecutionInterruptedError):
+        run(backend)
+    assert (recorded(store).state, backend.list()) == ("stopped", [])
 
 
 def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypatch, capfd):

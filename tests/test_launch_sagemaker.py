@@ -36,7 +36,7 @@ from tests.sagemaker_double import IMAGE, ROLE, SageMaker
 
 TESTS = Path(__file__).parent
 SECONDS = 240.0
-SETTINGS = {"kind": "sagemaker", "instance_type": "ml.g5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
+SETTINGS = {"kind": "sagemaker", "instance_type": "ml.m5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
     launch = recorded(url)
-    assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 1.006)
+    assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", None)
     assert launch.billed_seconds == service._DescribeTrainingJob({"TrainingJobName": launch.name_in(Store(url))})["BillableTimeInSeconds"]
     assert launcher().list() == [launch.name_in(Store(url))]
     failure, _ = run(launcher(), "refuses", url)
@@ -212,10 +212,15 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert request["OutputDataConfig"] == {"S3OutputPath": f"{url}/sagemaker", "KmsKeyId": "alias/o"}
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 28 * 86_400} and request["EnableInterContainerTrafficEncryption"]
     assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
-    assert request["Environment"] == {"FULLFT_CACHE": "/tmp/fullft", "A": "b"} and request["HyperParameters"]["processes"] == "8"
+    assert request["Environment"] == {"AWS_DEFAULT_REGION": "us-east-1", "FULLFT_CACHE": "/tmp/fullft", "A": "b"}
+    assert (request["HyperParameters"]["processes"], request["HyperParameters"]["gpus"]) == ("8", "8")
+    elsewhere = launcher(region="eu-west-1")._request(spec(url, "writes"))
+    assert elsewhere["Environment"]["AWS_DEFAULT_REGION"] == "eu-west-1"
     alone = sage._request(spec(url, "writes"))
     assert alone["ResourceConfig"]["InstanceCount"] == 1 and alone["HyperParameters"]["processes"] == "1"
+    assert elsewhere["HyperParameters"]["gpus"] == "0", "a type without GPUs"
     assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
+    assert launcher(instance_type="ml.g5.xlarge").hourly_usd(PlanningSettings(), 1) == 1.006
     assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) is None
 
 
@@ -238,6 +243,14 @@ class TestRefused:
         wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
         status = sage.poll("fullft-test-1")
         assert status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ") and status.failure == "settings"
+
+    def test_an_image_whose_torch_sees_no_gpu_of_the_instance(self, service, url):
+        sage = launcher(instance_type="ml.g5.xlarge", environment={"CUDA_VISIBLE_DEVICES": ""})
+        sage.submit(spec(url, "writes"))
+        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+        status = sage.poll("fullft-test-1")
+        assert status.reason.startswith("torch in the image sees 0 GPUs, and each instance was to use 1; build the image with a torch for")
+        assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
         sage = launcher()
@@ -274,6 +287,13 @@ def test_the_class_of_a_failure(reason, line, failure):
     status = sagemaker._status({"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason})
     assert (status.failure, status.is_own_line) == (failure, line is not None) and (line is None or status.reason == line)
     assert status.reason and "\n" not in status.reason
+
+
+@pytest.mark.parametrize(("later", "failure"), [((), "preemption"), (("Starting", "Training"), "unknown")])
+def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_instances(later, failure):
+    changes = [{"Status": each} for each in ("Starting", "Training", "Interrupted", *later, "Stopping", "Stopped")]
+    status = sagemaker._status({"TrainingJobStatus": "Stopped", "SecondaryStatus": "Stopped", "SecondaryStatusTransitions": changes})
+    assert status.failure == failure
 
 
 @pytest.mark.long

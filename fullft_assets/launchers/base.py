@@ -106,6 +106,8 @@ class Launcher(ABC):
 
     #: Class of the section `launcher` for this kind; None: the keys that all kinds have.
     settings_class: ClassVar[type[LauncherSettings] | None] = None
+    #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends it.
+    ends_with_run: ClassVar[bool] = False
     #: Time between two looks at a job: that of a short one, and that of one which has run for hours. Its end is noticed at once.
     look_seconds: ClassVar[tuple[float, float]] = (1.0, 30.0)
 
@@ -131,7 +133,10 @@ class Launcher(ABC):
 
     @abstractmethod
     def stop(self, name: str) -> None:
-        """End a job, if it runs, within `launcher.grace_seconds` for a checkpoint, and remove what the backend keeps of it."""
+        """End a job, if it runs, within `launcher.grace_seconds` for a checkpoint, and remove what the backend keeps of it.
+
+        A name without a job is no error: the driver makes sure that an earlier attempt is gone.
+        """
 
     @abstractmethod
     def list(self) -> list[str]:

@@ -32,13 +32,15 @@ RETRIED: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 RETRY_SECONDS = 30.0
 #: A backend that does not answer is asked again for so long.
 PATIENCE_SECONDS = 1800.0
+#: A cancelled run asks for the end of its job for so long: Kubernetes kills it soon, and people wait.
+_CANCEL_SECONDS = 120.0
 _PAUSE_SECONDS = 5.0
 #: A run of another Dagster has so long to submit what it has recorded.
 _SUBMIT_SECONDS = 120.0
 #: What a message of Pipes has, in a backend's one stream of output.
 _MESSAGE = '{"__dagster_pipes_version"'
 
-#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM.
+#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM; also where its machine goes away.
 _CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt, SystemExit)
 
 T = TypeVar("T")
@@ -61,7 +63,7 @@ class LaunchDriver:
     def run(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> Manifest:
         """Launch a workload, or attach to it where it runs already, and return the manifest of the artifact that its job asks for.
 
-        A cancelled step stops a job that it launched: it has the grace time for a checkpoint, then it is killed.
+        A cancelled run stops a job that it launched: it has the grace time for a checkpoint, then it is killed.
 
         Raises:
             WorkloadError: the workload failed, and was not to be tried again; or it wrote no manifest.
@@ -119,7 +121,7 @@ class LaunchDriver:
         launch, replaced, is_new = records.claim(store, wanted, is_active)
         name, is_mine = launch.name_in(store), launch.run_id == run_id
         if replaced is not None:
-            _end_replaced(context, replaced, launch, store, is_active)
+            self._end_replaced(context, replaced, launch, store, is_active)
         if not is_new:
             unknown = (
                 "" if is_mine or is_active(launch.run_id) is not None else ", unknown here: cancelling this run leaves the job running"
@@ -135,13 +137,16 @@ class LaunchDriver:
             is_submitted = not is_new
             try:
                 if is_new or self._is_lost(context, launcher, launch, store, lambda: not is_mine and is_active(launch.run_id)):
+                    if launch.attempt > 1:  # whoever followed the attempt before may not have been able to end it
+                        earlier = launch.model_copy(update={"attempt": launch.attempt - 1})
+                        self._read(context, partial(launcher.stop, earlier.name_in(store)))
                     self._submit(context, launcher, spec)
                 is_submitted = True
                 status = self._follow(context, launcher, name, messages)
             except _CANCELLED:
-                if is_mine:
-                    _end(context, launcher, launch, store)
-                raise
+                if is_mine and (launcher.ends_with_run or _is_wanted(context)):
+                    self._end(context, launcher, launch, store, _CANCEL_SECONDS)
+                raise  # else, as after an error here, it runs on: an evicted pod gets the signal of a cancelled one
             except WorkloadError as error:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)
@@ -153,8 +158,10 @@ class LaunchDriver:
             # Before the backend forgets it: whoever else follows it reads it here.
             state = "succeeded" if status.state == "succeeded" else "failed"
             records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
-            if is_mine:
-                _end(context, launcher, launch, store)
+            may_run = status.state == "failed" and not status.is_own_line
+            if is_mine and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0) and may_run:
+                records.reopen(store, launch)
+                raise WorkloadError(f"{status.reason}; {name} may still run, and is on record as running", status.failure)
         return status, is_new
 
     def _is_lost(
@@ -200,9 +207,10 @@ class LaunchDriver:
             if status.is_over:
                 return status
 
-    def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T]) -> T:
-        """Ask a backend, again and again while it does not answer."""
-        deadline, is_said = time.monotonic() + PATIENCE_SECONDS, False
+    def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None) -> T:
+        """Ask a backend, again and again while it does not answer; for `PATIENCE_SECONDS` by default."""
+        seconds = PATIENCE_SECONDS if seconds is None else seconds
+        deadline, is_said = time.monotonic() + seconds, False
         while True:
             try:
                 return ask()
@@ -210,9 +218,45 @@ class LaunchDriver:
                 if time.monotonic() >= deadline:
                     raise
                 if not is_said:
-                    context.log.warning(f"{error}; asking again for {PATIENCE_SECONDS / 60:g} minutes")
+                    context.log.warning(f"{error}; asking again for {seconds / 60:g} minutes")
                 is_said = True
                 time.sleep(_PAUSE_SECONDS)
+
+    def _end(self, context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store, seconds: float = 0.0) -> bool:
+        """End a job and remove what its backend keeps of it; return whether that was done. Where it is not, whatever was to follow follows.
+
+        Args:
+            seconds: for which a backend that does not answer is asked again.
+        """
+        name = launch.name_in(store)
+        try:
+            self._read(context, partial(launcher.stop, name), seconds)
+        except WorkloadError as error:
+            context.log.error(
+                f"{name} at {launch.place} could not be ended ({error}); if it still runs, end it there, or launch it again to attach"
+            )
+            return False
+        records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
+        return True
+
+    def _end_replaced(
+        self, context: dg.AssetExecutionContext, replaced: Launch, launch: Launch, store: Store, is_active: Callable[[str], bool | None]
+    ) -> None:
+        """End a job at a place that the YAML names no more, where that can be done from here; else say that it may run on."""
+        left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at {launch.place}"
+        if replaced.run_id != launch.run_id and is_active(replaced.run_id) is None:  # a run of another Dagster may follow it
+            context.log.warning(f"{left}; end it there if nobody waits for it")
+            return
+        try:
+            launcher = open_recorded(replaced.launcher)
+        except FullftError as error:
+            context.log.warning(f"{left}; it could not be stopped from here ({error}); if it still runs, end it there")
+            return
+        if launcher.place != replaced.place:  # processes of another machine, which only it can see
+            context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
+            return
+        context.log.warning(f"{left}; its run is over, so it is ended")
+        self._end(context, launcher, replaced, store)
 
 
 class _LogMessages(dg.PipesMessageReader):
@@ -263,37 +307,22 @@ def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
     return [os.getpid(), *sorted(ancestors & logged)]
 
 
-def _end(context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store) -> None:
-    """End a job and remove what its backend keeps of it; where the backend does not answer, whatever was to follow follows."""
-    name = launch.name_in(store)
-    try:
-        launcher.stop(name)
-    except WorkloadError as error:
-        context.log.error(
-            f"{name} at {launch.place} could not be ended ({error}); if it still runs, end it there, or launch it again to attach"
-        )
-        return
-    records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
+def _is_wanted(context: dg.AssetExecutionContext) -> bool:
+    """Return whether somebody wants the run to end: asked Dagster for it, or pressed Ctrl-C."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    asked = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and (run.status in asked or _is_by_hand(run))
 
 
-def _end_replaced(
-    context: dg.AssetExecutionContext, replaced: Launch, launch: Launch, store: Store, is_active: Callable[[str], bool | None]
-) -> None:
-    """End a job at a place that the YAML names no more, where that can be done from here; else say that it may run on."""
-    left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at {launch.place}"
-    if replaced.run_id != launch.run_id and is_active(replaced.run_id) is None:  # a run of another Dagster may follow it
-        context.log.warning(f"{left}; end it there if nobody waits for it")
-        return
+def _is_by_hand(run: dg.DagsterRun) -> bool:
+    """Return whether somebody may press Ctrl-C: nothing launched the run, or what launched it was started from a terminal."""
+    if run.remote_job_origin is None:
+        return True
     try:
-        launcher = open_recorded(replaced.launcher)
-    except FullftError as error:
-        context.log.warning(f"{left}; it could not be stopped from here ({error}); if it still runs, end it there")
-        return
-    if launcher.place != replaced.place:  # processes of another machine, which only it can see
-        context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
-        return
-    context.log.warning(f"{left}; its run is over, so it is ended")
-    _end(context, launcher, replaced, store)
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:  # no process here has a terminal: a pod, a service
+        return False
+    return True
 
 
 def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:

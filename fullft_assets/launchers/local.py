@@ -18,6 +18,7 @@ from fullft_assets.settings import LauncherSettings
 class LocalLauncher(Launcher):
     """Runs workloads on this machine, torchrun where several processes share the work."""
 
+    ends_with_run = True
     look_seconds = (1.0, 1.0)
 
     def __init__(self, settings: LauncherSettings):

@@ -124,6 +124,17 @@ def end(
     store.change_pointer(launch.record, change)
 
 
+def reopen(store: Store, launch: Launch) -> None:
+    """Record that an attempt that was to be over may still run, unless there is a newer one: the next run attaches to it."""
+
+    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        if recorded is None or recorded["attempt"] != launch.attempt:
+            return None
+        return {**recorded, "ended_at": None, "state": "running"}
+
+    store.change_pointer(launch.record, change)
+
+
 def read(store: Store, launch: Launch) -> Launch | None:
     """Return what is recorded now for the key of a launch."""
     recorded = store.read_pointer(launch.record)

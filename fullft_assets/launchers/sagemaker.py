@@ -40,6 +40,7 @@ _BUSY = frozenset({"ThrottlingException", "Throttling", "TooManyRequestsExceptio
 #: What credentials or an account lack for now.
 _FOR_NOW = frozenset({"ResourceLimitExceeded", "ExpiredTokenException", "ExpiredToken"})
 _OWN_LINE = re.compile(rf"AlgorithmError: (.*) \[({'|'.join(get_args(FailureClass))})\]", re.DOTALL)
+_HAS_GPUS = re.compile(r"ml\.[gp]\d")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
 
 
@@ -154,8 +155,8 @@ class SageMakerLauncher(Launcher):
             },
             "RoleArn": settings.role_arn,
             "HyperParameters": self._asked(spec, nodes),
-            # The disk is below /tmp and /opt/ml; all else is the image's.
-            "Environment": {"FULLFT_CACHE": "/tmp/fullft", **settings.environment},
+            # SageMaker sets AWS_REGION, which botocore does not read. The disk is below /tmp and /opt/ml; all else is the image's.
+            "Environment": {"AWS_DEFAULT_REGION": self._region, "FULLFT_CACHE": "/tmp/fullft", **settings.environment},
             "ResourceConfig": resources | ({"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}),
             "OutputDataConfig": output | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}),
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
@@ -178,6 +179,7 @@ class SageMakerLauncher(Launcher):
             "module": spec.module,
             "job": json.dumps(spec.job),
             "processes": str(spec.processes // nodes),
+            "gpus": str(spec.processes // nodes if _HAS_GPUS.match(self.settings.instance_type) else 0),
             "grace_seconds": str(self.settings.grace_seconds),
             "run_id": spec.run_id,
             "version": importlib.metadata.version("fullft-assets"),
@@ -307,7 +309,8 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
         return REACHED_LIMIT.reason, REACHED_LIMIT.failure, False
     if detail == "MaxWaitTimeExceeded":
         return "waited for spot instances longer than launcher.max_wait_hours", "preemption", False
-    if any(change["Status"] == "Interrupted" for change in job.get("SecondaryStatusTransitions", [])):
+    changes = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
+    if [each for each in changes if each in ("Interrupted", "Training")][-1:] == ["Interrupted"]:  # else it came back
         return "lost its spot instances", "preemption", False
     return "was stopped in SageMaker by somebody; run the same command again to resume", "unknown", False
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ def main() -> int:
     root = Path(os.environ.get(ROOT, "/opt/ml"))
     asked = json.loads((root / "input/config/hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((root / "input/config/resourceconfig.json").read_text()))
-    code, status = EXIT_FIXABLE, _wrong_version(asked["version"])
+    code, status = EXIT_FIXABLE, _wrong_version(asked["version"]) or _missing_gpus(int(asked["gpus"]))
     if status is None:
         code, status = _run(asked, hosts, host)
     if code != 0:
@@ -82,6 +83,21 @@ def _wrong_version(wanted: str) -> Status | None:
     if found == wanted:
         return None
     line = f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of the same version"
+    return Status("failed", line, "settings", is_own_line=True)
+
+
+def _missing_gpus(wanted: int) -> Status | None:
+    """Return the failure of an image whose torch does not see a GPU for each process: the work would go on, on the CPU."""
+    if wanted == 0:
+        return None
+    # Not here, where torch would stay in memory as long as the job runs.
+    asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False).stdout.split()
+    found = int(answer[-1]) if answer else 0
+    if found >= wanted:
+        return None
+    what = "build the image with a torch for CUDA (deploy/docker/Dockerfile says how)" if found == 0 else "lower launcher.processes"
+    line = f"torch in the image sees {found} GPUs, and each instance was to use {wanted}; {what}, or choose another launcher.instance_type"
     return Status("failed", line, "settings", is_own_line=True)
 
 

@@ -203,6 +203,12 @@ class KubernetesLauncherSettings(LauncherSettings):
         description="Time that pods may wait for nodes and images; after it the workload counts as one that lost its machine. Time that a Job is "
         "suspended by a queue does not count.",
     )
+    max_hours: Float | None = Field(
+        default=24.0,
+        gt=0,
+        description="Time after which the cluster stops a workload as if it were cancelled, also if nobody follows it; the same command resumes it. "
+        "`null`: none.",
+    )
     max_retries: int = Field(
         default=2,
         ge=0,
