@@ -19,6 +19,7 @@ LLAMA = LlamaConfig(**SMALL | {"num_hidden_layers": 1}, pad_token_id=0)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         lacks("apt-get install g++ python3-dev")

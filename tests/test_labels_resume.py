@@ -21,7 +21,7 @@ from tests.test_resume import EVERY, SECONDS, Run, assert_same_as
 @pytest.mark.parametrize(
     ("examples", "rows"),
     [
-        (MULTI_LABEL, lambda: licence_labels.labelled_rows(160, known=set(LABELS))),
+        pytest.param(MULTI_LABEL, lambda: licence_labels.labelled_rows(160, known=set(LABELS)), marks=pytest.mark.long),
         (SPANS, lambda: licence_labels.spanned_rows(160)),
     ],
     ids=["multi_label", "token_classification"],

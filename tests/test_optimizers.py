@@ -426,6 +426,7 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "weights"), [("adafactor_in_backward", "bf16")])
 def test_plan_predicts_the_peak_of_a_rung(tmp_path: Path, name: str, weights: str) -> None:
     """Both are processes of their own that train the real MiniLM; the plan has the libraries of scikit-learn beside it."""
