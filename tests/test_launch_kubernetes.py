@@ -518,18 +518,34 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
     assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
+    assert container["args"][container["args"].index("--gpus") + 1] == "4"
     assert int(container["args"][container["args"].index("--patience") + 1]) > chosen.settings.pending_minutes * 60
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
 
 
-def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
-    words, where = tmp_path / "words", ["--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1"]
-    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *where, "--grace", "1", "--message", str(words)]
+def last_words(folder: Path, *options: str, **environment: str) -> tuple[int, Status]:
+    """Run a pod's first process; return its exit code, and what it left."""
+    words = folder / "words"
+    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *options, "--grace", "1", "--message", str(words)]
     command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
-    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME}
-    assert subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode == 1
-    found = Status(**json.loads(words.read_text()))
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME, **environment}
+    code = subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode
+    return code, Status(**json.loads(words.read_text()))
+
+
+@pytest.mark.parametrize(("seen", "todo"), [(0, "build the image with a torch for CUDA"), (1, "lower launcher.processes")])
+def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(tmp_path, seen, todo):
+    (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {seen})\n")
+    path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
+    code, found = last_words(tmp_path, "--gpus", "2", PYTHONPATH=path)
+    assert (code, found.failure, found.is_own_line) == (3, "settings", True)
+    assert found.reason.startswith(f"torch in the image sees {seen} GPUs, and 2 were to be used here; {todo}")
+
+
+def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
+    code, found = last_words(tmp_path, "--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1")
+    assert code == 1
     assert (found.reason, found.failure) == ("could not reach the other pods of its training", "infrastructure")
 
 

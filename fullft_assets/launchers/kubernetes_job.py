@@ -25,6 +25,8 @@ SPEC = "fullft/spec"
 #: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
+#: Resource whose units torch has to see in the pod; of those of other names it may see another number.
+_GPU = "nvidia.com/gpu"
 #: Of the first pod, on which the pods of a training meet.
 _PORT = 29_500
 #: They wait for each other so much longer than `launcher.pending_minutes`.
@@ -149,6 +151,7 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
     version = importlib.metadata.version("fullft-assets")
     line = [settings.python, "-m", "fullft_assets.launchers.pod", "--version", version, "--grace", str(settings.grace_seconds)]
     line += ["--message", MESSAGE]
+    line += ["--gpus", str(spec.processes // nodes)] if settings.gpu_resource == _GPU else []
     line += [] if settings.max_seconds is None else ["--seconds", str(settings.max_seconds)]
     if nodes == 1:
         return [*line, "--", *spec.arguments]
