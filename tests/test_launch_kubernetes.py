@@ -25,7 +25,7 @@ from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Status, Unreachable, driver, kubernetes, records
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.kubernetes import KubernetesLauncher
-from fullft_assets.launchers.kubernetes_job import manifest, status_of
+from fullft_assets.launchers.kubernetes_job import manifest, refusal_of, status_of
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import KubernetesLauncherSettings
@@ -128,11 +128,11 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(clust
     }
     assert chosen.list() == [], "nothing is kept there"
     assert "planted-secret" not in json.dumps(cluster.created)
-    # What the Role does not allow is refused; and nothing in it is idle, but for trainings on several nodes.
+    # What the Role does not allow is refused; and nothing in it is idle, but for trainings on several nodes and pods that cannot be made.
     granted = {
         (group, name, verb) for rule in role() for group in rule["apiGroups"] for name in rule["resources"] for verb in rule["verbs"]
     }
-    assert granted - cluster.used == {("", "services", "get")}
+    assert granted - cluster.used == {("", "services", "get"), ("", "events", "list")}
 
 
 def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(cluster, tmp_path):
@@ -326,6 +326,13 @@ class TestRefused:
         assert found.metadata == {"root": str(tmp_path), "variable": "planted-secret"}
         assert "planted-secret" not in json.dumps(cluster.created)
 
+    def test_a_job_whose_pods_the_cluster_does_not_make_is_one_line(self, cluster, tmp_path, monkeypatch):
+        monkeypatch.setattr(kubernetes, "_POD_SECONDS", -1.0)
+        cluster.refusal = 'pods "x" is forbidden: error looking up service account fullft/none: serviceaccount "none" not found'
+        line = self.of(cluster, tmp_path, service_account="none")
+        assert line == f"no pod can be made: Error creating: {cluster.refusal}; set launcher.service_account [settings]"
+        assert ("", "events", "list") in cluster.used
+
     def test_another_version_and_a_python_that_is_not_there_are_one_line(self, cluster, tmp_path, monkeypatch):
         line = self.of(cluster, tmp_path, python="/nowhere/python")
         assert line.startswith("the container cannot start: exec: /nowhere/python: No such file")
@@ -446,6 +453,23 @@ class TestStatus:
         found = self.of([self.pod(0, "Pending", conditions=[condition])], None, started="2026-11-27T11:59:00Z")
         line = 'the pod cannot start: persistentvolumeclaim "models" not found; set launcher.claims'
         assert (found.reason, found.failure) == (line, "settings")
+
+    @pytest.mark.parametrize(
+        ("said", "failure", "reason"),
+        [
+            ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "settings", "; set the policy of the namespace"),
+            ("unable to validate against any security context constraint: []", "settings", "; set launcher.run_as, or what"),
+            ('pods "x" is forbidden: exceeded quota: gpus, requested: 8', "infrastructure", ": no pod was made (pods "),
+        ],
+    )
+    def test_why_no_pod_is_made_is_the_jobs_newest_event(self, said, failure, reason):
+        refused = {"reason": "FailedCreate", "message": said, "lastTimestamp": "2026-11-27T11:30:00Z"}
+        made = {"reason": "SuccessfulCreate", "message": "Created pod: x", "lastTimestamp": "2026-11-27T11:29:00Z"}
+        assert refusal_of([refused, made]) == said
+        assert refusal_of([refused, {**made, "lastTimestamp": "2026-11-27T11:31:00Z"}]) == refusal_of([]) == ""
+        job = {"spec": {"completions": 1}, "status": {"startTime": "2026-11-27T11:00:00Z"}}
+        found = status_of(job, [], self.NOW, launcher(pending_minutes=30).settings, said)
+        assert found.failure == failure and said in found.reason and reason in found.reason
 
     def test_the_line_of_an_evicted_training_is_shown(self):
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}

@@ -30,8 +30,10 @@ from fullft_assets.launchers.kubernetes_job import (
     manifest,
     nodes_of,
     pod_grace_seconds,
+    refusal_of,
     spec_digest,
     status_of,
+    waited_seconds,
 )
 from fullft_assets.settings import KubernetesLauncherSettings
 
@@ -44,6 +46,8 @@ _NUM_TRIES, _BACKOFF_SECONDS = 5, 0.5
 _TRANSIENT = (429, 500, 502, 503, 504)
 #: A deleted Job has so long beyond the grace time of its pods.
 _DELETE_SECONDS = 60.0
+#: A Job whose pods can be made has one by then.
+_POD_SECONDS = 60.0
 #: A node's clock may differ from the API server's by so much.
 _CLOCK_SECONDS = 60.0
 #: Most characters of output in one answer.
@@ -140,7 +144,11 @@ class KubernetesLauncher(Launcher):
 
     def _status(self, name: str) -> Status:
         job = self._job(name)
-        return Status("gone") if job is None else status_of(job, self._pods(name), self._now, self.settings)
+        if job is None:
+            return Status("gone")
+        pods = self._pods(name)
+        is_late = not pods and end_of(job) is None and waited_seconds(job, self._now) > _POD_SECONDS
+        return status_of(job, pods, self._now, self.settings, self._refusal(job) if is_late else "")
 
     def _job(self, name: str) -> dict[str, Any] | None:
         return self._ask(self._batch.read_namespaced_job, name)
@@ -148,6 +156,10 @@ class KubernetesLauncher(Launcher):
     def _pods(self, name: str) -> Sequence[dict[str, Any]]:
         found = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
         return sorted(found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"]))
+
+    def _refusal(self, job: dict[str, Any]) -> str:
+        found = self._ask(self._core.list_namespaced_event, field_selector=f"involvedObject.uid={job['metadata']['uid']}") or {}
+        return refusal_of(found.get("items", ()))
 
     def _require_service(self) -> None:
         found = self._ask(self._core.read_namespaced_service, SERVICE)
