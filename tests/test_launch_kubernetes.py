@@ -408,10 +408,19 @@ class TestStatus:
         found = {"phase": phase, "containerStatuses": [{"name": "workload", "state": state}], **status}
         return {"metadata": {"name": f"pod-{index}", "annotations": annotations}, "spec": {"nodeName": "n1"}, "status": found}
 
-    def of(self, pods: list[dict], reason: str | None = "BackoffLimitExceeded", *, started: str | None = None, completions: int = 1):
+    def of(
+        self,
+        pods: list[dict],
+        reason: str | None = "BackoffLimitExceeded",
+        *,
+        started: str | None = None,
+        completions: int = 1,
+        is_deleted: bool = False,
+    ):
         conditions = [] if reason is None else [{"type": "Failed", "status": "True", "reason": reason, "message": "as the cluster says"}]
+        metadata = {"deletionTimestamp": "2026-11-27T12:00:00Z"} if is_deleted else {}
         status = {"conditions": conditions} | ({} if started is None else {"startTime": started})
-        return status_of({"spec": {"completions": completions}, "status": status}, pods, self.NOW, launcher(pending_minutes=30).settings)
+        return status_of({"metadata": metadata, "spec": {"completions": completions}, "status": status}, pods, self.NOW, launcher(pending_minutes=30).settings)
 
     def said(self, line: str, failure: str) -> str:
         return json.dumps(asdict(Status("failed", line, failure, is_own_line=True)))
@@ -514,6 +523,10 @@ class TestStatus:
     def test_pods_that_are_gone_are_a_lost_machine_and_a_deadline_is_the_limit(self):
         assert (self.of([]).reason, self.of([]).failure) == ("lost its pods (BackoffLimitExceeded: as the cluster says)", "infrastructure")
         assert self.of([], "DeadlineExceeded").reason.startswith("reached launcher.max_hours")
+
+    def test_what_a_job_says_as_somebody_deletes_it_is_not_its_end(self):
+        stopped = self.pod(end={"exitCode": 3, "message": self.said("stopped at step 7", "preemption")})
+        assert (self.of([stopped]).failure, self.of([stopped], is_deleted=True).state) == ("preemption", "running")
 
     def test_the_pending_limit_counts_where_a_pod_is_missing_or_waits(self):
         running, waiting = self.pod(0, "Running"), self.pod(1, "Pending", waiting={"reason": "ContainerCreating"})

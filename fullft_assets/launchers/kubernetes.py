@@ -59,6 +59,7 @@ class KubernetesLauncher(Launcher):
 
     settings: KubernetesLauncherSettings
     settings_class = KubernetesLauncherSettings
+    loses_jobs = False
 
     @property
     def place(self) -> str:

@@ -178,6 +178,8 @@ def status_of(
         refusal: why the cluster makes no pods for it.
     """
     if (ended := end_of(job)) is not None:
+        if ended["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
+            return Status("running")  # somebody deletes it, which is why it failed; it is gone soon
         return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods, job["spec"]["completions"])
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
