@@ -269,6 +269,18 @@ def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store
     assert (recorded(store).state, backend.list()) == ("stopped", [])
 
 
+def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch):
+    places = [Unreachable("the backend does not answer"), "the test"]
+
+    def place(_: Backend) -> str:
+        if isinstance(found := places.pop(0) if len(places) > 1 else places[0], Unreachable):
+            raise found
+        return found
+
+    monkeypatch.setattr(Backend, "place", property(place))
+    assert run(Backend(store, [DONE])) is None and places == ["the test"]
+
+
 @pytest.mark.parametrize(
     ("loses_jobs", "line"),
     [

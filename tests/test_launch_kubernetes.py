@@ -122,17 +122,17 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(clust
     assert failure is not None and "was killed by SIGKILL" in failure and failure.endswith("[infrastructure]")
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
-        "writes": ("succeeded", "double/fullft"),
-        "refuses": ("failed", "double/fullft"),
-        "is_killed": ("failed", "double/fullft"),
+        "writes": ("succeeded", "fullft@1a2b3c4d"),
+        "refuses": ("failed", "fullft@1a2b3c4d"),
+        "is_killed": ("failed", "fullft@1a2b3c4d"),
     }
     assert chosen.list() == [], "nothing is kept there"
     assert "planted-secret" not in json.dumps(cluster.created)
-    # What the Role does not allow is refused; and nothing in it is idle, but for trainings on several nodes and pods that cannot be made.
+    # What the Role does not allow is refused; and nothing in it is idle, but for pods that cannot be made.
     granted = {
         (group, name, verb) for rule in role() for group in rule["apiGroups"] for name in rule["resources"] for verb in rule["verbs"]
     }
-    assert granted - cluster.used == {("", "services", "get"), ("", "events", "list")}
+    assert granted - cluster.used == {("", "events", "list")}
 
 
 def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(cluster, tmp_path):
@@ -589,8 +589,18 @@ def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
 @pytest.mark.parametrize(
     "spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}]
 )
-def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster, spec):
+def test_a_namespace_needs_the_service_that_names_its_pods_and_the_cluster(cluster, spec):
     cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
-    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft-pods`"):
-        launcher(processes=2, nodes=2).submit(LaunchSpec(NAME, "m", (), 2))
-    assert cluster.created == [] and ("", "services", "get") in cluster.used
+    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`"):
+        _ = launcher().place
+    assert ("", "services", "get") in cluster.used
+
+
+def test_a_cluster_is_the_same_place_by_every_name_and_another_one_is_not(cluster, monkeypatch):
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["contexts"].append({**config["contexts"][0], "name": "by-another-name"})
+    cluster.kubeconfig.write_text(yaml.safe_dump(config))
+    place = launcher().place
+    assert launcher(context="by-another-name").place == place == "fullft@1a2b3c4d"
+    cluster.services["fullft-pods"]["metadata"]["uid"] = "5ec0d000"
+    assert launcher().place == "fullft@5ec0d000"

@@ -111,7 +111,7 @@ class LaunchDriver:
             key=job.key,
             workload=workload,
             launcher=launcher.settings.model_dump(mode="json"),
-            place=launcher.place,
+            place=self._read(context, lambda: launcher.place),
             run_id=run_id,
             job=arguments,
             submitted_at=time.time(),
@@ -254,10 +254,11 @@ class LaunchDriver:
             return
         try:
             launcher = open_recorded(replaced.launcher)
+            is_here = launcher.place == replaced.place
         except FullftError as error:
             context.log.warning(f"{left}; it could not be stopped from here ({error}); if it still runs, end it there")
             return
-        if launcher.place != replaced.place:  # processes of another machine, which only it can see
+        if not is_here:  # processes of another machine, which only it can see
             context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
             return
         context.log.warning(f"{left}; its run is over, so it is ended")

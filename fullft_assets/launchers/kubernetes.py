@@ -28,7 +28,6 @@ from fullft_assets.launchers.kubernetes_job import (
     index_of,
     is_leaving,
     manifest,
-    nodes_of,
     pod_grace_seconds,
     refusal_of,
     spec_digest,
@@ -63,7 +62,12 @@ class KubernetesLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """Cluster, as the kubeconfig calls it, and namespace."""
+        """Namespace and cluster, by what is the same from everywhere: kubeconfigs call one cluster by many names."""
+        return f"{self.settings.namespace}@{self._service['metadata']['uid'][:8]}"
+
+    @property
+    def _namespace(self) -> str:
+        """Cluster, as the kubeconfig here calls it, and namespace."""
         return f"{self._context}/{self.settings.namespace}"
 
     @cached_property
@@ -85,17 +89,15 @@ class KubernetesLauncher(Launcher):
             self.stop(spec.name)
             found = None
         if found is None:
-            if nodes_of(spec, self.settings) > 1:
-                self._require_service()
             body = manifest(spec, self.settings)
             created = self._ask(self._batch.create_namespaced_job, body=body, field_validation="Strict", absent=(HTTPStatus.CONFLICT,))
             if created is not None:
                 return
             found = self._job(spec.name)  # created by somebody else meanwhile, or by a request whose answer was lost
         if found is None:
-            raise Unreachable(f"{self.place}: a Job {spec.name} is being deleted")
+            raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
         if found["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
-            line = f"{self.place}: there is another Job {spec.name}, of another specification; delete it, or choose another namespace"
+            line = f"{self._namespace}: there is another Job {spec.name}, of another specification; delete it, or choose another namespace"
             raise WorkloadError(line, "settings")
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -135,7 +137,7 @@ class KubernetesLauncher(Launcher):
         is_known = self._ask(self._batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:
-                raise Unreachable(f"{self.place}: the pods of {name} have not ended; its Job is being deleted")
+                raise Unreachable(f"{self._namespace}: the pods of {name} have not ended; its Job is being deleted")
             time.sleep(min(1.0, _LOOK_SECONDS))
 
     def list(self) -> list[str]:
@@ -162,11 +164,13 @@ class KubernetesLauncher(Launcher):
         found = self._ask(self._core.list_namespaced_event, field_selector=f"involvedObject.uid={job['metadata']['uid']}") or {}
         return refusal_of(found.get("items", ()))
 
-    def _require_service(self) -> None:
+    @cached_property
+    def _service(self) -> dict[str, Any]:
         found = self._ask(self._core.read_namespaced_service, SERVICE)
         if found is None or found["spec"].get("clusterIP") != "None" or found["spec"].get("selector") != MANAGED_BY:
-            line = f"{self.place}: launcher.nodes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
+            line = f"{self._namespace}: launcher.kind: kubernetes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
             raise WorkloadError(line, "settings")
+        return found
 
     def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
         """Yield time stamp and text of each complete line of a pod after those that were read: their last stamp, and how many had it.
@@ -231,7 +235,7 @@ class KubernetesLauncher(Launcher):
             status = error.status or 0
             if status in absent:
                 return None
-            line = f"{self.place}: {_said(error)}"
+            line = f"{self._namespace}: {_said(error)}"
             if status in _TRANSIENT or status == 0:
                 raise Unreachable(line) from None
             refused = {401: "; set launcher.context, or log in again", 403: "; give the account the rights of deploy/helm/manifests.yaml"}
@@ -243,7 +247,7 @@ class KubernetesLauncher(Launcher):
         return response
 
     def _unreachable(self, error: Exception) -> Unreachable:
-        return Unreachable(f"{self.place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return Unreachable(f"{self._namespace}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     @cached_property
     def _lost_answers(self) -> tuple[type[Exception], ...]:
