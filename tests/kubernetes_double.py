@@ -210,7 +210,10 @@ class Cluster:
         self.rules = rules
         self.jobs: dict[str, JobOf] = {}
         self.services: dict[str, dict[str, Any]] = {
-            "fullft-pods": {"metadata": {"uid": "1a2b3c4d-0000"}, "spec": {"clusterIP": "None", "selector": {"app.kubernetes.io/managed-by": "fullft"}}}
+            "fullft-pods": {
+                "metadata": {"uid": "1a2b3c4d-0000"},
+                "spec": {"clusterIP": "None", "selector": {"app.kubernetes.io/managed-by": "fullft"}},
+            }
         }
         self.images = {IMAGE}
         self.secrets: dict[str, dict[str, str]] = {}

@@ -420,7 +420,12 @@ class TestStatus:
         conditions = [] if reason is None else [{"type": "Failed", "status": "True", "reason": reason, "message": "as the cluster says"}]
         metadata = {"deletionTimestamp": "2026-11-27T12:00:00Z"} if is_deleted else {}
         status = {"conditions": conditions} | ({} if started is None else {"startTime": started})
-        return status_of({"metadata": metadata, "spec": {"completions": completions}, "status": status}, pods, self.NOW, launcher(pending_minutes=30).settings)
+        return status_of(
+            {"metadata": metadata, "spec": {"completions": completions}, "status": status},
+            pods,
+            self.NOW,
+            launcher(pending_minutes=30).settings,
+        )
 
     def said(self, line: str, failure: str) -> str:
         return json.dumps(asdict(Status("failed", line, failure, is_own_line=True)))
