@@ -53,14 +53,14 @@ _NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
 _ABSENT = ("not found", "manifest unknown")
 _REFUSED = ("unauthorized", "denied", "forbidden", "authorization failed", "couldn't find key", "no basic auth credentials")
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
+#: All others are given so long from the pod's arrival at its node.
+_START_SECONDS = 600.0
 #: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free later, is none of these.
 _NO_PODS = {
     re.compile(r'serviceaccount "[^"]*" not found'): "launcher.service_account",
     re.compile(r"violates PodSecurity"): "the policy of the namespace",
     re.compile(r"unable to validate against any security context constraint"): "launcher.run_as, or what launcher.service_account may use",
 }
-#: All others are given so long from the pod's arrival at its node.
-_START_SECONDS = 600.0
 _OUT_OF_MEMORY = "OOMKilled"
 
 
