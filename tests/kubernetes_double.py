@@ -38,7 +38,7 @@ IMAGE = "registry.example.com/fullft@sha256:" + "0" * 64
 _POD = "KUBERNETES_DOUBLE_POD"
 _PATHS = [
     (re.compile(rf"/apis/batch/v1/namespaces/{NAMESPACE}/(jobs)(?:/([^/]+))?$"), "batch"),
-    (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services)(?:/([^/]+))?$"), ""),
+    (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services|events)(?:/([^/]+))?$"), ""),
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(pods)(?:/([^/]+))?(?:/(log))?$"), ""),
 ]
 _LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$")
@@ -210,13 +210,18 @@ class Cluster:
         self.rules = rules
         self.jobs: dict[str, JobOf] = {}
         self.services: dict[str, dict[str, Any]] = {
-            "fullft-pods": {"spec": {"clusterIP": "None", "selector": {"app.kubernetes.io/managed-by": "fullft"}}}
+            "fullft-pods": {
+                "metadata": {"uid": "1a2b3c4d-0000"},
+                "spec": {"clusterIP": "None", "selector": {"app.kubernetes.io/managed-by": "fullft"}},
+            }
         }
         self.images = {IMAGE}
         self.secrets: dict[str, dict[str, str]] = {}
         #: Whether there is a node for a pod.
         self.has_room = True
         self.is_queueing = False
+        #: What the cluster says when it refuses to make pods.
+        self.refusal = ""
         self.faults: list[Fault] = []
         self.used: set[tuple[str, str, str]] = set()
         #: Manifests of all Jobs that were created.
@@ -312,8 +317,14 @@ class Cluster:
                 {"items": _chosen([pod.json() for job in self.jobs.values() for pod in job.pods], query)},
             ),
             ("pods/log", "get"): lambda name, query, _: (200, self._log(name, query)),
+            ("events", "list"): lambda _, query, __: (200, {"items": self._events(query)}),
             ("services", "get"): lambda name, *_: (200, self.services[name]) if name in self.services else _absent("services", name),
         }
+
+    def _events(self, query: dict[str, str]) -> list[dict[str, Any]]:
+        uids = {f"involvedObject.uid={job.body['metadata']['uid']}" for job in self.jobs.values()}
+        refused = {"reason": "FailedCreate", "message": f"Error creating: {self.refusal}", "lastTimestamp": _stamp()}
+        return [refused] if self.refusal and query["fieldSelector"] in uids else []
 
     def _create(self, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
         name = body["metadata"]["name"]
@@ -399,7 +410,7 @@ class Cluster:
         if len([pod for pod in job.pods if pod.status["phase"] == "Succeeded"]) == spec["completions"]:
             status["conditions"] = [{"type": "Complete", "status": "True"}]
             return
-        missing = set(range(spec["completions"])) - {pod.index for pod in job.pods}
+        missing = set() if self.refusal else set(range(spec["completions"])) - {pod.index for pod in job.pods}
         job.pods += [Pod(job.body, index, self.folder / "pods") for index in sorted(missing)]
         for pod in job.pods:
             if pod.status["phase"] == "Pending":

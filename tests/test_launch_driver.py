@@ -269,6 +269,34 @@ def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store
     assert (recorded(store).state, backend.list()) == ("stopped", [])
 
 
+def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch):
+    places = [Unreachable("the backend does not answer"), "the test"]
+
+    def place(_: Backend) -> str:
+        if isinstance(found := places.pop(0) if len(places) > 1 else places[0], Unreachable):
+            raise found
+        return found
+
+    monkeypatch.setattr(Backend, "place", property(place))
+    assert run(Backend(store, [DONE])) is None and places == ["the test"]
+
+
+@pytest.mark.parametrize(
+    ("loses_jobs", "line"),
+    [
+        (True, None),
+        (False, "workload training was running, and somebody removed it from the test; see the step's stderr [unknown]"),
+    ],
+)
+def test_a_job_that_somebody_removed_while_it_ran_is_not_started_again(run, store, monkeypatch, loses_jobs, line):
+    backend = Backend(store, [Status("running"), DONE], max_retries=1)
+    read = backend.logs
+    monkeypatch.setattr(backend, "loses_jobs", loses_jobs)
+    monkeypatch.setattr(backend, "logs", lambda *given: (read(*given), backend.jobs.clear())[0])
+    assert run(backend) == line
+    assert backend.calls.count("submit") == (2 if line is None else 1)
+
+
 def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypatch, capfd):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     elsewhere = Backend(store, [DONE])

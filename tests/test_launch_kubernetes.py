@@ -25,7 +25,7 @@ from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Status, Unreachable, driver, kubernetes, records
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.kubernetes import KubernetesLauncher
-from fullft_assets.launchers.kubernetes_job import manifest, status_of
+from fullft_assets.launchers.kubernetes_job import manifest, refusal_of, status_of
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import KubernetesLauncherSettings
@@ -122,17 +122,17 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(clust
     assert failure is not None and "was killed by SIGKILL" in failure and failure.endswith("[infrastructure]")
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
-        "writes": ("succeeded", "double/fullft"),
-        "refuses": ("failed", "double/fullft"),
-        "is_killed": ("failed", "double/fullft"),
+        "writes": ("succeeded", "fullft@1a2b3c4d"),
+        "refuses": ("failed", "fullft@1a2b3c4d"),
+        "is_killed": ("failed", "fullft@1a2b3c4d"),
     }
     assert chosen.list() == [], "nothing is kept there"
     assert "planted-secret" not in json.dumps(cluster.created)
-    # What the Role does not allow is refused; and nothing in it is idle, but for trainings on several nodes.
+    # What the Role does not allow is refused; and nothing in it is idle, but for pods that cannot be made.
     granted = {
         (group, name, verb) for rule in role() for group in rule["apiGroups"] for name in rule["resources"] for verb in rule["verbs"]
     }
-    assert granted - cluster.used == {("", "services", "get")}
+    assert granted - cluster.used == {("", "events", "list")}
 
 
 def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(cluster, tmp_path):
@@ -326,6 +326,13 @@ class TestRefused:
         assert found.metadata == {"root": str(tmp_path), "variable": "planted-secret"}
         assert "planted-secret" not in json.dumps(cluster.created)
 
+    def test_a_job_whose_pods_the_cluster_does_not_make_is_one_line(self, cluster, tmp_path, monkeypatch):
+        monkeypatch.setattr(kubernetes, "_POD_SECONDS", -1.0)
+        cluster.refusal = 'pods "x" is forbidden: error looking up service account fullft/none: serviceaccount "none" not found'
+        line = self.of(cluster, tmp_path, service_account="none")
+        assert line == f"no pod can be made: Error creating: {cluster.refusal}; set launcher.service_account [settings]"
+        assert ("", "events", "list") in cluster.used
+
     def test_another_version_and_a_python_that_is_not_there_are_one_line(self, cluster, tmp_path, monkeypatch):
         line = self.of(cluster, tmp_path, python="/nowhere/python")
         assert line.startswith("the container cannot start: exec: /nowhere/python: No such file")
@@ -401,10 +408,24 @@ class TestStatus:
         found = {"phase": phase, "containerStatuses": [{"name": "workload", "state": state}], **status}
         return {"metadata": {"name": f"pod-{index}", "annotations": annotations}, "spec": {"nodeName": "n1"}, "status": found}
 
-    def of(self, pods: list[dict], reason: str | None = "BackoffLimitExceeded", *, started: str | None = None, completions: int = 1):
+    def of(
+        self,
+        pods: list[dict],
+        reason: str | None = "BackoffLimitExceeded",
+        *,
+        started: str | None = None,
+        completions: int = 1,
+        is_deleted: bool = False,
+    ):
         conditions = [] if reason is None else [{"type": "Failed", "status": "True", "reason": reason, "message": "as the cluster says"}]
+        metadata = {"deletionTimestamp": "2026-11-27T12:00:00Z"} if is_deleted else {}
         status = {"conditions": conditions} | ({} if started is None else {"startTime": started})
-        return status_of({"spec": {"completions": completions}, "status": status}, pods, self.NOW, launcher(pending_minutes=30).settings)
+        return status_of(
+            {"metadata": metadata, "spec": {"completions": completions}, "status": status},
+            pods,
+            self.NOW,
+            launcher(pending_minutes=30).settings,
+        )
 
     def said(self, line: str, failure: str) -> str:
         return json.dumps(asdict(Status("failed", line, failure, is_own_line=True)))
@@ -446,6 +467,23 @@ class TestStatus:
         found = self.of([self.pod(0, "Pending", conditions=[condition])], None, started="2026-11-27T11:59:00Z")
         line = 'the pod cannot start: persistentvolumeclaim "models" not found; set launcher.claims'
         assert (found.reason, found.failure) == (line, "settings")
+
+    @pytest.mark.parametrize(
+        ("said", "failure", "reason"),
+        [
+            ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "settings", "; set the policy of the namespace"),
+            ("unable to validate against any security context constraint: []", "settings", "; set launcher.run_as, or what"),
+            ('pods "x" is forbidden: exceeded quota: gpus, requested: 8', "infrastructure", ": no pod was made (pods "),
+        ],
+    )
+    def test_why_no_pod_is_made_is_the_jobs_newest_event(self, said, failure, reason):
+        refused = {"reason": "FailedCreate", "message": said, "lastTimestamp": "2026-11-27T11:30:00Z"}
+        made = {"reason": "SuccessfulCreate", "message": "Created pod: x", "lastTimestamp": "2026-11-27T11:29:00Z"}
+        assert refusal_of([refused, made]) == said
+        assert refusal_of([refused, {**made, "lastTimestamp": "2026-11-27T11:31:00Z"}]) == refusal_of([]) == ""
+        job = {"spec": {"completions": 1}, "status": {"startTime": "2026-11-27T11:00:00Z"}}
+        found = status_of(job, [], self.NOW, launcher(pending_minutes=30).settings, said)
+        assert found.failure == failure and said in found.reason and reason in found.reason
 
     def test_the_line_of_an_evicted_training_is_shown(self):
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}
@@ -491,6 +529,10 @@ class TestStatus:
         assert (self.of([]).reason, self.of([]).failure) == ("lost its pods (BackoffLimitExceeded: as the cluster says)", "infrastructure")
         assert self.of([], "DeadlineExceeded").reason.startswith("reached launcher.max_hours")
 
+    def test_what_a_job_says_as_somebody_deletes_it_is_not_its_end(self):
+        stopped = self.pod(end={"exitCode": 3, "message": self.said("stopped at step 7", "preemption")})
+        assert (self.of([stopped]).failure, self.of([stopped], is_deleted=True).state) == ("preemption", "running")
+
     def test_the_pending_limit_counts_where_a_pod_is_missing_or_waits(self):
         running, waiting = self.pod(0, "Running"), self.pod(1, "Pending", waiting={"reason": "ContainerCreating"})
         early, late = "2026-11-27T11:45:00Z", "2026-11-27T11:15:00Z"
@@ -518,26 +560,52 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
     assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
+    assert container["args"][container["args"].index("--gpus") + 1] == "4"
     assert int(container["args"][container["args"].index("--patience") + 1]) > chosen.settings.pending_minutes * 60
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
 
 
-def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
-    words, where = tmp_path / "words", ["--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1"]
-    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *where, "--grace", "1", "--message", str(words)]
+def last_words(folder: Path, *options: str, **environment: str) -> tuple[int, Status]:
+    """Run a pod's first process; return its exit code, and what it left."""
+    words = folder / "words"
+    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *options, "--grace", "1", "--message", str(words)]
     command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
-    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME}
-    assert subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode == 1
-    found = Status(**json.loads(words.read_text()))
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME, **environment}
+    code = subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode
+    return code, Status(**json.loads(words.read_text()))
+
+
+@pytest.mark.parametrize(("seen", "todo"), [(0, "build the image with a torch for CUDA"), (1, "lower launcher.processes")])
+def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(tmp_path, seen, todo):
+    (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {seen})\n")
+    path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
+    code, found = last_words(tmp_path, "--gpus", "2", PYTHONPATH=path)
+    assert (code, found.failure, found.is_own_line) == (3, "settings", True)
+    assert found.reason.startswith(f"torch in the image sees {seen} GPUs, and 2 were to be used here; {todo}")
+
+
+def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
+    code, found = last_words(tmp_path, "--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1")
+    assert code == 1
     assert (found.reason, found.failure) == ("could not reach the other pods of its training", "infrastructure")
 
 
 @pytest.mark.parametrize(
     "spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}]
 )
-def test_a_training_on_several_nodes_needs_the_service_that_names_them(cluster, spec):
+def test_a_namespace_needs_the_service_that_names_its_pods_and_the_cluster(cluster, spec):
     cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
-    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.nodes needs the headless Service `fullft-pods`"):
-        launcher(processes=2, nodes=2).submit(LaunchSpec(NAME, "m", (), 2))
-    assert cluster.created == [] and ("", "services", "get") in cluster.used
+    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`"):
+        _ = launcher().place
+    assert ("", "services", "get") in cluster.used
+
+
+def test_a_cluster_is_the_same_place_by_every_name_and_another_one_is_not(cluster, monkeypatch):
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["contexts"].append({**config["contexts"][0], "name": "by-another-name"})
+    cluster.kubeconfig.write_text(yaml.safe_dump(config))
+    place = launcher().place
+    assert launcher(context="by-another-name").place == place == "fullft@1a2b3c4d"
+    cluster.services["fullft-pods"]["metadata"]["uid"] = "5ec0d000"
+    assert launcher().place == "fullft@5ec0d000"

@@ -249,7 +249,7 @@ class TestRefused:
         sage.submit(spec(url, "writes"))
         wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
         status = sage.poll("fullft-test-1")
-        assert status.reason.startswith("torch in the image sees 0 GPUs, and each instance was to use 1; build the image with a torch for")
+        assert status.reason.startswith("torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for")
         assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):

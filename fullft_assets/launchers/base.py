@@ -108,6 +108,8 @@ class Launcher(ABC):
     settings_class: ClassVar[type[LauncherSettings] | None] = None
     #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends it.
     ends_with_run: ClassVar[bool] = False
+    #: Whether a running job can be gone because its machine is; where it cannot, somebody has removed it.
+    loses_jobs: ClassVar[bool] = True
     #: Time between two looks at a job: that of a short one, and that of one which has run for hours. Its end is noticed at once.
     look_seconds: ClassVar[tuple[float, float]] = (1.0, 30.0)
 

@@ -111,7 +111,7 @@ class LaunchDriver:
             key=job.key,
             workload=workload,
             launcher=launcher.settings.model_dump(mode="json"),
-            place=launcher.place,
+            place=self._read(context, lambda: launcher.place),
             run_id=run_id,
             job=arguments,
             submitted_at=time.time(),
@@ -142,7 +142,7 @@ class LaunchDriver:
                         self._read(context, partial(launcher.stop, earlier.name_in(store)))
                     self._submit(context, launcher, spec)
                 is_submitted = True
-                status = self._follow(context, launcher, name, messages)
+                status, has_run = self._follow(context, launcher, name, messages)
             except _CANCELLED:
                 if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
@@ -152,7 +152,10 @@ class LaunchDriver:
                     records.end(store, launch, "failed", str(error), error.failure)
                 raise  # else, as after any other error, it may run on, and the next run attaches to it
             if status.state == "gone":
-                status = _recorded_end(store, launch)
+                is_removed = has_run and not launcher.loses_jobs
+                if is_removed and not _has_ended(store, launch):
+                    time.sleep(_PAUSE_SECONDS)  # another run that has ended it is about to record that
+                status = _recorded_end(store, launch, is_removed=is_removed)
             if status.state == "failed" and not status.is_own_line:
                 status = replace(status, reason=f"workload {workload} {status.reason}; see the step's stderr")
             # Before the backend forgets it: whoever else follows it reads it here.
@@ -193,8 +196,9 @@ class LaunchDriver:
             if launcher.poll(spec.name).state == "gone":
                 launcher.submit(spec)
 
-    def _follow(self, context: dg.AssetExecutionContext, launcher: Launcher, name: str, messages: _LogMessages) -> Status:
-        began, cursor = time.monotonic(), ""
+    def _follow(self, context: dg.AssetExecutionContext, launcher: Launcher, name: str, messages: _LogMessages) -> tuple[Status, bool]:
+        """Hand on a job's output until it is over; return how it ended, and whether it was seen running."""
+        began, cursor, has_run = time.monotonic(), "", False
         at_first, at_last = launcher.look_seconds
         while True:
             pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
@@ -205,7 +209,8 @@ class LaunchDriver:
                 messages.forward(logs)
             cursor = logs.cursor
             if status.is_over:
-                return status
+                return status, has_run
+            has_run = has_run or status.state == "running"
 
     def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None) -> T:
         """Ask a backend, again and again while it does not answer; for `PATIENCE_SECONDS` by default."""
@@ -249,10 +254,11 @@ class LaunchDriver:
             return
         try:
             launcher = open_recorded(replaced.launcher)
+            is_here = launcher.place == replaced.place
         except FullftError as error:
             context.log.warning(f"{left}; it could not be stopped from here ({error}); if it still runs, end it there")
             return
-        if launcher.place != replaced.place:  # processes of another machine, which only it can see
+        if not is_here:  # processes of another machine, which only it can see
             context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
             return
         context.log.warning(f"{left}; its run is over, so it is ended")
@@ -336,10 +342,12 @@ def _has_ended(store: Store, launch: Launch) -> bool:
     return now is not None and (now.attempt != launch.attempt or now.ended_at is not None)
 
 
-def _recorded_end(store: Store, launch: Launch) -> Status:
+def _recorded_end(store: Store, launch: Launch, *, is_removed: bool) -> Status:
     """Return how a job ended that its backend has forgotten: as the run that followed it recorded."""
     now = records.read(store, launch)
     if now is None or now.attempt != launch.attempt or now.ended_at is None:
+        if is_removed:
+            return Status("failed", f"was running, and somebody removed it from {launch.place}", "unknown")
         return Status("failed", f"is gone from {launch.place}", "infrastructure")
     return Status("succeeded" if now.state == "succeeded" else "failed", now.reason, now.failure, is_own_line=True)
 

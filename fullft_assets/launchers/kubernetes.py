@@ -28,10 +28,11 @@ from fullft_assets.launchers.kubernetes_job import (
     index_of,
     is_leaving,
     manifest,
-    nodes_of,
     pod_grace_seconds,
+    refusal_of,
     spec_digest,
     status_of,
+    waited_seconds,
 )
 from fullft_assets.settings import KubernetesLauncherSettings
 
@@ -44,6 +45,8 @@ _NUM_TRIES, _BACKOFF_SECONDS = 5, 0.5
 _TRANSIENT = (429, 500, 502, 503, 504)
 #: A deleted Job has so long beyond the grace time of its pods.
 _DELETE_SECONDS = 60.0
+#: A Job whose pods can be made has one by then.
+_POD_SECONDS = 60.0
 #: A node's clock may differ from the API server's by so much.
 _CLOCK_SECONDS = 60.0
 #: Most characters of output in one answer.
@@ -55,10 +58,16 @@ class KubernetesLauncher(Launcher):
 
     settings: KubernetesLauncherSettings
     settings_class = KubernetesLauncherSettings
+    loses_jobs = False
 
     @property
     def place(self) -> str:
-        """Cluster, as the kubeconfig calls it, and namespace."""
+        """Namespace and cluster, by what is the same from everywhere: kubeconfigs call one cluster by many names."""
+        return f"{self.settings.namespace}@{self._service['metadata']['uid'][:8]}"
+
+    @property
+    def _namespace(self) -> str:
+        """Cluster, as the kubeconfig here calls it, and namespace."""
         return f"{self._context}/{self.settings.namespace}"
 
     @cached_property
@@ -80,17 +89,15 @@ class KubernetesLauncher(Launcher):
             self.stop(spec.name)
             found = None
         if found is None:
-            if nodes_of(spec, self.settings) > 1:
-                self._require_service()
             body = manifest(spec, self.settings)
             created = self._ask(self._batch.create_namespaced_job, body=body, field_validation="Strict", absent=(HTTPStatus.CONFLICT,))
             if created is not None:
                 return
             found = self._job(spec.name)  # created by somebody else meanwhile, or by a request whose answer was lost
         if found is None:
-            raise Unreachable(f"{self.place}: a Job {spec.name} is being deleted")
+            raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
         if found["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
-            line = f"{self.place}: there is another Job {spec.name}, of another specification; delete it, or choose another namespace"
+            line = f"{self._namespace}: there is another Job {spec.name}, of another specification; delete it, or choose another namespace"
             raise WorkloadError(line, "settings")
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -130,7 +137,7 @@ class KubernetesLauncher(Launcher):
         is_known = self._ask(self._batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:
-                raise Unreachable(f"{self.place}: the pods of {name} have not ended; its Job is being deleted")
+                raise Unreachable(f"{self._namespace}: the pods of {name} have not ended; its Job is being deleted")
             time.sleep(min(1.0, _LOOK_SECONDS))
 
     def list(self) -> list[str]:
@@ -140,7 +147,11 @@ class KubernetesLauncher(Launcher):
 
     def _status(self, name: str) -> Status:
         job = self._job(name)
-        return Status("gone") if job is None else status_of(job, self._pods(name), self._now, self.settings)
+        if job is None:
+            return Status("gone")
+        pods = self._pods(name)
+        is_late = not pods and end_of(job) is None and waited_seconds(job, self._now) > _POD_SECONDS
+        return status_of(job, pods, self._now, self.settings, self._refusal(job) if is_late else "")
 
     def _job(self, name: str) -> dict[str, Any] | None:
         return self._ask(self._batch.read_namespaced_job, name)
@@ -149,11 +160,17 @@ class KubernetesLauncher(Launcher):
         found = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
         return sorted(found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"]))
 
-    def _require_service(self) -> None:
+    def _refusal(self, job: dict[str, Any]) -> str:
+        found = self._ask(self._core.list_namespaced_event, field_selector=f"involvedObject.uid={job['metadata']['uid']}") or {}
+        return refusal_of(found.get("items", ()))
+
+    @cached_property
+    def _service(self) -> dict[str, Any]:
         found = self._ask(self._core.read_namespaced_service, SERVICE)
         if found is None or found["spec"].get("clusterIP") != "None" or found["spec"].get("selector") != MANAGED_BY:
-            line = f"{self.place}: launcher.nodes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
+            line = f"{self._namespace}: launcher.kind: kubernetes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
             raise WorkloadError(line, "settings")
+        return found
 
     def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
         """Yield time stamp and text of each complete line of a pod after those that were read: their last stamp, and how many had it.
@@ -218,7 +235,7 @@ class KubernetesLauncher(Launcher):
             status = error.status or 0
             if status in absent:
                 return None
-            line = f"{self.place}: {_said(error)}"
+            line = f"{self._namespace}: {_said(error)}"
             if status in _TRANSIENT or status == 0:
                 raise Unreachable(line) from None
             refused = {401: "; set launcher.context, or log in again", 403: "; give the account the rights of deploy/helm/manifests.yaml"}
@@ -230,7 +247,7 @@ class KubernetesLauncher(Launcher):
         return response
 
     def _unreachable(self, error: Exception) -> Unreachable:
-        return Unreachable(f"{self.place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return Unreachable(f"{self._namespace}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     @cached_property
     def _lost_answers(self) -> tuple[type[Exception], ...]:

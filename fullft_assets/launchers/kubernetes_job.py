@@ -25,6 +25,8 @@ SPEC = "fullft/spec"
 #: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
+#: Resource whose units torch has to see in the pod; of those of other names it may see another number.
+_GPU = "nvidia.com/gpu"
 #: Of the first pod, on which the pods of a training meet.
 _PORT = 29_500
 #: They wait for each other so much longer than `launcher.pending_minutes`.
@@ -53,6 +55,12 @@ _REFUSED = ("unauthorized", "denied", "forbidden", "authorization failed", "coul
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 #: All others are given so long from the pod's arrival at its node.
 _START_SECONDS = 600.0
+#: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free later, is none of these.
+_NO_PODS = {
+    re.compile(r'serviceaccount "[^"]*" not found'): "launcher.service_account",
+    re.compile(r"violates PodSecurity"): "the policy of the namespace",
+    re.compile(r"unable to validate against any security context constraint"): "launcher.run_as, or what launcher.service_account may use",
+}
 _OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -149,6 +157,7 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
     version = importlib.metadata.version("fullft-assets")
     line = [settings.python, "-m", "fullft_assets.launchers.pod", "--version", version, "--grace", str(settings.grace_seconds)]
     line += ["--message", MESSAGE]
+    line += ["--gpus", str(spec.processes // nodes)] if settings.gpu_resource == _GPU else []
     line += [] if settings.max_seconds is None else ["--seconds", str(settings.max_seconds)]
     if nodes == 1:
         return [*line, "--", *spec.arguments]
@@ -159,26 +168,44 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
     return [*line, "--", "-m", spec.module, *spec.job]
 
 
-def status_of(job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime, settings: KubernetesLauncherSettings) -> Status:
+def status_of(
+    job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime, settings: KubernetesLauncherSettings, refusal: str = ""
+) -> Status:
     """Return how far a Job is.
 
     Args:
         now: by the cluster's clock.
+        refusal: why the cluster makes no pods for it.
     """
     if (ended := end_of(job)) is not None:
+        if ended["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
+            return Status("running")  # somebody deletes it, which is why it failed; it is gone soon
         return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods, job["spec"]["completions"])
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
     for pod in pods:
         if (problem := _cannot_go_on(pod, now)) is not None:
             return problem
+    wrong = next((key for sign, key in _NO_PODS.items() if sign.search(refusal)), None)
+    if wrong is not None:
+        return Status("failed", f"no pod can be made: {refusal}; set {wrong}", "settings", is_own_line=True)
     waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
-    began = job["status"].get("startTime")
-    waited = 0.0 if began is None else (now - datetime.fromisoformat(began)).total_seconds()
-    if waited > settings.pending_minutes * 60 and (waiting or len(pods) < job["spec"]["completions"]):
-        why = next((_unscheduled(pod) for pod in waiting), "no pod was made")
+    if waited_seconds(job, now) > settings.pending_minutes * 60 and (waiting or len(pods) < job["spec"]["completions"]):
+        why = next((_unscheduled(pod) for pod in waiting), f"no pod was made{refusal and f' ({refusal})'}")
         return Status("failed", f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}", "infrastructure")
     return Status("running" if len(waiting) < len(pods) else "pending")
+
+
+def waited_seconds(job: dict[str, Any], now: datetime) -> float:
+    """Return how long ago the cluster took up a Job; 0 for one that it has not, or that a queue holds back."""
+    began = job["status"].get("startTime")
+    return 0.0 if began is None else (now - datetime.fromisoformat(began)).total_seconds()
+
+
+def refusal_of(events: Sequence[dict[str, Any]]) -> str:
+    """Return why no pod could be made, by the events of a Job; an empty text if the newest of them does not say so."""
+    newest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={})
+    return " ".join(newest["message"].split())[:400] if newest.get("reason") == "FailedCreate" else ""
 
 
 def end_of(job: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """The first process of a pod of the launcher `kubernetes`: it supervises the workload and leaves how that ended in the termination message.
 
-`python -m fullft_assets.launchers.pod [--hosts HOST,HOST --port PORT --patience SECONDS --processes N] [--seconds SECONDS] --version VERSION --grace SECONDS -- -m MODULE ...`
+`python -m fullft_assets.launchers.pod [--hosts HOST,HOST --port PORT --patience SECONDS --processes N] [--gpus N] [--seconds SECONDS] --version VERSION --grace SECONDS -- -m MODULE ...`
 
 SIGTERM, which a pod gets when it is deleted, evicted or out of time, is passed on to the workload. Several pods that share the work find each
 other by their host names; the Job gives each its index.
@@ -9,7 +9,6 @@ other by their host names; the Job gives each its index.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import Status, supervisor
+from fullft_assets.launchers.image import missing_gpus, wrong_version
 from fullft_assets.launchers.machine import ended_status, patient_torchrun
 
 #: Where Kubernetes reads a container's last words, 4,096 bytes at most.
@@ -40,13 +40,14 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="of the first of several pods, on which they meet")
     parser.add_argument("--patience", type=int, metavar="SECONDS", help="so long several pods wait for each other")
     parser.add_argument("--processes", type=int, default=1, help="of each of several pods")
+    parser.add_argument("--gpus", type=int, default=0, help="that the pod asked for, and torch has to see")
     parser.add_argument("--seconds", help="the workload is stopped after so long")
     parser.add_argument("--grace", type=float, required=True, metavar="SECONDS", help="time for a checkpoint")
     parser.add_argument("--version", required=True, help="of fullft_assets, which the image must have")
     parser.add_argument("--message", type=Path, default=Path(MESSAGE), help="where the end is written")
     parser.add_argument("arguments", nargs="+", help="of Python, after --")
     given = parser.parse_args()
-    code, status = EXIT_FIXABLE, _wrong_version(given.version)
+    code, status = EXIT_FIXABLE, wrong_version(given.version) or missing_gpus(given.gpus, "set launcher.gpu_resource to null")
     if status is None:
         code, status = _run(given)
     if code != 0:
@@ -69,15 +70,6 @@ def _run(given: argparse.Namespace) -> tuple[int, Status]:
         if not status.is_own_line and torchrun.exists() and _NOT_MET.search(torchrun.read_text()):
             status = Status("failed", "could not reach the other pods of its training", "infrastructure")
         return code, status
-
-
-def _wrong_version(wanted: str) -> Status | None:
-    """Return the failure of an image with another version, whose settings and keys may mean something else."""
-    found = importlib.metadata.version("fullft-assets")
-    if found == wanted:
-        return None
-    line = f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of the same version"
-    return Status("failed", line, "settings", is_own_line=True)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ limit of the job.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from fullft_assets.errors import without_secrets
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, RUN_ID
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import LaunchSpec, Status, supervisor
+from fullft_assets.launchers.image import missing_gpus, wrong_version
 from fullft_assets.launchers.machine import ended_status, patient_torchrun
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
@@ -31,6 +30,7 @@ ROOT = "FULLFT_OPT_ML"
 LAST_LINE = "fullft: the container ends with exit code"
 #: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at most.
 VARIABLES = "variables_{}"
+_OTHERWISE = "choose another launcher.instance_type"
 _MAX_CHARACTERS = 900  # of 1,024 characters that a FailureReason has
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     root = Path(os.environ.get(ROOT, "/opt/ml"))
     asked = json.loads((root / "input/config/hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((root / "input/config/resourceconfig.json").read_text()))
-    code, status = EXIT_FIXABLE, _wrong_version(asked["version"]) or _missing_gpus(int(asked["gpus"]))
+    code, status = EXIT_FIXABLE, wrong_version(asked["version"]) or missing_gpus(int(asked["gpus"]), _OTHERWISE)
     if status is None:
         code, status = _run(asked, hosts, host)
     if code != 0:
@@ -75,30 +75,6 @@ def _hosts(given: dict[str, Any]) -> tuple[list[str], int]:
         for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             os.environ.setdefault(variable, given["network_interface_name"])
     return hosts, hosts.index(given["current_host"])
-
-
-def _wrong_version(wanted: str) -> Status | None:
-    """Return the failure of an image with another version, whose settings and keys may mean something else."""
-    found = importlib.metadata.version("fullft-assets")
-    if found == wanted:
-        return None
-    line = f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of the same version"
-    return Status("failed", line, "settings", is_own_line=True)
-
-
-def _missing_gpus(wanted: int) -> Status | None:
-    """Return the failure of an image whose torch does not see a GPU for each process: the work would go on, on the CPU."""
-    if wanted == 0:
-        return None
-    # Not here, where torch would stay in memory as long as the job runs.
-    asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False).stdout.split()
-    found = int(answer[-1]) if answer else 0
-    if found >= wanted:
-        return None
-    what = "build the image with a torch for CUDA (deploy/docker/Dockerfile says how)" if found == 0 else "lower launcher.processes"
-    line = f"torch in the image sees {found} GPUs, and each instance was to use {wanted}; {what}, or choose another launcher.instance_type"
-    return Status("failed", line, "settings", is_own_line=True)
 
 
 def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
