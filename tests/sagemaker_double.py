@@ -284,12 +284,13 @@ class SageMaker(ThreadingHTTPServer):
     def _end_containers(self, job: TrainingJob, why: str) -> None:
         job.wanted = why
         self._signal(job, signal.SIGTERM)
+        stopped = job.processes  # those of the next start are others
 
         def kill() -> None:
             with suppress(subprocess.TimeoutExpired):
-                for process in job.processes:
+                for process in stopped:
                     process.wait(self.grace_seconds)
-            for process in job.processes:
+            for process in stopped:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
 
