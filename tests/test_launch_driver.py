@@ -285,7 +285,7 @@ def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch
     ("loses_jobs", "line"),
     [
         (True, None),
-        (False, "workload training was running, and somebody removed it from the test; see the step's stderr [unknown]"),
+        (False, "workload training was running, and somebody removed it from the test; see the step's stderr"),
     ],
 )
 def test_a_job_that_somebody_removed_while_it_ran_is_not_started_again(run, store, monkeypatch, loses_jobs, line):
