@@ -154,6 +154,7 @@ def stages(project: projects.Project) -> Stages:
 
 class TestFixedDelivery:
     @pytest.mark.parametrize("file", ["delivery-1.jsonl", "fixed.jsonl"], ids=["same-file", "other-file"])
+    @pytest.mark.heavy
     def test_a_fixed_row_leaves_quarantine(self, stages: Stages, file: str) -> None:
         rows = projects.licence_rows(400)
         sick = [{**rows[0], "kind": "poem"}, {**rows[1], "text": ""}, *rows[2:]]

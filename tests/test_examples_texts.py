@@ -74,6 +74,8 @@ class TestPersonalData:
 
     @settings(max_examples=150, deadline=None)
     @given(parts=st.lists(st.sampled_from([*[text for text, _ in PERSONAL], *IMPERSONAL, " ", "\n", "words in between"]), max_size=6))
+    @pytest.mark.heavy
+    @pytest.mark.heavy
     def test_the_hints_on_a_column_miss_nothing(self, parts: list[str]) -> None:
         text = " ".join(parts)
         assert pii.count(pa.array([text])).tolist() == [len(pii.find(text))]

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize("name", ["licences", pytest.param("docstrings", marks=pytest.mark.heavy)])
-@pytest.mark.parametrize("with_labels", [True, False])
+@pytest.mark.parametrize("with_labels", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_the_true_field_is_suggested_and_no_decoy(name: str, with_labels: bool) -> None:
     found = real.SETS[name]()
     suggested = real.suggested(real.sample(found, seed=3)[:800], with_labels=with_labels)

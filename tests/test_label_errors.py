@@ -60,6 +60,7 @@ def test_the_worst_errors_are_the_wrong_rows_of_the_highest_loss() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_ids_are_in_the_page_alone_and_all_rows_in_the_file(tmp_path: Path) -> None:
     rows = [DoubtfulRow(f"zoon-{n}", "<b>letter", "order", 0.97, 0.01) for n in range(30)]
     report.write(tmp_path, full_report(evaluation_of(LABELS), worst=rows[:2], label_errors=rows))
