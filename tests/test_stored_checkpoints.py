@@ -348,7 +348,7 @@ def test_a_host_verifies_its_own_copy_of_the_checkpoint(machines: tuple[Machine,
     other.newest()
     copy = other.folder / "checkpoint-2" / "weights"
     copy.write_text("oneX")
-    # As the second host, which is told what the first one chose.
+    # As the second host, to which the first one broadcasts its choice.
     identity = identity_of(one.folder / "checkpoint-2")
     monkeypatch.setattr(resuming, "is_first_rank", lambda: False)
     monkeypatch.setattr(ranks, "from_first", lambda _: True)

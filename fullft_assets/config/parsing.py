@@ -38,7 +38,7 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
                 for key in keys:
                     _take_out(data, key)
             if data == before:
-                if broken:  # what stands in for a wrong value does not fit either, where a text has to look like something
+                if broken:  # the placeholder of a wrong value does not match a pattern either
                     return None, broken
                 source.add((), str(error.errors(include_url=False)[0]["msg"]))
                 return None, broken
