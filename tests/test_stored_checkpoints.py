@@ -247,6 +247,21 @@ def damage_downloads(machine: Machine, times: int) -> None:
     machine.store.download = damaging
 
 
+def test_a_checkpoint_that_never_uploads_holds_no_other_one_up(machines: tuple[Machine, Machine]) -> None:
+    one, _ = machines
+    upload = one.store.upload
+
+    def refuses_the_best(folder: Path, ref: str, names: list[str]) -> None:
+        if folder.name == "checkpoint-2":
+            raise OSError("the bucket refuses it")
+        upload(folder, ref, names)
+
+    one.store.upload = refuses_the_best
+    one.upload(one.write(2, "best"), one.write(4, "w4"), one.write(6, "w6"), one.write(8, "w8"), best=2)
+    assert one.steps() == [6, 8], "the newest two are there, and an old one is removed"
+    assert "could not be copied" in one.said[0] and "checkpoint-2 " in one.said[0] and " step 8;" in one.said[-1]
+
+
 def test_a_download_that_is_damaged_once_is_repeated(machines: tuple[Machine, Machine]) -> None:
     one, other = machines
     one.upload(one.write(2, "w2"))

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,33 +191,40 @@ class StoredCheckpoints:
         self._last = self._thread.submit(self._upload_offered, *self._wanted)
 
     def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> bool:
-        """Return whether all of it was done."""
-        failed = "its checkpoints could not be listed in"
+        """Return whether all of it was done; a checkpoint that cannot be copied holds no other one up."""
+        failed: set[Path] = set()
+        step = "its checkpoints could not be listed in"
         try:
             self._sealed()
-            while (path := self._take_offer()) is not None:
-                failed = f"{path.name} could not be copied to"
-                self._upload(path)
-            failed = "an old checkpoint could not be removed from"
+            while (path := self._take_offer(failed)) is not None:
+                try:
+                    self._upload(path)
+                except Exception as error:
+                    failed.add(path)
+                    self._say_failed(f"{path.name} could not be copied to", error)
+            step = "an old checkpoint could not be removed from"
             complete = self.complete(history)
             kept = kept_steps(complete, newest=newest, best=best)
             self._remove_all_but({found.name for found in complete if found.step in kept})
-            return True
+            return not failed
         except Exception as error:
-            # A bucket may fail in any way; training itself need not end for this.
-            reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
-            self._progress.say(f"warning: {failed} {self._store.url} ({reason}); this is tried again")
+            self._say_failed(step, error)
             return False
         finally:
             with self._lock:
                 self._uploading = None
 
-    def _take_offer(self) -> Path | None:
+    def _say_failed(self, step: str, error: Exception) -> None:
+        # A bucket may fail in any way; training itself need not end for this.
+        reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
+        self._progress.say(f"warning: {step} {self._store.url} ({reason}); this is tried again")
+
+    def _take_offer(self, failed: Collection[Path]) -> Path | None:
         # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
-        stored = {found.name for found in self._sealed()}
+        done = {found.name for found in self._sealed()}
         with self._lock:
             # Training may have deleted one that has waited for long.
-            waiting = (path for path in self._offered if is_complete(path) and _name_of(path) not in stored)
+            waiting = (path for path in self._offered if path not in failed and is_complete(path) and _name_of(path) not in done)
             self._uploading = next(waiting, None)
             return self._uploading
 
