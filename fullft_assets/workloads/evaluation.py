@@ -30,7 +30,7 @@ from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, load_values, near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
-from fullft_assets.tasks.context import EvaluationContext
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
 from fullft_assets.training import read_step_log
 from fullft_assets.training.lineage import snapshots_learned_from
 from fullft_assets.training.metadata import CheckpointMetadata
@@ -58,48 +58,21 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     progress.say(f"{found.justification.sentence} {worth.sentence}")
     progress.say(decision.sentence)
     with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
-        costs = report.system_costs(inputs, job.settings)
         pq.write_table(result.rows, draft.path / "predictions.parquet")
         if result.validation is not None:
             pq.write_table(result.validation, draft.path / "validation.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
-        sources, tables = _sources(store, snapshot, [row.id for row in result.label_errors or ()]), job.settings.documents.csv
-        errors_file = report.label_errors_file(sources, tables)
-        shown = report.EvaluationReport(
-            case=job.case,
-            evaluation=found,
-            verdict=decision,
-            base_model=job.settings.base_model,
-            answers=result.examples,
-            training_log=read_step_log(store.folder(checkpoint)),
-            learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
-            data=report.data_rows(snapshot),
-            lineage=report.lineage_rows(inputs, job.settings, job.key),
-            cost=report.cost_rows(checkpoint),
-            forgetting=report.forgetting_rows(found.forgetting),
-            promise=report.promise_rows(inputs["pilot_run"], found),
-            external_scores=report.score_rows(job.settings),
-            not_asked=_not_asked(context, found),
-            worth=[("worth its cost", worth.sentence), *report.worth_rows(found, costs)],
-            costs=costs,
-            worst=result.worst,
-            label_errors=result.label_errors,
-            label_errors_file=errors_file,
-            worse_slices=worse_slices(found, job.settings.release),
-            min_slice_groups=job.settings.release.min_effective_groups,
-            next_action=report.next_action(job.case, decision, found, job.settings.release),
-        )
-        report.write(draft.path, shown)
+        report.write(draft.path, _shown(context, result, found, decision, worth))
         if result.written:
             write_answers(draft.path, result.written)
         if result.label_errors:
             report.write_label_errors(
-                draft.path / errors_file,
+                draft.path / _errors_file(context, result),
                 result.label_errors,
                 job.settings.examples.label or "label",
                 job.settings.documents.id,
-                tables.delimiter,
+                job.settings.documents.csv.delimiter,
             )
         draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
@@ -107,6 +80,46 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             metadata=_metadata(found, result.headline, decision, worth, inputs, delivered - len(test)).as_dict(),
             checks=checks.outcomes(found, decision, worth),
         )
+
+
+def _shown(
+    context: EvaluationContext, result: EvaluationResult, found: Evaluation, decision: ReleaseVerdict, worth: Worth
+) -> report.EvaluationReport:
+    """Return what the report shows."""
+    job, inputs = context.job, context.inputs
+    checkpoint, snapshot = inputs["finetuned_checkpoint"], inputs["training_snapshot"]
+    costs = report.system_costs(inputs, job.settings)
+    return report.EvaluationReport(
+        case=job.case,
+        evaluation=found,
+        verdict=decision,
+        base_model=job.settings.base_model,
+        answers=result.examples,
+        training_log=read_step_log(context.store.folder(checkpoint)),
+        learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
+        data=report.data_rows(snapshot),
+        lineage=report.lineage_rows(inputs, job.settings, job.key),
+        cost=report.cost_rows(checkpoint),
+        forgetting=report.forgetting_rows(found.forgetting),
+        promise=report.promise_rows(inputs["pilot_run"], found),
+        external_scores=report.score_rows(job.settings),
+        not_asked=_not_asked(context, found),
+        worth=[("worth its cost", worth.sentence), *report.worth_rows(found, costs)],
+        costs=costs,
+        worst=result.worst,
+        label_errors=result.label_errors,
+        label_errors_file=_errors_file(context, result),
+        worse_slices=worse_slices(found, job.settings.release),
+        min_slice_groups=job.settings.release.min_effective_groups,
+        next_action=report.next_action(job.case, decision, found, job.settings.release),
+    )
+
+
+def _errors_file(context: EvaluationContext, result: EvaluationResult) -> str:
+    """Return the name of the file of likely label errors, which is in the format the labels came in."""
+    ids = [row.id for row in result.label_errors or ()]
+    sources = _sources(context.store, context.inputs["training_snapshot"], ids)
+    return report.label_errors_file(sources, context.job.settings.documents.csv)
 
 
 def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
