@@ -12,9 +12,11 @@ THREE_AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
 LONGEST := $(patsubst %,tests/test_%.py,automation ui graph graph_labels errors resume graph_language evaluation_event_log)
 # The quick and the numeric tests are shuffled. Shuffled runs of the others still find a test that rests on another one now and then.
 IN_ORDER := -p no:randomly
-# Only these modules are imported: to collect the others takes longer than these tests themselves.
+# Only these modules are imported, by each process of its own: to collect all takes half a minute, longer than the quick tests themselves.
 QUICK := $(shell grep -l 'pytest.mark.quick' tests/test_*.py)
 NUMERIC := $(shell grep -l 'pytest.mark.numeric' tests/test_*.py)
+SLOW := $(shell grep -l 'pytest.mark.slow' tests/test_*.py)
+LONG := $(shell grep -l 'pytest.mark.long' tests/test_*.py)
 # Runs, logs and artifacts. Not taken from the shell's DAGSTER_HOME: the demo must not write into somebody's own.
 FULLFT_HOME ?= $(CURDIR)/.home
 export DAGSTER_HOME := $(FULLFT_HOME)
@@ -79,7 +81,7 @@ test: lint test-quick test-fast ## Everything but the slow tests
 test-slow: install ## The demo, whole graphs, kills, several processes
 	@# The demo takes every core, and longest: it goes first and alone.
 	@$(PYTEST) -m "slow and not long" $(IN_ORDER) $(DEMO)
-	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(IN_ORDER) $(THREE_AT_A_TIME) $(LONGEST) $(filter-out $(DEMO) $(LONGEST),$(wildcard tests/test_*.py))
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(IN_ORDER) $(THREE_AT_A_TIME) $(LONGEST) $(filter-out $(DEMO) $(LONGEST),$(SLOW))
 
 test-numeric: install ## The numeric tests again, as on a CPU without AVX-512 and AMX
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PYTEST) -m "numeric and not slow and not long" $(TWO_AT_A_TIME) $(NUMERIC)
@@ -92,7 +94,7 @@ test-all: install ## What CI runs
 	done
 
 test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for
-	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME) $(LONG)
 
 bench: home ## Side by side with what you would use instead: make bench [ONLY=name] [SLOW=1, with the memory of a million documents]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(SLOW),--slow) $(if $(LLAMAFACTORY),--llamafactory $(LLAMAFACTORY))

@@ -98,6 +98,7 @@ class TestTraining:
         assert lineage.snapshots_learned_from(third) == [encoder.snapshot.ref]
 
     @pytest.mark.slow
+    @pytest.mark.long
     def test_a_killed_one_resumes_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
         runs = [Run(encoder, f"{kind}-continued") for kind in ("straight", "killed")]
         jobs = [encoder.job(STAGE, run.key) for run in runs]

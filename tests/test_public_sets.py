@@ -42,14 +42,8 @@ def test_the_table_has_one_line_a_set_with_its_rows_and_scores() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        ("diagnoses", 1_500),
-        pytest.param("entities", 800, marks=pytest.mark.long),
-        pytest.param("conversations", 600, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "rows"), [("diagnoses", 1_500), ("entities", 800), ("conversations", 600)])
 def test_a_public_set_goes_through_the_whole_graph(tmp_path: Path, name: str, rows: int) -> None:
     """Very short texts with 22 labels in 263 groups; Chinese with spans; conversations in 28 languages."""
     model = smollm2.write_tiny_model(tmp_path / "model") if name == "conversations" else None

@@ -189,7 +189,7 @@ TWO = {"processes": 2, "micro_batch_size": 2}
         ),
         pytest.param("rolled back", 20, {"keep_best": True}, 15, marks=pytest.mark.slow),
         pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
-        pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=pytest.mark.slow),
+        pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(prepared: Prepared, name, kills, changes, spoiled) -> None:

@@ -383,6 +383,7 @@ def long_texts() -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 class TestAllLicences:
     """Every licence rule and every whole licence text, 35 thousand rows, through every data stage in several batches."""
 

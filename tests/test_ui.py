@@ -199,7 +199,7 @@ def test_backfill_of_two_batches(screen: Screen, ingested: list[str]):
     screen.shoot("partitions")
 
 
-@pytest.mark.parametrize("executor", ["in_process_executor", "multiprocess_executor"])
+@pytest.mark.parametrize("executor", [pytest.param("in_process_executor", marks=pytest.mark.long), "multiprocess_executor"])
 def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, executor: str):
     """A YAML edit and a reload in the UI make a training that nobody would wait for."""
     project = screen.services.project
