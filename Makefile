@@ -7,7 +7,7 @@ DEMO := tests/test_readme.py
 PYTEST := $(BIN)/python -m pytest
 # One thread each: two processes share the cores better than the threads of one.
 TWO_AT_A_TIME := -n 2 --dist loadfile
-# Those that start a daemon, a browser or many processes wait as much as they work. The longest files go first, so that none is left over at the end.
+# Those that start a process, a daemon or a browser wait as much as they work. The longest slow files go first, so that none is left at the end.
 THREE_AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
 LONGEST := $(patsubst %,tests/test_%.py,automation ui graph graph_labels errors resume graph_language evaluation_event_log)
 # The quick and the numeric tests are shuffled. Shuffled runs of the others still find a test that rests on another one now and then.
@@ -74,9 +74,9 @@ test-quick: install ## The logic of every stage in under a minute: no model, no 
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "quick and not heavy and not slow and not long" $(TWO_AT_A_TIME) $(QUICK)
 
 test-fast: install
-	@OMP_NUM_THREADS=1 $(PYTEST) -m "(not quick or heavy) and not slow and not long" $(IN_ORDER) $(TWO_AT_A_TIME)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "(not quick or heavy) and not slow and not long" $(IN_ORDER) $(THREE_AT_A_TIME)
 
-test: lint test-quick test-fast ## Everything but the slow tests
+test: test-quick test-fast ## Everything but the slow tests
 
 test-slow: install ## The demo, whole graphs, kills, several processes
 	@# The demo takes every core, and longest: it goes first and alone.

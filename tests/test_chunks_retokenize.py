@@ -104,6 +104,7 @@ def change_tokenizer(data: Data) -> None:
     data.project.configure(documents=DOCUMENTS, chunks={"added_tokens": ["sublicense"]})
 
 
+@pytest.mark.slow
 def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_snapshot_goes_on(data: Data):
     assert data.materialize("training_snapshot").success
     before, snapshot = data.chunks(), latest(data.store, CASE, "training_snapshot")

@@ -277,6 +277,7 @@ class TestCutShort:
         with pytest.raises(StoreError, match="was rewritten after this snapshot froze it"):
             batches.texts(taken)
 
+    @pytest.mark.slow
     def test_wherever_it_is_killed_the_next_finishes_it(
         self, copied: tuple[Batches, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):

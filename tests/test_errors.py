@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fullft_assets.cli.commands import main
 from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import StoreError, WorkloadError, without_secrets
 from fullft_assets.jobs import Job
@@ -107,6 +109,21 @@ def assert_one_line(done: subprocess.CompletedProcess[str], line: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.fixture
+def in_project(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command of the project in this process, for what ends before anything is run; returns its status, stdout and stderr."""
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("DAGSTER_HOME", str(project.home))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main([*arguments, "--defs", str(project.root / "my_project" / "defs")])
+        return status, *capsys.readouterr()
+
+    return run
+
+
 def failures(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines of a run that name what failed; there is no traceback around them."""
     assert done.returncode == 1
@@ -115,19 +132,19 @@ def failures(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("sections", "message"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
-def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, sections, message):
+def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, in_project, sections, message):
     project.configure(**sections)
     key = message.split(": ")[0].split(".")[-1]
     number = next(n for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1) if text.strip().startswith(f"{key}:"))
     for command in ("check", "run"):
-        assert_one_line(project.fullft(command, "letters"), f"{LETTERS_YAML}:{number}: {message}")
+        assert in_project(command, "letters") == (1, "", f"{LETTERS_YAML}:{number}: {message}\n")
     assert not (project.home / "store").exists(), "nothing was run"
 
 
-def test_an_unknown_use_case_names_the_known_ones(project):
+def test_an_unknown_use_case_names_the_known_ones(in_project):
     for command in (["check"], ["run"], ["rollback"], ["predict"]):
         more = {"predict": ["some text"], "rollback": ["--reason", "worse"]}.get(command[0], [])
-        assert_one_line(project.fullft(*command, "leters", *more), "no use case `leters`; did you mean `letters`? known: letters")
+        assert in_project(*command, "leters", *more) == (1, "", "no use case `leters`; did you mean `letters`? known: letters\n")
 
 
 def test_a_folder_without_documents(project):

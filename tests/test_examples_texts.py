@@ -68,13 +68,13 @@ class TestPersonalData:
     @pytest.mark.heavy
     def test_the_count_of_a_column_is_that_of_its_texts_one_by_one(self, licence_delivery: Delivery) -> None:
         texts = licence_delivery.raw["text"].combine_chunks()
+        texts = texts.take(list(range(0, len(texts), 2)))
         counts = pii.count(texts)
         assert (counts > 0).sum() > 100, "texts without personal data prove nothing"
         assert counts.tolist() == [0 if text is None else len(pii.find(text)) for text in texts.to_pylist()]
 
     @settings(max_examples=150, deadline=None)
     @given(parts=st.lists(st.sampled_from([*[text for text, _ in PERSONAL], *IMPERSONAL, " ", "\n", "words in between"]), max_size=6))
-    @pytest.mark.heavy
     @pytest.mark.heavy
     def test_the_hints_on_a_column_miss_nothing(self, parts: list[str]) -> None:
         text = " ".join(parts)

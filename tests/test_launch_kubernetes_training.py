@@ -66,6 +66,7 @@ def assert_same(prepared: Prepared, key: str, found: Manifest, processes: int = 
     assert [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])] == []
 
 
+@pytest.mark.slow
 def test_training_in_a_pod_makes_the_weights_that_it_makes_here(cluster, prepared):
     assert_same(prepared, "one", trained(prepared, "one", there()))
     assert cluster.jobs == {} and len(cluster.created) == 1

@@ -380,6 +380,7 @@ class TestTraining:
 
         return train
 
+    @pytest.mark.slow
     def test_it_gives_the_weights_of_a_local_training(self, train, prepared):
         there = train(launcher(folder=str(prepared.project.root)), "there")
         assert there == train(LocalLauncher(LauncherSettings()), "here")

@@ -181,8 +181,7 @@ class TestRunThatEnds:
         _all_gone(processes)
         assert (folder / "checkpoint0").read_text() == "complete"
 
-    @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(("executor", "number"), [("in_process", signal.SIGTERM), ("multiprocess", signal.SIGINT)])
     def test_cancelled_run_writes_its_checkpoint_and_leaves_no_process(self, start, instance, folder, executor, number):
         run, processes = start(executor)
         instance.report_run_canceling(instance.get_runs()[0])  # as the UI's cancel does before it sends the signal

@@ -22,7 +22,7 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
-@pytest.mark.parametrize("similarity", [0.6, 0.8, 0.9])
+@pytest.mark.parametrize("similarity", [pytest.param(0.6, marks=pytest.mark.long), 0.8, pytest.param(0.9, marks=pytest.mark.long)])
 def test_found_are_those_that_comparing_every_pair_finds(similarity: float) -> None:
     texts = sorted({rule["text"] for rule in licences.rules() if rule["text"].strip()}, key=lambda text: text[::-1])[::24]
     sets = [shingles(text) for text in texts]

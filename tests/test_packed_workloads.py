@@ -102,8 +102,8 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
 @pytest.mark.parametrize(
     ("case", "kills", "changes", "spoiled"),
     [
-        ("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, []),
-        pytest.param("language_modeling", 7, {"epochs": 2.0}, [], marks=pytest.mark.slow),
+        pytest.param("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, [], marks=pytest.mark.slow),
+        pytest.param("language_modeling", 7, {"epochs": 2.0}, [], marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=[pytest.mark.slow, pytest.mark.long]),
     ],
     ids=["a few", "seven", "twenty and rolled back"],

@@ -498,6 +498,7 @@ class TestKilled:
         return json.loads(done.stdout)
 
     # Each draw is 21 kills in processes of their own: one draw, and no second one to shrink it.
+    @pytest.mark.slow
     @settings(max_examples=1, deadline=None, derandomize=True, phases=(Phase.generate,))
     @given(seeds=st.lists(st.integers(0, 2**32), min_size=3, max_size=3, unique=True))
     def test_at_any_moment_and_run_again_gives_the_same_digests(self, tmp_path_factory: pytest.TempPathFactory, seeds: list[int]) -> None:
