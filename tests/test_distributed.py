@@ -151,6 +151,7 @@ def test_units_of_a_model_leave_its_embeddings_out() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     config = tmp_path / "model" / "config.json"

@@ -306,6 +306,7 @@ def test_no_word_that_only_they_had_is_left_of_what_the_baselines_learned(store:
     assert files_with_word(store, word) == []
 
 
+@pytest.mark.long
 def test_the_next_run_plans_again_without_them(project: Project, store: Store):
     word, ids = own_words(store)
     erasure.erase(store, CASE, ids)

@@ -136,6 +136,7 @@ def test_predict_continues_a_text(finished: projects.Project) -> None:
     assert wrong.returncode == 2 and "none is not a whole number >= 1" in wrong.stderr
 
 
+@pytest.mark.long
 def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
     old = champion(graph)
     configure(graph.project, training={"learning_rate": 0.004})

@@ -112,6 +112,7 @@ class TestTraining:
         torch.manual_seed(3)
         np.testing.assert_allclose(recipe.predict(adapt(recipe, settings, 4), rows, QUIET), original, atol=1e-6)
 
+    @pytest.mark.long
     def test_the_seed_decides(self, prepared: Prepared, fitted: Lora) -> None:
         again = Lora.fit(prepared.split("train"), prepared.baseline_context)
         assert all(torch.equal(weight, again.weights[name]) for name, weight in fitted.weights.items())

@@ -288,6 +288,7 @@ def planned(prepared: Prepared) -> dict[str, Manifest]:
 
 @pytest.mark.heavy
 @pytest.mark.slow
+@pytest.mark.long
 class TestRealWorkload:
     def test_plan_is_plausible(self, prepared, planned):
         plan = planned["feasibility_plan"].metadata
