@@ -104,6 +104,12 @@ def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
         window = latest(store, case.name, "drift_report", partition)
         if window is not None and DriftMetadata.of(window).status == "confirmed":
             yield alert("drift", f"window {partition} drifted", "open drift_report, which says what changed; label some of these documents")
+    if stage == "end_orphans":
+        yield alert(
+            "decision_needed",
+            "jobs that no run followed were ended",
+            "open the run, which names them; run the use case to go on from there",
+        )
     if stage == "model":
         report, champion = latest(store, case.name, "evaluation_report"), release.read_champion(store, case.name)
         if report is not None and (champion is None or champion.checkpoint != EvaluationMetadata.of(report).checkpoint):

@@ -1,4 +1,4 @@
-"""The schedules: the periodic retraining decision, the periodic evaluation, and the clean-up.
+"""The schedules: the periodic retraining decision and evaluation, the clean-up, and the look for jobs that no run follows.
 
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
 """
@@ -10,12 +10,13 @@ import dagster as dg
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.cleaning import build_clean_schedule
 from fullft_assets.automation.decision import decide_and_record
+from fullft_assets.automation.orphans import build_orphans_schedule
 from fullft_assets.automation.runs import num_in_flight
 from fullft_assets.resources import latest
 
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
-    """Return the periodic retraining decision, the periodic evaluation, and the clean-up if it is periodic."""
+    """Return the periodic retraining decision, the periodic evaluation, the clean-up if it is periodic, and the end of orphans."""
     automation = case.settings.automation
     status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
 
@@ -48,4 +49,4 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
             return dg.SkipReason("a run of the model or of its snapshot is in flight; the next evaluation has its rows")
         return dg.RunRequest()
 
-    return [retraining_schedule, evaluation_schedule, *build_clean_schedule(case)]
+    return [retraining_schedule, evaluation_schedule, *build_clean_schedule(case), *build_orphans_schedule(case)]

@@ -112,16 +112,27 @@ def end(
     reason: str,
     failure: FailureClass,
     billed_seconds: float | None = None,
-) -> None:
-    """Record how an attempt ended, unless that is known or there is a newer one."""
+    *,
+    followed_by: str | None = None,
+) -> bool:
+    """Record how an attempt ended, unless that is known or there is a newer one; return whether it was recorded now.
+
+    Args:
+        followed_by: do so only if this run, by its id, is the one that follows it.
+    """
+    is_done = False
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        if recorded is None or recorded["attempt"] != launch.attempt or recorded["ended_at"] is not None:
+        nonlocal is_done
+        is_done = recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
+        is_done = is_done and followed_by in (None, recorded and recorded["run_id"])
+        if recorded is None or not is_done:
             return None
         ended = {"ended_at": time.time(), "state": state, "reason": reason, "failure": failure, "billed_seconds": billed_seconds}
         return {**recorded, **ended}
 
     store.change_pointer(launch.record, change)
+    return is_done
 
 
 def reopen(store: Store, launch: Launch) -> None:

@@ -30,7 +30,7 @@ class AlertsSettings(Settings):
         default=list(EVENTS),
         description="Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a candidate not "
         "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `decision_needed` "
-        "(labels are asked for, or a person is needed).",
+        "(labels are asked for, jobs that no run followed were ended, or a person is needed).",
     )
     dagster_url: str = Field(
         default="http://localhost:3000", pattern=r"^https?://", description="Address of Dagster's UI, for the links in alerts."

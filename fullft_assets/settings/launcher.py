@@ -61,6 +61,12 @@ class LauncherSettings(Settings):
         description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
         "checkpoint.",
     )
+    orphan_hours: Float | None = Field(
+        default=1.0,
+        ge=0,
+        description="Time after the end of its run after which a job that no other run has attached to is stopped as if it were cancelled, so "
+        "that nothing is paid for unseen; the next run resumes it. Jobs of `local` end with their run. `null`: never.",
+    )
     spot_notice: Literal["none", "aws"] = Field(
         default="none",
         description="Where training looks for the interruption notice of a spot instance, on which it writes a checkpoint: `aws` = EC2's "
