@@ -205,20 +205,32 @@ class TestAws:
         assert platform["DatabaseParameters"]["Properties"]["Parameters"] == {"rds.force_ssl": "1"}
 
     @pytest.fixture(scope="class")
-    def sagemaker(self) -> dict[str, Any]:
-        resources = read(DEPLOY / "aws/sagemaker.yaml", Tagged)["Resources"]
-        policies = {name: resources[name]["Properties"]["PolicyDocument"]["Statement"] for name in ("ContainerPolicy", "LauncherPolicy")}
-        return {name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements} for name, statements in policies.items()}
+    def sagemaker(self) -> Policies:
+        return policies("sagemaker")
 
-    def test_who_launches_may_ask_sagemaker_for_what_the_launcher_asks_for_and_no_more(self, sagemaker: dict[str, Any]) -> None:
-        code = (ROOT / "fullft_assets/launchers/sagemaker.py").read_text()
-        asked = {f"{service}:{name.title().replace('_', '')}" for service, name in re.findall(r'_ask\("(\w+)", "(\w+)"', code)}
-        allowed = {action for s in sagemaker["LauncherPolicy"].values() for action in s["Action"]}
-        # Tags and the role are part of CreateTrainingJob.
-        assert asked | {"sagemaker:AddTags", "iam:PassRole"} == allowed and len(asked) == 6
-        assert [sid for sid, s in sagemaker["LauncherPolicy"].items() if s["Resource"] == "*"] == ["ListJobs"]
+    @pytest.fixture(scope="class")
+    def ecs(self) -> Policies:
+        return policies("ecs")
 
-    def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(self, sagemaker: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        ("service", "with_them", "of_everything"),
+        [
+            # What is part of CreateTrainingJob and of RunTask.
+            ("sagemaker", {"sagemaker:AddTags", "iam:PassRole"}, ["ListJobs"]),
+            ("ecs", {"ecs:TagResource", "iam:PassRole"}, ["ListTasks", "ReadDefinitions"]),
+        ],
+    )
+    def test_who_launches_may_ask_for_what_the_launcher_asks_for_and_no_more(
+        self, service: str, with_them: set[str], of_everything: list[str]
+    ) -> None:
+        code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
+        asked = {f"{api}:{name.title().replace('_', '')}" for api, name in re.findall(r'\.ask\("(\w+)", "(\w+)"', code)}
+        statements = policies(service)["LauncherPolicy"]
+        allowed = {action for s in statements.values() for action in s["Action"]}
+        assert asked | with_them == allowed and len(asked) > 5
+        assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == of_everything
+
+    def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(self, sagemaker: Policies) -> None:
         condition = sagemaker["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
         lists = condition["ForAllValues:StringEquals"]
         assert (
@@ -231,7 +243,7 @@ class TestAws:
         assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
         assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
 
-    def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: dict[str, Any]) -> None:
+    def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: Policies) -> None:
         statements = sagemaker["ContainerPolicy"]
         assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == ["LookAtTheNetworkAndLogInToTheRegistry"]
         assert not [a for s in statements.values() for a in s["Action"] if "*" in a or a.startswith(("sagemaker:", "iam:"))]
@@ -239,6 +251,46 @@ class TestAws:
             sid for sid, s in statements.items() if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
         ]
         assert "Documents" not in str(statements)
+
+    def test_a_task_runs_in_this_cluster_alone_reads_no_document_and_launches_nothing(self, ecs: Policies) -> None:
+        for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
+            assert ecs["LauncherPolicy"][sid]["Condition"] == {"ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}}
+        assert ecs["LauncherPolicy"]["GiveTheTasksTheirRoles"]["Resource"] == [
+            {"!GetAtt": "TaskRole.Arn"},
+            {"!GetAtt": "ExecutionRole.Arn"},
+        ]
+        for name, of_everything in (
+            ("TaskPolicy", []),
+            ("ExecutionPolicy", ["LogInToTheRegistry"]),
+            ("InstancePolicy", ["FindTheService"]),
+        ):
+            assert [sid for sid, s in ecs[name].items() if s["Resource"] == "*"] == of_everything
+            assert not [a for s in ecs[name].values() for a in s["Action"] if "*" in a or a.startswith("iam:") or a == "ecs:RunTask"]
+        assert not [
+            a for name in ("ExecutionPolicy", "InstancePolicy") for s in ecs[name].values() for a in s["Action"] if a.startswith("s3:")
+        ]
+        assert "Documents" not in str(ecs)
+
+    def test_instances_of_ecs_go_to_zero_and_none_is_taken_from_a_task(self) -> None:
+        resources = read(DEPLOY / "aws/ecs.yaml", Tagged)["Resources"]
+        group, provider = resources["Instances"]["Properties"], resources["CapacityProvider"]["Properties"]["AutoScalingGroupProvider"]
+        assert group["MinSize"] == "0" and "DesiredCapacity" not in group and group["NewInstancesProtectedFromScaleIn"]
+        assert provider["ManagedScaling"]["Status"] == provider["ManagedTerminationProtection"] == "ENABLED"
+        assert "ECS_DISABLE_PRIVILEGED=true" in str(resources["Instance"])
+
+
+#: The statements of a template's policies, by the policy's name and their own.
+Policies = dict[str, dict[str, dict[str, Any]]]
+
+
+def policies(service: str) -> Policies:
+    resources = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]
+    found = {
+        name: each["Properties"]["PolicyDocument"]["Statement"]
+        for name, each in resources.items()
+        if each["Type"] == "AWS::IAM::RolePolicy"
+    }
+    return {name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements} for name, statements in found.items()}
 
 
 def as_list(value: str | list[str]) -> list[str]:

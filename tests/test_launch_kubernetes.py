@@ -4,18 +4,15 @@ import importlib.metadata
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import kubernetes_validate
-import psutil
 import pytest
 import yaml
 from probe_workloads.definitions import probe_job
@@ -23,17 +20,15 @@ from pydantic import ValidationError
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Status, Unreachable, driver, kubernetes, records
-from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.kubernetes import KubernetesLauncher
 from fullft_assets.launchers.kubernetes_job import manifest, refusal_of, status_of
 from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import KubernetesLauncherSettings
+from tests import launch_scenes
 from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
+from tests.launch_scenes import SECONDS, TESTS, AnotherProcess, Place, process, run_probe, wait_for
 
-TESTS = Path(__file__).parent
 MANIFESTS = TESTS.parent / "deploy/helm/manifests.yaml"
-SECONDS = 90.0
 NAME = "fullft-test-1"
 
 
@@ -75,36 +70,12 @@ def spec(folder: Path, stage: str, processes: int = 1) -> LaunchSpec:
     return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes)
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.05)
-
-
-def process(folder: Path, name: str) -> psutil.Process:
-    wait_for((folder / f"{name}.pid").exists, f"{name} started")
-    return psutil.Process(int((folder / f"{name}.pid").read_text()))
-
-
 def run(folder: Path, chosen: KubernetesLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
-    """Run the probe in this process; return the line of its failure and the messages of its run."""
-    job, store = probe_job(folder, stage)
-
-    @dg.asset
-    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        with one_line_errors(store, "probe"):
-            LaunchDriver(lambda _: chosen, package="probe_workloads").run(context, "probe", job, store)
-        return dg.MaterializeResult()
-
-    done = dg.materialize([made], instance=instance, raise_on_error=False)
-    messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
-    return None if done.success else done.get_step_failure_events()[0].step_failure_data.user_failure_data.description, messages
+    return run_probe(chosen, *probe_job(folder, stage), instance)
 
 
 def recorded(folder: Path) -> records.Launch:
-    (launch,) = records.launches(probe_job(folder, "writes")[1], "probe")
-    return launch
+    return launch_scenes.recorded(probe_job(folder, "writes")[1])
 
 
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(cluster, tmp_path, capfd, monkeypatch):
@@ -248,58 +219,14 @@ class TestQueue:
         assert cluster.jobs == {}, "it does not start later, unseen"
 
 
+@pytest.fixture
+def place(cluster: Cluster, tmp_path: Path) -> Place:
+    return Place(launcher().settings, tmp_path, lambda: len(cluster.created), lambda: len(cluster.jobs))
+
+
 @pytest.mark.long
-class TestAnotherProcess:
-    """The control plane is a process of its own, which is killed or cancelled."""
-
-    @pytest.fixture
-    def start(self, cluster, tmp_path, monkeypatch) -> Iterator[Callable[[str], subprocess.Popen]]:
-        home = tmp_path / "home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        for name, value in {
-            "DAGSTER_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
-            "PROBE_FOLDER": str(tmp_path),
-            "PROBE_LAUNCHER": launcher().settings.model_dump_json(),
-        }.items():
-            monkeypatch.setenv(name, value)
-        runs = []
-
-        def start(stage: str) -> subprocess.Popen:
-            monkeypatch.setenv("PROBE_STAGE", stage)
-            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
-            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
-            with (tmp_path / "output").open("ab") as output:
-                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
-            return runs[-1]
-
-        yield start
-        for run in runs:
-            run.kill()
-            run.wait()
-
-    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, cluster, tmp_path):
-        first = start("waits")
-        workload = process(tmp_path, "workload0")
-        first.kill()
-        first.wait()
-        second = start("waits")
-        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
-        assert is_alive(workload)
-        (tmp_path / "go").touch()
-        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
-        assert (tmp_path / "starts").read_text() == "started\n"
-        assert (recorded(tmp_path).state, recorded(tmp_path).attempt, len(cluster.created)) == ("succeeded", 1, 1)
-
-    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, cluster, tmp_path):
-        first = start("works")
-        workload, helper = process(tmp_path, "workload0"), process(tmp_path, "helper0")
-        first.send_signal(signal.SIGINT)
-        assert first.wait(SECONDS) != 0
-        assert (tmp_path / "checkpoint0").read_text() == "complete"
-        assert not is_alive(workload) and not is_alive(helper)
-        assert (recorded(tmp_path).state, launcher().list()) == ("stopped", [])
+class TestAnotherProcess(AnotherProcess):
+    """The cluster goes on without it."""
 
 
 class TestRefused:
@@ -569,7 +496,7 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
 def last_words(folder: Path, *options: str, **environment: str) -> tuple[int, Status]:
     """Run a pod's first process; return its exit code, and what it left."""
     words = folder / "words"
-    command = [sys.executable, "-m", "fullft_assets.launchers.pod", *options, "--grace", "1", "--message", str(words)]
+    command = [sys.executable, "-m", "fullft_assets.launchers.container", *options, "--grace", "1", "--message", str(words)]
     command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
     environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME, **environment}
     code = subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode

@@ -1,56 +1,37 @@
 """The launcher `sagemaker` against a double that runs the containers, with a store on a real S3 server."""
 
-import json
-import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import psutil
 import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import Launcher, LaunchSpec, driver, records, sagemaker
-from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers import Launcher, LaunchSpec, sagemaker
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.sagemaker import SageMakerLauncher
 from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
 from fullft_assets.store import Store
+from tests import launch_scenes
 from tests import s3_server as s3_servers
-from tests import sagemaker_double
+from tests.aws_double import IMAGE, ROLE
+from tests.launch_scenes import AnotherProcess, Place, run_probe, serving, trained_in_bucket, wait_for
 from tests.prepared import Prepared, prepare
-from tests.sagemaker_double import IMAGE, ROLE, SageMaker
+from tests.sagemaker_double import SageMaker
 
-TESTS = Path(__file__).parent
-SECONDS = 240.0
 SETTINGS = {"kind": "sagemaker", "instance_type": "ml.m5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
 
 
 @pytest.fixture
 def service(s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMaker]:
-    """The double, its clients in this process, and a bucket; nobody waits longer than the test needs."""
-    for name, value in (("_LATE_SECONDS", 0.2), ("_STOP_LOOK_SECONDS", 0.1)):
-        monkeypatch.setattr(sagemaker, name, value)
-    monkeypatch.setattr(SageMakerLauncher, "look_seconds", (0.2, 0.2))
-    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.1)
-    s3_env.make_bucket(tmp_path.name)
-    with sagemaker_double.serve(tmp_path / "sagemaker", s3_env.env) as double:
-        for name, value in double.env.items():
-            monkeypatch.setenv(name, value)
+    with serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as double:
         yield double
 
 
@@ -63,28 +44,12 @@ def launcher(**changes: Any) -> SageMakerLauncher:
     return SageMakerLauncher(SageMakerLauncherSettings.model_validate({**SETTINGS, **changes}))
 
 
-def run(launcher: Launcher, stage: str, url: str) -> tuple[str | None, list[str]]:
-    """Run the probe from this process; return the line of its failure and the messages of its run."""
-    job, store = probe_job(Path("/nowhere"), stage, url)
-
-    @dg.asset
-    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        with one_line_errors(store, "probe"):
-            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, "probe", job, store)
-        return dg.MaterializeResult()
-
-    with dg.DagsterInstance.ephemeral() as instance:
-        done = dg.materialize([made], instance=instance, raise_on_error=False)
-        messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
-    if done.success:
-        return None, messages
-    failure = done.get_step_failure_events()[0].step_failure_data
-    return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description, messages
+def run(launcher: SageMakerLauncher, stage: str, url: str) -> tuple[str | None, list[str]]:
+    return run_probe(launcher, *probe_job(Path("/nowhere"), stage, url))
 
 
 def recorded(url: str) -> Launch:
-    (launch,) = records.launches(Store(url), "probe")
-    return launch
+    return launch_scenes.recorded(Store(url))
 
 
 def spec(url: str, stage: str, name: str = "fullft-test-1", **changes: Any) -> LaunchSpec:
@@ -98,13 +63,6 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return {"nodes": 2, "environment": {"MASTER_PORT": str(bound.getsockname()[1])}}
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.05)
 
 
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
@@ -204,7 +162,7 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     variables = {"DAGSTER_PIPES_CONTEXT": "x" * 6000}
     request = sage._request(spec(url, "writes", processes=16, environment=variables))
     service.num_without_capacity = 1
-    sage._ask("sagemaker", "create_training_job", **request)  # the double checks it as AWS does
+    sage.ask("sagemaker", "create_training_job", **request)  # the double checks it as AWS does
     assert request["ResourceConfig"] == {
         "InstanceType": "ml.p4d.24xlarge", "InstanceCount": 2, "VolumeSizeInGB": 500, "VolumeKmsKeyId": "alias/v",
     }  # fmt: skip
@@ -296,58 +254,15 @@ def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_insta
     assert status.failure == failure
 
 
+@pytest.fixture
+def place(service: SageMaker, url: str) -> Place:
+    num_running = lambda: sum(job.status not in ("Completed", "Failed", "Stopped") for job in service.jobs.values())  # noqa: E731
+    return Place(launcher().settings, service.folder, lambda: len(service.jobs), num_running, url)
+
+
 @pytest.mark.long
-class TestAnotherProcess:
-    """The control plane is a process of its own, which is killed or cancelled."""
-
-    @pytest.fixture
-    def start(self, service, url, tmp_path, monkeypatch) -> Iterator[Callable[[str], subprocess.Popen]]:
-        home = tmp_path / "home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        for name, value in {
-            "DAGSTER_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
-            "PROBE_FOLDER": "/nowhere",
-            "PROBE_STORE": url,
-            "PROBE_LAUNCHER": json.dumps(SETTINGS),
-        }.items():
-            monkeypatch.setenv(name, value)
-        runs = []
-
-        def start(stage: str) -> subprocess.Popen:
-            monkeypatch.setenv("PROBE_STAGE", stage)
-            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
-            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
-            with (tmp_path / "output").open("ab") as output:
-                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
-            return runs[-1]
-
-        yield start
-        for run in runs:
-            run.kill()
-            run.wait()
-
-    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, service, url, tmp_path):
-        first = start("waits")
-        wait_for((service.folder / "workload0.pid").exists, "the workload started")
-        first.kill()
-        first.wait()
-        second = start("waits")
-        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
-        (service.folder / "go").touch()
-        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
-        assert (service.folder / "starts").read_text() == "started\n" and len(service.jobs) == 1
-        assert (recorded(url).state, recorded(url).attempt) == ("succeeded", 1)
-
-    def test_cancelled_run_stops_the_job(self, start, service, url):
-        first = start("works")
-        wait_for((service.folder / "workload0.pid").exists, "the workload started")
-        first.send_signal(signal.SIGINT)
-        assert first.wait(SECONDS) != 0
-        (job,) = service.jobs.values()
-        assert (job.status, job.secondary, recorded(url).state) == ("Stopped", "Stopped", "stopped")
-        assert (service.folder / "checkpoint0").read_text() == "complete"
+class TestAnotherProcess(AnotherProcess):
+    """SageMaker goes on without it."""
 
 
 class TestTraining:
@@ -361,22 +276,8 @@ class TestTraining:
 
     @pytest.fixture
     def train(self, service: SageMaker, s3_env: s3_servers.S3Server, prepared: Prepared, tmp_path: Path) -> Callable[..., bytes]:
-        """Trains through a launcher, with a store of its own, and returns the weights."""
-
         def train(launcher: Launcher, name: str, /, **sections: Any) -> bytes:
-            shutil.copytree(prepared.store.url, s3_env.root / tmp_path.name / name)
-            store = Store(f"s3://{tmp_path.name}/{name}")
-            job = prepared.job(self.STAGE, **sections).model_copy(update={"store_url": store.url})
-
-            @dg.asset
-            def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-                LaunchDriver(lambda _: launcher).run(context, "training", job, store)
-                return dg.MaterializeResult()
-
-            dg.materialize([made])
-            manifest = store.find(job.case, self.STAGE, job.key)
-            assert manifest is not None
-            return (store.folder(manifest) / "model/model.safetensors").read_bytes()
+            return trained_in_bucket(launcher, prepared, self.STAGE, s3_env.root / tmp_path.name, name, **sections)
 
         return train
 

@@ -1,11 +1,8 @@
 """The launcher `ssh` against a real sshd: followed, cut off, attached to again, cancelled, refused."""
 
 import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,15 +13,10 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, driver, records
-from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.ssh import SshLauncher, _quoted
-from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import SshLauncherSettings
+from tests.launch_scenes import SECONDS, AnotherProcess, Place, run_probe
 from tests.ssh_server import SshServer
-
-TESTS = Path(__file__).parent
-SECONDS = 90.0
 
 
 @pytest.fixture
@@ -50,31 +42,8 @@ def spec(folder: Path, stage: str) -> LaunchSpec:
     return LaunchSpec("fullft-test-1", "probe_workloads.probe", tuple(job.arguments(store)))
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.05)
-
-
-def process(folder: Path, name: str) -> psutil.Process:
-    wait_for((folder / f"{name}.pid").exists, f"{name} started")
-    return psutil.Process(int((folder / f"{name}.pid").read_text()))
-
-
 def run(folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
-    """Run the probe in this process; return the line of its failure and the messages of its run."""
-    job, store = probe_job(folder, stage)
-
-    @dg.asset
-    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        with one_line_errors(store, "probe"):
-            LaunchDriver(lambda _: ssh, package="probe_workloads").run(context, "probe", job, store)
-        return dg.MaterializeResult()
-
-    done = dg.materialize([made], instance=instance, raise_on_error=False)
-    messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
-    return None if done.success else done.get_step_failure_events()[0].step_failure_data.user_failure_data.description, messages
+    return run_probe(ssh, *probe_job(folder, stage), instance)
 
 
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
@@ -145,61 +114,14 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
     assert any(f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages)
 
 
-class TestAnotherProcess:
-    """The control plane is a process of its own, which is killed or cancelled."""
+@pytest.fixture
+def place(server: SshServer, tmp_path: Path) -> Place:
+    ssh = launcher(server, grace_seconds=20)
+    return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=lambda: len(ssh.list()))
 
-    @pytest.fixture
-    def start(self, server, tmp_path, monkeypatch) -> Iterator[Callable[[str], subprocess.Popen]]:
-        home = tmp_path / "home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        for name, value in {
-            "DAGSTER_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
-            "PROBE_FOLDER": str(tmp_path),
-            "PROBE_LAUNCHER": launcher(server, grace_seconds=20).settings.model_dump_json(),
-        }.items():
-            monkeypatch.setenv(name, value)
-        runs = []
 
-        def start(stage: str) -> subprocess.Popen:
-            monkeypatch.setenv("PROBE_STAGE", stage)
-            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
-            # As a run launcher of ours tags it: so a later run knows that this one is gone.
-            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
-            with (tmp_path / "output").open("ab") as output:
-                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
-            return runs[-1]
-
-        yield start
-        for run in runs:
-            run.kill()
-            run.wait()
-
-    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, tmp_path):
-        first = start("waits")
-        workload = process(tmp_path, "workload0")
-        first.kill()
-        first.wait()
-        second = start("waits")
-        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
-        assert is_alive(workload)
-        (tmp_path / "go").touch()
-        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
-        assert (tmp_path / "starts").read_text() == "started\n"
-        store = probe_job(tmp_path, "waits")[1]
-        (launch,) = records.launches(store, "probe")
-        assert (launch.state, launch.attempt) == ("succeeded", 1)
-
-    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, server, tmp_path):
-        first = start("works")
-        workload, helper = process(tmp_path, "workload0"), process(tmp_path, "helper0")
-        first.send_signal(signal.SIGINT)
-        assert first.wait(SECONDS) != 0
-        assert (tmp_path / "checkpoint0").read_text() == "complete"
-        assert not is_alive(workload) and not is_alive(helper)
-        (launch,) = records.launches(probe_job(tmp_path, "works")[1], "probe")
-        assert (launch.state, launcher(server).list()) == ("stopped", [])
+class TestAnotherProcess(AnotherProcess):
+    """The machine goes on without it."""
 
 
 class TestRefused:

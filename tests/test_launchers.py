@@ -444,7 +444,7 @@ class TestRegistration:
         project = projects.create(tmp_path, launcher={"kind": "clutser"})
         with pytest.raises(
             SettingsError,
-            match=r"launcher\.kind: clutser is not one of local, ssh, kubernetes, sagemaker, cluster; did you mean `cluster`\?$",
+            match=r"launcher\.kind: clutser is not one of local, ssh, kubernetes, sagemaker, ecs, cluster; did you mean `cluster`\?$",
         ):
             project.use_case()
 

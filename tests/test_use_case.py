@@ -27,6 +27,10 @@ attributes:
   examples:
     label: kind
 """
+ECS = GOOD + (
+    "  launcher:\n    kind: ecs\n    memory_gb: 60\n    execution_role_arn: arn:aws:iam::111122223333:role/fullft\n"
+    f"    image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}\n    task_role_arn: arn:aws:iam::111122223333:role/fullft\n"
+)
 TRAINING = GOOD + "  training:\n"
 SAGEMAKER = GOOD + (
     "  launcher:\n    kind: sagemaker\n    instance_type: ml.g5.xlarge\n"
@@ -252,13 +256,22 @@ ONE_MISTAKE = {
         "13: launcher.environment: HF_TOKEN is a secret, which everybody who may describe the job would see; give launcher.role_arn the "
         "right to what it opens (launcher.environment is a section)",
     ),
+    "training on several hosts of ECS": (
+        ECS + "    nodes: 2\n",
+        "14: launcher.nodes: a training on ECS has one instance; use kind: kubernetes or sagemaker for several (launcher.nodes is 2)",
+    ),
+    "capacity without GPUs": (
+        ECS + "    capacity_provider: FARGATE_SPOT\n",
+        "14: launcher.capacity_provider: Fargate has no GPUs; name a capacity provider of EC2 instances "
+        "(launcher.capacity_provider is FARGATE_SPOT)",
+    ),
     "workload that runs where launcher says": (
         GOOD + "  compute:\n    training: {processes: 8}\n",
         "9: compute.training: unknown key `training`; did you mean `planning`?",
     ),
     "kind of launcher that nobody registered": (
         GOOD + "  compute:\n    planning: {kind: slrum}\n",
-        "9: compute.planning.kind: slrum is not one of local, ssh, kubernetes, sagemaker",
+        "9: compute.planning.kind: slrum is not one of local, ssh, kubernetes, sagemaker, ecs",
     ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",

@@ -1,6 +1,7 @@
 """Spot instances: a notice of interruption asks for the same stop as SIGTERM, two minutes before the machine is taken away.
 
-Where a cluster sends SIGTERM itself (Kubernetes, ECS, SageMaker) none of this is needed.
+Where a cluster sends SIGTERM itself (Kubernetes, SageMaker) none of this is needed. ECS stops the tasks of a service then, and leaves alone those
+that were started one by one, as ours are.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ LAUNCHERS: Registry[Any] = Registry(
         "ssh": "fullft_assets.launchers.ssh:SshLauncher",
         "kubernetes": "fullft_assets.launchers.kubernetes:KubernetesLauncher",
         "sagemaker": "fullft_assets.launchers.sagemaker:SageMakerLauncher",
+        "ecs": "fullft_assets.launchers.ecs:EcsLauncher",
     },
 )
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launchers.container import stop_seconds
 from fullft_assets.launchers.kubernetes_job import (
     CONTAINER,
     MANAGED_BY,
@@ -28,7 +29,6 @@ from fullft_assets.launchers.kubernetes_job import (
     index_of,
     is_leaving,
     manifest,
-    pod_grace_seconds,
     refusal_of,
     spec_digest,
     status_of,
@@ -133,7 +133,7 @@ class KubernetesLauncher(Launcher):
     def stop(self, name: str) -> None:
         """Delete a Job and wait for the end of its pods."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
-        deadline = time.monotonic() + pod_grace_seconds(self.settings) + _DELETE_SECONDS
+        deadline = time.monotonic() + stop_seconds(self.settings) + _DELETE_SECONDS
         is_known = self._ask(self._batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:

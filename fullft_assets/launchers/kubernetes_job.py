@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import re
@@ -12,9 +11,8 @@ from typing import Any
 
 from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launchers.base import LaunchSpec, Status
-from fullft_assets.launchers.machine import PATIENCE_SECONDS, REACHED_LIMIT, ending
-from fullft_assets.launchers.pod import MESSAGE
-from fullft_assets.launchers.supervisor import KILL_SECONDS
+from fullft_assets.launchers.container import command, stop_seconds
+from fullft_assets.launchers.machine import REACHED_LIMIT, ending
 from fullft_assets.settings import KubernetesLauncherSettings
 from fullft_assets.store import digest
 
@@ -25,6 +23,8 @@ SPEC = "fullft/spec"
 #: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
+#: Where Kubernetes reads a container's last words, 4,096 bytes at most.
+MESSAGE = "/dev/termination-log"
 #: Resource whose units torch has to see in the pod; of those of other names it may see another number.
 _GPU = "nvidia.com/gpu"
 #: Of the first pod, on which the pods of a training meet.
@@ -74,11 +74,6 @@ def nodes_of(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> int:
     return settings.nodes if spec.processes > 1 else 1
 
 
-def pod_grace_seconds(settings: KubernetesLauncherSettings) -> int:
-    """Return the time that a pod has to end: that of the workload, and what its supervisor takes to notice and to kill."""
-    return math.ceil(settings.grace_seconds + PATIENCE_SECONDS + KILL_SECONDS)
-
-
 def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str, Any]:
     """Return the Job of a workload."""
     nodes = nodes_of(spec, settings)
@@ -96,7 +91,7 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
     }
     if settings.max_seconds is not None:
         # The pod's own supervisor keeps the limit, with time for a checkpoint; this ends what does not even do that.
-        job["activeDeadlineSeconds"] = math.ceil(settings.max_seconds + settings.pending_minutes * 60) + pod_grace_seconds(settings)
+        job["activeDeadlineSeconds"] = math.ceil(settings.max_seconds + settings.pending_minutes * 60) + stop_seconds(settings)
     annotations = annotations | {SPEC: spec_digest(spec, settings)}
     metadata = {"name": spec.name, "namespace": settings.namespace, "labels": labels, "annotations": annotations}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
@@ -107,7 +102,7 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
     volumes += [{"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}} for n, name in enumerate(settings.claims)]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": pod_grace_seconds(settings),
+        "terminationGracePeriodSeconds": stop_seconds(settings),
         # A workload has no business with the cluster.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -154,11 +149,8 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
 
 
 def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> list[str]:
-    version = importlib.metadata.version("fullft-assets")
-    line = [settings.python, "-m", "fullft_assets.launchers.pod", "--version", version, "--grace", str(settings.grace_seconds)]
-    line += ["--message", MESSAGE]
-    line += ["--gpus", str(spec.processes // nodes)] if settings.gpu_resource == _GPU else []
-    line += [] if settings.max_seconds is None else ["--seconds", str(settings.max_seconds)]
+    gpus = spec.processes // nodes if settings.gpu_resource == _GPU else 0
+    line = [*command(settings.python, settings, gpus), "--message", MESSAGE]
     if nodes == 1:
         return [*line, "--", *spec.arguments]
     hosts = ",".join(f"{spec.name}-{index}.{SERVICE}" for index in range(nodes))

@@ -21,13 +21,12 @@ from fullft_assets.errors import without_secrets
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, RUN_ID
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import LaunchSpec, Status, supervisor
+from fullft_assets.launchers.container import LAST_LINE
 from fullft_assets.launchers.image import missing_gpus, wrong_version
 from fullft_assets.launchers.machine import ended_status, patient_torchrun
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"
-#: The last line of a container's output, before its exit code: after it nothing more is to be expected.
-LAST_LINE = "fullft: the container ends with exit code"
 #: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at most.
 VARIABLES = "variables_{}"
 _OTHERWISE = "choose another launcher.instance_type"
@@ -50,7 +49,7 @@ def main() -> int:
             (root / "output/failure").write_text(line)
         except OSError as error:  # an image whose user may not write there
             print(f"{root}/output/failure cannot be written ({error.strerror})", file=sys.stderr, flush=True)
-    print(f"{LAST_LINE} {code}", flush=True)
+    print(f"{LAST_LINE} exit code {code}", flush=True)
     return code
 
 

@@ -23,7 +23,9 @@ from fullft_assets.settings.guards import (
 )
 from fullft_assets.settings.launcher import (
     LAUNCHER_SECTIONS,
+    AwsLauncherSettings,
     ComputeSettings,
+    EcsLauncherSettings,
     KubernetesLauncherSettings,
     LauncherSettings,
     OtherLauncherSettings,

@@ -38,7 +38,7 @@ class LauncherSettings(Settings):
 
     kind: str = Field(
         default="local",
-        description="Where workloads run: `local` = supervised processes on this machine, `ssh` = another machine, `kubernetes` = Jobs of a cluster, `sagemaker` = Training Jobs of Amazon SageMaker, or the name of a launcher that a package adds.",
+        description="Where workloads run: `local` = supervised processes on this machine, `ssh` = another machine, `kubernetes` = Jobs of a cluster, `sagemaker` = Training Jobs of Amazon SageMaker, `ecs` = tasks of Amazon ECS, or the name of a launcher that a package adds.",
     )
     processes: int = Field(
         default=1, ge=1, le=64, description="Number of training processes (one per GPU); torchrun starts them if there is more than one."
@@ -70,7 +70,7 @@ class LauncherSettings(Settings):
     spot_notice: Literal["none", "aws"] = Field(
         default="none",
         description="Where training looks for the interruption notice of a spot instance, on which it writes a checkpoint: `aws` = EC2's "
-        "instance metadata. Kubernetes and ECS send SIGTERM, which training always handles.",
+        "instance metadata, also for a task of ECS, which does not stop it then. Kubernetes and SageMaker send SIGTERM, which training always handles.",
     )
     spot_poll_seconds: Float = Field(
         default=5.0, gt=0, le=30, description="Time between two looks for a spot notice, which comes two minutes before the interruption."
@@ -242,7 +242,44 @@ class KubernetesLauncherSettings(LauncherSettings):
         return self
 
 
-class SageMakerLauncherSettings(LauncherSettings):
+class AwsLauncherSettings(LauncherSettings):
+    """Keys of the kinds that run containers of an image by a service of Amazon, with a store on S3."""
+
+    image: str = Field(
+        max_length=255,
+        pattern=r"^\S+@sha256:[0-9a-f]{64}$",
+        description="Image in ECR by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version.",
+    )
+    python: str = Field(default="python", description="Python in the image that has fullft_assets.")
+    folder: str = Field(
+        default=".",
+        description="The project's folder in the image: where relative paths of this YAML start, such as `base_model`. Default: its working directory.",
+    )
+    region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
+    subnets: list[str] = Field(
+        default_factory=list, max_length=16, description="Subnets of your VPC. Default: the service's or host's own network."
+    )
+    security_groups: list[str] = Field(
+        default_factory=list, validate_default=True, max_length=5, description="Security groups in that VPC, which subnets need."
+    )
+    tags: dict[str, str] = Field(default_factory=dict, max_length=49, description="Tags of the jobs, for cost reports and policies.")
+    max_retries: int = Field(
+        default=2,
+        ge=0,
+        le=20,
+        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
+        "checkpoint.",
+    )
+
+    @field_validator("security_groups")
+    @classmethod
+    def _belong_to_subnets(cls, groups: list[str], info: ValidationInfo) -> list[str]:
+        if "subnets" in info.data and bool(groups) != bool(info.data["subnets"]):
+            raise ValueError("launcher.subnets and launcher.security_groups belong together; give both or none")
+        return groups
+
+
+class SageMakerLauncherSettings(AwsLauncherSettings):
     """Keys of `kind: sagemaker`: Training Jobs of Amazon SageMaker, with a store on S3."""
 
     kind: str = Field(default="sagemaker", description="Workloads run as Training Jobs of Amazon SageMaker.")
@@ -255,20 +292,9 @@ class SageMakerLauncherSettings(LauncherSettings):
         le=64,
         description="Instances that share a training; each starts as many of launcher.processes as the others. Other workloads take one.",
     )
-    image: str = Field(
-        max_length=255,
-        pattern=r"^\S+@sha256:[0-9a-f]{64}$",
-        description="Image in ECR by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version.",
-    )
-    python: str = Field(default="python", description="Python in the image that has fullft_assets.")
-    folder: str = Field(
-        default=".",
-        description="The project's folder in the image: where relative paths of this YAML start, such as `base_model`. Default: its working directory.",
-    )
     role_arn: str = Field(
         pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="Role of the container, which reads and writes the store."
     )
-    region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
     volume_gb: int = Field(
         default=100,
         ge=1,
@@ -295,10 +321,6 @@ class SageMakerLauncherSettings(LauncherSettings):
         le=672,
         description="Time that SageMaker may wait for spot instances, beside launcher.max_hours; after it the workload counts as preempted.",
     )
-    subnets: list[str] = Field(default_factory=list, max_length=16, description="Subnets of your VPC. Default: SageMaker's own network.")
-    security_groups: list[str] = Field(
-        default_factory=list, validate_default=True, max_length=5, description="Security groups in that VPC, which subnets need."
-    )
     network_isolation: bool = Field(
         default=False,
         description="Not possible: the container reads and writes the store itself. Use `subnets` without a way to the internet.",
@@ -310,18 +332,10 @@ class SageMakerLauncherSettings(LauncherSettings):
     output_kms_key: str | None = Field(
         default=None, description="KMS key of what SageMaker itself writes to S3. The store's own is $FULLFT_KMS_KEY."
     )
-    tags: dict[str, str] = Field(default_factory=dict, max_length=49, description="Tags of the jobs, for cost reports and policies.")
     environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict,
         max_length=90,
         description="Variables of the workload; no secrets: whoever may describe the job can read them.",
-    )
-    max_retries: int = Field(
-        default=2,
-        ge=0,
-        le=20,
-        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
-        "checkpoint.",
     )
 
     @property
@@ -350,13 +364,6 @@ class SageMakerLauncherSettings(LauncherSettings):
             raise ValueError(f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many")
         return nodes
 
-    @field_validator("security_groups")
-    @classmethod
-    def _belong_to_subnets(cls, groups: list[str], info: ValidationInfo) -> list[str]:
-        if "subnets" in info.data and bool(groups) != bool(info.data["subnets"]):
-            raise ValueError("launcher.subnets and launcher.security_groups belong together; give both or none")
-        return groups
-
     @field_validator("network_isolation")
     @classmethod
     def _reaches_the_store(cls, is_isolated: bool) -> bool:
@@ -365,6 +372,97 @@ class SageMakerLauncherSettings(LauncherSettings):
                 "not possible, because the container itself reads and writes the store on S3; use launcher.subnets without a way to the internet"
             )
         return is_isolated
+
+
+class EcsLauncherSettings(AwsLauncherSettings):
+    """Keys of `kind: ecs`: tasks of Amazon ECS on GPU instances, with a store on S3."""
+
+    kind: str = Field(default="ecs", description="Workloads run as tasks of Amazon ECS.")
+    cluster: str = Field(default="fullft", pattern=r"^[A-Za-z0-9_-]{1,255}$", description="Name of the cluster.")
+    capacity_provider: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_-]{1,255}$",
+        description="Capacity provider that starts instances for a task and takes them away after it, on spot capacity too. "
+        "Default: instances that are in the cluster already.",
+    )
+    launch_type: Literal["EC2", "EXTERNAL"] = Field(
+        default="EC2",
+        description="Of instances that are in the cluster already: of EC2, or machines of your own that are registered (`EXTERNAL`).",
+    )
+    instance_type: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$",
+        description="Type of instance that a task needs, such as `g5.xlarge`, if the cluster has several. Its price is that of `fullft jobs`.",
+    )
+    nodes: int = Field(default=1, ge=1, description="One: the processes of a training share one instance.")
+    gpus: bool = Field(default=True, description="Whether a task asks for a GPU for each of its processes; `false`: the CPU alone.")
+    cpu: Float | None = Field(default=None, gt=0, le=192, description="CPUs that a task asks for. Default: none; it may use what is free.")
+    memory_gb: Float = Field(
+        ge=0.5,
+        le=4096,
+        description="Memory in GiB that a task asks for and may use; an instance has some hundred MiB less to give than its type says.",
+    )
+    shared_memory_gb: Float = Field(
+        default=2.0,
+        gt=0,
+        le=1024,
+        description="Size of /dev/shm in GiB, in which the processes of a task share memory; it counts as its memory.",
+    )
+    task_role_arn: str = Field(
+        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="Role of the container, which reads and writes the store."
+    )
+    execution_role_arn: str = Field(
+        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$",
+        description="Role with which ECS pulls the image, reads secrets and writes the log.",
+    )
+    log_group: str = Field(
+        default="/ecs/fullft",
+        pattern=r"^[.\-_/#A-Za-z0-9]{1,512}$",
+        description="Group of CloudWatch Logs for the output; it has to be there.",
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Variables of the workload; no secrets: whoever may describe the task can read them."
+    )
+    secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Variables of the workload whose values ECS reads from Secrets Manager or the Parameter Store: the ARN of each.",
+    )
+    pending_minutes: Float = Field(
+        default=60.0,
+        gt=0,
+        description="Time that a task may wait for an instance and its image; after it the workload counts as one that lost its machine.",
+    )
+    max_hours: Float | None = Field(
+        default=24.0,
+        gt=0,
+        description="Time after which the container stops a workload as if it were cancelled, also if nobody follows it; the same command "
+        "resumes it. `null`: none.",
+    )
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """What an instance must be; a plan is made on one of them."""
+        keys = {"capacity_provider", "launch_type", "instance_type", "gpus", "cpu", "memory_gb"}
+        return {"kind": self.kind, **self.model_dump(include=keys)}
+
+    @field_validator("environment")
+    @classmethod
+    def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
+        return _without_secret(environment, "put it into Secrets Manager and name that in launcher.secrets")
+
+    @field_validator("capacity_provider")
+    @classmethod
+    def _has_gpus(cls, provider: str | None) -> str | None:
+        if provider is not None and provider.startswith("FARGATE"):
+            raise ValueError("Fargate has no GPUs; name a capacity provider of EC2 instances")
+        return provider
+
+    @field_validator("nodes")
+    @classmethod
+    def _is_one(cls, nodes: int) -> int:
+        if nodes > 1:
+            raise ValueError("a training on ECS has one instance; use kind: kubernetes or sagemaker for several")
+        return nodes
 
 
 class OtherLauncherSettings(LauncherSettings):
@@ -379,6 +477,7 @@ LAUNCHER_SECTIONS: dict[str, type[LauncherSettings]] = {
     "ssh": SshLauncherSettings,
     "kubernetes": KubernetesLauncherSettings,
     "sagemaker": SageMakerLauncherSettings,
+    "ecs": EcsLauncherSettings,
 }
 
 

@@ -1,0 +1,166 @@
+"""What the launchers of Amazon's services share: clients whose errors are one line each, and the output of containers in CloudWatch Logs."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.launchers.base import Launcher, Logs, Unreachable
+from fullft_assets.launchers.container import LAST_LINE
+from fullft_assets.settings import AwsLauncherSettings
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import PlanningSettings
+
+#: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a pause.
+LATE_LOOKS, LATE_SECONDS = 15, 2.0
+#: Time between two looks at a job that was asked to stop.
+STOP_LOOK_SECONDS = 3.0
+#: Another try of the same request may succeed. botocore itself has tried ten times.
+_BUSY = frozenset({"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "ServiceUnavailable"})
+#: What credentials or an account lack for now.
+_FOR_NOW = frozenset({"ResourceLimitExceeded", "ExpiredTokenException", "ExpiredToken"})
+
+
+class Missing(Exception):
+    """The service has nothing of this name."""
+
+
+class Exists(Exception):
+    """The service has a job of this name."""
+
+
+class AwsLauncher(Launcher):
+    """Runs workloads by a service of Amazon whose containers write to CloudWatch Logs."""
+
+    #: An `AwsLauncherSettings`, of which each launcher has one of its own.
+    settings: Any
+    look_seconds = (5.0, 90.0)
+    #: Name of the service, for people and for its client.
+    title: ClassVar[str]
+    service: ClassVar[str]
+
+    def __init__(self, settings: AwsLauncherSettings):
+        super().__init__(settings)
+        #: Jobs whose container has run and whose end `poll` has seen: the rest of their output is waited for.
+        self._ended: set[str] = set()
+
+    @property
+    @abstractmethod
+    def log_group(self) -> str:
+        """Group of CloudWatch Logs."""
+
+    @abstractmethod
+    def stream_prefix(self, name: str) -> str:
+        """Return how the names of a job's log streams begin, one stream for each start of its container, in their order."""
+
+    def logs(self, name: str, cursor: str) -> Logs:
+        """Return what the container of rank 0 wrote after a cursor: a stream for each of its starts, each with its own token.
+
+        A stream is read to its end when it has the container's last line; after a job's end that is waited for a while.
+        """
+        state: dict[str, Any] = json.loads(cursor) if cursor else {"tokens": {}, "looks": 0}
+        tokens: dict[str, str | None] = state["tokens"]  # None: read to its end
+        text, is_more = "", False
+        for stream in self.streams(name):
+            if tokens.setdefault(stream, "") is None:
+                continue
+            lines, token = self._events(stream, tokens[stream])
+            # One page a look is enough while the job runs, and half of the requests.
+            is_more = is_more or (name in self._ended and token != tokens[stream])
+            tokens[stream] = None if any(line.startswith(LAST_LINE) for line in lines) else token
+            text += "".join(f"{line}\n" for line in lines if not line.startswith(LAST_LINE))
+        is_complete = bool(tokens) and all(each is None for each in tokens.values())
+        if name in self._ended and not is_more and not is_complete and state["looks"] < LATE_LOOKS:
+            time.sleep(LATE_SECONDS)
+            state["looks"] += 1
+            is_more = True
+        return Logs(json.dumps(state), stdout=text, is_more=is_more)
+
+    def streams(self, name: str) -> list[str]:
+        """Return the log streams of a job in the order of their starts."""
+        try:
+            found = self.ask("logs", "describe_log_streams", logGroupName=self.log_group, logStreamNamePrefix=self.stream_prefix(name))
+        except Missing:  # the group is made with the account's first job
+            return []
+        return sorted(each["logStreamName"] for each in found["logStreams"])
+
+    def _events(self, stream: str, token: str | None) -> tuple[list[str], str]:
+        """Return the lines of a stream from a token on, and the token to read on from; the same one at its end."""
+        after = {"nextToken": token} if token else {}
+        found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=True, **after)
+        return [event["message"].rstrip("\n") for event in found["events"]], found["nextForwardToken"]
+
+    def hourly_usd_of(self, instance_type: str, planning: PlanningSettings) -> float | None:
+        """Return the price of an hour of one of EC2's instances, where the plan's table has it."""
+        from fullft_assets.planning.targets import targets
+
+        return next((one.hourly_usd for one in targets(planning) if one.name == instance_type), None)
+
+    @cached_property
+    def region(self) -> str:
+        """That of the section, else of the environment."""
+        import boto3
+
+        region = self.settings.region or boto3.Session().region_name
+        if region is None:
+            raise WorkloadError(
+                f"launcher.kind: {self.settings.kind} needs a region; set launcher.region or AWS_DEFAULT_REGION", "settings"
+            )
+        return region
+
+    @cached_property
+    def _clients(self) -> dict[str, Any]:
+        import boto3
+        from botocore.config import Config
+
+        # Waits longer and asks more rarely the more the service throttles.
+        retries = Config(retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=15, read_timeout=60)
+        return {name: boto3.client(name, region_name=self.region, config=retries) for name in (self.service, "logs")}
+
+    def ask(self, service: str, operation: str, **request: Any) -> dict[str, Any]:
+        """Send a request and return the answer.
+
+        Raises:
+            Missing: there is no such job or stream.
+            Exists: a job has this name.
+            Unreachable: the service does not answer, or not now.
+            WorkloadError: it refuses.
+        """
+        from botocore import exceptions as aws
+
+        about = f"{self.title} {self.place}: {operation}"
+        try:
+            return cast(dict[str, Any], getattr(self._clients[service], operation)(**request))
+        except aws.ClientError as error:
+            code, said = error.response["Error"]["Code"], " ".join(error.response["Error"].get("Message", "").split())
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            line = f"{about}: {said or code} ({code})"
+            if code in ("ResourceNotFound", "ResourceNotFoundException") or "resource not found" in said:
+                raise Missing(line) from None
+            if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
+                raise Exists(line) from None
+            if code in _BUSY or status >= 500:
+                raise Unreachable(line) from None
+            raise WorkloadError(line, "infrastructure" if code in _FOR_NOW else "settings") from None
+        except (aws.ConnectionError, aws.HTTPClientError, aws.CredentialRetrievalError) as error:
+            raise Unreachable(f"{about}: {' '.join(str(error).split())}") from None
+        except aws.BotoCoreError as error:
+            raise WorkloadError(f"{about}: {' '.join(str(error).split())}", "settings") from None
+
+    def different_work(self, name: str) -> WorkloadError:
+        """Return what is said of a job of this name that does other work than the one that was to be submitted."""
+        line = f"{self.title} {self.place}: {name} exists, and does other work; wait for its end, then launch again"
+        return WorkloadError(line, "settings")
+
+    def ended_before(self, name: str) -> WorkloadError:
+        """Return what is said of a job of this name that another run submitted and that has ended: names are used once."""
+        return WorkloadError(
+            f"{self.title} {self.place}: {name} is the name of a job that has ended, of which the store knows nothing; launch again, which "
+            "takes the next name",
+            "infrastructure",
+        )

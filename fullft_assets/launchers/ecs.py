@@ -1,0 +1,316 @@
+"""The launcher `ecs`: tasks of Amazon ECS on GPU instances, which go on whatever becomes of the run.
+
+Each job is a task of a task definition of its own name; `startedBy` of the task and the token of its request are that name as well, so that a
+request whose answer was lost, or that is sent by two runs, starts one task. ECS forgets an ended task after an hour. Output is read from
+CloudWatch Logs; its last line says how the workload ended, since ECS keeps no more than an exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launchers import aws
+from fullft_assets.launchers.aws import AwsLauncher, Exists
+from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
+from fullft_assets.launchers.container import LAST_LINE, command, stop_seconds
+from fullft_assets.launchers.machine import ending
+from fullft_assets.settings import EcsLauncherSettings
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import PlanningSettings
+
+CONTAINER = "workload"
+#: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
+_VISIBLE_SECONDS = 60.0
+#: A task that was stopped has so long beyond the time of its container.
+_STOP_SECONDS = 120.0
+#: Most tasks that can be described at once.
+_PAGE = 100
+_BEFORE = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
+#: Why a task was stopped that lost its instance.
+_PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "InfrastructureHealth"})
+_LOST_HOST = re.compile(r"Host EC2 .*(terminated|stopped)|instance draining|deregist", re.IGNORECASE)
+#: Reasons of a container that no other try changes, and the keys that may be wrong.
+_WRONG = re.compile(
+    r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid reference|does not exist", re.IGNORECASE
+)
+_KEYS = {
+    "CannotPull": "launcher.image and launcher.execution_role_arn",
+    "ResourceInitializationError": "launcher.secrets, launcher.execution_role_arn and launcher.log_group",
+    "CannotStartContainerError": "launcher.python and launcher.image",
+}
+_MAX_CHARACTERS = 400
+
+
+class EcsLauncher(AwsLauncher):
+    """Runs workloads as tasks of ECS."""
+
+    settings: EcsLauncherSettings
+    settings_class = EcsLauncherSettings
+    title, service = "ECS", "ecs"
+
+    def __init__(self, settings: EcsLauncherSettings):
+        super().__init__(settings)
+        #: When tasks were started by this process, which may not be seen yet.
+        self._started: dict[str, float] = {}
+
+    @property
+    def place(self) -> str:
+        """Account, region and cluster."""
+        return f"{self.settings.task_role_arn.split(':')[4]}/{self.region}/{self.settings.cluster}"
+
+    @property
+    def log_group(self) -> str:
+        """The group that the section names."""
+        return self.settings.log_group
+
+    def stream_prefix(self, name: str) -> str:
+        """Return how the driver `awslogs` begins the names of a task's streams."""
+        return f"{name}/{CONTAINER}/"
+
+    def submit(self, spec: LaunchSpec) -> None:
+        """Start the task; one of this name that was started for the same work is left as it is."""
+        wanted = task_definition(spec, self.settings, self.region)
+        found = self._task(spec.name)
+        if found is None:
+            definition = self.ask("ecs", "register_task_definition", **wanted)["taskDefinition"]["taskDefinitionArn"]
+            try:
+                answer = self.ask("ecs", "run_task", **self._request(spec, definition))
+            except Exists:  # by another run, whose environment is another one
+                found = self._task(spec.name)
+            else:
+                self._require_room(spec.name, answer)
+            self._started[spec.name] = time.monotonic()
+        if found is not None:
+            self._require_same(spec, found, wanted)
+
+    def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
+        """Return how far a task is."""
+        time.sleep(wait_seconds)
+        task = self._task(name)
+        if task is None:
+            return Status("gone" if self._is_known_to_all(name) else "pending")
+        if task["lastStatus"] == "STOPPED" and "startedAt" in task:
+            self._ended.add(name)
+        last_words = self._last_words(name) if _container(task).get("exitCode") else None
+        return status_of(task, last_words, self._age_seconds(task), self.settings)
+
+    def stop(self, name: str) -> None:
+        """Stop a task, if it runs, and wait for its end. ECS keeps its description for an hour, and its task definition."""
+        limit = stop_seconds(self.settings) + _STOP_SECONDS
+        deadline = time.monotonic() + limit
+        while (running := [task for task in self._tasks(name) if task["lastStatus"] != "STOPPED"]) or not self._is_known_to_all(name):
+            if time.monotonic() >= deadline:
+                raise Unreachable(f"ECS {self.place}: {name} has not ended {limit:.0f} s after it was asked to stop")
+            for task in running:
+                if task["desiredStatus"] != "STOPPED":
+                    self.ask("ecs", "stop_task", cluster=self.settings.cluster, task=task["taskArn"], reason="ended by fullft")
+            time.sleep(aws.STOP_LOOK_SECONDS)
+
+    def list(self) -> list[str]:
+        """Return the names of the tasks of this project in the cluster, those included that ended within the last hour."""
+        arns = [arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)]
+        pages = [self._describe(arns[first : first + _PAGE]) for first in range(0, len(arns), _PAGE)]
+        names = {task.get("startedBy", "") for page in pages for task in page}
+        return sorted(name for name in names if name.startswith("fullft-"))
+
+    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
+        """Return the price of the instance, where the section names its type and the plan's table has that."""
+        return None if self.settings.instance_type is None else self.hourly_usd_of(self.settings.instance_type, planning)
+
+    def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
+        """Return what RunTask is asked for."""
+        settings = self.settings
+        request: dict[str, Any] = {
+            "cluster": settings.cluster,
+            "taskDefinition": definition,
+            "count": 1,
+            "startedBy": spec.name,
+            "clientToken": spec.name,
+            "tags": [{"key": key, "value": value} for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()],
+        }
+        if settings.capacity_provider is None:
+            request["launchType"] = settings.launch_type
+        else:
+            request["capacityProviderStrategy"] = [{"capacityProvider": settings.capacity_provider, "weight": 1}]
+        if settings.instance_type is not None:
+            expression = f"attribute:ecs.instance-type == {settings.instance_type}"
+            request["placementConstraints"] = [{"type": "memberOf", "expression": expression}]
+        if settings.subnets:
+            network = {"subnets": settings.subnets, "securityGroups": settings.security_groups, "assignPublicIp": "DISABLED"}
+            request["networkConfiguration"] = {"awsvpcConfiguration": network}
+        return request
+
+    def _require_room(self, name: str, answer: dict[str, Any]) -> None:
+        """Check that RunTask started a task: without a capacity provider none waits for room."""
+        if not answer["tasks"]:
+            why = "; ".join(f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"])
+            line = f"ECS {self.place}: no instance takes {name} ({why or 'no reason given'}); wait until one is free, or set launcher."
+            raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
+
+    def _require_same(self, spec: LaunchSpec, task: dict[str, Any], wanted: dict[str, Any]) -> None:
+        """Check that a task of this name is the one that was asked for: of the same work, and running or of the same run."""
+        found = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])["taskDefinition"]
+        if _work(found) != _work(wanted):
+            raise self.different_work(spec.name)
+        is_ours = {"name": RUN_ID, "value": spec.run_id} in found["containerDefinitions"][0]["environment"]
+        if task["lastStatus"] == "STOPPED" and not is_ours:
+            raise self.ended_before(spec.name)
+
+    def _task(self, name: str) -> dict[str, Any] | None:
+        """Return the task of a name: of several, which the same token prevents for a day, the newest that runs."""
+        return max(self._tasks(name), key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)), default=None)
+
+    def _tasks(self, name: str) -> list[dict[str, Any]]:
+        # By the definition's name: `startedBy` finds running ones alone.
+        found = self._describe([arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(family=name, desiredStatus=desired)])
+        if found:
+            self._started.pop(name, None)
+        return found
+
+    def _arns(self, **asked: str) -> Iterator[str]:
+        while True:
+            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **asked)
+            yield from page["taskArns"]
+            if not page.get("nextToken"):
+                return
+            asked["nextToken"] = page["nextToken"]
+
+    def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
+        if not arns:
+            return []
+        answer = self.ask("ecs", "describe_tasks", cluster=self.settings.cluster, tasks=arns)
+        # By the service's clock, as all times of its tasks.
+        self._now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return answer["tasks"]
+
+    def _age_seconds(self, task: dict[str, Any]) -> float:
+        return (self._now - task["createdAt"]).total_seconds() if "createdAt" in task else 0.0
+
+    def _is_known_to_all(self, name: str) -> bool:
+        """Return whether a task that this process started would be listed by now."""
+        return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
+
+    def _last_words(self, name: str) -> Status | None:
+        """Return what the last line of an ended container's output says; it is waited for a while."""
+        for _ in range(aws.LATE_LOOKS):
+            for stream in self.streams(name)[-1:]:
+                found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=False)
+                lines = [event["message"] for event in found["events"] if event["message"].startswith(LAST_LINE)]
+                if lines:
+                    return Status(**json.loads(lines[-1].removeprefix(LAST_LINE)))
+            time.sleep(aws.LATE_SECONDS)
+        return None
+
+
+def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str) -> dict[str, Any]:
+    """Return the task definition of a workload."""
+    variables = {"AWS_DEFAULT_REGION": region, **settings.environment, **spec.environment}
+    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder}
+    memory, gpus = _mib(settings.memory_gb), spec.processes if settings.gpus else 0
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": settings.image,
+        "essential": True,
+        "command": [*command(settings.python, settings, gpus), "--", *spec.arguments],
+        "environment": [{"name": name, "value": value} for name, value in variables.items()],
+        "secrets": [{"name": name, "valueFrom": arn} for name, arn in settings.secrets.items()],
+        "memory": memory,
+        "stopTimeout": stop_seconds(settings),
+        "linuxParameters": {"sharedMemorySize": _mib(settings.shared_memory_gb), "capabilities": {"drop": ["ALL"]}},
+        "logConfiguration": {
+            "logDriver": "awslogs",
+            # A training must not stand still because its output cannot be written.
+            "options": {
+                "awslogs-group": settings.log_group,
+                "awslogs-region": region,
+                "awslogs-stream-prefix": spec.name,
+                "mode": "non-blocking",
+                "max-buffer-size": "25m",
+            },
+        },
+    }
+    if gpus:
+        container["resourceRequirements"] = [{"type": "GPU", "value": str(gpus)}]
+    if settings.cpu is not None:
+        container["cpu"] = round(settings.cpu * 1024)
+    return {
+        "family": spec.name,
+        "taskRoleArn": settings.task_role_arn,
+        "executionRoleArn": settings.execution_role_arn,
+        "networkMode": "awsvpc" if settings.subnets else "bridge",
+        "requiresCompatibilities": ["EC2" if settings.capacity_provider else settings.launch_type],
+        "containerDefinitions": [container],
+    }
+
+
+def _mib(gib: float) -> int:
+    return round(gib * 1024)
+
+
+def _work(definition: dict[str, Any]) -> list[str]:
+    """Return the arguments of Python in a task definition; those of the container's first process are not among them."""
+    line = definition["containerDefinitions"][0]["command"]
+    return line[line.index("--") :]
+
+
+def status_of(task: dict[str, Any], last_words: Status | None, seconds: float, settings: EcsLauncherSettings) -> Status:
+    """Return how far a task is.
+
+    Args:
+        last_words: how the container's first process says that the workload ended.
+        seconds: since the task was created.
+    """
+    state = task["lastStatus"]
+    if state in _BEFORE:
+        if seconds <= settings.pending_minutes * 60:
+            return Status("pending")
+        why = "no instance for it has joined the cluster" if state == "PROVISIONING" else "its image was not there"
+        return Status("failed", f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}", "infrastructure")
+    if state != "STOPPED":
+        return Status("running")
+    return Status("succeeded") if _container(task).get("exitCode") == 0 else _failure(task, last_words)
+
+
+def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
+    """Return why a task failed: what happened to it, else what its container has said."""
+    container, code, why = _container(task), task.get("stopCode", ""), _line(task.get("stoppedReason", "no reason given"))
+    said = _line(container.get("reason", ""))
+    if said.startswith("OutOfMemory"):
+        return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
+    if code == "UserInitiated":
+        return Status("failed", f"was stopped in ECS by somebody ({why}); run the same command again to resume", "unknown")
+    if last_words is not None and last_words.is_own_line:
+        return last_words
+    if code in _PREEMPTED or _LOST_HOST.search(why):
+        return Status("failed", f"was preempted: {why}", "preemption")
+    if code == "TaskFailedToStart" or said.startswith("Cannot"):
+        return _not_started(said or why)
+    if last_words is not None:
+        return last_words
+    if "exitCode" not in container:
+        return Status("failed", f"lost its container ({said or why})", "infrastructure")
+    return Status("failed", *ending(container["exitCode"]))
+
+
+def _not_started(said: str) -> Status:
+    keys = next((keys for kind, keys in _KEYS.items() if kind in said), None)
+    if keys is None or not _WRONG.search(said):  # no room, a registry that is busy, an instance that is new
+        return Status("failed", f"the task could not start: {said}", "infrastructure", is_own_line=True)
+    return Status("failed", f"the task could not start: {said}; set {keys}", "settings", is_own_line=True)
+
+
+def _container(task: dict[str, Any]) -> dict[str, Any]:
+    return task["containers"][0] if task.get("containers") else {}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_MAX_CHARACTERS]

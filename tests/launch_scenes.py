@@ -1,0 +1,191 @@
+"""What the tests of all launchers share: the probe run by the driver, and a control plane that is killed or cancelled."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+from probe_workloads.definitions import probe_job
+
+from fullft_assets.jobs import Job
+from fullft_assets.launchers import Launcher, aws, driver, records
+from fullft_assets.launchers.aws import AwsLauncher
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.records import Launch
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.resources import one_line_errors
+from fullft_assets.settings import LauncherSettings
+from fullft_assets.store import Store
+from tests.aws_double import Double, serve
+from tests.prepared import Prepared
+from tests.s3_server import S3Server
+
+TESTS = Path(__file__).parent
+SECONDS = 240.0
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def process(folder: Path, name: str) -> psutil.Process:
+    """Return a process that the probe has started, once it has."""
+    wait_for((folder / f"{name}.pid").exists, f"{name} started")
+    return psutil.Process(int((folder / f"{name}.pid").read_text()))
+
+
+def run_probe(launcher: Launcher, job: Job, store: Store, instance: dg.DagsterInstance | None = None) -> tuple[str | None, list[str]]:
+    """Run the probe from this process; return the line of its failure and the messages of its run."""
+    if instance is None:
+        with dg.DagsterInstance.ephemeral() as instance:
+            return run_probe(launcher, job, store, instance)
+
+    @dg.asset
+    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with one_line_errors(store, "probe"):
+            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, "probe", job, store)
+        return dg.MaterializeResult()
+
+    done = dg.materialize([made], instance=instance, raise_on_error=False)
+    messages = [entry.user_message for entry in instance.all_logs(done.run_id)]
+    if done.success:
+        return None, messages
+    failure = done.get_step_failure_events()[0].step_failure_data
+    return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description, messages
+
+
+def recorded(store: Store) -> Launch:
+    """Return the one launch that a store has a record of."""
+    (launch,) = records.launches(store, "probe")
+    return launch
+
+
+def trained_in_bucket(launcher: Launcher, prepared: Prepared, stage: str, bucket: Path, name: str, **sections: Any) -> bytes:
+    """Train through a launcher, with a store of its own in a bucket, and return the file of the weights.
+
+    Args:
+        bucket: folder with the bucket's objects.
+        name: of the store.
+        sections: of the YAML that differ.
+    """
+    shutil.copytree(prepared.store.url, bucket / name)
+    store = Store(f"s3://{bucket.name}/{name}")
+    job = prepared.job(stage, **sections).model_copy(update={"store_url": store.url})
+
+    @dg.asset
+    def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([made], instance=instance)
+    manifest = store.find(job.case, stage, job.key)
+    assert manifest is not None
+    return (store.folder(manifest) / "model/model.safetensors").read_bytes()
+
+
+@contextmanager
+def serving(
+    double: type[Double], launcher: type[AwsLauncher], s3: S3Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Double]:
+    """Serve a double to clients in this process, with a bucket of the folder's name; nobody waits longer than a test needs."""
+    monkeypatch.setattr(aws, "LATE_SECONDS", 0.2)
+    monkeypatch.setattr(aws, "STOP_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "look_seconds", (0.2, 0.2))
+    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.1)
+    s3.make_bucket(folder.name)
+    with serve(double, folder / "containers", s3.env) as service:
+        for name, value in service.env.items():
+            monkeypatch.setenv(name, value)
+        yield service
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launcher's jobs run.
+
+    Attributes:
+        folder: where the probe leaves its files.
+        url: of the store; None: below the folder.
+        num_jobs: how many jobs were started there.
+        num_running: how many of them run.
+    """
+
+    settings: LauncherSettings
+    folder: Path
+    num_jobs: Callable[[], int]
+    num_running: Callable[[], int]
+    url: str | None = None
+
+    @property
+    def store(self) -> Store:
+        return probe_job(self.folder, "", self.url)[1]
+
+
+class AnotherProcess:
+    """The control plane is a process of its own, which is killed or cancelled. The module of a subclass has a fixture `place`."""
+
+    @pytest.fixture
+    def start(self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], subprocess.Popen[Any]]]:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        for name, value in {
+            "DAGSTER_HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+            "PROBE_FOLDER": str(place.folder),
+            "PROBE_LAUNCHER": place.settings.model_dump_json(),
+            **({} if place.url is None else {"PROBE_STORE": place.url}),
+        }.items():
+            monkeypatch.setenv(name, value)
+        runs: list[subprocess.Popen[Any]] = []
+
+        def start(stage: str) -> subprocess.Popen[Any]:
+            monkeypatch.setenv("PROBE_STAGE", stage)
+            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
+            # As a run launcher of ours tags it: so a later run knows that this one is gone.
+            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
+            with (tmp_path / "output").open("ab") as output:
+                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
+            return runs[-1]
+
+        yield start
+        for run in runs:
+            run.kill()
+            run.wait()
+
+    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, place, tmp_path):
+        first = start("waits")
+        workload = process(place.folder, "workload0")
+        first.kill()
+        first.wait()
+        second = start("waits")
+        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
+        assert is_alive(workload)
+        (place.folder / "go").touch()
+        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
+        assert (place.folder / "starts").read_text() == "started\n"
+        assert (recorded(place.store).state, recorded(place.store).attempt, place.num_jobs()) == ("succeeded", 1, 1)
+
+    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, place):
+        first = start("works")
+        workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
+        first.send_signal(signal.SIGINT)
+        assert first.wait(SECONDS) != 0
+        assert (place.folder / "checkpoint0").read_text() == "complete"
+        assert not is_alive(workload) and not is_alive(helper)
+        assert (recorded(place.store).state, place.num_running()) == ("stopped", 0)

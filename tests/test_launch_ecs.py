@@ -1,0 +1,381 @@
+"""The launcher `ecs` against a double that runs the containers, with a store on a real S3 server."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from probe_workloads.definitions import probe_job
+from pydantic import ValidationError
+
+from fullft_assets.errors import WorkloadError
+from fullft_assets.launchers import Launcher, LaunchSpec, Status
+from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
+from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.settings import EcsLauncherSettings, LauncherSettings, PlanningSettings
+from fullft_assets.store import Store
+from tests.aws_double import IMAGE, ROLE
+from tests.ecs_double import CLUSTER, PROVIDER, SECRET, Ecs
+from tests.launch_scenes import AnotherProcess, Place, process, recorded, run_probe, serving, trained_in_bucket, wait_for
+from tests.prepared import prepare
+from tests.s3_server import S3Server
+
+NAME = "fullft-test-1"
+SETTINGS = {
+    "kind": "ecs", "cluster": CLUSTER, "capacity_provider": PROVIDER, "image": IMAGE, "python": sys.executable, "gpus": False, "memory_gb": 2,
+    "task_role_arn": ROLE, "execution_role_arn": ROLE, "grace_seconds": 10, "max_retries": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def service(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ecs]:
+    with serving(Ecs, EcsLauncher, s3_env, tmp_path, monkeypatch) as double:
+        yield double
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"s3://{tmp_path.name}/fullft"
+
+
+def launcher(**changes: Any) -> EcsLauncher:
+    return EcsLauncher(EcsLauncherSettings.model_validate({**SETTINGS, **changes}))
+
+
+def run(chosen: EcsLauncher, stage: str, url: str) -> tuple[str | None, list[str]]:
+    return run_probe(chosen, *probe_job(Path("/nowhere"), stage, url))
+
+
+def spec(url: str, stage: str, **changes: Any) -> LaunchSpec:
+    job, store = probe_job(Path("/nowhere"), stage, url)
+    return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes})
+
+
+def ended(chosen: EcsLauncher) -> Status:
+    wait_for(lambda: chosen.poll(NAME).is_over, "the task ended")
+    return chosen.poll(NAME)
+
+
+def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_progress_output_and_failures_arrive(
+    service, url, capfd, monkeypatch
+):
+    monkeypatch.setenv("TRACKING_PASSWORD", "planted-secret")
+    service.throttled.update(RunTask=1, DescribeTasks=2, GetLogEvents=1)
+    service.broken.update(ListTasks=1, DescribeLogStreams=1, RegisterTaskDefinition=1)
+    service.lost.update(RunTask=1)
+    service.unseen_seconds = service.late_seconds = 1.0
+    failure, messages = run(launcher(), "writes", url)
+    assert failure is None and len(service.tasks) == 1 and service.calls["RunTask"] >= 3
+    assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
+    assert "step 1/1,000 (0%), loss 0.25" in messages
+    output = capfd.readouterr().out
+    assert "] reading the rows\n" in output and "fullft: the container ends with" not in output, "output that came late is waited for"
+    launch = recorded(Store(url))
+    assert (launch.state, launch.attempt, launch.place) == ("succeeded", 1, "111122223333/us-east-1/fullft")
+    assert launcher().list() == [launch.name_in(Store(url))]
+    failure, _ = run(launcher(), "refuses", url)
+    assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+    assert "planted-secret" not in json.dumps(list(service.definitions.values()))
+
+
+def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_another_run_is_left_alone(service, url):
+    chosen = launcher()
+    chosen.submit(spec(url, "waits"))
+    process(service.folder, "workload0")
+    launcher(grace_seconds=5).submit(spec(url, "waits", run_id="r2"))
+    service.unseen_seconds = 3600.0  # the list does not have it yet: the token does
+    other = launcher()
+    other.submit(spec(url, "waits", run_id="r2"))
+    assert other.poll(NAME).state == "pending" and len(service.tasks) == 1
+    service.unseen_seconds = 0.0
+    assert other.poll(NAME).state == "running"
+    with pytest.raises(WorkloadError, match=f"^ECS 111122223333/us-east-1/fullft: {NAME} exists, and does other work"):
+        other.submit(spec(url, "writes"))
+    (service.folder / "go").touch()
+    assert ended(chosen).state == "succeeded"
+    chosen.submit(spec(url, "waits"))
+    with pytest.raises(WorkloadError, match="is the name of a job that has ended, of which the store knows nothing; launch again"):
+        chosen.submit(spec(url, "waits", run_id="r2"))
+    assert (service.folder / "starts").read_text() == "started\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("SpotInterruption", "Your Spot Task was interrupted."), ("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")],
+)
+def test_a_task_that_lost_its_instance_is_launched_again_and_resumes(service, url, code, reason):
+    chosen, lost = launcher(), []
+
+    def poll(name: str, wait_seconds: float = 0.0) -> Status:
+        if not lost and (service.folder / "workload0.pid").exists():
+            lost.append(name)
+            service.lose_host(code, reason)
+            (service.folder / "go").touch()
+        return EcsLauncher.poll(chosen, name, wait_seconds)
+
+    chosen.poll = poll
+    failure, messages = run(chosen, "waits", url)
+    assert failure is None and (recorded(Store(url)).attempt, len(service.tasks)) == (2, 2)
+    assert any(f"was preempted: {reason}" in each and "[preemption]; retry 1 of 1" in each for each in messages)
+
+
+@pytest.mark.long
+def test_the_workloads_own_line_of_a_preemption_is_told_and_it_is_launched_again(service, url):
+    failure, messages = run(launcher(), "is_preempted", url)
+    assert failure is None and recorded(Store(url)).attempt == 2
+    assert any(each.startswith("stopped at step 7 of 9") and "[preemption]; retry 1 of 1" in each for each in messages)
+
+
+@pytest.mark.long
+def test_more_memory_than_it_has_is_a_class_of_its_own(service, url):
+    chosen = launcher()
+    chosen.submit(spec(url, "waits"))
+    process(service.folder, "workload0")
+    service.run_out_of_memory()
+    found = ended(chosen)
+    assert (found.reason, found.failure) == ("was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
+
+
+@pytest.mark.long
+def test_a_stopped_task_writes_its_checkpoint_and_leaves_no_process(service, url):
+    chosen = launcher()
+    chosen.submit(spec(url, "works"))
+    processes = [process(service.folder, name) for name in ("workload0", "helper0")]
+    launcher().stop(NAME)
+    assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
+    found = chosen.poll(NAME)
+    assert found.reason == "was stopped in ECS by somebody (ended by fullft); run the same command again to resume"
+    assert found.failure == "unknown", "not tried again"
+    chosen.stop(NAME)
+    chosen.stop("fullft-unknown")
+
+
+@pytest.mark.long
+def test_a_task_that_was_just_started_is_stopped_although_it_is_not_listed_yet(service, url):
+    service.unseen_seconds = 1.0
+    chosen = launcher()
+    chosen.submit(spec(url, "works"))
+    chosen.stop(NAME)
+    assert [task.last_status for task in service.tasks] == ["STOPPED"]
+
+
+@pytest.mark.long
+def test_a_task_is_stopped_when_its_time_is_up(service, url):
+    chosen = launcher(max_hours=2 / 3600)
+    chosen.submit(spec(url, "works"))
+    found = ended(chosen)
+    assert found.reason.startswith("reached launcher.max_hours and was stopped") and found.failure == "settings"
+
+
+def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, url):
+    service.has_room = False
+    failure, _ = run(launcher(pending_minutes=1 / 60, max_retries=0), "writes", url)
+    assert failure is not None and failure.endswith("[infrastructure]")
+    assert "waited longer than launcher.pending_minutes (0.0166667): no instance for it has joined the cluster" in failure
+    assert [task.last_status for task in service.tasks] == ["STOPPED"], "it does not start later, unseen"
+    with pytest.raises(WorkloadError, match=r"no instance takes fullft-test-1 \(RESOURCE:GPU\); wait until one is free, or set"):
+        launcher(capacity_provider=None).submit(spec(url, "writes"))
+
+
+@pytest.mark.long
+def test_a_task_that_ecs_has_forgotten_is_gone(service, url):
+    chosen = launcher()
+    chosen.submit(spec(url, "writes"))
+    ended(chosen)
+    service.tasks.clear()
+    assert chosen.poll(NAME).state == "gone"
+
+
+@pytest.mark.long
+def test_secrets_reach_the_container_alone(service, url):
+    service.secrets[SECRET] = "planted-secret"
+    chosen = launcher(secrets={"PROBE_VARIABLE": SECRET})
+    chosen.submit(spec(url, "looks"))
+    assert ended(chosen).state == "succeeded"
+    found = Store(url).find("probe", "looks", "k1")
+    assert found is not None and found.metadata == {"root": str(service.folder), "variable": "planted-secret"}
+    assert "planted-secret" not in json.dumps(list(service.definitions.values()))
+
+
+@pytest.mark.long
+class TestRefused:
+    def of(self, url: str, **changes: Any) -> str:
+        failure, _ = run(launcher(**changes), "writes", url)
+        assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
+        return failure
+
+    def test_an_image_a_python_and_a_secret_that_are_not_there_are_one_line_each(self, service, url):
+        line = self.of(url, image=IMAGE.replace("fullft@", "other@"))
+        assert line.startswith("the task could not start: CannotPullContainerError: ") and "; set launcher.image and launcher.exec" in line
+        assert "CannotStartContainerError" in (line := self.of(url, python="/nowhere/python")) and "; set launcher.python and" in line
+        assert "; set launcher.secrets, launcher.execution_role_arn" in self.of(url, secrets={"TRACKING": SECRET})
+
+    def test_another_version_is_one_line(self, service, url, monkeypatch):
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9")
+        assert self.of(url).startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
+
+    def test_an_image_whose_torch_sees_no_gpu_is_one_line(self, service, url):
+        line = self.of(url, gpus=True, environment={"CUDA_VISIBLE_DEVICES": ""})
+        assert line.startswith("torch in the image sees 0 GPUs, and 1 were to be used here; ") and "set launcher.gpus to false" in line
+
+    def test_what_aws_refuses_is_one_line(self, service, url):
+        line = self.of(url, cluster="other")
+        assert line == "ECS 111122223333/us-east-1/other: list_tasks: Cluster not found. (ClusterNotFoundException) [settings]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"nodes": 2}, "a training on ECS has one instance; use kind: kubernetes or sagemaker for several"),
+        ({"capacity_provider": "FARGATE_SPOT"}, "Fargate has no GPUs; name a capacity provider of EC2 instances"),
+        ({"environment": {"HF_TOKEN": "hf_abc"}}, "HF_TOKEN is a secret, which everybody who may describe the job would see; put it into Secrets Manager"),
+        ({"subnets": ["subnet-1"]}, "launcher.subnets and launcher.security_groups belong together"),
+        ({"image": "fullft:latest"}, "image"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
+    with pytest.raises(ValidationError, match=line):
+        launcher(**changes)
+
+
+def test_what_is_asked_for_is_what_the_yaml_says(service, url):
+    chosen = launcher(
+        processes=4, gpus=True, cpu=16, memory_gb=60.5, shared_memory_gb=8, instance_type="g5.12xlarge", subnets=["subnet-1"],
+        security_groups=["sg-1"], tags={"team": "nlp"}, environment={"A": "b"}, secrets={"C": SECRET}, log_group="/x",
+    )  # fmt: skip
+    definition = task_definition(
+        spec(url, "writes", processes=4, environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}), chosen.settings, "us-east-1"
+    )
+    service.has_room = False
+    request = chosen._request(
+        spec(url, "writes"), chosen.ask("ecs", "register_task_definition", **definition)["taskDefinition"]["taskDefinitionArn"]
+    )
+    chosen.ask("ecs", "run_task", **request)  # the double checks both as AWS does
+    (container,) = definition["containerDefinitions"]
+    assert (definition["networkMode"], definition["requiresCompatibilities"]) == ("awsvpc", ["EC2"])
+    assert (container["cpu"], container["memory"], container["stopTimeout"]) == (16_384, 61_952, 25)
+    assert container["linuxParameters"] == {"sharedMemorySize": 8192, "capabilities": {"drop": ["ALL"]}}
+    assert container["resourceRequirements"] == [{"type": "GPU", "value": "4"}]
+    assert container["secrets"] == [{"name": "C", "valueFrom": SECRET}]
+    assert {"name": "A", "value": "b"} in container["environment"]
+    assert {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"} in container["environment"]
+    assert container["logConfiguration"]["options"]["awslogs-group"] == "/x"
+    line = container["command"]
+    assert line[line.index("--gpus") + 1] == "4" and line[line.index("--nproc_per_node") + 1] == "4"
+    assert request["capacityProviderStrategy"] == [{"capacityProvider": PROVIDER, "weight": 1}] and "launchType" not in request
+    assert request["placementConstraints"] == [{"type": "memberOf", "expression": "attribute:ecs.instance-type == g5.12xlarge"}]
+    assert request["networkConfiguration"]["awsvpcConfiguration"]["assignPublicIp"] == "DISABLED"
+    assert request["tags"] == [{"key": "team", "value": "nlp"}, {"key": "fullft:run", "value": "r1"}]
+    assert (request["startedBy"], request["clientToken"]) == (NAME, NAME)
+    own = launcher(capacity_provider=None, launch_type="EXTERNAL")
+    assert own._request(spec(url, "writes"), "d")["launchType"] == "EXTERNAL"
+    plain = task_definition(spec(url, "writes"), own.settings, "us-east-1")
+    assert (plain["networkMode"], plain["requiresCompatibilities"]) == ("bridge", ["EXTERNAL"])
+    assert not {"resourceRequirements", "cpu"} & plain["containerDefinitions"][0].keys()
+    assert chosen.hourly_usd(PlanningSettings(), 4) == 5.672 and own.hourly_usd(PlanningSettings(), 4) is None
+
+
+class TestStatus:
+    """What the API's answers mean, as documented."""
+
+    def of(self, words: Status | None = None, *, seconds: float = 60, **task: Any) -> Status:
+        container = {"name": "workload", **task.pop("container", {})}
+        return status_of(
+            {"lastStatus": "STOPPED", "containers": [container], **task}, words, seconds, launcher(pending_minutes=30).settings
+        )
+
+    @pytest.mark.parametrize(
+        ("state", "seconds", "found"),
+        [
+            ("PROVISIONING", 1700, "pending"), ("PROVISIONING", 1900, "failed"), ("PENDING", 1900, "failed"), ("RUNNING", 1900, "running"),
+            ("DEACTIVATING", 1900, "running"), ("DEPROVISIONING", 1900, "running"),
+        ],
+    )  # fmt: skip
+    def test_the_pending_limit_counts_until_the_container_runs(self, state, seconds, found):
+        assert self.of(lastStatus=state, seconds=seconds).state == found
+
+    @pytest.mark.parametrize(
+        ("code", "reason", "said", "failure"),
+        [
+            ("SpotInterruption", "Your Spot Task was interrupted.", "", "preemption"),
+            ("InfrastructureHealth", "Task stopped: unhealthy instance", "", "preemption"),
+            ("", "Host EC2 (instance i-0a1b) stopped.", "", "preemption"),
+            ("ServiceSchedulerInitiated", "Task stopped during instance draining", "", "preemption"),
+            ("TaskFailedToStart", "TaskFailedToStart: EMPTY CAPACITY PROVIDER", "", "infrastructure"),
+            ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: pull access denied for fullft", "settings"),
+            ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: toomanyrequests: Rate exceeded", "infrastructure"),
+            ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: dial tcp: i/o timeout", "infrastructure"),
+            ("TaskFailedToStart", "ResourceInitializationError: AccessDeniedException: not authorized; access denied", "", "settings"),
+            ("EssentialContainerExited", "Essential container in task exited", "OutOfMemoryError: Container killed", "out_of_memory"),
+            ("EssentialContainerExited", "Essential container in task exited", "", "infrastructure"),
+            ("UserInitiated", "Stopped by user", "", "unknown"),
+        ],
+    )  # fmt: skip
+    def test_a_task_without_last_words_is_classified_by_why_it_stopped(self, code, reason, said, failure):
+        found = self.of(stopCode=code, stoppedReason=reason, container={"reason": said})
+        assert found.state == "failed" and found.failure == failure and "\n" not in found.reason
+
+    def test_last_words_count_unless_ecs_knows_better(self):
+        own, killed = (
+            Status("failed", "a.csv:3: no label", "data", is_own_line=True),
+            Status("failed", "was killed by SIGKILL", "infrastructure"),
+        )
+        exited = {"stopCode": "EssentialContainerExited", "stoppedReason": "Essential container in task exited"}
+        assert self.of(own, **exited, container={"exitCode": 3}) == own
+        assert self.of(killed, **exited, container={"exitCode": 137}) == killed
+        assert self.of(own, stopCode="SpotInterruption", stoppedReason="x", container={"exitCode": 3}) == own
+        assert self.of(killed, stopCode="SpotInterruption", stoppedReason="x", container={"exitCode": 137}).failure == "preemption"
+        assert self.of(own, stopCode="UserInitiated", stoppedReason="x", container={"exitCode": 3}).failure == "unknown"
+        assert self.of(None, **exited, container={"exitCode": 1}).reason == "ended with exit code 1"
+        assert self.of(None, **exited, container={"exitCode": 0}).state == "succeeded"
+
+    def test_of_two_tasks_of_one_name_the_running_one_counts(self, monkeypatch):
+        chosen, now = launcher(), datetime.now(UTC)
+        chosen._now = now
+        tasks = [
+            {"taskArn": "old", "lastStatus": "STOPPED", "createdAt": now - timedelta(hours=25)},
+            {"taskArn": "runs", "lastStatus": "RUNNING", "createdAt": now - timedelta(hours=2)},
+            {"taskArn": "new", "lastStatus": "STOPPED", "createdAt": now - timedelta(hours=1)},
+        ]
+        monkeypatch.setattr(chosen, "_tasks", lambda _: tasks)
+        assert chosen._task(NAME) == tasks[1]
+        del tasks[1]
+        assert chosen._task(NAME) == tasks[1]
+
+
+@pytest.fixture
+def place(service: Ecs, url: str) -> Place:
+    def num_running() -> int:
+        return sum(task.last_status != "STOPPED" for task in service.tasks)
+
+    return Place(launcher().settings, service.folder, lambda: len(service.tasks), num_running, url)
+
+
+@pytest.mark.long
+class TestAnotherProcess(AnotherProcess):
+    """ECS goes on without it."""
+
+
+@pytest.mark.long
+def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(service, s3_env, tmp_path):
+    """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
+    training = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "epochs": 3}
+    prepared = prepare(tmp_path / "project", tiny=True, training=training)
+
+    def train(chosen: Launcher, name: str) -> bytes:
+        return trained_in_bucket(chosen, prepared, "finetuned_checkpoint", s3_env.root / tmp_path.name, name)
+
+    def lose() -> None:
+        wait_for(lambda: any(service.folder.rglob("checkpoint-*")), "a checkpoint is written")
+        service.lose_host("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")
+
+    threading.Thread(target=lose, daemon=True).start()
+    there = train(launcher(folder=str(prepared.project.root)), "there")
+    assert [task.stop_code for task in service.tasks] == ["TerminationNotice", "EssentialContainerExited"]
+    assert there == train(LocalLauncher(LauncherSettings()), "here")
