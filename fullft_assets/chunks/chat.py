@@ -68,7 +68,7 @@ class ChatTemplate:
         if source is None:
             if not set(CHATML_TOKENS) <= set(special):
                 raise SettingsError(
-                    f"base_model: {model_folder} has no chat template, which the task sft needs; take the model's instruct variant, "
+                    f"base_model: {model_folder} has no chat template, which conversations need; take the model's instruct variant, "
                     "or put a chat_template.jinja into its folder"
                 )
             source = CHATML
