@@ -30,7 +30,7 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 #: Bounds of what a template multiplies: longer texts, and larger numbers, would take all memory or time.
 _MAX_LENGTH = 10**7
 _MAX_POWER = 64
-#: Stands for an answer, to see what the template puts around one.
+#: Placeholder of an answer, to see what the template puts around one.
 _PLACEHOLDER = "0the0answer0stands0here0"
 
 

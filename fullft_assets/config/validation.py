@@ -241,7 +241,7 @@ def _check_general_words(settings: UseCaseSettings, root: Path) -> Iterator[Prob
     chosen, key = settings.chunks.general_words, ("chunks", "general_words")
     if chosen is None:
         return
-    # Definitions load often, and hardly any names a list.
+    # Definitions load often, and few of them name a list.
     from fullft_assets.chunks import general_words
 
     if settings.chunks.terms:
@@ -282,7 +282,7 @@ def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterat
             yield Problem((*key, "name"), f"{each.name} is listed twice; give another name")
         if each.file is not None and task.target is None:
             yield Problem(
-                (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers has not; give score instead"
+                (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers does not have; give score instead"
             )
         elif each.file is not None and not (root / each.file).is_file():
             yield Problem((*key, "file"), f"there is no file {root / each.file}; write it, or remove the entry")
