@@ -325,7 +325,7 @@ def _copies(store: Store, case: str) -> list[Path]:
 
 
 def _last_written(folder: Path) -> float:
-    """Return when anything in a folder was written last, but for the lock, which is touched to look."""
+    """Return when anything in a folder was last written, except the lock, which every look at the folder touches."""
     return max((path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"), default=folder.stat().st_mtime)
 
 

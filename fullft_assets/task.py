@@ -134,6 +134,8 @@ TASKS: Registry[Task] = Registry(
         "language_modeling": "fullft_assets.tasks.language:LANGUAGE_MODELING",
     },
 )
+#: The tasks that documents from elsewhere, such as general text or evaluation sets, are read as.
+CONVERSATIONS, PLAIN_TEXT = "sft", "language_modeling"
 #: Implementations of `evaluation.metrics.Metric`.
 METRICS: Registry[Any] = Registry(
     "metric",

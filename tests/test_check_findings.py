@@ -67,9 +67,9 @@ def test_spellings_of_labels_and_groups_are_named(tmp_path: Path) -> None:
     rows[0] |= {"kind": "NOTICE", "expression": "A "}
     rows[1] |= {"kind": "notice", "expression": "a"}
     report = check_use_case(use_case(tmp_path, rows))
-    assert "labels that hardly differ: `NOTICE`, `notice`; list one spelling in examples.labels" in report
+    assert "labels that differ in spelling alone: `NOTICE`, `notice`; list one spelling in examples.labels" in report
     assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in report
-    assert "hardly differ" not in check_use_case(use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"]))
+    assert "differ in spelling" not in check_use_case(use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"]))
 
 
 def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ class TestTemplate:
             "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>assistant\n"
         )
         with pytest.raises(
-            SettingsError, match=r"base_model: .* has no chat template, which the task sft needs; take the model's instruct"
+            SettingsError, match=r"base_model: .* has no chat template, which conversations need; take the model's instruct"
         ):
             load(MINILM)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,26 @@ def test_the_page_of_settings_has_every_key() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     assert sorted(re.findall(r"(\S+\.md)$", text, re.MULTILINE)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+def test_the_tree_has_every_package_in_the_order_of_the_layers() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    tree = re.findall(r"^  (\w+)(?:/|\.py) +\S", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert [name for name in tree if name != "defs"] == layers
+    package = [path.name.removesuffix(".py") for path in (ROOT / "fullft_assets").iterdir() if not path.name.startswith("__")]
+    assert sorted(tree) == sorted(package)
+
+
+def test_what_to_edit_exists() -> None:
+    table = (ROOT / "README.md").read_text().partition("## To change X, edit Y")[2].partition("\n\nThe package")[0]
+    named = re.findall(r"`([\w/.<>]+)`", "".join(line.rsplit("|", 2)[1] for line in table.splitlines() if line.startswith("|")))
+    package = last = ROOT / "fullft_assets"
+    missing = []
+    for name in named:
+        # A file is named without its folder behind another path of the same folder.
+        found = [path for base in (ROOT, package, last.parent) for path in base.glob(re.sub(r"<\w+>", "*", name))]
+        last = found[0] if found else last
+        if not found:
+            missing.append(name)
+    assert len(named) > 40 and missing == []

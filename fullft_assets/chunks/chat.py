@@ -30,7 +30,7 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 #: Bounds of what a template multiplies: longer texts, and larger numbers, would take all memory or time.
 _MAX_LENGTH = 10**7
 _MAX_POWER = 64
-#: Stands for an answer, to see what the template puts around one.
+#: Placeholder of an answer, to see what the template puts around one.
 _PLACEHOLDER = "0the0answer0stands0here0"
 
 
@@ -68,7 +68,7 @@ class ChatTemplate:
         if source is None:
             if not set(CHATML_TOKENS) <= set(special):
                 raise SettingsError(
-                    f"base_model: {model_folder} has no chat template, which the task sft needs; take the model's instruct variant, "
+                    f"base_model: {model_folder} has no chat template, which conversations need; take the model's instruct variant, "
                     "or put a chat_template.jinja into its folder"
                 )
             source = CHATML

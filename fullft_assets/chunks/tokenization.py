@@ -184,8 +184,8 @@ def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:
     number = tokenizer.token_to_id(token) if token else None
     if number is None:
         raise SettingsError(
-            f"base_model: {model_folder}/tokenizer_config.json names no eos_token of its tokenizer, which the task language_modeling needs "
-            "to mark where a text ends; name it there"
+            f"base_model: {model_folder}/tokenizer_config.json names no eos_token of its tokenizer, which marks where a plain text ends; "
+            "name it there"
         )
     return number
 

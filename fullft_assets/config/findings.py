@@ -73,7 +73,7 @@ def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Ite
         yield "rare", f"{few}: {named(shown, len(rare), counts)}"
     for spellings in variants(counts)[:_SHOWN]:
         alike = named(((spelling, "") for spelling in spellings), len(spellings), counts)
-        yield "spelling", f"labels that hardly differ: {alike}; list one spelling in examples.labels, or fix the source"
+        yield "spelling", f"labels that differ in spelling alone: {alike}; list one spelling in examples.labels, or fix the source"
 
 
 def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import UseCase, locate
-from fullft_assets.task import BASELINES, METRICS, Task, task_of
+from fullft_assets.task import BASELINES, METRICS, TASKS, Task, task_of
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     if examples.label is None and task.has_labels:
         yield Problem(("examples", "label"), f"missing; {type(examples).model_fields['label'].description}")
     if settings.snapshot.replay is not None and not task.is_generative:
-        yield Problem(("snapshot", "replay"), f"is for the tasks sft and language_modeling: {examples.task} has no loss on general text")
+        yield Problem(("snapshot", "replay"), f"is for the tasks {_generative_tasks()}: {examples.task} has no loss on general text")
     if settings.chunks.stride and task.ends_texts:
-        yield Problem(("chunks", "stride"), "is for tasks that pool the windows of a text: language_modeling would train its tokens twice")
+        yield Problem(("chunks", "stride"), f"is for tasks that pool the windows of a text: {examples.task} would train its tokens twice")
     if examples.group is not None and examples.group == examples.label:
         yield Problem(("examples", "group"), f"{examples.group} is the label's field too; a split by label cannot be learned from")
     for number, label in enumerate(examples.labels or []):
@@ -241,7 +241,7 @@ def _check_general_words(settings: UseCaseSettings, root: Path) -> Iterator[Prob
     chosen, key = settings.chunks.general_words, ("chunks", "general_words")
     if chosen is None:
         return
-    # Definitions load often, and hardly any names a list.
+    # Definitions load often, and few of them name a list.
     from fullft_assets.chunks import general_words
 
     if settings.chunks.terms:
@@ -282,7 +282,7 @@ def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterat
             yield Problem((*key, "name"), f"{each.name} is listed twice; give another name")
         if each.file is not None and task.target is None:
             yield Problem(
-                (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers has not; give score instead"
+                (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers does not have; give score instead"
             )
         elif each.file is not None and not (root / each.file).is_file():
             yield Problem((*key, "file"), f"there is no file {root / each.file}; write it, or remove the entry")
@@ -327,6 +327,10 @@ def _check_guards(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(("training", "guards", "more", name), message)
 
 
+def _generative_tasks() -> str:
+    return " and ".join(name for name, task in TASKS.all().items() if task.is_generative)
+
+
 def _check_alerts(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for name, message in channel_problems(settings.alerts):
         yield Problem(("alerts", "channels", name), message)
@@ -339,9 +343,9 @@ def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
     key: Key = ("training", "distillation")
     if not task_of(settings.examples).is_generative:
         if chosen.tokens is not None:
-            yield Problem((*key, "tokens"), "is for the tasks sft and language_modeling: of a classifier all rows are taught; remove it")
+            yield Problem((*key, "tokens"), f"is for the tasks {_generative_tasks()}: of a classifier all rows are taught; remove it")
         if chosen.temperature != 1:
-            yield Problem((*key, "temperature"), "is for the tasks sft and language_modeling: representations have none; remove it")
+            yield Problem((*key, "temperature"), f"is for the tasks {_generative_tasks()}: representations have none; remove it")
     elif chosen.tokens == "replay" and not has_replay:
         yield Problem((*key, "tokens"), "replay names documents that snapshot.replay does not; give it a path, or teach `all` or `task`")
     if chosen.weight == 1 and (chosen.tokens in ("task", "all") or not has_replay):

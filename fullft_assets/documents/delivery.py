@@ -182,7 +182,7 @@ def _list_on(
 ) -> tuple[list[Batch], list[str]]:
     """List the next pages of a prefix and record what is new; return the batches, and how far the listing is.
 
-    Where it has reached the end, it begins anew once `every` seconds have passed.
+    Where it has reached the end, it begins again once `every` seconds have passed.
     """
     name, place = f"{case}/listing/{kind}", digest([source.uri, bounds.queue])
     position = store.read_pointer(name)

@@ -163,8 +163,8 @@ class _Search:
         marker = self._counted(label, name, "word", self._words[word], self._has(word))
         if marker.precision < EXCLUSIVE or marker.recall < MIN_RECALL or marker.effective_groups < MIN_LABEL_GROUPS:
             return None
-        told = self._told_by_text(label, word)
-        return None if told > GOES_WITH_TEXT else marker.model_copy(update={"told_by_text": told})
+        area = self._told_by_text(label, word)
+        return None if area > GOES_WITH_TEXT else marker.model_copy(update={"told_by_text": area})
 
     def _name(self, label: int, name: str) -> Marker | None:
         """The label's name, where its texts have it and others do not."""
@@ -223,13 +223,13 @@ class _Search:
         rest = both[:, _others(both, has)]
         lengths = np.log1p(np.asarray(rest.sum(1)))
         features = sparse.hstack([rest, (lengths - lengths.mean()) / (lengths.std() or 1.0)]).tocsr()
-        told = np.full(len(has), np.nan)
+        scores = np.full(len(has), np.nan)
         for fit, held_out in StratifiedGroupKFold(3).split(features, has, groups):
             if 0 < has[fit].sum() < len(fit):
                 head = LogisticRegression(C=0.1, max_iter=200).fit(features[fit], has[fit])
-                told[held_out] = head.decision_function(features[held_out])
-        known = ~np.isnan(told)
-        return float(roc_auc_score(has[known], told[known]))
+                scores[held_out] = head.decision_function(features[held_out])
+        known = ~np.isnan(scores)
+        return float(roc_auc_score(has[known], scores[known]))
 
 
 def pieces(text: str) -> set[str]:

@@ -114,12 +114,12 @@ def _told_by_text(label: int, rule: str, train: Labelled, test: Labelled) -> flo
     table = sparse.csr_matrix((np.ones(ends[-1]), np.concatenate([np.array(each, int) for each in columns]), ends), (len(rows), len(kept)))
     lengths = np.log1p(np.diff(ends))[:, None]
     features: Any = sparse.hstack([table, (lengths - lengths.mean()) / (lengths.std() or 1.0)]).tocsr()
-    told = np.full(len(rows), np.nan)
+    scores = np.full(len(rows), np.nan)
     for fit, held_out in StratifiedGroupKFold(3).split(features, has, groups):
         if len(set(has[fit].tolist())) == 2:
-            told[held_out] = LogisticRegression(C=0.1, max_iter=200).fit(features[fit], has[fit]).decision_function(features[held_out])
-    known = np.isfinite(told)
-    return float(roc_auc_score(has[known], told[known]))
+            scores[held_out] = LogisticRegression(C=0.1, max_iter=200).fit(features[fit], has[fit]).decision_function(features[held_out])
+    known = np.isfinite(scores)
+    return float(roc_auc_score(has[known], scores[known]))
 
 
 def _pieces(text: str) -> set[str]:

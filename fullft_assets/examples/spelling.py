@@ -1,4 +1,4 @@
-"""Spellings of labels: those of examples.labels count in any case, and labels that hardly differ are found."""
+"""Spellings of labels: those of examples.labels count in any case, and labels that differ in spelling alone are found."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
     share = training.batch_size // processes
     first = min(training.micro_batch_size, share)
     sizes = [size for size in range(first, 0, -1) if share % size == 0]
-    # Halving is enough: what fits between two of them would be hardly faster.
+    # Halving is enough: what fits between two of them would save little time.
     sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
     for size in sizes:
         yield {"micro_batch_size": size}

@@ -147,12 +147,12 @@ def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
 def drop_from_history(store: Store, case: str, seen: ReleaseState | None, dropped: Collection[Champion]) -> None:
     """Take past champions whose artifacts are to be removed out of the history that was seen, so that no roll-back returns to one.
 
-    Done again, it only looks whether the champion and the history are still those.
+    A second call changes nothing and only checks that the champion and the history are still the same.
 
     Raises:
         StoreError: somebody promoted or rolled back since.
     """
-    # That one was rolled back is remembered: it does not come back by itself.
+    # A roll-back is remembered, so that the champion that it removed does not come back by itself.
     left = [past for past in seen.history if past.rolled_back or past.champion not in dropped] if seen is not None else []
 
     def change(state: ReleaseState | None) -> ReleaseState | None:

@@ -51,7 +51,7 @@ def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
     """Write the model's files as one archive, as SageMaker's containers unpack it, and the scores of its evaluation."""
     target.make_folder(target.cache_folder)
     with tempfile.TemporaryDirectory(dir=target.cache_folder) as folder:
-        # Weights hardly shrink: more than the lowest level only takes time.
+        # Compression saves little on weights: a level above the lowest only takes time.
         with tarfile.open(Path(folder, _ARCHIVE), "w:gz", compresslevel=1) as archive:
             for path in sorted(model.iterdir()):
                 archive.add(path, arcname=path.name)

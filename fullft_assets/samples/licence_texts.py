@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from fullft_assets.samples import licences
+from fullft_assets.samples.folders import written_whole
 
 NUM_FILES = 4
 #: A shorter text is no document: a single line that names a licence.
@@ -38,21 +38,15 @@ def general() -> Iterator[dict[str, str]]:
 
 
 def write(folder: Path, *, max_texts: int | None = None) -> Path:
-    """Write the delivery below `folder` (`documents/` and `general/`); an existing one is left alone.
-
-    Args:
-        folder: where to; written aside and renamed, so a killed call leaves nothing half-written.
-    """
+    """Write the delivery below `folder` (`documents/` and `general/`); an existing one is left alone."""
     if folder.is_dir():
         return folder
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     delivered = list(texts())[:max_texts]
     size = -(-len(delivered) // NUM_FILES)
-    for number in range(NUM_FILES):
-        _write_lines(aside / "documents" / f"texts-{number + 1}.jsonl", delivered[number * size : (number + 1) * size])
-    _write_lines(aside / "general" / "standard-library.jsonl", list(general()))
-    aside.rename(folder)
+    with written_whole(folder) as aside:
+        for number in range(NUM_FILES):
+            _write_lines(aside / "documents" / f"texts-{number + 1}.jsonl", delivered[number * size : (number + 1) * size])
+        _write_lines(aside / "general" / "standard-library.jsonl", list(general()))
     return folder
 
 

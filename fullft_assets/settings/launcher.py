@@ -24,6 +24,16 @@ from fullft_assets.settings.base import Float, Settings
 #: Names of variables whose values are secrets; a file or folder of secrets is none.
 _SECRET = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?)(_|$)(?!FILE$|PATH$|DIR$)|(^|_)API_?KEY$", re.IGNORECASE)
 
+Retries = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=20,
+        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
+        "checkpoint.",
+    ),
+]
+
 
 def _without_secret(environment: dict[str, str], instead: str) -> dict[str, str]:
     """Return the variables of a workload whose request others may read, or raise with what to do about a secret among them."""
@@ -54,13 +64,7 @@ class LauncherSettings(Settings):
         gt=0,
         description="Time after which a workload is stopped as if it were cancelled; the same command resumes it. Default: none.",
     )
-    max_retries: int = Field(
-        default=0,
-        ge=0,
-        le=20,
-        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
-        "checkpoint.",
-    )
+    max_retries: Retries = 0
     orphan_hours: Float | None = Field(
         default=1.0,
         ge=0,
@@ -123,13 +127,7 @@ class SshLauncherSettings(LauncherSettings):
         default_factory=dict,
         description="Variables of the workload there, such as AWS_ENDPOINT_URL or CUDA_VISIBLE_DEVICES; no secrets, which belong to that machine.",
     )
-    max_retries: int = Field(
-        default=2,
-        ge=0,
-        le=20,
-        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
-        "checkpoint.",
-    )
+    max_retries: Retries = 2
 
     @property
     def target(self) -> dict[str, Any]:
@@ -215,13 +213,7 @@ class KubernetesLauncherSettings(LauncherSettings):
         description="Time after which the cluster stops a workload as if it were cancelled, also if nobody follows it; the same command resumes it. "
         "`null`: none.",
     )
-    max_retries: int = Field(
-        default=2,
-        ge=0,
-        le=20,
-        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
-        "checkpoint.",
-    )
+    max_retries: Retries = 2
 
     @property
     def target(self) -> dict[str, Any]:
@@ -263,13 +255,7 @@ class AwsLauncherSettings(LauncherSettings):
         default_factory=list, validate_default=True, max_length=5, description="Security groups in that VPC, which subnets need."
     )
     tags: dict[str, str] = Field(default_factory=dict, max_length=49, description="Tags of the jobs, for cost reports and policies.")
-    max_retries: int = Field(
-        default=2,
-        ge=0,
-        le=20,
-        description="How often a workload that was preempted, or lost its machine, is launched again in the same run; it resumes from its "
-        "checkpoint.",
-    )
+    max_retries: Retries = 2
 
     @field_validator("security_groups")
     @classmethod

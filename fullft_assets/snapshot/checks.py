@@ -22,7 +22,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."),
     CheckSpec("labels_are_common", "Each label has enough independent groups in the test split."),
     CheckSpec("labels_are_split", "Each label is in the training and in the test split, and none is set aside."),
-    CheckSpec("ids_name_one_document", "Hardly an id names different texts in two files."),
+    CheckSpec("ids_name_one_document", "Almost no id names different texts in two files."),
     CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."),
     CheckSpec("archived_files_count", "Files that were taken away since their delivery count as they were read."),
     CheckSpec("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede."),

@@ -92,7 +92,7 @@ def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
     found = [f"- **{name}**: {escape_name(what)}" for name, what in facts.to_do]
     for spellings in variants(metadata.labels):
         named = ", ".join(map(escape_name, spellings))
-        found.append(f"- labels that hardly differ: {named}; list one spelling in examples.labels, or fix the source")
+        found.append(f"- labels that differ in spelling alone: {named}; list one spelling in examples.labels, or fix the source")
     found += [
         f"- batch {escape_name(name)} is excluded, because these checks are red: {', '.join(red)}; its run names the rows and the fix"
         for name, red in facts.held_back.items()

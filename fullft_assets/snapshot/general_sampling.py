@@ -23,7 +23,7 @@ from fullft_assets.settings import DocumentsSettings
 from fullft_assets.snapshot.screening import Way, locate, read_external
 from fullft_assets.store import Draft, Identity
 from fullft_assets.store.hashing import messages_hash, text_hash, unit_hash
-from fullft_assets.task import task_of
+from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT, task_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,7 +178,7 @@ def _usable(
 
     seed, plain = use_case.settings.seed, DocumentsSettings.model_validate({"path": path})
     has_messages = task_of(use_case.settings.examples).has_messages
-    ways: list[Way] = [*([(plain, "sft")] if has_messages else []), (plain, "language_modeling")]
+    ways: list[Way] = [*([(plain, CONVERSATIONS)] if has_messages else []), (plain, PLAIN_TEXT)]
     for _, table in read_external(path, use_case, ways, setting):
         has_text = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(table["text"]), ""), False)
         is_malformed = table["problem"].is_valid()
@@ -324,7 +324,7 @@ class Tokenizations:
 
     @cached_property
     def _conversations(self) -> Tokenization:
-        return Tokenization.load(self._model, self._settings.chunks, "sft")
+        return Tokenization.load(self._model, self._settings.chunks, self._settings.examples.task)
 
     def holds_control_token(self, text: str) -> bool:
         """Return whether a document spells out a special token, which the model reads as that token."""
@@ -340,9 +340,9 @@ class Tokenizations:
         is_plain = np.asarray(documents["messages"].is_null())
         parts = []
         if not is_plain.all():
-            parts.append(chunk(documents.filter(~is_plain), self._conversations, "sft").table)
+            parts.append(chunk(documents.filter(~is_plain), self._conversations, self._settings.examples.task).table)
         if is_plain.any():
-            parts.append(_marked_whole(chunk(documents.filter(is_plain), self._plain, "language_modeling").table))
+            parts.append(_marked_whole(chunk(documents.filter(is_plain), self._plain, self._plain_task).table))
         if not parts:
             return chunk_schema().empty_table()
         back = np.empty(len(documents), np.int64)

@@ -60,7 +60,7 @@ class Packing:
 
     @property
     def is_full(self) -> bool:
-        """Whether rows are at least 99.5% full, or as many as are needed and two: few rows hardly fill up, nor do long pieces alone in a row."""
+        """Whether rows are at least 99.5% full, or as many as are needed and two: few rows, and long pieces that are alone in a row, leave room."""
         return self.fill >= FULL or self.num_rows <= self.num_rows_needed + 2
 
     def row(self, number: int) -> slice:

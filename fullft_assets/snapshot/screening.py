@@ -26,6 +26,7 @@ from fullft_assets.snapshot.near_duplicates import find_near
 from fullft_assets.snapshot.shingles import shingle_sets
 from fullft_assets.snapshot.words import SIXTHS, WORD, hash_words, split_words
 from fullft_assets.store import digest
+from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,9 +87,7 @@ def _read_set(path: str, use_case: UseCase) -> list[str]:
     own = settings.documents.model_copy(update={"path": path, "format": "auto"})
     plain = DocumentsSettings.model_validate({"path": path})
     question = DocumentsSettings.model_validate({"path": path, "text": "question"})
-    ways: list[Way] = [
-        (own, settings.examples.task), (plain, "sft"), (plain, "language_modeling"), (question, "language_modeling"),
-    ]  # fmt: skip
+    ways: list[Way] = [(own, settings.examples.task), (plain, CONVERSATIONS), (plain, PLAIN_TEXT), (question, PLAIN_TEXT)]
     texts: list[str] = []
     missing: list[str] = []
     for uri, table in read_external(path, use_case, ways, "snapshot.screen"):

@@ -151,7 +151,7 @@ def _split(
 ) -> tuple[int, dict[str, Verdicts]]:
     """Give the rows the splits of their groups, without what leaks from one to another.
 
-    Where what is excluded costs a label a side, further groups are moved, and all is excluded anew.
+    Where what is excluded costs a label a side, further groups are moved, and what leaks is determined again.
 
     Returns:
         How many copies were excluded, and the verdicts on near-duplicates.

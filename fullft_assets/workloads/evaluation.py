@@ -127,7 +127,7 @@ def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
     settings = context.job.settings
     if task_of(settings.examples).target not in ("label", "labels"):
         return None
-    context.progress.say("what gives labels away ...")
+    context.progress.say("searching for what gives labels away ...")
     train, names = load_split(context.store, context.inputs["training_snapshot"], "train", windows=False), context.labels
 
     def labelled(rows: Split) -> LabelledTexts:

@@ -40,7 +40,7 @@ _LEAST_SCORE = 0.02
 _LEAST_SCRIPT_SHARE = 0.1
 #: Codes of the encodings of ISO 8859 that no text contains: in cp1252 and the like these bytes are quotation marks.
 _C1_CONTROLS = re.compile("[\x80-\x9f]")
-#: Characters outside ASCII that may stand between two letters without being one.
+#: Characters outside ASCII that may be between two letters without being one.
 _JOINING = "’‘'\u00ad·\u00a0–—-"
 #: Positions that no text has, in the kinds of `_kind`: Latin letters beside others, a capital after a small letter, a sign between letters.
 _MISPLACED = re.compile("[aA]x|x[aA]|(?<=[au])U|(?<=[aAuUx])s(?=[aAuUx])")

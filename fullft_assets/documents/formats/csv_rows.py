@@ -176,7 +176,7 @@ def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Cal
     if len(fitting) < max(2, _ROWS_SHARE * len(lines)):
         return None
     starts = [at, *[0] * (len(lines) - 1)]
-    told = [
+    fits_known = [
         fits
         for line, start, length in zip(lines, starts, expected, strict=True)
         if len(line) == length
@@ -186,9 +186,9 @@ def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Cal
         and (line is not lines[-1] or column < last)
         and (fits := known[column].fits(value)) is not None
     ]
-    if sum(told) < _ROWS_SHARE * len(told):
+    if sum(fits_known) < _ROWS_SHARE * len(fits_known):
         return None
-    return len(told) >= _CERTAIN_VALUES or len(lines) >= _CERTAIN_LINES
+    return len(fits_known) >= _CERTAIN_VALUES or len(lines) >= _CERTAIN_LINES
 
 
 def _lines_and_delimiter(lines: Iterable[str], name: str, chosen: CsvSettings) -> tuple[Iterator[str], str]:

@@ -19,7 +19,7 @@ from fullft_assets.snapshot import Split
 from fullft_assets.tasks import prompting
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline
 
-#: What stands before a text and before a label.
+#: What precedes a text, and a label, in a prompt.
 _TEXT, _LABEL = "\n\nText: ", "\nLabel:"
 
 
