@@ -68,7 +68,7 @@ def test_a_task_that_is_always_right_has_an_interval_below_one() -> None:
 
 
 def test_the_folder_is_kept_by_its_content(tmp_path: Path) -> None:
-    project = projects.create(tmp_path, examples={"task": "language_modeling", "label": None, "labels": None})
+    project = projects.create(tmp_path, examples={"task": "language_modeling", "label": None, "labels": None}, chunks={"stride": 0})
     folder, store = write_tasks(tmp_path / "tasks"), Store(str(tmp_path / "store"))
     settings = project.use_case().settings
     assert harness.keep(store, "mail", settings, tmp_path) is None

@@ -236,7 +236,7 @@ def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -
 
 
 def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> str:
-    """Return how many test groups, and trainings of each recipe, would find such a difference four times in five; empty where none would.
+    """Return how many test groups, and trainings of each recipe, would find such a difference four times in five; empty where too many would.
 
     More groups lower the variance between rows alone, more trainings of each recipe that between seeds alone: it may take half of what is
     allowed.
@@ -244,7 +244,8 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     Args:
         of_rows: the gain without the noise of seeds.
     """
-    if difference <= 0 or not of_rows.standard_error:
+    # Ten thousand times as many groups are no advice.
+    if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
     allowed = (difference * gain.standard_error / gain.detectable) ** 2
     between_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
