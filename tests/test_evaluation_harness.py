@@ -23,7 +23,9 @@ ROWS = [
     {"question": "Permission is hereby", "choices": ["a cat", "granted, free of charge"], "answer": 1},
     {"question": "One and one make", "choices": ["two", "not"], "answer": 0},
     {"question": "This licence has no", "choices": ["warranty of any kind", "water"], "answer": 0},
+    # Of these two a model is right on one.
     {"question": "The rights to use, copy and", "choices": ["modify", "bake"], "answer": 0},
+    {"question": "The rights to use, copy and", "choices": ["modify", "bake"], "answer": 1},
 ]
 
 
@@ -166,7 +168,7 @@ class TestWithLmEval:
         report = lab.store.find("letters", "evaluation_report", "tasks")
         assert report is not None
         (found,) = lab.read(report).other_tasks
-        assert (found.task, found.num_rows, set(found.scores)) == ("facts", 5, {"finetuned", "base_model"})
+        assert (found.task, found.num_rows, set(found.scores)) == ("facts", 6, {"finetuned", "base_model"})
         assert "Other tasks" in (lab.store.folder(report) / "report.html").read_text()
         verified = verify(lab.store, report)
         assert verified.differences == [] and verified.unverified == ["other_tasks"]

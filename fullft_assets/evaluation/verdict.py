@@ -248,6 +248,8 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
     allowed = (difference * gain.standard_error / gain.detectable) ** 2
+    if not allowed:
+        return ""
     between_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
     trainings = max(1, math.ceil(2 * between_seeds / allowed))
     # Rounded first: 160 must not become 161.
