@@ -40,6 +40,12 @@ def test_recipe_says_what_was_measured(recipe: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {"laptop_cpu", "low_memory_cpu", "two_processes_ddp", "two_processes_fsdp2", "two_hosts", "smollm2_packed_cpu"} <= {
-        path.stem for path in RECIPES
-    }
+    assert {
+        "laptop_cpu",
+        "low_memory_cpu",
+        "two_processes_ddp",
+        "two_processes_fsdp2",
+        "two_hosts",
+        "smollm2_packed_cpu",
+        "smollm2_summaries_cpu",
+    } <= {path.stem for path in RECIPES}
