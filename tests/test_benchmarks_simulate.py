@@ -36,7 +36,7 @@ def test_a_new_domain_is_found_and_learned(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(simulate, "REPOSITORY", tmp_path)
     monkeypatch.setattr(simulate, "NUM_KILLED", 1)
     simulate.main(["--only", "new domain 30%"])
-    (found,) = json.loads((tmp_path / "build" / "simulate.json").read_text())["new domain 30%"]
+    found = json.loads((tmp_path / "build" / "simulate.json").read_text())["0"]["new domain 30%"]
     wrong = {name: policy["wrong"] for name, policy in found["policies"].items()}
     assert wrong["ours"] < 0.8 * wrong["never"]
     assert 1 <= found["policies"]["ours"]["retrains"] <= 12
