@@ -46,6 +46,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     hours_spent,
     run_key,
 )
@@ -523,6 +524,7 @@ class OurYear(TextYear):
             hours=HOURS,
             num_examples=signals.num_examples,
             evidence=decision.evidence,
+            num_drift_examples=drift_examples(self.state, signals, self.settings),
             outcome="failed" if failure else "succeeded",
             failure=failure,
         )
@@ -567,7 +569,7 @@ def measure(world: TextWorld, years: dict[str, TextYear]) -> dict[str, Any]:
             for name, year in years.items()
         },
         "alarms": sum(status in ALARMED for status in judged) / max(len(judged), 1),
-        "drift_retrains": sum("drift is confirmed" in why for _, why in ours.retrains),
+        "drift_retrains": sum(("drift is confirmed" in why or "learned a drift" in why) for _, why in ours.retrains),
         "alerts": ours.count("alert"),
         "requests": ours.count("request_labels"),
         "most_hours": ours.most_hours,

@@ -7,6 +7,7 @@ import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import live
@@ -57,7 +58,13 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
             key = artifact_key("drift_report", monitoring.VERSION, settings, digests, case.settings.seed)
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
-        return case.result(manifest, "drift_report", store, {"table": dg.MetadataValue.md(monitoring.DriftMetadata.of(manifest).table)})
+        found = monitoring.DriftMetadata.of(manifest)
+        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
+        windows = [monitoring.DriftMetadata.of(report) for report in (*history.reference, *history.recent)]
+        shares = [each.measured["novel_share"] for each in (*windows, found) if "novel_share" in each.measured]
+        if len(shares) > 1:
+            shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
+        return case.result(manifest, "drift_report", store, shown)
 
     @dg.asset(
         key=case.key("live_quality"),
