@@ -727,7 +727,7 @@ def _goals(results: Results) -> Iterator[tuple[str, str, str, int, bool]]:
             yield from _comparisons(name, seeds)
     hours = max(seed["most_hours"] for seeds in results.values() for seed in seeds)
     yield "most hours booked in a month of 100", "<= 100", f"{hours:g}", sum(map(len, results.values())), hours <= 100
-    killed = [_killed(seed) for seed in range(NUM_KILLED)]
+    killed = killed_years(NUM_KILLED, KILLED_DAYS)
     wrong = sum(year.lost + year.doubled for year in killed)
     shown = f"{wrong} of {sum(len(year.state.attempts) for year in killed)} launched"
     yield f"retrains lost or doubled in {KILLED_DAYS} days with killed ticks and runs", "0", shown, NUM_KILLED, wrong == 0
@@ -737,11 +737,13 @@ def _goals(results: Results) -> Iterator[tuple[str, str, str, int, bool]]:
     yield "retrains in the sequences that once ran away (benchmarks.retraining_year)", "<= 12", str(most), len(years), most <= 12
 
 
-def _killed(seed: int) -> FaultyYear:
-    with platform() as parts:
-        year = FaultyYear(seed, *parts)
-        year.run(KILLED_DAYS)
-    return year
+def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
+    """Return years with killed ticks and runs."""
+    with platform() as (case, instance, new_store):
+        years = [FaultyYear(seed, case, instance, new_store()) for seed in range(num_seeds)]
+        for year in years:
+            year.run(days)
+    return years
 
 
 def _comparisons(name: str, seeds: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, int, bool]]:
@@ -798,8 +800,8 @@ def draw(path: Path, years: dict[str, TextYear]) -> None:
 
 
 @contextmanager
-def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Store]]:
-    """Yield what the ledger needs: a use case of the default settings, an instance and a store."""
+def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Callable[[], Store]]]:
+    """Yield what the ledgers of many years need: a use case of the default settings, an instance, and what makes an empty store."""
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
         documents, path = Path(folder, "documents"), Path(folder, "year", "defs.yaml")
         documents.mkdir()
@@ -811,7 +813,7 @@ def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Store]]:
             "examples": {"label": "label"},
         }
         path.write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": sections}))
-        yield Case(load_use_case(path)), instance, Store(str(Path(folder, "store")))
+        yield Case(load_use_case(path)), instance, lambda: Store(tempfile.mkdtemp(dir=folder))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -828,24 +830,22 @@ def main(arguments: list[str] | None = None) -> None:
     if parsed.goes_on and path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
     texts = Texts()
-    for seed in range(parsed.seeds):
-        shift = int(np.random.default_rng(seed).integers(*SHIFT_DAYS))
-        texts.models.clear()
-        years_of_seed = found.setdefault(str(seed), {})
-        for world in text_worlds(shift):
-            if world.name in years_of_seed or (parsed.only and not world.name.startswith(tuple(parsed.only))):
-                continue
-            with platform() as parts:
-                years = live_years(texts, world, seed, *parts)
-            years_of_seed[world.name] = measure(world, years)
-            path.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            ours = years["ours"]
-            print(
-                f"seed {seed}: {world.name}: {len(ours.retrains)} retrains, accuracy {1 - ours.wrong.sum() / ours.answered.sum():.3f}",
-                flush=True,
-            )
-            if seed == 0 and world.name == EVENTFUL:
-                draw(build / "simulate.png", years)
+    with platform() as (case, instance, new_store):
+        for seed in range(parsed.seeds):
+            shift = int(np.random.default_rng(seed).integers(*SHIFT_DAYS))
+            texts.models.clear()
+            years_of_seed = found.setdefault(str(seed), {})
+            for world in text_worlds(shift):
+                if world.name in years_of_seed or (parsed.only and not world.name.startswith(tuple(parsed.only))):
+                    continue
+                years = live_years(texts, world, seed, case, instance, new_store())
+                years_of_seed[world.name] = measure(world, years)
+                path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                ours = years["ours"]
+                accuracy = 1 - ours.wrong.sum() / ours.answered.sum()
+                print(f"seed {seed}: {world.name}: {len(ours.retrains)} retrains, accuracy {accuracy:.3f}", flush=True)
+                if seed == 0 and world.name == EVENTFUL:
+                    draw(build / "simulate.png", years)
     results = {
         world.name: done
         for world in text_worlds(SHIFT_DAYS[0])

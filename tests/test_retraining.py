@@ -377,5 +377,5 @@ def test_a_drift_is_asked_for_once_trained_on_once_its_labels_are_there_and_over
     year = Year(world).run(days=100)
     (asked,) = year.days("request_labels")
     assert asked == 61
-    # 100 labels of the new kind: two days after the first.
-    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71]
+    # 100 labels of the new kind: two days after the first. Then twice, and four times, as many.
+    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71, 73, 77]
