@@ -17,6 +17,18 @@ from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.training.metadata import CheckpointMetadata
 
 
+def something_came() -> dg.AutomationCondition:
+    """Labels or predictions came, or another champion: of that alone `live_quality` is made, so no state decides when it is due.
+
+    A drop was told a day late: labels that come after the daily evaluation had waited for the next one. Red checks are no reason to wait,
+    since a batch that is held back does not count; nor is a window without predictions, which is one of before the first champion.
+    """
+    changed = dg.AutomationCondition.any_deps_updated()
+    done = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
+    is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
+    return (changed.since(done) & is_settled).with_label("something_came")
+
+
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
 
@@ -69,6 +81,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=case.key("live_quality"),
         deps=[case.key(name) for name in ("batch_predictions", "labeled_examples", "champion_model")],
+        automation_condition=something_came(),
         description="How often the champion was right about production documents that got a label since, against its accuracy at release.",
         code_version=case.code_version(monitoring.LIVE_VERSION, "evaluation"),
         kinds={"scipy"},
