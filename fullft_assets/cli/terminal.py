@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-
 #: Environment variable with `Terminal.began` of the command that started this one in the same terminal: both print by one clock.
 BEGAN = "FULLFT_BEGAN"
 
