@@ -115,6 +115,11 @@ class Texts:
         names = [parts[rows[0]] for rows in usual.subpopulations]
         self.subpopulations = [[rows for rows in self.usual if parts[rows[0]] == name] for name in names]
 
+    def thinned(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows that are independent of each other, as the drift report does."""
+        texts, groups = self.corpus.texts, self.corpus.groups
+        return rows[monitoring.independent_rows([texts[row] for row in rows], [groups[row] for row in rows], 17)]
+
     def train(self, rows: np.ndarray, labels: np.ndarray) -> Model:
         """Return the model of some rows. Policies that train on the same day, or in years that are alike until then, share it."""
         key = hashlib.sha256(rows.tobytes() + labels.tobytes()).digest()
@@ -304,7 +309,8 @@ class Champion:
     @cached_property
     def scale(self) -> Scale:
         """The scale of its windows."""
-        return Scale.fit(self.model.features_of(self.test_rows), len(self.model.texts.names))
+        texts = self.model.texts
+        return Scale.fit(self.model.features_of(texts.thinned(self.test_rows)), len(texts.names))
 
 
 class TextYear:
@@ -364,10 +370,8 @@ class TextYear:
         """Act on the verdict on a window."""
 
     def judge(self, rows: np.ndarray) -> str:
-        """Return the verdict on a window, thinned as the drift report thins it."""
-        texts, groups = self.texts.corpus.texts, self.texts.corpus.groups
-        kept = rows[monitoring.independent_rows([texts[row] for row in rows], [groups[row] for row in rows], 17)]
-        return self.stream.send(self.champion.scale.sums(self.champion.model.features_of(kept))).status
+        """Return the verdict on a window."""
+        return self.stream.send(self.champion.scale.sums(self.champion.model.features_of(self.texts.thinned(rows)))).status
 
     def train(self, day: int) -> Champion:
         """Return a candidate of all labelled rows."""
@@ -569,7 +573,7 @@ def measure(world: TextWorld, years: dict[str, TextYear]) -> dict[str, Any]:
             for name, year in years.items()
         },
         "alarms": sum(status in ALARMED for status in judged) / max(len(judged), 1),
-        "drift_retrains": sum(("drift is confirmed" in why or "learned a drift" in why) for _, why in ours.retrains),
+        "drift_retrains": sum(("drift is confirmed" in why or "showed it a drift" in why) for _, why in ours.retrains),
         "alerts": ours.count("alert"),
         "requests": ours.count("request_labels"),
         "most_hours": ours.most_hours,

@@ -23,6 +23,8 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
+#: Growth of the labelled examples since a drift began that is worth another retrain.
+_MORE_OF_DRIFT = 0.5
 #: Wait before the first retry; it doubles.
 RETRY_HOURS = 1.0
 
@@ -327,14 +329,17 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> _Rul
 
 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[_Rule]:
-    """Yield that a drift is learned again from twice as many labels: the first retrain has few of them, and makes the drift its reference."""
+    """Yield that a drift is learned again from half as many labels more: the first retrain has few, and makes the drift its reference."""
     past = _past(state, signals)
     if not past or not past[-1].num_drift_examples or past[-1].outcome != "succeeded" or not _same_settings(past[-1], signals):
         return
     new, since = _new_examples(state, signals)
-    needed = max(past[-1].num_drift_examples, settings.min_new_examples_on_drift)
+    learned = past[-1].num_drift_examples
+    if learned >= settings.min_new_examples:
+        return
+    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
     enough, count_first = _reach(state, signals, needed, new)
-    reason = f"{new:,} new examples since {since}, {'as many as' if enough else 'fewer than'} the {needed:,} from which it learned a drift"
+    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside the {learned:,} that showed it a drift"
     yield _Rule("more_of_drift", "retrain" if enough else "wait", reason, count_first)
 
 

@@ -18,7 +18,7 @@ FAMILIES = ("embeddings", "text_statistics", "predicted_labels")
 #: Principal components of the embeddings. Of twice as many, the smaller half is mostly noise, which whitening makes as loud as the rest.
 MAX_COMPONENTS = 64
 #: Held-out rows for each of them.
-_ROWS_A_COMPONENT = 8
+_ROWS_A_COMPONENT = 4
 #: A label rarer than this weighs as if it had this share, so that one stray prediction is no drift.
 _LEAST_SHARE = 0.01
 #: Quantile of the distances between held-out rows above which a document is far from all of them.
