@@ -99,8 +99,8 @@ bench: home ## Side by side with what you would use instead: make bench [ONLY=na
 bench-gpu: home ## On a machine with a GPU: tokens a second and MFU against TRL, memory of each rung, a resume; kept in benchmarks/results
 	@$(BIN)/python -m benchmarks.gpu
 
-simulate: install ## A year of production in minutes, on real texts, under our policy and simple ones: make simulate [SEEDS=1]
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulate --seeds $(or $(SEEDS),1)
+simulate: install ## A year of production in minutes, on real texts, under our policy and simple ones: make simulate [SEEDS=1] [CONTINUE=1]
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulate --seeds $(or $(SEEDS),1) $(if $(CONTINUE),--continue)
 
 tour: install ## The loop from documents to retrained model and alerts, step by step with the UI open: make tour [TOUR=build/tour]
 	@$(BIN)/fullft tour $(or $(TOUR),build/tour)

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.demo import REPOSITORY
 from benchmarks.public_sets import packages
 from fullft_assets import monitoring
-from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Past, Scale, Sums
+from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Scale, Sums
 from fullft_assets.monitoring.features import words_of
 from fullft_assets.samples import licences
 from fullft_assets.settings import ChunksSettings, MonitoringSettings
@@ -210,13 +210,13 @@ class Stream:
     """Production under one champion: each window is judged as the drift report judges it."""
 
     def __init__(self) -> None:
-        self.reference: list[Past] = []
-        self.recent: list[Past] = []
+        self.reference: list[Sums] = []
+        self.recent: list[Sums] = []
 
     def send(self, sums: Sums) -> DriftVerdict:
         """Judge the next window."""
-        verdict = monitoring.judge(sums, [past.sums for past in self.reference], self.recent, SETTINGS)
-        advanced = monitoring.advance(self.reference, self.recent, Past(sums, verdict.status), verdict.status, SETTINGS.reference_windows)
+        verdict = monitoring.judge(sums, self.reference, self.recent, SETTINGS)
+        advanced = monitoring.advance(self.reference, self.recent, sums, verdict.status, SETTINGS.reference_windows)
         self.reference, self.recent = advanced
         return verdict
 
@@ -232,7 +232,7 @@ def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
         "confirmed": np.mean([verdict.status == "confirmed" for verdict in full]),
         "provisional": np.mean([verdict.status in ALARMED for verdict in provisional]),
         "inhomogeneous": float(any(verdict.notes for verdict in full)),
-        "novel": np.mean([sums.sums.novel_share or 0.0 for sums in stream.recent]),
+        "novel": np.mean([sums.novel_share or 0.0 for sums in stream.recent]),
     }
     for name in dict.fromkeys(test.name for test in full[-1].tests):
         rates[f"by {name}"] = np.mean([name in verdict.alarms for verdict in full])

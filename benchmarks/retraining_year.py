@@ -24,6 +24,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     raised_after,
 )
 from fullft_assets.settings import RetrainingSettings
@@ -200,6 +201,7 @@ class Year:
                 "hours": self.world.hours,
                 "num_examples": signals.num_examples,
                 "evidence": decision.evidence,
+                "num_drift_examples": drift_examples(self.state, signals, self.settings),
                 "outcome": "failed" if failed else "succeeded",
                 "failure": outcome if failed else None,
             }

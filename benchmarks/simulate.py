@@ -10,10 +10,11 @@ is the documentation of Python's standard library.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,6 +46,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     hours_spent,
     run_key,
 )
@@ -109,8 +111,21 @@ class Texts:
         self.usual = usual.rows_of
         self.new_domain = [rows for rows in self.corpus.rows_of if parts[rows[0]] == "documentation"]
         self.damaged = np.flatnonzero(np.array(parts) == "damaged")
+        self.models: dict[bytes, Model] = {}
         names = [parts[rows[0]] for rows in usual.subpopulations]
         self.subpopulations = [[rows for rows in self.usual if parts[rows[0]] == name] for name in names]
+
+    def thinned(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows that are independent of each other, as the drift report does."""
+        texts, groups = self.corpus.texts, self.corpus.groups
+        return rows[monitoring.independent_rows([texts[row] for row in rows], [groups[row] for row in rows], 17)]
+
+    def train(self, rows: np.ndarray, labels: np.ndarray) -> Model:
+        """Return the model of some rows. Policies that train on the same day, or in years that are alike until then, share it."""
+        key = hashlib.sha256(rows.tobytes() + labels.tobytes()).digest()
+        if key not in self.models:
+            self.models[key] = Model(self, rows, labels)
+        return self.models[key]
 
 
 class Model:
@@ -213,6 +228,7 @@ def text_worlds(shift: int) -> tuple[TextWorld, ...]:
         new_domain,
         replace(new_domain, name="new domain, growing to 30% in 100 days", new_domain=lambda day: 0.3 * min(max(day - shift, 0) / 100, 1)),
         TextWorld("subpopulation 30%", shift=shift, subpopulation=_from(shift, 0.3), compared=True),
+        TextWorld("subpopulation 10%", shift=shift, subpopulation=_from(shift, 0.1)),
         TextWorld("label shift: full texts 50%", shift=shift, one_label=_from(shift, 0.5), compared=True),
         TextWorld("a bad delivery of one day", shift=shift, damaged=range(shift, shift + 1), is_stationary=True),
         TextWorld("no data for a week", shift=shift, silent=range(shift, shift + 7), is_stationary=True),
@@ -293,7 +309,8 @@ class Champion:
     @cached_property
     def scale(self) -> Scale:
         """The scale of its windows."""
-        return Scale.fit(self.model.features_of(self.test_rows), len(self.model.texts.names))
+        texts = self.model.texts
+        return Scale.fit(self.model.features_of(texts.thinned(self.test_rows)), len(texts.names))
 
 
 class TextYear:
@@ -353,17 +370,15 @@ class TextYear:
         """Act on the verdict on a window."""
 
     def judge(self, rows: np.ndarray) -> str:
-        """Return the verdict on a window, thinned as the drift report thins it."""
-        texts, groups = self.texts.corpus.texts, self.texts.corpus.groups
-        kept = rows[monitoring.independent_rows([texts[row] for row in rows], [groups[row] for row in rows], 17)]
-        return self.stream.send(self.champion.scale.sums(self.champion.model.features_of(kept))).status
+        """Return the verdict on a window."""
+        return self.stream.send(self.champion.scale.sums(self.champion.model.features_of(self.texts.thinned(rows)))).status
 
     def train(self, day: int) -> Champion:
         """Return a candidate of all labelled rows."""
         rows = np.array(sorted(self.labelled))
         train, test = rows[~self.tests[rows]], rows[self.tests[rows]]
         labels = self.texts.labels[train]
-        model = Model(self.texts, train, self.rng.permutation(labels) if day in self.world.broken else labels)
+        model = self.texts.train(train, self.rng.permutation(labels) if day in self.world.broken else labels)
         return Champion(model, test)
 
     def is_better(self, candidate: Champion) -> bool:
@@ -513,6 +528,7 @@ class OurYear(TextYear):
             hours=HOURS,
             num_examples=signals.num_examples,
             evidence=decision.evidence,
+            num_drift_examples=drift_examples(self.state, signals, self.settings),
             outcome="failed" if failure else "succeeded",
             failure=failure,
         )
@@ -557,7 +573,7 @@ def measure(world: TextWorld, years: dict[str, TextYear]) -> dict[str, Any]:
             for name, year in years.items()
         },
         "alarms": sum(status in ALARMED for status in judged) / max(len(judged), 1),
-        "drift_retrains": sum("drift is confirmed" in why for _, why in ours.retrains),
+        "drift_retrains": sum(("drift is confirmed" in why or "showed it a drift" in why) for _, why in ours.retrains),
         "alerts": ours.count("alert"),
         "requests": ours.count("request_labels"),
         "most_hours": ours.most_hours,
@@ -623,6 +639,23 @@ class FaultyYear(Year):
 Results = dict[str, list[dict[str, Any]]]
 
 
+def interval(values: Sequence[float]) -> str:
+    """Return the half-width of the 95% t interval of a mean over seeds, with its sign; nothing for one seed."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return ""
+    return f" ± {t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5:.2g}"
+
+
+def share(hits: Sequence[bool]) -> str:
+    """Return the share of seeds in which something holds, with its 95% Wilson interval."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    return f"{np.mean(hits):.2f} ({low:.2f}-{high:.2f})"
+
+
 def worlds_table(results: Results) -> str:
     """Return what happened in each world, means over the seeds."""
     lines = [
@@ -633,8 +666,9 @@ def worlds_table(results: Results) -> str:
         accuracy, retrains = {}, {}
         for policy in seeds[0]["policies"]:
             counts = [seed["policies"][policy] for seed in seeds]
-            accuracy[policy] = f"{1 - np.mean([count['wrong'] / count['answered'] for count in counts]):.3f}"
-            retrains[policy] = f"{np.mean([count['retrains'] for count in counts]):.1f}"
+            right = [1 - count["wrong"] / count["answered"] for count in counts]
+            accuracy[policy] = f"{np.mean(right):.3f}{interval(right)}"
+            retrains[policy] = f"{np.mean([count['retrains'] for count in counts]):.1f}{interval([count['retrains'] for count in counts])}"
         shown = [accuracy.get(policy, "") for policy in ("ours", "every 4 windows", "monthly", "every alarm", "never")]
         shown += [retrains["ours"], retrains.get("every alarm", "")]
         shown += [f"{np.mean([seed[key] for seed in seeds]):.1f}" for key in ("drift_retrains", "requests", "alerts")]
@@ -654,7 +688,7 @@ def _goals(results: Results) -> Iterator[tuple[str, str, str, int, bool]]:
     calm = [name for name in results if name.startswith(("stationary", "benign"))]
     for name in calm:
         alarms = [seed["alarms"] for seed in results[name]]
-        shown = f"{np.mean(alarms):.3f} (worst {max(alarms):.2f})"
+        shown = f"{np.mean(alarms):.3f}{interval(alarms)} (worst {max(alarms):.2f})"
         yield (
             f"{name}: windows that alarm",
             "<= .05, worst <= .40",
@@ -665,7 +699,13 @@ def _goals(results: Results) -> Iterator[tuple[str, str, str, int, bool]]:
     for name in [*calm, *(name for name in results if name.startswith(("a bad delivery", "no data")))]:
         false = [seed["drift_retrains"] for seed in results[name]]
         is_met = bool(np.mean(false) <= 1 and max(false) <= 2)
-        yield f"{name}: retrains for drift", "mean <= 1, worst <= 2", f"{np.mean(false):.2f} (worst {max(false)})", len(false), is_met
+        yield (
+            f"{name}: retrains for drift",
+            "mean <= 1, worst <= 2",
+            f"{np.mean(false):.2f}{interval(false)} (worst {max(false)})",
+            len(false),
+            is_met,
+        )
     for name, key, within, goal in (
         ("new domain 30%", "alarm_after", 2, 0.95),
         ("subpopulation 30%", "alarm_after", 3, 0.9),
@@ -676,15 +716,22 @@ def _goals(results: Results) -> Iterator[tuple[str, str, str, int, bool]]:
             ([seed for seed in results.get(name, []) if seed["has_reference"]], ", where the reference was complete"),
         ):
             if seeds:
-                share = float(np.mean([seed[key] is not None and seed[key] <= within for seed in seeds]))
+                hits = [seed[key] is not None and seed[key] <= within for seed in seeds]
                 what = f"{name}: {key.removesuffix('_after')} within {within} windows{where}"
-                yield what, f">= {goal}", f"{share:.2f}", len(seeds), share >= goal
+                yield what, f">= {goal}", share(hits), len(seeds), float(np.mean(hits)) >= goal
+    small = results.get("subpopulation 10%", [])
+    for key in ("alarm_after", "confirmed_after"):
+        if small:
+            delays = [np.inf if seed[key] is None else seed[key] for seed in small]
+            median = float(np.median(delays))
+            shown = f"median {median:g}, never in {np.isinf(delays).mean():.2f}"
+            yield f"subpopulation 10%: windows until {key.removesuffix('_after')}", "reported", shown, len(small), True
     for name, seeds in results.items():
         if "never" in seeds[0]["policies"]:
             yield from _comparisons(name, seeds)
     hours = max(seed["most_hours"] for seeds in results.values() for seed in seeds)
     yield "most hours booked in a month of 100", "<= 100", f"{hours:g}", sum(map(len, results.values())), hours <= 100
-    killed = [_killed(seed) for seed in range(NUM_KILLED)]
+    killed = killed_years(NUM_KILLED, KILLED_DAYS)
     wrong = sum(year.lost + year.doubled for year in killed)
     shown = f"{wrong} of {sum(len(year.state.attempts) for year in killed)} launched"
     yield f"retrains lost or doubled in {KILLED_DAYS} days with killed ticks and runs", "0", shown, NUM_KILLED, wrong == 0
@@ -694,19 +741,22 @@ def _goals(results: Results) -> Iterator[tuple[str, str, str, int, bool]]:
     yield "retrains in the sequences that once ran away (benchmarks.retraining_year)", "<= 12", str(most), len(years), most <= 12
 
 
-def _killed(seed: int) -> FaultyYear:
-    with platform() as parts:
-        year = FaultyYear(seed, *parts)
-        year.run(KILLED_DAYS)
-    return year
+def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
+    """Return years with killed ticks and runs."""
+    with platform() as (case, instance, new_store):
+        years = [FaultyYear(seed, case, instance, new_store()) for seed in range(num_seeds)]
+        for year in years:
+            year.run(days)
+    return years
 
 
 def _comparisons(name: str, seeds: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, int, bool]]:
-    def share_wrong(policy: str) -> float:
-        return float(np.mean([seed["policies"][policy]["wrong"] / seed["policies"][policy]["answered"] for seed in seeds]))
+    def share_wrong(policy: str) -> np.ndarray:
+        return np.array([seed["policies"][policy]["wrong"] / seed["policies"][policy]["answered"] for seed in seeds])
 
     below = 100 * (share_wrong("ours") - share_wrong("every 4 windows"))
-    yield f"{name}: points below retraining every 4 windows", "<= 1.0", f"{below:.2f}", len(seeds), below <= 1
+    shown = f"{below.mean():.2f}{interval(below.tolist())}"
+    yield f"{name}: points below retraining every 4 windows", "<= 1.0", shown, len(seeds), bool(below.mean() <= 1)
     ours, alarms = (float(np.mean([seed["policies"][policy]["retrains"] for seed in seeds])) for policy in ("ours", "every alarm"))
     yield f"{name}: retrains, and those of every alarm", "<= 25%", f"{ours:.1f} and {alarms:.1f}", len(seeds), ours <= 0.25 * alarms
     fixed = [policy for policy in seeds[0]["policies"] if policy not in ("ours", "every alarm")]
@@ -716,7 +766,7 @@ def _comparisons(name: str, seeds: list[dict[str, Any]]) -> Iterator[tuple[str, 
             costs = {policy: count["wrong"] + rate * count["retrains"] for policy, count in seed["policies"].items()}
             ratios.append(costs["ours"] / min(costs[policy] for policy in fixed))
         what = f"{name}: cost against the best fixed period in hindsight, a retrain = {rate} wrong answers"
-        yield what, "<= 1.15", f"{np.mean(ratios):.3f}", len(seeds), bool(np.mean(ratios) <= 1.15)
+        yield what, "<= 1.15", f"{np.mean(ratios):.3f}{interval(ratios)}", len(seeds), bool(np.mean(ratios) <= 1.15)
 
 
 def draw(path: Path, years: dict[str, TextYear]) -> None:
@@ -754,8 +804,8 @@ def draw(path: Path, years: dict[str, TextYear]) -> None:
 
 
 @contextmanager
-def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Store]]:
-    """Yield what the ledger needs: a use case of the default settings, an instance and a store."""
+def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Callable[[], Store]]]:
+    """Yield what the ledgers of many years need: a use case of the default settings, an instance, and what makes an empty store."""
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
         documents, path = Path(folder, "documents"), Path(folder, "year", "defs.yaml")
         documents.mkdir()
@@ -767,7 +817,7 @@ def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Store]]:
             "examples": {"label": "label"},
         }
         path.write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": sections}))
-        yield Case(load_use_case(path)), instance, Store(str(Path(folder, "store")))
+        yield Case(load_use_case(path)), instance, lambda: Store(tempfile.mkdtemp(dir=folder))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -775,27 +825,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", metavar="WORLD", help="beginnings of the worlds' names")
+    parser.add_argument("--continue", dest="goes_on", action="store_true", help="keep the years that build/simulate.json has")
     parsed = parser.parse_args(arguments)
-    texts = Texts()
     build = REPOSITORY / "build"
     build.mkdir(exist_ok=True)
-    results: Results = {}
-    for seed in range(parsed.seeds):
-        shift = int(np.random.default_rng(seed).integers(*SHIFT_DAYS))
-        for world in text_worlds(shift):
-            if parsed.only and not world.name.startswith(tuple(parsed.only)):
-                continue
-            with platform() as parts:
-                years = live_years(texts, world, seed, *parts)
-            results.setdefault(world.name, []).append(measure(world, years))
-            (build / "simulate.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-            ours = years["ours"]
-            print(
-                f"seed {seed}: {world.name}: {len(ours.retrains)} retrains, accuracy {1 - ours.wrong.sum() / ours.answered.sum():.3f}",
-                flush=True,
-            )
-            if seed == 0 and world.name == EVENTFUL:
-                draw(build / "simulate.png", years)
+    # By seed and world: what has ended stays, whatever stops the rest.
+    path, found = build / "simulate.json", dict[str, dict[str, Any]]()
+    if parsed.goes_on and path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    texts = Texts()
+    with platform() as (case, instance, new_store):
+        for seed in range(parsed.seeds):
+            shift = int(np.random.default_rng(seed).integers(*SHIFT_DAYS))
+            texts.models.clear()
+            years_of_seed = found.setdefault(str(seed), {})
+            for world in text_worlds(shift):
+                if world.name in years_of_seed or (parsed.only and not world.name.startswith(tuple(parsed.only))):
+                    continue
+                years = live_years(texts, world, seed, case, instance, new_store())
+                years_of_seed[world.name] = measure(world, years)
+                path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                ours = years["ours"]
+                accuracy = 1 - ours.wrong.sum() / ours.answered.sum()
+                print(f"seed {seed}: {world.name}: {len(ours.retrains)} retrains, accuracy {accuracy:.3f}", flush=True)
+                if seed == 0 and world.name == EVENTFUL:
+                    draw(build / "simulate.png", years)
+    results = {
+        world.name: done
+        for world in text_worlds(SHIFT_DAYS[0])
+        if (done := [worlds[world.name] for worlds in found.values() if world.name in worlds])
+    }
     print(f"\n{worlds_table(results)}\n\n{goals_table(results)}\n\n{build / 'simulate.png'} has the timeline of the eventful year.")
 
 

@@ -73,7 +73,7 @@ class FullFineTune(Component):
             assets=[*(asset for stage in stages for asset in stage.build(case)), automation.decisions_asset(case)],
             asset_checks=representation.build(case) if case.is_monitored else [],
             jobs=jobs,
-            sensors=[*automation.build_sensors(case, jobs), *automation.build_alert_sensor(case)],
+            sensors=[*automation.build_sensors(case, jobs), *automation.build_live_sensor(case), *automation.build_alert_sensor(case)],
             schedules=automation.build_schedules(case),
             resources=case.resources(),
         )

@@ -23,6 +23,8 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
+#: Growth of the labelled examples since a drift began that is worth another retrain.
+_MORE_OF_DRIFT = 0.5
 #: Wait before the first retry; it doubles.
 RETRY_HOURS = 1.0
 
@@ -49,6 +51,7 @@ class Attempt(_Frozen):
         num_examples: rows of the snapshot that it was launched for.
         evidence: `Decision.evidence` of the decision that launched it.
         settings_version: `Signals.settings_version` then.
+        num_drift_examples: `drift_examples` then.
         failure: the class of its failure.
     """
 
@@ -57,6 +60,7 @@ class Attempt(_Frozen):
     num_examples: int = Field(ge=0)
     evidence: str
     settings_version: str = ""
+    num_drift_examples: int = Field(default=0, ge=0)
     outcome: Outcome = "succeeded"
     failure: FailureClass | None = None
 
@@ -108,6 +112,8 @@ class Signals(_Frozen):
         live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
         hourly_usd: price of the training machine.
+        usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed against the cost of a run.
+        predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None = unknown.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
     """
 
@@ -124,6 +130,8 @@ class Signals(_Frozen):
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
     hourly_usd: float = Field(default=0.0, ge=0)
+    usd_per_point: float | None = Field(default=None, gt=0)
+    predicted_gain: float | None = None
     num_runs_in_flight: int = Field(default=0, ge=0)
 
 
@@ -157,7 +165,7 @@ class RecordedDecision(_Frozen):
 class _Rule(NamedTuple):
     """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change that."""
 
-    name: Literal["new_data", "drift", "score", "age", "retry"]
+    name: Literal["new_data", "drift", "more_of_drift", "score", "age", "retry"]
     action: Action
     reason: str
     count_first: bool = False
@@ -176,10 +184,10 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
 
     What costs nothing comes first: an alert or a request for labels is raised once, and again after `remind_days` while its reason
     lasts. A retrain needs a rule that calls for it, rows that no attempt had, and no obstacle (frozen, a run in flight, cooldown or
-    backoff, the month's budget).
+    backoff, the month's budget, a gain that is worth less than it costs).
     """
     rules = [*_retry(state, signals, settings), _new_data(state, signals, settings), _drift(state, signals, settings)]
-    rules += [_score(state, signals, settings), _age(state, signals, settings)]
+    rules += [*_more_of_drift(state, signals, settings), _score(state, signals, settings), _age(state, signals, settings)]
     calls = [rule for rule in rules if rule.action == "retrain"]
     incidents = [*_incidents(state, signals, settings, is_called=bool(calls))]
     incidents += [_Incident(f"labels for {rule.name}", "request_labels", rule.reason) for rule in rules if rule.action == "request_labels"]
@@ -206,7 +214,7 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
         return made("hold", [state.frozen, *reasons])
     if not calls:
         return made("wait", reasons)
-    if obstacles := list(_obstacles(state, signals, settings)):
+    if obstacles := [*_obstacles(state, signals, settings), *_costs_more(calls, signals)]:
         return made("wait", reasons + [f"but {obstacle}" for obstacle in obstacles])
     return made("retrain", reasons)
 
@@ -260,6 +268,15 @@ def drift_began(state: State, windows: list[Window], now: float, settings: Retra
     return min(window.at for window in recent if window.at > calm and window.status != "ok")
 
 
+def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
+    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no drift is being learned."""
+    new, _ = _new_examples(state, signals)
+    if drift_began(state, signals.windows, signals.now, settings) is not None:
+        return min(new, signals.num_labels_since_drift)
+    last = next(reversed(_past(state, signals)), None)
+    return last.num_drift_examples + new if last is not None and last.num_drift_examples else 0
+
+
 def _past(state: State, signals: Signals) -> list[Attempt]:
     """Return the attempts that are not dated in the future, oldest first."""
     past = [attempt for attempt in state.attempts if attempt.started_at <= signals.now + CLOCK_SECONDS]
@@ -309,6 +326,21 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> _Rul
         return _Rule("drift", "wait", f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows")
     reason = f"drift is confirmed since the window of {_date(began)}"
     return _with_labels(state, signals, settings, "drift", reason, signals.num_labels_since_drift)
+
+
+def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[_Rule]:
+    """Yield that a drift is learned again from half as many labels more: the first retrain has few, and makes the drift its reference."""
+    past = _past(state, signals)
+    if not past or not past[-1].num_drift_examples or past[-1].outcome != "succeeded" or not _same_settings(past[-1], signals):
+        return
+    new, since = _new_examples(state, signals)
+    learned = past[-1].num_drift_examples
+    if learned >= settings.min_new_examples:
+        return
+    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    enough, count_first = _reach(state, signals, needed, new)
+    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside the {learned:,} that showed it a drift"
+    yield _Rule("more_of_drift", "retrain" if enough else "wait", reason, count_first)
 
 
 def _score(state: State, signals: Signals, settings: RetrainingSettings) -> _Rule:
@@ -459,6 +491,21 @@ def _obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> 
         yield (
             f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD "
             f"(max_usd_per_month = {settings.max_usd_per_month:g})"
+        )
+
+
+def _costs_more(calls: list[_Rule], signals: Signals) -> Iterator[str]:
+    """Yield that the run costs more than its expected gain is worth in a year; a gain that is unknown, as that of a drift, is not weighed."""
+    drop = max(signals.score_drop or 0.0, signals.live_drop)
+    gains = [{"new_data": signals.predicted_gain, "age": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
+    known = [gain for gain in gains if gain is not None]
+    if signals.usd_per_point is None or len(known) < len(gains):
+        return
+    points, cost = 100 * max(0.0, *known), signals.estimated_hours * signals.hourly_usd
+    if (worth := points * signals.usd_per_point) < cost:
+        yield (
+            f"an expected gain of {points:.1f} points is worth {worth:.2f} USD a year (usd_per_point = {signals.usd_per_point:g}) and the next "
+            f"run costs about {cost:.2f} USD"
         )
 
 

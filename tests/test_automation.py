@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 import zlib
@@ -307,6 +309,54 @@ class TestRetrainingSensor:
         assert other.skip_message.startswith("wait: the sensor and the schedule decide at the same moment")
         (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
         assert isinstance(automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"), dg.RunRequest)
+
+    @pytest.mark.long
+    def test_a_tick_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path):
+        """Each of 200 ticks dies by SIGKILL at one of the files that it opens or renames; the next one asks for the same run."""
+
+        def die(by: str, at: int | None) -> None:
+            touched = 0
+
+            def hook(event: str, arguments: tuple) -> None:
+                nonlocal touched
+                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(str(bench.prepared.project.home)):
+                    touched += 1
+                    if touched == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            ask(by)
+            (tmp_path / by).write_text(str(touched))
+
+        def forked(by: str, at: int | None = None) -> int:
+            if not (child := os.fork()):
+                with suppress(BaseException):
+                    die(by, at)
+                os._exit(0)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        def ask(by: str) -> Any:
+            return automation.decide_and_record(bench.case, bench.instance, bench.store, by=by)
+
+        def forget() -> None:
+            for folder in (bench.name, f"{bench.name}/retraining_decisions"):
+                for name in bench.store.list_pointers(folder):
+                    if folder != bench.name or name.startswith("retraining"):
+                        bench.store.delete_pointer(f"{folder}/{name}")
+
+        first, chance = ask("sensor"), random.Random(1)
+        for number in range(200):
+            by = ("sensor", "schedule")[number % 2]
+            if number < 2:
+                forget()
+                assert forked(by) == 0
+            forget()
+            at = chance.randint(1, int((tmp_path / by).read_text()))
+            assert forked(by, at) == -signal.SIGKILL
+            assert ask(by).run_key == first.run_key, (by, at)
+            assert {entry.decision.action for entry in bench.decisions()} == {"retrain"}
+        bench.run(first, "succeeded")
+        assert ask("schedule").skip_message.startswith("wait: 0 new examples since the attempt of")
 
     def test_too_few_new_examples_wait_with_every_reason_on_record_once(self, bench):
         bench.train()

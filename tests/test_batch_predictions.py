@@ -82,6 +82,8 @@ def test_each_document_with_a_text_is_predicted_by_the_champion(project: project
     assert all(key in line for line in lines)
     found = PredictionsMetadata.of(made)
     assert (found.checkpoint, found.num_rows, found.num_without_text) == (champion.ref, 4, 2)
+    mean = sum(line["probability"] for line in lines) / 4 if task == "classification" else None
+    assert found.estimated_accuracy == (None if mean is None else pytest.approx(mean))
     assert found.rows_per_second and found.characters_per_second and found.characters_per_second > found.rows_per_second
     # The same again is found, not computed.
     assert materialize(project, instance, "batch_predictions").success

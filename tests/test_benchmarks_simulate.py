@@ -8,27 +8,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import simulate
-from benchmarks.simulate import FaultyYear, platform
-
-
-def faulty_years(num_seeds: int, days: int = 60) -> list[FaultyYear]:
-    years = []
-    for seed in range(num_seeds):
-        with platform() as parts:
-            years.append(FaultyYear(seed, *parts))
-            years[-1].run(days)
-    return years
+from benchmarks.simulate import killed_years
 
 
 def test_killed_ticks_and_runs_lose_and_double_no_retrain() -> None:
-    years = faulty_years(3)
+    years = killed_years(3, days=60)
     assert [(year.lost, year.doubled) for year in years] == [(0, 0)] * 3
     assert all(year.launched for year in years)
 
 
 def test_doubled_retrains_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulate, "claim", lambda *_: True)
-    assert sum(year.doubled for year in faulty_years(3)) > 0
+    assert sum(year.doubled for year in killed_years(3, days=60)) > 0
 
 
 @pytest.mark.long
@@ -36,7 +27,7 @@ def test_a_new_domain_is_found_and_learned(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(simulate, "REPOSITORY", tmp_path)
     monkeypatch.setattr(simulate, "NUM_KILLED", 1)
     simulate.main(["--only", "new domain 30%"])
-    (found,) = json.loads((tmp_path / "build" / "simulate.json").read_text())["new domain 30%"]
+    found = json.loads((tmp_path / "build" / "simulate.json").read_text())["0"]["new domain 30%"]
     wrong = {name: policy["wrong"] for name, policy in found["policies"].items()}
     assert wrong["ours"] < 0.8 * wrong["never"]
     assert 1 <= found["policies"]["ours"]["retrains"] <= 12

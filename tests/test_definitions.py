@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -127,6 +128,15 @@ def test_an_edit_of_a_section_makes_its_assets_stale_and_no_other(project, secti
     project.configure(**sections)
     after = code_versions(project)
     assert {name for name in before if after[name] != before[name]} == stale
+
+
+def test_what_is_delivered_is_overdue_when_a_silent_feed_is_told(project):
+    monitoring = {"path": "data/letters/production"}
+    for hours, expected in ((None, {}), (24, {"raw_documents", "production_documents"})):
+        project.configure(monitoring=monitoring, alerts={"silent_hours": hours})
+        loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
+        policies = {spec.key.path[-1]: spec.freshness_policy for spec in specs(loaded) if spec.freshness_policy}
+        assert policies == dict.fromkeys(expected, dg.FreshnessPolicy.time_window(timedelta(hours=24)))
 
 
 def test_without_a_monitoring_folder_there_is_nothing_of_monitoring(project):

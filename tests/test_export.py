@@ -91,6 +91,8 @@ def test_each_format_comes_back_as_a_delivery(watched: Watched) -> None:
     assert [task["data"]["key"] for task in tasks] == ["a-3", "b-2", "a-1", "b-1"]
     rows = list(csv.DictReader(watched.export("csv").splitlines(keepends=True)))
     assert [row["text"] for row in rows] == [task["data"]["text"] for task in tasks]
+    manifest = lines(watched.export("ground_truth"))
+    assert [line["source"] for line in manifest] == [row["text"] for row in rows] and manifest[0]["key"] == "a-3"
     labelled = [{**row, "kind": "notice"} for row in lines(watched.export())]
     watched.project.deliver("labelled.jsonl", labelled)
     watched.project.configure(monitoring={"path": "data/letters/production"}, documents={"id": "key"})

@@ -210,3 +210,29 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
     with store.create(CASE, "training_snapshot", "k1", version="1", seed=1) as draft:
         metadata = SnapshotMetadata.model_validate({**empty, "parts": {learned.metadata["batch"]: batch}})
         return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
+
+
+def test_what_came_for_it_is_measured_at_once(project: projects.Project) -> None:
+    project.configure(monitoring={"path": "data/letters/production"})
+    defs = FullFineTune(project.use_case()).build_defs()
+    live_quality, labels = dg.AssetKey([CASE, "live_quality"]), dg.AssetKey([CASE, "labeled_examples"])
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(f"{CASE}/batch", ["b1", "b2"])
+        cursor = None
+
+        def is_due(came: dg.AssetMaterialization | None = None) -> bool:
+            nonlocal cursor
+            if came is not None:
+                instance.report_runless_asset_event(came)
+            result = dg.evaluate_automation_conditions(
+                defs, instance, asset_selection=dg.AssetSelection.assets(live_quality), cursor=cursor
+            )
+            cursor = result.cursor
+            return result.total_requested > 0
+
+        assert not is_due()
+        assert is_due(dg.AssetMaterialization(labels, partition="b1"))
+        assert not is_due(), "it was asked for"
+        assert not is_due(dg.AssetMaterialization(live_quality))
+        assert is_due(dg.AssetMaterialization(dg.AssetKey([CASE, "champion_model"])))
+        assert not is_due(dg.AssetMaterialization(dg.AssetKey([CASE, "training_snapshot"])))

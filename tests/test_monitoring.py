@@ -13,7 +13,7 @@ import pytest
 
 from fullft_assets import monitoring
 from fullft_assets.errors import StoreError
-from fullft_assets.monitoring import FAMILIES, DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import FAMILIES, DriftVerdict, Features, History, Scale, Sums, Vocabulary
 from fullft_assets.settings import MonitoringSettings
 from fullft_assets.store import Manifest
 from tests.manifests import drift
@@ -45,13 +45,12 @@ def scale() -> Scale:
 
 def send(windows: list[Sums], settings: MonitoringSettings = SETTINGS) -> list[DriftVerdict]:
     """Return the verdicts on windows in the order of their arrival."""
-    reference: list[Past] = []
-    recent: list[Past] = []
+    reference: list[Sums] = []
+    recent: list[Sums] = []
     verdicts = []
     for sums in windows:
-        verdicts.append(monitoring.judge(sums, [past.sums for past in reference], recent, settings, ["a", "b", "c"]))
-        past = Past(sums, verdicts[-1].status)
-        reference, recent = monitoring.advance(reference, recent, past, past.status, settings.reference_windows)
+        verdicts.append(monitoring.judge(sums, reference, recent, settings, ["a", "b", "c"]))
+        reference, recent = monitoring.advance(reference, recent, sums, verdicts[-1].status, settings.reference_windows)
     return verdicts
 
 
@@ -82,6 +81,19 @@ def test_a_small_shift_shows_over_three_windows(scale: Scale) -> None:
     rng = np.random.default_rng(3)
     verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 4, moved=1.5, share=0.2)])
     assert "embeddings_3_windows" in verdicts[-1].alarms and "embeddings" not in verdicts[-1].alarms
+
+
+def test_one_bad_window_alarms_while_it_is_pooled_and_confirms_nothing(scale: Scale) -> None:
+    rng = np.random.default_rng(8)
+    verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 1, moved=6.0, share=0.5), *windows(scale, rng, 5)])
+    assert [verdict.status for verdict in verdicts[14:]] == ["alarm"] * 3 + ["ok"] * 3
+
+
+def test_three_pooled_windows_are_confirmed_by_the_three_before(scale: Scale) -> None:
+    rng = np.random.default_rng(5)
+    verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 6, moved=1.9, share=0.2)])
+    assert [verdict.status for verdict in verdicts[14:]] == ["ok", "ok", "alarm", "alarm", "alarm", "confirmed"]
+    assert all(verdict.alarms == ["embeddings_3_windows"] for verdict in verdicts[16:])
 
 
 def test_the_verdict_says_what_changed(scale: Scale) -> None:
@@ -121,7 +133,7 @@ def test_a_reference_that_changes_halfway_is_named(scale: Scale) -> None:
 def test_a_confirmed_window_does_not_join_the_reference() -> None:
     assert monitoring.advance([1], [], 2, "alarm", 12) == ([1], [2])
     assert monitoring.advance([1], [], 2, "confirmed", 12) == ([1], [2])
-    assert monitoring.advance([1, 2], [3, 4], 5, "ok", 2) == ([1, 2], [4, 5])
+    assert monitoring.advance([1, 2], [3, 4], 5, "ok", 2) == ([1, 2], [3, 4, 5])
 
 
 def test_too_few_documents_and_none_at_all() -> None:
@@ -186,8 +198,12 @@ class TestHistory:
             status = "insufficient_data" if number == 2 else "ok"
             made[window] = self.report(window, self.read(window, made), status)
         reference = ["01", "03", "04", "05", "06", "07"]
-        assert self.names(self.read("12", made)) == (reference, ["10", "11"])
-        assert self.names(History.of_inputs(self.read("12", made).as_inputs())) == (reference, ["10", "11"])
+        recent = ["08", "09", "10", "11"]
+        assert self.names(self.read("12", made)) == (reference, recent)
+        assert self.names(History.of_inputs(self.read("12", made).as_inputs())) == (reference, recent)
+        made["12"] = self.report("12", self.read("12", made), "ok")
+        made["13"] = self.report("13", self.read("13", made), "ok")
+        assert self.names(self.read("14", made)) == (reference, ["09", "10", "11", "12", "13"])
 
     def test_a_window_that_is_read_again_keeps_what_it_was_compared_with(self) -> None:
         made = {"02": self.report("02", History([], []), "ok")}

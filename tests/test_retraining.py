@@ -19,6 +19,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     raised_after,
     retrain_evidence,
     run_key,
@@ -112,6 +113,16 @@ class TestRules:
         assert _decide(learning, **asked, num_runs_in_flight=1).action == "wait"
         assert _decide(_after(0.1, outcome="succeeded", num_examples=ROWS + 500), **asked).action == "request_labels"
 
+    @pytest.mark.parametrize(("new", "action"), [(124, "wait"), (125, "retrain")])
+    def test_a_drift_is_learned_again_from_half_as_many_labels_more(self, new: int, action: str) -> None:
+        state = _after(2, num_drift_examples=250).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
+        decision = _decide(state, new=new)
+        assert decision.action == action and any("125 beside the 250 that showed it a drift" in reason for reason in decision.reasons)
+        assert drift_examples(state, _signals(new=new), SETTINGS) == 250 + new
+        assert _decide(_after(2), new=new).action == "wait"
+        again = {"num_labels_since_drift": 120, **_windows("confirmed", "confirmed")}
+        assert drift_examples(RUNNING, _signals(new=500, **again), SETTINGS) == 120
+
     def test_windows_a_year_apart_do_not_count_together(self) -> None:
         apart = _windows("confirmed", "confirmed", apart=380 * DAY_SECONDS)
         state = RUNNING.model_copy(update={"trained_at": 0.0})
@@ -195,6 +206,22 @@ class TestObstacles:
         assert _decide(_after(3, hours=14.0), settings, new=1_200, hourly_usd=3.0).action == "retrain"
         decision = _decide(_after(3, hours=16.0), settings, new=1_200, hourly_usd=3.0)
         assert decision.reasons[-1].startswith("but 48.00 USD were spent this month and the next run costs about 3.00 USD")
+
+    def test_a_gain_that_is_worth_less_than_the_run_waits_at_the_users_rate(self) -> None:
+        cost = {"estimated_hours": 5.0, "hourly_usd": 4.0, "usd_per_point": 10.0}
+        assert _decide(new=1_200, predicted_gain=0.02, **cost).action == "retrain"
+        decision = _decide(new=1_200, predicted_gain=0.01, **cost)
+        expected = (
+            "but an expected gain of 1.0 points is worth 10.00 USD a year (usd_per_point = 10) and the next run costs about 20.00 USD"
+        )
+        assert (decision.action, decision.reasons[-1]) == ("wait", expected)
+        assert _decide(new=1_200, predicted_gain=0.01, **{**cost, "usd_per_point": None}).action == "retrain"
+        assert _decide(new=1_200, predicted_gain=None, **cost).action == "retrain"
+        # A drop is what there is to win back; what a drift costs is unknown.
+        assert _decide(new=500, predicted_gain=0.0, score_drop=0.03, **cost).action == "retrain"
+        assert _decide(new=500, predicted_gain=0.0, score_drop=0.03, **{**cost, "usd_per_point": 5.0}).action == "wait"
+        drifted = {"num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
+        assert _decide(new=500, predicted_gain=0.0, **cost, **drifted).action == "retrain"
 
     def test_a_freeze_holds_and_says_why(self) -> None:
         decision = _decide(RUNNING.model_copy(update={"frozen": "Frozen by hand (anna): audit"}), new=5_000)
@@ -322,14 +349,13 @@ class TestTotality:
 
 
 #: Worlds whose retrains each learn from as many new rows as were asked for.
-_HEALTHY = {"a plan of 40 h, 3,000 labels a day"}
+_HEALTHY = {"a plan of 40 h, 3,000 labels a day", "drift from day 60, its labels from day 70"}
 #: Worlds where nobody is needed.
 _CALM = {
     "nothing happens",
     "60 labels a day",
     "the same 2,000 rows a day under a new name",
     "a false confirmed window in ten, 50 labels a day",
-    "drift from day 60, its labels from day 70",
     *_HEALTHY,
 }
 
@@ -350,5 +376,5 @@ def test_a_drift_is_asked_for_once_trained_on_once_its_labels_are_there_and_over
     year = Year(world).run(days=100)
     (asked,) = year.days("request_labels")
     assert asked == 61
-    # 100 labels of the new kind: two days after the first.
-    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71]
+    # 100 labels of the new kind: two days after the first. Then half as many more, again and again.
+    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71, 73, 75, 78]

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -68,6 +69,13 @@ class Case:
     def windows(self) -> dg.DynamicPartitionsDefinition:
         """Partitions of the monitoring stage."""
         return dg.DynamicPartitionsDefinition(name=f"{self.name}/window")
+
+    @property
+    def freshness(self) -> dg.FreshnessPolicy | None:
+        """When Dagster shows what is delivered as overdue: after `alerts.silent_hours`, when a silent feed is told, too."""
+        hours = self.settings.alerts.silent_hours
+        # Dagster takes no less than a minute.
+        return None if hours is None else dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=max(1.0, 60 * hours)))
 
     @property
     def has_windows(self) -> bool:

@@ -12,6 +12,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         key=case.key("raw_documents"),
+        freshness_policy=case.freshness,
         partitions_def=case.batches,
         description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
         code_version=case.code_version(documents.VERSION, "documents"),

@@ -7,6 +7,7 @@ import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import live
@@ -14,6 +15,18 @@ from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.training.metadata import CheckpointMetadata
+
+
+def something_came() -> dg.AutomationCondition:
+    """Labels or predictions came, or another champion: of that alone `live_quality` is made, so no state decides when it is due.
+
+    A drop was told a day late: labels that come after the daily evaluation had waited for the next one. Red checks are no reason to wait,
+    since a batch that is held back does not count; nor is a window without predictions, which is one of before the first champion.
+    """
+    changed = dg.AutomationCondition.any_deps_updated()
+    done = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
+    is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
+    return (changed.since(done) & is_settled).with_label("something_came")
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -57,11 +70,18 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
             key = artifact_key("drift_report", monitoring.VERSION, settings, digests, case.settings.seed)
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
-        return case.result(manifest, "drift_report", store, {"table": dg.MetadataValue.md(monitoring.DriftMetadata.of(manifest).table)})
+        found = monitoring.DriftMetadata.of(manifest)
+        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
+        windows = [monitoring.DriftMetadata.of(report) for report in (*history.reference, *history.recent)]
+        shares = [each.measured["novel_share"] for each in (*windows, found) if "novel_share" in each.measured]
+        if len(shares) > 1:
+            shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
+        return case.result(manifest, "drift_report", store, shown)
 
     @dg.asset(
         key=case.key("live_quality"),
         deps=[case.key(name) for name in ("batch_predictions", "labeled_examples", "champion_model")],
+        automation_condition=something_came(),
         description="How often the champion was right about production documents that got a label since, against its accuracy at release.",
         code_version=case.code_version(monitoring.LIVE_VERSION, "evaluation"),
         kinds={"scipy"},

@@ -15,6 +15,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         key=case.key("production_documents"),
+        freshness_policy=case.freshness,
         partitions_def=case.windows,
         description="What production saw in one window, unchanged.",
         code_version=case.code_version(documents.VERSION, "documents"),

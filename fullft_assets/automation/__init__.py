@@ -6,4 +6,4 @@ from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.jobs import INGEST, MODEL, MONITOR, build_jobs
 from fullft_assets.automation.ledger import decisions_asset
 from fullft_assets.automation.schedules import build_schedules
-from fullft_assets.automation.sensors import build_sensors
+from fullft_assets.automation.sensors import build_live_sensor, build_sensors

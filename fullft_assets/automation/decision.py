@@ -16,6 +16,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation.ledger import claim, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
+    NUM_DRIFT_EXAMPLES_TAG,
     NUM_EXAMPLES_TAG,
     REASONS_TAG,
     SETTINGS_TAG,
@@ -29,7 +30,7 @@ from fullft_assets.evaluation import CHAMPION
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
-from fullft_assets.planning import PlanMetadata
+from fullft_assets.planning import PilotMetadata, PlanMetadata, Point, predict_score
 from fullft_assets.resources import latest, one_line_errors, summary_by_partition
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
@@ -81,6 +82,7 @@ def decide_and_record(
             REASONS_TAG: reasons[:250],
             EVIDENCE_TAG: decision.evidence,
             NUM_EXAMPLES_TAG: str(signals.num_examples),
+            NUM_DRIFT_EXAMPLES_TAG: str(retraining.drift_examples(state, signals, case.settings.retraining)),
             SETTINGS_TAG: signals.settings_version,
         }
         return dg.RunRequest(run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags)
@@ -136,6 +138,8 @@ def gather(
             live_drop=_live_drop(store, case, in_use),
             estimated_hours=_estimated_hours(store, case, records, now),
             hourly_usd=settings.planning.hourly_usd,
+            usd_per_point=settings.planning.usd_per_point,
+            predicted_gain=_predicted_gain(store, case, frozen, learned),
             num_runs_in_flight=num_in_flight(case, instance),
         )
     except ValidationError as error:
@@ -213,6 +217,18 @@ def _live_drop(store: Store, case: Case, champion: release.Champion | None) -> f
         return 0.0
     live = LiveMetadata.of(found)
     return live.drop if live.checkpoint == champion.checkpoint else 0.0
+
+
+def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None) -> float | None:
+    """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more; None if nobody asks, or can tell."""
+    pilot = latest(store, case.name, "pilot_run")
+    if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
+        return None
+    found = PilotMetadata.of(pilot)
+    points = [Point(rows=int(point["rows"]), score=point[case.settings.primary_metric]) for point in found.learning_curve]
+    targets = (found.target_rows, round(found.target_rows * _num_rows(newest) / max(1, _num_rows(learned))))
+    before, after = (predict_score(points, target, learned.num_validation_rows).predicted for target in targets)
+    return max(0.0, after - before)
 
 
 def _estimated_hours(store: Store, case: Case, records: Sequence[dg.RunRecord], now: float) -> float:

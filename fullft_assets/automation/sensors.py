@@ -17,6 +17,22 @@ from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
 
+def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
+    """Return the sensor that measures live quality as soon as something came for it; none where it is not measured."""
+    if not case.is_monitored:
+        return []
+    return [
+        dg.AutomationConditionSensorDefinition(
+            f"{case.name}_live_quality_when_due",
+            target=dg.AssetSelection.assets(case.key("live_quality")),
+            run_tags={"use_case": case.name},
+            default_status=_status(case),
+            minimum_interval_seconds=60,
+            description="Measures live quality when labels or predictions came, or another champion.",
+        )
+    ]
+
+
 def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) -> list[dg.SensorDefinition]:
     """Return the sensors, stopped until somebody turns them on, here or by `automation.enabled`.
 

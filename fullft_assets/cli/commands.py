@@ -97,9 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument("out", type=Path, help="the file")
     exported.add_argument(
         "--format",
-        choices=["jsonl", "label_studio", "csv"],
+        choices=["jsonl", "label_studio", "ground_truth", "csv"],
         default="jsonl",
-        help="jsonl, label_studio (tasks to import) or csv (default: jsonl)",
+        help="jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)",
     )
     exported.add_argument("--documents", type=_count, default=200, help="maximum number of documents (default: 200)")
     exported.add_argument("--windows", type=_count, default=3, help="newest windows that they are taken from in turn (default: 3)")

@@ -26,7 +26,7 @@ def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int
 
     Args:
         out: the file.
-        chosen: format: jsonl, label_studio or csv.
+        chosen: format: jsonl, label_studio, ground_truth or csv.
         most: documents.
         num_windows: windows, the newest ones, that they are taken from in turn.
 
@@ -77,10 +77,18 @@ def _in_turn(lists: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
 def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str:
     """Return the rows with the names of fields that the use case reads, so that they can be delivered once they have a label."""
     settings = use_case.settings
-    names = {"id": settings.documents.id, "text": settings.documents.text or "text", "group": settings.examples.group or "group"}
+    names = {
+        "id": settings.documents.id,
+        "text": settings.documents.text or ("source" if chosen == "ground_truth" else "text"),
+        "group": settings.examples.group or "group",
+    }
     named = [{names.get(column, column): row[column] for column in _COLUMNS if row[column] is not None} for row in rows]
     if chosen == "label_studio":
         return json.dumps([{"data": row} for row in named], ensure_ascii=False, indent=1) + "\n"
+    if chosen == "ground_truth":  # a job's output has all fields of its input
+        return "".join(
+            json.dumps({"source": row["text"], **fields}, ensure_ascii=False) + "\n" for row, fields in zip(rows, named, strict=True)
+        )
     if chosen == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
     table = io.StringIO()

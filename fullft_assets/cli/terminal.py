@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+#: Environment variable with `Terminal.began` of the command that started this one in the same terminal: both print by one clock.
+BEGAN = "FULLFT_BEGAN"
+
 
 class Terminal:
     """Prints lines with the elapsed time, and one bar that is redrawn in place.
@@ -20,7 +23,7 @@ class Terminal:
     def __init__(self, stream: TextIO, worded: Callable[[str], str] = str) -> None:
         self.stream, self.worded = stream, worded
         self.is_interactive = stream.isatty()
-        self.began = time.monotonic()
+        self.began = float(os.environ.get(BEGAN, time.monotonic()))
         self._bar_is_open = False
 
     def line(self, text: str) -> None:

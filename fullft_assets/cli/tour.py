@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -27,7 +27,7 @@ import psutil
 from fullft_assets import release
 from fullft_assets.automation.ledger import entries_since
 from fullft_assets.automation.runs import REASONS_TAG
-from fullft_assets.cli.terminal import Terminal
+from fullft_assets.cli.terminal import BEGAN, Terminal
 from fullft_assets.errors import FullftError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.jobs.launch import adopt_orphans
@@ -54,7 +54,10 @@ def tour(folder: Path) -> int:
         signal.signal(number, signal.default_int_handler)
     project.write()
     try:
-        with _alerts_received(terminal) as (webhook, alerts), _services(project, webhook) as services:
+        with (
+            _alerts_received(terminal) as (webhook, alerts),
+            _services(project, {WEBHOOK: webhook, BEGAN: str(terminal.began)}) as services,
+        ):
             _Tour(project, services, alerts, terminal).give()
             if sys.stdin.isatty():
                 input("\nThe UI stays open until you press Enter. ")
@@ -170,7 +173,7 @@ class _Tour:
 class _Services:
     """`dagster dev` on the tour's home."""
 
-    def __init__(self, project: TourProject, webhook: str):
+    def __init__(self, project: TourProject, variables: Mapping[str, str]):
         self.project, self.log = project, project.root / "dagster-dev.log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -178,7 +181,7 @@ class _Services:
         self.url = f"http://127.0.0.1:{self._port}"
         kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")}
         path = os.pathsep.join([str(project.root), *filter(None, [kept.get("PYTHONPATH")])])
-        self._env = {**kept, "DAGSTER_HOME": str(project.home), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", WEBHOOK: webhook}
+        self._env = {**kept, "DAGSTER_HOME": str(project.home), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **variables}
         # On a fresh home the services race for the schema of the database: one command goes before.
         self._call("dagster", "instance", "info")
         with self.log.open("wb") as log:
@@ -224,12 +227,12 @@ class _Services:
 
 
 @contextmanager
-def _services(project: TourProject, webhook: str) -> Iterator[_Services]:
+def _services(project: TourProject, variables: Mapping[str, str]) -> Iterator[_Services]:
     """Yield services that answer; at the end they are asked to stop, and what is left of them is killed."""
     # Orphans as well: runs are in sessions of their own.
     adopt_orphans()
     try:
-        yield _Services(project, webhook)
+        yield _Services(project, variables)
     finally:
         me = psutil.Process()
         asked = me.children()

@@ -11,4 +11,4 @@ from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSIO
 from fullft_assets.monitoring.rendering import render_report, render_table
 from fullft_assets.monitoring.scale import FAMILIES, SCALE, Scale, Sums
 from fullft_assets.monitoring.thinning import independent_rows
-from fullft_assets.monitoring.verdict import ALARMED, CHECKS, VERSION, DriftVerdict, Past, Status, check, insufficient, judge, key_settings
+from fullft_assets.monitoring.verdict import ALARMED, CHECKS, VERSION, DriftVerdict, Status, check, insufficient, judge, key_settings

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import ALARMED, VERSION, Status
+from fullft_assets.monitoring.verdict import ALARMED, NUM_RECENT, VERSION, Status
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
 #: File of a drift report with the window's sums; a report without it was not read by the model.
 SUMS = "sums.npz"
-_RECENT = 2
 _REFERENCE_INPUT, _RECENT_INPUT = "reference", "recent"
 
 
@@ -49,7 +48,7 @@ def read_history(
     settings: Mapping[str, Any],
     num_reference: int,
 ) -> History:
-    """Return the windows that a window is compared with: the first ones under this champion, and the last two.
+    """Return the windows that a window is compared with: the first ones under this champion, and the last five.
 
     The newest earlier report under this champion names its own; the window that it is about joins the reference until that is complete,
     unless it alarmed, and the recent ones after that. So a report costs the same after a thousand windows. What is
@@ -96,4 +95,4 @@ def advance(reference: list[T], recent: list[T], window: T, status: Status, num_
     """
     if len(reference) < num_reference and status not in ALARMED:
         return [*reference, window], recent
-    return reference, [*recent, window][-_RECENT:]
+    return reference, [*recent, window][-NUM_RECENT:]

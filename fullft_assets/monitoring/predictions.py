@@ -12,7 +12,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the lines or their metadata change.
-PREDICTIONS_VERSION = "1"
+PREDICTIONS_VERSION = "2"
 #: A line for each document: `source`, `row` and `id` as its window has them, then what the task predicts, as in `fullft predict --file`.
 PREDICTIONS = "predictions.jsonl"
 
@@ -23,12 +23,15 @@ class PredictionsMetadata(Metadata):
     Attributes:
         checkpoint: the artifact with the model that predicted.
         num_without_text: documents of the window that have no text, and no prediction.
+        estimated_accuracy: of a classifier, the mean probability of the predicted labels: its accuracy if the probabilities are right. An
+            estimate, on which nothing acts: where documents change, models stay too certain.
         rows_per_second, characters_per_second: from the first text to the last, without loading the model.
     """
 
     checkpoint: str
     num_rows: int
     num_without_text: int
+    estimated_accuracy: float | None = None
     rows_per_second: float | None = None
     characters_per_second: float | None = None
 

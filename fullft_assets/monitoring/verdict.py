@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -16,16 +16,17 @@ from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "4"
+VERSION = "5"
 CHECKS = (CheckSpec("window_matches_reference", "Production looks like the first windows under this champion."),)
 
-#: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it differs from them. `confirmed`: so do two
-#: of the last three windows, this one among them. `feed_broken`: no document of the window has a text.
+#: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last three windows pooled, differ
+#: from them. `confirmed`: so did windows shortly before, which have no document in common with those. `feed_broken`: no document of the
+#: window has a text.
 Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
 #: A window of these differs from the reference.
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
-#: An alarm is confirmed by so many of the last windows.
-_CONFIRMING, _OF_LAST = 2, 3
+#: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
+NUM_RECENT = 2 * POOLED - 1
 
 _WORDS = {
     "num_tokens": ("texts are longer", "texts are shorter", "tokens"),
@@ -33,13 +34,6 @@ _WORDS = {
     "unknown_share": ("more words are new to the training texts", "fewer words are new to the training texts", "of the words"),
     "entropy": ("the model is less certain", "the model is more certain", "nats of entropy"),
 }
-
-
-class Past(NamedTuple):
-    """An earlier window: its sums, and the status that it was given."""
-
-    sums: Sums
-    status: Status
 
 
 class DriftTest(BaseModel):
@@ -109,13 +103,13 @@ class DriftVerdict(BaseModel):
 
 
 def judge(
-    current: Sums, reference: Sequence[Sums], recent: Sequence[Past], settings: MonitoringSettings, labels: Sequence[str] = ()
+    current: Sums, reference: Sequence[Sums], recent: Sequence[Sums], settings: MonitoringSettings, labels: Sequence[str] = ()
 ) -> DriftVerdict:
     """Compare a window, and the last three pooled, with the reference windows.
 
     Args:
         reference: the first windows under this champion, none of `recent` and not the current one.
-        recent: the last windows between the reference and the current one, oldest first; two are enough.
+        recent: the last windows between the reference and the current one, oldest first; `NUM_RECENT` are enough.
         labels: in the order of the model's outputs.
     """
     judged = DriftVerdict(
@@ -126,17 +120,9 @@ def judge(
     )
     if len(reference) < LEAST_WINDOWS:
         return judged
-    pooled = {1: [current]}
-    if len(recent) >= POOLED - 1:
-        pooled[POOLED] = [*(past.sums for past in recent[1 - POOLED :]), current]
-    tests = [
-        DriftTest(family=family, num_windows=count, **test_windows(reference, windows, family)._asdict())
-        for family in FAMILIES
-        for count, windows in pooled.items()
-    ]
+    windows = [*recent, current]
+    tests = _tests(reference, windows)
     alarms = [test for test in tests if test.alarms]
-    before = [past.status in ALARMED for past in recent[1 - _OF_LAST :]]
-    confirmed = bool(alarms) and sum(before) + 1 >= _CONFIRMING
     notes, homogeneity = [], None
     if len(reference) < settings.reference_windows:
         notes.append(f"the reference is provisional: it has {len(reference)} of {settings.reference_windows} windows")
@@ -144,15 +130,31 @@ def judge(
         homogeneity = test_windows(reference[: len(reference) // 2], reference[len(reference) // 2 :], "embeddings").p_value
         if homogeneity <= HOMOGENEITY:
             notes.append("the reference is not homogeneous: production changed while it was collected, and alarms may be late or missing")
-    by_family = {test.family: pooled[test.num_windows] for test in alarms}
+    by_family = {test.family: windows[-test.num_windows :] for test in alarms}
     found: dict[str, Any] = {
-        "status": "confirmed" if confirmed else "alarm" if alarms else "ok",
+        "status": "ok" if not alarms else "confirmed" if _is_confirmed(reference, windows, alarms) else "alarm",
         "homogeneity": homogeneity,
         "tests": tests,
-        "moved": [_in_words(family, reference, windows, labels) for family, windows in by_family.items()],
+        "moved": [_in_words(family, reference, moved, labels) for family, moved in by_family.items()],
         "notes": notes,
     }
     return judged.model_copy(update=found)
+
+
+def _tests(reference: Sequence[Sums], windows: Sequence[Sums]) -> list[DriftTest]:
+    """Return the tests of the last window, and of the last three pooled if there are so many."""
+    return [
+        DriftTest(family=family, num_windows=count, **test_windows(reference, windows[-count:], family)._asdict())
+        for family in FAMILIES
+        for count in (1, POOLED)
+        if len(windows) >= count
+    ]
+
+
+def _is_confirmed(reference: Sequence[Sums], windows: Sequence[Sums], alarms: Sequence[DriftTest]) -> bool:
+    """Return whether windows alarm that end before those which alarm now: one bad delivery is in three pooled windows, but confirms nothing."""
+    before = windows[-(NUM_RECENT + 1) : -min(test.num_windows for test in alarms)]
+    return any(test.alarms for end in range(1, len(before) + 1) for test in _tests(reference, before[:end]))
 
 
 def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:

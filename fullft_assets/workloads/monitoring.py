@@ -19,7 +19,7 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed, predict
-from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Past, Place, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Place, Scale, Sums, Vocabulary
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.workloads.entry import run_workload
@@ -117,7 +117,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
             reference = [_read_sums(store, report) for report in history.reference]
-            recent = [Past(_read_sums(store, report), DriftMetadata.of(report).status) for report in history.recent]
+            recent = [_read_sums(store, report) for report in history.recent]
             monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed))
             verdict = monitoring.judge(sums, reference, recent, settings, labels)
             if verdict.alarms:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
 from fullft_assets.base_model import with_rights
@@ -40,12 +41,16 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     model = with_rights(store.folder(checkpoint) / "model", job.settings)
     labels = CheckpointMetadata.of(checkpoint).labels
 
+    probabilities: list[float] = []
+
     def predicted() -> Iterator[dict[str, Any]]:
         texts = [document.text for document in documents]
         found = task_of(job.settings.examples).predict(model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens)
         for done, prediction in enumerate(found if texts else (), start=1):
             progress.raise_if_stopped()
             progress.step(done, len(texts))
+            if "probability" in prediction:
+                probabilities.append(prediction["probability"])
             yield prediction
 
     with store.create(job.case, job.stage, job.key, version=PREDICTIONS_VERSION, seed=job.settings.seed) as draft:
@@ -59,6 +64,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 checkpoint=checkpoint.ref,
                 num_rows=len(documents),
                 num_without_text=len(table) - len(documents),
+                estimated_accuracy=fmean(probabilities) if probabilities else None,
                 rows_per_second=len(documents) / seconds if documents else None,
                 characters_per_second=sum(len(document.text) for document in documents) / seconds if documents else None,
             ).as_dict(),
