@@ -23,6 +23,7 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     rows = [found for found in sample if found.record]
     if not rows:
         return
+    yield from _refused(rows, settings.examples.max_quarantined_share)
     for key, column, field in _named(settings, rows):
         missing = [found for found in rows if not _has(found, column)]
         if len(missing) == len(rows):
@@ -34,6 +35,15 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
         if len(counted) > most * len(rows):
             near = _near(field, fields_of([found for found in counted if field not in fields_of([found])]))
             yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
+
+
+def _refused(rows: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
+    """Yield the key of the texts that rows name and that may not be read, or are not there, if too many are."""
+    refused = [found for found in rows if found.is_refused]
+    if len(refused) > most * len(rows):
+        is_object = "://" in str(refused[0].record.get("source-ref"))
+        counted = f"{len(refused):,} of {len(rows):,} rows read ({_places(refused)})"
+        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {refused[0].row.get('problem')}"
 
 
 def incomplete_fields(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[str]:
@@ -57,8 +67,11 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
 
 
 def _without(missing: list[Sampled], rows: list[Sampled], field: str) -> str:
-    places = ", ".join(found.place for found in missing[:_SHOWN_PLACES])
-    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({places})"
+    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({_places(missing)})"
+
+
+def _places(found: list[Sampled]) -> str:
+    return ", ".join(one.place for one in found[:_SHOWN_PLACES])
 
 
 def fields_of(sample: list[Sampled]) -> list[str]:
