@@ -172,6 +172,17 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
     assert problem in str(raised.value) and str(raised.value).endswith("; did you mean `docs`?")
 
 
+def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
+    """A title above the columns' names makes each row one of more fields than the header."""
+    case = use_case(tmp_path, [])
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data/a.csv").write_text("Export of November\n" + "text,kind,expression\n" + "The licence permits use.,notice,mit\n" * 9)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    problem = "documents.path: 10 of 10 rows read (a.csv:10, a.csv:11, a.csv:2): has more fields than the header; where a title is above"
+    assert problem in str(raised.value)
+
+
 def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "data/texts").mkdir(parents=True)
     (tmp_path / "data/texts/1.dat").write_text("The licence permits use.")

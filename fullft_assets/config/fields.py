@@ -16,14 +16,15 @@ from fullft_assets.task import task_of
 #: Objects within a record of an export whose fields count as the record's.
 _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+_HEADER = "where a title is above the columns' names, give the number of their row as documents.csv.header or documents.xlsx.header"
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
     """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to do."""
+    yield from _unusable(sample, settings.examples.max_quarantined_share)
     rows = [found for found in sample if found.record]
     if not rows:
         return
-    yield from _refused(rows, settings.examples.max_quarantined_share)
     for key, column, field in _named(settings, rows):
         missing = [found for found in rows if not _has(found, column)]
         if len(missing) == len(rows):
@@ -37,13 +38,15 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
             yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
 
 
-def _refused(rows: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
-    """Yield the key of the texts that rows name and that may not be read, or are not there, if too many are."""
-    refused = [found for found in rows if found.is_refused]
-    if len(refused) > most * len(rows):
-        is_object = "://" in str(refused[0].record.get("source-ref"))
-        counted = f"{len(refused):,} of {len(rows):,} rows read ({_places(refused)})"
-        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {refused[0].row.get('problem')}"
+def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
+    """Yield a key if too many rows are no records, or name a text that may not be read or is not there."""
+    rows = [found for found in sample if found.is_refused or not found.record]
+    if len(rows) > most * len(sample):
+        is_object = "://" in str(rows[0].record.get("source-ref"))
+        problem = str(rows[0].row.get("problem"))
+        hint = f"; {_HEADER}" if problem.endswith("fields than the header") else ""
+        counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
+        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
 
 
 def incomplete_fields(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[str]:
