@@ -12,6 +12,7 @@ import pytest
 
 from fullft_assets.config import check, corpus
 from fullft_assets.config.validation import load_use_case
+from fullft_assets.errors import SettingsError
 
 pytestmark = pytest.mark.quick
 
@@ -151,7 +152,25 @@ def test_rows_of_arrays_tables_archives_and_whole_files_are_counted(project):
         (data / name).write_text("a whole document")
     text = report(project)
     assert line(text, "documents").endswith(f" {7 + 1 + 7 + 1 + 7 + 2 * 7 + 4} rows")
-    assert "note" not in text
+    assert line(text, "note").endswith("l.pdf: cannot be read (not a PDF); it will be skipped")
+
+
+@pytest.mark.heavy
+def test_the_rows_of_a_table_are_drawn_from_all_of_it(project, monkeypatch):
+    """Many data sets are sorted by label."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 300)
+    table = pa.Table.from_pylist([{"text": f"text {i}", "kind": f"kind {i // 1_300}"} for i in range(2_600)])
+    (project / "data/a.jsonl").unlink()
+    pq.write_table(table, project / "data/a.parquet", row_group_size=1_000)
+    with pa.ipc.new_stream(str(project / "data/b.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=900)
+    text = report(project)
+    assert line(text, "documents").endswith(" 5,200 rows")
+    # Of each file one row in 18: rows 1, 19, 37, ...
+    assert line(text, "labels").removeprefix("labels").strip() == "2 in 290 rows read: `kind 0` 146, `kind 1` 144"
 
 
 def test_the_samples_of_exports_are_told_by_their_content(project):
@@ -179,7 +198,9 @@ def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project,
         (data / name).unlink()
     reference = {"source-ref": "s3://mail/1.txt", "kind": 0, "kind-metadata": {"class-name": "x", "confidence": 1}}
     (data / "c.manifest").write_text(json.dumps(reference) + "\n")
-    text = report(project)
+    path = write(project)
+    path.write_text(YAML.replace("path: data", "path: data, reference_buckets: [mail]"))
+    text = check.check_use_case(load_use_case(path))
     assert line(text, "documents").endswith(" 1 rows")
     assert "text length unknown" in line(text, "windows") and "note" not in text
 
@@ -338,10 +359,45 @@ def test_the_sample_is_drawn_from_all_rows_that_are_counted(project, monkeypatch
 
 def test_files_with_other_endings_are_counted(project):
     assert "not read" not in report(project)
-    for name in ("b.doc", "c.doc", "d.txt.gz"):
+    for name in ("b.doc", "c.doc", "d.pdf.gz"):
         (project / "data" / name).write_text("x")
     (project / "data/e.tsv").write_text("text\tkind\nA licence\tnotice\n")
     assert line(report(project), "not read").endswith(
-        "3 file(s) are left in place because their endings are not read: 2 .doc (b.doc, c.doc), 1 .txt.gz (d.txt.gz)"
+        "3 file(s) are left in place because their endings are not read: 2 .doc (b.doc, c.doc), 1 .pdf.gz (d.pdf.gz)"
     )
     assert "201 rows" in line(report(project), "documents")
+
+
+@pytest.mark.parametrize("ending", [".txt", ".html"])
+def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, ending):
+    """With `label: folder` the first files would have one label; of a format that is slow to read some are read as well."""
+    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 20)
+    (project / "data/a.jsonl").unlink()
+    for number in range(90):
+        path = project / "data" / f"kind-{number // 30}" / f"{number}{ending}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"The licence number {number} permits use.")
+    path = write(project)
+    path.write_text(YAML.replace("label: kind", "label: folder"))
+    text = check.check_use_case(load_use_case(path))
+    assert line(text, "documents").endswith(" 90 rows")
+    assert line(text, "labels").removeprefix("labels").strip().startswith("3 in 20 rows read: `kind-")
+
+
+def test_files_of_any_ending_are_read_where_their_format_is_named(project):
+    (project / "data/a.jsonl").unlink()
+    for name in ("spam/0001.7c53336b", "ham/0002", "ham/a.rst", "ham/_notes", "ham/b.rst.part"):
+        (project / "data" / name).parent.mkdir(exist_ok=True)
+        (project / "data" / name).write_text("The licence permits use.")
+    path = write(project)
+    path.write_text(YAML.replace("label: kind", "label: folder"))
+    with pytest.raises(SettingsError, match="if each file is one text, set documents.format to text$"):
+        load_use_case(path)
+    path.write_text(path.read_text().replace("path: data", "path: data, format: text"))
+    text = check.check_use_case(load_use_case(path))
+    assert line(text, "documents").endswith(" 3 rows") and "not read" not in text
+    assert line(text, "labels").removeprefix("labels").strip() == "2 in 3 rows read: `ham` 2, `spam` 1"
+    # A manifest has its texts in other files, which are no manifests.
+    path.write_text(path.read_text().replace("format: text", "format: ground_truth"))
+    with pytest.raises(SettingsError, match="no readable document below data"):
+        load_use_case(path)

@@ -72,6 +72,16 @@ def test_spellings_of_labels_and_groups_are_named(tmp_path: Path) -> None:
     assert "differ in spelling" not in check_use_case(use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"]))
 
 
+def test_spellings_of_labels_that_are_not_named_have_their_places(tmp_path: Path) -> None:
+    rows = [{**row, "kind": f"kind {number}"} for number, row in enumerate(projects.licence_rows(120))]
+    rows[7]["kind"] = "KIND-5"
+    found = lines(tmp_path, rows)
+    assert found["spelling"].strip() == (
+        "labels that hardly differ: those of a.jsonl:8 and a.jsonl:6; list one spelling in examples.labels, or fix the source"
+    )
+    assert found["rare"].endswith("120 labels have fewer rows than snapshot.min_rows_per_label (5)")
+
+
 def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> None:
     rows = projects.licence_rows(60)
     for row, kind, expression in zip(rows, ["NULL", "n/a", " notice", "N/A"], ["-", "x", "?", "NULL"], strict=False):
@@ -85,10 +95,17 @@ def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> N
     assert "missing" not in lines(tmp_path, projects.licence_rows(60))
 
 
+def test_what_may_separate_labels_is_named(tmp_path: Path) -> None:
+    rows = [{**row, "kind": "a, b" if number % 3 else "c"} for number, row in enumerate(projects.licence_rows(30))]
+    found = lines(tmp_path, rows, task="multi_label")
+    assert found["labels"].strip() == "67% of them contain `,`: if it separates several, set examples.label_separator to ','"
+    assert lines(tmp_path, rows, task="multi_label", label_separator=",")["labels"].strip().startswith("3 in 30 rows read: ")
+
+
 def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:
     rows = [{**row, "kind": f"{row['text']} zoonomiastic"} for row in projects.licence_rows(60)]
     found = lines(tmp_path, rows)
-    assert "not named" in found["labels"] and "not named" in found["rare"]
+    assert "not named" in found["labels"] and found["rare"].endswith("(5)")
     report = check_use_case(use_case(tmp_path, rows))
     assert "zoonomiastic" not in report and not any(row["text"][:20] in report for row in rows)
 
@@ -153,6 +170,44 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
     assert problem in str(raised.value) and str(raised.value).endswith("; did you mean `docs`?")
+
+
+def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
+    """A title above the columns' names makes each row one of more fields than the header."""
+    case = use_case(tmp_path, [])
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data/a.csv").write_text("Export of November\n" + "text,kind,expression\n" + "The licence permits use.,notice,mit\n" * 9)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    problem = "documents.path: 10 of 10 rows read (a.csv:10, a.csv:11, a.csv:2): has more fields than the header; where a title is above"
+    assert problem in str(raised.value)
+
+
+def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "data/texts").mkdir(parents=True)
+    (tmp_path / "data/texts/1.dat").write_text("The licence permits use.")
+    about = {"kind": 0, "kind-metadata": {"class-name": "notice"}, "expression": "e"}
+
+    def report(*references: str, **documents: Any) -> str:
+        rows = [{"source-ref": reference, **about} for reference in references]
+        projects.write_rows(tmp_path / "data/a.manifest", rows)
+        case = use_case(tmp_path, [{"text": "The licence permits use.", "kind": "notice", "expression": "e"}] * 3, documents)
+        return check_use_case(case)
+
+    bucket = "its bucket is not that of documents.path, nor among documents.reference_buckets"
+    with pytest.raises(SettingsError) as raised:
+        report(*["s3://mail-text/1.txt"] * 4, reference_buckets=["mail-texts"])
+    near = f"source-ref cannot be read ({bucket}; `mail-texts` is: did you mean it?)"
+    assert str(raised.value).endswith(f"documents.reference_buckets: 4 of 7 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {near}")
+    with pytest.raises(SettingsError) as raised:
+        report(*["text/1.dat"] * 5, "texts/1.dat")
+    missing = "source-ref cannot be read (No such file or directory)"
+    assert str(raised.value).endswith(f"documents.path: 5 of 9 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {missing}")
+    found = report("texts/1.dat", "texts/1.dat", "s3://mail-texts/1.txt", reference_buckets=["mail-texts"])
+    assert "source-ref" not in found
+    found = report(*["texts/1.dat"] * 20, "../secret.dat")
+    assert "  malformed  1 of 24 rows read: source-ref cannot be read (outside of the delivery folder) (a.manifest:21)\n" in found
+    assert "  loss       expected: 1 malformed row" in found
 
 
 @pytest.mark.heavy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 from fullft_assets.documents import references
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import is_readable, json_lines, labels
+from fullft_assets.documents.formats import is_readable, json_lines, labels, plain
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.references import References
 from fullft_assets.documents.schema import schema
@@ -120,6 +121,7 @@ class TestNames:
             "b.csv.gz",
             "c.manifest.zst",
             "d.txt",
+            "d.txt.zst",
             "e.MD",
             "f.html",
             "g.pdf",
@@ -130,7 +132,6 @@ class TestNames:
         others = [
             "a.doc",
             "a.pdf.gz",
-            "b.txt.zst",
             "a.gz",
             "a",
         ]
@@ -369,6 +370,20 @@ class TestWholeFiles:
         assert {(row["text"], row["label"]) for row in rows} == {*((row["text"], row["kind"]) for row in licences[:6]), ("no folder", None)}
         assert all(row["group"] == row["source"] and row["row"] == 1 and row["id"] == f"{row['source']}:1" for row in rows)
 
+    def test_they_may_be_packed_but_unpack_to_no_more_than_others(
+        self, tmp_path: Path, licences: Rows, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = licences[0]["text"]
+        (tmp_path / "a.txt.gz").write_bytes(pack(text.encode("cp1252", "replace"), "gzip"))
+        (tmp_path / "b.md.zst").write_bytes(pack(text.encode("utf-16"), "zstd"))
+        (tmp_path / "c.html.gz").write_bytes(pack(f"<p>{html.escape(text)}".encode(), "gzip"))
+        rows = read(tmp_path)
+        assert [" ".join(row["text"].split()) for row in rows] == [" ".join(text.split())] * 3
+        monkeypatch.setattr(plain, "MAX_TEXT_BYTES", 2**20)
+        (tmp_path / "large.txt.gz").write_bytes(pack(b"x" * (2**20 + 1), "gzip"))
+        batch = read_batch(tmp_path)
+        assert batch.unreadable == {"large.txt.gz": "unpacks to more than 1 MiB; split it"} and len(batch.table) == 3
+
     def test_html_is_the_text_that_a_reader_sees(self, tmp_path: Path) -> None:
         (tmp_path / "a.html").write_text(PAGE)
         [row] = read(tmp_path)
@@ -602,11 +617,23 @@ class TestPlainRecords:
 
     @pytest.mark.parametrize(
         ("given", "labels"),
-        [(["b", "a", "b"], ["a", "b"]), ("x", ["x"]), ([], []), ("", None), (None, None), ([1, None], ["1"]), ('["b", "a"]', ["a", "b"])],
-    )
+        [(["b", "a", "b"], ["a", "b"]), ("x", ["x"]), ([], []), ("", None), (None, None), ([1, None], ["1"]), ('["b", "a"]', ["a", "b"]),
+         ("['b, c', \"it's\"]", ["b, c", "it's"]), ("['b' 'a'\n 'c']", ["a", "b", "c"]), ("[]", []), ("['a", ["['a"]), ("a, b", ["a, b"])],
+    )  # fmt: skip
     def test_labels(self, tmp_path: Path, given: Any, labels: list[str] | None) -> None:
         row = one(tmp_path, {"text": "a", "topics": given}, MANY)
         assert (row["labels"], row["label"], row["problem"]) == (labels, None, None)
+
+    def test_labels_that_are_one_text(self, tmp_path: Path) -> None:
+        for given, names in (
+            ("b; a;;b", ["a", "b"]),
+            ("a", ["a"]),
+            ("n/a;x", ["x"]),
+            (["a;b"], ["a;b"]),
+            ("['a;b']", ["a;b"]),
+            (" ", None),
+        ):
+            assert one(tmp_path, {"text": "a", "topics": given}, {**MANY, "label_separator": ";"})["labels"] == names
 
     def test_labels_of_the_wrong_shape(self, tmp_path: Path) -> None:
         assert (
@@ -1083,7 +1110,9 @@ class TestChat:
             ({"conversations": [{"from": "observation", "value": "4"}]}, [{"role": "tool", "content": "4"}]),
             ({"instruction": "May", "input": "I?", "output": "You may."}, [{"role": "user", "content": "May\n\nI?"}, SAID]),
             ({"instruction": "May I?", "input": "", "output": "You may.", "history": [["a", "b"]], "system": ""}, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, ASKED, SAID]),
+            ({"instruction": "May", "context": "I?", "response": "You may."}, [{"role": "user", "content": "May\n\nI?"}, SAID]),
             ({"prompt": "May I?", "completion": "You may."}, [ASKED, SAID]),
+            ({"question": "May I?", "answer": "You may."}, [ASKED, SAID]),
             ({"prompt": "May I?", "response": "You may."}, [ASKED, SAID]),
             ({"prompt": [SYSTEM, ASKED], "completion": [SAID]}, [SYSTEM, ASKED, SAID]),
             ({"messages": [ASKED, {"role": "assistant", "content": None}]}, [ASKED, {"role": "assistant", "content": ""}]),
@@ -1098,7 +1127,7 @@ class TestChat:
     @pytest.mark.parametrize(
         ("record", "problem"),
         [
-            ({"text": "a"}, "no field `messages`, `conversations`, `instruction` or `prompt`"),
+            ({"text": "a"}, "no field `messages`, `conversations`, `instruction`, `prompt` or `question`"),
             ({"messages": []}, "field `messages` has no message"),
             ({"messages": "May I?"}, "field `messages` is not a list of messages"),
             ({"messages": [ASKED, 5]}, "turn 2 of field `messages` is not an object"),
@@ -1111,6 +1140,7 @@ class TestChat:
             ),
             ({"instruction": "a"}, "no field `output` or `response`"),
             ({"prompt": "a"}, "no field `completion` or `response`"),
+            ({"question": "a"}, "no field `answer` or `response`"),
             ({"prompt": 5, "completion": "a"}, "field `prompt` is not a list of messages"),
             ({"instruction": "a", "input": 5, "output": "b"}, "field `input` is not text"),
             ({"instruction": "a", "output": "b", "history": [["a"]]}, "field `history` is not a list of [question, answer]"),

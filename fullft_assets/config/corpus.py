@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import heapq
 import random
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fullft_assets.base_model import BaseModelHeader
+from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.formats import Delivered, Format, Reading, Record, Unreadable
 from fullft_assets.documents.formats.delivered import Head
 from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
-from fullft_assets.documents.sources import Folder, SourceFile
+from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings.use_case import UseCase
 
@@ -27,6 +30,9 @@ SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
 #: Rows of a file whose rows are known without reading it.
 _LEAST_ROWS_A_FILE = 20
+#: Files of formats that are slow to read are opened for so many seconds, and only up to so many bytes each.
+SLOW_SECONDS = 1.0
+_MOST_SLOW_BYTES = 2**18
 #: Texts that are tokenised, and characters of each.
 TOKENISED_ROWS = 100
 TOKENISED_CHARACTERS = 20_000
@@ -43,6 +49,7 @@ class Sampled:
         text_field: the field that the text was looked for in.
         is_plain: its label is a field of the record, as in no export.
         is_elsewhere: its text is in another file or object, which is not opened.
+        is_refused: it is elsewhere, and may not be read there or is not there.
     """
 
     record: dict[str, Any]
@@ -51,6 +58,7 @@ class Sampled:
     text_field: str
     is_plain: bool
     is_elsewhere: bool
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,14 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
     settings = use_case.settings
     if settings.documents.path.startswith("s3://"):
         return Corpus(files=[], num_rows=None, is_exact=False, mean_tokens=None, note=None)
-    source = Folder(use_case.resolve(settings.documents.path), follow_links=settings.documents.follow_links)
+    source = source_of(use_case)
     files = source.files()
-    with FileReader(source, settings.documents, settings.examples, all_fields=True) as reader:
-        look = _Look(reader, len(files))
+    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
+    with FileReader(source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file) as reader:
+        look = _Look(reader, rows_a_file)
         for file in files:
             look.add(source, file)
+        look.open_documents(source)
         sample = look.sample()
     texts = [found.row["text"] for found in sample if found.row.get("text")]
     mean_tokens = _mean_tokens(texts[:TOKENISED_ROWS], model)
@@ -113,29 +123,30 @@ class _Drawn:
 
     def sampled(self) -> Sampled:
         """Return the row that ingestion makes of it."""
-        fetched: list[str] = []
+        fetched: list[str | OSError] = []
 
         def fetch(references: list[str]) -> list[str | OSError]:
-            fetched.extend(references)
-            return [""] * len(references)
+            fetched.extend(self.reading.fetch(references))
+            return fetched
 
         number = int(self.place.rpartition(":")[2])
         row = next((row for _, row in self.meaning.rows([(number, self.record)], replace(self.reading, fetch=fetch))), {})
         record = self.record if isinstance(self.record, dict) else {}
         text_field = self.reading.wanted.text or self.meaning.text
-        return Sampled(record, row, self.place, text_field, not self.meaning.written_as, bool(fetched))
+        is_refused = any(isinstance(text, OSError) for text in fetched)
+        return Sampled(record, row, self.place, text_field, not self.meaning.written_as, bool(fetched), is_refused)
 
 
 class _Look:
     """Counts rows and draws some: files of rows are read within `COUNTED_BYTES` in all, others only for the sample."""
 
-    def __init__(self, reader: FileReader, num_files: int) -> None:
+    def __init__(self, reader: FileReader, rows_a_file: int) -> None:
         self.is_exact = True
         self.note: str | None = None
         self.encodings: Counter[str] = Counter()
         self._drawn: list[_Drawn] = []
         self._reader = reader
-        self._rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, num_files))
+        self._rows_a_file = rows_a_file
         self._known_rows = 0
         self._read_rows = 0
         #: Bytes of the files whose rows are counted by reading; and those that were read, as delivered and unpacked.
@@ -144,6 +155,8 @@ class _Look:
         self._unpacked_bytes = 0
         #: Bytes of the other files that were opened for the sample.
         self._opened_bytes = 0
+        #: Files that are one document each, and whether their format is slow to read.
+        self._documents: list[tuple[SourceFile, bool]] = []
 
     @property
     def num_rows(self) -> int:
@@ -156,22 +169,41 @@ class _Look:
         """Return the rows that were drawn, in the order of their places; the reader must still be open."""
         return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: drawn.place)]
 
-    def add(self, source: Folder, file: SourceFile) -> None:
+    def add(self, source: Source, file: SourceFile) -> None:
         """Count one file. One that cannot be read is noted: ingestion leaves it out too."""
+        with self._noting(source, file), source.local(file.path) as path:
+            self._add(path, file)
+
+    def open_documents(self, source: Source) -> None:
+        """Read some of the files that are one document each, from all over the delivery: a folder often has one label."""
+        end = time.monotonic() + SLOW_SECONDS
+        for file, is_slow in random.Random(0).sample(self._documents, len(self._documents)):
+            if not self._has_room:
+                break
+            if is_slow and (file.bytes > _MOST_SLOW_BYTES or time.monotonic() > end):
+                continue
+            self._opened_bytes += file.bytes
+            with self._noting(source, file), source.local(file.path) as path:
+                self._read(Delivered(path, file.path))
+
+    @contextmanager
+    def _noting(self, source: Source, file: SourceFile) -> Iterator[None]:
         try:
-            with source.local(file.path) as path:
-                self._add(path, file)
+            yield
         except (OSError, Unreadable) as error:
             why = getattr(error, "strerror", None) or error
-            self.note = self.note or f"{source.folder / file.path}: cannot be read ({why}); it will be skipped"
+            self.note = self.note or f"{source.uri}/{file.path}: cannot be read ({why}); it will be skipped"
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))
-        if written.is_whole_file or written.num_rows is not None:
-            if self._has_room and not written.is_slow:
+        if written.is_whole_file:
+            self._known_rows += 1
+            self._documents.append((file, written.is_slow))
+        elif written.num_rows is not None:
+            if self._has_room:
                 self._opened_bytes += file.bytes
                 self._read(Delivered(path, file.path))
-            self._known_rows += 1 if written.num_rows is None else written.num_rows(path)
+            self._known_rows += written.num_rows(path)
         else:
             self._count(path, file)
 

@@ -16,10 +16,12 @@ from fullft_assets.task import task_of
 #: Objects within a record of an export whose fields count as the record's.
 _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+_HEADER = "where a title is above the columns' names, give the number of their row as documents.csv.header or documents.xlsx.header"
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
     """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to do."""
+    yield from _unusable(sample, settings.examples.max_quarantined_share)
     rows = [found for found in sample if found.record]
     if not rows:
         return
@@ -34,6 +36,17 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
         if len(counted) > most * len(rows):
             near = _near(field, fields_of([found for found in counted if field not in fields_of([found])]))
             yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
+
+
+def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
+    """Yield a key if too many rows are no records, or name a text that may not be read or is not there."""
+    rows = [found for found in sample if found.is_refused or not found.record]
+    if len(rows) > most * len(sample):
+        is_object = "://" in str(rows[0].record.get("source-ref"))
+        problem = str(rows[0].row.get("problem"))
+        hint = f"; {_HEADER}" if problem.endswith("fields than the header") else ""
+        counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
+        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
 
 
 def incomplete_fields(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[str]:
@@ -57,8 +70,11 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
 
 
 def _without(missing: list[Sampled], rows: list[Sampled], field: str) -> str:
-    places = ", ".join(found.place for found in missing[:_SHOWN_PLACES])
-    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({places})"
+    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({_places(missing)})"
+
+
+def _places(found: list[Sampled]) -> str:
+    return ", ".join(one.place for one in found[:_SHOWN_PLACES])
 
 
 def fields_of(sample: list[Sampled]) -> list[str]:

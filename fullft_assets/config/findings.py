@@ -15,7 +15,7 @@ from fullft_assets.config.places import is_bucket
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.escaping import quoted
 from fullft_assets.examples import damage, language
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.label_names import may_be_named, named
 from fullft_assets.examples.rules import REASONS, ROLES
 from fullft_assets.examples.spelling import variants
 from fullft_assets.personal_data import pii
@@ -30,6 +30,9 @@ _LANGUAGE_TEXTS = 200
 #: Texts that a model of named entities reads: it takes some milliseconds for each.
 _NAMED_TEXTS = 200
 _SHOWN = 8
+_SHOWN_PROBLEMS = 3
+#: What a text with several labels has between them, and the share of the labels that it must be in to be named.
+_SEPARATORS, _SEPARATED_SHARE = (";", "|", ",", "\t"), 0.2
 
 
 def suggested_group(use_case: UseCase) -> str | None:
@@ -55,6 +58,7 @@ def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
     yield from _languages(rows)
     if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
         yield "encodings", ", ".join(f"{name} in {count:,} files" for name, count in corpus.encodings.most_common())
+    yield from _problems(rows)
     yield "loss", _loss(corpus, use_case, scale)
 
 
@@ -62,7 +66,8 @@ def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Ite
     task = task_of(settings.examples)
     if not task.has_labels:
         return
-    counts = Counter(label for found in rows for label in labels_of(found, task.target, settings.examples))
+    places = [(label, found.place) for found in rows for label in labels_of(found, task.target, settings.examples)]
+    counts, first = Counter(label for label, _ in places), dict(reversed(places))
     common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN))
     yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
     least = settings.snapshot.min_rows_per_label
@@ -70,10 +75,24 @@ def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Ite
     if rare:
         shown = ((label, f"about {count * scale:.0f}") for count, label in rare[:_SHOWN])
         few = f"{len(rare):,} labels have fewer rows than snapshot.min_rows_per_label ({least})"
-        yield "rare", f"{few}: {named(shown, len(rare), counts)}"
+        yield "rare", f"{few}: {named(shown, len(rare), counts)}" if may_be_named(counts) else few
+    yield from _separators(counts, settings.examples)
     for spellings in variants(counts)[:_SHOWN]:
-        alike = named(((spelling, "") for spelling in spellings), len(spellings), counts)
+        if may_be_named(counts):
+            alike = named(((spelling, "") for spelling in spellings), len(spellings), counts)
+        else:
+            alike = f"those of {' and '.join(first[spelling] for spelling in spellings)}"
         yield "spelling", f"labels that differ in spelling alone: {alike}; list one spelling in examples.labels, or fix the source"
+
+
+def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
+    """Yield what may separate several labels in what counts as one."""
+    if examples.task != "multi_label" or examples.label_separator is not None:
+        return
+    shares = {mark: sum(count for label, count in counts.items() if mark in label) / counts.total() for mark in _SEPARATORS if counts}
+    mark = max(shares, key=shares.__getitem__, default="")
+    if mark and shares[mark] >= _SEPARATED_SHARE:
+        yield "labels", f"{shares[mark]:.0%} of them contain `{mark}`: if it separates several, set examples.label_separator to '{mark}'"
 
 
 def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
@@ -156,6 +175,18 @@ def _languages(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
     if texts:
         counts = Counter(map(language.language_of, texts))
         yield "languages", ", ".join(f"{name} {count / len(texts):.0%}" for name, count in counts.most_common(_SHOWN))
+
+
+def _problems(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
+    """Yield the most common reasons why rows are malformed, with the place of the first row of each."""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for found in rows:
+        if (problem := found.row.get("problem")) is not None:
+            counts[problem] += 1
+            first.setdefault(problem, found.place)
+    for problem, count in counts.most_common(_SHOWN_PROBLEMS):
+        yield "malformed", f"{count:,} of {len(rows):,} rows read: {problem} ({first[problem]}{', ...' if count > 1 else ''})"
 
 
 def _loss(corpus: Corpus, use_case: UseCase, scale: float) -> str:

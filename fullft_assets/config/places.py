@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from fullft_assets.base_model import suggest_path
-from fullft_assets.documents.formats import is_readable, known_endings
+from fullft_assets.documents.formats import is_readable, known_endings, reads_any_ending
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
@@ -43,17 +43,25 @@ def place_problem(path: str, root: Path) -> str | None:
     return None
 
 
-def contents_problem(path: str, root: Path) -> str | None:
-    """Return what is wrong with the content of a folder that documents come from, or None."""
+def contents_problem(path: str, root: Path, format_: str | None = None) -> str | None:
+    """Return what is wrong with the content of a folder that documents come from, or None.
+
+    Args:
+        path: the folder.
+        root: where relative paths start.
+        format_: `documents.format`. Default: it is not the folder of `documents.path`.
+    """
     folder = locate(path, root)
     try:
         # Stops at the first one: a folder may contain 100,000 files, and definitions load often.
         # Links that are not followed are counted by the check and by each look.
-        if any(os.access(folder / file.path, os.R_OK) for file in Folder(folder, follow_links=True).walk()):
+        source = Folder(folder, follow_links=True, any_ending=format_ is not None and reads_any_ending(format_))
+        if any(os.access(folder / file.path, os.R_OK) for file in source.walk()):
             return None
     except DataError as error:
         return str(error)
-    return f"no readable document below {path}; known endings: {known_endings()}"
+    hint = "; if each file is one text, set documents.format to text" if source.others and format_ is not None else ""
+    return f"no readable document below {path}; known endings: {known_endings()}{hint}"
 
 
 def external_problem(path: str, root: Path) -> str | None:

@@ -149,7 +149,7 @@ def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
     path = settings.documents.path
     problem = place_problem(path, root)
     if problem is None and not is_bucket(path):
-        problem = contents_problem(path, root)
+        problem = contents_problem(path, root, settings.documents.format)
     if problem is not None:
         yield Problem(("documents", "path"), problem)
     if settings.documents.queue is not None and not path.startswith("s3://"):

@@ -16,6 +16,7 @@ from fullft_assets.documents import batches, leftovers
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind
 from fullft_assets.documents.events import EventQueue
+from fullft_assets.documents.formats import reads_any_ending
 from fullft_assets.documents.sources import S3Prefix, Source, SourceFile, open_source
 from fullft_assets.documents.windows import WindowCutter
 from fullft_assets.settings import DocumentsSettings
@@ -56,7 +57,9 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
     settings = use_case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
     assert path is not None, "a use case without monitoring has no windows"
-    return open_source(path, use_case.project_root, follow_links=settings.documents.follow_links)
+    documents = settings.documents
+    any_ending = reads_any_ending(documents.format)
+    return open_source(path, use_case.project_root, follow_links=documents.follow_links, any_ending=any_ending)
 
 
 def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "8"
+VERSION = "9"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec("encodings_agree", "The files whose encoding was detected are in the encoding of most files of the batch.")
@@ -42,7 +42,7 @@ ENCODINGS_AGREE = CheckSpec("encodings_agree", "The files whose encoding was det
 WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
 CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
 _CHANGED = "its newer state comes in a batch of its own"
-_OF_EXAMPLES = ("task", "label", "group", "domain", "slice_by")
+_OF_EXAMPLES = ("task", "label", "label_separator", "group", "domain", "slice_by")
 _OF_FORMATS = ("csv", "xlsx", "xml", "mail", "pdf")
 #: Settings that may be removed without reading again: their column of rows that were read before is emptied.
 _DROPPABLE = ("group", "domain", "slice_by")

@@ -187,6 +187,8 @@ class FileReader:
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         all_fields: read all fields of a record, not only those that its row needs.
+        look_rows: a quick look: of a table about so many rows are read, from all over it, and of a reference only whether it may be read; its
+            text is empty. Default: everything is read.
         out_of_reach: the URL below which no reference of a file is followed.
     """
 
@@ -197,12 +199,14 @@ class FileReader:
         examples: ExamplesSettings,
         *,
         all_fields: bool = False,
+        look_rows: int | None = None,
         out_of_reach: str | None = None,
     ):
         self._documents = documents
         self._references = References(source, documents, out_of_reach)
         self._wanted = Wanted.of(documents, examples)
         self._all_fields = all_fields
+        self._look_rows = look_rows
         self._stack = ExitStack()
         self._shared: dict[Any, Any] = {}
 
@@ -248,9 +252,10 @@ class FileReader:
         reading = Reading(
             wanted=self._wanted,
             fields=self._wanted.fields if meaning.rows is plain_rows and not self._all_fields else None,
-            fetch=lambda references: self._references.texts(file.name, references),
+            fetch=lambda references: self._texts(file.name, references),
             shared=self._open_shared,
             documents=self._documents,
+            table_rows=self._look_rows,
         )
 
         def read(file: Delivered) -> T:
@@ -262,6 +267,11 @@ class FileReader:
         if not written.is_text:
             return read(file), None
         return encodings.read_text(file, self._documents.encoding, written.declared_encoding, read, decide)
+
+    def _texts(self, name: str, references: list[str]) -> list[str | OSError]:
+        if self._look_rows is not None:
+            return [self._references.refusal(name, reference) or "" for reference in references]
+        return self._references.texts(name, references)
 
     def _told_by_content(self, records: Iterator[tuple[int, Record]], otherwise: Format) -> tuple[Iterator[tuple[int, Record]], Format]:
         """Return all of the records, and the format that the first one looks like."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fullft_assets.documents.formats import Unreadable, encodings
@@ -37,6 +40,7 @@ class References:
         self._encoding = documents.encoding
         own = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
         self._buckets = {*own, *documents.reference_buckets}
+        self._near_ones: dict[str, str] = {}
         self._out_of_reach = None if out_of_reach is None else f"{out_of_reach.rstrip('/')}/"
 
     def texts(self, manifest: str, references: Sequence[str]) -> list[str | OSError]:
@@ -58,29 +62,54 @@ class References:
         found = [next(texts) if isinstance(data, bytes) else data for data in fetched]
         return [OSError(str(text)) if isinstance(text, Unreadable) else text for text in found]
 
+    def refusal(self, manifest: str, reference: str) -> OSError | None:
+        """Return why a reference cannot be read, as far as this is known without an answer of S3; None: nothing speaks against it."""
+        try:
+            if "://" in reference:
+                self._object(reference)
+            else:
+                with self._file(manifest, reference):
+                    pass
+        except OSError as error:
+            return error
+        return None
+
     def _bytes(self, manifest: str, reference: str) -> bytes:
         """Return what a reference names: an object of S3, or a file below the delivery folder, relative to its manifest."""
         if "://" in reference:
-            return self._object_bytes(reference)
+            return _fetched(*self._object(reference))
+        with self._file(manifest, reference) as local:
+            return local.read_bytes()
+
+    @contextmanager
+    def _file(self, manifest: str, reference: str) -> Iterator[Path]:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(manifest), reference))
         if path.startswith(("/", "../")) or "\0" in path:
             raise OSError("outside of the delivery folder")
         with self._source.local(path) as local:
             _refuse_large(local.stat().st_size)
-            return local.read_bytes()
+            yield local
 
-    def _object_bytes(self, reference: str) -> bytes:
+    def _object(self, reference: str) -> tuple[str, str]:
+        """Return the bucket and the key that an address names, if it may be read."""
         if not reference.startswith(_S3):
             raise OSError("neither a path nor an s3:// address")
         bucket, _, key = reference.removeprefix(_S3).partition("/")
         if not (bucket and key):
             raise OSError("an s3:// address without a bucket or a key")
         if bucket not in self._buckets:
-            raise OSError("its bucket is not that of documents.path, nor among documents.reference_buckets")
+            raise OSError(f"its bucket is not that of documents.path, nor among documents.reference_buckets{self._near(bucket)}")
         # However the address is written: `//` and `/./` are part of a key for S3, not for every server.
         if self._out_of_reach is not None and f"{_S3}{bucket}{posixpath.normpath('/' + key.lstrip('/'))}/".startswith(self._out_of_reach):
             raise OSError("in the store, which no document may name")
-        return _fetched(bucket, key)
+        return bucket, key
+
+    def _near(self, bucket: str) -> str:
+        """Return `; did you mean ...?` for a bucket that may not be read, or an empty string where none that may is near."""
+        if bucket not in self._near_ones:
+            near = difflib.get_close_matches(bucket, self._buckets, n=1, cutoff=0.8)
+            self._near_ones[bucket] = f"; `{near[0]}` is: did you mean it?" if near else ""
+        return self._near_ones[bucket]
 
 
 def _refuse_large(num_bytes: int) -> None:

@@ -88,18 +88,21 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str, project_root: Path, *, follow_links: bool = False) -> Source:
+def open_source(path: str, project_root: Path, *, follow_links: bool = False, any_ending: bool = False) -> Source:
     """Return the source that a path of the YAML names.
 
     Args:
         path: a folder or s3://bucket/prefix.
         project_root: where relative paths start.
         follow_links: follow links that leave the folder.
+        any_ending: files are read whatever their ending.
 
     An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading needs no
     options: what is encrypted with a KMS key comes decrypted to a role that may use the key.
     """
-    return S3Prefix(path) if path.startswith("s3://") else Folder(locate(path, project_root), follow_links=follow_links)
+    if path.startswith("s3://"):
+        return S3Prefix(path, any_ending=any_ending)
+    return Folder(locate(path, project_root), follow_links=follow_links, any_ending=any_ending)
 
 
 class Folder:
@@ -108,17 +111,19 @@ class Folder:
     Args:
         folder: the folder.
         follow_links: follow links that leave the folder.
+        any_ending: files are read whatever their ending.
     """
 
     may_be_growing = True
 
-    def __init__(self, folder: Path, *, follow_links: bool = False):
+    def __init__(self, folder: Path, *, follow_links: bool = False, any_ending: bool = False):
         self.folder = folder
         self.uri = str(folder.absolute())
         self.others = []
         self.kept_out = []
         self.skipped = {}
         self._follow_links = follow_links
+        self._any_ending = any_ending
         self._real = os.path.realpath(folder)
 
     def files(self) -> list[SourceFile]:
@@ -144,7 +149,7 @@ class Folder:
             for entry in names:
                 if is_about(f"{prefix}{entry.name}"):
                     continue
-                if _is_document(entry.name, lambda is_saved=is_saved: is_saved):
+                if _is_document(entry.name, lambda is_saved=is_saved: is_saved, self._any_ending):
                     found = self._seen_as(f"{prefix}{entry.name}", entry)
                     if found is not None and is_test:
                         self.kept_out.append(found.path)
@@ -264,9 +269,9 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
     return SourceFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _is_document(name: str, is_saved: Callable[[], bool]) -> bool:
+def _is_document(name: str, is_saved: Callable[[], bool], any_ending: bool) -> bool:
     """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that `datasets` saved."""
-    if not _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name == _SPLITS:
+    if not (_has_known_ending(_end_of(name)) or (any_ending and _is_other(name))) or name == _SPLITS:
         return False
     # Loading such a folder and mapping over it leaves caches of the same rows beside them.
     is_bookkeeping = name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
@@ -279,9 +284,11 @@ def _is_hidden(path: str) -> bool:
 
 def _is_other(name: str) -> bool:
     """Return whether a file looks delivered but is not read: neither half-written nor a note that some program made for itself."""
-    return not (
-        _has_known_ending(name[name.find(".", max(0, len(name) - 20)) :]) or name.startswith("_") or name.lower().endswith(_PARTIAL)
-    )
+    return not (_has_known_ending(_end_of(name)) or name.startswith("_") or name.lower().endswith(_PARTIAL))
+
+
+def _end_of(name: str) -> str:
+    return name[name.find(".", max(0, len(name) - 20)) :]
 
 
 @lru_cache(maxsize=4096)
@@ -295,17 +302,19 @@ class S3Prefix:
     Args:
         url: the prefix.
         options: fsspec options; never secrets, those come from the environment.
+        any_ending: objects are read whatever their ending.
     """
 
     may_be_growing = False
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, any_ending: bool = False):
         import fsspec
 
         self.uri = url.rstrip("/")
         self._fs, self._root = fsspec.core.url_to_fs(self.uri, **(options or {}))
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._any_ending = any_ending
         self._places: dict[str, Path | OSError] = {}
         self.others, self.kept_out = [], []
         self.skipped = {}
@@ -368,10 +377,11 @@ class S3Prefix:
         is_saved, is_test = self._saved_folders(), self._test_splits()
         return [path for path in paths if self._is_document(path, is_saved) and not is_test(path.rpartition("/")[0])]
 
-    @staticmethod
-    def _is_document(path: str, is_saved: Callable[[str], bool]) -> bool:
+    def _is_document(self, path: str, is_saved: Callable[[str], bool]) -> bool:
         folder, _, name = path.rpartition("/")
-        return bool(name) and not _is_hidden(path) and not is_about(path) and _is_document(name, lambda: is_saved(folder))
+        if not name or _is_hidden(path) or is_about(path):
+            return False
+        return _is_document(name, lambda: is_saved(folder), self._any_ending)
 
     def _saved_folders(self) -> Callable[[str], bool]:
         """Return a function that returns whether `datasets` saved a folder, from its bookkeeping; each folder is asked for once."""

@@ -93,6 +93,12 @@ class ExamplesSettings(Settings):
         description="Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` where the name of a "
         "file's folder is its label.",
     )
+    label_separator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="For `multi_label`: what separates the labels of a row where they are one text, such as `;` in a CSV file. Default: a "
+        "text is one label, if it is no list as JSON or Python writes it.",
+    )
     group: str | None = Field(
         default=None,
         description="Field that ties related rows (patient, contract family, author). Rows of one group are never in two splits.",

@@ -20,4 +20,5 @@ from fullft_assets.documents.formats.registered import (
     is_whole_file,
     known_endings,
     name_of_format,
+    reads_any_ending,
 )

@@ -31,7 +31,8 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     with columnar.reading("Arrow"), pa.OSFile(str(file.path)) as source:
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         names = columnar.chosen(reader.schema, reading.fields)
-        yield from columnar.records(_chosen(_batches(reader), names), reader.schema)
+        step = 1 if reading.table_rows is None else columnar.step_of(num_rows(file.path), reading.table_rows)
+        yield from columnar.records(_chosen(_batches(reader), names), reader.schema, step)
         if not is_file and source.tell() != source.size():
             raise Unreadable("not a complete Arrow file (an end mark before its end)")
 

@@ -1,7 +1,7 @@
 """Chat and instruction data -> messages of the roles system, user, assistant and tool.
 
-Forms: `messages` (OpenAI), `conversations` with from and value (ShareGPT), instruction, input and output
-(Alpaca), prompt with completion or response, as texts or as lists of messages.
+Forms: `messages` (OpenAI), `conversations` with from and value (ShareGPT), instruction with output or response and perhaps
+input (Alpaca) or context (Dolly), prompt with completion or response, question with answer or response, as texts or as lists of messages.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ _ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
 }
 _LISTS = ("messages", "conversations", "conversation")
-_QUESTIONS = ("instruction", "prompt")
-_ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion", "response")}
+_QUESTIONS = ("instruction", "prompt", "question")
+_ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion", "response"), "question": ("answer", "response")}
+#: What an instruction or a question is about; it follows it.
+_SUBJECTS = ("input", "context")
 #: Every field that may be read of a record.
-FIELDS = (*_LISTS, "instruction", "input", "output", "prompt", "completion", "response", "system", "history")
+FIELDS = (*_LISTS, *_QUESTIONS, *_SUBJECTS, *dict.fromkeys(name for names in _ANSWERS.values() for name in names), "system", "history")
 
 
 def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
@@ -45,13 +47,14 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
         return _with_system(record, messages)
     question = next((name for name in _QUESTIONS if record.get(name) is not None), None)
     if question is None:
-        raise Malformed("no field `messages`, `conversations`, `instruction` or `prompt`")
+        raise Malformed("no field `messages`, `conversations`, `instruction`, `prompt` or `question`")
     answer = next((name for name in _ANSWERS[question] if record.get(name) is not None), None)
     if answer is None:
         raise Malformed(f"no field {' or '.join(f'`{name}`' for name in _ANSWERS[question])}")
     asked = _turns(record[question], question, "user")
-    if question == "instruction" and record.get("input") not in (None, ""):
-        asked[-1]["content"] += f"\n\n{_text(record['input'], 'field `input`')}"
+    for name in _SUBJECTS if question != "prompt" else ():
+        if record.get(name) not in (None, ""):
+            asked[-1]["content"] += f"\n\n{_text(record[name], f'field `{name}`')}"
     return _with_system(record, [*_history(record), *asked, *_turns(record[answer], answer, "assistant")])
 
 

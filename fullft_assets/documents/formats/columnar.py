@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,20 +28,27 @@ def chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
     return [name for name in schema.names if columns is None or name in columns]
 
 
-def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record) of each row of the batches."""
+def step_of(num_rows: int, table_rows: int | None) -> int:
+    """Return how far apart the rows are that are read of a table; `table_rows` is that of `Reading`."""
+    return 1 if table_rows is None else max(1, math.ceil(num_rows / table_rows))
+
+
+def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema, step: int = 1) -> Iterator[tuple[int, Record]]:
+    """Yield (row number, record) of each row of the batches, or of each `step`-th one."""
     classes = class_names(schema)
-    number = 0
+    before = 0
     for batch in batches:
         # Offsets that point outside their buffer would be followed blindly.
         batch.validate(full=True)
         for start in range(0, len(batch), BATCH_ROWS):
-            for record in batch.slice(start, BATCH_ROWS).to_pylist():
-                number += 1
+            part = batch.slice(start, BATCH_ROWS)
+            chosen_rows = range(-before % step, len(part), step)
+            for at, record in zip(chosen_rows, (part if step == 1 else part.take(list(chosen_rows))).to_pylist(), strict=True):
                 for field in classes:
                     if field in record:
                         record[field] = _named(record[field], classes[field])
-                yield number, record
+                yield before + at + 1, record
+            before += len(part)
 
 
 @contextmanager

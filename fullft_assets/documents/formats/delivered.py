@@ -167,6 +167,18 @@ class Delivered:
         with self.text(newline) as text:
             yield _bounded_lines(text)
 
+    def whole_text(self, max_bytes: int) -> str:
+        """Return all of the file's text, unpacked and decoded strictly, with its line ends as they are.
+
+        Raises:
+            Unreadable: it unpacks to more characters than `max_bytes`.
+        """
+        with self.text(newline="") as text:
+            whole = text.read(max_bytes + 1)
+        if len(whole) > max_bytes:
+            raise Unreadable(f"unpacks to more than {max_bytes // 2**20:,} MiB; split it")
+        return whole
+
     def data(self) -> bytes:
         """Return all bytes, unpacked."""
         with self.binary() as file:

@@ -33,8 +33,7 @@ _MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": 
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield the document that a page is."""
-    with file.text(newline="") as page:
-        yield 1, file.document(text_of(page.read()))
+    yield 1, file.document(text_of(file.whole_text(MAX_BYTES)))
 
 
 def declared_encoding(head: bytes) -> str | None:
@@ -123,6 +122,7 @@ FORMAT = Format(
     endings=(".html", ".htm"),
     is_whole_file=True,
     is_text=True,
+    may_be_compressed=True,
     max_bytes=MAX_BYTES,
     is_slow=True,
     declared_encoding=declared_encoding,

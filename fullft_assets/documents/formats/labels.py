@@ -5,8 +5,10 @@ Where several annotators answered, the majority's answer is taken and each singl
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ Span = dict[str, Any]
 Target = str | list[str] | list[Span]
 _STARTS = ("start", "startOffset", "start_offset")
 _ENDS = ("end", "endOffset", "end_offset")
+#: A list of texts as Python, or numpy with spaces between them, writes it into a CSV file.
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
+_WRITTEN_LIST = re.compile(rf"\[\s*+(?:{_QUOTED}\s*+,?\s*+)*+\]", re.DOTALL)
 
 
 class Malformed(ValueError):
@@ -36,7 +41,9 @@ class Answer:
     time: str | None = None
 
 
-def target_of(value: Any, field: str, column: str, missing: Collection[str] = (), text: str | None = None) -> Target | None:
+def target_of(
+    value: Any, field: str, column: str, missing: Collection[str] = (), text: str | None = None, separator: str | None = None
+) -> Target | None:
     """Return a value as the label, the labels or the spans of a row, or None where there is none.
 
     Args:
@@ -45,6 +52,7 @@ def target_of(value: Any, field: str, column: str, missing: Collection[str] = ()
         column: `label`, `labels` or `spans`.
         missing: words, in lower case, that mean that there is none.
         text: the row's text: what spans are compared with.
+        separator: what separates several labels in one text; None: a text is one label.
 
     Raises:
         Malformed: it has another shape.
@@ -56,7 +64,7 @@ def target_of(value: Any, field: str, column: str, missing: Collection[str] = ()
     if column == "label":
         return name_of(value, field).strip()
     if column == "labels":
-        return _names_of(value, field, missing)
+        return _names_of(value, field, missing, separator)
     return _spans_of(value, field, text)
 
 
@@ -87,12 +95,24 @@ def _shape(value: Any) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), f"of type {type(value).__name__}")
 
 
-def _names_of(value: Any, field: str, missing: Collection[str]) -> list[str]:
+def _names_of(value: Any, field: str, missing: Collection[str], separator: str | None) -> list[str]:
     value = _parsed(value)
+    if isinstance(value, str):
+        if _WRITTEN_LIST.fullmatch(value):
+            value = [_unquoted(found) for found in re.findall(_QUOTED, value, re.DOTALL)]
+        elif separator is not None:
+            value = value.split(separator)
     if not isinstance(value, list):
         return [name_of(value, field).strip()]
     names = {name_of(each, field).strip() for each in value if each is not None}
     return sorted(name for name in names if not is_missing(name, missing))
+
+
+def _unquoted(literal: str) -> str:
+    try:
+        return str(ast.literal_eval(literal))
+    except (ValueError, SyntaxError):  # an escape that Python does not know, or a line end
+        return literal[1:-1]
 
 
 def _parsed(value: Any) -> Any:

@@ -22,9 +22,10 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     with columnar.reading("Parquet"), pq.ParquetFile(str(file.path), page_checksum_verification=True) as table:
         names = columnar.chosen(table.schema_arrow, reading.fields)
         batches = table.iter_batches(batch_size=columnar.BATCH_ROWS, columns=names, use_threads=False)
-        for number, record in columnar.records(batches, table.schema_arrow):
+        step = columnar.step_of(table.metadata.num_rows, reading.table_rows)
+        for number, record in columnar.records(batches, table.schema_arrow, step):
             yield number, record
-        if names and number != table.metadata.num_rows:
+        if names and step == 1 and number != table.metadata.num_rows:
             raise Unreadable(f"has {number:,} rows where its footer gives {table.metadata.num_rows:,}")
         for missing in range(number + 1, table.metadata.num_rows + 1) if not names else ():
             yield missing, {}

@@ -10,8 +10,15 @@ from fullft_assets.documents.formats.protocol import Format, Reading
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield the document that a file is."""
-    with file.text(newline="") as text:
-        yield 1, file.document(text.read())
+    yield 1, file.document(file.whole_text(MAX_TEXT_BYTES))
 
 
-FORMAT = Format(records, endings=(".txt", ".md", ".markdown"), is_whole_file=True, is_text=True, is_streamed=True, max_bytes=MAX_TEXT_BYTES)
+FORMAT = Format(
+    records,
+    endings=(".txt", ".md", ".markdown"),
+    is_whole_file=True,
+    is_text=True,
+    may_be_compressed=True,
+    is_streamed=True,
+    max_bytes=MAX_TEXT_BYTES,
+)

@@ -36,6 +36,8 @@ class Reading:
     shared: Shared
     #: The settings of the formats, and the encoding of text.
     documents: DocumentsSettings
+    #: Rows that are wanted of a table, from all over it. None: all.
+    table_rows: int | None = None
     #: Reports that reading goes on: the time for one step begins anew. Each record does so, too.
     advance: Callable[[], None] = lambda: None
 
@@ -71,7 +73,7 @@ class Format:
     is_streamed: bool = False
     #: The largest file that is read, in bytes.
     max_bytes: int | None = None
-    #: Reading takes so long that `fullft check` only counts the files.
+    #: Reading takes so long that `fullft check` counts the files and reads only a few.
     is_slow: bool = False
     #: Returns the number of rows where the file contains it, so that `fullft check` need not read the rows.
     num_rows: Callable[[Path], int] | None = None

@@ -73,6 +73,11 @@ def is_readable(name: str) -> bool:
     return found is not None and (compression_of(name) is None or found.may_be_compressed)
 
 
+def reads_any_ending(format_: str) -> bool:
+    """Return whether a value of `documents.format` has every file read, whatever its ending: a format whose files are one document each."""
+    return format_ in FORMATS and FORMATS.get(format_).is_whole_file
+
+
 def is_whole_file(name: str) -> bool:
     """Return whether a file of such a name is one document."""
     found = format_of(name)

@@ -35,6 +35,8 @@ class Wanted:
     target: str = "label"
     #: Words, in lower case, that mean that a row has no label, group or domain.
     missing: frozenset[str] = frozenset()
+    #: What separates several labels in one text.
+    separator: str | None = None
 
     @classmethod
     def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Wanted:
@@ -49,6 +51,7 @@ class Wanted:
             has_messages=task.has_messages,
             target=task.target or "label",
             missing=frozenset(word.strip().casefold() for word in documents.missing_values),
+            separator=examples.label_separator,
         )
 
     @property
@@ -150,7 +153,7 @@ def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
 def add_target(row: Row, value: Any, wanted: Wanted) -> None:
     """Put the label, the labels or the spans into a row."""
     try:
-        target = labels.target_of(value, wanted.label or "", wanted.target, wanted.missing, row.get("text"))
+        target = labels.target_of(value, wanted.label or "", wanted.target, wanted.missing, row.get("text"), wanted.separator)
     except Malformed as error:
         add_problem(row, str(error))
         return
