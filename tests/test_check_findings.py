@@ -77,7 +77,7 @@ def test_spellings_of_labels_that_are_not_named_have_their_places(tmp_path: Path
     rows[7]["kind"] = "KIND-5"
     found = lines(tmp_path, rows)
     assert found["spelling"].strip() == (
-        "labels that hardly differ: those of a.jsonl:8 and a.jsonl:6; list one spelling in examples.labels, or fix the source"
+        "labels that differ in spelling alone: those of a.jsonl:8 and a.jsonl:6; list one spelling in examples.labels, or fix the source"
     )
     assert found["rare"].endswith("120 labels have fewer rows than snapshot.min_rows_per_label (5)")
 
