@@ -120,6 +120,7 @@ def recorded(store: Store) -> Launch:
         ([WRONG, DONE], 5, "a.csv:3: no label [data]", 1),
     ],
 )
+@pytest.mark.fault("the machine or node is lost")
 def test_preemption_and_lost_machines_are_tried_again_within_a_bound(run, store, ends, max_retries, line, attempt):
     backend = Backend(store, list(ends), max_retries=max_retries)
     assert run(backend) == line
@@ -129,6 +130,8 @@ def test_preemption_and_lost_machines_are_tried_again_within_a_bound(run, store,
 
 
 @pytest.mark.parametrize("lost", [{1}, {2}, {3}, {2, 3, 5}])
+@pytest.mark.fault("the backend throttles, fails or does not answer", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("the answer to a submission is lost", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost):
     backend = Backend(store, [DONE])
     # Submission, look, output: the answer is lost, and what was asked for has happened.
@@ -183,6 +186,7 @@ def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, mon
     assert run(backend) is None
 
 
+@pytest.mark.fault("two runs launch the same")
 def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(run, store, monkeypatch):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     backend = Backend(store, [DONE])
@@ -257,6 +261,7 @@ def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ct
     assert backend.calls.count("submit") == 2, "the second run attached"
 
 
+@pytest.mark.fault("a run is cancelled", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store, monkeypatch):
     def cancel(*_: str) -> Logs:
         raise dg.DagsterExecutionInterruptedError
@@ -343,6 +348,7 @@ def wanted(**changes: Any) -> Launch:
 
 
 class TestRecords:
+    @pytest.mark.fault("two runs launch the same")
     def test_of_two_runs_one_launches_and_the_other_follows(self, store):
         first, _, is_new = records.claim(store, wanted(), lambda _: True)
         assert is_new and first.attempt == 1

@@ -61,6 +61,9 @@ def ended(chosen: EcsLauncher) -> Status:
     return chosen.poll(NAME)
 
 
+@pytest.mark.fault("the backend throttles, fails or does not answer", "ecs")
+@pytest.mark.fault("the answer to a submission is lost", "ecs")
+@pytest.mark.fault("output is lost, late or cut", "ecs")
 def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_progress_output_and_failures_arrive(
     service, url, capfd, monkeypatch
 ):
@@ -83,6 +86,7 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_p
     assert "planted-secret" not in json.dumps(list(service.definitions.values()))
 
 
+@pytest.mark.fault("two runs launch the same", "ecs")
 def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_another_run_is_left_alone(service, url):
     chosen = launcher()
     chosen.submit(spec(url, "waits"))
@@ -109,6 +113,8 @@ def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_
     ("code", "reason"),
     [("SpotInterruption", "Your Spot Task was interrupted."), ("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")],
 )
+@pytest.mark.fault("spot capacity is taken away", "ecs")
+@pytest.mark.fault("the machine or node is lost", "ecs")
 def test_a_task_that_lost_its_instance_is_launched_again_and_resumes(service, url, code, reason):
     chosen, lost = launcher(), []
 
@@ -133,6 +139,7 @@ def test_the_workloads_own_line_of_a_preemption_is_told_and_it_is_launched_again
 
 
 @pytest.mark.long
+@pytest.mark.fault("memory runs out", "ecs")
 def test_more_memory_than_it_has_is_a_class_of_its_own(service, url):
     chosen = launcher()
     chosen.submit(spec(url, "waits"))
@@ -210,12 +217,14 @@ class TestRefused:
         assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
         return failure
 
+    @pytest.mark.fault("the image, version or Python is another one", "ecs")
     def test_an_image_a_python_and_a_secret_that_are_not_there_are_one_line_each(self, service, url):
         line = self.of(url, image=IMAGE.replace("fullft@", "other@"))
         assert line.startswith("the task could not start: CannotPullContainerError: ") and "; set launcher.image and launcher.exec" in line
         assert "CannotStartContainerError" in (line := self.of(url, python="/nowhere/python")) and "; set launcher.python and" in line
         assert "; set launcher.secrets, launcher.execution_role_arn" in self.of(url, secrets={"TRACKING": SECRET})
 
+    @pytest.mark.fault("the image, version or Python is another one", "ecs")
     def test_another_version_is_one_line(self, service, url, monkeypatch):
         monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9")
         assert self.of(url).startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
@@ -358,11 +367,14 @@ def place(service: Ecs, url: str) -> Place:
 
 
 @pytest.mark.long
+@pytest.mark.fault("the run's process is killed", "ecs")
+@pytest.mark.fault("a run is cancelled", "ecs")
 class TestAnotherProcess(AnotherProcess):
     """ECS goes on without it."""
 
 
 @pytest.mark.long
+@pytest.mark.fault("spot capacity is taken away", "ecs")
 def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(service, s3_env, tmp_path):
     """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
     training = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "epochs": 3}

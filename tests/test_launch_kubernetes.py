@@ -106,6 +106,8 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(clust
     assert granted - cluster.used == {("", "events", "list")}
 
 
+@pytest.mark.fault("the backend throttles, fails or does not answer", "kubernetes")
+@pytest.mark.fault("the answer to a submission is lost", "kubernetes")
 def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(cluster, tmp_path):
     cluster.fail("POST", "/jobs", "lost")
     cluster.fail("GET", "/pods", 503, times=3)
@@ -120,6 +122,7 @@ def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(clus
     assert any("asking once more" in message for message in messages)
 
 
+@pytest.mark.fault("spot capacity is taken away", "kubernetes")
 def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gone(cluster, tmp_path):
     chosen = launcher(max_retries=1)
     is_evicted = []
@@ -149,6 +152,8 @@ def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gon
         ("lose_node", "lost its node node-0, which does not answer", "preemption"),
     ],
 )
+@pytest.mark.fault("the machine or node is lost", "kubernetes")
+@pytest.mark.fault("memory runs out", "kubernetes")
 def test_what_happened_to_a_pod_is_its_failure(cluster, tmp_path, what, reason, failure):
     chosen = launcher()
     chosen.submit(spec(tmp_path, "waits"))
@@ -170,6 +175,7 @@ def test_a_job_is_stopped_when_its_time_is_up(cluster, tmp_path):
     assert cluster.created[0]["spec"]["activeDeadlineSeconds"] == 2 + 3600 + 35
 
 
+@pytest.mark.fault("output is lost, late or cut", "kubernetes")
 def test_output_is_read_on_from_the_cursor_each_line_once(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(kubernetes, "_MAX_CHARACTERS", 200)
     chosen, cursor, lines = launcher(), "", []
@@ -225,6 +231,8 @@ def place(cluster: Cluster, tmp_path: Path) -> Place:
 
 
 @pytest.mark.long
+@pytest.mark.fault("the run's process is killed", "kubernetes")
+@pytest.mark.fault("a run is cancelled", "kubernetes")
 class TestAnotherProcess(AnotherProcess):
     """The cluster goes on without it."""
 
@@ -238,6 +246,7 @@ class TestRefused:
         assert cluster.jobs == {}
         return failure
 
+    @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
     def test_an_image_that_is_not_there_is_one_line_at_once(self, cluster, tmp_path):
         line = self.of(cluster, tmp_path, image=IMAGE.replace("fullft@", "other@"))
         assert line.startswith("the pod cannot start: ErrImagePull: failed to resolve reference") and "; set launcher.image" in line
@@ -260,6 +269,7 @@ class TestRefused:
         assert line == f"no pod can be made: Error creating: {cluster.refusal}; set launcher.service_account [settings]"
         assert ("", "events", "list") in cluster.used
 
+    @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
     def test_another_version_and_a_python_that_is_not_there_are_one_line(self, cluster, tmp_path, monkeypatch):
         line = self.of(cluster, tmp_path, python="/nowhere/python")
         assert line.startswith("the container cannot start: exec: /nowhere/python: No such file")
@@ -276,6 +286,7 @@ class TestRefused:
         line = self.of(cluster, tmp_path)
         assert line.startswith("double/fullft: jobs is forbidden") and "give the account the rights of deploy/helm/manifests.yaml" in line
 
+    @pytest.mark.fault("two runs launch the same", "kubernetes")
     def test_a_job_of_this_name_and_another_specification_is_left_alone(self, cluster, tmp_path):
         launcher().submit(spec(tmp_path, "waits"))
         for is_seen in (True, False):  # by the look before the creation; else the creation's answer is 409

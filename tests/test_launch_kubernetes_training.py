@@ -82,6 +82,7 @@ def test_training_in_two_pods_makes_the_weights_of_two_processes(cluster, prepar
 
 @pytest.mark.long
 @pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.fault("spot capacity is taken away", "kubernetes")
 def test_an_evicted_training_goes_on_from_its_checkpoint(cluster, prepared, nodes):
     chosen, key, evicted = there(processes=nodes, nodes=nodes), f"evicted-{nodes}", []
     folder = prepared.store.work_folder(prepared.use_case.name, STAGE, key)

@@ -65,6 +65,7 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
         return {"nodes": 2, "environment": {"MASTER_PORT": str(bound.getsockname()[1])}}
 
 
+@pytest.mark.fault("output is lost, late or cut", "sagemaker")
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
     service.late_seconds = 1.0
     failure, messages = run(launcher(), "writes", url)
@@ -81,6 +82,8 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     assert job.reason == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit code: 3"
 
 
+@pytest.mark.fault("the backend throttles, fails or does not answer", "sagemaker")
+@pytest.mark.fault("the answer to a submission is lost", "sagemaker")
 def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
     service.throttled.update(CreateTrainingJob=1, DescribeTrainingJob=2, GetLogEvents=1)
     service.broken.update(DescribeTrainingJob=1, DescribeLogStreams=1)
@@ -89,6 +92,7 @@ def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
     assert failure is None and len(service.jobs) == 1 and service.calls["CreateTrainingJob"] >= 3
 
 
+@pytest.mark.fault("spot capacity is taken away", "sagemaker")
 def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
     service.num_without_capacity = 1
     failure, messages = run(launcher(max_retries=2, spot=True), "is_preempted", url)
@@ -100,6 +104,7 @@ def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, 
 
 
 @pytest.mark.parametrize("returns", [False, True], ids=["preempted", "started again by SageMaker"])
+@pytest.mark.fault("spot capacity is taken away", "sagemaker")
 def test_spot_interruption(service, url, returns):
     service.spot_returns = returns
     sage = launcher(spot=True)
@@ -139,6 +144,7 @@ def test_a_job_is_stopped_when_its_time_is_up(service, url):
     assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
 
 
+@pytest.mark.fault("two runs launch the same", "sagemaker")
 def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
     sage = launcher()
     sage.submit(spec(url, "writes"))
@@ -194,6 +200,7 @@ class TestRefused:
             launcher(subnets=["not a subnet"], security_groups=["sg-1"]).submit(spec(url, "writes"))
         assert raised.value.failure == "settings" and "\n" not in str(raised.value)
 
+    @pytest.mark.fault("the image, version or Python is another one", "sagemaker")
     def test_an_image_of_another_version(self, service, url, monkeypatch):
         monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
         sage = launcher()
@@ -261,6 +268,8 @@ def place(service: SageMaker, url: str) -> Place:
 
 
 @pytest.mark.long
+@pytest.mark.fault("the run's process is killed", "sagemaker")
+@pytest.mark.fault("a run is cancelled", "sagemaker")
 class TestAnotherProcess(AnotherProcess):
     """SageMaker goes on without it."""
 
@@ -295,6 +304,7 @@ class TestTraining:
         assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
 
     @pytest.mark.long
+    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
     def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(self, train, prepared, service, tmp_path, capfd):
         def interrupt() -> None:
             wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")

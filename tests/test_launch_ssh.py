@@ -72,6 +72,7 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
     assert found.metadata == {"root": str(tmp_path / "a project there"), "variable": "it's $HOME"}
 
 
+@pytest.mark.fault("output is lost, late or cut", "ssh")
 def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.2)
     ssh = launcher(server)
@@ -98,6 +99,7 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
     assert (tmp_path / "starts").read_text() == "started\n"
 
 
+@pytest.mark.fault("the backend throttles, fails or does not answer", "ssh")
 def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.0)
     python, number = tmp_path / "python", tmp_path / "number"
@@ -120,6 +122,8 @@ def place(server: SshServer, tmp_path: Path) -> Place:
     return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=lambda: len(ssh.list()))
 
 
+@pytest.mark.fault("the run's process is killed", "ssh")
+@pytest.mark.fault("a run is cancelled", "ssh")
 class TestAnotherProcess(AnotherProcess):
     """The machine goes on without it."""
 
@@ -133,6 +137,7 @@ class TestRefused:
             ({"python": "/nowhere/python"}, r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set launcher\.python "),
         ],
     )  # fmt: skip
+    @pytest.mark.fault("the image, version or Python is another one", "ssh")
     def test_it_is_one_line_at_once(self, server, changes, line):
         changes = {name: value if "/" in value else str(server.folder / value) for name, value in changes.items()}
         with pytest.raises(WorkloadError, match=line) as raised:

@@ -171,6 +171,7 @@ class TestRunThatEnds:
             run.wait()
 
     @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+    @pytest.mark.fault("the run's process is killed", "local")
     def test_killed_run_leaves_no_process_but_a_checkpoint(self, start, folder, executor):
         run, processes = start(executor)
         watched = processes[1].cmdline()[processes[1].cmdline().index("--watch") + 1].split(",")
@@ -182,6 +183,7 @@ class TestRunThatEnds:
         assert (folder / "checkpoint0").read_text() == "complete"
 
     @pytest.mark.parametrize(("executor", "number"), [("in_process", signal.SIGTERM), ("multiprocess", signal.SIGINT)])
+    @pytest.mark.fault("a run is cancelled", "local")
     def test_cancelled_run_writes_its_checkpoint_and_leaves_no_process(self, start, instance, folder, executor, number):
         run, processes = start(executor)
         instance.report_run_canceling(instance.get_runs()[0])  # as the UI's cancel does before it sends the signal
@@ -217,6 +219,7 @@ class TestRunThatEnds:
         assert not (folder / "checkpoint0").exists()
         run.wait(SECONDS)
 
+    @pytest.mark.fault("the machine or node is lost", "local")
     def test_killed_supervisor_fails_the_run_and_leaves_no_process(self, start, folder):
         run, processes = start("in_process", "ignores")
         processes[1].kill()
@@ -240,6 +243,7 @@ class TestRunThatEnds:
         processes[1].kill()
         _all_gone(processes[1:])
 
+    @pytest.mark.fault("nobody follows a job any more", "local")
     def test_ranks_under_torchrun_die_when_run_and_supervisor_are_killed_at_once(self, start, monkeypatch, folder):
         monkeypatch.setenv("PROBE_PROCESSES", "2")
         run, (_, supervisor, rank, _) = start("in_process", "ignores")
@@ -304,6 +308,7 @@ class TestMachine:
         return Machine(root)
 
     @pytest.mark.parametrize("lines", [["é" * 3, "12345", "é", "last, without an end"], ["a line that is longer than a block", "1", "2"]])
+    @pytest.mark.fault("output is lost, late or cut", "local", "ssh")
     def test_output_comes_in_blocks_of_whole_lines_and_all_of_it(self, tmp_path, monkeypatch, lines):
         monkeypatch.setattr(machine, "_MAX_BYTES", 12)
         jobs, logs, blocks = self._ended(tmp_path, "\n".join(lines)), Logs("", is_more=True), []

@@ -110,6 +110,7 @@ def messages(instance: dg.DagsterInstance, run: dg.DagsterRun, event: dg.Dagster
     return [entry.message for entry in instance.all_logs(run.run_id, of_type=event)]
 
 
+@pytest.mark.fault("the daemon restarts")
 def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(folder, instance, monkeypatch):
     kill_when_at_work(folder, start(folder, "first"), spare=False)
     (record,) = instance.get_run_records()
@@ -129,6 +130,7 @@ def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(fol
     assert num_queued(instance) == 0
 
 
+@pytest.mark.fault("the daemon restarts")
 def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folder, instance, monkeypatch):
     first = start(folder, "first")
     wait_for((folder / "workload0.pid").exists, "the first run at work")

@@ -463,6 +463,7 @@ class TestLeases:
                 holder = store.read_pointer("leases/x")
         assert holder is not None and holder["by"] is not None
 
+    @pytest.mark.fault("a machine that was suspended comes back")
     def test_nor_may_one_whose_machine_was_suspended(self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)
         with Store(bucket).alone("x") as lease:
@@ -493,6 +494,7 @@ class TestChangedPointers:
         assert seen == [None, {"other": 1}, {"other": 2}]
         assert store.read_pointer("demo/champion") == {"other": 2, "mine": True}
 
+    @pytest.mark.fault("S3 fails or damages a file")
     def test_a_write_whose_answer_was_lost_is_not_made_twice(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         store = Store(bucket)
         write = store.write_if_version

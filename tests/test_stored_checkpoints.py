@@ -75,6 +75,7 @@ def assert_goes_on(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("the machine or node is lost")
 def test_killed_with_its_disk_lost_another_machine_ends_with_the_same_weights(played: dict) -> None:
     """BERT with dropout, through the workload."""
     found = played["killed"]
@@ -110,6 +111,7 @@ def test_hosts_roll_back_to_a_checkpoint_that_one_of_them_wrote(more: dict) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.fault("S3 fails or damages a file")
 def test_damaged_checkpoints_in_the_store_are_passed_over(played: dict) -> None:
     found = played["damaged"]
     cut, flipped = found["damaged"]
@@ -129,6 +131,7 @@ def test_the_best_weights_come_from_a_machine_that_is_gone(more: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.fault("S3 fails or damages a file")
 def test_an_upload_that_fails_is_said_and_tried_again_with_the_next_checkpoint(more: dict) -> None:
     found = more["failed_upload"]
     [warning] = [line for line in found["said"] if line.startswith("warning: ")]
@@ -138,6 +141,7 @@ def test_an_upload_that_fails_is_said_and_tried_again_with_the_next_checkpoint(m
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a machine that was suspended comes back")
 def test_a_machine_that_was_taken_for_dead_stops_and_leaves_its_successors_checkpoints(played: dict) -> None:
     found = played["fenced"]
     assert found["after"]["error"].startswith("stopped at step 5 of ")
@@ -247,6 +251,7 @@ def damage_downloads(machine: Machine, times: int) -> None:
     machine.store.download = damaging
 
 
+@pytest.mark.fault("S3 fails or damages a file")
 def test_a_checkpoint_that_never_uploads_holds_no_other_one_up(machines: tuple[Machine, Machine]) -> None:
     one, _ = machines
     upload = one.store.upload
