@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,8 +27,9 @@ from fullft_assets.documents import raw as raw_documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Store
 from tests import project as projects
+from tests.delivered import Delivered, die_at_a_write
 
 pytestmark = pytest.mark.quick
 
@@ -253,21 +253,11 @@ class TestBatches:
         assert self.cut(tmp_path, now + 119, settle_seconds=60) == [["skewed.jsonl"]]
         assert batches.num_new(store, "mail", batches.settled(source, DEFAULTS, None)[0]) == 0
 
-    def test_a_tick_that_dies_at_any_write_is_made_good_by_the_next(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_tick_that_dies_at_any_write_is_made_good_by_the_next(self, tmp_path: Path) -> None:
         for number in range(6):
             self.put(tmp_path, f"{number}.jsonl")
-        write = Store.write_bytes
         for dies_after in (False, True, False):
-
-            def dying(store: Store, name: str, data: bytes, dies_after: bool = dies_after) -> None:
-                if dies_after:
-                    write(store, name, data)
-                raise KeyboardInterrupt
-
-            monkeypatch.setattr(Store, "write_bytes", dying)
-            with pytest.raises(KeyboardInterrupt):
-                self.cut(tmp_path, max_batch_files=2)
-        monkeypatch.setattr(Store, "write_bytes", write)
+            die_at_a_write(lambda: self.cut(tmp_path, max_batch_files=2), dies_after=dies_after)
         assert self.cut(tmp_path, max_batch_files=2) == [["2.jsonl", "3.jsonl"], ["4.jsonl", "5.jsonl"]]
         cut = documents.list_batches(Store(str(tmp_path / "store")), "mail")
         assert [file.path for batch in cut for file in batch.files] == [f"{number}.jsonl" for number in range(6)]
@@ -483,22 +473,11 @@ def broken_files(folder: Path) -> dict[str, str]:
     }
 
 
-class Kept:
-    """A project whose delivered files are kept as a run does it."""
-
-    def __init__(self, project: projects.Project):
-        self.project, self.store = project, Store(str(project.home / "store"))
+class Kept(Delivered):
+    """What a folder has, cut by hand."""
 
     def cut(self) -> list[Batch]:
         return documents.cut_batches(self.store, "letters", self.project.documents, DEFAULTS)
-
-    def keep(self, batch: Batch) -> Manifest:
-        manifest = documents.keep(self.store, self.project.use_case(), batch.name)
-        self.store.write_pointer(f"latest/letters/raw_documents/{batch.name}", {"ref": manifest.ref})
-        return manifest
-
-    def rows(self, manifest: Manifest) -> list[dict[str, Any]]:
-        return pq.read_table(self.store.folder(manifest) / "documents.parquet").to_pylist()
 
 
 @pytest.fixture

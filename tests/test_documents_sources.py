@@ -18,8 +18,9 @@ from fullft_assets import documents
 from fullft_assets.documents import S3Prefix, delivery, events
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Store
 from tests import project as projects
+from tests.delivered import Delivered
 from tests.s3_server import S3Server
 
 
@@ -148,12 +149,13 @@ class TestS3:
             S3Prefix(f"s3://{bucket.name}").files()
 
 
-class Bucket:
-    """A project whose documents lie in a bucket, and what its sensor and its runs do with them."""
+class Bucket(Delivered):
+    """A project whose documents are in a bucket, and what its sensor and its runs do with them."""
 
     def __init__(self, project: projects.Project, bucket: Path, **settings: Any):
+        super().__init__(project)
         project.configure(documents={"path": f"s3://{bucket.name}/mail", **settings})
-        self.project, self.folder, self.store = project, bucket / "mail", Store(str(project.home / "store"))
+        self.folder = bucket / "mail"
         self.uri = f"s3://{bucket.name}/mail"
 
     def look(self, now: float = 1_700_000_000.0) -> documents.Look:
@@ -161,14 +163,6 @@ class Bucket:
 
     def cut(self, now: float = 1_700_000_000.0) -> list[list[str]]:
         return [[file.path for file in batch.files] for batch in self.look(now).cut]
-
-    def keep(self, batch: documents.Batch) -> Manifest:
-        manifest = documents.keep(self.store, self.project.use_case(), batch.name)
-        self.store.write_pointer(f"latest/letters/raw_documents/{batch.name}", {"ref": manifest.ref})
-        return manifest
-
-    def rows(self, manifest: Manifest) -> list[dict[str, Any]]:
-        return pq.read_table(self.store.folder(manifest) / "documents.parquet").to_pylist()
 
 
 @pytest.fixture

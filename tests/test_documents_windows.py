@@ -16,6 +16,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import WindowSettings
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.delivered import die_at_a_write
 
 pytestmark = pytest.mark.quick
 
@@ -124,22 +125,12 @@ class TestByRows:
         feed.deliver("4.jsonl", 20, hours=4)
         assert feed.look(whole=True).open_window.startswith("100 of")
 
-    def test_a_look_that_dies_at_any_write_cuts_what_the_next_one_would(self, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_look_that_dies_at_any_write_cuts_what_the_next_one_would(self, feed: Feed) -> None:
         feed.configure({"rows": 40})
         for number in range(7):
             feed.deliver(f"{number}.jsonl", 20, hours=number)
-        write = Store.write_bytes
         for dies_after in (True, False, True, True):
-
-            def dying(store: Store, name: str, data: bytes, dies_after: bool = dies_after) -> None:
-                if dies_after:
-                    write(store, name, data)
-                raise KeyboardInterrupt
-
-            monkeypatch.setattr(Store, "write_bytes", dying)
-            with pytest.raises(KeyboardInterrupt):
-                feed.cut()
-        monkeypatch.setattr(Store, "write_bytes", write)
+            die_at_a_write(feed.cut, dies_after=dies_after)
         feed.cut()
         made = [[file.path[0] for file in window.files] for window in documents.list_batches(feed.store, "letters", "window")]
         assert made == [["0", "1"], ["2", "3"], ["4", "5"]]
