@@ -12,7 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 from fullft_assets.evaluation import CHAMPION, FINETUNED
 from fullft_assets.evaluation.answers import AnswerScores, measure_answers
 from fullft_assets.evaluation.metrics.answers import common_subsequence
-from fullft_assets.evaluation.recomputed_answers import answer_score
+from fullft_assets.evaluation.recomputed_answers import answer_sums
 from fullft_assets.settings import UseCaseSettings
 from tests import project as projects
 
@@ -68,7 +68,7 @@ def test_scores_are_sacrebleu_s_and_verified_by_other_sums() -> None:
         assert grouped.scores[metric][FINETUNED].estimate != pytest.approx(alone.scores[metric][FINETUNED].estimate)
         for name, answers in written.items():
             score = grouped.scores[metric][name]
-            assert answer_score(metric, truth, answers, groups) == pytest.approx(score.estimate)
+            assert answer_sums(metric, truth, answers, groups).score == pytest.approx(score.estimate)
             assert score.low < score.estimate < score.high or metric == "exact_match"
         gain = grouped.gains[metric][CHAMPION]
         assert gain.low > 0, metric
@@ -87,7 +87,7 @@ def test_scores_are_sacrebleu_s_and_verified_by_other_sums() -> None:
 def test_rouge_l_counts_words_of_any_script(true: str, written: str, score: float) -> None:
     found = measured([true, true], {FINETUNED: [written, written]}, ["a", "b"])
     assert found.scores["rouge_l"][FINETUNED].estimate == pytest.approx(score)
-    assert answer_score("rouge_l", [true], [written], ["a"]) == pytest.approx(score)
+    assert answer_sums("rouge_l", [true], [written], ["a"]).score == pytest.approx(score)
 
 
 def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
@@ -106,7 +106,7 @@ def test_empty_and_very_short_answers_have_scores() -> None:
     for answers in ([""] * 4, ["yes"] * 4, ["no"] * 4, ["a longer answer", "", "x", "yes"]):
         found = measured(truth, {FINETUNED: answers}, list("abcd"))
         for metric in METRICS:
-            assert answer_score(metric, truth, answers, list("abcd")) == pytest.approx(found.scores[metric][FINETUNED].estimate)
+            assert answer_sums(metric, truth, answers, list("abcd")).score == pytest.approx(found.scores[metric][FINETUNED].estimate)
 
 
 def test_answers_of_one_group_have_no_interval() -> None:

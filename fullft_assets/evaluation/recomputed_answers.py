@@ -22,14 +22,8 @@ _BLEU_ORDER = 4
 _ROUNDING = 1e-9
 
 
-def answer_score(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> float | None:
-    """Return a score with each group counted once; None: an added metric, which only its package can compute."""
-    found = answer_sums(metric, truth, written, groups)
-    return None if found is None else float(found.of_sums(found.table.sum(0, keepdims=True))[0])
-
-
 def answer_sums(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> Sums | None:
-    """Return what is summed for a score: of each answer its own, or its n-grams."""
+    """Return what is summed for a score, with each group counted once: of each answer its own, or its n-grams. None: a metric of another package."""
     weights = group_weights(groups)
     if metric == "bleu":
         return Sums(_ngram_counts(truth, written) * weights[:, None], _bleu)
@@ -50,9 +44,7 @@ def answer_fields(
     tree: Tree = {"num_answers": len(rows), "num_groups": len(set(groups)), "effective_groups": effective, "scores": {}, "gains": {}}
     for metric, systems in stored["scores"].items():
         found = {system: answer_sums(metric, truth, [row[system] for row in rows], groups) for system in systems}
-        pairs = {
-            system: (float(sums.of_sums(sums.table.sum(0, keepdims=True))[0]), sums) for system, sums in found.items() if sums is not None
-        }
+        pairs = {system: (sums.score, sums) for system, sums in found.items() if sums is not None}
         if pairs:
             tree["scores"][metric], tree["gains"][metric] = sampling.measured(metric, pairs, FINETUNED, effective)
     return tree

@@ -35,6 +35,11 @@ class Sums:
     table: np.ndarray
     of_sums: Callable[[np.ndarray], np.ndarray]
 
+    @property
+    def score(self) -> float:
+        """The score of all rows."""
+        return float(self.of_sums(self.table.sum(0, keepdims=True))[0])
+
 
 @dataclass(frozen=True)
 class Ranks:
