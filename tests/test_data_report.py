@@ -9,7 +9,7 @@ import pytest
 
 from fullft_assets.config.findings import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.data_facts import DataFacts, Group, SetAside
+from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows, Group
 from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page
 from tests import prepared
 from tests import project as projects
@@ -91,7 +91,7 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
     facts = DataFacts(
         num_rows=9,
         num_valid=5,
-        quarantined=[SetAside(name, 4, [f"{name}:3"])],
+        quarantined=[ExcludedRows(name, 4, [f"{name}:3"])],
         num_groups=1,
         largest_groups=[Group(name, "train", 1)],
         encodings={name: 1},

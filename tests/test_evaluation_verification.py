@@ -20,7 +20,7 @@ from fullft_assets.chunks import save_tokenizer
 from fullft_assets.cli import commands, main
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
-from fullft_assets.evaluation.recomputed_labels import Labels
+from fullft_assets.evaluation.recomputed_labels import RecomputedLabels
 from fullft_assets.evaluation.verification import Verification, verify
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.report import read_list, write_list
@@ -189,10 +189,10 @@ def test_a_span_is_compared_without_the_space_around_it() -> None:
     truth = Split(["d1"], ["by Ann Lee, "], np.zeros((1, 1), bool), ["g"], [[]], spans=[[(2, 10, 0), (10, 12, 0)]])
     given = [{"label": "name", "start": 3, "end": 10}]
     rows = {"group": ["g"], "num_spans": [2], "predicted": [given]}
-    assert Labels(rows, truth, ["name"], "spans").score("micro_f1", "finetuned") == pytest.approx(2 / 3)
+    assert RecomputedLabels(rows, truth, ["name"], "spans").score("micro_f1", "finetuned") == pytest.approx(2 / 3)
     # Of a span of nothing but space there is nothing to find.
     blank = replace(truth, texts=["by Ann Lee  "])
-    assert Labels(rows, blank, ["name"], "spans").score("micro_f1", "finetuned") == 1.0
+    assert RecomputedLabels(rows, blank, ["name"], "spans").score("micro_f1", "finetuned") == 1.0
 
 
 @pytest.mark.parametrize("copied", ["classified"], indirect=True)

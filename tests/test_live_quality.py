@@ -15,7 +15,7 @@ from fullft_assets import documents, examples, monitoring, release
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import AtRelease, LiveMetadata, live
 from fullft_assets.monitoring.anytime import log_evidence_below, lower_bound, upper_bound
-from fullft_assets.monitoring.live import Document
+from fullft_assets.monitoring.live import PredictedDocument
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
 from fullft_assets.resources import open_store
@@ -61,8 +61,10 @@ class TestBounds:
         assert found.rate >= 0.95 and np.median(found.num_labels) < 500
 
 
-def document(key: str, predicted: str = "a", *, id: str | None = None, label: str | None = None, is_chosen: bool = False) -> Document:
-    return Document(key.encode(), id, predicted, label, is_chosen)
+def document(
+    key: str, predicted: str = "a", *, id: str | None = None, label: str | None = None, is_chosen: bool = False
+) -> PredictedDocument:
+    return PredictedDocument(key.encode(), id, predicted, label, is_chosen)
 
 
 class TestCounts:

@@ -22,7 +22,7 @@ from fullft_assets.personal_data import entities
 from fullft_assets.personal_data.kinds import Found
 from fullft_assets.personal_data.masking import mask_documents
 from fullft_assets.personal_data.pii import KINDS
-from fullft_assets.personal_data.search import Search
+from fullft_assets.personal_data.search import PersonalDataSearch
 from fullft_assets.store import Store
 
 NAMES = [f"{first} {last}" for first in ("Ann", "Boris", "Chiara", "Dieter") for last in ("Becker", "Novak", "Rossi", "Young")]
@@ -99,7 +99,7 @@ def shown(text: str, found: list[Found]) -> list[tuple[str, str]]:
 def test_names_places_and_dates_are_found_in_a_text_that_is_longer_than_the_pipeline_reads_at_once(model: entities.EntityModel) -> None:
     text = "The notice must stay in all copies of the program. " * 900 + "Ann Rossi moved to Ghent on 3 May."
     assert len(text) > 2 * entities._MOST_CHARACTERS
-    search = Search(KINDS, model)
+    search = PersonalDataSearch(KINDS, model)
     found = search.find_all(pa.array([None, text, "", "This licence covers copies and notices."]))
     assert {row: shown(text, each) for row, each in found.items()} == {
         1: [("person", "Ann Rossi"), ("location", "Ghent"), ("date", "3 May")]
@@ -109,7 +109,7 @@ def test_names_places_and_dates_are_found_in_a_text_that_is_longer_than_the_pipe
 def test_of_a_name_that_runs_into_an_address_the_rest_is_masked(monkeypatch: pytest.MonkeyPatch, model: entities.EntityModel) -> None:
     text = "write to Ann ann@correo.example Rossi"
     monkeypatch.setattr(model, "find_all", lambda texts: iter([[Found(9, len(text), "[PERSON]", "person")]]))
-    [found] = Search(KINDS, model).find_all(pa.array([text])).values()
+    [found] = PersonalDataSearch(KINDS, model).find_all(pa.array([text])).values()
     assert shown(text, found) == [("person", "Ann"), ("email", "ann@correo.example"), ("person", "Rossi")]
 
 
@@ -121,7 +121,7 @@ def test_turns_and_spans_move_with_the_masked_names(model: entities.EntityModel)
         {"text": f"{text}\n\n\n\n{text}", "messages": turns, "spans": None, "annotations": None},
     ]
     table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
-    plain, said = mask_documents(table, Search(KINDS, model).find_all(table["text"])).to_pylist()
+    plain, said = mask_documents(table, PersonalDataSearch(KINDS, model).find_all(table["text"])).to_pylist()
     masked = "[PERSON] moved to [LOCATION] on [DATE]."
     assert (plain["text"], plain["spans"]) == (masked, [{"start": 18, "end": 28, "label": "CITY"}])
     assert said["text"] == f"{masked}\n\n\n\n{masked}"

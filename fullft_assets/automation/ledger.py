@@ -24,7 +24,7 @@ LEASE_SECONDS = 600.0
 _REPLAYED = 200
 
 
-class Ledger(BaseModel):
+class DecisionLedger(BaseModel):
     """The newest decision, and when (seconds since the epoch) each open incident was raised last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,29 +45,29 @@ def decisions_asset(case: Case) -> dg.AssetSpec:
     )
 
 
-def read_ledger(store: Store, case: str) -> tuple[Ledger, list[str]]:
+def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
     """Return the ledger, and a note if it was lost or damaged and is rebuilt from the log."""
     try:
         found = store.read_pointer(_name(case))
         if found is not None:
-            return Ledger.model_validate(found), []
+            return DecisionLedger.model_validate(found), []
         problem = "was gone"
     except ValueError:  # JSON that is cut off, or has other keys
         problem = "could not be read"
     names = store.list_pointers(_folder(case))[-_REPLAYED:]
     if not names and problem == "was gone":
-        return Ledger(), []
+        return DecisionLedger(), []
     raised: dict[str, float] = {}
     entries = [entry for name in names if (entry := _read(store, case, name)) is not None]
     for entry in entries:
         raised = raised_after(State(raised=raised), entry.signals, entry.decision)
     lost = f", {len(names) - len(entries)} of them unreadable" if len(entries) < len(names) else ""
     note = f"the ledger {_name(case)}.json {problem} and is rebuilt from {len(names)} decisions of the log{lost}"
-    return Ledger(raised=raised, decision=entries[-1].decision if entries else None), [note]
+    return DecisionLedger(raised=raised, decision=entries[-1].decision if entries else None), [note]
 
 
 def record(
-    case: Case, instance: dg.DagsterInstance, store: Store, ledger: Ledger, state: State, signals: Signals, decision: Decision
+    case: Case, instance: dg.DagsterInstance, store: Store, ledger: DecisionLedger, state: State, signals: Signals, decision: Decision
 ) -> None:
     """Remember a decision, in the log and in the UI if it differs from the one before."""
     if ledger.decision != decision:
@@ -75,7 +75,7 @@ def record(
         store.write_pointer(f"{_folder(case.name)}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json"))
         shown = _shown(case, state, signals, decision)
         instance.report_runless_asset_event(dg.AssetMaterialization(asset_key=case.key(ASSET), metadata=shown))
-    new = Ledger(raised=raised_after(state, signals, decision), decision=decision)
+    new = DecisionLedger(raised=raised_after(state, signals, decision), decision=decision)
     if new != ledger or decision.notes:
         store.write_pointer(_name(case.name), new.model_dump(mode="json"))
 

@@ -22,8 +22,8 @@ _FIX = "snapshot.replay, training.distillation, a lower learning_rate or trainin
 
 
 @dataclass(frozen=True)
-class Forgetting:
-    """The scores on the general set over a run.
+class ForgettingBudget:
+    """The scores on the general set over a run, and the rise that is allowed.
 
     Attributes:
         measure: of a model, not wrapped: one of `GENERAL_MEASURES` by its name; nothing where there is no general set.

@@ -15,7 +15,7 @@ from fullft_assets.engine import kernels, ranks, regularization, sharding
 from fullft_assets.engine.callback import SegmentCallback
 from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, step_of
 from fullft_assets.engine.feed import sums_between
-from fullft_assets.engine.forgetting import Forgetting
+from fullft_assets.engine.forgetting import ForgettingBudget
 from fullft_assets.engine.guard_actions import GuardActions, SegmentOver
 from fullft_assets.engine.interpolation import Interpolated, interpolate
 from fullft_assets.engine.prefetch import Prefetcher, already_collated
@@ -153,7 +153,7 @@ class TrainingSegment:
     def _make_validator(self) -> Validator:
         recipe = self.shared.recipe
         # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
-        forgetting = Forgetting(recipe.score_general, None if self.settings.wise_ft else self.settings.max_general_rise)
+        forgetting = ForgettingBudget(recipe.score_general, None if self.settings.wise_ft else self.settings.max_general_rise)
         return Validator(recipe.score, forgetting, self.recorder)
 
     def _make_trainer(self) -> FineTuner:
@@ -302,7 +302,7 @@ class TrainingSegment:
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
         """Put the best weights between the base model's and the trained ones into the model; of several processes the first one does."""
         recipe, log, progress = self.shared.recipe, self.recorder.log, self.shared.progress
-        forgetting = Forgetting(recipe.score_general, self.settings.max_general_rise)
+        forgetting = ForgettingBudget(recipe.score_general, self.settings.max_general_rise)
 
         def on_first(listener: Listener) -> Interpolated | None:
             def score() -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fullft_assets.engine import ranks
-from fullft_assets.engine.forgetting import Forgetting
+from fullft_assets.engine.forgetting import ForgettingBudget
 from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import scoring
@@ -21,7 +21,9 @@ class Validator:
         score: of a model, not wrapped: its scores on the validation rows by name, `loss` among them.
     """
 
-    def __init__(self, score: Callable[[PreTrainedModel, Listener], dict[str, float]], forgetting: Forgetting, recorder: StepRecorder):
+    def __init__(
+        self, score: Callable[[PreTrainedModel, Listener], dict[str, float]], forgetting: ForgettingBudget, recorder: StepRecorder
+    ):
         self._score, self.forgetting, self._recorder = score, forgetting, recorder
 
     def score_before(self, model: PreTrainedModel) -> None:

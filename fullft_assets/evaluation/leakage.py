@@ -113,14 +113,14 @@ def find_leakage(train: LabelledTexts, test: LabelledTexts, names: Sequence[str]
     train, test = train.draw(_MOST_ROWS, seed), test.draw(_MOST_ROWS, seed)
     index, num_groups = test.index
     measurable = np.flatnonzero(measurable_labels(test.labels, index, num_groups, test.weights) & train.labels.any(0)).tolist()
-    search = _Search(train, test)
+    search = _MarkerSearch(train, test)
     markers = [found for label in measurable if (found := search.marker_of(label, names[label])) is not None]
     repeated = _repeats(train.texts, test.texts, seed)
     share = float(np.average(repeated, weights=test.weights))
     return Leakage(num_labels=len(measurable), markers=markers, num_repeated=int(repeated.sum()), share_repeated=share)
 
 
-class _Search:
+class _MarkerSearch:
     def __init__(self, train: LabelledTexts, test: LabelledTexts):
         from sklearn.feature_extraction.text import CountVectorizer
 

@@ -40,7 +40,7 @@ _SAME_TEMPERATURE, _SAME_LOSS = 5e-5, 1e-12
 Item = tuple[Any, ...]
 
 
-class Labels(Recomputed):
+class RecomputedLabels(Recomputed):
     """Those of labels and of spans: each row has a set of items, and each system gives it one."""
 
     def __init__(self, rows: Rows, truth: Split, names: Sequence[str], target: str, thresholds: Mapping[str, float] | None = None):

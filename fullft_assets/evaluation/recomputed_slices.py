@@ -13,7 +13,7 @@ import numpy as np
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Recomputed, Tree, effective_groups
-from fullft_assets.evaluation.recomputed_labels import Labels
+from fullft_assets.evaluation.recomputed_labels import RecomputedLabels
 from fullft_assets.evaluation.recomputed_tokens import quarter_edges
 from fullft_assets.examples.language import language_of
 from fullft_assets.snapshot import Split, load_values, read_index
@@ -40,7 +40,7 @@ def slice_fields(
         different = {value for value in given if value is not None}
         if len(different) > measured[kind] and not (len(different) == 1 and None not in given):
             num_small[kind] = len(different) - measured[kind]
-    if isinstance(recomputed, Labels) and "label" in asked.settings["slices"] and len(recomputed.occurring) > measured["label"]:
+    if isinstance(recomputed, RecomputedLabels) and "label" in asked.settings["slices"] and len(recomputed.occurring) > measured["label"]:
         num_small["label"] = len(recomputed.occurring) - measured["label"]
     return {"rival": rival, "found": found, "num_small": num_small}
 
@@ -50,7 +50,7 @@ def _slice(
 ) -> Tree:
     named: Tree = {"kind": kind, "name": name}
     if kind == "label":
-        assert isinstance(recomputed, Labels), "only rows with labels have slices by label"
+        assert isinstance(recomputed, RecomputedLabels), "only rows with labels have slices by label"
         # Its F1 counts what was given to other rows, too.
         rows, part, mass = np.flatnonzero(recomputed.of_label(name)), recomputed, recomputed.of_label(name)
         pair = {system: (recomputed.label_f1(name, system), recomputed.label_sums(name, system)) for system in (FINETUNED, rival)}

@@ -22,7 +22,7 @@ from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Tree
 from fullft_assets.evaluation.recomputed_answers import answer_fields, drawn_answers
 from fullft_assets.evaluation.recomputed_label_errors import label_errors
-from fullft_assets.evaluation.recomputed_labels import Labels, answered_items, stored_items
+from fullft_assets.evaluation.recomputed_labels import RecomputedLabels, answered_items, stored_items
 from fullft_assets.evaluation.recomputed_leakage import Labelled, leakage_fields
 from fullft_assets.evaluation.recomputed_slices import slice_fields, values_of
 from fullft_assets.evaluation.recomputed_tokens import Tokens
@@ -136,7 +136,7 @@ class _Stored:
         self.asked = Asked(report.settings["evaluation"], report.seed, self.evaluation["primary_metric"])
         target = TASKS.get(self.evaluation["task"]).target
         self.recomputed = (
-            Tokens(self.rows) if target is None else Labels(self.rows, self.truth, self.names, target, self._thresholds(target))
+            Tokens(self.rows) if target is None else RecomputedLabels(self.rows, self.truth, self.names, target, self._thresholds(target))
         )
 
     @cached_property
@@ -202,7 +202,7 @@ def recompute(made: _Stored, found: Verification) -> Tree:
     }
     if stored["slices"] is not None:
         tree["slices"] = _slices(made, "champion" if tree["has_champion"] else best)
-    if isinstance(recomputed, Labels):
+    if isinstance(recomputed, RecomputedLabels):
         if stored["robustness"] is not None:
             tree["robustness"] = recomputed.robustness(stored["robustness"], asked)
         if stored["leakage"] is not None:
@@ -329,7 +329,7 @@ def _compare_verdict(found: Verification, made: _Stored) -> None:
 
 def _compare_label_errors(found: Verification, made: _Stored) -> None:
     """Compare the rows for annotators with those that the stored probabilities give, and the validation rows with the snapshot's."""
-    if not isinstance(made.recomputed, Labels) or "probabilities" not in made.rows:
+    if not isinstance(made.recomputed, RecomputedLabels) or "probabilities" not in made.rows:
         return
     ids, labels, probabilities = made.truth.ids, made.rows["label"], made.rows["probabilities"]
     if made.validation is not None:

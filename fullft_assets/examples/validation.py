@@ -44,7 +44,7 @@ from fullft_assets.examples.spelling import as_listed
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.masking import mask_documents
 from fullft_assets.personal_data.pii import count, counts_of, kinds_named
-from fullft_assets.personal_data.search import Search, search_of
+from fullft_assets.personal_data.search import PersonalDataSearch, search_of
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import messages_hash, text_hash
@@ -175,7 +175,7 @@ def examine(
     any_file_was_read: bool = True,
     id_field: str = "id",
     num_masked: int | None = None,
-    search: Search | None = None,
+    search: PersonalDataSearch | None = None,
 ) -> Examined:
     """Validate a batch of documents.
 
@@ -195,7 +195,7 @@ def examine(
 
     rules = rules_for(settings)
     documents, num_personal_data, num_masked = _masked(
-        as_listed(documents, settings), settings, search or Search(kinds_named(settings.pii_kinds)), num_masked
+        as_listed(documents, settings), settings, search or PersonalDataSearch(kinds_named(settings.pii_kinds)), num_masked
     )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
     frame = profile(table, settings, num_personal_data)
@@ -220,7 +220,7 @@ def examine(
 
 
 def _masked(
-    documents: pa.Table, settings: ExamplesSettings, search: Search, num_masked_before: int | None
+    documents: pa.Table, settings: ExamplesSettings, search: PersonalDataSearch, num_masked_before: int | None
 ) -> tuple[pa.Table, np.ndarray | None, int]:
     """Return the documents, how much personal data is left in each, and in how many it was masked."""
     import pyarrow.compute as pc
@@ -237,7 +237,7 @@ def _masked(
     return documents, _left_over(documents, np.array(sorted(found), np.int64), search), len(found)
 
 
-def _left_over(documents: pa.Table, rows: np.ndarray, search: Search) -> np.ndarray:
+def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch) -> np.ndarray:
     """Return the pieces that patterns find in masked texts: what a placeholder leaves over may look like another piece.
 
     A model is not asked again: it may take a placeholder for a name.

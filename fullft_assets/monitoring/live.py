@@ -112,7 +112,7 @@ def measure(
     return store.ensure(case, "live_quality", write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed)
 
 
-class Document(NamedTuple):
+class PredictedDocument(NamedTuple):
     """A production document with its prediction.
 
     Attributes:
@@ -129,7 +129,7 @@ class Document(NamedTuple):
     is_chosen: bool
 
 
-def count(labels: Mapping[str, str | None], documents: Iterator[Document]) -> Counts:
+def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocument]) -> Counts:
     """Return how many documents there are, have a label, and were predicted right.
 
     Args:
@@ -196,7 +196,7 @@ def check(found: LiveMetadata) -> CheckOutcome:
     return CheckOutcome(name=LIVE_CHECK.name, passed=found.drop <= 0, severity="warn", description=description)
 
 
-def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]) -> Iterator[Document]:
+def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]) -> Iterator[PredictedDocument]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"])
@@ -205,4 +205,4 @@ def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Co
         for row, line in zip(rows, lines, strict=True):
             named = f"group {row['group']}" if row["group"] else f"text {' '.join(row['text'].split()).casefold()}"
             key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            yield Document(key, row["id"], json.loads(line)["label"], row["label"], (row["source"], row["row"]) in chosen)
+            yield PredictedDocument(key, row["id"], json.loads(line)["label"], row["label"], (row["source"], row["row"]) in chosen)

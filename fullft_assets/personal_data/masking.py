@@ -25,7 +25,7 @@ def mask_documents(table: pa.Table, found: Mapping[int, Sequence[Found]]) -> pa.
 
     Args:
         table: with `documents.COLUMNS`.
-        found: personal data in the texts by their row, as `Search.find_all` finds it.
+        found: personal data in the texts by their row, as `PersonalDataSearch.find_all` finds it.
     """
     rows = np.array(sorted(found), np.int64)
     if not len(rows):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Search:
+class PersonalDataSearch:
     """What is looked for: by patterns, and by a model of named entities where there is one."""
 
     kinds: tuple[Kind, ...] = KINDS
@@ -35,13 +35,13 @@ class Search:
         return {row: each for row, each in found.items() if each}
 
 
-def search_of(use_case: UseCase) -> Search:
+def search_of(use_case: UseCase) -> PersonalDataSearch:
     """Return what is looked for in the texts of a use case.
 
     Raises:
         SettingsError: see `find_pipeline`.
     """
-    return Search(kinds_named(use_case.settings.examples.pii_kinds), entity_model(use_case))
+    return PersonalDataSearch(kinds_named(use_case.settings.examples.pii_kinds), entity_model(use_case))
 
 
 def _joined(text: str, found: Sequence[Found], entities: Sequence[Found]) -> list[Found]:

@@ -25,7 +25,7 @@ _TEXTS_A_BATCH, _BATCHES = 50, 10
 
 
 @dataclass(frozen=True)
-class SetAside:
+class ExcludedRows:
     """Rows that were set aside for one reason, and the first of them as file:row."""
 
     reason: str
@@ -61,8 +61,8 @@ class DataFacts:
 
     num_rows: int = 0
     num_valid: int = 0
-    quarantined: list[SetAside] = field(default_factory=list)
-    left_out: list[SetAside] = field(default_factory=list)
+    quarantined: list[ExcludedRows] = field(default_factory=list)
+    left_out: list[ExcludedRows] = field(default_factory=list)
     num_groups: int = 0
     num_ungrouped: int = 0
     largest_groups: list[Group] = field(default_factory=list)
@@ -99,7 +99,7 @@ def gather(
         num_valid=sum(about.num_valid for about in used.values()),
         quarantined=_quarantined(folders.values()),
         left_out=[
-            SetAside(reason, count, frozen.places_left_out.get(reason, []))
+            ExcludedRows(reason, count, frozen.places_left_out.get(reason, []))
             for reason, count in sorted(frozen.metadata["left_out"].items(), key=lambda item: -item[1])
         ],
         num_groups=len(groups),
@@ -126,7 +126,7 @@ def _with_those_of_batches(
     return found
 
 
-def _quarantined(folders: Iterable[Path]) -> list[SetAside]:
+def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
     import pyarrow.parquet as pq
 
     counts: Counter[str] = Counter()
@@ -138,7 +138,7 @@ def _quarantined(folders: Iterable[Path]) -> list[SetAside]:
                 counts[reason] += 1
                 if len(named := places.setdefault(reason, [])) < MOST_NAMED:
                     named.append(f"{source}:{row}")
-    return [SetAside(reason, count, places[reason]) for reason, count in counts.most_common()]
+    return [ExcludedRows(reason, count, places[reason]) for reason, count in counts.most_common()]
 
 
 def _groups(index: pa.Table) -> pa.Table:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fullft_assets.examples.spelling import variants
 from fullft_assets.markdown import escape_name, fenced, to_html
-from fullft_assets.snapshot.data_facts import DataFacts, SetAside
+from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 
 _BAR = 40
@@ -69,7 +69,7 @@ def render(
         facts: what is known beside.
         example: one training row.
     """
-    facts = facts or DataFacts(left_out=[SetAside(reason, count, []) for reason, count in metadata.left_out.items()])
+    facts = facts or DataFacts(left_out=[ExcludedRows(reason, count, []) for reason, count in metadata.left_out.items()])
     lines = ["# Data report", "", *_sizes(metadata), *_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
     lines += [*_groups(facts), *_files(facts), "", "## Length in tokens", "", "```", *_histogram(num_tokens), "```", ""]
     over = int((np.asarray(num_tokens) > max_tokens).sum())
@@ -110,7 +110,7 @@ def _set_aside(facts: DataFacts) -> list[str]:
     return [*lines, "", "## Excluded rows", "", *_reasons(facts.left_out)]
 
 
-def _reasons(found: Sequence[SetAside]) -> list[str]:
+def _reasons(found: Sequence[ExcludedRows]) -> list[str]:
     shown = []
     for each in found:
         places = ", ".join(escape_name(place) for place in each.places)
