@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -25,7 +26,7 @@ from fullft_assets.planning import (
     predict_score,
     stop_note,
 )
-from fullft_assets.settings import PlanningSettings, TrainingSettings
+from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification.assessment import macro_f1
@@ -287,6 +288,21 @@ def planned(prepared: Prepared) -> dict[str, Manifest]:
 
 
 @pytest.mark.heavy
+def test_more_seeds_train_each_part_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullft_assets.workloads import planning as workload
+
+    monkeypatch.setattr(workload, "fine_tune", lambda recipe, settings, seed, *_, **__: (recipe, seed))
+    settings = UseCaseSettings.model_validate(
+        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "planning": {"pilot_seeds": 3}, "seed": 5}
+    )
+    recipe = SimpleNamespace(num_rows=6_400, first=lambda count: count)
+    shared = SimpleNamespace(job=SimpleNamespace(settings=settings), recipe=recipe, processes=1, progress=Progress(silent=True))
+    fits = workload._pilot_fits(shared)
+    assert list(fits) == [200, 400, 800, 1_600]
+    assert all(of_count == [(count, 5), (count, 6), (count, 7)] for count, of_count in fits.items())
+
+
+@pytest.mark.heavy
 @pytest.mark.slow
 class TestRealWorkload:
     def test_plan_is_plausible(self, prepared, planned):
@@ -335,7 +351,7 @@ class TestRealWorkload:
         assert set(planned["pilot_run"].files) == {"pilot.json"}
         history = json.loads((prepared.store.folder(planned["pilot_run"]) / "pilot.json").read_text())["history"]
         assert list(history) == [str(point["rows"]) for point in planned["pilot_run"].metadata["learning_curve"]]
-        assert all(of_part[0]["step"] == 1 for of_part in history.values())
+        assert all(of_seed[0]["step"] == 1 for of_part in history.values() for of_seed in of_part)
 
     def test_second_launch_finds_all_three(self, prepared, planned):
         _, found = plan(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})

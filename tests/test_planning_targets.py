@@ -104,6 +104,7 @@ def test_hours_and_costs_follow_from_the_work() -> None:
     settings = use_case({"pilot_share": 0.5, "retrains_a_year": 3}, epochs=3)
     parts = shares(settings, EXTENT.num_training_rows, EXTENT.num_held_out_rows)
     assert parts.pilot == pytest.approx(0.5 * 15 / 8, rel=0.001)
+    assert shares(use_case({"pilot_share": 0.5, "pilot_seeds": 3}), 6_400, 0).pilot == pytest.approx(3 * 0.5 * 15 / 8, rel=0.001)
     assert parts.year == pytest.approx(4 * parts.first)
     plan = plans(settings)["p5.4xlarge"]
     assert plan.hours is not None and plan.usd is not None and plan.year_usd is not None

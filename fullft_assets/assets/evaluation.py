@@ -10,7 +10,7 @@ import dagster as dg
 
 from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
-from fullft_assets.evaluation import checks, external
+from fullft_assets.evaluation import checks, external, harness
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import worth
@@ -62,9 +62,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 if ref is not None:
                     inputs[name] = store.load(ref)
             inputs |= {f"{evaluation.SEED_RUN}{number}": store.load(ref) for number, ref in enumerate(against.seed_runs)}
-            brought = external.keep(store, case.name, case.settings, case.use_case.project_root)
-            if brought is not None:
-                inputs[external.STAGE] = brought
+            for stage, keep in ((external.STAGE, external.keep), (harness.STAGE, harness.keep)):
+                brought = keep(store, case.name, case.settings, case.use_case.project_root)
+                if brought is not None:
+                    inputs[stage] = brought
             key = evaluation_key(case, inputs)
             manifest = case.find_or_launch(context, "evaluation", "evaluation_report", key, inputs)
         return case.result(manifest, "evaluation_report", store, _shown(store, manifest))

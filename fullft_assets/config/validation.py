@@ -288,6 +288,18 @@ def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterat
             yield Problem((*key, "file"), f"there is no file {root / each.file}; write it, or remove the entry")
 
 
+def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
+    asked = settings.evaluation.lm_eval
+    if asked is None:
+        return
+    if not task.is_generative:
+        yield Problem(("evaluation", "lm_eval"), f"is for language models, and the task {task.name} makes none; remove it")
+    if not (root / asked.folder).is_dir():
+        yield Problem(
+            ("evaluation", "lm_eval", "folder"), f"there is no folder {root / asked.folder}; name the one with the tasks' YAML files"
+        )
+
+
 def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
     """Yield what is wrong with the registered metrics and baselines that the YAML names."""
     for section, key, registry, names in (
@@ -302,6 +314,7 @@ def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iter
                     (section, key, number), f"{name} is not for the task {task.name}; it is for {', '.join(registry.get(name).tasks)}"
                 )
     yield from _check_external(settings, task, root)
+    yield from _check_lm_eval(settings, task, root)
     if "bedrock" in settings.baselines and settings.planning.bedrock is None:
         yield Problem(
             ("planning", "baselines"), "names bedrock, and planning.bedrock does not say which model; give it one, or remove bedrock"

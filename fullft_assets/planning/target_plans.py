@@ -101,7 +101,7 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
     """
     planning, training, rows = settings.planning, settings.training, max(1, num_training_rows)
     try:
-        pilot = sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
+        pilot = planning.pilot_seeds * sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
     except SettingsError:  # the pilot says so itself
         pilot = 0.0
     forward = _FORWARD / training.epochs

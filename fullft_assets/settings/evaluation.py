@@ -47,6 +47,18 @@ class ExternalSettings(Settings):
         return self
 
 
+class LmEvalSettings(Settings):
+    """Tasks of the lm-evaluation-harness in YAML files of the user's own, which the fine-tuned model, the champion and the base model take."""
+
+    folder: str = Field(
+        min_length=1,
+        description="Folder with the tasks' YAML files and what they read, relative to the project; files that a YAML names are relative to it. Code in "
+        "it (`!function`) is run.",
+    )
+    tasks: list[str] = Field(min_length=1, description="Names of the tasks, as `task:` in their YAML files.")
+    limit: int | None = Field(default=None, ge=1, description="Rows of each task, from its beginning. Default: all.")
+
+
 class EvaluationSettings(Settings):
     """Which metric decides, and how its confidence intervals are computed."""
 
@@ -90,4 +102,9 @@ class EvaluationSettings(Settings):
     calibration_bins: int = Field(default=10, ge=2, le=100, description="Number of bins of the reliability diagram.")
     external: list[ExternalSettings] = Field(
         default_factory=list, description="Systems that are not made here, to compare the model with on the same test rows."
+    )
+    lm_eval: LmEvalSettings | None = Field(
+        default=None,
+        description="For sft and language_modeling: tasks of the lm-evaluation-harness, shown beside the scores; no gate reads them. Needs the extra "
+        "`lm-eval`.",
     )

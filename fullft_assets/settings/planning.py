@@ -100,6 +100,13 @@ class PlanningSettings(Settings):
         le=1,
         description="Share of the training rows that the pilot's largest training has; the smaller ones have a half, a quarter and an eighth of it.",
     )
+    pilot_seeds: int = Field(
+        default=1,
+        ge=1,
+        le=10,
+        description="Trainings of the pilot on each number of rows, with other seeds; their mean score counts. Each takes as long as the first, and a "
+        "larger pilot_share says more for the same time.",
+    )
     pilot_unknown: Literal["go_on", "stop"] = Field(
         default="go_on",
         description="What to do where the pilot's 90% interval is wider than 10 points, so that it predicts nothing.",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -362,12 +363,14 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     settings = shared.job.settings
     metric = settings.primary_metric
     fits = _pilot_fits(shared)
-    points = [planning.Point(rows=count, score=fit.scores[f"validation_{metric}"]) for count, fit in fits.items()]
+    points = [
+        planning.Point(rows=count, score=fmean(fit.scores[f"validation_{metric}"] for fit in of_count)) for count, of_count in fits.items()
+    ]
+    all_fits = [fit for of_count in fits.values() for fit in of_count]
+    seconds = sum(fit.seconds for fit in all_fits)
     prediction = planning.predict_score(points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows)
     to_beat = planning.BaselinesMetadata.of(baselines)
-    check = planning.pilot_check(
-        prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, sum(fit.seconds for fit in fits.values()))
-    )
+    check = planning.pilot_check(prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, seconds))
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
@@ -378,10 +381,10 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
         target_rows=prediction.target_rows,
         best_baseline=to_beat.best,
         best_baseline_score=to_beat.best_score,
-        seconds=sum(fit.seconds for fit in fits.values()),
-        num_tokens=sum(fit.num_tokens for fit in fits.values()),
+        seconds=seconds,
+        num_tokens=sum(fit.num_tokens for fit in all_fits),
     )
-    history = {str(count): fit.history for count, fit in fits.items()}
+    history = {str(count): [fit.history for fit in of_count] for count, of_count in fits.items()}
     (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
     return shared.commit(draft, metadata, [check])
 
@@ -394,12 +397,13 @@ def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
     return judge_worth(0.0, 0.0, 0.0, seconds, shared.job.settings).break_even
 
 
-def _pilot_fits(shared: Planning) -> dict[int, Fit]:
-    """Return the pilot's trainings by their number of rows; parts without anything to learn are excluded."""
-    counts, fits = _pilot_rows(shared.recipe, shared.job.settings), {}
+def _pilot_fits(shared: Planning) -> dict[int, list[Fit]]:
+    """Return the pilot's trainings by their number of rows, one a seed; parts without anything to learn are excluded."""
+    settings = shared.job.settings
+    counts, fits = _pilot_rows(shared.recipe, settings), {}
     for count in counts:
         try:
-            fits[count] = _pilot_fit(shared, count)
+            fits[count] = [_pilot_fit(shared, count, settings.seed + number) for number in range(settings.planning.pilot_seeds)]
         except DataError as error:
             # A few packed rows of conversations may have no trained token; that all have none is an error.
             if count == counts[-1]:
@@ -408,7 +412,7 @@ def _pilot_fits(shared: Planning) -> dict[int, Fit]:
     return fits
 
 
-def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
+def _pilot_fit(shared: Planning, num_rows: int, seed: int) -> Fit:
     """Train on the first rows, to the end of a schedule of their own, and score the validation rows then."""
     settings = shared.job.settings
     # Sharding needs more than one process.
@@ -418,7 +422,7 @@ def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
         return fine_tune(
             shared.recipe.first(num_rows),
             settings.training.model_copy(update=changes),
-            settings.seed,
+            seed,
             Path(folder),
             shared.progress,
             num_processes=shared.processes,

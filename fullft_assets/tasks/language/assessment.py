@@ -21,6 +21,7 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation.answers import AnswerScores
 from fullft_assets.evaluation.base import Evaluation
 from fullft_assets.evaluation.comparison import Comparison, Justification
+from fullft_assets.evaluation.harness import TaskScores
 from fullft_assets.evaluation.intervals import Interval, Record
 from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.evaluation.metrics.tokens import perplexity as perplexity_of
@@ -111,6 +112,7 @@ class LanguageEvaluation(Evaluation):
         rescaled: systems with another tokenizer than the test set's.
         per_length: quarters of the documents by length.
         answers: None: nothing was written, or for too few groups.
+        other_tasks: scores on the tasks of `evaluation.lm_eval`.
     """
 
     num_test_tokens: int
@@ -120,6 +122,7 @@ class LanguageEvaluation(Evaluation):
     weakest_groups: list[GroupPerplexity]
     per_length: list[LengthPerplexity]
     answers: AnswerScores | None = None
+    other_tasks: list[TaskScores] = []
 
     @property
     def perplexity(self) -> dict[str, Interval]:
@@ -170,6 +173,7 @@ def assess(
     comparison: Comparison,
     num_bytes: np.ndarray | None = None,
     answers: AnswerScores | None = None,
+    other_tasks: Sequence[TaskScores] = (),
 ) -> LanguageEvaluation:
     """Measure everything of an evaluation.
 
@@ -207,6 +211,7 @@ def assess(
         weakest_groups=weakest_groups(tuned, base, groups),
         per_length=per_length(tuned, base),
         answers=answers,
+        other_tasks=list(other_tasks),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
@@ -13,9 +13,10 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from fullft_assets import chunks, report
+from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, harness
 from fullft_assets.evaluation.answers import AnswerScores, measure_answers
 from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.models.inference import load_causal
@@ -48,10 +49,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SystemOutput:
-    """What a system scored on the test documents, and how it continued the prompts."""
+    """What a system scored on the test documents, how it continued the prompts, and what it scored on the tasks of lm-eval."""
 
     scores: DocumentScores
     written: list[str]
+    on_tasks: harness.RowScores = field(default_factory=dict)
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -61,7 +63,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     scores = {name: output.scores for name, output in outputs.items()}
     answers = scorer.score_answers({name: output.written for name, output in outputs.items() if output.written})
     num_bytes = bytes_scored(test, scorer.base_tokenization)
-    found = assessment.assess(scores, test.ids, test.groups, context.comparison(test), num_bytes, answers)
+    on_tasks = {name: output.on_tasks for name, output in outputs.items() if output.on_tasks}
+    other_tasks = harness.task_scores(on_tasks, context.job.settings.evaluation.confidence) if on_tasks else []
+    found = assessment.assess(scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks)
     continuations = [
         report.Continuation(prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned)))
         for prompt, base, tuned in zip(scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True)
@@ -92,7 +96,7 @@ class _Scorer:
         if name != BASE_MODEL:
             return SystemOutput(baseline.predict(self._test), [])
         folder, added_tokens = self._context.base_model, self._settings.chunks.added_tokens
-        return self._score(lambda: load_causal(folder, added_tokens), self.base_tokenization, self._test, self.prompts)
+        return self._score(folder, added_tokens, self.base_tokenization, self._test, self.prompts, True)
 
     def score_checkpoint(self, name: str) -> SystemOutput:
         """Score a fine-tuned model; one with another tokenizer reads the documents with its own."""
@@ -100,24 +104,42 @@ class _Scorer:
         tokenization = Tokenization.load_saved(folder, self._settings.chunks, self._task)
         # A page shows what the candidate writes; champions only write what is scored, and the first one not even that.
         prompts = self.prompts if name == "finetuned_checkpoint" or (name == CHAMPION and self._answers_count) else []
+        takes_tasks = name in ("finetuned_checkpoint", CHAMPION)
         if self._context.has_tokenizer_of_snapshot(name):
-            return self._score(lambda: load_causal(folder), tokenization, self._test, prompts)
+            return self._score(folder, (), tokenization, self._test, prompts, takes_tasks)
         ours, theirs = self._read(self.base_tokenization), self._read(tokenization)
-        output = self._score(lambda: load_causal(folder), tokenization, theirs.split, prompts)
+        output = self._score(folder, (), tokenization, theirs.split, prompts, takes_tasks)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
-        return SystemOutput(assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths), output.written)
+        return replace(output, scores=assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths))
 
     def _score(
-        self, load: Callable[[], PreTrainedModel], tokenization: Tokenization, documents: Split, prompts: Sequence[Prompt]
+        self,
+        folder: ModelFolder,
+        added_tokens: Sequence[str],
+        tokenization: Tokenization,
+        documents: Split,
+        prompts: Sequence[Prompt],
+        takes_tasks: bool,
     ) -> SystemOutput:
-        progress, model = self._context.progress, load()
+        progress, model = self._context.progress, load_causal(folder, added_tokens)
         found = score_documents(model, documents.windows, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         written = writer.write_all([prompt.given for prompt in prompts], progress)
+        on_tasks = self._score_tasks(model, folder) if takes_tasks else {}
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
-        return SystemOutput(DocumentScores(found.num_tokens, found.loss, found.num_right), written)
+        return SystemOutput(DocumentScores(found.num_tokens, found.loss, found.num_right), written, on_tasks)
+
+    def _score_tasks(self, model: PreTrainedModel, folder: ModelFolder) -> harness.RowScores:
+        """Score a model on the tasks of lm-eval that the YAML asks for."""
+        asked, kept = self._settings.evaluation.lm_eval, self._context.inputs.get(harness.STAGE)
+        if asked is None or kept is None:
+            return {}
+        from fullft_assets.tasks.language.harness import score_tasks
+
+        tasks = self._context.store.folder(kept) / harness.FOLDER
+        return score_tasks(model, folder, tasks, asked, self._settings.seed, self._context.progress)
 
     def score_answers(self, written: Mapping[str, list[str]]) -> AnswerScores | None:
         """Score what the systems wrote; None where answers were not asked for, or are of too few groups."""
