@@ -2,7 +2,7 @@
 
 Each cell is a process of its own: it trains a model of a few kilobytes, so that all libraries are loaded, then the cell's model for two steps
 with the platform's engine, as the workload does, and then counts the same training without weights. Run it with
-`python -m benchmarks.memory_plan [--every N] [--minutes M]`; a cell by hand: `... CELL FOLDER` with a cell's JSON.
+`python -m benchmarks.memory_plan [--every N] [--first K] [--minutes M]`; a cell by hand: `... CELL FOLDER` with a cell's JSON.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure the grid, or every Nth cell of it, and print each and the range of the ratios; 1 where one is outside the goal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_plan", description=__doc__)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="measure every Nth cell of the grid (default: all)")
+    parser.add_argument("--first", type=int, default=0, metavar="K", help="begin with the cell at this place (default: 0)")
     parser.add_argument("--minutes", type=float, default=600, metavar="M", help="start no cell after M minutes")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -208,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     began, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
-        for cell in list(cells())[:: parsed.every]:
+        for cell in list(cells())[parsed.first :: parsed.every]:
             if time.monotonic() - began > parsed.minutes * 60:
                 break
             one = measure(cell, Path(folder))

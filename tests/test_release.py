@@ -254,6 +254,30 @@ def test_a_test_set_that_cannot_decide_says_how_many_groups_would():
     assert "this test set finds losses from 0.100, release.max_tolerable_loss is 0.05; about 160 test groups would decide" in found.sentence
 
 
+def test_an_undecided_gain_says_what_would_decide():
+    over_champion = gained(0.03, -0.01, 0.07)
+    found = evaluated(over_champion=over_champion)
+    text = release.verdict(found, ReleaseSettings()).sentence
+    (groups,) = map(int, re.findall(r"finds differences from 0.057, about (\d+) test groups would decide on one like this", text))
+    # As many find a gain of three points.
+    assert over_champion.detectable * (found.num_test_groups / groups) ** 0.5 == pytest.approx(0.03, rel=0.01)
+    over_baseline = release.verdict(evaluated(gain=gained(0.03, -0.01, 0.07)), ReleaseSettings()).sentence
+    assert f"about {groups} test groups would decide" in over_baseline
+    # Nothing decides on a gain that is none.
+    assert "would decide" not in release.verdict(evaluated(over_champion=gained(-0.01, -0.05, 0.03)), ReleaseSettings()).sentence
+
+
+def test_where_seeds_differ_by_more_it_says_how_many_trainings():
+    over_champion, noise = gained(0.03, 0.005, 0.055), SeedNoise(variance=0.02**2, degrees_of_freedom=11, num_runs=12)
+    text = release.verdict(evaluated(over_champion=over_champion), ReleaseSettings(), seed_noise=noise).sentence
+    found = re.search(r"about ([\d,]+) test groups and (\d+) trainings of each recipe would decide", text)
+    assert found is not None
+    groups, trainings = (int(number.replace(",", "")) for number in found.groups())
+    error = over_champion.standard_error**2 * 40 / groups + 2 * noise.variance / trainings
+    widened = over_champion.with_seed_noise(2 * noise.variance, noise.degrees_of_freedom, 0.95)
+    assert widened.detectable / widened.standard_error * error**0.5 == pytest.approx(0.03, rel=0.01)
+
+
 def test_the_noise_of_seeds_widens_a_claim():
     over_champion = gained(0.03, 0.005, 0.055)
     found = evaluated(over_champion=over_champion)

@@ -11,10 +11,10 @@ from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
 from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.evaluation.robustness import Robustness
 from fullft_assets.evaluation.slices import Slices
-from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.task import TASKS
 
-VERSION = "9"
+VERSION = "10"
 
 
 class Evaluation(Record, ABC):
@@ -113,6 +113,9 @@ class Evaluation(Record, ABC):
     def measured_on(self) -> list[str]:
         """What the test set cannot show, one sentence each."""
         found = [f"It rests on {self.num_test_groups:,} groups that tell as much as {self.effective_groups:,.0f} of equal weight."]
+        rival = CHAMPION if self.has_champion else self.justification.best_baseline
+        detectable = self.gains[self.primary_metric][rival].detectable
+        found.append(f"A difference from the {title(rival)} below {detectable:.3f} is found less than four times in five.")
         if self.token_cap is not None:
             found.append(f"A test row counts at most {self.token_cap:,} tokens, so that a few long ones do not decide alone.")
         if self.rare_labels:

@@ -191,36 +191,74 @@ def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateR
         f"gain over {title(hardest)} is {gain.estimate:+.3f}, its interval starts at {gain.low:+.3f}, "
         f"{'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
     )
-    return GateResult(gate="beats_baselines", passed=passed, text=text, is_undecided=not passed and gain.high > bar)
+    is_undecided = not passed and gain.high > bar
+    if is_undecided:
+        text += _what_would_decide(gain, gain, bar, evaluation.num_test_groups)
+    return GateResult(gate="beats_baselines", passed=passed, text=text, is_undecided=is_undecided)
 
 
 def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule, seed_noise: SeedNoise | None) -> GateResult:
     compared = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
-    gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in compared.items() if gain is not None}
+    of_rows = {name: gain for name, gain in compared.items() if gain is not None}
+    gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in of_rows.items()}
     if CHAMPION not in gains:
         return GateResult(gate="beats_champion", passed=True, text="no champion yet")
     asked = rule if settings.champion_rule == "auto" else settings.champion_rule
     noise = "" if seed_noise is None else f", the noise of seeds of {seed_noise.num_runs} trainings included"
     if asked == "superiority":
-        result = _is_superior(gains[CHAMPION], settings.min_gain_over_champion, settings.max_tolerable_loss)
+        result = _is_superior(gains[CHAMPION], of_rows[CHAMPION], settings, evaluation.num_test_groups)
     else:
-        results = [_is_not_inferior(name, gain, settings, evaluation.num_test_groups) for name, gain in gains.items()]
+        results = [_is_not_inferior(name, gain, of_rows[name], settings, evaluation.num_test_groups) for name, gain in gains.items()]
         result = next((each for each in results if not each.passed and not each.is_undecided), None) or min(
             results, key=lambda each: each.passed
         )
     return result.model_copy(update={"text": result.text + noise})
 
 
-def _is_superior(gain: Gain, bar: float, margin: float) -> GateResult:
+def _is_superior(gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_groups: int) -> GateResult:
+    bar = settings.min_gain_over_champion
     passed = gain.low > bar
+    is_undecided = not passed and gain.high > max(bar, 0.0)
     text = (
-        f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, margin)}: its interval is "
-        f"{'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
+        f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, settings.max_tolerable_loss)}: "
+        f"its interval is {'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
     )
-    return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=not passed and gain.high > max(bar, 0.0))
+    if is_undecided:
+        text += _what_would_decide(gain, of_rows, bar, num_groups)
+    return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=is_undecided)
 
 
-def _is_not_inferior(name: str, gain: Gain, settings: ReleaseSettings, num_groups: int) -> GateResult:
+def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -> str:
+    """Return the smallest difference that the test set finds, and what would find one as large as the estimate."""
+    found = f"; this test set finds differences from {gain.detectable:.3f}"
+    needed = _needed(gain, of_rows, gain.estimate - bar, num_groups)
+    return f"{found}, {needed} would decide on one like this" if needed else found
+
+
+def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> str:
+    """Return how many test groups, and trainings of each recipe, would find such a difference four times in five; empty where too many would.
+
+    More groups lower the variance between rows alone, more trainings of each recipe that between seeds alone: it may take half of what is
+    allowed.
+
+    Args:
+        of_rows: the gain without the noise of seeds.
+    """
+    # Ten thousand times as many groups are no advice.
+    if not of_rows.standard_error or difference < gain.detectable / 100:
+        return ""
+    allowed = (difference * gain.standard_error / gain.detectable) ** 2
+    if not allowed:
+        return ""
+    between_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
+    trainings = max(1, math.ceil(2 * between_seeds / allowed))
+    # Rounded first: 160 must not become 161.
+    groups = math.ceil(round(num_groups * of_rows.standard_error**2 / (allowed - between_seeds / trainings), 6))
+    found = f"about {groups:,} test groups"
+    return found if trainings == 1 else f"{found} and {trainings:,} trainings of each recipe"
+
+
+def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_groups: int) -> GateResult:
     """Non-inferior at the smallest loss that the test set can show; see docs/decisions/0020."""
     margin, tolerable = gain.detectable, settings.max_tolerable_loss
     found = f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, tolerable)}"
@@ -229,11 +267,8 @@ def _is_not_inferior(name: str, gain: Gain, settings: ReleaseSettings, num_group
     if gain.high < 0:
         return GateResult(gate="beats_champion", passed=False, text=found)
     if margin > tolerable:
-        groups = math.ceil(num_groups * (margin / tolerable) ** 2)
-        text = (
-            f"{found}: this test set finds losses from {margin:.3f}, release.max_tolerable_loss is {tolerable:g}; about {groups:,} test groups "
-            "would decide"
-        )
+        needed = _needed(gain, of_rows, tolerable, num_groups) or "more test groups"
+        text = f"{found}: this test set finds losses from {margin:.3f}, release.max_tolerable_loss is {tolerable:g}; {needed} would decide"
         return GateResult(gate="beats_champion", passed=False, text=text, is_undecided=True)
     passed = gain.low > -margin
     text = f"{found}: after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}, what this test set can show"
