@@ -61,6 +61,11 @@ class TestSet:
         rows = [np.flatnonzero(index == group) for group in drawn]
         return np.concatenate(rows), [f"{place:05}" for place, found in enumerate(rows) for _ in found]
 
+    def measurable(self, rows: np.ndarray, groups: list[str]) -> np.ndarray:
+        """Return which labels drawn rows can measure: what is decided is their macro-F1."""
+        index, num_groups = number_groups(groups, len(rows))
+        return measurable_labels(np.eye(self.num_labels, dtype=bool)[self.labels[rows]], index, num_groups, weights_of(np.array(groups)))
+
     def truth(self, predicted: np.ndarray, measurable: np.ndarray) -> float:
         """Return macro-F1 over these labels on all rows, each group counting once."""
         return float(macro_f1(*(table[:, measurable].sum(0, keepdims=True) for table in self._tables(predicted)))[0])
@@ -266,16 +271,15 @@ def _read(name: str) -> Sequence[Mapping[str, str]]:
     return SETS[name]()
 
 
-def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """Return predictions whose macro-F1 on all rows is higher by `gain` (or lower): errors fixed, or made, on rows drawn at random."""
-    everything = np.bincount(test.labels, minlength=test.num_labels) > 0
-    aim, found = test.truth(predicted, everything) + gain, predicted.copy()
+def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator, measurable: np.ndarray) -> np.ndarray:
+    """Return predictions whose macro-F1 over these labels is higher by `gain` (or lower) on all rows: errors fixed, or made, at random."""
+    aim, found = test.truth(predicted, measurable) + gain, predicted.copy()
     order = rng.permutation(np.flatnonzero((predicted != test.labels) if gain > 0 else (predicted == test.labels)))
     step = max(1, len(order) // 200)
     for begin in range(0, len(order), step):
         rows = order[begin : begin + step]
         found[rows] = test.labels[rows] if gain > 0 else (test.labels[rows] + rng.integers(1, test.num_labels, len(rows))) % test.num_labels
-        score = test.truth(found, everything)
+        score = test.truth(found, measurable)
         if score >= aim if gain > 0 else score <= aim:
             break
     return found
@@ -296,8 +300,8 @@ def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: fl
     """Compare two trainings that differ in the seed and, by `gain`, in truth."""
     test, order = trained.test, rng.permutation(len(trained.predicted))
     ours, theirs, others = trained.predicted[order[0]], trained.predicted[order[1]], order[2 : 2 + NUM_SEED_RUNS]
-    ours = changed(test, ours, gain, rng) if gain else ours
     rows, groups = test.draw(rng, num_groups)
+    ours = changed(test, ours, gain, rng, test.measurable(rows, groups)) if gain else ours
     noise = seed_noise_of([trained.predicted[other] for other in others], test, rows, groups)
     found = evaluate(test, rows, groups, {FINETUNED: ours, CHAMPION: theirs}, int(rng.integers(2**31)))
     answers = {rule: _beats(verdict(found, ReleaseSettings(champion_rule=rule, max_tolerable_loss=1), seed_noise=noise)) for rule in _RULES}
@@ -386,19 +390,19 @@ def _row_of_retrains(
     rows, groups = test.draw(rng, num_groups)
     others, candidates = order[:NUM_SEED_RUNS], order[NUM_SEED_RUNS:]
     noise = seed_noise_of([trained.predicted[other] for other in others], test, rows, groups)
+    measurable = test.measurable(rows, groups)
     first = champion = trained.predicted[candidates[0]]
     twin = evaluate(test, rows, groups, {FINETUNED: trained.predicted[candidates[1]], CHAMPION: first}, 0)
     detectable, count = _claim(twin.gain_over_champion, noise).detectable, 0
     for number, place in zip(range(1, num_retrains + 1), candidates[1:], strict=False):
         candidate = trained.predicted[place]
         if step:
-            candidate = changed(test, candidate, number * step * detectable, rng)
+            candidate = changed(test, candidate, number * step * detectable, rng, measurable)
         systems = {FINETUNED: candidate, CHAMPION: champion, **({ANCHOR: first} if count else {})}
         found = evaluate(test, rows, groups, systems, int(rng.integers(2**31)))
         if _beats(verdict(found, ReleaseSettings(max_tolerable_loss=1), "non_inferiority", noise)):
             champion, count = candidate, count + 1
-    everything = np.bincount(test.labels, minlength=test.num_labels) > 0
-    return (test.truth(champion, everything) - test.truth(first, everything)) / detectable, count, detectable
+    return (test.truth(champion, measurable) - test.truth(first, measurable)) / detectable, count, detectable
 
 
 def main(arguments: Sequence[str]) -> Iterator[str]:

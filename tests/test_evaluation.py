@@ -286,6 +286,32 @@ def test_a_gain_that_few_groups_show_is_none(num_differing, excludes_zero):
     assert gain.low <= 0.05 - 0.0195
 
 
+def test_a_gain_is_detectable_only_where_enough_groups_would_differ() -> None:
+    """Of 60 groups, a gain of d needs 60 d that differ, whose own spread it has to exceed, however alike the systems were here."""
+    rng, found = np.random.default_rng(0), {}
+    for num_differing in (6, 30):
+        differences = np.zeros(60)
+        differences[:num_differing] = np.resize([1.0, -1.0], num_differing)
+        error = float(differences.std() / np.sqrt(60))
+        found[num_differing] = Gain.of(0.0, error, 59, 0.95, num_differing)
+    detectable = found[6].detectable
+    assert 0.12 < detectable < 0.15
+    assert found[30].detectable == pytest.approx(found[30].half_width + 0.848 * found[30].standard_error, rel=1e-3)
+    shown = []
+    for _ in range(2_000):
+        differing = rng.random(60) < detectable
+        drawn = Gain.of(differing.mean(), float(differing.std() / np.sqrt(60)), 59, 0.95, int(differing.sum()))
+        shown.append(drawn.low > 0)
+    assert 0.7 < np.mean(shown) < 0.95
+
+
+def test_a_claim_on_recipes_is_no_surer_than_one_on_their_models() -> None:
+    gain = Gain.of(0.02, 0.01, 59, 0.95, 3)
+    claim = gain.with_seed_noise(1e-12, 11, 0.95)
+    assert (claim.low, claim.high, claim.least_detectable) == pytest.approx((gain.low, gain.high, gain.least_detectable), rel=1e-3)
+    assert gain.with_seed_noise(1e-4, 11, 0.95).detectable > gain.detectable
+
+
 def test_equal_predictions_differ_by_less_than_the_groups_can_show():
     labels = np.arange(200) % 2
     found = measured(

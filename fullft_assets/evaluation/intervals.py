@@ -45,10 +45,12 @@ class Gain(Interval):
     Attributes:
         standard_error: of the estimate, in the metric's units.
         degrees_of_freedom: of the t distribution that the interval is taken from.
+        least_detectable: a smaller difference needs fewer groups to differ than can show one, however alike the systems were here.
     """
 
     standard_error: float
     degrees_of_freedom: float
+    least_detectable: float = 0.0
 
     @classmethod
     def of(
@@ -62,7 +64,8 @@ class Gain(Interval):
         Args:
             num_differing: groups on which the systems differ. None: most of them.
         """
-        half = t_quantile(confidence, degrees_of_freedom) * standard_error
+        reach = t_quantile(confidence, degrees_of_freedom)
+        half = reach * standard_error
         if num_differing is not None and num_differing < math.log2(2 / (1 - confidence)):
             half = max(half, _unseen(confidence, degrees_of_freedom + 1), abs(estimate))
         return cls(
@@ -71,6 +74,11 @@ class Gain(Interval):
             high=estimate + half,
             standard_error=standard_error,
             degrees_of_freedom=degrees_of_freedom,
+            # A group that differs moves the estimate by error / sqrt(m). To differ by d, d / that many have to, and their own spread is
+            # then as large as the error that d has to exceed.
+            least_detectable=(reach + _power_quantile(degrees_of_freedom)) ** 2 * standard_error / math.sqrt(num_differing)
+            if num_differing
+            else 0.0,
         )
 
     @property
@@ -90,9 +98,7 @@ class Gain(Interval):
     @property
     def detectable(self) -> float:
         """The smallest true difference that is found with a probability of 0.8: the minimum detectable difference."""
-        from scipy.special import stdtrit
-
-        return self.half_width + float(stdtrit(self.degrees_of_freedom, POWER)) * self.standard_error
+        return max(self.least_detectable, self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error)
 
     def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
         """Return the gain as a claim on two recipes instead of two files: the variance between seeds is added.
@@ -107,7 +113,14 @@ class Gain(Interval):
         if not variance or not rows + variance:
             return self
         freedom = (rows + variance) ** 2 / (rows**2 / self.degrees_of_freedom + variance**2 / degrees_of_freedom)
-        return Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
+        found = Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
+        # Recipes are never surer to differ than the models.
+        half = max(found.half_width, self.half_width)
+        ends = {"low": self.estimate - half, "high": self.estimate + half}
+        # d with d^2 = d * least + what seeds add, as the rows' part grows with d.
+        of_seeds = (found.detectable / found.standard_error) ** 2 * variance
+        least = (self.least_detectable + math.sqrt(self.least_detectable**2 + 4 * of_seeds)) / 2
+        return found.model_copy(update={**ends, "least_detectable": least})
 
 
 def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
@@ -115,6 +128,12 @@ def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees_of_freedom, (1 + confidence) / 2))
+
+
+def _power_quantile(degrees_of_freedom: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, POWER))
 
 
 def effective_number(masses: np.ndarray) -> float:

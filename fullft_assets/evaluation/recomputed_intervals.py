@@ -115,7 +115,11 @@ class Sampling:
         if 2.0 ** (1 - num_differing) > 1 - self.confidence:
             half = max(half, self._unseen(freedom), abs(estimate))
         ends = {"estimate": estimate, "low": estimate - half, "high": estimate + half}
-        return {**ends, "standard_error": error, "degrees_of_freedom": freedom}
+        power = sum(float(stats.t.ppf(share, freedom)) for share in ((1 + self.confidence) / 2, 0.8))
+        # Of a metric that is no function of sums it is not known which groups differ.
+        is_known = 0 < num_differing < math.inf
+        least = power**2 * error / num_differing**0.5 if is_known else 0.0
+        return {**ends, "standard_error": error, "degrees_of_freedom": freedom, "least_detectable": least}
 
     def _interval(
         self, estimate: float, drawn: np.ndarray, how: Sums | Ranks, effective: float, bounds: tuple[float | None, float | None]
