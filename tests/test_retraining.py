@@ -221,7 +221,7 @@ class TestObstacles:
         assert _decide(new=500, predicted_gain=0.0, score_drop=0.03, **cost).action == "retrain"
         assert _decide(new=500, predicted_gain=0.0, score_drop=0.03, **{**cost, "usd_per_point": 5.0}).action == "wait"
         drifted = {"num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
-        assert _decide(new=500, predicted_gain=0.0, **cost, **drifted).action == "retrain"
+        assert _decide(new=1_200, predicted_gain=0.0, **cost, **drifted).action == "retrain"
 
     def test_a_freeze_holds_and_says_why(self) -> None:
         decision = _decide(RUNNING.model_copy(update={"frozen": "Frozen by hand (anna): audit"}), new=5_000)
