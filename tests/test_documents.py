@@ -87,7 +87,7 @@ class TestScan:
         ]
 
     def test_other_endings_are_left_in_place_and_named(self, tmp_path: Path) -> None:
-        names = ["a.doc", "b/c.doc", "b/d.DOC", "notes.txt.gz", "REMARKS", os.fsdecode(b"caf\xe9.xls")]
+        names = ["a.doc", "b/c.doc", "b/d.DOC", "notes.pdf.gz", "REMARKS", os.fsdecode(b"caf\xe9.xls")]
         unnamed = ["e.jsonl", "f.tsv", ".g.doc", ".h/i.doc", "j.csv.part", "k.JSONL.tmp", "_SUCCESS"]
         for name in (*names, *unnamed):
             (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class TestScan:
         assert sorted(source.others) == sorted(names)
         (line,) = documents.left_in_place(source.others, named=True)
         assert line == (
-            "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...), 1 .txt.gz (notes.txt.gz), "
+            "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...), 1 .pdf.gz (notes.pdf.gz), "
             "1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
         )
         assert documents.left_in_place([], named=True) == []

@@ -249,6 +249,7 @@ SEEDS = {
     "arrow stream": Seed("a.arrow", lambda: _arrow(pa.ipc.new_stream), SPANS, times=240),
     "arrow file": Seed("a.arrow", lambda: _arrow(pa.ipc.new_file), MANY, times=240),
     "plain text": Seed("a.txt", lambda: ROWS[0]["text"].encode()),
+    "plain text, gzip": Seed("a.txt.gz", lambda: formats.pack(ROWS[0]["text"].encode(), "gzip"), times=60),
     "markdown": Seed("a.md", lambda: f"# Licence\n\n{ROWS[1]['text']}".encode()),
     "html": Seed("a.html", formats.PAGE.encode, times=180),
     "pdf": Seed("a.pdf", _pdf, times=40),
