@@ -79,7 +79,7 @@ class Ecs(AwsDouble):
     target, endpoint, model = "AmazonEC2ContainerServiceV20141113", "ECS", "ecs"
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
-        super().__init__(folder, {"FULLFT_CACHE": str(folder / "cache"), **environment})
+        super().__init__(folder, environment)
         self.definitions: dict[str, dict[str, Any]] = {}
         self.tasks: list[Task] = []
         self.tokens: dict[str, tuple[dict[str, Any], Task]] = {}
@@ -197,6 +197,7 @@ class Ecs(AwsDouble):
         given = {each["name"]: each["value"] for each in task.container["environment"]}
         given |= {each["name"]: self.secrets[each["valueFrom"]] for each in task.container.get("secrets", ())}
         options, task_id = task.container["logConfiguration"]["options"], task.arn.rpartition("/")[2]
+        given = {"FULLFT_CACHE": str(self.folder / "cache" / task_id), **given}  # another instance has another disk
         stream = f"{options['awslogs-stream-prefix']}/{task.container['name']}/{task_id}"
         try:
             task.process = self.start_container(task.container["command"], given, stream)

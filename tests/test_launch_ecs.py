@@ -12,6 +12,7 @@ import pytest
 from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
 
+from fullft_assets.engine.checkpoints import SEAL
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import Launcher, LaunchSpec, Status
 from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
@@ -375,7 +376,7 @@ class TestAnotherProcess(AnotherProcess):
 
 @pytest.mark.long
 @pytest.mark.fault("spot capacity is taken away", "ecs")
-def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(service, s3_env, tmp_path):
+def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(service, s3_env, tmp_path, capfd):
     """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
     training = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "epochs": 3}
     prepared = prepare(tmp_path / "project", tiny=True, training=training)
@@ -384,10 +385,11 @@ def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_on
         return trained_in_bucket(chosen, prepared, "finetuned_checkpoint", s3_env.root / tmp_path.name, name)
 
     def lose() -> None:
-        wait_for(lambda: any(service.folder.rglob("checkpoint-*")), "a checkpoint is written")
+        wait_for(lambda: any((s3_env.root / tmp_path.name / "there").rglob(SEAL)), "a checkpoint is in the store")
         service.lose_host("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")
 
     threading.Thread(target=lose, daemon=True).start()
     there = train(launcher(folder=str(prepared.project.root)), "there")
     assert [task.stop_code for task in service.tasks] == ["TerminationNotice", "EssentialContainerExited"]
+    assert "resuming at step " in capfd.readouterr().out
     assert there == train(LocalLauncher(LauncherSettings()), "here")
