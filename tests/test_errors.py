@@ -149,7 +149,8 @@ def test_an_unknown_use_case_names_the_known_ones(in_project):
 
 def test_a_folder_without_documents(project):
     (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.doc")
-    line = f": documents.path: no readable document below data/letters/documents; known endings: {known_endings()}"
+    hint = "if each file is one text, set documents.format to text"
+    line = f": documents.path: no readable document below data/letters/documents; known endings: {known_endings()}; {hint}"
     for command in ("check", "run"):
         done = project.fullft(command, "letters")
         assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
