@@ -95,12 +95,12 @@ def _by_row(task: str, rows: Sequence[dict[str, Any]], reported: dict[str, Any],
 @contextlib.contextmanager
 def _in_folder(folder: Path) -> Iterator[None]:
     """Let relative paths of a YAML start at its folder, and keep what datasets writes of them only as long as this lasts."""
-    import datasets
+    from datasets import config
 
     with tempfile.TemporaryDirectory(prefix="fullft-") as scratch, contextlib.chdir(folder):
-        kept = datasets.config.HF_DATASETS_CACHE
-        datasets.config.HF_DATASETS_CACHE = Path(scratch)
+        kept = config.HF_DATASETS_CACHE
+        config.HF_DATASETS_CACHE = Path(scratch)
         try:
             yield
         finally:
-            datasets.config.HF_DATASETS_CACHE = kept
+            config.HF_DATASETS_CACHE = kept
