@@ -176,6 +176,31 @@ def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_rec
     assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
 
 
+@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
+def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, monkeypatch):
+    """Else it would count as a job that nobody follows, and be ended under a run that waits for it."""
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(Backend, "look_seconds", (0.0, 0.0))
+    lives, followed_by = [True], []
+    monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: lives[0])
+    backend = Backend(store, [Status("running")])
+    backend.lost = {2}
+    run(backend)
+
+    def logs(name: str, cursor: str) -> Logs:
+        followed_by.append(recorded(store).run_id)
+        lives[0] = False
+        if len(followed_by) == 3:
+            backend.jobs[name] = WRONG
+        return Logs("1")
+
+    monkeypatch.setattr(backend, "logs", logs)
+    backend.lost = set()
+    assert run(backend) == "a.csv:3: no label [data]"
+    assert followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
+    assert recorded(store).is_cleared and backend.list() == []
+
+
 def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, monkeypatch):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     backend = Backend(store, [WRONG, DONE])

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fullft_assets.engine.checkpoints import SEAL
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import Launcher, LaunchSpec, Status
+from fullft_assets.launchers import Launcher, LaunchSpec, Status, aws
 from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
@@ -322,6 +322,8 @@ class TestStatus:
             ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: toomanyrequests: Rate exceeded", "infrastructure"),
             ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: dial tcp: i/o timeout", "infrastructure"),
             ("TaskFailedToStart", "ResourceInitializationError: AccessDeniedException: not authorized; access denied", "", "settings"),
+            ("TaskFailedToStart", "Fetching secret data from AWS Secrets Manager in region us-east-1: ResourceNotFoundException: Secrets Manager can't find the specified secret.", "", "settings"),
+            ("TaskFailedToStart", "Task failed to start", "CannotStartContainerError: failed to initialize logging driver: log group does not exist", "settings"),
             ("EssentialContainerExited", "Essential container in task exited", "OutOfMemoryError: Container killed", "out_of_memory"),
             ("EssentialContainerExited", "Essential container in task exited", "", "infrastructure"),
             ("UserInitiated", "Stopped by user", "", "unknown"),
@@ -330,6 +332,29 @@ class TestStatus:
     def test_a_task_without_last_words_is_classified_by_why_it_stopped(self, code, reason, said, failure):
         found = self.of(stopCode=code, stoppedReason=reason, container={"reason": said})
         assert found.state == "failed" and found.failure == failure and "\n" not in found.reason
+
+    @pytest.mark.parametrize(
+        ("said", "keys"),
+        [
+            ("failed to initialize logging driver: log group does not exist", "launcher.log_group and launcher.execution_role_arn"),
+            ("Fetching secret data from SSM: AccessDeniedException", "launcher.secrets and launcher.execution_role_arn"),
+        ],
+    )
+    def test_the_keys_that_may_be_wrong_are_named(self, said, keys):
+        line = self.of(stopCode="TaskFailedToStart", stoppedReason="x", container={"reason": f"CannotStartContainerError: {said}"}).reason
+        assert line.endswith(f"; set {keys}")
+
+    def test_one_empty_look_is_no_end_and_the_newest_task_names_the_output(self, monkeypatch):
+        chosen = launcher()
+        task = {"taskArn": "arn:aws:ecs:us-east-1:1:task/fullft/0a1b", "lastStatus": "RUNNING"}
+        looks = [[], [task], [], [], []]
+        monkeypatch.setattr(aws, "LATE_SECONDS", 0.0)
+        monkeypatch.setattr(chosen, "_tasks", lambda _: looks.pop(0))
+        assert chosen.poll(NAME).state == "running"
+        streams = [{"logStreamName": f"{NAME}/workload/{task}"} for task in ("ffff", "0a1b")]
+        monkeypatch.setattr(chosen, "ask", lambda *_, **__: {"logStreams": streams})
+        assert chosen.streams(NAME) == [f"{NAME}/workload/0a1b"]
+        assert chosen.poll(NAME).state == "gone" and looks == []
 
     def test_last_words_count_unless_ecs_knows_better(self):
         own, killed = (

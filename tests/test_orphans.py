@@ -13,7 +13,7 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.orphans import Orphan, end_orphan, find_orphans
+from fullft_assets.launchers.orphans import Orphan, Suspect, due, end_orphan, find_orphans, suspects, waiting_line
 from fullft_assets.launchers.records import Launch
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
@@ -28,6 +28,8 @@ HOUR = 3600.0
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launch]]:
     """Records a launch and starts its job, a process that waits; all that still runs is ended after the test."""
+    # As of a launcher whose jobs outlive their runs.
+    monkeypatch.setattr(LocalLauncher, "ends_with_run", False)
     (tmp_path / "idle.py").write_text("import time; time.sleep(300)")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)]))
     started = []
@@ -58,9 +60,14 @@ def recorded(store: Store) -> Launch:
     return found
 
 
+def suspected(store: Store, hours: float | None) -> list[Suspect]:
+    """What is suspected so many hours after the end of the run; None: it goes on."""
+    return list(suspects(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR, NOW))
+
+
 def find(store: Store, hours: float | None) -> list[Orphan]:
-    """What is found so many hours after the end of the run; None: it goes on."""
-    return list(find_orphans(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR, NOW))
+    """What is found of those that are due."""
+    return list(find_orphans(store, iter(due(iter(suspected(store, hours)), NOW))))
 
 
 def not_answering(*_: Any) -> None:
@@ -71,34 +78,36 @@ def runs(store: Store, launch: Launch) -> bool:
     return not LAUNCHER.poll(launch.name_in(store)).is_over
 
 
-def test_a_job_whose_run_goes_on_is_no_orphan(store, launch):
+def test_a_job_whose_run_goes_on_is_not_suspected(store, launch):
     launch(store)
-    assert find(store, None) == []
+    assert suspected(store, None) == []
 
 
 @pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     made = launch(store, hourly_usd=2.0)
-    (early,) = find(store, 0.5)
-    assert (early.state, early.is_due) == ("running", False) and "it is ended in 0.50 h unless a run attaches to it" in early.line
-    (due,) = find(store, 1.5)
-    assert (due.state, due.is_due) == ("running", True) and "runs 1.50 h after the end of its run, after 5.00 h and 10.00 USD" in due.line
-    assert end_orphan(store, due)
+    (early,) = suspected(store, 0.5)
+    assert find(store, 0.5) == []
+    assert waiting_line(early, store, NOW).endswith("ended 0.50 h ago; it is left alone for 0.50 h more, or until a run attaches")
+    (found,) = find(store, 1.5)
+    assert (found.state, found.names) == ("running", (made.name_in(store),)) and found.line.endswith(", after 5.00 h and 10.00 USD")
+    assert end_orphan(store, found)
     assert not runs(store, made) and made.name_in(store) not in LAUNCHER.list()
-    assert (recorded(store).state, recorded(store).failure) == ("stopped", "preemption")
-    assert find(store, 1.5) == []
+    assert (recorded(store).state, recorded(store).failure, recorded(store).is_cleared) == ("stopped", "preemption", True)
+    assert suspected(store, 1.5) == []
 
 
 def test_null_leaves_it(store, launch):
     launch(store, launcher={"kind": "local", "orphan_hours": None})
-    (found,) = find(store, 100.0)
-    assert not found.is_due and "it runs on until a run attaches to it" in found.line
+    (found,) = suspected(store, 100.0)
+    assert find(store, 100.0) == []
+    assert waiting_line(found, store, NOW).endswith("it is left alone until a run attaches to it")
 
 
 def test_an_end_that_nobody_recorded_is_recorded(store, launch):
     launch(store, runs=False)
-    (found,) = find(store, 0.0)
-    assert (found.state, found.is_due) == ("over", True)
+    (found,) = find(store, 2.0)
+    assert (found.state, found.names) == ("over", ())
     assert end_orphan(store, found)
     assert (recorded(store).state, recorded(store).failure) == ("failed", "infrastructure")
 
@@ -111,18 +120,20 @@ def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
     assert runs(store, made) and (recorded(store).run_id, recorded(store).ended_at) == ("second", None)
 
 
-def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running(store, launch, monkeypatch):
+def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_asked_once(store, launch, monkeypatch):
     launch(store)
-    (found,) = find(store, 2.0)
+    launch(store, key="later", runs=False)
+    found, _ = find(store, 2.0)
     with monkeypatch.context() as patch:
         patch.setattr(LocalLauncher, "stop", not_answering)
         with pytest.raises(WorkloadError, match="does not answer"):
             end_orphan(store, found)
-    assert recorded(store).ended_at is None
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalLauncher, "list", not_answering)
-        (unknown,) = find(store, 2.0)
-    assert (unknown.state, unknown.is_due) == ("unknown", False) and unknown.line.endswith("cannot be asked for: it does not answer")
+    assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
+    calls = []
+    monkeypatch.setattr(LocalLauncher, "poll", lambda *given: (calls.append(given), not_answering()))
+    unknown = find(store, 2.0)
+    assert [orphan.state for orphan in unknown] == ["unknown", "unknown"] and len(calls) == 1
+    assert all(orphan.line.endswith("cannot be asked for: it does not answer") for orphan in unknown)
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
@@ -134,13 +145,21 @@ def test_an_attempt_that_is_over_on_record_and_runs_is_ended(store, launch, atte
     if attempt == 2:
         records.claim(store, made.model_copy(update={"run_id": "second", "submitted_at": NOW - HOUR}), lambda _: False)
     else:
-        assert find(store, None) == [], "its run may be ending it"
+        assert find(store, 2.0) == [], "its run may be ending it"
         change = {"ended_at": NOW - HOUR}
         store.change_pointer(made.record, lambda old: {**old, **change})
-    (found,) = find(store, None)
-    assert (found.state, found.is_due, found.name) == ("replaced", True, made.name_in(store))
+    (found,) = find(store, 2.0)
+    assert (found.state, found.names) == ("running", (made.name_in(store),))
     assert end_orphan(store, found) and not runs(store, made)
-    assert recorded(store).attempt == attempt
+    assert (recorded(store).attempt, recorded(store).is_cleared) == (attempt, True)
+    assert suspected(store, 2.0) == []
+
+
+def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone(store, launch):
+    made = launch(store)
+    assert not records.adopt(store, made, "second", lambda _: True)
+    assert records.adopt(store, made, "second", lambda _: False) and recorded(store).run_id == "second"
+    assert not records.adopt(store, made, "third", lambda run_id: run_id != "first")
 
 
 @dg.op
@@ -175,10 +194,19 @@ class TestInDagster:
                 context = dg.build_schedule_context(instance=instance, resources=defs.resources)
                 return schedule.evaluate_tick(context)
 
-            assert tick().skip_message == "each job that runs is followed by a run"
+            assert tick().skip_message == "a run follows each job"
             instance.report_run_failed(run)
             (request,) = tick().run_requests
-            assert made.name_in(store) in request.tags["orphans"]
-            assert defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance).success
+            assert request.tags["orphans/jobs"] == made.name_in(store) and request.run_key == tick().run_requests[0].run_key
+            done = defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
-            assert tick().skip_message == "each job that runs is followed by a run"
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            assert tick().skip_message == "a run follows each job"
+            launch(
+                store, key="elsewhere", run_id=run.run_id, place="elsewhere", launcher={"kind": "local", "orphan_hours": 0.0}, runs=False
+            )
+            failed = defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance, raise_on_error=False)
+            (failure,) = [event for event in failed.all_events if event.is_step_failure]
+            assert (
+                "elsewhere cannot be asked for: the section on record leads to" in failure.event_specific_data.user_failure_data.description
+            )

@@ -18,6 +18,7 @@ from fullft_assets.alerts import Alert
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import month_start
 from fullft_assets.automation.ledger import entries_since
+from fullft_assets.automation.orphans import STOPPED_TAG
 from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata
@@ -104,7 +105,7 @@ def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
         window = latest(store, case.name, "drift_report", partition)
         if window is not None and DriftMetadata.of(window).status == "confirmed":
             yield alert("drift", f"window {partition} drifted", "open drift_report, which says what changed; label some of these documents")
-    if stage == "end_orphans":
+    if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
             "jobs that no run followed were ended",

@@ -1,5 +1,6 @@
 """The job and the schedule that end jobs which no run follows: see `launchers.orphans`."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -7,12 +8,17 @@ import dagster as dg
 
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.orphans import end_orphan, find_orphans
+from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, suspects, waiting_line
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings.launcher import ComputeSettings
+from fullft_assets.store import digest
 
+#: Tag of a run with the number of jobs that it has stopped.
+STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
+#: What could not be ended is tried each hour for so long, then each day.
+_HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
     "End jobs that run, and are paid for, though their run is over and no other one has attached to them for launcher.orphan_hours."
 )
@@ -25,19 +31,26 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
 
     @dg.op(name=f"{case.name}__end_orphans", description=_DESCRIPTION, out={}, required_resource_keys={case.store_key})
     def end_orphans(context: dg.OpExecutionContext):
-        store, failed = case.store(context), []
+        store, failed, num_stopped = case.store(context), [], 0
         with one_line_errors(store, case.name):
-            for orphan in find_orphans(store, case.name, partial(ended_at, context.instance)):
+            now = time.time()
+            found = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
+            for orphan in find_orphans(store, iter(found)):
                 context.log.info(orphan.line)
-                if orphan.is_due:
-                    try:
-                        is_ended = end_orphan(store, orphan)
-                    except WorkloadError as error:
-                        failed.append(f"{orphan.name} could not be ended ({error})")
-                    else:
-                        context.log.info(f"{orphan.name} " + ("is ended" if is_ended else "runs on: a run has attached to it"))
+                if orphan.state == "unknown":
+                    failed.append(orphan.line)
+                    continue
+                try:
+                    is_ended = end_orphan(store, orphan)
+                except WorkloadError as error:
+                    failed.append(f"{orphan.line}, and could not be ended ({error})")
+                    continue
+                num_stopped += len(orphan.names) if is_ended else 0
+                if not is_ended:
+                    context.log.info("it is left alone: a run has attached to it")
+            context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
-                raise WorkloadError(f"{'; '.join(failed)}; end it there if it still runs, or launch it again to attach", "infrastructure")
+                raise WorkloadError(f"{'; '.join(failed)}; end it there if it runs, or run the use case to attach to it", "infrastructure")
 
     @dg.job(name=f"{case.name}_end_orphans", description=_DESCRIPTION, tags={"use_case": case.name})
     def job():
@@ -47,7 +60,10 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
 
 
 def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
-    """Return the schedule that looks for such jobs; it runs from the start, since whoever rents machines wants to know."""
+    """Return the schedule that looks for such jobs; it runs from the start, since whoever rents machines wants to know.
+
+    A tick asks no backend: it has a minute, and often not the rights of a run.
+    """
     if not _outlive_runs(case):
         return []
 
@@ -57,16 +73,20 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         required_resource_keys={case.store_key},
         cron_schedule=_CRON,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Looks once an hour for jobs that run though no run follows them, and launches the job that ends them.",
+        description="Looks once an hour for jobs that may run though no run follows them, and launches the job that ends them.",
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        store = case.store(context)
+        store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
-            found = list(find_orphans(store, case.name, partial(ended_at, context.instance)))
-        lines = "; ".join(orphan.line for orphan in found)
-        if any(orphan.is_due for orphan in found):
-            return dg.RunRequest(tags={"orphans": lines[:1_000]})
-        return dg.SkipReason(lines or "each job that runs is followed by a run")
+            found = list(suspects(store, case.name, partial(ended_at, context.instance), now))
+        ready = due(iter(found), now)
+        if not ready:
+            return dg.SkipReason("; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job")
+        names = [suspect.launch.name_in(store) for suspect in ready]
+        is_new = now - max(suspect.due_at or now for suspect in ready) < _HOURLY_SECONDS
+        return dg.RunRequest(
+            run_key=digest([names, now // (3600 if is_new else 24 * 3600)]), tags={"orphans/jobs": ", ".join(names)[:1_000]}
+        )
 
     return [orphans_schedule]
 

@@ -92,8 +92,19 @@ class AwsLauncher(Launcher):
     def _events(self, stream: str, token: str | None) -> tuple[list[str], str]:
         """Return the lines of a stream from a token on, and the token to read on from; the same one at its end."""
         after = {"nextToken": token} if token else {}
-        found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=True, **after)
+        try:
+            found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=True, **after)
+        except Missing:  # deleted since it was listed
+            return [], token or ""
         return [event["message"].rstrip("\n") for event in found["events"]], found["nextForwardToken"]
+
+    def newest_lines(self, stream: str) -> list[str]:
+        """Return the last lines of a stream."""
+        try:
+            found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=False)
+        except Missing:
+            return []
+        return [event["message"].rstrip("\n") for event in found["events"]]
 
     def hourly_usd_of(self, instance_type: str, planning: PlanningSettings) -> float | None:
         """Return the price of an hour of one of EC2's instances, where the plan's table has it."""

@@ -127,6 +127,13 @@ class LaunchDriver:
                 "" if is_mine or is_active(launch.run_id) is not None else ", unknown here: cancelling this run leaves the job running"
             )
             context.log.info(f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows{unknown}")
+
+        def adopt() -> None:
+            """Follow the job in the place of its run, once that is gone: else it counts as one that nobody follows."""
+            nonlocal is_mine
+            if not is_mine and is_active(launch.run_id) is False:
+                is_mine = records.adopt(store, launch, run_id, is_active)
+
         messages = _LogMessages()
         with dg.open_pipes_session(context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages) as session:
             spec = replace(
@@ -142,7 +149,7 @@ class LaunchDriver:
                         self._read(context, partial(launcher.stop, earlier.name_in(store)))
                     self._submit(context, launcher, spec)
                 is_submitted = True
-                status, has_run = self._follow(context, launcher, name, messages)
+                status, has_run = self._follow(context, launcher, name, messages, adopt)
             except _CANCELLED:
                 if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
@@ -196,8 +203,14 @@ class LaunchDriver:
             if launcher.poll(spec.name).state == "gone":
                 launcher.submit(spec)
 
-    def _follow(self, context: dg.AssetExecutionContext, launcher: Launcher, name: str, messages: _LogMessages) -> tuple[Status, bool]:
-        """Hand on a job's output until it is over; return how it ended, and whether it was seen running."""
+    def _follow(
+        self, context: dg.AssetExecutionContext, launcher: Launcher, name: str, messages: _LogMessages, adopt: Callable[[], None]
+    ) -> tuple[Status, bool]:
+        """Hand on a job's output until it is over; return how it ended, and whether it was seen running.
+
+        Args:
+            adopt: called at each look, to take the job over from a run that is gone.
+        """
         began, cursor, has_run = time.monotonic(), "", False
         at_first, at_last = launcher.look_seconds
         while True:
@@ -211,6 +224,7 @@ class LaunchDriver:
             if status.is_over:
                 return status, has_run
             has_run = has_run or status.state == "running"
+            adopt()
 
     def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None) -> T:
         """Ask a backend, again and again while it does not answer; for `PATIENCE_SECONDS` by default."""
@@ -242,6 +256,7 @@ class LaunchDriver:
             )
             return False
         records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
+        records.clear(store, launch)
         return True
 
     def _end_replaced(

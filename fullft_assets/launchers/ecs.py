@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CONTAINER = "workload"
 #: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
 _VISIBLE_SECONDS = 60.0
+#: So often is a task looked for before it counts as gone, with a pause: two lists a moment apart may both lack one that changes its state.
+_GONE_LOOKS = 3
 #: A task that was stopped has so long beyond the time of its container.
 _STOP_SECONDS = 120.0
 #: Most tasks that can be described at once.
@@ -40,9 +42,13 @@ _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "Infrastructure
 _LOST_HOST = re.compile(r"Host EC2 .*(terminated|stopped)|instance draining|deregist", re.IGNORECASE)
 #: Reasons of a container that no other try changes, and the keys that may be wrong.
 _WRONG = re.compile(
-    r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid reference|does not exist", re.IGNORECASE
+    r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid reference|does not exist"
+    r"|ResourceNotFound|can't find|not authorized",
+    re.IGNORECASE,
 )
 _KEYS = {
+    "logging driver": "launcher.log_group and launcher.execution_role_arn",
+    "Fetching secret data": "launcher.secrets and launcher.execution_role_arn",
     "CannotPull": "launcher.image and launcher.execution_role_arn",
     "ResourceInitializationError": "launcher.secrets, launcher.execution_role_arn and launcher.log_group",
     "CannotStartContainerError": "launcher.python and launcher.image",
@@ -61,6 +67,8 @@ class EcsLauncher(AwsLauncher):
         super().__init__(settings)
         #: When tasks were started by this process, which may not be seen yet.
         self._started: dict[str, float] = {}
+        #: The newest task of a job that was seen, by whose id its log streams are named.
+        self._seen: dict[str, str] = {}
 
     @property
     def place(self) -> str:
@@ -95,7 +103,7 @@ class EcsLauncher(AwsLauncher):
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a task is."""
         time.sleep(wait_seconds)
-        task = self._task(name)
+        task = self._find(name)
         if task is None:
             return Status("gone" if self._is_known_to_all(name) else "pending")
         if task["lastStatus"] == "STOPPED" and "startedAt" in task:
@@ -117,7 +125,7 @@ class EcsLauncher(AwsLauncher):
 
     def list(self) -> list[str]:
         """Return the names of the tasks of this project in the cluster, those included that ended within the last hour."""
-        arns = [arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)]
+        arns = list(dict.fromkeys(arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)))
         pages = [self._describe(arns[first : first + _PAGE]) for first in range(0, len(arns), _PAGE)]
         names = {task.get("startedBy", "") for page in pages for task in page}
         return sorted(name for name in names if name.startswith("fullft-"))
@@ -165,13 +173,32 @@ class EcsLauncher(AwsLauncher):
         if task["lastStatus"] == "STOPPED" and not is_ours:
             raise self.ended_before(spec.name)
 
+    def _find(self, name: str) -> dict[str, Any] | None:
+        """Return the task of a name; None only if several looks find none."""
+        for look in range(_GONE_LOOKS):
+            if (task := self._task(name)) is not None:
+                return task
+            if look < _GONE_LOOKS - 1 and self._is_known_to_all(name):
+                time.sleep(aws.LATE_SECONDS)
+        return None
+
+    def streams(self, name: str) -> list[str]:
+        """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all of them."""
+        found = super().streams(name)
+        return [stream for stream in found if stream.endswith(f"/{self._seen[name]}")] if name in self._seen else found
+
     def _task(self, name: str) -> dict[str, Any] | None:
         """Return the task of a name: of several, which the same token prevents for a day, the newest that runs."""
-        return max(self._tasks(name), key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)), default=None)
+        found = max(self._tasks(name), key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)), default=None)
+        if found is not None:
+            self._seen[name] = found["taskArn"].rpartition("/")[2]
+        return found
 
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
-        found = self._describe([arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(family=name, desiredStatus=desired)])
+        # A task that ends between the two lists is in both.
+        arns = dict.fromkeys(arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(family=name, desiredStatus=desired))
+        found = self._describe(list(arns))
         if found:
             self._started.pop(name, None)
         return found
@@ -203,8 +230,7 @@ class EcsLauncher(AwsLauncher):
         """Return what the last line of an ended container's output says; it is waited for a while."""
         for _ in range(aws.LATE_LOOKS):
             for stream in self.streams(name)[-1:]:
-                found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=False)
-                lines = [event["message"] for event in found["events"] if event["message"].startswith(LAST_LINE)]
+                lines = [line for line in self.newest_lines(stream) if line.startswith(LAST_LINE)]
                 if lines:
                     return Status(**json.loads(lines[-1].removeprefix(LAST_LINE)))
             time.sleep(aws.LATE_SECONDS)

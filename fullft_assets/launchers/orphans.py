@@ -1,8 +1,8 @@
 """Orphans: jobs that run, and are paid for, though no run follows them any more; and how they are ended.
 
-A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where none does, the job is ended after
-`launcher.orphan_hours`, with a checkpoint as if it were cancelled. An attempt that still runs though it is over on record, or though a newer one
-took its place, is ended at once.
+A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where none does, the job is stopped after
+`launcher.orphan_hours`, with a checkpoint as if it were cancelled. What may be an orphan is known from the store and from Dagster alone
+(`suspects`); whether it is one, only its backend knows (`find_orphans`), which may be reached from a run alone.
 """
 
 from __future__ import annotations
@@ -12,117 +12,126 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fullft_assets.errors import FullftError, WorkloadError
+from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import records
 from fullft_assets.launchers.base import Launcher, Status
 from fullft_assets.launchers.records import Launch
+from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 
-#: A run that has just recorded the end of a job, or a newer attempt, is about to end it itself.
+#: A run that has just recorded the end of a job is about to end the job itself.
 _SETTLE_SECONDS = 900.0
+#: No backend runs on for so long what is over on record: its own limit has ended it.
+_FORGOTTEN_SECONDS = 7 * 24 * 3600.0
+#: When a run, by its id, ended, in seconds since the epoch; None of one that may still follow its job.
+EndedAt = Callable[[str], float | None]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A launch whose run is over, and whose job may still be at its backend.
+
+    Attributes:
+        since: when the run ended, or the end of the job was recorded; seconds since the epoch.
+        due_at: from when the job is ended; None: never.
+    """
+
+    launch: Launch
+    since: float
+    due_at: float | None
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A job without a run.
+    """What the backend of a suspect says.
 
     Attributes:
-        launch: on record for its key; the job may be an earlier attempt of it.
-        name: of the job.
-        state: `over` = its end is not on record; `running`; `replaced` = runs though its attempt is over; `unknown` = its backend does not say.
-        is_due: whether it is ended now.
+        launch: on record for its key.
+        names: of the jobs that run, of earlier attempts as well.
+        state: `over` = nothing runs; `unknown` = its backend does not say.
         line: for people, what was found.
     """
 
     launch: Launch
-    name: str
-    state: Literal["over", "running", "replaced", "unknown"]
-    is_due: bool
+    names: tuple[str, ...]
+    state: Literal["running", "over", "unknown"]
     line: str
 
 
-def find_orphans(store: Store, case: str, ended_at: Callable[[str], float | None], now: float | None = None) -> Iterator[Orphan]:
-    """Yield the jobs of a use case that no run follows, as far as their backends can be asked from here.
+def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator[Suspect]:
+    """Yield the launches of a use case that no run follows and that are not known to have left nothing behind; no backend is asked.
 
     Args:
-        ended_at: returns when a run, by its id, ended (seconds since the epoch); None of one that may still follow its job.
-        now: seconds since the epoch. Default: the clock's.
+        now: seconds since the epoch.
     """
-    now = time.time() if now is None else now
-    names: dict[str, set[str]] = {}
     for launch in records.launches(store, case):
-        since = ended_at(launch.run_id) if launch.ended_at is None else None
-        if launch.ended_at is None and since is None and launch.attempt == 1:
+        since = None if launch.is_cleared else ended_at(launch.run_id)
+        if since is None:
             continue
+        if launch.ended_at is not None:
+            since = max(since, launch.ended_at)
+            if now - since < _FORGOTTEN_SECONDS:
+                yield Suspect(launch, since, since + _SETTLE_SECONDS)
+        else:
+            hours = launch.launcher.get("orphan_hours", LauncherSettings().orphan_hours)
+            yield Suspect(launch, since, None if hours is None else since + hours * 3600)
+
+
+def find_orphans(store: Store, found: Iterator[Suspect]) -> Iterator[Orphan]:
+    """Yield what the backends say of suspects; one that does not answer is asked once."""
+    silent: dict[str, str] = {}
+    for suspect in found:
+        launch = suspect.launch
         try:
-            launcher = open_recorded(launch.launcher)
-            if launcher.place != launch.place:  # processes of another machine, which only it can see
-                continue
-            if launch.place not in names:
-                names[launch.place] = set(launcher.list())
-            if since is not None:
-                yield _unfollowed(launch, launcher, store, since, now)
-            yield from _replaced(launch, launcher, store, names[launch.place], now)
+            if launch.place in silent:
+                raise WorkloadError(silent[launch.place], "infrastructure")
+            yield _look(launch, open_recorded(launch.launcher), store)
         except FullftError as error:
-            yield Orphan(launch, launch.name_in(store), "unknown", False, f"{_place(launch, store)} cannot be asked for: {error}")
+            silent.setdefault(launch.place, str(error))
+            yield Orphan(launch, (), "unknown", f"{_about(launch, store)} cannot be asked for: {error}")
 
 
-def _unfollowed(launch: Launch, launcher: Launcher, store: Store, since: float, now: float) -> Orphan:
-    status, name, limit = launcher.poll(launch.name_in(store)), launch.name_in(store), launcher.settings.orphan_hours
-    if status.is_over:
-        return Orphan(
-            launch, name, "over", True, f"{_place(launch, store)} has ended ({status.state}) after its run, which did not record it"
-        )
-    hours = (now - since) / 3600
-    runs_on = f"{_place(launch, store)} runs {hours:.2f} h after the end of its run, {_spent(launch)}"
-    if limit is None or hours < limit:
-        left = (
-            "it runs on until a run attaches to it"
-            if limit is None
-            else f"it is ended in {limit - hours:.2f} h unless a run attaches to it"
-        )
-        return Orphan(launch, name, "running", False, f"{runs_on}; {left}")
-    return Orphan(launch, name, "running", True, f"{runs_on}, and no run has attached to it; the next run resumes from its checkpoint")
-
-
-def _replaced(launch: Launch, launcher: Launcher, store: Store, names: set[str], now: float) -> Iterator[Orphan]:
-    """Yield attempts that run though they are over on record."""
-    is_newest_over = launch.ended_at is not None and launch.ended_at < now - _SETTLE_SECONDS
-    is_settled = launch.submitted_at < now - _SETTLE_SECONDS
-    for attempt in range(1, launch.attempt + 1):
-        is_newest = attempt == launch.attempt
-        name = launch.model_copy(update={"attempt": attempt}).name_in(store)
-        if (is_newest_over if is_newest else is_settled) and name in names and not launcher.poll(name).is_over:
-            why = "though its end is on record" if is_newest else f"beside attempt {launch.attempt}"
-            yield Orphan(launch, name, "replaced", True, f"{_place(launch, store)}: attempt {attempt} ({name}) runs {why}")
+def _look(launch: Launch, launcher: Launcher, store: Store) -> Orphan:
+    if launcher.ends_with_run:
+        return Orphan(launch, (), "over", f"{_about(launch, store)} has ended with its run")
+    if launcher.place != launch.place:
+        raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
+    names = (launch.model_copy(update={"attempt": attempt}).name_in(store) for attempt in range(1, launch.attempt + 1))
+    running = tuple(name for name in names if not launcher.poll(name).is_over)
+    if not running:
+        return Orphan(launch, (), "over", f"{_about(launch, store)} has ended")
+    hours = launch.hours + launch.earlier_hours
+    spent = f"{hours:.2f} h" + ("" if launch.usd is None else f" and {launch.usd:,.2f} USD")
+    return Orphan(launch, running, "running", f"{_about(launch, store)} runs without a run ({', '.join(running)}), after {spent}")
 
 
 def end_orphan(store: Store, orphan: Orphan) -> bool:
-    """End the job of an orphan, remove what its backend keeps of it, and record its end; return False if a run has attached to it meanwhile.
+    """End the jobs of an orphan, remove what its backend keeps of them, and record that; return False if a run has attached to it meanwhile.
 
     Raises:
-        WorkloadError: its backend does not answer; the job is on record as running, as it may.
+        WorkloadError: its backend does not answer; a job that may run is on record as running.
     """
     launch, launcher = orphan.launch, open_recorded(orphan.launch.launcher)
-    if orphan.state == "replaced":
-        launcher.stop(orphan.name)
-        return True
-    status = launcher.poll(orphan.name)
-    state, reason, failure = _end_of(status, launch)
-    # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching to what is being ended.
-    if not records.end(store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id):
-        return False
+    name, is_recorded = launch.name_in(store), launch.ended_at is not None
+    status = Status("gone") if launcher.ends_with_run or is_recorded else launcher.poll(name)
+    if not is_recorded:
+        # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching to what is being ended.
+        state, reason, failure = _end_of(status, launch)
+        if not records.end(store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id):
+            return False
     try:
-        launcher.stop(orphan.name)
+        for each in dict.fromkeys((*orphan.names, name)):
+            launcher.stop(each)
     except WorkloadError:
-        if not status.is_over:
+        if not is_recorded and not status.is_over:
             records.reopen(store, launch)
         raise
+    records.clear(store, launch)
     return True
 
 
-def _end_of(status: Status, launch: Launch) -> tuple[Literal["succeeded", "failed", "stopped"], str, records.FailureClass]:
+def _end_of(status: Status, launch: Launch) -> tuple[Literal["succeeded", "failed", "stopped"], str, FailureClass]:
     if status.state == "succeeded":
         return "succeeded", "", status.failure
     if status.state == "failed":
@@ -132,9 +141,21 @@ def _end_of(status: Status, launch: Launch) -> tuple[Literal["succeeded", "faile
     return "stopped", "its run had ended, and no other one attached to it", "preemption"
 
 
-def _place(launch: Launch, store: Store) -> str:
+def _about(launch: Launch, store: Store) -> str:
     return f"{launch.case}/{launch.stage}: {launch.name_in(store)} at {launch.place}"
 
 
-def _spent(launch: Launch) -> str:
-    return f"after {launch.hours + launch.earlier_hours:.2f} h" + ("" if launch.usd is None else f" and {launch.usd:,.2f} USD")
+def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
+    """Return what a tick says of a suspect that is not due yet."""
+    left = (
+        "until a run attaches to it"
+        if suspect.due_at is None
+        else f"for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
+    )
+    return f"{_about(suspect.launch, store)}: its run has ended {(now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
+
+
+def due(found: Iterator[Suspect], now: float | None = None) -> list[Suspect]:
+    """Return the suspects whose jobs are ended by now."""
+    now = time.time() if now is None else now
+    return [suspect for suspect in found if suspect.due_at is not None and suspect.due_at <= now]

@@ -22,6 +22,7 @@ class Launch(BaseModel):
         hourly_usd: None where no price is known.
         billed_seconds: that the backend said an ended one is paid for; None where it says nothing.
         earlier_hours: of the attempts before this one that came to nothing.
+        is_cleared: whether its backend is known to run nothing of it any more.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +44,7 @@ class Launch(BaseModel):
     hourly_usd: float | None = None
     earlier_hours: float = 0.0
     billed_seconds: float | None = None
+    is_cleared: bool = False
 
     @property
     def record(self) -> str:
@@ -130,6 +132,35 @@ def end(
             return None
         ended = {"ended_at": time.time(), "state": state, "reason": reason, "failure": failure, "billed_seconds": billed_seconds}
         return {**recorded, **ended}
+
+    store.change_pointer(launch.record, change)
+    return is_done
+
+
+def clear(store: Store, launch: Launch) -> None:
+    """Record that the backend runs nothing of an ended attempt any more, unless there is a newer one."""
+
+    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        if recorded is None or recorded["attempt"] != launch.attempt or recorded["ended_at"] is None:
+            return None
+        return {**recorded, "is_cleared": True}
+
+    store.change_pointer(launch.record, change)
+
+
+def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
+    """Make a run that has attached to a job the one that follows it, if that one is gone; return whether it is now.
+
+    Args:
+        is_active: see `claim`.
+    """
+    is_done = False
+
+    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        nonlocal is_done
+        is_done = recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
+        is_done = is_done and recorded is not None and (recorded["run_id"] == run_id or is_active(recorded["run_id"]) is False)
+        return {**recorded, "run_id": run_id} if is_done and recorded is not None else None
 
     store.change_pointer(launch.record, change)
     return is_done
