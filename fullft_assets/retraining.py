@@ -271,9 +271,11 @@ def drift_began(state: State, windows: list[Window], now: float, settings: Retra
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
     """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no drift is being learned."""
     new, _ = _new_examples(state, signals)
-    if drift_began(state, signals.windows, signals.now, settings) is not None:
-        return min(new, signals.num_labels_since_drift)
     last = next(reversed(_past(state, signals)), None)
+    if drift_began(state, signals.windows, signals.now, settings) is not None:
+        # What a failed attempt was to learn of it counts still.
+        tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
+        return min(tried + new, signals.num_labels_since_drift)
     return last.num_drift_examples + new if last is not None and last.num_drift_examples else 0
 
 
@@ -495,9 +497,9 @@ def _obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> 
 
 
 def _costs_more(calls: list[_Rule], signals: Signals) -> Iterator[str]:
-    """Yield that the run costs more than its expected gain is worth in a year; a gain that is unknown, as that of a drift, is not weighed."""
+    """Yield that the run costs more than its expected gain is worth in a year; a gain that is unknown, as that of a drift or of age, is not weighed."""
     drop = max(signals.score_drop or 0.0, signals.live_drop)
-    gains = [{"new_data": signals.predicted_gain, "age": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
+    gains = [{"new_data": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
     known = [gain for gain in gains if gain is not None]
     if signals.usd_per_point is None or len(known) < len(gains):
         return

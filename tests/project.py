@@ -87,7 +87,7 @@ class Project:
             "OMP_NUM_THREADS": "1",
         }
 
-    def fullft(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def fullft(self, *arguments: str, timeout: float = 1_200) -> subprocess.CompletedProcess[str]:
         """Run the `fullft` command in this project."""
         command = [sys.executable, "-m", "fullft_assets.cli", *arguments, "--defs", str(self.root / "my_project" / "defs")]
         return subprocess.run(command, cwd=self.root, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)

@@ -21,7 +21,7 @@ from benchmarks.table import Goal, Row, Score, render, write
 from benchmarks.tick import measure_tick
 from benchmarks.timing import timed
 from fullft_assets import documents, examples
-from fullft_assets.samples import licences
+from fullft_assets.samples import licences, prepare
 from tests import project as projects
 
 FAST = Row("fast", 1.0, "another way", 10.0, Goal("ratio", 0.125), 2.0, 8.0, ["a note"], {"num_texts": 3})
@@ -68,6 +68,7 @@ def test_steps_side_by_side_count_once() -> None:
 def test_every_step_of_the_graph_belongs_to_a_stage() -> None:
     from fullft_assets.definitions import defs
 
+    prepare(Path(__file__).parents[1] / "fullft_assets" / "defs" / "licences" / "defs.yaml")
     jobs = [defs().resolve_job_def(f"licences_{name}") for name in ("ingest", "model", "monitor")]
     steps = {node.name.removeprefix("licences__") for job in jobs for node in job.nodes}
     assert steps == {step for names in STAGES.values() for step in names}

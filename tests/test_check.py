@@ -12,6 +12,7 @@ import pytest
 
 from fullft_assets.config import check, corpus
 from fullft_assets.config.validation import load_use_case
+from fullft_assets.documents.formats import columnar
 from fullft_assets.errors import SettingsError
 
 pytestmark = pytest.mark.quick
@@ -171,6 +172,38 @@ def test_the_rows_of_a_table_are_drawn_from_all_of_it(project, monkeypatch):
     assert line(text, "documents").endswith(" 5,200 rows")
     # Of each file one row in 18: rows 1, 19, 37, ...
     assert line(text, "labels").removeprefix("labels").strip() == "2 in 290 rows read: `kind 0` 146, `kind 1` 144"
+
+
+@pytest.mark.heavy
+def test_a_table_with_parts_that_have_no_row_of_the_sample_is_read(project, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 50)
+    rows = [{"text": f"text {i}", "kind": f"kind {i % 2}"} for i in range(4_097)]
+    (project / "data/a.jsonl").unlink()
+    pq.write_table(pa.Table.from_pylist(rows), project / "data/a.parquet", row_group_size=2_045)
+    text = report(project)
+    assert line(text, "documents").endswith(" 4,097 rows") and "note" not in text
+
+
+@pytest.mark.heavy
+def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch):
+    import pyarrow as pa
+
+    table = pa.table({"text": ["word " * 100] * 40_000})
+    decoded = []
+
+    def batches(first):
+        for batch in table.slice(first, 4_000).to_batches(max_chunksize=columnar.BATCH_ROWS):
+            decoded.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(columnar, "_SAMPLED_BYTES", 2**20)
+    parts = [columnar.Part(first, 4_000, table.nbytes // 10, lambda first=first: batches(first)) for first in range(0, 40_000, 4_000)]
+    numbers = [number for number, _ in columnar.sampled(parts, 50, table.schema)]
+    assert 50 <= len(numbers) == len(set(numbers)) < 400 and numbers[-1] > 32_000
+    assert sum(decoded) < 5 * 2**20 < table.nbytes
 
 
 def test_the_samples_of_exports_are_told_by_their_content(project):

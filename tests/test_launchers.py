@@ -294,7 +294,7 @@ class TestSupervisor:
         supervisor.wait()
         _all_gone([workload])
 
-    @pytest.mark.parametrize("module", ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "pod"])
+    @pytest.mark.parametrize("module", ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs"])
     def test_only_the_driver_needs_dagster_and_nothing_torch_or_a_cluster_s_client(self, module):
         code = f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch', 'kubernetes'}} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

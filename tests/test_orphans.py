@@ -36,7 +36,12 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
     def launch(store: Store, *, runs: bool = True, **changes: Any) -> Launch:
         given = {"case": "letters", "stage": "finetuned_checkpoint", "key": "k", "workload": "training", "place": LAUNCHER.place}
-        given |= {"launcher": LAUNCHER.settings.model_dump(mode="json"), "run_id": "first", "job": [], "submitted_at": NOW - 5 * HOUR}
+        given |= {
+            "launcher": LAUNCHER.settings.model_dump(mode="json"),
+            "run_id": "first",
+            "job": [],
+            "submitted_at": time.time() - 5 * HOUR,
+        }
         found = Launch(**{**given, **changes})
         records.claim(store, found, lambda _: False)
         if runs:

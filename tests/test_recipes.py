@@ -47,5 +47,4 @@ def test_there_are_recipes() -> None:
         "two_processes_fsdp2",
         "two_hosts",
         "smollm2_packed_cpu",
-        "smollm2_summaries_cpu",
     } <= {path.stem for path in RECIPES}

@@ -267,15 +267,17 @@ def test_an_undecided_gain_says_what_would_decide():
     assert "would decide" not in release.verdict(evaluated(over_champion=gained(-0.01, -0.05, 0.03)), ReleaseSettings()).sentence
 
 
-def test_where_seeds_differ_by_more_it_says_how_many_trainings():
-    over_champion, noise = gained(0.03, 0.005, 0.055), SeedNoise(variance=0.02**2, degrees_of_freedom=11, num_runs=12)
-    text = release.verdict(evaluated(over_champion=over_champion), ReleaseSettings(), seed_noise=noise).sentence
-    found = re.search(r"about ([\d,]+) test groups and (\d+) trainings of each recipe would decide", text)
-    assert found is not None
-    groups, trainings = (int(number.replace(",", "")) for number in found.groups())
-    error = over_champion.standard_error**2 * 40 / groups + 2 * noise.variance / trainings
-    widened = over_champion.with_seed_noise(2 * noise.variance, noise.degrees_of_freedom, 0.95)
+def test_where_seeds_differ_by_less_more_groups_decide_and_by_more_none_do():
+    over_champion = gained(0.03, 0.005, 0.055)
+    little, much = (SeedNoise(variance=spread**2, degrees_of_freedom=11, num_runs=12) for spread in (0.003, 0.02))
+    text = release.verdict(evaluated(over_champion=gained(0.03, -0.01, 0.07)), ReleaseSettings(), seed_noise=little).sentence
+    (groups,) = map(int, re.findall(r"about (\d+) test groups would decide on one like this", text))
+    # What the seeds add stays, however many groups there are.
+    widened = gained(0.03, -0.01, 0.07).with_seed_noise(2 * little.variance, 11, 0.95)
+    error = gained(0.03, -0.01, 0.07).standard_error ** 2 * 40 / groups + 2 * little.variance
     assert widened.detectable / widened.standard_error * error**0.5 == pytest.approx(0.03, rel=0.01)
+    text = release.verdict(evaluated(over_champion=over_champion), ReleaseSettings(), seed_noise=much).sentence
+    assert "and no number of groups: trainings that differ by their seed differ by as much" in text and "would decide" not in text
 
 
 def test_the_noise_of_seeds_widens_a_claim():

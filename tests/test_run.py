@@ -6,6 +6,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -45,7 +46,8 @@ def test_a_file_that_was_just_written_to_is_waited_for(
     project.configure(documents={"settle_seconds": 30})
     path = project.documents / "delivery-1.jsonl"
     path.touch()
-    monkeypatch.setattr(run.time, "sleep", lambda _: os.utime(path, (1e9, 1e9)))  # the time passes at once
+    # The time passes at once, in this module alone: other threads sleep as well.
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.utime(path, (1e9, 1e9))))
     files, printed = cut_all(project, instance)
     assert files == ["delivery-1.jsonl"]
     assert printed.endswith(f"{project.documents}: 1 file(s) were just written to; waiting until they are complete\n")

@@ -115,7 +115,9 @@ def test_resamples_of_rows_and_of_sums_agree() -> None:
         assert score.estimate == pytest.approx(expected.scores["accuracy"][name].estimate)
     # A score's interval also looks at what it would be without each group, which only sums can tell.
     gain = found.gains["accuracy"]["tfidf"]
-    assert gain.model_dump() == pytest.approx(expected.gains["accuracy"]["tfidf"].model_dump())
+    # Which groups differ, only sums can tell, too.
+    different = {"least_detectable"}
+    assert gain.model_dump(exclude=different) == pytest.approx(expected.gains["accuracy"]["tfidf"].model_dump(exclude=different))
 
 
 def test_a_metric_out_of_its_bounds_is_an_error() -> None:

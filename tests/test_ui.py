@@ -83,7 +83,7 @@ def ingested(screen: Screen, batches: list[str]) -> list[str]:
     expect(page.get_by_role("dialog").get_by_text("2 partitions")).to_be_visible()
     screen.shoot("backfill")
     page.get_by_role("button", name="Launch backfill").click()
-    wait_for("both runs of the backfill", lambda: _num_succeeded(screen, "ingest") == 2, 120)
+    wait_for("both runs of the backfill", lambda: _num_succeeded(screen, "ingest") == 2, 600)
     return batches
 
 
@@ -92,7 +92,7 @@ def made(screen: Screen, ingested: list[str]) -> str:
     """The run of the model job, launched from the browser, successful."""
     screen.open_job("model")
     run_id = screen.materialize("Materialize all")
-    assert screen.finished(run_id, 180) == SUCCESS, f"see {screen.services.log}"
+    assert screen.finished(run_id, 900) == SUCCESS, f"see {screen.services.log}"
     return run_id
 
 
@@ -193,7 +193,7 @@ def test_backfill_of_two_batches(screen: Screen, ingested: list[str]):
     assert screen.instance.get_materialized_partitions(dg.AssetKey(["letters", "tokenized_chunks"])) == set(ingested)
     runs = screen.instance.get_runs(dg.RunsFilter(job_name="letters_ingest"))
     (backfill,) = {run.tags["dagster/backfill"] for run in runs}
-    wait_for("the end of the backfill", lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS", 90)
+    wait_for("the end of the backfill", lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS", 600)
     page = screen.open_asset("labeled_examples", "partitions")
     expect(page.get_by_text(ingested[1]).first).to_be_visible()
     screen.shoot("partitions")
@@ -240,7 +240,7 @@ def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
         family = [worker, *worker.children(recursive=True)]
         return (worker, family) if any("fullft_assets.workloads.training" in _command(process) for process in family) else None
 
-    return run_id, *wait_for("the first training steps", training, 150)
+    return run_id, *wait_for("the first training steps", training, 600)
 
 
 def _command(process: psutil.Process) -> str:
@@ -255,5 +255,5 @@ def _is_supervisor(process: psutil.Process) -> bool:
 
 def _expect_gone(screen: Screen, family: list[psutil.Process]) -> None:
     """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a session of its own."""
-    wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 60)
+    wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 180)
     assert screen.services.processes("fullft_assets.workloads") == []

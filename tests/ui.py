@@ -74,7 +74,7 @@ class Services:
                 return urllib.request.urlopen(f"{self.url}/server_info", timeout=5).status == 200
             return False
 
-        wait_for("dagster dev answers", answers, 90)
+        wait_for("dagster dev answers", answers, 300)
 
     def stop(self) -> None:
         """Kill the services, and whatever else lives in their home."""

@@ -225,10 +225,13 @@ def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, l
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None
     found = PilotMetadata.of(pilot)
-    points = [Point(rows=int(point["rows"]), score=point[case.settings.primary_metric]) for point in found.learning_curve]
+    metric = case.settings.primary_metric
+    if any(metric not in point for point in found.learning_curve):  # the YAML names another one since
+        return None
+    points = [Point(rows=int(point["rows"]), score=point[metric]) for point in found.learning_curve]
     targets = (found.target_rows, round(found.target_rows * _num_rows(newest) / max(1, _num_rows(learned))))
-    before, after = (predict_score(points, target, learned.num_validation_rows).predicted for target in targets)
-    return max(0.0, after - before)
+    before, after = (predict_score(points, target, learned.num_validation_rows) for target in targets)
+    return max(0.0, after.predicted - before.predicted) if before.is_known and after.is_known else None
 
 
 def _estimated_hours(store: Store, case: Case, records: Sequence[dg.RunRecord], now: float) -> float:

@@ -8,6 +8,7 @@ error is reported alone: nothing after it can be read.
 from __future__ import annotations
 
 import encodings.aliases
+import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -207,6 +208,10 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield Problem(("snapshot", "replay"), f"is for the tasks {_generative_tasks()}: {examples.task} has no loss on general text")
     if settings.chunks.stride and task.ends_texts:
         yield Problem(("chunks", "stride"), f"is for tasks that pool the windows of a text: {examples.task} would train its tokens twice")
+    if examples.label_separator is not None and task.target != "labels":
+        yield Problem(
+            ("examples", "label_separator"), f"is for several labels a row, and {examples.task} has one; set examples.task: multi_label"
+        )
     if examples.group is not None and examples.group == examples.label:
         yield Problem(("examples", "group"), f"{examples.group} is the label's field too; a split by label cannot be learned from")
     for number, label in enumerate(examples.labels or []):
@@ -294,6 +299,8 @@ def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterato
         return
     if not task.is_generative:
         yield Problem(("evaluation", "lm_eval"), f"is for language models, and the task {task.name} makes none; remove it")
+    if settings.launcher_of("evaluation").kind == "local" and importlib.util.find_spec("lm_eval") is None:
+        yield Problem(("evaluation", "lm_eval"), "lm-eval is not installed; pip install 'fullft-assets[lm-eval]'")
     if not (root / asked.folder).is_dir():
         yield Problem(
             ("evaluation", "lm_eval", "folder"), f"there is no folder {root / asked.folder}; name the one with the tasks' YAML files"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fullft_assets.documents.erasure import By, erased_digest, has_made_up_id, row_digests, was_found, write_tombstones
-from fullft_assets.documents.formats import is_whole_file
 from fullft_assets.documents.formats.names import group_key
 from fullft_assets.errors import DataError
 from fullft_assets.store import Manifest, Store
@@ -138,7 +137,7 @@ def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], s
             for source, id_ in zip(named["source"].to_pylist(), named["id"].to_pylist(), strict=True):
                 ids.setdefault(source, set()).add(id_)
             # A file that was read by its content, whatever its ending, may have several rows.
-            files.update(source for source, found in ids.items() if is_whole_file(source) and found == {f"{source}:1"})
+            files.update(source for source, found in ids.items() if found == {f"{source}:1"})
     return met, files
 
 

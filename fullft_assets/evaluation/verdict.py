@@ -232,14 +232,22 @@ def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -
     """Return the smallest difference that the test set finds, and what would find one as large as the estimate."""
     found = f"; this test set finds differences from {gain.detectable:.3f}"
     needed = _needed(gain, of_rows, gain.estimate - bar, num_groups)
-    return f"{found}, {needed} would decide on one like this" if needed else found
+    if needed:
+        return f"{found}, {needed} would decide on one like this"
+    return (
+        f"{found}, and no number of groups: trainings that differ by their seed differ by as much" if _is_by_seed(gain, of_rows) else found
+    )
+
+
+def _is_by_seed(gain: Gain, of_rows: Gain) -> bool:
+    """Return whether seeds vary a score by more than the choice of rows does."""
+    return gain.standard_error**2 > 2 * of_rows.standard_error**2
 
 
 def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> str:
-    """Return how many test groups, and trainings of each recipe, would find such a difference four times in five; empty where too many would.
+    """Return how many test groups would find such a difference four times in five; empty where too many would.
 
-    More groups lower the variance between rows alone, more trainings of each recipe that between seeds alone: it may take half of what is
-    allowed.
+    More groups lower the variance between rows alone. That between seeds stays, as each side is trained once.
 
     Args:
         of_rows: the gain without the noise of seeds.
@@ -247,15 +255,11 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     # Ten thousand times as many groups are no advice.
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
-    allowed = (difference * gain.standard_error / gain.detectable) ** 2
-    if not allowed:
+    left = (difference * gain.standard_error / gain.detectable) ** 2 - max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
+    if left <= (of_rows.standard_error / 100) ** 2:
         return ""
-    between_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
-    trainings = max(1, math.ceil(2 * between_seeds / allowed))
     # Rounded first: 160 must not become 161.
-    groups = math.ceil(round(num_groups * of_rows.standard_error**2 / (allowed - between_seeds / trainings), 6))
-    found = f"about {groups:,} test groups"
-    return found if trainings == 1 else f"{found} and {trainings:,} trainings of each recipe"
+    return f"about {math.ceil(round(num_groups * of_rows.standard_error**2 / left, 6)):,} test groups"
 
 
 def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_groups: int) -> GateResult:

@@ -20,7 +20,7 @@ VERSION = "5"
 CHECKS = (CheckSpec("window_matches_reference", "Production looks like the first windows under this champion."),)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last three windows pooled, differ
-#: from them. `confirmed`: so did windows shortly before, which have no document in common with those. `feed_broken`: no document of the
+#: from them. `confirmed`: so did windows shortly before, which are not among those. `feed_broken`: no document of the
 #: window has a text.
 Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
 #: A window of these differs from the reference.

@@ -21,7 +21,7 @@ from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "1"
+VERSION = "2"
 STAGE = "general_documents"
 _SETTING = "snapshot.general"
 

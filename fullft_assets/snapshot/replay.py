@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "3"
+VERSION = "4"
 STAGE = "replay_documents"
 _SETTING = "snapshot.replay"
 

@@ -53,7 +53,9 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
         raise Malformed(f"no field {' or '.join(f'`{name}`' for name in _ANSWERS[question])}")
     asked = _turns(record[question], question, "user")
     for name in _SUBJECTS if question != "prompt" else ():
-        if record.get(name) not in (None, ""):
+        # A list of passages, as retrieval exports have it, is no part of the question.
+        is_list = name == "context" and isinstance(record.get(name), list)
+        if record.get(name) not in (None, "") and not is_list:
             asked[-1]["content"] += f"\n\n{_text(record[name], f'field `{name}`')}"
     return _with_system(record, [*_history(record), *asked, *_turns(record[answer], answer, "assistant")])
 

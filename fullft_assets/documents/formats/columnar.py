@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents.formats.delivered import Record, Unreadable
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Rows that are in memory as Python objects at a time.
 BATCH_ROWS = 1024
+#: A sample of a table is read from so many places of it, and decodes so many bytes in all.
+_SAMPLED_PARTS, _SAMPLED_BYTES = 8, 64 * 2**20
 
 
 def chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
@@ -33,22 +36,61 @@ def step_of(num_rows: int, table_rows: int | None) -> int:
     return 1 if table_rows is None else max(1, math.ceil(num_rows / table_rows))
 
 
-def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema, step: int = 1) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record) of each row of the batches, or of each `step`-th one."""
+def sampled(parts: Sequence[Part], table_rows: int, schema: pa.Schema) -> Iterator[tuple[int, Record]]:
+    """Yield (row number, record) of about so many rows, from evenly spaced parts of a table; each part is read up to a limit of bytes."""
+    count = min(len(parts), _SAMPLED_PARTS)
+    chosen_parts = [parts[len(parts) * number // count] for number in range(count)]
+    limit = _SAMPLED_BYTES / max(1, count)
+    step = step_of(sum(math.ceil(part.num_rows * min(1.0, limit / max(1, part.bytes))) for part in chosen_parts), table_rows)
+    for part in chosen_parts:
+        yield from records(_within(part.batches(), limit), schema, step, part.before)
+
+
+def _within(batches: Iterable[pa.RecordBatch], limit: float) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        limit -= batch.nbytes
+        if limit <= 0:
+            return
+
+
+def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema, step: int = 1, before: int = 0) -> Iterator[tuple[int, Record]]:
+    """Yield (row number, record) of each row of the batches, or of each `step`-th one.
+
+    Args:
+        before: rows of the table before these batches.
+    """
     classes = class_names(schema)
-    before = 0
     for batch in batches:
         # Offsets that point outside their buffer would be followed blindly.
         batch.validate(full=True)
         for start in range(0, len(batch), BATCH_ROWS):
             part = batch.slice(start, BATCH_ROWS)
             chosen_rows = range(-before % step, len(part), step)
+            if not chosen_rows:  # pyarrow takes no empty list of rows
+                before += len(part)
+                continue
             for at, record in zip(chosen_rows, (part if step == 1 else part.take(list(chosen_rows))).to_pylist(), strict=True):
                 for field in classes:
                     if field in record:
                         record[field] = _named(record[field], classes[field])
                 yield before + at + 1, record
             before += len(part)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a table that can be read alone: a row group, or a record batch.
+
+    Attributes:
+        before: rows of the table before it.
+        bytes: decoded, about.
+    """
+
+    before: int
+    num_rows: int
+    bytes: int
+    batches: Callable[[], Iterable[pa.RecordBatch]]
 
 
 @contextmanager

@@ -96,11 +96,12 @@ def _by_row(task: str, rows: Sequence[dict[str, Any]], reported: dict[str, Any],
 def _in_folder(folder: Path) -> Iterator[None]:
     """Let relative paths of a YAML start at its folder, and keep what datasets writes of them only as long as this lasts."""
     from datasets import config
+    from huggingface_hub import constants
 
     with tempfile.TemporaryDirectory(prefix="fullft-") as scratch, contextlib.chdir(folder):
-        kept = config.HF_DATASETS_CACHE
-        config.HF_DATASETS_CACHE = Path(scratch)
+        kept = config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+        config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = Path(scratch), True, True
         try:
             yield
         finally:
-            config.HF_DATASETS_CACHE = kept
+            config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = kept
