@@ -72,8 +72,12 @@ def test_an_edit_of_what_shapes_the_batches_makes_them_due_again(data: Data):
     assert data.due() == []
     data.project.configure(training={"epochs": 2})
     assert data.due() == [], "training does not shape a batch"
-    data.project.configure(examples={"label_separator": ";"})
-    assert len(data.due()) == 1
+    several = {"task": "multi_label"}
+    keys = set()
+    for more in ({}, {"label_separator": ";"}):
+        data.project.configure(examples=several | more)
+        keys |= set(data.due())
+    assert len(keys) == 2
     data.project.configure(chunks={"max_tokens": 48})
     [(again, same)] = data.due()
     assert same == batch
