@@ -72,7 +72,7 @@ def suspected(store: Store, hours: float | None) -> list[Suspect]:
 
 def find(store: Store, hours: float | None) -> list[Orphan]:
     """What is found of those that are due."""
-    return list(find_orphans(store, iter(due(iter(suspected(store, hours)), NOW))))
+    return list(find_orphans(store, due(suspected(store, hours), NOW)))
 
 
 def not_answering(*_: Any) -> None:

@@ -72,7 +72,7 @@ class Case:
 
     @property
     def freshness(self) -> dg.FreshnessPolicy | None:
-        """When Dagster shows what is delivered as overdue: after `alerts.silent_hours`, when a silent feed is told, too."""
+        """When Dagster shows what is delivered as overdue: after `alerts.silent_hours`, when a silent feed is reported, too."""
         hours = self.settings.alerts.silent_hours
         # Dagster takes no less than a minute.
         return None if hours is None else dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=max(1.0, 60 * hours)))

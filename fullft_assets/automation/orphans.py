@@ -35,7 +35,7 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         with one_line_errors(store, case.name):
             now = time.time()
             found = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
-            for orphan in find_orphans(store, iter(found)):
+            for orphan in find_orphans(store, found):
                 context.log.info(orphan.line)
                 if orphan.state == "unknown":
                     failed.append(orphan.line)
@@ -79,7 +79,7 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
             found = list(suspects(store, case.name, partial(ended_at, context.instance), now))
-        ready = due(iter(found), now)
+        ready = due(found, now)
         if not ready:
             return dg.SkipReason("; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job")
         names = [suspect.launch.name_in(store) for suspect in ready]

@@ -76,7 +76,7 @@ def task_scores(found: Mapping[str, RowScores], confidence: float) -> list[TaskS
         _scores(task, metric, {name: each[task][metric] for name, each in found.items()}, confidence)
         for task, metrics in found[FINETUNED].items()
         for metric in metrics
-        # Whether a score is a mean over rows is told from each system's numbers; rows that are all alike give no interval.
+        # Each system's numbers decide whether a score is a mean over rows, and one row gives no interval.
         if all(metric in each[task] and len(each[task][metric]) > 1 for each in found.values())
     ]
 

@@ -8,7 +8,7 @@ A job outlives its run where the run was killed, or its machine was lost: the ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,7 +78,7 @@ def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator
             yield Suspect(launch, since, None if hours is None else since + hours * 3600)
 
 
-def find_orphans(store: Store, found: Iterator[Suspect]) -> Iterator[Orphan]:
+def find_orphans(store: Store, found: Iterable[Suspect]) -> Iterator[Orphan]:
     """Yield what the backends say of suspects; one that does not answer is asked once."""
     silent: dict[str, str] = {}
     for suspect in found:
@@ -155,7 +155,7 @@ def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
     return f"{_about(suspect.launch, store)}: its run has ended {(now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
 
 
-def due(found: Iterator[Suspect], now: float | None = None) -> list[Suspect]:
+def due(found: Iterable[Suspect], now: float | None = None) -> list[Suspect]:
     """Return the suspects whose jobs are ended by now."""
     now = time.time() if now is None else now
     return [suspect for suspect in found if suspect.due_at is not None and suspect.due_at <= now]
