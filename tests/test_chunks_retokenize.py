@@ -20,6 +20,8 @@ from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests import smollm2
 
+pytestmark = pytest.mark.slow
+
 CASE = "letters"
 #: Each delivered file is a batch of its own.
 DOCUMENTS = {"path": f"data/{CASE}/documents", "max_batch_files": 1, "settle_seconds": 0}
@@ -104,7 +106,6 @@ def change_tokenizer(data: Data) -> None:
     data.project.configure(documents=DOCUMENTS, chunks={"added_tokens": ["sublicense"]})
 
 
-@pytest.mark.slow
 def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_snapshot_goes_on(data: Data):
     assert data.materialize("training_snapshot").success
     before, snapshot = data.chunks(), latest(data.store, CASE, "training_snapshot")

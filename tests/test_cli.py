@@ -96,6 +96,7 @@ def test_a_traceback_is_shown_only_when_asked_for(project):
     assert asked.stderr.strip().endswith(plain.stderr.strip())
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_made_is_one_line(project):
     project.configure(store="/proc/nowhere")
     done = project.fullft("run", "letters")

@@ -75,6 +75,7 @@ def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.
     return result, request.partition_key
 
 
+@pytest.mark.slow
 def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd: pytest.CaptureFixture[str]) -> None:
     (project.documents / "delivery-1.jsonl").unlink()
     deliver(project.documents)
@@ -128,6 +129,7 @@ def planted_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_good", [True, False], ids=["taken", "refused"])
 def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
     project: projects.Project, capfd: pytest.CaptureFixture[str], is_good: bool
@@ -191,6 +193,7 @@ def planted_targets(task: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multi_label", "token_classification"])
 def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
     project: projects.Project, capfd: pytest.CaptureFixture[str], task: str

@@ -114,11 +114,8 @@ def test_predict_gives_each_label_with_its_threshold(labelled: tuple[projects.Pr
     assert sorted(re.sub(r"^(yes|no) +\d+\.\d%  (\w+) \(from \d+\.\d% on\)$", r"\2", line) for line in lines) == LABELS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "examples", "metric"),
-    [("labelled", MULTI_LABEL, "macro_f1"), pytest.param("spanned", SPANS, "micro_f1", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "examples", "metric"), [("labelled", MULTI_LABEL, "macro_f1"), ("spanned", SPANS, "micro_f1")])
 def test_a_second_candidate_is_judged_against_the_champion(
     request: pytest.FixtureRequest, tmp_path: Path, name: str, examples: dict[str, Any], metric: str
 ) -> None:

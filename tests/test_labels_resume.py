@@ -17,11 +17,11 @@ from tests.test_graph_labels import LABELS, MULTI_LABEL, SPANS
 from tests.test_resume import EVERY, SECONDS, Run, assert_same_as
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("examples", "rows"),
     [
-        pytest.param(MULTI_LABEL, lambda: licence_labels.labelled_rows(160, known=set(LABELS)), marks=pytest.mark.long),
+        (MULTI_LABEL, lambda: licence_labels.labelled_rows(160, known=set(LABELS))),
         (SPANS, lambda: licence_labels.spanned_rows(160)),
     ],
     ids=["multi_label", "token_classification"],

@@ -62,6 +62,7 @@ def ended(chosen: EcsLauncher) -> Status:
     return chosen.poll(NAME)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("the backend throttles, fails or does not answer", "ecs")
 @pytest.mark.fault("the answer to a submission is lost", "ecs")
 @pytest.mark.fault("output is lost, late or cut", "ecs")

@@ -78,6 +78,7 @@ def recorded(folder: Path) -> records.Launch:
     return launch_scenes.recorded(probe_job(folder, "writes")[1])
 
 
+@pytest.mark.slow
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(cluster, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     chosen = launcher(max_hours=1)
@@ -122,6 +123,7 @@ def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(clus
     assert any("asking once more" in message for message in messages)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("spot capacity is taken away", "kubernetes")
 def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gone(cluster, tmp_path):
     chosen = launcher(max_retries=1)

@@ -65,6 +65,7 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
         return {"nodes": 2, "environment": {"MASTER_PORT": str(bound.getsockname()[1])}}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("output is lost, late or cut", "sagemaker")
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
     service.late_seconds = 1.0
@@ -82,6 +83,7 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     assert job.reason == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit code: 3"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("the backend throttles, fails or does not answer", "sagemaker")
 @pytest.mark.fault("the answer to a submission is lost", "sagemaker")
 def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
@@ -92,6 +94,7 @@ def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
     assert failure is None and len(service.jobs) == 1 and service.calls["CreateTrainingJob"] >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.fault("spot capacity is taken away", "sagemaker")
 def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
     service.num_without_capacity = 1
@@ -103,6 +106,7 @@ def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, 
     assert stopping == {"MaxRuntimeInSeconds": 86_400, "MaxWaitTimeInSeconds": 2 * 86_400}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", [False, True], ids=["preempted", "started again by SageMaker"])
 @pytest.mark.fault("spot capacity is taken away", "sagemaker")
 def test_spot_interruption(service, url, returns):

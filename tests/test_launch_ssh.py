@@ -46,6 +46,7 @@ def run(folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance
     return run_probe(ssh, *probe_job(folder, stage), instance)
 
 
+@pytest.mark.slow
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
     ssh = launcher(server)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -122,6 +123,7 @@ def place(server: SshServer, tmp_path: Path) -> Place:
     return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=lambda: len(ssh.list()))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("the run's process is killed", "ssh")
 @pytest.mark.fault("a run is cancelled", "ssh")
 class TestAnotherProcess(AnotherProcess):

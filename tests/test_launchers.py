@@ -147,6 +147,7 @@ class TestUnderDagster:
         assert message == "workload probe was killed by SIGKILL (out of memory?); see the step's stderr [infrastructure]"
 
 
+@pytest.mark.slow
 class TestRunThatEnds:
     """The run's own process is started from Dagster's command line, then cancelled or killed."""
 
@@ -416,6 +417,7 @@ class TestRegistration:
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 
+    @pytest.mark.slow
     def test_a_use_case_runs_on_the_launcher_of_another_package(self, package, tmp_path):
         prepared = prepare(
             tmp_path, tiny=True, planning={"min_predicted_gain": -1}, launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7}

@@ -460,8 +460,8 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", pytest.param("opt", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["llama", "opt"])
 def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
     """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one process."""
     (tmp_path / "rank.py").write_text(_RANK)

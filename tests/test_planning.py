@@ -359,6 +359,7 @@ class TestRealWorkload:
         assert found == planned
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_pilot_that_predicts_no_gain_refuses_the_training(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.02, "pilot_share": 1.0})

@@ -22,6 +22,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(tmp_path_factory.mktemp("plan"), tiny=True)
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
     with pytest.raises(FullftError, match="has no snapshot yet.*`fullft ingest"):
         plan(prepared.use_case, prepared.store)
@@ -33,6 +34,7 @@ def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
     assert any(line.startswith("Recommended: this machine") for line in lines)
 
 
+@pytest.mark.slow
 def test_recommended_settings_reach_plan_and_training(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     # With this little memory the pass of the YAML does not fit, a smaller one does.
     planner = targets.TargetPlanner(prepared.recipe, prepared.use_case.settings, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,12 @@ def test_a_card_from_ampere_on_has_it_and_auto_stays_bf16(capability: tuple[int,
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     assert precision.resolve("tf32") == precision.of(TF32) == "tf32"
     assert precision.resolve("auto") == "bf16"
+
+
+@pytest.mark.skipif(os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2", reason="oneDNN may use what this CPU has; `make test-numeric` limits it")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_auto_is_fp32_where_onednn_is_kept_from_bf16() -> None:
+    assert precision.resolve("auto") == "fp32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU may have TF32")

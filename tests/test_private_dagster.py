@@ -60,6 +60,7 @@ def test_dagster_is_the_release_that_these_imports_were_checked_with() -> None:
     assert dg.__version__.split(".")[:2] == ["1", "13"], "check the private imports with this release, then change this line"
 
 
+@pytest.mark.slow
 def test_a_workspace_is_loaded_as_in_dagster_1_13_27(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`get_workspace_from_cli_opts` yields a request whose process context makes new requests."""
     (tmp_path / "letters_definitions.py").write_text(DEFINITIONS)

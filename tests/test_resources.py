@@ -127,6 +127,7 @@ class TestSwappedResources:
             executor=dg.in_process_executor,
         )
 
+    @pytest.mark.slow
     def test_sensors_assets_and_workloads_use_the_injected_store_and_launcher(self, small: projects.Project, tmp_path: Path) -> None:
         store, launcher = Store(str(tmp_path / "elsewhere")), InThisProcess()
         definitions = self.swap(small, store=store, launcher=LaunchDriver(lambda _: launcher))

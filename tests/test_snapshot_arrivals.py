@@ -183,6 +183,7 @@ def assert_nothing_leaks(frozen: Frozen, texts: list[str]) -> None:
 
 
 class TestAnyCut:
+    @pytest.mark.slow
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_gives_the_same_snapshot(self, data: st.DataObject) -> None:
@@ -203,6 +204,7 @@ class TestAnyCut:
 
 
 class TestOnceHeldOut:
+    @pytest.mark.slow
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
@@ -223,6 +225,7 @@ class TestOnceHeldOut:
 class TestVerdictsOfAnEarlierSnapshot:
     """A snapshot finds the same with and without the verdicts of an earlier one, and compares less with them."""
 
+    @pytest.mark.slow
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_change_nothing(self, data: st.DataObject) -> None:

@@ -59,6 +59,7 @@ def log_of(case: Prepared, made: Manifest) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 class TestScores:
     def test_of_a_language_model_are_its_loss_on_general_text(self, language: Prepared) -> None:
         made = train(language, "scored")
@@ -88,6 +89,7 @@ class TestScores:
         assert "not a loss" in report.forgetting_rows(forgetting_of(made))[0][0]
 
 
+@pytest.mark.slow
 class TestBudget:
     def test_spent_it_ends_training_with_the_best_within_it(self, encoder: Prepared) -> None:
         free = train(encoder, "free", epochs=4)

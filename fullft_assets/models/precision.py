@@ -75,7 +75,8 @@ def autocast(precision: Precision) -> AbstractContextManager:
 
 
 def _cpu_has_bf16_matrix_units() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    # oneDNN, which multiplies bf16, may be kept from what the CPU has (ONEDNN_MAX_CPU_ISA): bf16 is then an eighth as fast as fp32.
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _has_tf32() -> bool:
