@@ -51,7 +51,9 @@ def test_a_card_from_ampere_on_has_it_and_auto_stays_bf16(capability: tuple[int,
     assert precision.resolve("auto") == "bf16"
 
 
-@pytest.mark.skipif(os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2", reason="oneDNN may use what this CPU has; `make test-numeric` limits it")
+@pytest.mark.skipif(
+    os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2", reason="oneDNN may use what this CPU has; `make test-numeric` limits it"
+)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_auto_is_fp32_where_onednn_is_kept_from_bf16() -> None:
     assert precision.resolve("auto") == "fp32"
