@@ -147,6 +147,14 @@ def test_an_unknown_use_case_names_the_known_ones(in_project):
         assert in_project(*command, "leters", *more) == (1, "", "no use case `leters`; did you mean `letters`? known: letters\n")
 
 
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_home_of_dagster_that_is_no_folder_is_one_line(project, in_project, monkeypatch, is_relative):
+    home = "." if is_relative else f"{project.root}/nowhere"
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    said = f"DAGSTER_HOME={home} is not the absolute path of a folder; make it, or unset it for {project.root}/.home\n"
+    assert in_project("run", "letters") == (1, "", said)
+
+
 def test_a_folder_without_documents(project):
     (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.doc")
     hint = "if each file is one text, set documents.format to text"

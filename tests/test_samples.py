@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from fullft_assets.samples import licences
+from fullft_assets.samples import licences, summaries
 from tests.licence_delivery import Delivery
 
 
@@ -77,3 +80,15 @@ def test_a_quick_look_is_whole_too(tmp_path: Path, max_rules: int) -> None:
     assert delivered.isdisjoint(production)
     assert len(delivered) <= max_rules
     assert delivered
+
+
+def test_a_summary_is_the_first_line_of_the_documentation_before_it() -> None:
+    found = list(islice(summaries.pairs(), 120))
+    assert len({pair["id"] for pair in found}) == 120
+    written = {inspect.getdoc(each) for each in vars(ast).values()}
+    of_ast = [pair for pair in found if pair["module"] == "ast.py"]
+    assert of_ast
+    for pair in of_ast:
+        instruction, body = pair["prompt"].split("\n\n", 1)
+        assert instruction == summaries.INSTRUCTION
+        assert f"{pair['completion']}\n\n{body}" in written

@@ -134,7 +134,11 @@ def _load(parsed: argparse.Namespace) -> UseCase:
 
 def _use_home(project_root: Path) -> None:
     """Set $DAGSTER_HOME to `.home` of the project unless it is set."""
-    if os.environ.get("DAGSTER_HOME"):
+    if chosen := os.environ.get("DAGSTER_HOME"):
+        if not (Path(chosen).is_absolute() and Path(chosen).is_dir()):
+            raise SettingsError(
+                f"DAGSTER_HOME={chosen} is not the absolute path of a folder; make it, or unset it for {project_root / '.home'}"
+            )
         return
     home = project_root / ".home"
     home.mkdir(exist_ok=True)

@@ -225,7 +225,7 @@ def _time_line(settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus
 def _precision_meant(settings: UseCaseSettings, device: Device) -> str:
     if settings.training.precision != "auto":
         return ""
-    return ": bf16 or fp16, as the GPU has it" if device.is_gpu else ": fp32 on a CPU"
+    return ": bf16 or fp16, as the GPU has it" if device.is_gpu else ": bf16 on a CPU with AMX, else fp32"
 
 
 def _chosen(settings: UseCaseSettings, *key: str) -> str:

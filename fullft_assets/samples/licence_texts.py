@@ -32,7 +32,7 @@ def texts() -> Iterator[dict[str, str]]:
 def general() -> Iterator[dict[str, str]]:
     """Yield `id` and `text` of the docstrings of each module of Python's standard library that documents itself."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        text = "\n\n".join(_docstrings(path))
+        text = "\n\n".join(docstrings(path))
         if len(text) >= MIN_CHARACTERS:
             yield {"id": path.stem, "text": text}
 
@@ -55,7 +55,7 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def docstrings(path: Path) -> Iterator[str]:
     """Yield the docstrings of a Python file: of the module, its classes and functions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old escapes in old modules

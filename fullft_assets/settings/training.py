@@ -69,8 +69,8 @@ class TrainingSettings(Settings):
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field(default="linear", description="Learning-rate schedule.")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
         default="auto",
-        description="`auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a CPU. `tf32`: fp32 whose matrix multiplications "
-        "round their factors to 10 bits of mantissa (NVIDIA Ampere or newer).",
+        description="`auto`: bf16 where the GPU or the CPU (AMX) has units for it, fp16 on older GPUs, fp32 on other CPUs. "
+        "`tf32`: fp32 whose matrix multiplications round their factors to 10 bits of mantissa (NVIDIA Ampere or newer).",
     )
     attention_dropout: Float | None = Field(
         default=0.0,
