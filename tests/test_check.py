@@ -206,7 +206,7 @@ def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch):
     assert sum(decoded) < 5 * 2**20 < table.nbytes
 
 
-def test_the_samples_of_exports_are_told_by_their_content(project):
+def test_the_samples_of_exports_are_recognised_by_their_content(project):
     annotated = {"result": [{"from_name": "kind", "value": {"choices": ["notice"]}}], "was_cancelled": False}
     (project / "data/a.jsonl").unlink()
     tasks = [{"id": i, "data": {"text": "one two three"}, "annotations": [annotated]} for i in range(3)]

@@ -194,7 +194,7 @@ class TestConversations:
         folder = with_template(smol, tmp_path, FORGETFUL)
         assert self.trained(folder, messages) == "Two.<|im_end|><think></think>Four.<|im_end|>"
 
-    def test_an_answer_that_opens_the_conversation_is_trained_without_what_stands_before_it(self, smol: Path) -> None:
+    def test_an_answer_that_opens_the_conversation_is_trained_without_what_is_before_it(self, smol: Path) -> None:
         assert self.trained(smol, self.MESSAGES[1:]) == "Two.<|im_end|>Four.<|im_end|>"
 
     def test_each_token_of_a_long_conversation_is_trained_once(self, smol: Path, tokenization: Tokenization) -> None:

@@ -130,7 +130,7 @@ def test_an_edit_of_a_section_makes_its_assets_stale_and_no_other(project, secti
     assert {name for name in before if after[name] != before[name]} == stale
 
 
-def test_what_is_delivered_is_overdue_when_a_silent_feed_is_told(project):
+def test_what_is_delivered_is_overdue_when_a_silent_feed_is_reported(project):
     monitoring = {"path": "data/letters/production"}
     for hours, expected in ((None, {}), (24, {"raw_documents", "production_documents"})):
         project.configure(monitoring=monitoring, alerts={"silent_hours": hours})

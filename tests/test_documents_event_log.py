@@ -92,7 +92,7 @@ def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd
     description = raw.check("files_are_readable").description
     assert raw.check("files_are_readable").metadata["num_unreadable"] == len(unreadable)
     assert sum(alias(name) in description for name in unreadable) == 5, "five are named, the sixth is counted"
-    assert any(alias("faults.jsonl") in event for event in events), "the faults are told by file and row"
+    assert any(alias("faults.jsonl") in event for event in events), "the faults are reported by file and row"
     assert len(events) > 30
     assert_only_in_the_store(project, events, capfd)
 

@@ -196,7 +196,7 @@ class TestContainers:
         assert batch.unreadable["d.json"] == "not JSON: more text after the array's end"
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-    def test_records_on_many_lines_are_told_as_that(self, name: str, tmp_path: Path) -> None:
+    def test_records_on_many_lines_are_reported_as_that(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text("".join(json.dumps({"text": "a", "kind": "x"}, indent=1) + "\n" for _ in range(2)))
         assert {row["problem"] for row in read(tmp_path)} == {json_lines.SPREAD}
 
@@ -846,7 +846,7 @@ class TestGroundTruth:
         leaves = "source-ref cannot be read (a link that leaves the folder; documents.follow_links allows it)"
         assert [row["problem"] for row in read(folder)] == ["source-ref cannot be read (not a regular file)", leaves, leaves]
 
-    def test_a_manifest_under_the_ending_json_is_told_by_its_content(self, tmp_path: Path) -> None:
+    def test_a_manifest_under_the_ending_json_is_recognised_by_its_content(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(as_lines([{"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice"}}]))
         assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "notice")]
 

@@ -114,5 +114,5 @@ def test_a_given_format_is_not_doubted_and_what_nothing_reads_is_named(tmp_path:
     assert read_batch(tmp_path).unreadable == {"slides.txt": "a file of Office that is neither DOCX nor XLSX; convert it"}
 
 
-def test_a_page_of_comments_is_told_in_no_time() -> None:
+def test_a_page_of_comments_is_reported_in_no_time() -> None:
     assert sniffing._HTML.match("<!--a-->" * 8_000 + "text") is None

@@ -63,7 +63,7 @@ class TestFolder:
             (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
         assert [file.path for file in documents.Folder(tmp_path / "in", follow_links=True).files()] == ["b/x/a.jsonl"]
 
-    def test_a_dangling_link_is_listed_and_stands_as_it_was_listed(self, tmp_path: Path) -> None:
+    def test_a_dangling_link_is_listed_as_it_is(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
         [file] = documents.Folder(tmp_path).files()
         assert documents.Folder(tmp_path).status("a.jsonl") == file
@@ -91,7 +91,7 @@ class TestS3:
         assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [(file.path, file.bytes, file.mtime_ns) for file in local]
         assert prefix.uri == f"s3://{bucket.name}/mail"
         assert all(file.etag for file in found)
-        # One object is told like the listing tells it.
+        # One object is notified like the listing tells it.
         assert prefix.statuses([file.path for file in found] + ["no.jsonl", "saved"]) == {
             **{file.path: file for file in found},
             "no.jsonl": None,
@@ -295,7 +295,7 @@ def sqs_server() -> Iterator[str]:
 
 
 class Queue:
-    """An SQS queue, told of objects as S3 does."""
+    """An SQS queue, notified of objects as S3 does."""
 
     def __init__(self, endpoint: str, name: str, bucket: Path):
         self.client = boto3.client("sqs", endpoint_url=endpoint)
@@ -330,20 +330,20 @@ def queue(sqs_server: str, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Que
 
 
 @pytest.fixture
-def told(project: projects.Project, bucket: Path, queue: Queue) -> Bucket:
+def notified(project: projects.Project, bucket: Path, queue: Queue) -> Bucket:
     """A bucket whose events go into the queue; it has been listed once."""
-    told = Bucket(project, bucket, queue=queue.url)
-    put(told.folder, "before.jsonl")
-    assert told.cut() == [["before.jsonl"]], "what was there before the queue is found by listing"
-    return told
+    notified = Bucket(project, bucket, queue=queue.url)
+    put(notified.folder, "before.jsonl")
+    assert notified.cut() == [["before.jsonl"]], "what was there before the queue is found by listing"
+    return notified
 
 
 class TestEvents:
-    def test_each_form_of_an_event_names_its_object(self, told: Bucket, queue: Queue) -> None:
+    def test_each_form_of_an_event_names_its_object(self, notified: Bucket, queue: Queue) -> None:
         names = ["plain.jsonl", "a b/ü + %41.jsonl", "sns.csv", "bridge +.txt", "two.jsonl", "three.jsonl"]
         keys = [f"mail/{name}" for name in names]
         for name in names:
-            put(told.folder, name)
+            put(notified.folder, name)
         bridge = {
             "detail-type": "Object Created",
             "source": "aws.s3",
@@ -359,69 +359,71 @@ class TestEvents:
             queue.notification("mail/before.jsonl", event="ObjectRemoved:Delete"),
             {**bridge, "detail-type": "Object Deleted"},
         )
-        found = told.look()
+        found = notified.look()
         assert [[file.path for file in batch.files] for batch in found.cut] == [sorted(names)]
         assert found.notes == []
         assert queue.num_messages == 0
-        assert told.keep(found.cut[0]).check("files_are_readable").passed
+        assert notified.keep(found.cut[0]).check("files_are_readable").passed
 
     def test_the_prefix_is_not_listed_again_until_a_day_has_passed(
-        self, told: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch
+        self, notified: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        put(told.folder, "told.jsonl")
-        put(told.folder, "lost-its-event.jsonl")
-        queue.tell("mail/told.jsonl")
+        put(notified.folder, "notified.jsonl")
+        put(notified.folder, "lost-its-event.jsonl")
+        queue.tell("mail/notified.jsonl")
         with monkeypatch.context() as unlisted:
             unlisted.setattr(S3Prefix, "listed", lambda *_: pytest.fail("listed"))
-            assert told.cut() == [["told.jsonl"]]
-            assert told.cut() == []
-        assert told.cut(1_700_000_000.0 + delivery.LISTING_SECONDS + 1) == [["lost-its-event.jsonl"]]
+            assert notified.cut() == [["notified.jsonl"]]
+            assert notified.cut() == []
+        assert notified.cut(1_700_000_000.0 + delivery.LISTING_SECONDS + 1) == [["lost-its-event.jsonl"]]
 
-    def test_another_queue_or_another_prefix_begins_with_a_listing(self, told: Bucket, queue: Queue) -> None:
-        put(told.folder, "unseen.jsonl")
-        put(told.folder.parent / "more", "apart.jsonl")
-        told.project.configure(documents={"path": f"s3://{queue.bucket}/more", "queue": queue.url})
-        assert told.cut() == [["apart.jsonl"]]
-        told.project.configure(documents={"path": told.uri, "queue": queue.url})
-        assert told.cut() == [["unseen.jsonl"]]
+    def test_another_queue_or_another_prefix_begins_with_a_listing(self, notified: Bucket, queue: Queue) -> None:
+        put(notified.folder, "unseen.jsonl")
+        put(notified.folder.parent / "more", "apart.jsonl")
+        notified.project.configure(documents={"path": f"s3://{queue.bucket}/more", "queue": queue.url})
+        assert notified.cut() == [["apart.jsonl"]]
+        notified.project.configure(documents={"path": notified.uri, "queue": queue.url})
+        assert notified.cut() == [["unseen.jsonl"]]
 
-    def test_repeated_late_and_disordered_events_do_no_harm(self, told: Bucket, queue: Queue) -> None:
-        put(told.folder, "a.jsonl")
-        put(told.folder, "b.jsonl")
+    def test_repeated_late_and_disordered_events_do_no_harm(self, notified: Bucket, queue: Queue) -> None:
+        put(notified.folder, "a.jsonl")
+        put(notified.folder, "b.jsonl")
         queue.tell("mail/b.jsonl", "mail/a.jsonl", "mail/b.jsonl", "mail/gone.jsonl", "mail/before.jsonl")
-        assert told.cut() == [["a.jsonl", "b.jsonl"]]
+        assert notified.cut() == [["a.jsonl", "b.jsonl"]]
         queue.tell("mail/a.jsonl")
-        assert told.cut() == []
-        put(told.folder, "a.jsonl", '{"text": "rewritten"}\n')
+        assert notified.cut() == []
+        put(notified.folder, "a.jsonl", '{"text": "rewritten"}\n')
         queue.tell("mail/a.jsonl")
-        assert told.cut() == [["a.jsonl"]]
+        assert notified.cut() == [["a.jsonl"]]
         assert queue.num_messages == 0
 
-    def test_a_look_that_dies_loses_no_event_and_repeats_no_file(self, told: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-        put(told.folder, "a.jsonl")
+    def test_a_look_that_dies_loses_no_event_and_repeats_no_file(
+        self, notified: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(notified.folder, "a.jsonl")
         queue.tell("mail/a.jsonl")
         queue.show_again_at_once()
         for place, name in ((delivery.batches, "record"), (events.EventQueue, "delete")):
             with monkeypatch.context() as dying:
                 dying.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
                 with pytest.raises(KeyboardInterrupt):
-                    told.look()
+                    notified.look()
             assert queue.num_messages == 1
-        assert [[file.path for file in batch.files] for batch in documents.list_batches(told.store, "letters")] == [
+        assert [[file.path for file in batch.files] for batch in documents.list_batches(notified.store, "letters")] == [
             ["before.jsonl"],
             ["a.jsonl"],
         ]
-        assert told.cut() == []
+        assert notified.cut() == []
         assert queue.num_messages == 0
 
-    def test_what_is_no_document_is_counted_and_what_is_no_event_stays(self, told: Bucket, queue: Queue) -> None:
-        put(told.folder.parent, "mailbox/a.jsonl")
+    def test_what_is_no_document_is_counted_and_what_is_no_event_stays(self, notified: Bucket, queue: Queue) -> None:
+        put(notified.folder.parent, "mailbox/a.jsonl")
         for name in ("state.json", "dataset_info.json"):
-            put(told.folder, f"saved/{name}")
+            put(notified.folder, f"saved/{name}")
         queue.tell("mailbox/a.jsonl", "mail/a.doc", "mail/.hidden/a.jsonl", "mail/saved/state.json")
         queue.send("not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1], "[" * 99_999)
         queue.show_again_at_once()
-        found = told.look()
+        found = notified.look()
         assert found.cut == []
         assert found.notes == [
             "4 object(s) named by events are outside of it or have another ending",
@@ -429,26 +431,26 @@ class TestEvents:
         ]
         assert queue.num_messages == 5
 
-    def test_a_look_takes_so_many_messages_and_the_next_goes_on(self, told: Bucket, queue: Queue) -> None:
+    def test_a_look_takes_so_many_messages_and_the_next_goes_on(self, notified: Bucket, queue: Queue) -> None:
         for number in range(25):
-            put(told.folder, f"{number:02}.jsonl")
+            put(notified.folder, f"{number:02}.jsonl")
         queue.tell(*(f"mail/{number:02}.jsonl" for number in range(25)))
-        receiving = events.EventQueue(queue.url, S3Prefix(told.uri))
+        receiving = events.EventQueue(queue.url, S3Prefix(notified.uri))
         received = receiving.receive(15)
         assert len(received.handles) == 15
         assert [file.path for file in received.files] == [f"{number:02}.jsonl" for number in range(15)]
         receiving.delete(received)
         assert queue.num_messages == 10
-        assert [path for batch in told.cut() for path in batch] == [f"{number:02}.jsonl" for number in range(15, 25)]
+        assert [path for batch in notified.cut() for path in batch] == [f"{number:02}.jsonl" for number in range(15, 25)]
 
     def test_a_queue_that_is_not_there_or_not_reached_is_one_line(
-        self, told: Bucket, queue: Queue, sqs_server: str, monkeypatch: pytest.MonkeyPatch
+        self, notified: Bucket, queue: Queue, sqs_server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         for url in (f"{sqs_server}/123456789012/none", "http://127.0.0.1:9/123456789012/none"):
-            told.project.configure(documents={"path": told.uri, "queue": url})
+            notified.project.configure(documents={"path": notified.uri, "queue": url})
             with pytest.raises(DataError, match=rf"^{url}: cannot be read \([^\n]+\); fix documents.queue or the role's rights$"):
-                told.look()
+                notified.look()
 
     @pytest.mark.parametrize(
         ("url", "endpoint", "region"),

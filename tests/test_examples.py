@@ -336,7 +336,7 @@ class TestRowChecks:
         assert places(examined.valid) == [("a.csv", 2)]
         assert places(examined.quarantined) == [("b.csv", 3)]
 
-    def test_what_no_rule_forbids_stays_and_is_told(self) -> None:
+    def test_what_no_rule_forbids_stays_and_is_reported(self) -> None:
         flagging = PLAIN.model_copy(update={"pii": "flag"})
         rows = sound_rows({"text": "write to jo@example.org"}, {})
         examined = examples.examine(table(rows), flagging, "b")

@@ -149,7 +149,7 @@ def test_a_file_delivered_again_without_a_row_withdraws_its_rows(tmp_path: Path,
     assert taken_sources(data, taken) == {"delivery-1.jsonl", "delivery-3.jsonl"}
 
 
-def test_a_file_of_another_folder_that_supersedes_its_namesake_is_told(tmp_path: Path) -> None:
+def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_path: Path) -> None:
     data = Data(projects.create(tmp_path))
     data.project.deliver("delivery-2.jsonl", projects.licence_rows(50, skip=1_000))
     made = {name: data.ingest(name) for _, name in data.due()}
@@ -215,7 +215,7 @@ class TestArchivedFiles:
             snapshot={"min_rows_per_label": 1},
         )
 
-    def test_what_they_did_not_hold_leaves_their_batch_out_and_is_told(self, archived: tuple[Data, str, str]) -> None:
+    def test_what_they_did_not_hold_leaves_their_batch_out_and_is_reported(self, archived: tuple[Data, str, str]) -> None:
         data, first, second = archived
         before = latest_by_partition(data.store, "letters", "raw_documents")[first]
         self.change(data, group="expression")

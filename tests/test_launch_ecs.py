@@ -134,7 +134,7 @@ def test_a_task_that_lost_its_instance_is_launched_again_and_resumes(service, ur
 
 
 @pytest.mark.long
-def test_the_workloads_own_line_of_a_preemption_is_told_and_it_is_launched_again(service, url):
+def test_the_workloads_own_line_of_a_preemption_is_reported_and_it_is_launched_again(service, url):
     failure, messages = run(launcher(), "is_preempted", url)
     assert failure is None and recorded(Store(url)).attempt == 2
     assert any(each.startswith("stopped at step 7 of 9") and "[preemption]; retry 1 of 1" in each for each in messages)

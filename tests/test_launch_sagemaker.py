@@ -230,7 +230,7 @@ class TestRefused:
 
 
 @pytest.mark.long
-def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_told(service, url):
+def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(service, url):
     sage = launcher(processes=2, **two_hosts(service))
     job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
     sage.submit(job)

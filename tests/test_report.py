@@ -247,7 +247,7 @@ def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
             width,
         )
         assert outside == []
-        # No column so narrow that a word stands one letter a line.
+        # No column so narrow that a word has one letter a line.
         heights = page.locator(".forest .name").evaluate_all("all => all.map(e => e.getBoundingClientRect().height)")
         assert max(heights) < 60 and page.evaluate("document.body.scrollHeight") < 14_000
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -266,7 +266,7 @@ def test_copies_of_what_goes_are_removed_from_this_machine(lab: Kept) -> None:
     assert [folder.is_dir() for folder in copies.values()] == [False, True]
 
 
-def test_the_command_lists_and_removes_only_when_told(
+def test_the_command_lists_and_removes_only_with_yes(
     made: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(made.store.url, tmp_path / "store")

@@ -48,7 +48,7 @@ def test_three_keys_make_a_use_case() -> None:
         ("language_modeling", "token_accuracy", "token_accuracy"),
     ],
 )
-def test_metric_that_decides_is_the_tasks_own_and_stands_in_what_keys_are_made_of(task: str, asked: str | None, decides: str) -> None:
+def test_metric_that_decides_is_the_tasks_own_and_is_part_of_the_keys(task: str, asked: str | None, decides: str) -> None:
     changes = {"examples": {"label": "kind", "task": task}, "evaluation": {"primary_metric": asked}}
     settings = UseCaseSettings.model_validate({**LEAST, **changes})
     assert settings.primary_metric == decides
@@ -102,7 +102,7 @@ def test_settings_are_frozen() -> None:
         UseCaseSettings.model_validate(LEAST).training.epochs = 9
 
 
-def test_language_modeling_reads_each_token_once_unless_told() -> None:
+def test_language_modeling_reads_each_token_once_by_default() -> None:
     least = {**LEAST, "examples": {"task": "language_modeling"}}
     assert (UseCaseSettings.model_validate(LEAST).chunks.stride, UseCaseSettings.model_validate(LEAST).chunks.boundaries) == (
         32,

@@ -166,7 +166,7 @@ class TestNoLeak:
 class TestOrderAndGrowth:
     @pytest.mark.parametrize("num_batches", [1, 5])
     def test_order_of_arrival_does_not_matter(self, real: list[dict[str, Any]], frozen: Frozen, num_batches: int) -> None:
-        # The same texts under other ids and groups too: which of them stands must not depend on the order.
+        # The same texts under other ids and groups too: which of them is kept must not depend on the order.
         again = [{**row, "id": f"{row['id']}-again", "group": f"other {n % 7}"} for n, row in enumerate(real[:200])]
         first = split_by_text(freeze_rows(real, again))
         for seed in range(3):
@@ -213,7 +213,7 @@ class TestCaps:
         assert (checks["training_rows_are_plenty"].passed, checks["training_rows_are_plenty"].severity) == (False, "warn")
 
     @pytest.mark.parametrize(("num_rows", "is_plenty"), [(9_999, False), (10_000, True)])
-    def test_fewer_training_rows_than_full_fine_tuning_wants_are_told(self, num_rows: int, is_plenty: bool) -> None:
+    def test_fewer_training_rows_than_full_fine_tuning_wants_are_reported(self, num_rows: int, is_plenty: bool) -> None:
         names = [str(number) for number in range(num_rows)]
         rows = pa.table({"id": names, "text_hash": names, "source": names, "row": range(num_rows), "delivered_ns": range(num_rows)})
         rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))

@@ -315,7 +315,7 @@ class TestAnnotators:
     TEXT = "these few words are about nothing that any licence says"
 
     @pytest.mark.parametrize(
-        ("answers", "stands"),
+        ("answers", "voted"),
         [
             ([("ann", "notice"), ("bob", "notice"), ("cat", "reference")], "notice"),
             ([("ann", "notice"), ("bob", "reference"), ("cat", "notice"), ("dan", "reference")], None),
@@ -326,13 +326,13 @@ class TestAnnotators:
         ],
         ids=["majority", "tie", "changed", "settled"],
     )
-    def test_vote_over_all_batches(self, answers: list[tuple[str | None, str]], stands: str | None) -> None:
+    def test_vote_over_all_batches(self, answers: list[tuple[str | None, str]], voted: str | None) -> None:
         files = tuple(File(f"{n}.jsonl", 5 + n, (("x", self.TEXT, label, "g", who),)) for n, (who, label) in enumerate(answers))
-        copy = File("copy.jsonl", 5, (("y", self.TEXT, stands or "notice", "z"),))
+        copy = File("copy.jsonl", 5, (("y", self.TEXT, voted or "notice", "z"),))
         for more in ((), (copy,)):
             found = [snapshot_of([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
             labels = {row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)}
-            assert labels == ({stands} if stands else set()), "a tie contradicts a copy as well"
+            assert labels == ({voted} if voted else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
 
     def test_their_agreement_is_that_of_all_batches_however_they_are_cut(self) -> None:
@@ -389,7 +389,7 @@ class TestRowsOfOneBatch:
     TEXT = "these few words are about nothing that any licence says"
 
     def rows(self, *batches: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-        """Return what stands by id, and what was left out by reason."""
+        """Return what is kept by id, and what was left out by reason."""
         batches_ = [base(), *batches]
         frozen = snapshot_of(batches_)
         found = {row["id"]: {**row, "text": text} for row, text in zip(frozen.index.to_pylist(), texts_of(batches_, frozen), strict=True)}
@@ -404,7 +404,7 @@ class TestRowsOfOneBatch:
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found
 
-    def test_a_copy_stands_when_its_original_is_rewritten(self) -> None:
+    def test_a_copy_counts_when_its_original_is_rewritten(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
         assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
         rewritten = (File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),)
@@ -421,13 +421,13 @@ class TestRowsOfOneBatch:
             assert left_out["held out before: an older delivery of their id or text was"] == 1
         assert self.rows((two,))[0]["x"]["split"] == "train"
 
-    def test_a_contradiction_whose_other_side_is_rewritten_stands(self) -> None:
+    def test_a_contradiction_whose_other_side_is_rewritten_counts(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
         rewritten = (File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),)
         found, _ = self.rows(both, rewritten)
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
 
-    def test_an_older_version_of_another_file_stands_when_the_newer_one_is_withdrawn(self) -> None:
+    def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
         versions = (
             File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
             File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
@@ -457,7 +457,7 @@ class TestBrokenInARedelivery:
             rows[broken] = (f"{first.path}:{broken + 1}", *rows[broken][1:])
         return File(first.path, delivered, tuple(row for n, row in enumerate(rows) if n != without))
 
-    def test_the_older_good_row_stands(self) -> None:
+    def test_the_older_good_row_counts(self) -> None:
         whole, _ = self.snapshot()
         ids = [row[0] for row in base()[0].rows]
         found, frozen = self.snapshot(self.again(5, broken=3, without=7))
@@ -467,13 +467,13 @@ class TestBrokenInARedelivery:
         _, frozen = self.snapshot(self.again(5, broken=3), self.again(6))
         assert frozen.metadata["num_older_rows_kept"] == 0
 
-    def test_a_row_stands_as_long_as_it_is_broken_and_goes_once_it_is_absent(self) -> None:
+    def test_a_row_counts_as_long_as_it_is_broken_and_goes_once_it_is_absent(self) -> None:
         ids = [row[0] for row in base()[0].rows]
         assert ids[3] in self.snapshot(self.again(5, broken=3), self.again(6, broken=3))[0]
         assert ids[3] not in self.snapshot(self.again(5, without=3), self.again(6, broken=3))[0]
         assert ids[3] not in self.snapshot(self.again(5, broken=3), self.again(6, without=3))[0]
 
-    def test_a_line_that_cannot_be_named_stands_for_the_row_at_its_number(self) -> None:
+    def test_a_line_that_cannot_be_named_counts_for_the_row_at_its_number(self) -> None:
         ids = [row[0] for row in base()[0].rows]
         found, frozen = self.snapshot(self.again(5, broken=3, nameless=True))
         assert ids[3] in found and frozen.metadata["num_older_rows_kept"] == 1

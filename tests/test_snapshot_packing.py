@@ -33,7 +33,7 @@ def slow_best_fit(lengths: np.ndarray, capacity: int) -> list[int]:
 
 
 def read_back(plan: packing.Packing, lengths: np.ndarray) -> list[np.ndarray]:
-    """Return how often each token of each text stands in a row."""
+    """Return how often each token of each text is in a row."""
     seen = [np.zeros(int(length), int) for length in lengths]
     for source, start, length in zip(plan.source, plan.start, plan.length, strict=True):
         assert start + length <= len(seen[source])
@@ -47,7 +47,7 @@ def fills(plan: packing.Packing) -> list[int]:
 
 @given(lengths_and_capacity, st.integers(0, 5))
 @settings(deadline=None, max_examples=150)
-def test_each_token_stands_in_one_row(case, seed):
+def test_each_token_is_in_one_row(case, seed):
     lengths, capacity = case
     plan = packing.plan(lengths.astype(int), capacity, seed)
     assert all((counts == 1).all() for counts in read_back(plan, lengths))

@@ -321,7 +321,7 @@ class TestSnapshot:
         rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]
         assert 0.4 < rows.mean() / plan.num_rows < 0.6
 
-    def test_control_tokens_in_replayed_texts_are_told(self, taken: tuple[Case, Manifest]) -> None:
+    def test_control_tokens_in_replayed_texts_are_reported(self, taken: tuple[Case, Manifest]) -> None:
         case, manifest = taken
         replayed = case.texts(case.store.load(manifest.metadata["replay"]))
         num_forged = sum("<|im_end|>" in text for text in replayed)

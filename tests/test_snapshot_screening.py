@@ -149,7 +149,7 @@ class TestSnapshot:
         batch = labeled.metadata["batch"]
         return snapshot.take(case.store, case.project.use_case(), {batch: labeled}, {batch: tokenized})
 
-    def test_evaluation_texts_shorter_than_a_run_are_told_and_not_found(self, case: prepared.Prepared, passage: str):
+    def test_evaluation_texts_shorter_than_a_run_are_reported_and_not_found(self, case: prepared.Prepared, passage: str):
         taken = self.take(case, passage)
         assert snapshot.load_split(case.store, taken, "train").ids == case.split("train").ids
         check = taken.check("evaluation_texts_can_be_found")

@@ -527,7 +527,7 @@ def test_dagster_takes_every_cron_that_passes(cron):
         assert is_valid_cron_schedule(cron)
 
 
-def test_a_wrong_key_within_a_list_is_told_with_its_number(project):
+def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
     between = "expect_column_values_to_be_between"
     more = f"""\
     expectations:
@@ -549,7 +549,7 @@ def test_a_wrong_key_within_a_list_is_told_with_its_number(project):
     ]
 
 
-def test_the_class_of_an_expectation_is_told_its_name(project):
+def test_the_class_of_an_expectation_gets_its_name(project):
     more = "    expectations:\n      - name: ExpectColumnValuesToBeBetween\n        arguments: {column: num_words, min_value: 1}\n"
     assert problems(project, GOOD + more) == [
         "9: examples.expectations.0.name: Great Expectations has no `ExpectColumnValuesToBeBetween` for a profile; "

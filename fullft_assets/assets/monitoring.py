@@ -20,7 +20,7 @@ from fullft_assets.training.metadata import CheckpointMetadata
 def something_came() -> dg.AutomationCondition:
     """Labels or predictions came, or another champion: of that alone `live_quality` is made, so no state decides when it is due.
 
-    A drop was told a day late: labels that come after the daily evaluation had waited for the next one. Red checks are no reason to wait,
+    A drop was reported a day late: labels that come after the daily evaluation had waited for the next one. Red checks are no reason to wait,
     since a batch that is held back does not count; nor is a window without predictions, which is one of before the first champion.
     """
     changed = dg.AutomationCondition.any_deps_updated()

@@ -260,7 +260,7 @@ class FileReader:
 
         def read(file: Delivered) -> T:
             records = bounded.records(written, file, reading)
-            if meaning.is_told_by_content:
+            if meaning.is_recognised_by_content:
                 return take(*self._told_by_content(records, meaning), reading)
             return take(records, meaning, reading)
 

@@ -105,4 +105,4 @@ def _going_on(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterat
         yield numbered
 
 
-FORMAT = Format(records, endings=(".zip",), is_told_by_content=True)
+FORMAT = Format(records, endings=(".zip",), is_recognised_by_content=True)

@@ -69,4 +69,4 @@ def _after_space(text: str, at: int) -> int:
     return found.end()
 
 
-FORMAT = Format(records, endings=(".json",), is_text=True, may_be_compressed=True, is_told_by_content=True)
+FORMAT = Format(records, endings=(".json",), is_text=True, may_be_compressed=True, is_recognised_by_content=True)

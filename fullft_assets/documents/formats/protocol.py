@@ -84,7 +84,7 @@ class Format:
     #: Returns whether a record looks like one of this format, which distinguishes the formats of .json files.
     looks_like: Callable[[dict[str, Any], Wanted], bool] | None = None
     #: The first record of a file decides what its records mean: see `looks_like`.
-    is_told_by_content: bool = False
+    is_recognised_by_content: bool = False
     #: The field that contains the text where `documents.text` names none.
     text: str = "text"
     #: Version of what it reads. A format of another package raises it when rows change, so that files are read again.
