@@ -318,6 +318,40 @@ def test_a_plan_over_the_limit_says_so(project):
     assert "more than planning.max_hours (1e-06)" in report(project, "  planning: {max_hours: 1e-6}\n")
 
 
+SAGEMAKER = (
+    "  store: s3://bucket/store\n  launcher: {kind: sagemaker, image: 'example/image@sha256:" + "0" * 64 + "', processes: 4, nodes: 2,\n"
+    "    role_arn: 'arn:aws:iam::123456789012:role/training', instance_type: ml.INSTANCE}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "time", "precision"),
+    [
+        (
+            SAGEMAKER.replace("INSTANCE", "p4d.24xlarge"),
+            " on 4 x A100 of ml.p4d.24xlarge at an assumed 125 TFLOP/s",
+            "bf16 or fp16, as the GPU has it",
+        ),
+        # Another size of a family that the plan knows.
+        (
+            SAGEMAKER.replace("INSTANCE", "g6.48xlarge"),
+            " on 4 x L4 of ml.g6.48xlarge at an assumed 48 TFLOP/s",
+            "bf16 or fp16, as the GPU has it",
+        ),
+        (SAGEMAKER.replace("INSTANCE", "c7i.8xlarge"), "unknown on the machine of launcher.kind: sagemaker", "as the machine has it"),
+        (
+            "  launcher: {kind: ssh, host: gpu-1, folder: /srv/fullft}\n  store: s3://bucket/store\n",
+            "unknown on the machine of launcher.kind: ssh",
+            "as the machine has it",
+        ),
+    ],
+)
+def test_time_is_that_of_the_machine_that_trains(project, more, time, precision):
+    text = report(project, more)
+    assert time in line(text, "time") and precision in line(text, "precision")
+    assert "CPU" not in line(text, "time")
+
+
 def with_patients(project: Path, name: str = "patient") -> None:
     rows = [{"text": f"The licence number {i} permits use.", "kind": "ab"[i % 2], name: f"P{i % 40}", "doc": i} for i in range(200)]
     (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -26,7 +26,9 @@ from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.errors import FullftError
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning import state_bytes
+from fullft_assets.planning.targets import targets
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.launcher import EcsLauncherSettings, SageMakerLauncherSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import TASKS, task_of
 
@@ -55,7 +57,7 @@ def check_use_case(use_case: UseCase) -> str:
     model = read_header(find_base_model(settings, use_case.project_root))
     corpus = look_at_documents(use_case, model)
     _refuse_wrong_fields(use_case, corpus)
-    device = find_device(settings.launcher.processes)
+    device = find_training_device(settings)
     rows = {
         "model": _model_line(settings, model),
         "documents": _documents_line(settings, corpus),
@@ -94,18 +96,33 @@ def _refuse_wrong_fields(use_case: UseCase, corpus: Corpus) -> None:
         source.raise_problems()
 
 
+def find_training_device(settings: UseCaseSettings) -> Device | None:
+    """Return what a training would run on: this machine, or the GPUs of an instance of AWS; None where that is not known from here."""
+    launcher = settings.launcher
+    if launcher.kind == "local":
+        return find_device(launcher.processes)
+    if not isinstance(launcher, SageMakerLauncherSettings | EcsLauncherSettings) or launcher.instance_type is None:
+        return None
+    instance = launcher.instance_type.removeprefix("ml.")
+    # All sizes of a family have the same GPU.
+    gpu = next((row.gpu for row in targets(settings.planning) if row.flops and row.name.split(".")[0] == instance.split(".")[0]), None)
+    return None if gpu is None else _gpus(gpu, launcher.processes, f" of {launcher.instance_type}")
+
+
 def find_device(processes: int) -> Device:
     """Return what this machine would train on, found without loading torch."""
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     if cards:
         models = [line.split(":", 1)[1].strip() for line in cards[0].read_text().splitlines() if "Model" in line]
-        name = models[0] if models else "GPU"
-        tflops = round(REACHED_SHARE * (peak_flops(name, "bf16") or OTHER_PEAK) / 1e12)
-        used = min(processes, len(cards))
-        return Device(f"{used} x {name} at an assumed {tflops} TFLOP/s", True, used * tflops * 1e12)
+        return _gpus(models[0] if models else "GPU", min(processes, len(cards)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"{cores} CPU cores at an assumed {CPU_CORE_GFLOPS} GFLOP/s each"
     return Device(name, False, cores * CPU_CORE_GFLOPS * 1e9)
+
+
+def _gpus(name: str, number: int, where: str = "") -> Device:
+    tflops = round(REACHED_SHARE * (peak_flops(name, "bf16") or OTHER_PEAK) / 1e12)
+    return Device(f"{number} x {name}{where} at an assumed {tflops} TFLOP/s", True, number * tflops * 1e12)
 
 
 def memory_bytes(settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int) -> tuple[float, float | None]:
@@ -187,9 +204,10 @@ def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     return f"{chosen}; a text has about {corpus.mean_tokens:,.0f} tokens, so {windows:.1f} windows"
 
 
-def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device) -> str:
+def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device | None) -> str:
     training = settings.training
-    width = 4 if training.weights == "fp32" and (training.precision in ("fp32", "tf32") or not device.is_gpu) else 2
+    on_gpu = device is not None and device.is_gpu
+    width = 4 if training.weights == "fp32" and (training.precision in ("fp32", "tf32") or not on_gpu) else 2
     state, activations = memory_bytes(settings, model, width)
     name = "AdamW" if training.optimizer == "adamw" else training.optimizer
     a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"
@@ -205,10 +223,12 @@ def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Devi
     return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch}){each}"
 
 
-def _time_line(settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus, device: Device) -> str:
+def _time_line(settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus, device: Device | None) -> str:
     tokens = training_tokens(settings, corpus)
     if tokens is None:
         return f"unknown: {'the documents are in a bucket' if corpus.num_rows is None else 'no text could be read'}"
+    if device is None:
+        return f"unknown on the machine of launcher.kind: {settings.launcher.kind}; `fullft plan` compares machines"
     # Looking a token up costs nothing, so the vocabulary's tables are left out of N.
     parameters = model.num_parameters - model.num_vocabulary_parameters
     if settings.training.gradient_checkpointing:
@@ -222,9 +242,11 @@ def _time_line(settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus
     return f"rough: {_duration(hours)} = {operations} on {device.name}{over}"
 
 
-def _precision_meant(settings: UseCaseSettings, device: Device) -> str:
+def _precision_meant(settings: UseCaseSettings, device: Device | None) -> str:
     if settings.training.precision != "auto":
         return ""
+    if device is None:
+        return ": as the machine has it"
     return ": bf16 or fp16, as the GPU has it" if device.is_gpu else ": bf16 on a CPU with AMX, else fp32"
 
 
