@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fullft_assets import training
@@ -83,6 +84,27 @@ class TestChecks:
     def test_a_loss_that_does_not_fall_is_red(self):
         assert not self.of([1.0, 1.0, 1.0], {3: 1.0}, 1.0)["loss_is_falling"]
         assert not self.of([1.0, 1.0, float("nan")], {3: 1.0}, 1.0)["loss_is_falling"]
+
+    def test_noise_of_the_training_loss_refuses_no_model_that_learns(self):
+        random = np.random.default_rng(0)
+
+        def refused(fall: float, validation: dict[int, float]) -> float:
+            """The share of 21 steps' logs, falling by so much with a noise of 0.4, which are red as errors."""
+            count = 0
+            for _ in range(400):
+                losses = 3 - fall * np.linspace(0, 1, 21) + random.normal(0, 0.4, 21)
+                history = [{"step": n, "loss": float(loss)} for n, loss in enumerate(losses, start=1)]
+                history += [{"step": n, "validation_loss": loss} for n, loss in validation.items()]
+                check, _ = training.checks(history, {"validation_loss": 2.75})
+                count += not check.passed and check.severity == "error"
+                assert check.passed or "validation loss" not in check.description
+            return count / 400
+
+        assert refused(0.15, {10: 2.8}) <= 0.05
+        assert refused(0.15, {}) <= 0.05, "with one validation loss the check is yellow"
+        assert refused(-1.2, {10: 2.7}) >= 0.95
+        diverged = [{"step": n, "loss": loss} for n, loss in enumerate([1.6, 20.0, 40.0, 30.0, 35.0, 33.0], start=1)]
+        assert training.checks(diverged, {"validation_loss": 30.0})[0].severity == "error"
 
     def test_overfitting_is_judged_by_the_weights_that_became_the_model(self):
         validation = {1: 1.2, 2: 1.0, 3: 1.2}
