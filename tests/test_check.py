@@ -439,6 +439,7 @@ def test_files_with_other_endings_are_counted(project):
 def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, ending):
     """With `label: folder` the first files would have one label; of a format that is slow to read some are read as well."""
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 20)
+    monkeypatch.setattr(corpus, "SLOW_SECONDS", 60)
     (project / "data/a.jsonl").unlink()
     for number in range(90):
         path = project / "data" / f"kind-{number // 30}" / f"{number}{ending}"
@@ -468,3 +469,40 @@ def test_files_of_any_ending_are_read_where_their_format_is_named(project):
     path.write_text(path.read_text().replace("format: text", "format: ground_truth"))
     with pytest.raises(SettingsError, match="no readable document below data"):
         load_use_case(path)
+
+
+def test_of_very_many_files_some_are_looked_at_and_the_answer_says_so(project, monkeypatch):
+    monkeypatch.setattr(corpus, "MOST_FILES", 30)
+    (project / "data/a.jsonl").unlink()
+    for number in range(90):
+        path = project / "data" / f"kind-{number // 30}" / f"{number}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"The licence number {number} permits use.")
+    path = write(project)
+    path.write_text(YAML.replace("label: kind", "label: folder"))
+    opened = []
+    add = corpus._Look.add
+    monkeypatch.setattr(corpus._Look, "add", lambda self, source, file: (opened.append(file), add(self, source, file)))
+    text = check.check_use_case(load_use_case(path))
+    assert line(text, "documents").endswith(" about 90 rows; 30 files, drawn from all, were looked at")
+    assert line(text, "labels").removeprefix("labels").strip().startswith("3 in 30 rows read: ")
+    assert len(opened) == 30
+
+
+@pytest.mark.parametrize("ending", [".txt", ".parquet"])
+def test_rows_that_fill_the_sample_leave_room_for_other_files(project, monkeypatch, ending):
+    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 90)
+    for number in range(100):
+        path = project / "data" / f"other-{number}{ending}"
+        if ending == ".txt":
+            path.write_text(f"The licence number {number} permits use.")
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.Table.from_pylist([{"text": f"The licence number {number} permits use.", "kind": "notice"}]), path)
+    use_case = load_use_case(write(project))
+    found = corpus.look_at_documents(use_case, check.read_header(check.find_base_model(use_case.settings, project)))
+    assert found.num_rows == 300 and len(found.sample) == 90
+    # A third of the rows, and so of the sample.
+    assert sum(sampled.place.startswith("other-") for sampled in found.sample) == 30

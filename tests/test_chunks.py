@@ -329,7 +329,7 @@ class TestChunk:
         assert found.table["id"].to_pylist() == table(texts)["id"].to_pylist()
         assert found.table["num_tokens"].to_pylist() == [len(e.ids) for e in encoded]
         assert found.table["marks"].null_count == len(texts)
-        check = chunks.checks(chunks.Totals(found.metadata, []), "classification")[0]
+        check = chunks.checks(chunks.Totals(found.metadata, []), "classification", 0.5)[0]
         assert (check.name, check.passed) == ("texts_are_kept_whole", False)
         assert f"{sum(lost):,} tokens are not read" in check.description
 

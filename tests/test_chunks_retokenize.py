@@ -187,7 +187,8 @@ def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path
     project = projects.create(tmp_path, CASE, rows=1)
     short = [said("user", "One?"), said("assistant", "Two.")]
     long = [said("user", "a long question " * 20), said("assistant", "Yes.")]
-    project.deliver("delivery-1.jsonl", [{"id": "a", "messages": short}, {"id": "b", "messages": long}])
+    long_too = [said("user", "another long question " * 20), said("assistant", "No.")]
+    project.deliver("delivery-1.jsonl", [{"id": i, "messages": m} for i, m in zip("abx", (short, long, long_too), strict=True)])
     # One row for each split.
     rows = [{"id": id_, "messages": [*short, said("user", f"Three or {id_}?"), said("assistant", "Four.")]} for id_ in "cde"]
     project.deliver("delivery-2.jsonl", rows)
@@ -213,7 +214,8 @@ def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path
         assert sorted(manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values()) == [False, True]
         red = [e.asset_check_evaluation_data for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
         (check,) = [check for check in red if check.check_name == "rows_have_trained_tokens" and not check.passed]
-        assert check.description.startswith(f"1 of 2 rows have no trained token: {alias('delivery-1.jsonl')}:2; ")
+        places = ", ".join(f"{alias('delivery-1.jsonl')}:{row}" for row in (2, 3))
+        assert check.description.startswith(f"2 of 3 rows have no trained token: {places}; the batch is held back. ")
         assert len([event for event in result.all_events if event.is_step_materialization]) == 2
         # The snapshot goes on without that batch.
         held_back = next(name for name, manifest in data.chunks().items() if not manifest.check("rows_have_trained_tokens").passed)

@@ -20,6 +20,7 @@ from fullft_assets.chunks.tokenizing import (
     chunk,
     key_settings,
     load_tokenization,
+    rows_without_trained_tokens,
     schema,
     tokenize,
 )

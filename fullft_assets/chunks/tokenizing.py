@@ -40,7 +40,9 @@ CHUNKS, WORDS = "chunks.parquet", "words.parquet"
 ROWS_AT_A_TIME = 4_096
 WHOLE = CheckSpec("texts_are_kept_whole", "No token is cut off a text.")
 NO_CONTROL_TOKENS = CheckSpec("contents_hold_no_control_tokens", "No text and no message contains the model's special tokens.")
-TRAINED_TOKENS = CheckSpec("rows_have_trained_tokens", "Each conversation has a token that is trained.", blocking=True)
+TRAINED_TOKENS = CheckSpec(
+    "rows_have_trained_tokens", "Each conversation has a token that is trained; the snapshot sets the others aside.", blocking=True
+)
 SPANS_HAVE_TOKENS = CheckSpec("spans_have_tokens", "Each labelled span has a token of its own.")
 #: Locations named in a red check.
 _SHOWN = 5
@@ -84,7 +86,7 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
     def write(draft: Draft) -> Outcome:
         found = _write(store.folder(examples) / "examples.parquet", draft, load_tokenization(use_case), settings.examples.task)
         metadata = ChunksMetadata(batch=examples.metadata["batch"], **found.metadata)
-        return metadata.as_dict(), checks(found, settings.examples.task)
+        return metadata.as_dict(), checks(found, settings.examples.task, settings.examples.max_quarantined_share)
 
     return store.ensure(
         use_case.name,
@@ -101,7 +103,7 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
     shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
     if task_of(settings.examples).has_messages:
-        shaping["train_on"] = settings.chunks.train_on
+        shaping |= {"train_on": settings.chunks.train_on, "max_untrained_share": settings.examples.max_quarantined_share}
     return {**shaping, "task": settings.examples.task}
 
 
@@ -291,8 +293,14 @@ def check_specs(task: Task) -> tuple[CheckSpec, ...]:
     return WHOLE, NO_CONTROL_TOKENS, *messages, *spans
 
 
-def checks(found: Totals, task: str) -> list[CheckOutcome]:
-    """Return the outcomes of the checks on a batch's chunks."""
+def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOutcome]:
+    """Return the outcomes of the checks on a batch's chunks.
+
+    Args:
+        found: what was counted.
+        task: what the model learns.
+        max_untrained_share: share of conversations without a trained token above which the batch is held back.
+    """
     counts = found.metadata
     cut = counts["num_rows_cut"]
     whole = CheckOutcome(
@@ -307,7 +315,7 @@ def checks(found: Totals, task: str) -> list[CheckOutcome]:
     )
     controls = _holds_no_control_tokens(counts, task)
     if TASKS.get(task).has_messages:
-        return [whole, _has_trained_tokens(found), controls]
+        return [whole, _has_trained_tokens(found, max_untrained_share), controls]
     if TASKS.get(task).target == "spans":
         lost = counts["num_spans_without_tokens"]
         description = f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they are not learned"
@@ -325,13 +333,16 @@ def checks(found: Totals, task: str) -> list[CheckOutcome]:
     return [whole, controls]
 
 
-def _has_trained_tokens(found: Totals) -> CheckOutcome:
-    count = found.metadata["num_rows_without_trained_tokens"]
+def _has_trained_tokens(found: Totals, max_untrained_share: float) -> CheckOutcome:
+    count, num_rows = found.metadata["num_rows_without_trained_tokens"], found.metadata["num_rows"]
+    is_bounded = count < num_rows and count <= max_untrained_share * num_rows
+    fate = "the snapshot sets them aside" if is_bounded else "the batch is held back"
     more = f" and {count - len(found.unfit):,} more" if count > len(found.unfit) else ""
     return CheckOutcome(
         name=TRAINED_TOKENS.name,
         passed=not count,
-        description=f"{count:,} of {found.metadata['num_rows']:,} rows have no trained token: {', '.join(found.unfit)}{more}; give them an "
+        severity="warn" if is_bounded else "error",
+        description=f"{count:,} of {num_rows:,} rows have no trained token: {', '.join(found.unfit)}{more}; {fate}. Give them an "
         "answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
         if count
         else "",
@@ -352,6 +363,26 @@ def _holds_no_control_tokens(counts: Mapping[str, int], task: str) -> CheckOutco
         else "",
         metadata={"num_rows_with_control_tokens": count},
     )
+
+
+def rows_without_trained_tokens(folder: Path) -> np.ndarray:
+    """Return the positions of a batch's conversations of which no token is trained.
+
+    Args:
+        folder: of the batch's `tokenized_chunks`.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows, done = [np.zeros(0, np.int64)], 0
+    with pq.ParquetFile(folder / CHUNKS) as file:
+        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=["marks"]):
+            windows = batch["marks"].flatten()
+            of_window = pc.list_parent_indices(windows).filter(pc.equal(windows.flatten(), 1))
+            trained = pc.list_parent_indices(batch["marks"]).take(of_window)
+            rows.append(np.setdiff1d(np.arange(len(batch)), trained.to_numpy()) + done)
+            done += len(batch)
+    return np.concatenate(rows)
 
 
 def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:

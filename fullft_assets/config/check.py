@@ -185,7 +185,8 @@ def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
         return f"{settings.documents.path}: unknown number of rows; a bucket is read by the first run"
     about = "" if corpus.is_exact else "about "
     files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(corpus.num_bytes)}"
-    return f"{settings.documents.path}: {files}, {about}{corpus.num_rows:,} rows"
+    drawn = "" if corpus.num_files_drawn is None else f"; {corpus.num_files_drawn:,} files, drawn from all, were looked at"
+    return f"{settings.documents.path}: {files}, {about}{corpus.num_rows:,} rows{drawn}"
 
 
 def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:

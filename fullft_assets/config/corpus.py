@@ -23,12 +23,14 @@ from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings.use_case import UseCase
 
+#: Files that are looked at, drawn from all: finding out what is in each takes a hundred microseconds.
+MOST_FILES = 10_000
 #: Rows are counted in this many bytes, and estimated from them beyond.
 COUNTED_BYTES = 50 * 2**20
 #: Rows that are looked at, drawn from those that are counted; no more files are opened for them after so many bytes.
 SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
-#: Rows of a file whose rows are known without reading it.
+#: Rows of a file whose rows are known without reading it, and rows of the sample that all such files have at least.
 _LEAST_ROWS_A_FILE = 20
 #: Files of formats that are slow to read are opened for so many seconds, and only up to so many bytes each.
 SLOW_SECONDS = 1.0
@@ -67,12 +69,14 @@ class Corpus:
 
     files: list[SourceFile]
     num_rows: int | None
-    #: False: `num_rows` is estimated from the first `COUNTED_BYTES`.
+    #: False: `num_rows` is estimated from the first `COUNTED_BYTES` of the files that were looked at.
     is_exact: bool
     #: Mean tokens of a sampled text, special tokens included.
     mean_tokens: float | None
     #: A file that cannot be read.
     note: str | None
+    #: Files that were looked at, where these are not all.
+    num_files_drawn: int | None = None
     #: Delivered files whose endings are not read.
     others: list[str] = field(default_factory=list)
     #: Why other entries of the folder are excluded, by path.
@@ -88,7 +92,7 @@ class Corpus:
 
 
 def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
-    """Count rows within `COUNTED_BYTES`, read a sample of them and tokenise some of its texts; a bucket is not looked at.
+    """Count rows in `MOST_FILES` within `COUNTED_BYTES`, read a sample of them and tokenise some of its texts; a bucket is not looked at.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -99,16 +103,29 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
         return Corpus(files=[], num_rows=None, is_exact=False, mean_tokens=None, note=None)
     source = source_of(use_case)
     files = source.files()
+    drawn = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
     rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
     with FileReader(source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file) as reader:
         look = _Look(reader, rows_a_file)
-        for file in files:
+        for file in drawn:
             look.add(source, file)
-        look.open_documents(source)
+        look.open_others(source)
         sample = look.sample()
     texts = [found.row["text"] for found in sample if found.row.get("text")]
     mean_tokens = _mean_tokens(texts[:TOKENISED_ROWS], model)
-    return Corpus(files, look.num_rows, look.is_exact, mean_tokens, look.note, source.others, source.skipped, sample, look.encodings)
+    is_part = len(drawn) < len(files)
+    return Corpus(
+        files=files,
+        num_rows=round(look.num_rows * len(files) / len(drawn)) if is_part else look.num_rows,
+        is_exact=look.is_exact and not is_part,
+        mean_tokens=mean_tokens,
+        note=look.note,
+        num_files_drawn=len(drawn) if is_part else None,
+        others=source.others,
+        skipped=source.skipped,
+        sample=sample,
+        encodings=look.encodings,
+    )
 
 
 @dataclass(frozen=True, order=True)
@@ -155,8 +172,8 @@ class _Look:
         self._unpacked_bytes = 0
         #: Bytes of the other files that were opened for the sample.
         self._opened_bytes = 0
-        #: Files that are one document each, and whether their format is slow to read.
-        self._documents: list[tuple[SourceFile, bool]] = []
+        #: Files whose rows are known without reading them, and whether their format is slow to read.
+        self._others: list[tuple[SourceFile, bool]] = []
 
     @property
     def num_rows(self) -> int:
@@ -174,10 +191,17 @@ class _Look:
         with self._noting(source, file), source.local(file.path) as path:
             self._add(path, file)
 
-    def open_documents(self, source: Source) -> None:
-        """Read some of the files that are one document each, from all over the delivery: a folder often has one label."""
+    def open_others(self, source: Source) -> None:
+        """Read some of the files whose rows are known without it, from all over the delivery: a folder often has one label.
+
+        They get their share of the sample, which the rows that were counted by reading may have filled.
+        """
+        share = self._known_rows / max(1, self.num_rows)
+        room = max(round(SAMPLE_ROWS * share), min(_LEAST_ROWS_A_FILE, self._known_rows))
+        while len(self._drawn) > SAMPLE_ROWS - room:
+            heapq.heappop(self._drawn)
         slow_seconds = 0.0
-        for file, is_slow in random.Random(0).sample(self._documents, len(self._documents)):
+        for file, is_slow in random.Random(0).sample(self._others, len(self._others)):
             if not self._has_room:
                 break
             if is_slow and (file.bytes > _MOST_SLOW_BYTES or slow_seconds > SLOW_SECONDS):
@@ -200,12 +224,10 @@ class _Look:
         written, _ = self._reader.formats(Delivered(path, file.path))
         if written.is_whole_file:
             self._known_rows += 1
-            self._documents.append((file, written.is_slow))
+            self._others.append((file, written.is_slow))
         elif written.num_rows is not None:
-            if self._has_room:
-                self._opened_bytes += file.bytes
-                self._read(Delivered(path, file.path))
             self._known_rows += written.num_rows(path)
+            self._others.append((file, written.is_slow))
         else:
             self._count(path, file)
 

@@ -173,7 +173,11 @@ class ExamplesSettings(Settings):
     )
     min_batch_rows: int = Field(default=1, ge=1, description="A batch with fewer valid rows raises a warning.")
     max_quarantined_share: Float = Field(
-        default=0.5, ge=0, le=1, description="A batch with a larger share of quarantined rows is held back (blocking check)."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="A batch with a larger share of quarantined rows, or of conversations without a trained token, is held back "
+        "(blocking check).",
     )
     severities: dict[str, Severity] = Field(
         default_factory=dict, description=f"Severity of a rule by its name, instead of its default. Rules: {', '.join(RULES)}."

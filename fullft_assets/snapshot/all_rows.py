@@ -39,6 +39,7 @@ class BatchRows:
         texts: reads the texts at positions, in that order.
         quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
+        untrained: positions of conversations without a trained token.
     """
 
     rows: pa.Table
@@ -49,6 +50,7 @@ class BatchRows:
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     quarantined: pa.Table | None = None
     overlaps: np.ndarray | None = None
+    untrained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass

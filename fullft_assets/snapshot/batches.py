@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Expected
+from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples import QUARANTINED, ExamplesMetadata
@@ -33,7 +33,7 @@ def usable_batches(
     """Return the batches without a red gate.
 
     Raises:
-        DataError: one of them is not tokenised as it would be today.
+        DataError: one of them is not tokenised as it would be today; or each batch has a red gate.
     """
     usable = {name: manifest for name, manifest in examples.items() if not manifest.red_gates}
     fix = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
@@ -54,7 +54,18 @@ def usable_batches(
             f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; "
             f"launch {use_case.name}_retokenize"
         )
-    return {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
+    usable = {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
+    if examples and not usable:
+        name, (gate, *_) = min(red_gates(examples, chunks).items())
+        why = gate.description.removeprefix(f"batch {name}: ")
+        raise DataError(f"snapshot: red checks hold back all {len(examples):,} batches, such as {name} ({gate.name}): {why}")
+    return usable
+
+
+def red_gates(examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]) -> dict[str, list[CheckOutcome]]:
+    """Return the red gates of each batch that has some."""
+    found = {name: [*made.red_gates, *(chunks[name].red_gates if name in chunks else [])] for name, made in examples.items()}
+    return {name: red for name, red in found.items() if red}
 
 
 def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
@@ -111,6 +122,7 @@ def read_batches(
     store: Store,
     use_case: UseCase,
     usable: Mapping[str, Manifest],
+    chunks: Mapping[str, Manifest],
     evaluation: screening.EvaluationTexts | None,
 ) -> dict[str, BatchRows]:
     """Return what the split needs of each usable batch; its sketches are made where they are not there yet."""
@@ -128,6 +140,8 @@ def read_batches(
         if evaluation is not None:
             screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
             batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
+        if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
+            batch = _without_untrained(batch, rows_without_trained_tokens(store.folder(chunks[name])))
         found[name] = batch
     return found
 
@@ -145,3 +159,12 @@ def _read_batch(folder: Path, files: Mapping[str, int], index: Path) -> BatchRow
         texts=lambda positions: read_rows(path, "text", positions),
         quarantined=pq.read_table(folder / QUARANTINED, columns=["id", "source", "delivered_ns"]),
     )
+
+
+def _without_untrained(batch: BatchRows, positions: np.ndarray) -> BatchRows:
+    """Return a batch of which conversations without a trained token count as quarantined: no older version of them is superseded."""
+    import pyarrow as pa
+
+    assert batch.quarantined is not None
+    rows = batch.rows.take(pa.array(positions)).select(batch.quarantined.column_names)
+    return replace(batch, untrained=positions, quarantined=pa.concat_tables([batch.quarantined, rows], promote_options="permissive"))

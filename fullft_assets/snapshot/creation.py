@@ -61,9 +61,7 @@ def take(
     usable = usable_batches(use_case, examples, chunks, expected)
     evaluation = screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None
     history = read_history(store, use_case.name, settings.seed)
-    creation = _Creation(
-        store, use_case, examples, usable, {name: chunks[name] for name in usable}, expected, evaluation, history, suggest_group
-    )
+    creation = _Creation(store, use_case, examples, usable, chunks, expected, evaluation, history, suggest_group)
     made_by = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
     inputs = creation.inputs()
     found = _find_newest(store, history, inputs, made_by)
@@ -94,7 +92,7 @@ class _Creation:
         use_case: the settings.
         examples: `labeled_examples` of all batches, by name.
         usable: those without a red gate.
-        chunks: the `tokenized_chunks` of these.
+        chunks: `tokenized_chunks` of all batches that have them.
         expected: what the chunks were made with.
         evaluation: external evaluation texts, where there are any.
         history: the snapshots before it.
@@ -128,7 +126,7 @@ class _Creation:
     def write(self, draft: Draft) -> Outcome:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
-        batches = read_batches(self.store, self.use_case, self.usable, self.evaluation)
+        batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
         compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed)
         frozen = freeze_batches(
             batches, settings.snapshot, settings.seed, task=task_of(settings.examples), ledger=self.history.ledger, compared=compared
@@ -226,7 +224,7 @@ class _Creation:
     ) -> str:
         settings, rows = self.use_case.settings.chunks, locations_of(frozen.index, frozen.places)
         folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
-        facts = data_facts.gather(self.examples, folders, frozen, rows, batches, outcomes)
+        facts = data_facts.gather(self.examples, self.chunks, folders, frozen, rows, batches, outcomes)
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))

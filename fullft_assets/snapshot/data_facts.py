@@ -12,6 +12,7 @@ import numpy as np
 
 from fullft_assets.examples import QUARANTINED, ExamplesMetadata, language
 from fullft_assets.snapshot.all_rows import MOST_NAMED, BatchRows
+from fullft_assets.snapshot.batches import red_gates
 from fullft_assets.snapshot.locations import Locations
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store import CheckOutcome, Manifest
@@ -74,6 +75,7 @@ class DataFacts:
 
 def gather(
     examples: Mapping[str, Manifest],
+    chunks: Mapping[str, Manifest],
     folders: Mapping[str, Path],
     frozen: Frozen,
     rows: Locations,
@@ -84,6 +86,7 @@ def gather(
 
     Args:
         examples: `labeled_examples` of all batches, by name.
+        chunks: `tokenized_chunks` of those that have them.
         folders: those of the batches that the snapshot is taken over.
         frozen: the snapshot's rows.
         rows: where they are.
@@ -107,19 +110,21 @@ def gather(
         largest_groups=_largest(groups),
         encodings=dict(sum((Counter(about.encodings) for about in used.values()), Counter()).most_common()),
         languages=_languages(rows, batches),
-        held_back={name: [gate.name for gate in red] for name in sorted(set(examples) - set(folders)) if (red := examples[name].red_gates)},
-        to_do=[(check.name, check.description) for check in _with_those_of_batches(checks, examples, folders) if check.description],
+        held_back={name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())},
+        to_do=[
+            (check.name, check.description)
+            for check in _with_those_of_batches(checks, {name: [*examples[name].checks, *chunks[name].checks] for name in sorted(folders)})
+            if check.description
+        ],
     )
 
 
-def _with_those_of_batches(
-    checks: Iterable[CheckOutcome], examples: Mapping[str, Manifest], folders: Mapping[str, Path]
-) -> list[CheckOutcome]:
+def _with_those_of_batches(checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]) -> list[CheckOutcome]:
     """Return the checks that are not green: the snapshot's, then of each of the batches' the first."""
     found = [check for check in checks if not check.passed]
     known = {check.name for check in found}
-    for name in sorted(folders):
-        for check in examples[name].checks:
+    for name, outcomes in of_batches.items():
+        for check in outcomes:
             if not check.passed and check.name not in known:
                 known.add(check.name)
                 found.append(check.model_copy(update={"description": f"batch {name}: {check.description}"}))

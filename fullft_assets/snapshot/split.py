@@ -97,6 +97,7 @@ def freeze_batches(
     rows = collect(batches, settings)
     if not len(rows):
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
+    _drop_untrained(rows, batches)
     old = drop_superseded(rows, batches, task.target)
     num_contradicting = _drop_contradictions(rows, old.votes, task.target)
     require_rows(rows)
@@ -132,6 +133,13 @@ def freeze_batches(
     return Frozen(
         index, places, present, metadata, checks, old.order, num_breaking, remembered, verdicts, agreement, rows.places_left_out()
     )
+
+
+def _drop_untrained(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
+    chosen = np.zeros(len(rows), bool)
+    for number, name in enumerate(sorted(batches)):
+        chosen[np.flatnonzero(rows.batch == number)[batches[name].untrained]] = True
+    rows.drop(chosen, "conversations without a trained token")
 
 
 def _drop_contradictions(rows: Rows, votes: Votes, target: Target | None) -> int:

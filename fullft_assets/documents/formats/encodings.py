@@ -86,8 +86,9 @@ def scores_of_lines(lines: Iterable[bytes]) -> Scores:
 
 def _is_damaged_utf8(sample: bytes) -> bool:
     text = sample.decode("utf-8", "surrogateescape")
-    broken = sum("\udc80" <= character <= "\udcff" for character in text)
-    intact = sum(character > "\x7f" for character in text) - broken
+    # A broken byte is a lone surrogate, which UTF-8 does not encode.
+    broken = len(text) - len(text.encode("utf-8", "ignore").decode("utf-8"))
+    intact = len(text) - len(text.encode("ascii", "ignore")) - broken
     return intact >= broken
 
 

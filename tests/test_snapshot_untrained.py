@@ -1,0 +1,84 @@
+"""Conversations without a trained token: set aside row by row, and their batch held back only where most rows are so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets.documents.aliases import alias
+from fullft_assets.errors import DataError
+from fullft_assets.store import Store
+from tests import prepared, smollm2
+from tests import project as projects
+
+REASON = "conversations without a trained token"
+SECTIONS = {
+    "documents": {"max_batch_files": 1},
+    "examples": {"task": "sft", "label": None, "labels": None, "group": None},
+    "chunks": {"max_tokens": 64, "max_windows": 1, "stride": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return smollm2.write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def conversation(number: int, *, cut_before_the_answer: bool = False) -> dict[str, Any]:
+    question = f"What is licence {number}? " * (20 if cut_before_the_answer else 1)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"It is the {number}th one."}]
+    return {"id": f"c{number}", "messages": messages}
+
+
+def project(root: Path, model: Path, rows: list[dict[str, Any]]) -> projects.Project:
+    created = projects.create(root, rows=0, base_model=str(model), **SECTIONS)
+    created.deliver("delivery-1.jsonl", rows)
+    return created
+
+
+def test_such_a_row_is_set_aside_alone_and_named(tmp_path: Path, model: Path) -> None:
+    rows = [conversation(number, cut_before_the_answer=number == 6) for number in range(40)]
+    taken = prepared.take(project(tmp_path, model, rows))
+    found = snapshot.SnapshotMetadata.of(taken.snapshot)
+    assert found.batches_left_out == []
+    assert found.left_out[REASON] == 1
+    assert found.num_train_rows + found.num_validation_rows + found.num_test_rows == 39
+    assert "c6" not in snapshot.read_index(taken.store, taken.snapshot)["id"].to_pylist()
+    (batch,) = found.parts.values()
+    check = taken.store.load(batch.chunks).check("rows_have_trained_tokens")
+    assert (check.passed, check.severity) == (False, "warn")
+    assert check.description.startswith(
+        f"1 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:7; the snapshot sets them aside. "
+    )
+    report = (taken.store.folder(taken.snapshot) / "report.md").read_text()
+    assert f"- 1 {REASON}: delivery-1.jsonl:7" in report
+    assert "- **rows_have_trained_tokens**: batch " in report
+
+
+def test_a_new_delivery_of_such_a_row_does_not_replace_a_good_one(tmp_path: Path, model: Path) -> None:
+    made = project(tmp_path, model, [conversation(number) for number in range(40)])
+    use_case, store = made.use_case(), Store(str(tmp_path / "store"))
+    labeled, tokenized = {}, {}
+    for broken in (None, 6):
+        path = made.deliver("delivery-1.jsonl", [conversation(n, cut_before_the_answer=n == broken) for n in range(40)])
+        os.utime(path, ns=(0, 10**18 * (1 if broken is None else 2)))
+        (batch,) = documents.cut_batches(store, use_case.name, made.documents, use_case.settings.documents)
+        labeled[batch.name], _ = examples.validate(store, use_case, documents.keep(store, use_case, batch.name))
+        tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
+    taken = snapshot.take(store, use_case, labeled, tokenized)
+    found = snapshot.SnapshotMetadata.of(taken)
+    assert (found.left_out[REASON], found.num_older_rows_kept) == (1, 1)
+    assert "c6" in snapshot.read_index(store, taken)["id"].to_pylist()
+
+
+def test_where_most_rows_are_so_the_snapshot_names_the_check_and_not_the_quarantine(tmp_path: Path, model: Path) -> None:
+    rows = [conversation(number, cut_before_the_answer=number > 15) for number in range(40)]
+    with pytest.raises(DataError) as raised:
+        prepared.take(project(tmp_path, model, rows))
+    assert str(raised.value).startswith("snapshot: red checks hold back all 1 batches, such as ")
+    assert f" (rows_have_trained_tokens): 24 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:17, " in str(raised.value)
+    assert "quarantined" not in str(raised.value)
