@@ -17,7 +17,7 @@ import sys
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -30,7 +30,8 @@ from fullft_assets.evaluation.comparison import measurable_labels
 from fullft_assets.evaluation.counts import by_group, macro_f1
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.resampling import number_groups
+from fullft_assets.evaluation.metrics.labels import ACCURACY, MACRO_F1
+from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.evaluation.seed_noise import Run, SeedNoise, pooled
 from fullft_assets.evaluation.titles import ANCHOR
 from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict
@@ -78,7 +79,7 @@ class TestSet:
 
     def of_groups(self, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return what macro-F1 sums of each group [groups, labels]: labels found, true and given."""
-        index, num_groups = number_groups(list(self.groups), len(self.groups))
+        index, num_groups = number_groups(self.groups, len(self.groups))
         one_hot, weights = np.eye(self.num_labels), weights_of(self.groups)[:, None]
         true, given = one_hot[self.labels], one_hot[predicted]
         return tuple(by_group(table * weights, index, num_groups) for table in (true * given, true, given))
@@ -133,43 +134,35 @@ def _one_cell(
     shares /= shares.sum()
     skill = {FINETUNED: fixed.uniform(0.6, 0.95, num_labels)}
     skill[CHAMPION] = np.clip(skill[FINETUNED] - fixed.uniform(-0.05, 0.1, num_labels), 0.3, 0.99)
-    population = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
-    names = np.unique(population.groups)
-    drawn = rng.choice(names, num_groups, replace=False)
-    rows = np.flatnonzero(np.isin(population.groups, drawn))
-    test = TestSet(population.labels, population.groups, num_labels)
-    found = evaluate(test, rows, [str(group) for group in population.groups[rows]], population.predicted, int(rng.integers(2**31)))
-    decision = verdict(found, ReleaseSettings())
-    if decision.answer == "insufficient_data":
+    population, totals = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
+    drawn = rng.choice(len(population[FINETUNED].is_right), num_groups, replace=False)
+    index = np.arange(num_groups)
+    measurable = measurable_labels(population[FINETUNED].true[drawn], index, num_groups, np.ones(num_groups))
+    predictions = {name: replace(found.take(drawn), measurable=measurable) for name, found in population.items()}
+    options = {"reference": FINETUNED, "resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": int(rng.integers(2**31))}
+    found = measure(MACRO_F1, predictions, index, **options)
+    if found.effective_groups < ReleaseSettings().min_effective_groups or not measurable.any():
         return None
-    groups, drawn_index = population.groups[rows], number_groups([str(group) for group in population.groups[rows]], len(rows))[0]
-    one_hot = np.eye(num_labels, dtype=bool)[population.labels[rows]]
-    measurable = measurable_labels(one_hot, drawn_index, num_groups, weights_of(groups))
-    truth = {name: test.truth(predicted, measurable) for name, predicted in population.predicted.items()}
-    weights = weights_of(population.groups)
-    accuracy = float(np.average(population.predicted[FINETUNED] == population.labels, weights=weights))
-    scores, gain = found.scores, found.gains["macro_f1"][CHAMPION]
-    ours, right = scores["macro_f1"][FINETUNED], scores["accuracy"][FINETUNED]
-    difference = truth[FINETUNED] - truth[CHAMPION]
+    right = measure(ACCURACY, {FINETUNED: predictions[FINETUNED]}, index, **options).scores[FINETUNED]
+    truth = {name: MACRO_F1.compute(replace(each, measurable=measurable)) for name, each in totals.items()}
+    ours, gain = found.scores[FINETUNED], found.gains[CHAMPION]
     return {
-        "accuracy": right.low <= accuracy <= right.high,
+        "accuracy": right.low <= ACCURACY.compute(totals[FINETUNED]) <= right.high,
         "macro_f1": ours.low <= truth[FINETUNED] <= ours.high,
-        "difference": gain.low <= difference <= gain.high,
+        "difference": gain.low <= truth[FINETUNED] - truth[CHAMPION] <= gain.high,
     }, ours.half_width
 
 
-@dataclass(frozen=True)
-class Population:
-    labels: np.ndarray
-    groups: np.ndarray
-    predicted: dict[str, np.ndarray]
+_POPULATIONS: dict[tuple[Any, ...], tuple[dict[str, Predictions], dict[str, Predictions]]] = {}
 
 
-_POPULATIONS: dict[tuple[Any, ...], Population] = {}
+def _population(
+    rng: np.random.Generator, num_rows: int, shares: np.ndarray, skill: dict[str, np.ndarray], together: bool
+) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
+    """Return what each system predicts of groups of 1 to 10 rows, a group's rows as one that counts 1, and of all groups as one row.
 
-
-def _population(rng: np.random.Generator, num_rows: int, shares: np.ndarray, skill: dict[str, np.ndarray], together: bool) -> Population:
-    """Return rows in groups of 1 to 10 whose rows have one label nine times in ten, and err together or each alone."""
+    They have one label nine times in ten, and err together or each alone.
+    """
     key = (len(shares), float(shares[0]), together)
     if key in _POPULATIONS:
         return _POPULATIONS[key]
@@ -179,13 +172,18 @@ def _population(rng: np.random.Generator, num_rows: int, shares: np.ndarray, ski
     labels = np.where(rng.random(len(groups)) < 0.9, main, rng.choice(len(shares), len(groups), p=shares))
     # Part of the luck is common to all systems: a hard row is hard for both.
     luck_of_group, luck_of_row = rng.random(len(sizes))[groups], rng.random(len(groups))
-    predicted = {}
+    found, totals = {}, {}
     for name, of_labels in skill.items():
         own = rng.random(len(groups))
         luck = np.where(rng.random(len(groups)) < 0.7, luck_of_group if together else luck_of_row, own)
         other = rng.choice(len(shares), len(groups), p=shares)
-        predicted[name] = np.where(luck < of_labels[labels], labels, other)
-    return _POPULATIONS.setdefault(key, Population(labels, groups, predicted))
+        predicted = np.where(luck < of_labels[labels], labels, other)
+        test = TestSet(labels, groups, len(shares))
+        right, true, given = test.of_groups(predicted)
+        found[name] = Predictions(found=right, true=true, given=given, is_right=right.sum(1))
+        right, true, given = (table.sum(0, keepdims=True) for table in (right, true, given))
+        totals[name] = Predictions(found=right, true=true, given=given, is_right=right.sum(1) / len(sizes))
+    return _POPULATIONS.setdefault(key, (found, totals))
 
 
 def token_coverage(trials: int) -> Iterator[dict[str, Any]]:
