@@ -15,8 +15,10 @@ import json
 import random
 import sys
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -25,10 +27,11 @@ import numpy as np
 from benchmarks.split import SETS
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.evaluation.comparison import measurable_labels
-from fullft_assets.evaluation.counts import macro_f1
+from fullft_assets.evaluation.counts import by_group, macro_f1
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.resampling import number_groups
+from fullft_assets.evaluation.metrics.labels import ACCURACY, MACRO_F1
+from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.evaluation.seed_noise import Run, SeedNoise, pooled
 from fullft_assets.evaluation.titles import ANCHOR
 from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict
@@ -68,13 +71,18 @@ class TestSet:
 
     def truth(self, predicted: np.ndarray, measurable: np.ndarray) -> float:
         """Return macro-F1 over these labels on all rows, each group counting once."""
-        return float(macro_f1(*(table[:, measurable].sum(0, keepdims=True) for table in self._tables(predicted)))[0])
+        weights = weights_of(self.groups)
+        right = predicted == self.labels
+        counted = (self.labels[right], weights[right]), (self.labels, weights), (predicted, weights)
+        totals = (np.bincount(labels, weights, minlength=self.num_labels) for labels, weights in counted)
+        return float(macro_f1(*(total[None, measurable] for total in totals))[0])
 
-    def _tables(self, predicted: np.ndarray) -> Iterator[np.ndarray]:
-        weights = weights_of(self.groups)[:, None]
-        one_hot = np.eye(self.num_labels, dtype=bool)
+    def of_groups(self, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what macro-F1 sums of each group [groups, labels]: labels found, true and given."""
+        index, num_groups = number_groups(self.groups, len(self.groups))
+        one_hot, weights = np.eye(self.num_labels), weights_of(self.groups)[:, None]
         true, given = one_hot[self.labels], one_hot[predicted]
-        yield from (table * weights for table in (true & given, true, given))
+        return tuple(by_group(table * weights, index, num_groups) for table in (true * given, true, given))
 
 
 def weights_of(groups: np.ndarray) -> np.ndarray:
@@ -83,14 +91,12 @@ def weights_of(groups: np.ndarray) -> np.ndarray:
     return 1.0 / np.minimum(sizes, 10)[index]
 
 
-def evaluate(
-    test: TestSet, rows: np.ndarray, groups: list[str], systems: dict[str, np.ndarray], seed: int, resamples: int = RESAMPLES
-) -> ClassificationEvaluation:
+def evaluate(test: TestSet, rows: np.ndarray, groups: list[str], systems: dict[str, np.ndarray], seed: int) -> ClassificationEvaluation:
     """Evaluate predicted labels of all rows on those drawn; `tfidf` is a baseline that is always wrong."""
     one_hot = np.eye(test.num_labels)
     wrong = (test.labels[rows] + 1) % test.num_labels
     probabilities = {name: one_hot[predicted[rows]] for name, predicted in systems.items()} | {"tfidf": one_hot[wrong]}
-    comparison = Comparison(EvaluationSettings(resamples=resamples), "macro_f1", seed, "classification")
+    comparison = Comparison(EvaluationSettings(resamples=RESAMPLES), "macro_f1", seed, "classification")
     return assess(test.labels[rows], probabilities, groups, [str(label) for label in range(test.num_labels)], comparison)
 
 
@@ -128,43 +134,35 @@ def _one_cell(
     shares /= shares.sum()
     skill = {FINETUNED: fixed.uniform(0.6, 0.95, num_labels)}
     skill[CHAMPION] = np.clip(skill[FINETUNED] - fixed.uniform(-0.05, 0.1, num_labels), 0.3, 0.99)
-    population = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
-    names = np.unique(population.groups)
-    drawn = rng.choice(names, num_groups, replace=False)
-    rows = np.flatnonzero(np.isin(population.groups, drawn))
-    test = TestSet(population.labels, population.groups, num_labels)
-    found = evaluate(test, rows, [str(group) for group in population.groups[rows]], population.predicted, int(rng.integers(2**31)))
-    decision = verdict(found, ReleaseSettings())
-    if decision.answer == "insufficient_data":
+    population, totals = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
+    drawn = rng.choice(len(population[FINETUNED].is_right), num_groups, replace=False)
+    index = np.arange(num_groups)
+    measurable = measurable_labels(population[FINETUNED].true[drawn], index, num_groups, np.ones(num_groups))
+    predictions = {name: replace(found.take(drawn), measurable=measurable) for name, found in population.items()}
+    options = {"reference": FINETUNED, "resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": int(rng.integers(2**31))}
+    found = measure(MACRO_F1, predictions, index, **options)
+    if found.effective_groups < ReleaseSettings().min_effective_groups or not measurable.any():
         return None
-    groups, drawn_index = population.groups[rows], number_groups([str(group) for group in population.groups[rows]], len(rows))[0]
-    one_hot = np.eye(num_labels, dtype=bool)[population.labels[rows]]
-    measurable = measurable_labels(one_hot, drawn_index, num_groups, weights_of(groups))
-    truth = {name: test.truth(predicted, measurable) for name, predicted in population.predicted.items()}
-    weights = weights_of(population.groups)
-    accuracy = float(np.average(population.predicted[FINETUNED] == population.labels, weights=weights))
-    scores, gain = found.scores, found.gains["macro_f1"][CHAMPION]
-    ours, right = scores["macro_f1"][FINETUNED], scores["accuracy"][FINETUNED]
-    difference = truth[FINETUNED] - truth[CHAMPION]
+    right = measure(ACCURACY, {FINETUNED: predictions[FINETUNED]}, index, **options).scores[FINETUNED]
+    truth = {name: MACRO_F1.compute(replace(each, measurable=measurable)) for name, each in totals.items()}
+    ours, gain = found.scores[FINETUNED], found.gains[CHAMPION]
     return {
-        "accuracy": right.low <= accuracy <= right.high,
+        "accuracy": right.low <= ACCURACY.compute(totals[FINETUNED]) <= right.high,
         "macro_f1": ours.low <= truth[FINETUNED] <= ours.high,
-        "difference": gain.low <= difference <= gain.high,
+        "difference": gain.low <= truth[FINETUNED] - truth[CHAMPION] <= gain.high,
     }, ours.half_width
 
 
-@dataclass(frozen=True)
-class Population:
-    labels: np.ndarray
-    groups: np.ndarray
-    predicted: dict[str, np.ndarray]
+_POPULATIONS: dict[tuple[Any, ...], tuple[dict[str, Predictions], dict[str, Predictions]]] = {}
 
 
-_POPULATIONS: dict[tuple[Any, ...], Population] = {}
+def _population(
+    rng: np.random.Generator, num_rows: int, shares: np.ndarray, skill: dict[str, np.ndarray], together: bool
+) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
+    """Return what each system predicts of groups of 1 to 10 rows, a group's rows as one that counts 1, and of all groups as one row.
 
-
-def _population(rng: np.random.Generator, num_rows: int, shares: np.ndarray, skill: dict[str, np.ndarray], together: bool) -> Population:
-    """Return rows in groups of 1 to 10 whose rows have one label nine times in ten, and err together or each alone."""
+    They have one label nine times in ten, and err together or each alone.
+    """
     key = (len(shares), float(shares[0]), together)
     if key in _POPULATIONS:
         return _POPULATIONS[key]
@@ -174,13 +172,18 @@ def _population(rng: np.random.Generator, num_rows: int, shares: np.ndarray, ski
     labels = np.where(rng.random(len(groups)) < 0.9, main, rng.choice(len(shares), len(groups), p=shares))
     # Part of the luck is common to all systems: a hard row is hard for both.
     luck_of_group, luck_of_row = rng.random(len(sizes))[groups], rng.random(len(groups))
-    predicted = {}
+    found, totals = {}, {}
     for name, of_labels in skill.items():
         own = rng.random(len(groups))
         luck = np.where(rng.random(len(groups)) < 0.7, luck_of_group if together else luck_of_row, own)
         other = rng.choice(len(shares), len(groups), p=shares)
-        predicted[name] = np.where(luck < of_labels[labels], labels, other)
-    return _POPULATIONS.setdefault(key, Population(labels, groups, predicted))
+        predicted = np.where(luck < of_labels[labels], labels, other)
+        test = TestSet(labels, groups, len(shares))
+        right, true, given = test.of_groups(predicted)
+        found[name] = Predictions(found=right, true=true, given=given, is_right=right.sum(1))
+        right, true, given = (table.sum(0, keepdims=True) for table in (right, true, given))
+        totals[name] = Predictions(found=right, true=true, given=given, is_right=right.sum(1) / len(sizes))
+    return _POPULATIONS.setdefault(key, (found, totals))
 
 
 def token_coverage(trials: int) -> Iterator[dict[str, Any]]:
@@ -233,6 +236,11 @@ class Trained:
     predicted: list[np.ndarray]
     lengths: np.ndarray
 
+    @cached_property
+    def of_groups(self) -> list[tuple[np.ndarray, ...]]:
+        """What macro-F1 sums of each group, for each training."""
+        return [self.test.of_groups(predicted) for predicted in self.predicted]
+
 
 def train(name: str, num_rows: int, num_runs: int = NUM_RUNS) -> Trained:
     """Train a recipe with so many seeds on half of the groups."""
@@ -273,16 +281,20 @@ def _read(name: str) -> Sequence[Mapping[str, str]]:
 
 def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator, measurable: np.ndarray) -> np.ndarray:
     """Return predictions whose macro-F1 over these labels is higher by `gain` (or lower) on all rows: errors fixed, or made, at random."""
-    aim, found = test.truth(predicted, measurable) + gain, predicted.copy()
-    order = rng.permutation(np.flatnonzero((predicted != test.labels) if gain > 0 else (predicted == test.labels)))
-    step = max(1, len(order) // 200)
-    for begin in range(0, len(order), step):
-        rows = order[begin : begin + step]
-        found[rows] = test.labels[rows] if gain > 0 else (test.labels[rows] + rng.integers(1, test.num_labels, len(rows))) % test.num_labels
-        score = test.truth(found, measurable)
-        if score >= aim if gain > 0 else score <= aim:
-            break
-    return found
+    aim, is_wrong = test.truth(predicted, measurable) + gain, predicted != test.labels
+    order = rng.permutation(np.flatnonzero(is_wrong if gain > 0 else ~is_wrong))
+    other = (test.labels[order] + rng.integers(1, test.num_labels, len(order))) % test.num_labels
+    replaced = test.labels[order] if gain > 0 else other
+
+    def first(count: int) -> np.ndarray:
+        found = predicted.copy()
+        found[order[:count]] = replaced[:count]
+        return found
+
+    def is_there(count: int) -> bool:
+        return (test.truth(first(count), measurable) - aim) * gain >= 0
+
+    return first(bisect_left(range(len(order)), True, key=is_there))
 
 
 @dataclass(frozen=True)
@@ -302,7 +314,7 @@ def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: fl
     ours, theirs, others = trained.predicted[order[0]], trained.predicted[order[1]], order[2 : 2 + NUM_SEED_RUNS]
     rows, groups = test.draw(rng, num_groups)
     ours = changed(test, ours, gain, rng, test.measurable(rows, groups)) if gain else ours
-    noise = seed_noise_of([trained.predicted[other] for other in others], test, rows, groups)
+    noise = seed_noise_of(trained, others, rows, groups)
     found = evaluate(test, rows, groups, {FINETUNED: ours, CHAMPION: theirs}, int(rng.integers(2**31)))
     answers = {rule: _beats(verdict(found, ReleaseSettings(champion_rule=rule, max_tolerable_loss=1), seed_noise=noise)) for rule in _RULES}
     claim = _claim(found.gain_over_champion, noise)
@@ -313,15 +325,19 @@ def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: fl
 _RULES = ("superiority", "non_inferiority")
 
 
-def seed_noise_of(predicted: Sequence[np.ndarray], test: TestSet, rows: np.ndarray, groups: list[str]) -> SeedNoise | None:
+def seed_noise_of(trained: Trained, runs: Sequence[int], rows: np.ndarray, groups: list[str]) -> SeedNoise | None:
     """Return the noise of seeds that trainings show on the drawn rows."""
-    systems = {str(number): each for number, each in enumerate(predicted)}
-    runs = []
-    for each in systems.values():
-        # Scores and influences are read, which no resample is in.
-        found = evaluate(test, rows, groups, {FINETUNED: each}, 0, resamples=100)
-        runs.append(Run(score=found.score.estimate, influences=found.influences))
-    return pooled([runs])
+    measurable = trained.test.measurable(rows, groups)
+    numbers = np.unique(trained.test.groups, return_inverse=True)[1]
+    drawn = numbers[rows][np.unique(groups, return_index=True)[1]]
+    found = []
+    for run in runs:
+        sums = [table[drawn][:, measurable] for table in trained.of_groups[run]]
+        totals = [table.sum(0, keepdims=True) for table in sums]
+        score = float(macro_f1(*totals)[0])
+        left_out = macro_f1(*(total - table for total, table in zip(totals, sums, strict=True)))
+        found.append(Run(score=score, influences=(score - left_out).tolist()))
+    return pooled([found])
 
 
 def _claim(gain: Gain | None, noise: SeedNoise | None) -> Gain:
@@ -339,7 +355,7 @@ def decisions(trials: int) -> Iterator[dict[str, Any]]:
         trained = train(name, num_rows)
         rng = np.random.default_rng(1)
         detectable = float(np.mean([decide(trained, rng, num_groups, 0).detectable for _ in range(20)]))
-        for gain in (0.0, 1.0, 2.0, -0.5, -1.0):
+        for gain in (0.0, 1.0, 2.0, -1.0):
             rng = np.random.default_rng([2, int(10 * abs(gain))])
             found = [decide(trained, rng, num_groups, gain * detectable) for _ in range(trials)]
             shares = {
@@ -389,7 +405,7 @@ def _row_of_retrains(
     test, order = trained.test, rng.permutation(len(trained.predicted))
     rows, groups = test.draw(rng, num_groups)
     others, candidates = order[:NUM_SEED_RUNS], order[NUM_SEED_RUNS:]
-    noise = seed_noise_of([trained.predicted[other] for other in others], test, rows, groups)
+    noise = seed_noise_of(trained, others, rows, groups)
     measurable = test.measurable(rows, groups)
     first = champion = trained.predicted[candidates[0]]
     twin = evaluate(test, rows, groups, {FINETUNED: trained.predicted[candidates[1]], CHAMPION: first}, 0)

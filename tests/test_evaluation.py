@@ -109,10 +109,10 @@ def test_intervals_equal_a_slow_reference(metric):
         for name in predictions:
             draws[name].append(score(picked, name))
     everything = np.arange(len(labels))
+    without = {name: np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of.values()]) for name in predictions}
     for name in predictions:
         estimate = score(everything, name)
-        without = np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of.values()])
-        influence = without - without.mean()
+        influence = without[name] - without[name].mean()
         jackknife = np.sqrt(22 / 23 * (influence**2).sum())
         error = np.hypot(max(np.std(draws[name], ddof=1), jackknife), np.mean(draws[name]) - estimate)
         freedom = min(22, 2 * (influence**2).sum() ** 2 / ((influence**4).sum() - (influence**2).sum() ** 2 / 23))
@@ -124,7 +124,12 @@ def test_intervals_equal_a_slow_reference(metric):
     gain = found.gains["other"]
     assert ends(gain) == pytest.approx((estimate, estimate - reach, estimate + reach))
     assert gain.p_value == pytest.approx(2 * student.sf(abs(estimate) / error, 22))
-    assert gain.detectable == pytest.approx(reach + student.ppf(0.8, 22) * error)
+    quantiles = student.ppf(0.95, 22) + student.ppf(0.8, 22)
+    num_right = {name: [int((predictions[name] == labels)[rows].sum()) for rows in rows_of.values()] for name in predictions}
+    differs = np.not_equal(num_right["finetuned"], num_right["other"])
+    moved = (estimate - (without["finetuned"] - without["other"]))[differs]
+    step = np.sum(np.square(moved)) / np.abs(moved).sum()
+    assert gain.detectable**2 == pytest.approx(quantiles**2 * (error**2 + step * gain.detectable))
     assert found.effective_groups == pytest.approx(23)
 
 
@@ -281,35 +286,48 @@ def test_a_faultless_score_is_not_certain():
 
 @pytest.mark.parametrize(("num_differing", "excludes_zero"), [(5, False), (6, True), (None, True)])
 def test_a_gain_that_few_groups_show_is_none(num_differing, excludes_zero):
-    gain = Gain.of(0.05, 0.01, 199, 0.95, num_differing)
+    gain = Gain.of(0.05, 0.01, 199, 0.95, None if num_differing is None else np.full(num_differing, 0.01))
     assert (gain.low > 0) is excludes_zero
     assert gain.low <= 0.05 - 0.0195
 
 
-def test_a_gain_is_detectable_only_where_enough_groups_would_differ() -> None:
-    """Of 60 groups, a gain of d needs 60 d that differ, whose own spread it has to exceed, however alike the systems were here."""
-    rng, found = np.random.default_rng(0), {}
-    for num_differing in (6, 30):
-        differences = np.zeros(60)
-        differences[:num_differing] = np.resize([1.0, -1.0], num_differing)
-        error = float(differences.std() / np.sqrt(60))
-        found[num_differing] = Gain.of(0.0, error, 59, 0.95, num_differing)
-    detectable = found[6].detectable
-    assert 0.12 < detectable < 0.15
-    assert found[30].detectable == pytest.approx(found[30].half_width + 0.848 * found[30].standard_error, rel=1e-3)
-    shown = []
-    for _ in range(2_000):
-        differing = rng.random(60) < detectable
-        drawn = Gain.of(differing.mean(), float(differing.std() / np.sqrt(60)), 59, 0.95, int(differing.sum()))
-        shown.append(drawn.low > 0)
-    assert 0.7 < np.mean(shown) < 0.95
+def test_what_is_detectable_counts_the_groups_that_a_difference_adds() -> None:
+    """By hand: with normal quantiles q = 1.960 + .842 = 2.802, so d^2 = 7.849 (.01^2 + .005 d), and .005 is (16 + 36) / (4 + 6) thousandths."""
+    moved = np.repeat([0.004, -0.006], 3)
+    gain = Gain.of(0.0, 0.01, 1e9, 0.95, moved)
+    assert gain.least_detectable == pytest.approx(7.849 * 0.0052, rel=1e-3)
+    assert gain.detectable == pytest.approx((0.040815 + (0.040815**2 + 4 * 7.849e-4) ** 0.5) / 2, rel=1e-3)
+    # Not known which groups differ: their spread stays as it is.
+    assert Gain.of(0.0, 0.01, 1e9, 0.95).detectable == pytest.approx(0.02802, rel=1e-3)
+
+
+@pytest.mark.parametrize("num_differing", [0, 2, 6, 30])
+def test_a_detectable_gain_is_found_and_such_a_loss_is_not_excluded(num_differing: int) -> None:
+    """Whatever the number of groups of 60 that differ, evenly, in two systems: a gain of d adds 60 d others."""
+    rng = np.random.default_rng(0)
+
+    def compared(better: np.ndarray) -> Gain:
+        differences = np.where(np.arange(60) < num_differing, np.resize([1.0, -1.0], 60), better)
+        return Gain.of(differences.mean(), float(differences.std() / np.sqrt(60)), 59, 0.95, differences[differences != 0] / 60)
+
+    detectable = compared(np.zeros(60)).detectable
+    share = detectable * 60 / (60 - num_differing)
+    drawn = [(rng.random(60) < share).astype(float) for _ in range(500)]
+    assert np.mean([compared(better).low > 0 for better in drawn]) > 0.74
+    assert np.mean([compared(-worse).excludes_detectable_loss(0.95) for worse in drawn]) < 0.05
 
 
 def test_a_claim_on_recipes_is_no_surer_than_one_on_their_models() -> None:
-    gain = Gain.of(0.02, 0.01, 59, 0.95, 3)
+    gain = Gain.of(0.02, 0.01, 59, 0.95, np.full(3, 0.007))
     claim = gain.with_seed_noise(1e-12, 11, 0.95)
-    assert (claim.low, claim.high, claim.least_detectable) == pytest.approx((gain.low, gain.high, gain.least_detectable), rel=1e-3)
+    assert (claim.low, claim.high, claim.detectable) == pytest.approx((gain.low, gain.high, gain.detectable), rel=1e-3)
     assert gain.with_seed_noise(1e-4, 11, 0.95).detectable > gain.detectable
+
+
+def test_seeds_add_their_variance_to_what_is_detectable() -> None:
+    """By hand: many degrees of freedom, d^2 = 7.849 (.01^2 + .01^2 + .005 d)."""
+    claim = Gain.of(0.0, 0.01, 1e9, 0.95, np.full(6, 0.005)).with_seed_noise(1e-4, 1e9, 0.95)
+    assert claim.detectable**2 == pytest.approx(7.849 * (2e-4 + 0.005 * claim.detectable), rel=1e-3)
 
 
 def test_equal_predictions_differ_by_less_than_the_groups_can_show():

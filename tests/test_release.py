@@ -261,6 +261,12 @@ def test_an_undecided_gain_says_what_would_decide():
     (groups,) = map(int, re.findall(r"finds differences from 0.057, about (\d+) test groups would decide on one like this", text))
     # As many find a gain of three points.
     assert over_champion.detectable * (found.num_test_groups / groups) ** 0.5 == pytest.approx(0.03, rel=0.01)
+    # Also where what a difference adds counts: more groups divide a group's step as they do the variance.
+    stepped = over_champion.model_copy(update={"least_detectable": 0.02})
+    text = release.verdict(evaluated(over_champion=stepped), ReleaseSettings()).sentence
+    (more,) = map(int, re.findall(r"about (\d+) test groups would decide on one like this", text))
+    squared = over_champion.detectable**2 + 0.02 * 0.03
+    assert squared * found.num_test_groups / more == pytest.approx(0.03**2, rel=0.01)
     over_baseline = release.verdict(evaluated(gain=gained(0.03, -0.01, 0.07)), ReleaseSettings()).sentence
     assert f"about {groups} test groups would decide" in over_baseline
     # Nothing decides on a gain that is none.

@@ -14,7 +14,7 @@ from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.task import TASKS
 
-VERSION = "10"
+VERSION = "11"
 
 
 class Evaluation(Record, ABC):

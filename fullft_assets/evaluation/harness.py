@@ -91,7 +91,7 @@ def _scores(task: str, metric: str, values: Mapping[str, np.ndarray], confidence
         num_rows=len(ours),
         scores={name: bounded_interval(float(each.mean()), _error(each), freedom, confidence, bounds) for name, each in values.items()},
         gains={
-            name: Gain.of(float((ours - each).mean()), _error(ours - each), freedom, confidence, int((ours != each).sum()))
+            name: Gain.of(float((ours - each).mean()), _error(ours - each), freedom, confidence, (ours - each)[ours != each] / len(ours))
             for name, each in values.items()
             if name != FINETUNED
         },

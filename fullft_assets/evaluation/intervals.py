@@ -45,7 +45,7 @@ class Gain(Interval):
     Attributes:
         standard_error: of the estimate, in the metric's units.
         degrees_of_freedom: of the t distribution that the interval is taken from.
-        least_detectable: a smaller difference needs fewer groups to differ than can show one, however alike the systems were here.
+        least_detectable: what could be detected of two systems that differ only where the better one is right. 0: not known.
     """
 
     standard_error: float
@@ -54,7 +54,7 @@ class Gain(Interval):
 
     @classmethod
     def of(
-        cls, estimate: float, standard_error: float, degrees_of_freedom: float, confidence: float, num_differing: int | None = None
+        cls, estimate: float, standard_error: float, degrees_of_freedom: float, confidence: float, moved: np.ndarray | None = None
     ) -> Gain:
         """Return the symmetric t interval of a difference.
 
@@ -62,23 +62,22 @@ class Gain(Interval):
         reaches as far as what may go unseen in so many groups.
 
         Args:
-            num_differing: groups on which the systems differ. None: most of them.
+            moved: by how much each group on which the systems differ moves the estimate [groups that differ]. None: not known; most
+                groups differ.
         """
-        reach = t_quantile(confidence, degrees_of_freedom)
-        half = reach * standard_error
-        if num_differing is not None and num_differing < math.log2(2 / (1 - confidence)):
+        half = t_quantile(confidence, degrees_of_freedom) * standard_error
+        step = 0.0 if moved is None else _step(moved)
+        if moved is not None and len(moved) < math.log2(2 / (1 - confidence)):
             half = max(half, _unseen(confidence, degrees_of_freedom + 1), abs(estimate))
+            # One group may move the estimate by as much as it weighs, whatever the few that differ did.
+            step = max(step, 1 / (degrees_of_freedom + 1))
         return cls(
             estimate=estimate,
             low=estimate - half,
             high=estimate + half,
             standard_error=standard_error,
             degrees_of_freedom=degrees_of_freedom,
-            # A group that differs moves the estimate by error / sqrt(m). To differ by d, d / that many have to, and their own spread is
-            # then as large as the error that d has to exceed.
-            least_detectable=(reach + _power_quantile(degrees_of_freedom)) ** 2 * standard_error / math.sqrt(num_differing)
-            if num_differing
-            else 0.0,
+            least_detectable=_detection_quantile(confidence, degrees_of_freedom) ** 2 * step,
         )
 
     @property
@@ -97,8 +96,22 @@ class Gain(Interval):
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that is found with a probability of 0.8: the minimum detectable difference."""
-        return max(self.least_detectable, self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error)
+        """The smallest true difference that is found with a probability of 0.8: the minimum detectable difference (MDD).
+
+        A difference of d adds groups that differ to those that differ here, and they add d times a group's step to the variance v. So
+        it is the d with d^2 = q^2 (v + d step), where q is the sum of the quantiles of confidence and power.
+        """
+        found, least = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error, self.least_detectable
+        return (least + math.sqrt(least**2 + 4 * found**2)) / 2
+
+    def excludes_detectable_loss(self, confidence: float) -> bool:
+        """Return whether the gain is above minus the detectable difference: non-inferiority at that margin.
+
+        The standard error is that of systems which differ by the margin. What two similar systems show is smaller, and lets
+        through losses that few groups make.
+        """
+        reach = t_quantile(confidence, self.degrees_of_freedom) / _detection_quantile(confidence, self.degrees_of_freedom)
+        return self.estimate - max(self.half_width, reach * self.detectable) > -self.detectable
 
     def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
         """Return the gain as a claim on two recipes instead of two files: the variance between seeds is added.
@@ -116,11 +129,9 @@ class Gain(Interval):
         found = Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
         # Recipes are never surer to differ than the models.
         half = max(found.half_width, self.half_width)
-        ends = {"low": self.estimate - half, "high": self.estimate + half}
-        # d with d^2 = d * least + what seeds add, as the rows' part grows with d.
-        of_seeds = (found.detectable / found.standard_error) ** 2 * variance
-        least = (self.least_detectable + math.sqrt(self.least_detectable**2 + 4 * of_seeds)) / 2
-        return found.model_copy(update={**ends, "least_detectable": least})
+        quantiles = (_detection_quantile(confidence, each.degrees_of_freedom) for each in (found, self))
+        least = self.least_detectable * (next(quantiles) / next(quantiles)) ** 2
+        return found.model_copy(update={"low": self.estimate - half, "high": self.estimate + half, "least_detectable": least})
 
 
 def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
@@ -134,6 +145,17 @@ def _power_quantile(degrees_of_freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees_of_freedom, POWER))
+
+
+def _detection_quantile(confidence: float, degrees_of_freedom: float) -> float:
+    """Return how many standard errors a difference must have to be found with a probability of `POWER`."""
+    return t_quantile(confidence, degrees_of_freedom) + _power_quantile(degrees_of_freedom)
+
+
+def _step(moved: np.ndarray) -> float:
+    """Return by how much a further group that differs moves a difference, the groups drawn by how much they move it."""
+    size = float(np.abs(moved).sum())
+    return float((moved**2).sum()) / size if size else 0.0
 
 
 def effective_number(masses: np.ndarray) -> float:

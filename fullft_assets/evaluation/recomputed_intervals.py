@@ -91,7 +91,7 @@ class Sampling:
         }
         ours, how = of_system[reference]
         gains = {
-            name: self.gain(ours - theirs, draws[reference] - draws[name], effective, self._num_differing(how, other))
+            name: self.gain(ours - theirs, draws[reference] - draws[name], effective, self._moved(how, other))
             for name, (theirs, other) in of_system.items()
             if name != reference
         }
@@ -101,25 +101,25 @@ class Sampling:
         """Return what a score would lose without each group; empty for one that is no function of sums."""
         return (estimate - self._without(how)).tolist() if isinstance(how, Sums) else []
 
-    def gain(self, estimate: float, drawn: np.ndarray, effective: float, num_differing: float) -> dict[str, float]:
+    def gain(self, estimate: float, drawn: np.ndarray, effective: float, moved: np.ndarray | None) -> dict[str, float]:
         """Return a difference with its t interval, wide enough for what few groups leave unseen.
 
         Args:
             drawn: the differences of the draws.
-            num_differing: groups that the systems differ on.
+            moved: what the difference would lose without each group that the systems differ on; None: not known.
         """
         from scipy import stats
 
         error, freedom = float(np.std(drawn, ddof=1)), max(effective - 1, 1.0)
-        half = float(stats.t.ppf((1 + self.confidence) / 2, freedom)) * error
-        if 2.0 ** (1 - num_differing) > 1 - self.confidence:
-            half = max(half, self._unseen(freedom), abs(estimate))
+        half, step = float(stats.t.ppf((1 + self.confidence) / 2, freedom)) * error, 0.0
+        if moved is not None:
+            step = float(np.average(np.abs(moved), weights=np.abs(moved))) if moved.any() else 0.0
+            if 2.0 ** (1 - len(moved)) > 1 - self.confidence:
+                half = max(half, self._unseen(freedom), abs(estimate))
+                step = max(step, 1 / (1 + freedom))
         ends = {"estimate": estimate, "low": estimate - half, "high": estimate + half}
         power = sum(float(stats.t.ppf(share, freedom)) for share in ((1 + self.confidence) / 2, 0.8))
-        # Of a metric that is no function of sums it is not known which groups differ.
-        is_known = 0 < num_differing < math.inf
-        least = power**2 * error / num_differing**0.5 if is_known else 0.0
-        return {**ends, "standard_error": error, "degrees_of_freedom": freedom, "least_detectable": least}
+        return {**ends, "standard_error": error, "degrees_of_freedom": freedom, "least_detectable": power**2 * step}
 
     def _interval(
         self, estimate: float, drawn: np.ndarray, how: Sums | Ranks, effective: float, bounds: tuple[float | None, float | None]
@@ -179,7 +179,9 @@ class Sampling:
         columns = [np.bincount(self._number, column, minlength=len(self.names)) for column in how.table.T]
         return np.stack(columns, axis=1)
 
-    def _num_differing(self, one: Sums | Ranks, other: Sums | Ranks) -> float:
+    def _moved(self, one: Sums | Ranks, other: Sums | Ranks) -> np.ndarray | None:
         if isinstance(one, Sums) and isinstance(other, Sums):
-            return float((self._sums(one) != self._sums(other)).any(1).sum())
-        return 0.0 if (self._drawn(one) == self._drawn(other)).all() else math.inf
+            differs = (self._sums(one) != self._sums(other)).any(1)
+            return (one.score - other.score - self._without(one) + self._without(other))[differs]
+        # Of a metric that is no function of sums it is not known which groups differ.
+        return np.array([]) if (self._drawn(one) == self._drawn(other)).all() else None

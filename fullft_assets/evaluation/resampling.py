@@ -48,12 +48,13 @@ class _Samples:
     left_out: np.ndarray | None = None
     sums: tuple[np.ndarray, ...] = ()
 
-    def num_differing(self, other: _Samples) -> int | None:
-        """Return the number of groups on which two systems differ; None where that is not known."""
-        if not self.sums:
-            return None if (self.draws != other.draws).any() else 0
+    def moved_from(self, other: _Samples) -> np.ndarray | None:
+        """Return by how much each group on which two systems differ moves the difference; None where that is not known."""
+        if self.left_out is None or other.left_out is None:
+            return None if (self.draws != other.draws).any() else np.array([])
         pairs = zip(self.sums, other.sums, strict=True)
-        return int(np.any([(ours != theirs).reshape(len(ours), -1).any(axis=1) for ours, theirs in pairs], axis=0).sum())
+        differs = np.any([(ours != theirs).reshape(len(ours), -1).any(axis=1) for ours, theirs in pairs], axis=0)
+        return ((self.estimate - self.left_out) - (other.estimate - other.left_out))[differs]
 
 
 def number_groups(groups: Sequence[str], num_rows: int) -> tuple[np.ndarray, int]:
@@ -128,7 +129,7 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
 def _gain(ours: _Samples, theirs: _Samples, effective_groups: float, confidence: float) -> Gain:
     error = float((ours.draws - theirs.draws).std(ddof=1))
     freedom = max(effective_groups - 1, _MIN_DEGREES_OF_FREEDOM)
-    return Gain.of(ours.estimate - theirs.estimate, error, freedom, confidence, ours.num_differing(theirs))
+    return Gain.of(ours.estimate - theirs.estimate, error, freedom, confidence, ours.moved_from(theirs))
 
 
 def _from_sums(

@@ -208,7 +208,7 @@ def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: Cha
     if asked == "superiority":
         result = _is_superior(gains[CHAMPION], of_rows[CHAMPION], settings, evaluation.num_test_groups)
     else:
-        results = [_is_not_inferior(name, gain, of_rows[name], settings, evaluation.num_test_groups) for name, gain in gains.items()]
+        results = [_is_not_inferior(name, gain, of_rows[name], settings, evaluation) for name, gain in gains.items()]
         result = next((each for each in results if not each.passed and not each.is_undecided), None) or min(
             results, key=lambda each: each.passed
         )
@@ -252,17 +252,21 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     Args:
         of_rows: the gain without the noise of seeds.
     """
+    of_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
     # Ten thousand times as many groups are no advice.
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
-    left = (difference * gain.standard_error / gain.detectable) ** 2 - max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
-    if left <= (of_rows.standard_error / 100) ** 2:
+    # Of the detectable difference squared: what seeds add, and what the rows do, which as many times more groups divide.
+    scale = gain.detectable * (gain.detectable - gain.least_detectable) / gain.standard_error**2
+    left = difference**2 - scale * of_seeds
+    rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference
+    if left <= rows / 10_000:
         return ""
     # Rounded first: 160 must not become 161.
-    return f"about {math.ceil(round(num_groups * of_rows.standard_error**2 / left, 6)):,} test groups"
+    return f"about {math.ceil(round(num_groups * rows / left, 6)):,} test groups"
 
 
-def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_groups: int) -> GateResult:
+def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, evaluation: Evaluation) -> GateResult:
     """Non-inferior at the smallest loss that the test set can show; see docs/decisions/0020."""
     margin, tolerable = gain.detectable, settings.max_tolerable_loss
     found = f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, tolerable)}"
@@ -271,10 +275,10 @@ def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSett
     if gain.high < 0:
         return GateResult(gate="beats_champion", passed=False, text=found)
     if margin > tolerable:
-        needed = _needed(gain, of_rows, tolerable, num_groups) or "more test groups"
+        needed = _needed(gain, of_rows, tolerable, evaluation.num_test_groups) or "more test groups"
         text = f"{found}: this test set finds losses from {margin:.3f}, release.max_tolerable_loss is {tolerable:g}; {needed} would decide"
         return GateResult(gate="beats_champion", passed=False, text=text, is_undecided=True)
-    passed = gain.low > -margin
+    passed = gain.excludes_detectable_loss(evaluation.confidence)
     text = f"{found}: after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}, what this test set can show"
     return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=not passed)
 
