@@ -406,6 +406,21 @@ def test_a_field_that_is_empty_in_each_row_is_an_error(project):
 
 
 @pytest.mark.heavy
+def test_a_field_of_the_log_that_production_lacks_is_an_error_with_the_near_one(project):
+    production = project / "production"
+    production.mkdir()
+    rows = [{"text": f"The licence number {i}.", "predicted": "notice", "model": "m1" if i else None, "p": 0.5} for i in range(9)]
+    (production / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, score: p, model: model}\n"
+    assert report(project, log).startswith("x: ok")
+    with pytest.raises(SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`; did you mean `predicted`?"):
+        report(project, log.replace("prediction: predicted", "prediction: prediction"))
+    (production / "a.jsonl").write_text("".join(json.dumps({**row, "p2": None}) + "\n" for row in rows))
+    with pytest.raises(SettingsError, match="monitoring.log.model: `p2` is empty in each of 9 rows read; did you mean `p`?"):
+        report(project, log.replace("model: model", "model: p2"))
+
+
+@pytest.mark.heavy
 def test_the_control_of_an_export_is_suggested(project):
     annotated = {"result": [{"from_name": "kinds", "value": {"choices": ["notice"]}}], "was_cancelled": False}
     (project / "data/a.jsonl").unlink()

@@ -79,6 +79,8 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
         ({"chunks": {"max_tokens": 64, "stride": 32}}, "", "Value error, chunks.stride must be less than half of chunks.max_tokens"),
         ({"training": {"batch_size": 4, "micro_batch_size": 8}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),
         ({"monitoring": {"min_window_rows": 200, "max_window_rows": 100}}, "", "Value error, monitoring.min_window_rows is larger than"),
+        ({"monitoring": {"log": {"prediction": "answer"}}}, "monitoring.log", "Value error, give either model or time"),
+        ({"monitoring": {"log": {"prediction": "a", "model": "m", "time": "t"}}}, "monitoring.log", "Value error, give either model or time"),
         ({"store": "gs://bucket/a"}, "", "Value error, store must be a folder or s3://bucket/prefix"),
         ({"examples": {"label": "a", "labels": ["one"]}}, "examples.labels", "List should have at least 2 items"),
         ({"name": "two words"}, "name", "String should match pattern"),

@@ -7,6 +7,7 @@ import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.production import logged_predictions
 from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
@@ -65,7 +66,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 settings=settings,
                 num_reference=case.settings.monitoring.reference_windows,
             )
-            inputs |= history.as_inputs()
+            inputs |= history.as_inputs() | _logged(case, store, production_documents)
             # The checkpoint determines its snapshot.
             digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
             key = artifact_key("drift_report", monitoring.VERSION, settings, digests, case.settings.seed)
@@ -121,6 +122,7 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
         release=monitoring.AtRelease(accuracy, low),
         windows=latest_by_partition(store, case.name, "production_documents"),
         predictions=latest_by_partition(store, case.name, "batch_predictions"),
+        log=monitoring.log_key(case.settings),
         examples=usable,
         chosen=_chosen_for_labelling(case, store),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom as its two sides.
@@ -134,6 +136,11 @@ def _chosen_for_labelling(case: Case, store: Store) -> dict[str, set[tuple[str, 
     reports = latest_by_partition(store, case.name, "drift_report")
     files = {name: store.folder(made) / monitoring.FAR for name, made in reports.items() if monitoring.FAR in made.files}
     return {name: {(each.source, each.row) for each in monitoring.read_far(path)} for name, path in files.items()}
+
+
+def _logged(case: Case, store: Store, documents: Manifest) -> dict[str, Manifest]:
+    """Return the champion's predictions where the log has them, which takes no model; nothing without a log, or before the first champion."""
+    return {} if (found := logged_predictions(case, store, documents)) is None else {"batch_predictions": found}
 
 
 def _model_in_use(case: Case, store: Store, newest: Manifest) -> dict[str, Manifest]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
-from fullft_assets.config.corpus import Corpus, look_at_documents
-from fullft_assets.config.fields import field_problems
+from fullft_assets.config.corpus import Corpus, look_at_documents, look_at_production
+from fullft_assets.config.fields import field_problems, log_problems
 from fullft_assets.config.findings import findings
 from fullft_assets.config.project import DEFS, find_use_case, find_use_cases
 from fullft_assets.config.validation import load_use_case
@@ -88,8 +88,9 @@ def check_use_case(use_case: UseCase) -> str:
 
 
 def _refuse_wrong_fields(use_case: UseCase, corpus: Corpus) -> None:
-    source = None
-    for key, message in field_problems(corpus.sample, use_case.settings):
+    source, log = None, use_case.settings.monitoring.log
+    logged = () if log is None else log_problems(look_at_production(use_case), log)
+    for key, message in (*field_problems(corpus.sample, use_case.settings), *logged):
         source = source or read_source(use_case.yaml_path)
         source.add(key, message)
     if source is not None:

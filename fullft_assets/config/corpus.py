@@ -128,6 +128,27 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
     )
 
 
+def look_at_production(use_case: UseCase) -> list[Sampled]:
+    """Return a sample of the production rows, with what a model answered; none of a bucket, or before production has delivered.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    settings = use_case.settings
+    path = settings.monitoring.path
+    if path is None or "://" in path or not use_case.resolve(path).exists():
+        return []
+    source = source_of(use_case, "window")
+    files = source.files()
+    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
+    log = settings.monitoring.log
+    with FileReader(source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log) as reader:
+        look = _Look(reader, rows_a_file)
+        for file in files:
+            look.add(source, file)
+        return look.sample()
+
+
 @dataclass(frozen=True, order=True)
 class _Drawn:
     """A record of the sample; of all records those with the largest `draw` are in it."""

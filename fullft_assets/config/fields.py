@@ -10,7 +10,7 @@ from fullft_assets.config.corpus import Sampled
 from fullft_assets.config.yaml_source import Key
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.examples.fields import MEANT_WITHOUT, MOST_WITHOUT
-from fullft_assets.settings import DocumentsSettings, UseCaseSettings
+from fullft_assets.settings import DocumentsSettings, LogSettings, UseCaseSettings
 from fullft_assets.task import task_of
 
 #: Objects within a record of an export whose fields count as the record's.
@@ -36,6 +36,22 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
         if len(counted) > most * len(rows):
             near = _near(field, fields_of([found for found in counted if field not in fields_of([found])]))
             yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
+
+
+def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key, str]]:
+    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that says what to do."""
+    rows = [found for found in sample if found.record]
+    named = (("prediction", "predicted"), ("score", "score"), ("model", "predicted_by"), ("time", "predicted_at"))
+    for key, column in named if rows else ():
+        field = getattr(log, key)
+        missing = [found for found in rows if column not in found.row]
+        if field is None or len(missing) <= MOST_WITHOUT * len(rows):
+            continue
+        if len(missing) == len(rows):
+            yield ("monitoring", "log", key), _nowhere(field, column, rows)
+        else:
+            near = _near(field, fields_of([found for found in missing if field not in fields_of([found])]))
+            yield ("monitoring", "log", key), f"{_without(missing, rows, field)}{near or '; name a field that most rows have'}"
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:

@@ -173,7 +173,14 @@ def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
 
 def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     path, key = settings.monitoring.path, ("monitoring", "path")
+    if (log := settings.monitoring.log) is not None:
+        if not task_of(settings.examples).detects_drift:
+            yield Problem(("monitoring", "log"), f"is for the task classification alone, not for {settings.examples.task}; remove it")
+        if (settings.documents.text or "text") in (log.prediction, log.model):
+            yield Problem(("monitoring", "log"), "names the field of the text; name those of the prediction and of the model")
     if path is None:
+        if log is not None:
+            yield Problem(("monitoring", "log"), "needs monitoring.path, the folder of the rows that have these fields")
         return
     folder = locate(path, root).resolve()
     if "://" in path or path.startswith("s3:") or folder.is_file():

@@ -31,6 +31,7 @@ from fullft_assets.store.checks import CheckSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fullft_assets.settings import LogSettings
     from fullft_assets.settings.use_case import UseCase
 
 
@@ -64,8 +65,9 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     """
     settings, batch = use_case.settings, read_batch(store, use_case.name, name, kind)
     source = source_of(use_case, kind)
-    pinned = {"version": VERSION, "settings": key_settings(use_case), "seed": settings.seed}
-    plan = _Plan(source, batch, lambda: [_Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)])
+    pinned = {"version": VERSION, "settings": key_settings(use_case, kind), "seed": settings.seed}
+    log = settings.monitoring.log if kind == "window" else None
+    plan = _Plan(source, batch, lambda: [_Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)], log)
 
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
@@ -155,15 +157,15 @@ class _Before:
             return found
         return f"{found}, read with {digest([self.made.version, self.made.settings])[:12]}"
 
-    def rows(self, store: Store, paths: list[str]) -> pa.Table:
-        """Return the rows of some files, without what is no longer wanted."""
+    def rows(self, store: Store, paths: list[str], columns: pa.Schema) -> pa.Table:
+        """Return the rows of some files in these columns, without what is no longer wanted."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=schema())
+        table = pq.read_table(store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=columns)
         for name in _DROPPABLE:
             if self.settings[name] is None:
-                table = table.set_column(table.column_names.index(name), schema().field(name), pa.nulls(len(table), pa.string()))
+                table = table.set_column(table.column_names.index(name), columns.field(name), pa.nulls(len(table), pa.string()))
         return table
 
 
@@ -174,10 +176,11 @@ class _Plan:
         source: where the files are.
         batch: the files.
         read_before: returns the batch's raw documents as they were read before, the last ones first.
+        log: the fields of what a model answered, where the rows have them.
     """
 
-    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
-        self.source = source
+    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]], log: LogSettings | None):
+        self.source, self.log, self.columns = source, log, schema(is_logged=log is not None)
         #: Files that are excluded without being read, and why.
         self.unreadable = {shown_path(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
         files = [file for file in batch.files if _is_unicode(file.path)]
@@ -212,28 +215,34 @@ class _Plan:
         """
         import pyarrow as pa
 
-        read, parts = ReadBatch(schema().empty_table()), []
+        read, parts = ReadBatch(self.columns.empty_table()), []
         files = self.as_cut + self.missing
         if files:
             with self.source.fetched(files):
                 read = self._read_files(files, use_case, store.url)
         for ref in dict.fromkeys(before.made.ref for before in self.carried.values()):
             paths = [path for path, before in self.carried.items() if before.made.ref == ref]
-            parts.append(self.carried[paths[0]].rows(store, paths))
+            parts.append(self.carried[paths[0]].rows(store, paths, self.columns))
         return replace(read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable)
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase, store_url: str) -> ReadBatch:
         settings = use_case.settings
         try:
             found = read_documents(
-                self.source, Batch("", files), settings.documents, settings.examples, bool(self.carried or self.taken_away), store_url
+                self.source,
+                Batch("", files),
+                settings.documents,
+                settings.examples,
+                bool(self.carried or self.taken_away),
+                store_url,
+                self.log,
             )
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by itself.
             changed = self._changed()
             if len(changed) < len(files):
                 raise
-            return ReadBatch(schema().empty_table(), changed)
+            return ReadBatch(self.columns.empty_table(), changed)
         return found.without(self._changed())
 
     def _changed(self) -> dict[str, str]:
@@ -244,18 +253,24 @@ class _Plan:
 
 
 def _taken_away(before: _Before) -> str:
-    keys = ", ".join(f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}" for name in before.wanting)
+    keys = ", ".join(f"{_section_of(name)}.{name}" for name in before.wanting)
     return f"taken away since it was read with another {keys}; deliver it again"
 
 
-def key_settings(use_case: UseCase) -> dict[str, Any]:
-    """Return the settings that shape the raw documents."""
+def _section_of(name: str) -> str:
+    return "examples" if name in _OF_EXAMPLES else "monitoring" if name == "log" else "documents"
+
+
+def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
+    """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
     chosen = settings.documents.model_dump(
         include={"format", "text", "id", "annotator", "time", "encoding", "missing_values", "reference_buckets", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
-    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked}
+    log = settings.monitoring.log if kind == "window" else None
+    logged = {} if log is None else {"log": log.model_dump()}
+    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked, **logged}
 
 
 def masked_kinds(use_case: UseCase) -> list[str] | None:

@@ -34,7 +34,7 @@ from fullft_assets.documents.formats.sniffing import format_of_content
 from fullft_assets.documents.references import References
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ MAX_BATCH_BYTES = 4 * 2**30
 class ReadBatch:
     """What a batch's files contain."""
 
-    #: Of `schema()`.
+    #: Of `schema()`, with `LOGGED` where they were asked for.
     table: pa.Table
     #: Why a file cannot be read, by path.
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -91,6 +91,7 @@ def read_documents(
     examples: ExamplesSettings,
     may_be_empty: bool = False,
     out_of_reach: str | None = None,
+    log: LogSettings | None = None,
 ) -> ReadBatch:
     """Read a batch's files.
 
@@ -101,6 +102,7 @@ def read_documents(
         examples: the task, and the fields of label, group and domain.
         may_be_empty: it is no error if not one file can be read.
         out_of_reach: the URL of the store, below which no reference of a file is followed.
+        log: the fields of what a model answered, where rows have them.
 
     Returns:
         A row for each delivered record, malformed ones included, file by file in the batch's order.
@@ -116,13 +118,14 @@ def read_documents(
     undecided: dict[SourceFile, Scores] = {}
     pages: Counter[str] = Counter()
     room = bound = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
-    with FileReader(source, documents, examples, out_of_reach=out_of_reach) as reader:
+    columns = schema(is_logged=log is not None)
+    with FileReader(source, documents, examples, out_of_reach=out_of_reach, log=log) as reader:
 
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
             nonlocal room
 
             def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[pa.RecordBatch]:
-                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file, room, bound)
+                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file, columns, room, bound)
 
             try:
                 with source.local(file.path) as path:
@@ -144,11 +147,12 @@ def read_documents(
         raise DataError(f"{source.uri.rstrip('/')}: {alias(path)} cannot be read ({why}); fix the file and deliver it again")
     in_order = {file.path: read[file.path] for file in batch.files if file.path in read}
     detected = frozenset(file.path for file in undecided)
-    return _read_batch(in_order, unreadable, detected, {path: number for path, number in pages.items() if path in read})
+    return _read_batch(in_order, columns, unreadable, detected, {path: number for path, number in pages.items() if path in read})
 
 
 def _read_batch(
     found: Mapping[str, tuple[list[pa.RecordBatch], str | None]],
+    columns: pa.Schema,
     unreadable: dict[str, str],
     detected: frozenset[str],
     pages_without_text: dict[str, int],
@@ -158,7 +162,7 @@ def _read_batch(
 
     names = {path: "utf-8" if name == "utf-8-sig" else name for path, (_, name) in found.items() if name is not None}
     return ReadBatch(
-        pa.Table.from_batches([each for batches, _ in found.values() for each in batches], schema=schema()),
+        pa.Table.from_batches([each for batches, _ in found.values() for each in batches], schema=columns),
         unreadable,
         {path: name for path, name in names.items() if name not in ("utf-8", encodings.ASCII)},
         detected,
@@ -190,6 +194,7 @@ class FileReader:
         look_rows: a quick look: of a table about so many rows are read, from all over it, and of a reference only whether it may be read; its
             text is empty. Default: everything is read.
         out_of_reach: the URL below which no reference of a file is followed.
+        log: the fields of what a model answered, where rows have them.
     """
 
     def __init__(
@@ -201,10 +206,11 @@ class FileReader:
         all_fields: bool = False,
         look_rows: int | None = None,
         out_of_reach: str | None = None,
+        log: LogSettings | None = None,
     ):
         self._documents = documents
         self._references = References(source, documents, out_of_reach)
-        self._wanted = Wanted.of(documents, examples)
+        self._wanted = Wanted.of(documents, examples, log)
         self._all_fields = all_fields
         self._look_rows = look_rows
         self._stack = ExitStack()
@@ -301,15 +307,15 @@ def _counted(numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
         yield number, row
 
 
-def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, room: int, bound: int) -> list[pa.RecordBatch]:
-    """Return the rows of a file as record batches of `schema()`.
+def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.Schema, room: int, bound: int) -> list[pa.RecordBatch]:
+    """Return the rows of a file as record batches of a schema.
 
     Raises:
         Unreadable: they take more than `room` bytes, which its batch has left of `bound`.
     """
     batches: list[pa.RecordBatch] = []
     for pending in _parts(numbered):
-        batches.append(_batch(pending, file))
+        batches.append(_batch(pending, file, columns))
         room -= batches[-1].nbytes
         if room < 0:
             raise Unreadable(
@@ -332,7 +338,7 @@ def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]
         yield pending
 
 
-def _batch(numbered: list[tuple[int, Row]], file: SourceFile) -> pa.RecordBatch:
+def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
     number_of_rows = len(numbered)
@@ -344,8 +350,8 @@ def _batch(numbered: list[tuple[int, Row]], file: SourceFile) -> pa.RecordBatch:
     }
     # Most columns are null in most files; a look at each row's keys is cheaper than at each column's values.
     used: set[str] = set().union(*(row for _, row in numbered))
-    for name in schema().names:
+    for name in columns.names:
         if name not in made:
-            type_ = schema().field(name).type
+            type_ = columns.field(name).type
             made[name] = pa.array([row.get(name) for _, row in numbered], type_) if name in used else pa.nulls(number_of_rows, type_)
-    return pa.RecordBatch.from_arrays([made[name] for name in schema().names], schema=schema())
+    return pa.RecordBatch.from_arrays([made[name] for name in columns.names], schema=columns)

@@ -29,11 +29,13 @@ COLUMNS = (
     "delivered_ns",
     "problem",
 )
+#: Further columns of a window whose rows have what the model in production answered (`monitoring.log`), as it was delivered.
+LOGGED = ("predicted", "score", "predicted_by", "predicted_at")
 
 
 @cache
-def schema() -> pa.Schema:
-    """Return the schema of `documents.parquet`; its names are `COLUMNS`."""
+def schema(*, is_logged: bool = False) -> pa.Schema:
+    """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions also `LOGGED`."""
     import pyarrow as pa
 
     types = {
@@ -46,4 +48,4 @@ def schema() -> pa.Schema:
         "row": pa.int64(),
         "delivered_ns": pa.int64(),
     }
-    return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+    return pa.schema([(name, types.get(name, pa.string())) for name in (*COLUMNS, *(LOGGED if is_logged else ()))])

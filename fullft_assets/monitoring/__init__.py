@@ -6,6 +6,7 @@ from fullft_assets.monitoring.far import FAR, MAX_DOCUMENTS, FarDocument, order,
 from fullft_assets.monitoring.features import NUMBERS, Features, Vocabulary, build_features
 from fullft_assets.monitoring.history import SUMS, History, advance, read_history
 from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRelease, LiveMetadata
+from fullft_assets.monitoring.logged import LOG_CHECK, log_key, read_labels, read_log
 from fullft_assets.monitoring.metadata import DriftMetadata, ScaleMetadata
 from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSION, PredictionsMetadata, predictions_key
 from fullft_assets.monitoring.rendering import render_report, render_table

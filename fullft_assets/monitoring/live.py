@@ -6,11 +6,11 @@ Labels may be late and out of order, and somebody looks after each of them: the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fullft_assets.monitoring.anytime import lower_bound, upper_bound
+from fullft_assets.monitoring.logged import read_labels
 from fullft_assets.monitoring.predictions import PREDICTIONS
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
@@ -73,6 +73,7 @@ def measure(
     release: AtRelease,
     windows: Mapping[str, Manifest],
     predictions: Mapping[str, Manifest],
+    log: Mapping[str, Any] | None,
     examples: Mapping[str, Manifest],
     chosen: Mapping[str, Collection[tuple[str, int]]],
     error: float,
@@ -85,6 +86,7 @@ def measure(
         release: what it is compared with.
         windows: `production_documents` by window; names sort by arrival.
         predictions: `batch_predictions` by window.
+        log: see `log_key`; predictions from another source do not count.
         examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
         chosen: by window, file and row of the documents that were chosen for labelling because they are far from the training data: their
             accuracy is not that of production.
@@ -94,6 +96,7 @@ def measure(
         name: made
         for name, made in sorted(predictions.items())
         if name in windows
+        and made.settings.get("log") == log
         and made.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
         and made.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
     }
@@ -200,9 +203,9 @@ def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Co
     import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"])
-    rows = (row for row in table.to_pylist() if row["text"] and row["text"].strip())
-    with (store.folder(predictions) / PREDICTIONS).open(encoding="utf-8") as lines:
-        for row, line in zip(rows, lines, strict=True):
+    predicted = read_labels(store.folder(predictions) / PREDICTIONS)
+    for row in table.to_pylist():
+        if (place := (row["source"], row["row"])) in predicted:
             named = f"group {row['group']}" if row["group"] else f"text {' '.join(row['text'].split()).casefold()}"
             key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            yield PredictedDocument(key, row["id"], json.loads(line)["label"], row["label"], (row["source"], row["row"]) in chosen)
+            yield PredictedDocument(key, row["id"], predicted[place], row["label"], place in chosen)

@@ -26,6 +26,8 @@ class PredictionsMetadata(Metadata):
         estimated_accuracy: of a classifier, the mean probability of the predicted labels: its accuracy if the probabilities are right. An
             estimate, on which nothing acts: where documents change, models stay too certain.
         rows_per_second, characters_per_second: from the first text to the last, without loading the model.
+        left_out: of predictions from a log: documents with a text that have none, by the reason.
+        num_without_score: of predictions from a log: those that the estimate leaves out.
     """
 
     checkpoint: str
@@ -34,6 +36,8 @@ class PredictionsMetadata(Metadata):
     estimated_accuracy: float | None = None
     rows_per_second: float | None = None
     characters_per_second: float | None = None
+    left_out: dict[str, int] | None = None
+    num_without_score: int | None = None
 
 
 @dataclass(frozen=True)

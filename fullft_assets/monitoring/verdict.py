@@ -157,12 +157,18 @@ def _is_confirmed(reference: Sequence[Sums], windows: Sequence[Sums], alarms: Se
     return any(test.alarms for end in range(1, len(before) + 1) for test in _tests(reference, before[:end]))
 
 
-def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:
-    """Return the verdict for a window with too few independent documents, or without a single text."""
-    if num_rows == 0:
+def insufficient(num_rows: int, settings: MonitoringSettings, num_not_answered: int = 0) -> DriftVerdict:
+    """Return the verdict for a window with too few independent documents, or without a single text.
+
+    Args:
+        num_not_answered: documents with a text that do not count, as the log has no prediction of the champion for them.
+    """
+    if num_rows == 0 and not num_not_answered:
         return DriftVerdict(status="feed_broken", num_rows=0)
-    note = f"{num_rows:,} independent documents of the {settings.min_window_rows:,} needed (monitoring.min_window_rows)"
-    return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=[note])
+    notes = [f"{num_rows:,} independent documents of the {settings.min_window_rows:,} needed (monitoring.min_window_rows)"]
+    if num_not_answered:
+        notes.append(f"{num_not_answered:,} more have no prediction of the champion in the log (monitoring.log)")
+    return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=notes)
 
 
 def check(verdict: DriftVerdict) -> CheckOutcome:
@@ -180,7 +186,9 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine a drift report. Windows read with others are not compared with each other."""
+    log = settings.monitoring.log
     return {
+        **({} if log is None else {"log": log.model_dump()}),
         "monitoring": settings.monitoring.model_dump(include={"min_window_rows", "max_window_rows", "reference_windows"}),
         "base_model": settings.base_model,
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),

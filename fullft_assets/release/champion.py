@@ -76,6 +76,11 @@ class ReleaseState(Champion):
         """The champion."""
         return Champion(**self.model_dump(include=set(Champion.model_fields)))
 
+    @property
+    def in_use_since(self) -> float:
+        """When the champion came into use, in seconds since 1970: with its promotion, or with a roll-back to it."""
+        return max(self.promoted_at, *(past.retired_at for past in self.history), 0.0)
+
     def was_rolled_back(self, checkpoint: str) -> bool:
         """Return whether a checkpoint was champion and was rolled back."""
         return any(past.rolled_back and past.champion.checkpoint == checkpoint for past in self.history)

@@ -32,7 +32,7 @@ from fullft_assets.settings.launcher import (
     SageMakerLauncherSettings,
     SshLauncherSettings,
 )
-from fullft_assets.settings.monitoring import MonitoringSettings, WindowSettings
+from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retention import RetentionSettings

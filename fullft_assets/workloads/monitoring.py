@@ -6,7 +6,8 @@ its own: made once for each checkpoint, and read for each window after that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,25 +36,32 @@ _SCALE_ROWS = 1_000
 
 @dataclass(frozen=True)
 class ProductionRows:
-    """The readable rows of a window, and the chosen ones, which are independent of each other."""
+    """The readable rows of a window (with a log of predictions those that the champion answered), and the chosen ones, which are independent of each other."""
 
     texts: list[str]
     places: list[Place]
     chosen: np.ndarray
     num_delivered: int
+    num_unreadable: int
     num_labelled: int
 
     @classmethod
-    def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
-        """Read a `documents.parquet` table; rows without a text are not compared, but counted."""
+    def read(cls, table: pa.Table, seed: int, limit: int, predicted: Container[tuple[str, int]] | None = None) -> ProductionRows:
+        """Read a `documents.parquet` table; rows without a text are not compared, but counted.
+
+        Args:
+            predicted: places of the documents that the champion answered in production; only they are compared. Default: all.
+        """
         rows = table.select(["source", "row", "text", "label", "group"]).to_pylist()
-        rows = [row for row in rows if row["text"] and row["text"].strip()]
+        readable = [row for row in rows if row["text"] and row["text"].strip()]
+        rows = readable if predicted is None else [row for row in readable if (row["source"], row["row"]) in predicted]
         texts = [row["text"] for row in rows]
         return cls(
             texts=texts,
             places=[Place(row["source"], row["row"]) for row in rows],
             chosen=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
             num_delivered=len(table),
+            num_unreadable=len(table) - len(readable),
             num_labelled=sum(row["label"] is not None for row in rows),
         )
 
@@ -102,18 +110,24 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     inputs = job.load_inputs(store)
     settings, history = job.settings.monitoring, History.of_inputs(inputs)
     table = pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet")
-    window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows)
+    logged = inputs.get("batch_predictions")
+    predicted = None if logged is None else monitoring.read_labels(store.folder(logged) / monitoring.PREDICTIONS)
+    window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows, predicted)
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related ones")
     with store.create(job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
         sums = None
         if len(window.chosen) < settings.min_window_rows:
-            verdict = monitoring.insufficient(len(window.chosen), settings)
+            num_not_answered = window.num_delivered - window.num_unreadable - len(window.texts)
+            verdict = monitoring.insufficient(len(window.chosen), settings, num_not_answered)
         else:
             labels = label_names(inputs["training_snapshot"])
             reader = Reader.open(job, store, inputs["finetuned_checkpoint"], progress)
             scale, vocabulary = _load_scale(job, store, inputs, reader)
             progress.raise_if_stopped()
             features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
+            if predicted is not None:
+                answers = [labels.index(predicted[window.places[index]]) for index in window.chosen]
+                features = replace(features, predicted=np.array(answers, np.int64))
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
             reference = [_read_sums(store, report) for report in history.reference]
@@ -220,7 +234,7 @@ def _metadata(verdict: DriftVerdict, window: ProductionRows, sums: Sums | None, 
         table=monitoring.render_table(verdict),
         num_rows=verdict.num_rows,
         num_delivered=window.num_delivered,
-        num_unreadable=window.num_delivered - len(window.texts),
+        num_unreadable=window.num_unreadable,
         num_related_left_out=len(window.texts) - len(window.chosen),
         num_labelled=window.num_labelled,
         num_reference_windows=verdict.num_reference_windows,

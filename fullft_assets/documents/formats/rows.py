@@ -11,7 +11,7 @@ from fullft_assets.documents.formats import chat, labels
 from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Malformed
 from fullft_assets.documents.formats.names import group_key, is_missing
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
 from fullft_assets.task import task_of
 
 #: A row's columns that are not null; `problem` says what is malformed.
@@ -39,11 +39,13 @@ class Wanted:
     separator: str | None = None
 
     @classmethod
-    def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Wanted:
-        """Return what the settings ask for."""
+    def of(cls, documents: DocumentsSettings, examples: ExamplesSettings, log: LogSettings | None = None) -> Wanted:
+        """Return what the settings ask for; `log`: of rows that have what a model answered."""
         task = task_of(examples)
         names = [("id", documents.id), ("group", examples.group), ("domain", examples.domain), ("slice_by", examples.slice_by)]
         names += [("annotator", documents.annotator), ("time", documents.time)]
+        if log is not None:
+            names += [("predicted", log.prediction), ("score", log.score), ("predicted_by", log.model), ("predicted_at", log.time)]
         return cls(
             text=documents.text,
             label=examples.label,
@@ -134,7 +136,7 @@ def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
 
 
 def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
-    """Put id, group, domain, slice_by, annotator and time into a row."""
+    """Put id, group, domain, slice_by, annotator, time and what a model answered into a row."""
     for column, field in wanted.names:
         value = value_of(record, field)
         if value is None or value != value:  # a table with gaps has NaN for None
