@@ -147,11 +147,11 @@ def test_an_unknown_use_case_names_the_known_ones(in_project):
         assert in_project(*command, "leters", *more) == (1, "", "no use case `leters`; did you mean `letters`? known: letters\n")
 
 
-@pytest.mark.parametrize("is_relative", [False, True])
-def test_a_home_of_dagster_that_is_no_folder_is_one_line(project, in_project, monkeypatch, is_relative):
-    home = "." if is_relative else f"{project.root}/nowhere"
-    monkeypatch.setenv("DAGSTER_HOME", home)
-    said = f"DAGSTER_HOME={home} is not the absolute path of a folder; make it, or unset it for {project.root}/.home\n"
+@pytest.mark.parametrize(("home", "fix"), [(".", "give an absolute path"), ("{root}/nowhere", "make it"), ("~/nowhere", "make it")])
+def test_a_home_that_dagster_cannot_use_is_one_line(project, in_project, monkeypatch, home, fix):
+    monkeypatch.setenv("HOME", str(project.root))
+    monkeypatch.setenv("DAGSTER_HOME", home := home.format(root=project.root))
+    said = f"DAGSTER_HOME={home} is not a folder that Dagster can use; {fix}, or unset it for {project.root}/.home\n"
     assert in_project("run", "letters") == (1, "", said)
 
 

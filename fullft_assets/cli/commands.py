@@ -135,9 +135,12 @@ def _load(parsed: argparse.Namespace) -> UseCase:
 def _use_home(project_root: Path) -> None:
     """Set $DAGSTER_HOME to `.home` of the project unless it is set."""
     if chosen := os.environ.get("DAGSTER_HOME"):
-        if not (Path(chosen).is_absolute() and Path(chosen).is_dir()):
+        # As Dagster reads it.
+        folder = Path(chosen).expanduser()
+        if not folder.is_absolute() or not folder.is_dir():
+            fix = "make it" if folder.is_absolute() else "give an absolute path"
             raise SettingsError(
-                f"DAGSTER_HOME={chosen} is not the absolute path of a folder; make it, or unset it for {project_root / '.home'}"
+                f"DAGSTER_HOME={chosen} is not a folder that Dagster can use; {fix}, or unset it for {project_root / '.home'}"
             )
         return
     home = project_root / ".home"

@@ -104,6 +104,8 @@ def find_training_device(settings: UseCaseSettings) -> Device | None:
         return find_device(launcher.processes)
     if not isinstance(launcher, SageMakerLauncherSettings | EcsLauncherSettings) or launcher.instance_type is None:
         return None
+    if isinstance(launcher, EcsLauncherSettings) and not launcher.gpus:
+        return None
     instance = launcher.instance_type.removeprefix("ml.")
     # All sizes of a family have the same GPU.
     gpu = next((row.gpu for row in targets(settings.planning) if row.flops and row.name.split(".")[0] == instance.split(".")[0]), None)

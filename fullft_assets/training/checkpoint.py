@@ -93,21 +93,20 @@ def _falling(losses: Sequence[float], validated: Sequence[float]) -> CheckOutcom
     first, last = fmean(losses[:third]), fmean(losses[-third:])
     fell = last < first
     # Of the last third: a loss that rises or falls fast at first spreads without noise.
-    noise = stdev(losses[-third:]) * math.sqrt(2 / third) if third > 1 else 0.0
+    noise = stdev(losses[-third:]) * math.sqrt(2 / third) if third > 1 and all(map(math.isfinite, losses)) else 0.0
     is_unclear = noise > 0 and abs(last - first) <= _STANDARD_ERRORS * noise
     description = f"training loss {first:.3f} in the first third, {last:.3f} in the last"
-    if is_unclear and not fell and validated[-1] < validated[0]:
-        fell, description = (
-            True,
-            f"{description}, within its noise; validation loss {validated[0]:.3f} at first, {validated[-1]:.3f} at the end",
-        )
-    elif not fell:
-        description += ", within its noise" if is_unclear else ""
+    if is_unclear and not fell:
+        description += ", within its noise"
+        if len(validated) > 1:
+            fell = validated[-1] < validated[0]
+            description += f"; validation loss {validated[0]:.3f} at first, {validated[-1]:.3f} at the end"
+    if not fell:
         description += "; raise training.learning_rate or training.epochs, or look at the labels"
     return CheckOutcome(
         name="loss_is_falling",
         passed=fell,
-        severity="warn" if is_unclear else "error",
+        severity="warn" if is_unclear and len(validated) < 2 and math.isfinite(validated[-1]) else "error",
         description=description,
         metadata={"first_loss": first, "last_loss": last},
     )
