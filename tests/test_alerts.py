@@ -27,7 +27,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.resources import open_store
 from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
-from fullft_assets.store import Store
+from fullft_assets.store import CheckOutcome, Store
 from tests import manifests, other_package
 from tests import project as projects
 
@@ -265,6 +265,18 @@ class TestSensor:
         self.tick(case, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("drift", "window w2 drifted")
+
+    @pytest.mark.parametrize("asset", ["labeled_examples", "tokenized_chunks"])
+    def test_a_batch_that_is_held_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook, asset: str) -> None:
+        store = open_store(case.use_case, instance)
+        for name in ("labeled_examples", "tokenized_chunks"):
+            with store.create(case.name, name, "k", version="1", seed=17) as draft:
+                made = draft.commit(settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=name != asset)])
+            store.write_pointer(f"latest/{case.name}/{name}/b1", {"ref": made.ref})
+        self.run(case, instance, "ingest", **{"dagster/partition": "b1"})
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["title"], body["action"]) == ("batch b1 is held back: rows_are_good", f"open the checks of {asset}")
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook

@@ -97,10 +97,12 @@ def of_run(case: Case, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
         return
     partition = run.tags.get(_PARTITION_TAG)
     if stage == "ingest" and partition is not None:
-        batch = latest(store, case.name, "labeled_examples", partition)
-        closed = [gate.name for gate in batch.red_gates] if batch else []
-        if closed:
-            yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", "open the checks of labeled_examples")
+        for asset in ("labeled_examples", "tokenized_chunks"):
+            batch = latest(store, case.name, asset, partition)
+            closed = [gate.name for gate in batch.red_gates] if batch else []
+            if closed:
+                yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", f"open the checks of {asset}")
+                break
     if stage == "monitor" and partition is not None:
         window = latest(store, case.name, "drift_report", partition)
         if window is not None and DriftMetadata.of(window).status == "confirmed":

@@ -12,7 +12,7 @@ from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMeta
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.snapshot import SnapshotMetadata, red_gates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 
@@ -76,14 +76,14 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
 def _data(use_case: UseCase, store: Store) -> list[str]:
     name = use_case.name
     lines = [f"{name}: summary"]
-    examples = latest_by_partition(store, name, "labeled_examples").values()
-    rows = [ExamplesMetadata.of(manifest) for manifest in examples]
+    examples = latest_by_partition(store, name, "labeled_examples")
+    rows = [ExamplesMetadata.of(manifest) for manifest in examples.values()]
     lines.append(
         f"  rows in        {sum(batch.num_rows for batch in rows):,} in {len(rows)} batches: "
         f"{sum(batch.num_valid for batch in rows):,} valid, {sum(batch.num_quarantined for batch in rows):,} quarantined"
     )
-    for manifest in examples:
-        lines += [f"  held back      {gate.description}" for gate in manifest.red_gates]
+    for batch, red in red_gates(examples, latest_by_partition(store, name, "tokenized_chunks")).items():
+        lines += [f"  held back      batch {batch}: {gate.description.removeprefix(f'batch {batch}: ')}" for gate in red]
     snapshot = latest(store, name, "training_snapshot")
     if snapshot is not None:
         taken = SnapshotMetadata.of(snapshot)
