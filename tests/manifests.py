@@ -56,8 +56,8 @@ def pilot(curve: list[dict[str, float]], *, best: str = "majority") -> dict[str,
     ).as_dict()
 
 
-def drift(status: Status) -> dict[str, Any]:
-    """Return the metadata of a `drift_report` with this verdict."""
+def drift(status: Status, documents: str = "") -> dict[str, Any]:
+    """Return the metadata of a `drift_report` with this verdict on a window's documents."""
     return DriftMetadata(
         window="",
         status=status,
@@ -71,7 +71,7 @@ def drift(status: Status) -> dict[str, Any]:
         num_reference_windows=12,
         reference=[],
         recent=[],
-        documents="",
+        documents=documents,
         measured={},
     ).as_dict()
 

@@ -25,7 +25,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import open_store
-from fullft_assets.retraining import Decision, RecordedDecision, Signals
+from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import CheckOutcome, Store
 from tests import manifests, other_package
@@ -306,6 +306,32 @@ class TestSensor:
         (body,) = hook.bodies
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
+
+    def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for spent in (70.0, 85.0, 86.0, 100.0, 101.0):
+            attempt = Attempt(started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded")
+            monkeypatch.setattr("fullft_assets.automation.alerts.attempts_of", lambda *_, attempt=attempt: [attempt])
+            self.tick(case, instance)
+        assert [(body["event"], body["title"]) for body in hook.bodies] == [
+            ("budget", "85% of retraining.max_hours_per_month = 100 are spent"),
+            ("budget", "100% of retraining.max_hours_per_month = 100 are spent"),
+        ]
+
+    def test_a_feed_that_stopped_is_sent_once_and_one_that_never_came_is_not(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.tick(case, instance)
+        instance.report_runless_asset_event(dg.AssetMaterialization(case.key("raw_documents"), partition="b1"))
+        self.tick(case, instance)
+        assert hook.bodies == []
+        now = time.time() + 1_001 * 3600
+        monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda: now)
+        self.tick(case, instance)
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["event"] == "feed_silent" and body["title"].endswith("for 1000 hours")
 
     def test_a_channel_that_is_down_keeps_the_cursor(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         self.run(case, instance, "model", fails)

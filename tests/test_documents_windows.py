@@ -176,6 +176,15 @@ def test_what_waited_is_cut_by_another_setting(feed: Feed) -> None:
     assert feed.cut() == [["b.jsonl"]]
 
 
+def test_personal_data_is_masked_as_in_examples(feed: Feed) -> None:
+    feed.project.configure(examples={"pii": "mask"}, monitoring={"path": f"data/{feed.project.name}/production"})
+    projects.write_rows(feed.project.production / "a.jsonl", [{"id": "1", "text": "Write to ann@example.com about it."}])
+    [window] = feed.look(whole=True).cut
+    made = documents.keep(feed.store, feed.project.use_case(), window.name, "window")
+    assert documents.RawMetadata.of(made).num_masked == 1
+    assert b"ann@example" not in (feed.store.folder(made) / "documents.parquet").read_bytes()
+
+
 def test_a_window_has_one_end() -> None:
     for wrong in ({}, {"rows": 300, "hours": 24}):
         with pytest.raises(ValidationError, match="give either rows or hours"):

@@ -340,6 +340,23 @@ def test_promote_and_roll_back(store):
     assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [("b", True), ("c", True)]
 
 
+def test_a_roll_back_beside_a_promotion_is_not_lost(store):
+    for name in "ab":
+        release.promote(store, "demo", champion(name))
+    beside = threading.Thread(target=release.rollback, args=(store, "demo"), kwargs={"reason": "worse", "by": "run"})
+
+    def meanwhile(_):
+        beside.start()
+        beside.join(0.2)
+        return True
+
+    assert release.promote(store, "demo", champion("c"), allowed=meanwhile)
+    beside.join()
+    state = release.read_state(store, "demo")
+    assert sorted([state.checkpoint, *(past.champion.checkpoint for past in state.history)]) == [champion(n).checkpoint for n in "abc"]
+    assert [past.rolled_back for past in state.history].count(True) == 1 and state.interventions[0].reason == "worse"
+
+
 def test_nothing_to_roll_back(store):
     with pytest.raises(GateError, match="demo: no champion was promoted yet"):
         release.rollback(store, "demo", reason="worse", by="run")

@@ -1,6 +1,7 @@
 """monitoring: production_documents [window]; with finetuned_checkpoint -> drift_report [window]; with later labels -> live_quality."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import dagster as dg
@@ -66,6 +67,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 settings=settings,
                 num_reference=case.settings.monitoring.reference_windows,
             )
+            history = replace(history, recent=monitoring.without_redelivered(store, production_documents, history.recent))
             inputs |= history.as_inputs() | _logged(case, store, production_documents)
             # The checkpoint determines its snapshot.
             digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}

@@ -9,7 +9,19 @@ from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRe
 from fullft_assets.monitoring.logged import LOG_CHECK, log_key, read_labels, read_log
 from fullft_assets.monitoring.metadata import DriftMetadata, ScaleMetadata
 from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSION, PredictionsMetadata, predictions_key
+from fullft_assets.monitoring.redelivery import is_read_by_another_window, without_redelivered
 from fullft_assets.monitoring.rendering import render_report, render_table
 from fullft_assets.monitoring.scale import FAMILIES, SCALE, Scale, Sums
 from fullft_assets.monitoring.thinning import independent_rows
-from fullft_assets.monitoring.verdict import ALARMED, CHECKS, VERSION, DriftVerdict, Status, check, insufficient, judge, key_settings
+from fullft_assets.monitoring.verdict import (
+    ALARMED,
+    CHECKS,
+    VERSION,
+    DriftVerdict,
+    Status,
+    check,
+    insufficient,
+    judge,
+    key_settings,
+    read_elsewhere,
+)

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from fullft_assets.monitoring.anytime import lower_bound, upper_bound
 from fullft_assets.monitoring.logged import read_labels
 from fullft_assets.monitoring.predictions import PREDICTIONS
+from fullft_assets.monitoring.redelivery import own_ids
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the counts or their metadata change.
-LIVE_VERSION = "1"
+LIVE_VERSION = "2"
 LIVE_CHECK = CheckSpec("live_accuracy_holds", "Accuracy on production documents that got a label is not below that at release.")
 #: The metric of single documents: any order and number of labels measures it.
 METRIC = "accuracy"
@@ -102,9 +103,17 @@ def measure(
     }
 
     def write(_: Draft) -> Outcome:
-        labels = labels_by_id(store, examples)
-        pairs = ((windows[name], made, chosen.get(name, ())) for name, made in predicted.items())
-        counts = count(labels, (document for each in pairs for document in _documents(store, *each)))
+        labels, last = labels_by_id(store, examples), _last_windows(store, {name: windows[name] for name in predicted})
+        counts = count(
+            labels,
+            (
+                document
+                for name, made in predicted.items()
+                for document in _documents(store, windows[name], made, chosen.get(name, ()))
+                # What was delivered again, as it is now: what was repaired is not what was damaged.
+                if document.id is None or last.get(document.id, name) == name
+            ),
+        )
         metadata = judge(counts, champion.ref, len(predicted), release, error)
         return metadata.as_dict(), [check(metadata)]
 
@@ -197,6 +206,17 @@ def check(found: LiveMetadata) -> CheckOutcome:
     if found.drop > 0:
         description += ". Label more documents like those of today, and deliver them"
     return CheckOutcome(name=LIVE_CHECK.name, passed=found.drop <= 0, severity="warn", description=description)
+
+
+def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, str]:
+    """Return the newest window of each document that has an id of its own."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, str] = {}
+    for name, window in windows.items():
+        table = pq.read_table(store.folder(window) / "documents.parquet", columns=["id", "source", "row"])
+        found.update(dict.fromkeys(filter(None, own_ids(table)), name))
+    return found
 
 
 def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]) -> Iterator[PredictedDocument]:

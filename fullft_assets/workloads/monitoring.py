@@ -116,7 +116,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related ones")
     with store.create(job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
         sums = None
-        if len(window.chosen) < settings.min_window_rows:
+        if monitoring.is_read_by_another_window(inputs["production_documents"]):
+            verdict = monitoring.read_elsewhere()
+        elif len(window.chosen) < settings.min_window_rows:
             num_not_answered = window.num_delivered - window.num_unreadable - len(window.texts)
             verdict = monitoring.insufficient(len(window.chosen), settings, num_not_answered)
         else:

@@ -1,0 +1,141 @@
+"""A delivery that was damaged and comes again, repaired or not: it is no second witness of a drift, and counts once for live quality."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from fullft_assets import documents, monitoring
+from fullft_assets.errors import DataError
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.monitoring import DriftMetadata, LiveMetadata, Scale
+from fullft_assets.resources import open_store
+from fullft_assets.store import Manifest, Store
+from fullft_assets.workloads import monitoring as workload
+from tests import project as projects
+from tests.manifests import drift
+from tests.test_live_quality import CASE, Live, snapshot_of
+from tests.test_monitoring import NUM_LABELS, WINDOW, draw, windows
+
+GOOD = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(40, skip=3_000)]
+BAD = [{**row, "text": row["text"][::-1]} for row in GOOD]
+
+
+class Feed:
+    """Production of a project, window by window, with a drift report of each that nobody read."""
+
+    def __init__(self, project: projects.Project):
+        project.configure(monitoring={"path": "data/letters/production"})
+        self.project, self.store, self.clock = project, Store(str(project.home / "store")), 1_000
+
+    def write(self, file: str, content: bytes | list[dict[str, Any]]) -> documents.Batch:
+        path = self.project.production / file
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            projects.write_rows(path, content)
+        self.clock += 10
+        os.utime(path, (self.clock, self.clock))
+        settings = self.project.use_case().settings.documents
+        return documents.cut_batches(self.store, CASE, self.project.production, settings, "window")[-1]
+
+    def keep(self, window: documents.Batch) -> Manifest:
+        return documents.keep(self.store, self.project.use_case(), window.name, "window")
+
+    def report(self, window: Manifest) -> Manifest:
+        with self.store.create(CASE, "drift_report", window.key[:8], version="1", seed=1) as draft:
+            return draft.commit(settings={}, inputs={}, metadata=drift("alarm", documents=window.ref))
+
+
+@pytest.fixture
+def feed(project: projects.Project) -> Feed:
+    return Feed(project)
+
+
+def without(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "counts"),
+    [
+        (BAD, GOOD, False),
+        (BAD, BAD, False),
+        (BAD, [*GOOD[:30], *({"id": f"n{n}", "text": f"another text {n}"} for n in range(10))], False),
+        (BAD[:20], [*GOOD[:9], *({"id": f"n{n}", "text": f"another text {n}"} for n in range(11))], True),
+        (without(BAD, "id"), without(BAD, "id"), False),
+        # Without ids, a text that comes again says nothing, nor does a row of the same number.
+        (without(BAD, "id"), [*without(BAD, "id")[1:], {"text": "another text"}], True),
+    ],
+    ids=["repaired", "as it was", "repaired with new rows", "few rows again", "as it was, without ids", "few new rows, without ids"],
+)
+def test_an_earlier_window_of_the_same_documents_is_no_witness(
+    feed: Feed, first: list[dict[str, Any]], again: list[dict[str, Any]], counts: bool
+) -> None:
+    earlier = feed.report(feed.keep(feed.write("monday.jsonl", first)))
+    later = feed.keep(feed.write("monday.jsonl", again))
+    assert monitoring.without_redelivered(feed.store, later, [earlier]) == ([earlier] if counts else [])
+
+
+def test_a_bad_delivery_that_comes_twice_does_not_confirm_itself() -> None:
+    rng = np.random.default_rng(8)
+    scale = Scale.fit(draw(np.random.default_rng(0), 600), NUM_LABELS)
+    usual = windows(scale, rng, 14)
+    bad = scale.sums(draw(rng, WINDOW, moved=6.0, share=0.5))
+    judged = [
+        monitoring.judge(bad, usual[:12], recent, monitoring_settings(), ["a", "b", "c"]) for recent in ([*usual[12:], bad], usual[12:])
+    ]
+    assert [verdict.status for verdict in judged] == ["confirmed", "alarm"]
+
+
+def monitoring_settings() -> Any:
+    from fullft_assets.settings import MonitoringSettings
+
+    return MonitoringSettings()
+
+
+def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_feed(feed: Feed) -> None:
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in GOOD).encode())
+    window = feed.write("monday.jsonl.gz", whole[:-20])
+    with pytest.raises(DataError, match=r"deliver it again"):
+        feed.keep(window)
+    later = feed.keep(feed.write("monday.jsonl.gz", whole))
+    earlier = feed.keep(window)
+    assert documents.RawMetadata.of(earlier).num_rows == 0 and documents.RawMetadata.of(later).num_rows == len(GOOD)
+    assert monitoring.is_read_by_another_window(earlier) and not monitoring.is_read_by_another_window(later)
+    job = Job(
+        case=CASE,
+        stage="drift_report",
+        key="k1",
+        project_root=str(feed.project.root),
+        store_url=feed.store.url,
+        settings=feed.project.use_case().settings,
+        inputs={"production_documents": earlier.ref},
+    )
+    workload.work(job, feed.store, Progress(silent=True))
+    made = feed.store.find(CASE, "drift_report", "k1")
+    assert made is not None and DriftMetadata.of(made).status == "insufficient_data"
+    assert made.checks[0].passed and "delivered again" in made.checks[0].description
+
+
+def test_live_quality_counts_a_document_as_it_was_delivered_last(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in project.env().items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        seen = Live(project, open_store(project.use_case(), instance))
+        rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(30, skip=2_000)]
+        seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:5])))
+        damaged = [{**row, "text": row["text"][::-1]} for row in rows[5:]]
+        seen.see("w0.jsonl", damaged, predicted=dict.fromkeys((row["id"] for row in rows), "no such label"))
+        seen.see("w1.jsonl", rows[5:], predicted={row["id"]: row["kind"] for row in rows})
+        seen.label("late.jsonl", rows[5:])
+        found = LiveMetadata.of(seen.measure(instance)[0])
+        assert found.num_windows == 2
+        assert 0 < found.num_right == found.num_labelled <= 25
