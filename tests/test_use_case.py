@@ -237,6 +237,15 @@ ONE_MISTAKE = {
         "13: launcher.network_isolation: not possible, because the container itself reads and writes the store on S3; use launcher.subnets "
         "without a way to the internet (launcher.network_isolation is true)",
     ),
+    "training as a Processing Job": (
+        SAGEMAKER + "    jobs: processing\n",
+        "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section of compute "
+        "(launcher.jobs is processing)",
+    ),
+    "documents that no container can read": (
+        SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
+        "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read themselves (compute.ingestion is a section)",
+    ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
         "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",

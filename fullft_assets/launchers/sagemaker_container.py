@@ -1,9 +1,9 @@
-"""The first process of a container of a SageMaker Training Job: one for each host of the job.
+"""The first process of a container of a SageMaker job: one for each host of the job.
 
-`python -m fullft_assets.launchers.sagemaker_container` reads what the launcher asked for (hyperparameters.json) and which hosts share the
-work (resourceconfig.json), supervises the workload, with torchrun where several processes share it, and writes why it failed to
-`output/failure`. SageMaker shows that line in the job's `FailureReason`. SIGTERM is passed on: a stop, a spot interruption, or the time
-limit of the job.
+`python -m fullft_assets.launchers.sagemaker_container [PART...]` reads what the launcher asked for (hyperparameters.json of a Training Job, else
+the parts of a JSON object that are the arguments of a Processing Job) and which hosts share the work (resourceconfig.json), supervises the
+workload, with torchrun where several processes share it, and writes why it failed to `output/failure`, or `output/message`. SageMaker shows
+that line as the job's `FailureReason`, or `ExitMessage`. SIGTERM is passed on: a stop, a spot interruption, or the time limit of the job.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ _MAX_CHARACTERS = 900  # of 1,024 characters that a FailureReason has
 def main() -> int:
     """Run this host's share of the workload and return the exit code."""
     root = Path(os.environ.get(ROOT, "/opt/ml"))
-    asked = json.loads((root / "input/config/hyperparameters.json").read_text())
-    hosts, host = _hosts(json.loads((root / "input/config/resourceconfig.json").read_text()))
+    parts = [part for part in sys.argv[1:] if part != "train"]  # which SageMaker gives a Training Job
+    config, failure = (root / "config", root / "output/message") if parts else (root / "input/config", root / "output/failure")
+    asked = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
+    hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
     code, status = EXIT_FIXABLE, wrong_version(asked["version"]) or missing_gpus(int(asked["gpus"]), _OTHERWISE)
     if status is None:
         code, status = _run(asked, hosts, host)
@@ -46,9 +48,9 @@ def main() -> int:
         line = f"{reason[:_MAX_CHARACTERS]} [{status.failure}]"
         print(line, file=sys.stderr, flush=True)
         try:
-            (root / "output/failure").write_text(line)
+            failure.write_text(line)
         except OSError as error:  # an image whose user may not write there
-            print(f"{root}/output/failure cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+            print(f"{failure} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
     print(f"{LAST_LINE} exit code {code}", flush=True)
     return code
 
