@@ -1,13 +1,15 @@
 """Amazon SageMaker's Training Jobs, Processing Jobs and CloudWatch Logs on this machine: requests are checked as AWS checks them, and containers really run.
 
 A container is a process of this machine under the variables and folders that SageMaker gives: `FULLFT_OPT_ML` names its /opt/ml, and
-/tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a registry: the image is this environment.
+/tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a registry: the image is this environment. A container that is
+isolated has neither a network, where this machine lets one be taken away, nor an address or credentials of the bucket.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import threading
@@ -17,7 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec.core
+
 from tests.aws_double import AwsDouble, Refused
+
+#: Start of a command that has no network, where the kernel and this user's rights allow that.
+_WITHOUT_NETWORK = ["unshare", "--map-root-user", "--net"] if os.system("unshare --map-root-user --net true 2> /dev/null") == 0 else []
 
 
 @dataclass
@@ -44,6 +51,11 @@ class TrainingJob:
     @property
     def num_instances(self) -> int:
         return self.request["ResourceConfig"]["InstanceCount"]
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """Where each channel's files come from, by its name."""
+        return {each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in self.request.get("InputDataConfig", [])}
 
     @property
     def command(self) -> list[str]:
@@ -224,8 +236,14 @@ class SageMaker(AwsDouble):
             )
             job.enter("Failed", "Failed")
             return
+        empty = [channel for channel, uri in job.channels.items() if not _names(uri)]
+        if empty:
+            job.reason = f"ClientError: Data download failed: No S3 objects found under S3 URL for channel {empty[0]}"
+            job.enter("Failed", "Failed")
+            return
         while True:
             codes = self._run_containers(name, job)
+            self._upload(name, job)
             job.ended = time.time()
             if job.wanted == "Interrupted" and self.spot_returns:
                 job.wanted = None
@@ -265,10 +283,28 @@ class SageMaker(AwsDouble):
         root = self._opt_ml(name, job.num_starts, number)
         job.write_config(root, {"current_host": hosts[number], "hosts": hosts[::-1], "network_interface_name": "lo"})
         (root / "tmp").mkdir()
+        for channel, uri in job.channels.items():
+            _download(uri, root / "input/data" / channel)
+        if "CheckpointConfig" in job.request:
+            assert job.request["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
+            _download(job.request["CheckpointConfig"]["S3Uri"], root / "checkpoints")
         given = {key: f"{root}/tmp" if value == "/tmp/fullft" else value for key, value in job.request.get("Environment", {}).items()}
         own = {"AWS_REGION": "us-east-1", "FULLFT_OPT_ML": str(root)}
         own |= {"TRAINING_JOB_NAME": name} if _kind(job) == "Training" else {}
-        return self.start_container(job.command, {**given, **own}, f"{name}/algo-{number + 1}-{int(time.time() * 1000)}")
+        command, stream = job.command, f"{name}/algo-{number + 1}-{int(time.time() * 1000)}"
+        if job.request.get("EnableNetworkIsolation"):
+            own |= {name: "" for name in self.environment if name.startswith("AWS_")} | {"AWS_EC2_METADATA_DISABLED": "true"}
+            command = [*_WITHOUT_NETWORK, *command]
+        return self.start_container(command, {**given, **own}, stream)
+
+    def _upload(self, name: str, job: TrainingJob) -> None:
+        """Save what a container has left: checkpoints, and what it has in /opt/ml/model where that is not to be packed."""
+        root = self._opt_ml(name, job.num_starts, 0)
+        if "CheckpointConfig" in job.request:
+            _upload(root / "checkpoints", job.request["CheckpointConfig"]["S3Uri"])
+        output = job.request.get("OutputDataConfig", {})
+        if output.get("CompressionType") == "NONE":
+            _upload(root / "model", f"{output['S3OutputPath']}/{name}/output/model")
 
     def _end_containers(self, job: TrainingJob, why: str) -> None:
         job.wanted = why
@@ -276,6 +312,37 @@ class SageMaker(AwsDouble):
 
     def _opt_ml(self, name: str, start: int, number: int) -> Path:
         return self.folder / name / str(start) / f"algo-{number + 1}"
+
+
+def _names(uri: str) -> list[str]:
+    files, path = _bucket(uri)
+    return files.find(path)
+
+
+def _download(uri: str, folder: Path) -> None:
+    """Copy what is below a prefix, for reading alone where it is an input."""
+    files, path = _bucket(uri)
+    folder.mkdir(parents=True)
+    for name in files.find(path):
+        target = folder / name.removeprefix(path.rstrip("/") + "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(name, str(target))
+        if "input" in folder.parts:
+            target.chmod(0o444)
+
+
+def _upload(folder: Path, uri: str) -> None:
+    """Copy all files to a prefix, in no order of ours; a link is followed, as SageMaker does."""
+    files, path = _bucket(uri)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            files.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+
+
+def _bucket(uri: str) -> tuple[Any, str]:
+    files, path = fsspec.core.url_to_fs(uri)
+    files.invalidate_cache()
+    return files, path
 
 
 def _kind(job: TrainingJob) -> str:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 from probe_workloads.definitions import probe_job
 
-from fullft_assets.errors import WorkloadError
+from fullft_assets.errors import StoreError, WorkloadError
+from fullft_assets.jobs import Job
 from fullft_assets.launchers import Launcher, LaunchSpec, sagemaker
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
@@ -190,6 +191,52 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
     assert launcher(instance_type="ml.g5.xlarge").hourly_usd(PlanningSettings(), 1) == 1.006
     assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) is None
+
+
+class TestNetworkIsolation:
+    """The container has neither a network nor the bucket's address and credentials."""
+
+    @pytest.fixture
+    def job(self, url: str, service: SageMaker) -> Job:
+        store = Store(url)
+        with store.create("probe", "given", "k1", version="1", seed=0) as draft:
+            (draft.path / "question.txt").write_text("6 * 7 =")
+            given = draft.commit(settings={}, inputs={}, metadata={})
+        return probe_job(Path("/nowhere"), "reads", url)[0].model_copy(update={"inputs": {"given": given.ref}})
+
+    def test_inputs_come_by_channels_and_what_it_wrote_is_found_in_the_store(self, service, url, job):
+        store = Store(url)
+        failure, messages = run_probe(launcher(network_isolation=True), job, store)
+        assert failure is None and "reading the input" in messages
+        made = store.find("probe", "reads", "k1")
+        assert made is not None and made.metadata["store"].endswith("/model")
+        assert (store.folder(made) / "answer.txt").read_text() == "6 * 7 = 42"
+        (created,) = service.jobs.values()
+        assert created.request["EnableNetworkIsolation"] and created.request["OutputDataConfig"]["CompressionType"] == "NONE"
+        assert [each["InputMode"] for each in created.request["InputDataConfig"]] == ["FastFile", "File"]
+        assert created.channels == {"store": f"{url}/probe/", "job": f"{url}/jobs/probe/reads/k1/"}
+        assert created.request["CheckpointConfig"]["S3Uri"] == f"{url}/checkpoints/probe/reads/k1/sagemaker"
+        assert launcher(network_isolation=True).poll(recorded(url).name_in(store)).state == "succeeded", "there is nothing left to move"
+        assert not store.names("sagemaker") and not store.names("checkpoints"), "what was brought to its place is in one place"
+        assert [each.stage for each in store.artifacts("probe", "given")] == ["given"], "an input is not written again"
+
+    def test_why_it_failed_arrives_and_nothing_of_it_counts(self, service, url, job):
+        failure, _ = run_probe(launcher(network_isolation=True), job.model_copy(update={"stage": "refuses"}), Store(url))
+        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+        assert Store(url).find("probe", "refuses", "k1") is None
+
+    @pytest.mark.parametrize("changes", [{"nodes": 2, "processes": 2}, {"jobs": "processing"}])
+    def test_several_instances_and_processing_jobs_are_refused(self, changes):
+        with pytest.raises(ValueError, match="needs nodes: 1 and jobs: training"):
+            launcher(network_isolation=True, **changes)
+
+    def test_a_file_that_leads_out_of_the_use_case_is_not_taken(self, url, service):
+        store = Store(url)
+        for name in ("other_case/a/manifest.json", "pointers/champion.json"):
+            store.write_bytes(f"sagemaker/j/output/model/{name}", b"{}")
+            with pytest.raises(StoreError, match="is no file of the use case probe; delete it"):
+                store.adopt("sagemaker/j/output/model", "probe")
+            store.remove("sagemaker")
 
 
 PROCESSING = {"jobs": "processing", "instance_type": "ml.m5.xlarge"}
@@ -400,6 +447,20 @@ class TestTraining:
         cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
         longer = {"training": {"epochs": 3}}
         there = train(launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer)
+        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
+        assert "resuming at step " in capfd.readouterr().out
+        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
+
+    @pytest.mark.long
+    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
+    def test_without_a_network_the_second_attempt_resumes_from_what_sagemaker_saved(self, train, prepared, service, capfd):
+        def interrupt() -> None:
+            wait_for(lambda: any(service.folder.glob("*/1/algo-1/checkpoints/**/checkpoint-*")), "a checkpoint is written")
+            service.interrupt(next(iter(service.jobs)))
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        longer = {"training": {"epochs": 3}}
+        there = train(launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer)
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)

@@ -20,16 +20,21 @@ from fullft_assets.launchers import aws
 from fullft_assets.launchers.aws import AwsLauncher, Exists, Missing
 from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
 from fullft_assets.launchers.machine import REACHED_LIMIT
-from fullft_assets.launchers.sagemaker_container import VARIABLES
+from fullft_assets.launchers.sagemaker_container import CHECKPOINTS, JOB_CHANNEL, STORE_CHANNEL, VARIABLES
 from fullft_assets.settings import SageMakerLauncherSettings
+from fullft_assets.store import checkpoints_ref
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fullft_assets.settings import PlanningSettings
 
 #: Most characters of a hyperparameter, and of an argument of a container.
 _PART, _ARGUMENT = 2500, 256
 #: Longest time of a job, by its kind.
 _MAX_SECONDS = {"training": 28 * 86_400, "processing": 9 * 86_400}
+#: Folder of a store with what SageMaker itself writes, and the folder of a job in it that has what its container left in /opt/ml/model.
+_FOLDER, _SAVED = "sagemaker", "output/model"
 #: A stopped container has 120 s; then SageMaker saves its outputs.
 _STOP_SECONDS = 300.0
 #: States before the container runs.
@@ -83,9 +88,24 @@ class SageMakerLauncher(AwsLauncher):
         time.sleep(wait_seconds)
         job = self._describe(name)
         status = Status("gone") if job is None else _status(job)
+        if job is not None and status.state == "succeeded" and job.get("EnableNetworkIsolation"):
+            self._adopt(job)
         if job is not None and status.is_over and f"{self._kind}StartTime" in job:
             self._ended.add(name)
         return status
+
+    def _adopt(self, job: dict[str, Any]) -> None:
+        """Move what an isolated container wrote to its place in the store, and remove its checkpoints; nothing where that was done before."""
+        from fullft_assets.jobs import read_job
+
+        try:
+            written = read_job(_job_uri(json.loads(_asked(job)["job"])))
+            store = written.open_store()
+            # Not those of a later attempt, if this one was looked at before.
+            if store.adopt(f"{_FOLDER}/{job['TrainingJobName']}/{_SAVED}", written.case):
+                store.remove(_checkpoints(written.case, written.stage, written.key))
+        except OSError as error:
+            raise Unreachable(f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}") from None
 
     def stop(self, name: str) -> None:
         """Stop a job, if it runs, and wait for its end. SageMaker keeps its description."""
@@ -143,7 +163,7 @@ class SageMakerLauncher(AwsLauncher):
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
             "Tags": [{"Key": key, "Value": value} for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()],
         }
-        output = _output(spec)
+        output = f"{_place_of(spec)[0]}/{_FOLDER}"
         if settings.jobs == "processing":  # which reads and writes the store itself: SageMaker has nothing to fetch or to save
             text = json.dumps(asked)
             arguments = [text[first : first + _ARGUMENT] for first in range(0, len(text), _ARGUMENT)]
@@ -154,13 +174,30 @@ class SageMakerLauncher(AwsLauncher):
             }
         if settings.spot:
             request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + math.ceil(settings.max_wait_hours * 3600)
+        saved = {"S3OutputPath": output} | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {})
+        isolated: dict[str, Any] = {}
+        if settings.network_isolation:
+            store, place = _place_of(spec)
+            case, stage, key, _ = place.split("/")
+            isolated = {
+                "EnableNetworkIsolation": True,
+                "InputDataConfig": [
+                    # Of the whole use case, since artifacts name others; what nobody opens is not fetched.
+                    _channel(STORE_CHANNEL, f"{store}/{case}/", "FastFile"),
+                    _channel(JOB_CHANNEL, f"{store}/jobs/{case}/{stage}/{key}/", "File"),
+                ],
+                # The same for each attempt, so that the next one finds them.
+                "CheckpointConfig": {"S3Uri": f"{store}/{_checkpoints(case, stage, key)}", "LocalPath": CHECKPOINTS},
+            }
+            saved["CompressionType"] = "NONE"
         algorithm = {"TrainingImage": settings.image, "TrainingInputMode": "File", "ContainerEntrypoint": entry}
         return request | network | encryption | {
             "AlgorithmSpecification": algorithm,
             "HyperParameters": asked,
             "ResourceConfig": resources,
-            "OutputDataConfig": {"S3OutputPath": output} | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}),
+            "OutputDataConfig": saved,
             "EnableManagedSpotTraining": settings.spot,
+            **isolated,
         }  # fmt: skip
 
     def _asked(self, spec: LaunchSpec, nodes: int) -> dict[str, str]:
@@ -196,14 +233,33 @@ class SageMakerLauncher(AwsLauncher):
             return None
 
 
-def _output(spec: LaunchSpec) -> str:
-    """Return where SageMaker puts what it saves of a container, of which we use nothing: beside the store's own folders."""
-    uri = spec.job[spec.job.index("--job") + 1]
+def _job_uri(job: Sequence[str]) -> str:
+    return job[job.index("--job") + 1]
+
+
+def _place_of(spec: LaunchSpec) -> tuple[str, str]:
+    """Return the URI of the store, and the place of the job file among its jobs: case/stage/key/file.
+
+    Raises:
+        WorkloadError: SageMaker cannot reach the store.
+    """
+    uri = _job_uri(spec.job)
     if not uri.startswith("s3://"):
         raise WorkloadError(
             f"launcher.kind: sagemaker needs a store on S3, which {uri} is not; set `store` to s3://bucket/prefix", "settings"
         )
-    return f"{uri.rsplit('/jobs/', 1)[0]}/sagemaker"
+    store, _, place = uri.rpartition("/jobs/")
+    return store, place
+
+
+def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
+    source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
+
+
+def _checkpoints(case: str, stage: str, key: str) -> str:
+    """Return where SageMaker keeps a copy of an isolated container's checkpoints: beside those that other trainings upload themselves."""
+    return f"{checkpoints_ref(case, stage, key)}/{_FOLDER}"
 
 
 def _asked(job: dict[str, Any]) -> dict[str, str]:

@@ -316,7 +316,8 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     )
     network_isolation: bool = Field(
         default=False,
-        description="Not possible: the container reads and writes the store itself. Use `subnets` without a way to the internet.",
+        description="Whether containers reach no network at all, the store neither: SageMaker mounts it for them to read and saves what they write. "
+        "One instance, and Training Jobs alone.",
     )
     volume_kms_key: str | None = Field(
         default=None,
@@ -344,6 +345,13 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
                 raise ValueError(f"{name}: a variable of a Processing Job has {_PROCESSING_CHARACTERS} characters at most")
         return _without_secret(environment, "give launcher.role_arn the right to what it opens")
 
+    @field_validator("network_isolation")
+    @classmethod
+    def _is_of_one_training_job(cls, is_isolated: bool, info: ValidationInfo) -> bool:
+        if is_isolated and (info.data.get("jobs") == "processing" or info.data.get("nodes", 1) > 1):
+            raise ValueError("needs nodes: 1 and jobs: training; set it to false in this section, or change them")
+        return is_isolated
+
     @model_validator(mode="after")
     def _ends_in_time(self) -> SageMakerLauncherSettings:
         if self.jobs == "processing" and self.max_hours is not None and self.max_hours > _PROCESSING_HOURS:
@@ -365,15 +373,6 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
         if processes % nodes:
             raise ValueError(f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many")
         return nodes
-
-    @field_validator("network_isolation")
-    @classmethod
-    def _reaches_the_store(cls, is_isolated: bool) -> bool:
-        if is_isolated:
-            raise ValueError(
-                "not possible, because the container itself reads and writes the store on S3; use launcher.subnets without a way to the internet"
-            )
-        return is_isolated
 
 
 class EcsLauncherSettings(AwsLauncherSettings):
