@@ -1,13 +1,15 @@
-"""Amazon SageMaker's Training Jobs and CloudWatch Logs on this machine: requests are checked as AWS checks them, and containers really run.
+"""Amazon SageMaker's Training Jobs, Processing Jobs and CloudWatch Logs on this machine: requests are checked as AWS checks them, and containers really run.
 
 A container is a process of this machine under the variables and folders that SageMaker gives: `FULLFT_OPT_ML` names its /opt/ml, and
-/tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a registry: the image is this environment.
+/tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a registry: the image is this environment. A container that is
+isolated has neither a network, where this machine lets one be taken away, nor an address or credentials of the bucket.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import threading
@@ -17,7 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec.core
+
 from tests.aws_double import AwsDouble, Refused
+
+#: Start of a command that has no network, where the kernel and this user's rights allow that.
+_WITHOUT_NETWORK = ["unshare", "--map-root-user", "--net"] if os.system("unshare --map-root-user --net true 2> /dev/null") == 0 else []
 
 
 @dataclass
@@ -40,6 +47,85 @@ class TrainingJob:
     def enter(self, secondary: str, status: str | None = None) -> None:
         self.secondary, self.status = secondary, status or self.status
         self.transitions.append({"Status": secondary, "StartTime": time.time()})
+
+    @property
+    def num_instances(self) -> int:
+        return self.request["ResourceConfig"]["InstanceCount"]
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """Where each channel's files come from, by its name."""
+        return {each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in self.request.get("InputDataConfig", [])}
+
+    @property
+    def command(self) -> list[str]:
+        program = self.request["AlgorithmSpecification"]
+        return [*program["ContainerEntrypoint"], *program.get("ContainerArguments", ["train"])]
+
+    def write_config(self, root: Path, resources: dict[str, Any]) -> None:
+        """Write what the container of a host finds below /opt/ml."""
+        for path in ("input/config", "output/data", "model"):
+            (root / path).mkdir(parents=True)
+        (root / "input/config/resourceconfig.json").write_text(json.dumps(resources))
+        (root / "input/config/hyperparameters.json").write_text(json.dumps(self.request.get("HyperParameters", {})))
+
+    def fail(self, root: Path, code: int) -> None:
+        """Say why the container of a host failed."""
+        said = root / "output/failure"
+        self.reason = f"AlgorithmError: {said.read_text() if said.exists() else ''}, exit code: {code}"
+
+    def described(self, name: str) -> dict[str, Any]:
+        """Return what is said of it beside its request."""
+        times = {"TrainingStartTime": self.started, "TrainingEndTime": self.ended}
+        seconds = None if self.started is None or self.ended is None else max(1, round(self.ended - self.started))
+        return {key: value for key, value in times.items() if value is not None} | {
+            "TrainingJobArn": _arn("training", name),
+            "ModelArtifacts": {"S3ModelArtifacts": ""},
+            "TrainingJobStatus": self.status,
+            "SecondaryStatus": self.secondary,
+            "SecondaryStatusTransitions": self.transitions,
+            **({"FailureReason": self.reason[:1024]} if self.reason else {}),
+            **({} if seconds is None else {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds}),
+        }  # fmt: skip
+
+
+@dataclass
+class ProcessingJob(TrainingJob):
+    """A Processing Job: other folders, other fields, and no states within `InProgress`."""
+
+    message: str = ""
+
+    @property
+    def num_instances(self) -> int:
+        return self.request["ProcessingResources"]["ClusterConfig"]["InstanceCount"]
+
+    @property
+    def command(self) -> list[str]:
+        program = self.request["AppSpecification"]
+        return [*program["ContainerEntrypoint"], *program.get("ContainerArguments", [])]
+
+    def write_config(self, root: Path, resources: dict[str, Any]) -> None:
+        for path in ("config", "output"):
+            (root / path).mkdir(parents=True)
+        (root / "config/resourceconfig.json").write_text(json.dumps(resources))
+        (root / "config/processingjobconfig.json").write_text(json.dumps(self.request))
+
+    def fail(self, root: Path, code: int) -> None:
+        said = root / "output/message"
+        self.message = said.read_text() if said.exists() else ""
+        self.reason = f"AlgorithmError: See job logs for more information, exit code: {code}"
+
+    def described(self, name: str) -> dict[str, Any]:
+        found = {
+            "ProcessingStartTime": self.started,
+            "ProcessingEndTime": self.ended,
+            "ExitMessage": self.message[:1024],
+            "FailureReason": self.reason[:1024],
+        }
+        return {key: value for key, value in found.items() if value} | {
+            "ProcessingJobArn": _arn("processing", name),
+            "ProcessingJobStatus": self.status,
+        }
 
 
 class SageMaker(AwsDouble):
@@ -74,49 +160,73 @@ class SageMaker(AwsDouble):
         self.jobs[name] = job = TrainingJob(request, time.time())
         job.enter("Starting")
         threading.Thread(target=self._run, args=(name, job), daemon=True).start()
-        return {"TrainingJobArn": _arn(name)}
+        return {"TrainingJobArn": _arn("training", name)}
+
+    def _CreateProcessingJob(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["ProcessingJobName"]
+        if name in self.jobs:
+            raise Refused(
+                "ResourceInUse", "Job name must be unique within an AWS account and region, and one with this name already exists"
+            )
+        self.jobs[name] = job = ProcessingJob(request, time.time())
+        threading.Thread(target=self._run, args=(name, job), daemon=True).start()
+        return {"ProcessingJobArn": _arn("processing", name)}
 
     def _DescribeTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        job = self._job(request)
-        given = {key: value for key, value in job.request.items() if key != "Tags"}
-        times = {"TrainingStartTime": job.started, "TrainingEndTime": job.ended}
-        seconds = None if job.started is None or job.ended is None else max(1, round(job.ended - job.started))
-        return given | {key: value for key, value in times.items() if value is not None} | {
-            "TrainingJobArn": _arn(request["TrainingJobName"]),
-            "ModelArtifacts": {"S3ModelArtifacts": ""},
-            "TrainingJobStatus": job.status,
-            "SecondaryStatus": job.secondary,
-            "SecondaryStatusTransitions": job.transitions,
-            "CreationTime": job.created,
-            **({"FailureReason": job.reason[:1024]} if job.reason else {}),
-            **({} if seconds is None else {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds}),
-        }  # fmt: skip
+        return self._describe(request, "Training")
+
+    def _DescribeProcessingJob(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._describe(request, "Processing")
 
     def _StopTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        job = self._job(request)
+        return self._stop(request, "Training")
+
+    def _StopProcessingJob(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._stop(request, "Processing")
+
+    def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._list(request, "Training")
+
+    def _ListProcessingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._list(request, "Processing")
+
+    def _describe(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
+        job = self._job(request, kind)
+        given = {key: value for key, value in job.request.items() if key != "Tags"}
+        return given | job.described(request[f"{kind}JobName"]) | {"CreationTime": job.created}
+
+    def _stop(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
+        job = self._job(request, kind)
         if job.status != "InProgress":
-            raise Refused("ValidationException", f"The request was rejected because the training job is in status {job.status}.")
+            raise Refused("ValidationException", f"The request was rejected because the {kind.lower()} job is in status {job.status}.")
         job.enter("Stopping", "Stopping")
         self._end_containers(job, "Stopped")
         return {}
 
-    def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = sorted(name for name in self.jobs if request.get("NameContains", "") in name)
+    def _list(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
+        names = sorted(name for name, job in self.jobs.items() if request.get("NameContains", "") in name and _kind(job) == kind)
         first, count = int(request.get("NextToken", 0)), request.get("MaxResults", 10)
         found = [
-            {"TrainingJobName": name, "TrainingJobArn": _arn(name), "CreationTime": self.jobs[name].created, "TrainingJobStatus": self.jobs[name].status}
+            {
+                f"{kind}JobName": name,
+                f"{kind}JobArn": _arn(kind.lower(), name),
+                "CreationTime": self.jobs[name].created,
+                f"{kind}JobStatus": self.jobs[name].status,
+            }
             for name in names[first : first + count]
-        ]  # fmt: skip
-        return {"TrainingJobSummaries": found, **({"NextToken": str(first + count)} if first + count < len(names) else {})}
+        ]
+        return {f"{kind}JobSummaries": found, **({"NextToken": str(first + count)} if first + count < len(names) else {})}
 
     def interrupt(self, name: str) -> None:
         """Take the spot instances of a job away."""
         self._end_containers(self.jobs[name], "Interrupted")
 
-    def _job(self, request: dict[str, Any]) -> TrainingJob:
-        if request["TrainingJobName"] not in self.jobs:
-            raise Refused("ValidationException", "Requested resource not found.")
-        return self.jobs[request["TrainingJobName"]]
+    def _job(self, request: dict[str, Any], kind: str) -> TrainingJob:
+        job = self.jobs.get(request[f"{kind}JobName"])
+        if job is None or _kind(job) != kind:
+            code = "ValidationException" if kind == "Training" else "ResourceNotFound"
+            raise Refused(code, "Requested resource not found.")
+        return job
 
     def _run(self, name: str, job: TrainingJob) -> None:
         if self.num_without_capacity > 0:
@@ -126,8 +236,14 @@ class SageMaker(AwsDouble):
             )
             job.enter("Failed", "Failed")
             return
+        empty = [channel for channel, uri in job.channels.items() if not _names(uri)]
+        if empty:
+            job.reason = f"ClientError: Data download failed: No S3 objects found under S3 URL for channel {empty[0]}"
+            job.enter("Failed", "Failed")
+            return
         while True:
             codes = self._run_containers(name, job)
+            self._upload(name, job)
             job.ended = time.time()
             if job.wanted == "Interrupted" and self.spot_returns:
                 job.wanted = None
@@ -140,16 +256,13 @@ class SageMaker(AwsDouble):
             job.enter({"Interrupted": "MaxWaitTimeExceeded"}.get(job.wanted, job.wanted), "Stopped")
         elif any(codes):
             first = next(number for number, code in enumerate(codes) if code)
-            said = self._opt_ml(name, job.num_starts, first) / "output/failure"
-            code = codes[first] if codes[first] >= 0 else 128 - codes[first]
-            job.reason = f"AlgorithmError: {said.read_text() if said.exists() else ''}, exit code: {code}"
+            job.fail(self._opt_ml(name, job.num_starts, first), codes[first] if codes[first] >= 0 else 128 - codes[first])
             job.enter("Failed", "Failed")
         else:
             job.enter("Completed", "Completed")
 
     def _run_containers(self, name: str, job: TrainingJob) -> list[int]:
-        resources = job.request["ResourceConfig"]
-        hosts = self.host_names(resources["InstanceCount"])
+        hosts = self.host_names(job.num_instances)
         job.num_starts += 1
         job.started = job.started or time.time()
         job.enter("Training")
@@ -168,16 +281,30 @@ class SageMaker(AwsDouble):
 
     def _start(self, name: str, job: TrainingJob, hosts: list[str], number: int) -> subprocess.Popen[str]:
         root = self._opt_ml(name, job.num_starts, number)
-        for path in ("input/config", "output/data", "model", "tmp"):
-            (root / path).mkdir(parents=True)
-        config = {"current_host": hosts[number], "hosts": hosts[::-1], "network_interface_name": "lo"}
-        (root / "input/config/resourceconfig.json").write_text(json.dumps(config))
-        (root / "input/config/hyperparameters.json").write_text(json.dumps(job.request.get("HyperParameters", {})))
+        job.write_config(root, {"current_host": hosts[number], "hosts": hosts[::-1], "network_interface_name": "lo"})
+        (root / "tmp").mkdir()
+        for channel, uri in job.channels.items():
+            _download(uri, root / "input/data" / channel)
+        if "CheckpointConfig" in job.request:
+            assert job.request["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
+            _download(job.request["CheckpointConfig"]["S3Uri"], root / "checkpoints")
         given = {key: f"{root}/tmp" if value == "/tmp/fullft" else value for key, value in job.request.get("Environment", {}).items()}
-        own = {"AWS_REGION": "us-east-1", "TRAINING_JOB_NAME": name, "FULLFT_OPT_ML": str(root)}
-        program = job.request["AlgorithmSpecification"]
-        command = [*program["ContainerEntrypoint"], *program.get("ContainerArguments", ["train"])]
-        return self.start_container(command, {**given, **own}, f"{name}/algo-{number + 1}-{int(time.time() * 1000)}")
+        own = {"AWS_REGION": "us-east-1", "FULLFT_OPT_ML": str(root)}
+        own |= {"TRAINING_JOB_NAME": name} if _kind(job) == "Training" else {}
+        command, stream = job.command, f"{name}/algo-{number + 1}-{int(time.time() * 1000)}"
+        if job.request.get("EnableNetworkIsolation"):
+            own |= {name: "" for name in self.environment if name.startswith("AWS_")} | {"AWS_EC2_METADATA_DISABLED": "true"}
+            command = [*_WITHOUT_NETWORK, *command]
+        return self.start_container(command, {**given, **own}, stream)
+
+    def _upload(self, name: str, job: TrainingJob) -> None:
+        """Save what a container has left: checkpoints, and what it has in /opt/ml/model where that is not to be packed."""
+        root = self._opt_ml(name, job.num_starts, 0)
+        if "CheckpointConfig" in job.request:
+            _upload(root / "checkpoints", job.request["CheckpointConfig"]["S3Uri"])
+        output = job.request.get("OutputDataConfig", {})
+        if output.get("CompressionType") == "NONE":
+            _upload(root / "model", f"{output['S3OutputPath']}/{name}/output/model")
 
     def _end_containers(self, job: TrainingJob, why: str) -> None:
         job.wanted = why
@@ -187,5 +314,40 @@ class SageMaker(AwsDouble):
         return self.folder / name / str(start) / f"algo-{number + 1}"
 
 
-def _arn(name: str) -> str:
-    return f"arn:aws:sagemaker:us-east-1:111122223333:training-job/{name}"
+def _names(uri: str) -> list[str]:
+    files, path = _bucket(uri)
+    return files.find(path)
+
+
+def _download(uri: str, folder: Path) -> None:
+    """Copy what is below a prefix, for reading alone where it is an input."""
+    files, path = _bucket(uri)
+    folder.mkdir(parents=True)
+    for name in files.find(path):
+        target = folder / name.removeprefix(path.rstrip("/") + "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(name, str(target))
+        if "input" in folder.parts:
+            target.chmod(0o444)
+
+
+def _upload(folder: Path, uri: str) -> None:
+    """Copy all files to a prefix, in no order of ours; a link is followed, as SageMaker does."""
+    files, path = _bucket(uri)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            files.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+
+
+def _bucket(uri: str) -> tuple[Any, str]:
+    files, path = fsspec.core.url_to_fs(uri)
+    files.invalidate_cache()
+    return files, path
+
+
+def _kind(job: TrainingJob) -> str:
+    return "Processing" if isinstance(job, ProcessingJob) else "Training"
+
+
+def _arn(kind: str, name: str) -> str:
+    return f"arn:aws:sagemaker:us-east-1:111122223333:{kind}-job/{name}"

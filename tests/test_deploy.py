@@ -224,14 +224,22 @@ class TestAws:
         self, service: str, with_them: set[str], of_everything: list[str]
     ) -> None:
         code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
-        asked = {f"{api}:{name.title().replace('_', '')}" for api, name in re.findall(r'\.ask\("(\w+)", "(\w+)"', code)}
+        found = re.findall(r'\.ask\("(\w+)", f?"([\w{}.]+)"', code)
+        kinds = ("training", "processing")  # of SageMaker's jobs
+        named = {(api, name.replace("{self.settings.jobs}", kind)) for api, name in found for kind in kinds}
+        asked = {f"{api}:{name.title().replace('_', '')}" for api, name in named}
         statements = policies(service)["LauncherPolicy"]
         allowed = {action for s in statements.values() for action in s["Action"]}
         assert asked | with_them == allowed and len(asked) > 5
         assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == of_everything
 
-    def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(self, sagemaker: Policies) -> None:
-        condition = sagemaker["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
+    @pytest.mark.parametrize(
+        ("sid", "keys"), [("LaunchInThisNetworkWithTheseKeys", {"sagemaker:OutputKmsKey"}), ("ProcessInThisNetwork", set())]
+    )
+    def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(
+        self, sagemaker: Policies, sid: str, keys: set[str]
+    ) -> None:
+        condition = sagemaker["LauncherPolicy"][sid]["Condition"]
         lists = condition["ForAllValues:StringEquals"]
         assert (
             lists.keys()
@@ -240,7 +248,7 @@ class TestAws:
         )
         assert not any(condition["Null"].values()), "a list that is not given has to be refused as well"
         assert condition["Bool"] == {"sagemaker:InterContainerTrafficEncryption": True}
-        assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
+        assert condition.get("StringEquals", {}).keys() == keys
         assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
 
     def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: Policies) -> None:
@@ -251,6 +259,15 @@ class TestAws:
             sid for sid, s in statements.items() if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
         ]
         assert "Documents" not in str(statements)
+
+    def test_only_a_container_of_the_data_stages_may_read_documents_and_no_other(self, sagemaker: Policies) -> None:
+        statements = sagemaker["DocumentsPolicy"]
+        assert {action for s in statements.values() for action in s["Action"]} == {"s3:GetObject", "s3:ListBucket"}
+        assert all("Documents" in str(s["Resource"]) and "Condition" in s for s in statements.values())
+        assert sagemaker["LauncherPolicy"]["GiveTheContainersTheirRoles"]["Resource"] == [
+            {"!GetAtt": "ContainerRole.Arn"},
+            {"!GetAtt": "IngestionRole.Arn"},
+        ]
 
     def test_a_task_runs_in_this_cluster_alone_reads_no_document_and_launches_nothing(self, ecs: Policies) -> None:
         for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
@@ -288,7 +305,7 @@ def policies(service: str) -> Policies:
     found = {
         name: each["Properties"]["PolicyDocument"]["Statement"]
         for name, each in resources.items()
-        if each["Type"] == "AWS::IAM::RolePolicy"
+        if each["Type"] in ("AWS::IAM::RolePolicy", "AWS::IAM::ManagedPolicy")
     }
     return {name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements} for name, statements in found.items()}
 

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import psutil
 import pytest
 from probe_workloads.definitions import probe_job
 
-from fullft_assets.errors import WorkloadError
+from fullft_assets.errors import StoreError, WorkloadError
+from fullft_assets.jobs import Job
 from fullft_assets.launchers import Launcher, LaunchSpec, sagemaker
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
@@ -27,6 +29,9 @@ from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import SageMaker
 
 SETTINGS = {"kind": "sagemaker", "instance_type": "ml.m5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
+
+_BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+_FOR_AN_HOUR = {"ProcessingStartTime": _BEGAN, "ProcessingEndTime": _BEGAN + timedelta(hours=1)}
 
 
 @pytest.fixture
@@ -192,6 +197,134 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) is None
 
 
+class TestNetworkIsolation:
+    """The container has neither a network nor the bucket's address and credentials."""
+
+    @pytest.fixture
+    def job(self, url: str, service: SageMaker) -> Job:
+        store = Store(url)
+        with store.create("probe", "given", "k1", version="1", seed=0) as draft:
+            (draft.path / "question.txt").write_text("6 * 7 =")
+            given = draft.commit(settings={}, inputs={}, metadata={})
+        return probe_job(Path("/nowhere"), "reads", url)[0].model_copy(update={"inputs": {"given": given.ref}})
+
+    def test_inputs_come_by_channels_and_what_it_wrote_is_found_in_the_store(self, service, url, job):
+        store = Store(url)
+        failure, messages = run_probe(launcher(network_isolation=True), job, store)
+        assert failure is None and "reading the input" in messages
+        made = store.find("probe", "reads", "k1")
+        assert made is not None and made.metadata["store"].endswith("/model")
+        assert (store.folder(made) / "answer.txt").read_text() == "6 * 7 = 42"
+        (created,) = service.jobs.values()
+        assert created.request["EnableNetworkIsolation"] and created.request["OutputDataConfig"]["CompressionType"] == "NONE"
+        assert [each["InputMode"] for each in created.request["InputDataConfig"]] == ["FastFile", "File"]
+        assert created.channels == {"store": f"{url}/probe/", "job": f"{url}/jobs/probe/reads/k1/"}
+        assert created.request["CheckpointConfig"]["S3Uri"] == f"{url}/checkpoints/probe/reads/k1/sagemaker"
+        assert launcher(network_isolation=True).poll(recorded(url).name_in(store)).state == "succeeded", "there is nothing left to move"
+        assert not store.names("sagemaker") and not store.names("checkpoints"), "what was brought to its place is in one place"
+        assert [each.stage for each in store.artifacts("probe", "given")] == ["given"], "an input is not written again"
+
+    def test_why_it_failed_arrives_and_nothing_of_it_counts(self, service, url, job):
+        failure, _ = run_probe(launcher(network_isolation=True), job.model_copy(update={"stage": "refuses"}), Store(url))
+        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+        assert Store(url).find("probe", "refuses", "k1") is None
+
+    @pytest.mark.parametrize("changes", [{"nodes": 2, "processes": 2}, {"jobs": "processing"}])
+    def test_several_instances_and_processing_jobs_are_refused(self, changes):
+        with pytest.raises(ValueError, match="needs nodes: 1 and jobs: training"):
+            launcher(network_isolation=True, **changes)
+
+    def test_a_file_that_leads_out_of_the_use_case_is_not_taken(self, url, service):
+        store = Store(url)
+        for name in ("other_case/a/manifest.json", "pointers/champion.json"):
+            store.write_bytes(f"sagemaker/j/output/model/{name}", b"{}")
+            with pytest.raises(StoreError, match="is no file of the use case probe; delete it"):
+                store.adopt("sagemaker/j/output/model", "probe")
+            store.remove("sagemaker")
+
+
+PROCESSING = {"jobs": "processing", "instance_type": "ml.m5.xlarge"}
+
+
+class TestProcessingJobs:
+    def test_a_workload_runs_there_and_its_progress_cost_and_failures_arrive(self, service, url, capfd):
+        failure, messages = run(launcher(**PROCESSING), "writes", url)
+        assert failure is None and "step 1/1,000 (0%), loss 0.25" in messages
+        assert "] reading the rows\n" in capfd.readouterr().out
+        launch = recorded(url)
+        assert (launch.state, launch.place) == ("succeeded", "111122223333/us-east-1/processing")
+        (job,) = service.jobs.values()
+        assert launch.billed_seconds == pytest.approx(job.ended - job.started, abs=0.01)
+        assert launcher(**PROCESSING).list() == [launch.name_in(Store(url))] and launcher().list() == []
+        assert all(stream.startswith(f"{launch.name_in(Store(url))}/algo-1-") for stream in service.streams)
+        failure, _ = run(launcher(**PROCESSING), "refuses", url)
+        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+        assert service.calls["CreateTrainingJob"] == 0
+
+    def test_a_name_that_exists_is_attached_to_only_for_the_same_work_and_a_stopped_job_leaves_no_process(self, service, url):
+        sage = launcher(**PROCESSING)
+        service.lost.update(CreateProcessingJob=1)
+        sage.submit(spec(url, "works"))
+        sage.submit(spec(url, "works", run_id="r2"))
+        with pytest.raises(WorkloadError, match=r"SageMaker 111122223333/us-east-1/processing: fullft-test-1 exists, and does other work"):
+            sage.submit(spec(url, "waits"))
+        wait_for((service.folder / "workload0.pid").exists, "the workload started")
+        assert sage.poll("fullft-test-1").state == "running" and len(service.jobs) == 1
+        processes = [psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")]
+        sage.stop("fullft-test-1")
+        assert not any(map(is_alive, processes))
+        assert sage.poll("fullft-test-1").reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+        sage.stop("fullft-test-1")
+        sage.stop("fullft-unknown")
+
+    def test_what_is_asked_for_is_what_the_yaml_says(self, service, url):
+        sage = launcher(
+            **PROCESSING, volume_gb=500, subnets=["subnet-1"], security_groups=["sg-1"], volume_kms_key="alias/v", tags={"team": "nlp"},
+            environment={"A": "b"}, max_hours=2, nodes=2, processes=2, spot=True,
+        )  # fmt: skip
+        request = sage._request(spec(url, "writes", environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}))
+        service.num_without_capacity = 1
+        sage.ask("sagemaker", "create_processing_job", **request)  # the double checks it as AWS does
+        cluster = {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 500, "VolumeKmsKeyId": "alias/v"}
+        assert request["ProcessingResources"] == {"ClusterConfig": cluster}
+        network = {"VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}, "EnableInterContainerTrafficEncryption": True}
+        assert request["NetworkConfig"] == network and request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
+        assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
+        assert launcher(**PROCESSING, max_hours=None)._request(spec(url, "writes"))["StoppingCondition"] == {
+            "MaxRuntimeInSeconds": 9 * 86_400
+        }
+        with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3"):
+            sage._request(replace(spec(url, "writes"), job=("--job", "/store/jobs/a.json")))
+
+    @pytest.mark.parametrize(
+        ("found", "state", "failure"),
+        [
+            ({"ProcessingJobStatus": "InProgress"}, "pending", "unknown"),
+            ({"ProcessingJobStatus": "InProgress", "ProcessingStartTime": _BEGAN}, "running", "unknown"),
+            ({"ProcessingJobStatus": "Stopping"}, "running", "unknown"),
+            ({"ProcessingJobStatus": "Failed", "FailureReason": "InternalServerError: try again"}, "failed", "infrastructure"),
+            ({"ProcessingJobStatus": "Failed", "ExitMessage": "no field `label` [data]"}, "failed", "data"),
+            ({"ProcessingJobStatus": "Stopped"}, "failed", "unknown"),
+            ({"ProcessingJobStatus": "Stopped", **_FOR_AN_HOUR}, "failed", "settings"),
+        ],
+    )
+    def test_the_state_of_a_job(self, found, state, failure):
+        status = sagemaker._status({"StoppingCondition": {"MaxRuntimeInSeconds": 3600}, **found})
+        assert (status.state, status.failure) == (state, failure)
+        assert status.reason.startswith("reached launcher.max_hours") == (failure == "settings")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"max_hours": 217}, "max_hours: SageMaker gives a Processing Job 216 at most"),
+            ({"environment": {"A": "x" * 257}}, r"A: a variable of a Processing Job has 256 characters at most"),
+        ],
+    )
+    def test_what_such_a_job_cannot_have_is_refused(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            launcher(**PROCESSING, **changes)
+
+
 class TestRefused:
     def test_a_store_that_a_container_cannot_reach(self, service, tmp_path):
         with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3, which /\S+ is not; set `store`"):
@@ -318,6 +451,20 @@ class TestTraining:
         cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
         longer = {"training": {"epochs": 3}}
         there = train(launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer)
+        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
+        assert "resuming at step " in capfd.readouterr().out
+        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
+
+    @pytest.mark.long
+    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
+    def test_without_a_network_the_second_attempt_resumes_from_what_sagemaker_saved(self, train, prepared, service, capfd):
+        def interrupt() -> None:
+            wait_for(lambda: any(service.folder.glob("*/1/algo-1/checkpoints/**/checkpoint-*")), "a checkpoint is written")
+            service.interrupt(next(iter(service.jobs)))
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        longer = {"training": {"epochs": 3}}
+        there = train(launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer)
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)

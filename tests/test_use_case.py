@@ -232,10 +232,19 @@ ONE_MISTAKE = {
         SAGEMAKER + "    processes: 3\n    nodes: 2\n",
         "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as many (launcher.nodes is 2)",
     ),
-    "isolation from the store": (
-        SAGEMAKER + "    network_isolation: true\n",
-        "13: launcher.network_isolation: not possible, because the container itself reads and writes the store on S3; use launcher.subnets "
-        "without a way to the internet (launcher.network_isolation is true)",
+    "isolation of several instances": (
+        SAGEMAKER + "    processes: 2\n    nodes: 2\n    network_isolation: true\n",
+        "15: launcher.network_isolation: needs nodes: 1 and jobs: training; set it to false in this section, or change them "
+        "(launcher.network_isolation is true)",
+    ),
+    "training as a Processing Job": (
+        SAGEMAKER + "    jobs: processing\n",
+        "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section of compute "
+        "(launcher.jobs is processing)",
+    ),
+    "documents that no container can read": (
+        SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
+        "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read themselves (compute.ingestion is a section)",
     ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import dagster as dg
 
 from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.chunks import ingestion
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
@@ -146,7 +147,7 @@ class Case:
             dg.AssetCheckSpec(name=spec.name, asset=self.key(asset), description=spec.description, blocking=spec.blocking) for spec in specs
         ]
 
-    def job(self, stage: str, key: str, store: Store, inputs: dict[str, Manifest]) -> Job:
+    def job(self, stage: str, key: str, store: Store, inputs: dict[str, Manifest], batch: str | None = None) -> Job:
         """Return the job file's content for a workload that writes this stage's artifact."""
         return Job(
             case=self.name,
@@ -157,10 +158,17 @@ class Case:
             store_options=store.options,
             settings=self.settings,
             inputs={name: manifest.ref for name, manifest in inputs.items()},
+            batch=batch,
         )
 
     def find_or_launch(
-        self, context: dg.AssetExecutionContext, workload: str, stage: str, key: str, inputs: dict[str, Manifest]
+        self,
+        context: dg.AssetExecutionContext,
+        workload: str,
+        stage: str,
+        key: str,
+        inputs: dict[str, Manifest],
+        batch: str | None = None,
     ) -> Manifest:
         """Return the artifact of this key; where there is none, launch the workload that writes it.
 
@@ -169,7 +177,20 @@ class Case:
         """
         store = self.store(context)
         found = store.find(self.name, stage, key)
-        return found or self.launcher(context).run(context, workload, self.job(stage, key, store, inputs), store)
+        return found or self.launcher(context).run(context, workload, self.job(stage, key, store, inputs, batch), store)
+
+    def ingest(self, context: dg.AssetExecutionContext) -> None:
+        """Have the batch's artifacts made where `compute.ingestion` says; nothing where it says nothing.
+
+        An asset of a data stage then finds them in the store; whatever it does not find, it makes in the run, as it does without.
+
+        Raises:
+            WorkloadError: the workload failed.
+        """
+        if self.settings.compute.ingestion is not None:
+            batch = context.partition_key
+            key = ingestion.key(self.use_case, batch)
+            self.find_or_launch(context, "ingestion", ingestion.STAGE, key, {}, batch)
 
     def result(
         self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None, *, checks: Sequence[CheckOutcome] = ()

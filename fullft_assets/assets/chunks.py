@@ -26,11 +26,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         code_version=code_version(case),
         kinds={"parquet", "huggingface"},
         check_specs=case.checks("tokenized_chunks", chunks.check_specs(task_of(case.settings.examples))),
-        **case.shared(),
+        **case.shared(launches=True),
     )
     def tokenized_chunks(context: dg.AssetExecutionContext, labeled_examples: Manifest):
         store = case.store(context)
         with one_line_errors(store, case.name):
+            case.ingest(context)
             manifest = chunks.tokenize(store, case.use_case, labeled_examples)
             ingestion.mark_done(store, case.use_case, context.partition_key)
         return case.result(manifest, "tokenized_chunks", store)

@@ -18,11 +18,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
         check_specs=case.checks("raw_documents", (*documents.CHECKS, documents.leftovers.CHECK)),
-        **case.shared(),
+        **case.shared(launches=True),
     )
     def raw_documents(context: dg.AssetExecutionContext):
         store = case.store(context)
         with one_line_errors(store, case.name):
+            case.ingest(context)
             manifest = documents.keep(store, case.use_case, context.partition_key)
             left = documents.leftovers.check(store, case.name)
         return case.result(manifest, "raw_documents", store, checks=[left])

@@ -36,11 +36,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         partitions_def=case.batches,
         group_name=case.name,
         check_specs=case.checks("labeled_examples", examples.checks_of(case.settings.examples)),
-        required_resource_keys={case.store_key},
+        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
     def labeled_and_quarantined(context: dg.AssetExecutionContext, raw_documents: Manifest) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
+            case.ingest(context)
             valid, quarantined = examples.validate(store, case.use_case, raw_documents)
             if valid.red_gates:
                 ingestion.mark_done(store, case.use_case, context.partition_key)

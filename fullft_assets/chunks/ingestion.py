@@ -13,7 +13,10 @@ from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store, digest
+from fullft_assets.store import Manifest, Store, artifact_key, digest
+
+#: What a workload that does all three stages of a batch leaves, as a sign that it has ended well.
+STAGE = "ingested_batch"
 
 
 def version(use_case: UseCase) -> str:
@@ -30,6 +33,11 @@ def version(use_case: UseCase) -> str:
             "seed": settings.seed,
         }
     )[:12]
+
+
+def key(use_case: UseCase, batch: str) -> str:
+    """Return the key of `ingested_batch`: a batch's files never change, so its name determines them."""
+    return artifact_key(STAGE, version(use_case), {}, {"batch": batch}, use_case.settings.seed)
 
 
 def mark_done(store: Store, use_case: UseCase, batch: str) -> None:

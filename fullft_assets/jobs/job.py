@@ -32,6 +32,8 @@ class Job(BaseModel):
     settings: UseCaseSettings
     #: `Manifest.ref` of each input, by name.
     inputs: dict[str, str]
+    #: Name of the batch that the work is about, if it is about one.
+    batch: str | None = None
 
     def open_store(self) -> Store:
         """Return the store that inputs and output live in."""

@@ -21,6 +21,9 @@ RUN_ID = "FULLFT_RUN_ID"
 ERROR_FILE = "FULLFT_ERROR_FILE"
 #: Environment variable with the folder where a job's relative paths start; without it, the one that the job names.
 PROJECT_ROOT = "FULLFT_PROJECT_ROOT"
+#: Environment variable with a folder that takes the place of the job's store, in a container that cannot reach that; without it, the store that the
+#: job names.
+STORE = "FULLFT_JOB_STORE"
 #: Exit code of a workload that ended for a reason that the user can fix. Anything unforeseen is 1.
 EXIT_FIXABLE = 3
 

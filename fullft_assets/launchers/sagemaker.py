@@ -1,4 +1,4 @@
-"""The launcher `sagemaker`: Training Jobs of Amazon SageMaker, which go on whatever becomes of the run.
+"""The launcher `sagemaker`: Training Jobs and Processing Jobs of Amazon SageMaker, which go on whatever becomes of the run.
 
 A job gets nothing but the URI and the digest of the job file; inputs, checkpoints and the result are in the store on S3. Its name is never
 used again, so that a name that exists already is the job of a submission whose answer was lost. Output is read from CloudWatch Logs.
@@ -11,6 +11,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fullft_assets.errors import FailureClass, WorkloadError
@@ -19,28 +20,37 @@ from fullft_assets.launchers import aws
 from fullft_assets.launchers.aws import AwsLauncher, Exists, Missing
 from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
 from fullft_assets.launchers.machine import REACHED_LIMIT
-from fullft_assets.launchers.sagemaker_container import VARIABLES
+from fullft_assets.launchers.sagemaker_container import CHECKPOINTS, JOB_CHANNEL, STORE_CHANNEL, VARIABLES
 from fullft_assets.settings import SageMakerLauncherSettings
+from fullft_assets.store import checkpoints_ref
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fullft_assets.settings import PlanningSettings
 
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-#: Most characters of a hyperparameter.
-_PART = 2500
-_MAX_SECONDS = 28 * 86_400
+#: Most characters of a hyperparameter, and of an argument of a container.
+_PART, _ARGUMENT = 2500, 256
+#: Longest time of a job, by its kind.
+_MAX_SECONDS = {"training": 28 * 86_400, "processing": 9 * 86_400}
+#: Folder of a store with what SageMaker itself writes, and the folder of a job in it that has what its container left in /opt/ml/model.
+_FOLDER, _SAVED = "sagemaker", "output/model"
 #: A stopped container has 120 s; then SageMaker saves its outputs.
 _STOP_SECONDS = 300.0
 #: States before the container runs.
 _BEFORE = frozenset({"Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack", "Downloading", "DownloadingTrainingImage"})
 _WAITING = _BEFORE | {"Interrupted", "Restarting"}
 _OWN_LINE = re.compile(rf"AlgorithmError: (.*) \[({'|'.join(get_args(FailureClass))})\]", re.DOTALL)
+_BY_SOMEBODY = "was stopped in SageMaker by somebody; run the same command again to resume"
 _HAS_GPUS = re.compile(r"ml\.[gp]\d")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
 
 
 class SageMakerLauncher(AwsLauncher):
-    """Runs workloads as Training Jobs."""
+    """Runs workloads as Training Jobs, or as Processing Jobs.
+
+    SageMaker names what belongs to the one kind as it does for the other: `describe_training_job`, `TrainingJobName`.
+    """
 
     settings: SageMakerLauncherSettings
     settings_class = SageMakerLauncherSettings
@@ -48,13 +58,18 @@ class SageMakerLauncher(AwsLauncher):
 
     @property
     def place(self) -> str:
-        """Account and region."""
-        return f"{self.settings.role_arn.split(':')[4]}/{self.region}"
+        """Account and region, and the kind of jobs where it is not the usual one: a job of one kind is not found as one of the other."""
+        kind = "" if self.settings.jobs == "training" else f"/{self.settings.jobs}"
+        return f"{self.settings.role_arn.split(':')[4]}/{self.region}{kind}"
 
     @property
     def log_group(self) -> str:
-        """The one group of all Training Jobs."""
-        return LOG_GROUP
+        """The one group of all jobs of this kind."""
+        return f"/aws/sagemaker/{self._kind}Jobs"
+
+    @property
+    def _kind(self) -> str:
+        return self.settings.jobs.title()
 
     def stream_prefix(self, name: str) -> str:
         """Return how the streams of the host of rank 0 begin."""
@@ -64,18 +79,33 @@ class SageMakerLauncher(AwsLauncher):
         """Create the job; one of this name that was created for the same work is left as it is."""
         request = self._request(spec)
         try:
-            self.ask("sagemaker", "create_training_job", **request)
+            self.ask("sagemaker", f"create_{self.settings.jobs}_job", **request)
         except Exists:
-            self._require_same(spec.name, request["HyperParameters"])
+            self._require_same(spec.name, _asked(request))
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is."""
         time.sleep(wait_seconds)
         job = self._describe(name)
         status = Status("gone") if job is None else _status(job)
-        if job is not None and status.is_over and "TrainingStartTime" in job:
+        if job is not None and status.state == "succeeded" and job.get("EnableNetworkIsolation"):
+            self._adopt(job)
+        if job is not None and status.is_over and f"{self._kind}StartTime" in job:
             self._ended.add(name)
         return status
+
+    def _adopt(self, job: dict[str, Any]) -> None:
+        """Move what an isolated container wrote to its place in the store, and remove its checkpoints; nothing where that was done before."""
+        from fullft_assets.jobs import read_job
+
+        try:
+            written = read_job(_job_uri(json.loads(_asked(job)["job"])))
+            store = written.open_store()
+            # Not those of a later attempt, if this one was looked at before.
+            if store.adopt(f"{_FOLDER}/{job['TrainingJobName']}/{_SAVED}", written.case):
+                store.remove(_checkpoints(written.case, written.stage, written.key))
+        except OSError as error:
+            raise Unreachable(f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}") from None
 
     def stop(self, name: str) -> None:
         """Stop a job, if it runs, and wait for its end. SageMaker keeps its description."""
@@ -83,20 +113,20 @@ class SageMakerLauncher(AwsLauncher):
         while (job := self._describe(name)) is not None and not _status(job).is_over:
             if time.monotonic() >= deadline:
                 raise Unreachable(f"SageMaker {self.place}: {name} has not ended {_STOP_SECONDS:.0f} s after it was asked to stop")
-            if job["TrainingJobStatus"] != "Stopping":
+            if job[f"{self._kind}JobStatus"] != "Stopping":
                 try:
-                    self.ask("sagemaker", "stop_training_job", TrainingJobName=name)
+                    self.ask("sagemaker", f"stop_{self.settings.jobs}_job", **{f"{self._kind}JobName": name})
                 except WorkloadError:  # a job that has ended meanwhile is refused
                     if not self.poll(name).is_over:
                         raise
             time.sleep(aws.STOP_LOOK_SECONDS)
 
     def list(self) -> list[str]:
-        """Return the names of all jobs of this project in the account and region, ended ones included."""
+        """Return the names of all jobs of this project and this kind in the account and region, ended ones included."""
         found, token = [], {}
         while True:
-            page = self.ask("sagemaker", "list_training_jobs", NameContains="fullft-", MaxResults=100, **token)
-            found += [each["TrainingJobName"] for each in page["TrainingJobSummaries"]]
+            page = self.ask("sagemaker", f"list_{self.settings.jobs}_jobs", NameContains="fullft-", MaxResults=100, **token)
+            found += [each[f"{self._kind}JobName"] for each in page[f"{self._kind}JobSummaries"]]
             if not page.get("NextToken"):
                 return sorted(name for name in found if name.startswith("fullft-"))
             token = {"NextToken": page["NextToken"]}
@@ -111,41 +141,67 @@ class SageMakerLauncher(AwsLauncher):
         return None if price is None else price * self._num_nodes(processes)
 
     def _num_nodes(self, processes: int) -> int:
-        return self.settings.nodes if processes > 1 else 1
+        return self.settings.nodes if processes > 1 and self.settings.jobs == "training" else 1
 
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
-        """Return what CreateTrainingJob is asked for."""
+        """Return what CreateTrainingJob or CreateProcessingJob is asked for."""
         settings, nodes = self.settings, self._num_nodes(spec.processes)
-        seconds = math.ceil(min(settings.max_seconds or _MAX_SECONDS, _MAX_SECONDS))
+        longest = _MAX_SECONDS[settings.jobs]
+        seconds = math.ceil(min(settings.max_seconds or longest, longest))
         resources = {"InstanceType": settings.instance_type, "InstanceCount": nodes, "VolumeSizeInGB": settings.volume_gb}
-        output = {"S3OutputPath": _output(spec)}
+        resources |= {"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}
+        asked = self._asked(spec, nodes)
+        entry = [settings.python, "-m", "fullft_assets.launchers.sagemaker_container"]
+        network = {"VpcConfig": {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}} if settings.subnets else {}
+        # Costs nothing on one instance, so that a policy may ask for it.
+        encryption = {"EnableInterContainerTrafficEncryption": True}
         request: dict[str, Any] = {
-            "TrainingJobName": spec.name,
-            "AlgorithmSpecification": {
-                "TrainingImage": settings.image,
-                "TrainingInputMode": "File",
-                "ContainerEntrypoint": [settings.python, "-m", "fullft_assets.launchers.sagemaker_container"],
-            },
+            f"{self._kind}JobName": spec.name,
             "RoleArn": settings.role_arn,
-            "HyperParameters": self._asked(spec, nodes),
             # SageMaker sets AWS_REGION, which botocore does not read. The disk is below /tmp and /opt/ml; all else is the image's.
             "Environment": {"AWS_DEFAULT_REGION": self.region, "FULLFT_CACHE": "/tmp/fullft", **settings.environment},
-            "ResourceConfig": resources | ({"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}),
-            "OutputDataConfig": output | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}),
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
-            # Costs nothing on one instance, so that a policy may ask for it.
-            "EnableInterContainerTrafficEncryption": True,
-            "EnableManagedSpotTraining": settings.spot,
             "Tags": [{"Key": key, "Value": value} for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()],
         }
+        output = f"{_place_of(spec)[0]}/{_FOLDER}"
+        if settings.jobs == "processing":  # which reads and writes the store itself: SageMaker has nothing to fetch or to save
+            text = json.dumps(asked)
+            arguments = [text[first : first + _ARGUMENT] for first in range(0, len(text), _ARGUMENT)]
+            return request | {
+                "AppSpecification": {"ImageUri": settings.image, "ContainerEntrypoint": entry, "ContainerArguments": arguments},
+                "ProcessingResources": {"ClusterConfig": resources},
+                "NetworkConfig": network | encryption,
+            }
         if settings.spot:
             request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + math.ceil(settings.max_wait_hours * 3600)
-        if settings.subnets:
-            request["VpcConfig"] = {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}
-        return request
+        saved = {"S3OutputPath": output} | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {})
+        isolated: dict[str, Any] = {}
+        if settings.network_isolation:
+            store, place = _place_of(spec)
+            case, stage, key, _ = place.split("/")
+            isolated = {
+                "EnableNetworkIsolation": True,
+                "InputDataConfig": [
+                    # Of the whole use case, since artifacts name others; what nobody opens is not fetched.
+                    _channel(STORE_CHANNEL, f"{store}/{case}/", "FastFile"),
+                    _channel(JOB_CHANNEL, f"{store}/jobs/{case}/{stage}/{key}/", "File"),
+                ],
+                # The same for each attempt, so that the next one finds them.
+                "CheckpointConfig": {"S3Uri": f"{store}/{_checkpoints(case, stage, key)}", "LocalPath": CHECKPOINTS},
+            }
+            saved["CompressionType"] = "NONE"
+        algorithm = {"TrainingImage": settings.image, "TrainingInputMode": "File", "ContainerEntrypoint": entry}
+        return request | network | encryption | {
+            "AlgorithmSpecification": algorithm,
+            "HyperParameters": asked,
+            "ResourceConfig": resources,
+            "OutputDataConfig": saved,
+            "EnableManagedSpotTraining": settings.spot,
+            **isolated,
+        }  # fmt: skip
 
     def _asked(self, spec: LaunchSpec, nodes: int) -> dict[str, str]:
-        """Return the hyperparameters, which the container reads: the variables of Pipes are too long for `Environment`."""
+        """Return the hyperparameters, or for a Processing Job its arguments, which the container reads: `Environment` has no room for Pipes."""
         variables = json.dumps({PROJECT_ROOT: self.settings.folder, **spec.environment})
         parts = [variables[first : first + _PART] for first in range(0, len(variables), _PART)]
         return {
@@ -164,7 +220,7 @@ class SageMakerLauncher(AwsLauncher):
         job = self._describe(name)
         if job is None:
             raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
-        found = job.get("HyperParameters", {})
+        found = _asked(job)
         if any(found.get(key) != asked[key] for key in ("module", "job", "processes")):
             raise self.different_work(name)
         if _status(job).is_over and found.get("run_id") != asked["run_id"]:
@@ -172,23 +228,51 @@ class SageMakerLauncher(AwsLauncher):
 
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
-            return self.ask("sagemaker", "describe_training_job", TrainingJobName=name)
+            return self.ask("sagemaker", f"describe_{self.settings.jobs}_job", **{f"{self._kind}JobName": name})
         except Missing:
             return None
 
 
-def _output(spec: LaunchSpec) -> str:
-    """Return where SageMaker puts what it saves of a container, of which we use nothing: beside the store's own folders."""
-    uri = spec.job[spec.job.index("--job") + 1]
+def _job_uri(job: Sequence[str]) -> str:
+    return job[job.index("--job") + 1]
+
+
+def _place_of(spec: LaunchSpec) -> tuple[str, str]:
+    """Return the URI of the store, and the place of the job file among its jobs: case/stage/key/file.
+
+    Raises:
+        WorkloadError: SageMaker cannot reach the store.
+    """
+    uri = _job_uri(spec.job)
     if not uri.startswith("s3://"):
         raise WorkloadError(
             f"launcher.kind: sagemaker needs a store on S3, which {uri} is not; set `store` to s3://bucket/prefix", "settings"
         )
-    return f"{uri.rsplit('/jobs/', 1)[0]}/sagemaker"
+    store, _, place = uri.rpartition("/jobs/")
+    return store, place
+
+
+def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
+    source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
+
+
+def _checkpoints(case: str, stage: str, key: str) -> str:
+    """Return where SageMaker keeps a copy of an isolated container's checkpoints: beside those that other trainings upload themselves."""
+    return f"{checkpoints_ref(case, stage, key)}/{_FOLDER}"
+
+
+def _asked(job: dict[str, Any]) -> dict[str, str]:
+    """Return what a container is asked for by a request, or by the job that was made of it."""
+    if "AppSpecification" in job:
+        return json.loads("".join(job["AppSpecification"].get("ContainerArguments", ["{}"])))
+    return job.get("HyperParameters", {})
 
 
 def _status(job: dict[str, Any]) -> Status:
     """Return how far a described job is."""
+    if "ProcessingJobStatus" in job:
+        return _processing_status(job)
     state, detail = job["TrainingJobStatus"], job["SecondaryStatus"]
     if state == "InProgress":
         return Status("pending" if detail in _WAITING else "running")
@@ -201,6 +285,21 @@ def _status(job: dict[str, Any]) -> Status:
     return Status("failed", reason, failure, is_own_line, billed)
 
 
+def _processing_status(job: dict[str, Any]) -> Status:
+    """Return how far a described Processing Job is; it has no states within `InProgress`, and nothing that is billed otherwise."""
+    state, began, ended = job["ProcessingJobStatus"], job.get("ProcessingStartTime"), job.get("ProcessingEndTime")
+    if state not in ("Completed", "Failed", "Stopped"):
+        return Status("pending" if state == "InProgress" and began is None else "running")
+    seconds = 0.0 if began is None or ended is None else (ended - began).total_seconds()
+    if state == "Completed":
+        return Status("succeeded", billed_seconds=seconds)
+    if seconds >= job["StoppingCondition"]["MaxRuntimeInSeconds"]:  # SageMaker says so in no field
+        return replace(REACHED_LIMIT, billed_seconds=seconds)
+    said = f"AlgorithmError: {job['ExitMessage']}" if job.get("ExitMessage") else job.get("FailureReason", "")
+    reason, failure, is_own_line = (_BY_SOMEBODY, "unknown", False) if state == "Stopped" else _failed(said)
+    return Status("failed", reason, failure, is_own_line, seconds)
+
+
 def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
     detail = job["SecondaryStatus"]
     if detail == "MaxRuntimeExceeded":
@@ -210,7 +309,7 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
     changes = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
     if [each for each in changes if each in ("Interrupted", "Training")][-1:] == ["Interrupted"]:  # else it came back
         return "lost its spot instances", "preemption", False
-    return "was stopped in SageMaker by somebody; run the same command again to resume", "unknown", False
+    return _BY_SOMEBODY, "unknown", False
 
 
 def _failed(reason: str) -> tuple[str, FailureClass, bool]:

@@ -1,9 +1,11 @@
-"""The first process of a container of a SageMaker Training Job: one for each host of the job.
+"""The first process of a container of a SageMaker job: one for each host of the job.
 
-`python -m fullft_assets.launchers.sagemaker_container` reads what the launcher asked for (hyperparameters.json) and which hosts share the
-work (resourceconfig.json), supervises the workload, with torchrun where several processes share it, and writes why it failed to
-`output/failure`. SageMaker shows that line in the job's `FailureReason`. SIGTERM is passed on: a stop, a spot interruption, or the time
-limit of the job.
+`python -m fullft_assets.launchers.sagemaker_container [PART...]` reads what the launcher asked for (hyperparameters.json of a Training Job, else
+the parts of a JSON object that are the arguments of a Processing Job) and which hosts share the work (resourceconfig.json), supervises the
+workload, with torchrun where several processes share it, and writes why it failed to `output/failure`, or `output/message`. SageMaker shows
+that line as the job's `FailureReason`, or `ExitMessage`. A container without a network works on a store of its own in /opt/ml/model: with a link to
+each file of the use case's artifacts, which SageMaker mounts, and with its checkpoints in the folder that SageMaker keeps a copy of. SIGTERM is
+passed on: a stop, a spot interruption, or the time limit of the job.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import without_secrets
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, RUN_ID
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import LaunchSpec, Status, supervisor
 from fullft_assets.launchers.container import LAST_LINE
@@ -27,6 +31,8 @@ from fullft_assets.launchers.machine import ended_status, patient_torchrun
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"
+#: Channels of a container without a network: the artifacts of the use case, and the job file; and its folder of checkpoints.
+STORE_CHANNEL, JOB_CHANNEL, CHECKPOINTS = "store", "job", "/opt/ml/checkpoints"
 #: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at most.
 VARIABLES = "variables_{}"
 _OTHERWISE = "choose another launcher.instance_type"
@@ -36,21 +42,56 @@ _MAX_CHARACTERS = 900  # of 1,024 characters that a FailureReason has
 def main() -> int:
     """Run this host's share of the workload and return the exit code."""
     root = Path(os.environ.get(ROOT, "/opt/ml"))
-    asked = json.loads((root / "input/config/hyperparameters.json").read_text())
-    hosts, host = _hosts(json.loads((root / "input/config/resourceconfig.json").read_text()))
+    parts = [part for part in sys.argv[1:] if part != "train"]  # which SageMaker gives a Training Job
+    config, failure = (root / "config", root / "output/message") if parts else (root / "input/config", root / "output/failure")
+    asked = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
+    hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
     code, status = EXIT_FIXABLE, wrong_version(asked["version"]) or missing_gpus(int(asked["gpus"]), _OTHERWISE)
-    if status is None:
+    if status is None and (root / "input/data" / STORE_CHANNEL).is_dir():
+        with _isolated(root, asked) as inside:
+            code, status = _run(inside, hosts, host)
+    elif status is None:
         code, status = _run(asked, hosts, host)
     if code != 0:
         reason = status.reason if status.is_own_line else f"the workload {status.reason}"
         line = f"{reason[:_MAX_CHARACTERS]} [{status.failure}]"
         print(line, file=sys.stderr, flush=True)
         try:
-            (root / "output/failure").write_text(line)
+            failure.write_text(line)
         except OSError as error:  # an image whose user may not write there
-            print(f"{root}/output/failure cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+            print(f"{failure} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
     print(f"{LAST_LINE} exit code {code}", flush=True)
     return code
+
+
+@contextmanager
+def _isolated(root: Path, asked: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Make a store of this container's own in /opt/ml/model, have the workload use it, and leave only what it has written there.
+
+    Yields:
+        What was asked for, with the job file that SageMaker has brought.
+    """
+    job = json.loads(asked["job"])
+    place = job.index("--job") + 1
+    case, _, _, name = job[place].rpartition("/jobs/")[2].split("/")
+    store, channels = root / "model", root / "input/data"
+    checkpoints, links = root / Path(CHECKPOINTS).relative_to("/opt/ml"), [store / "work"]
+    checkpoints.mkdir(exist_ok=True)
+    links[0].symlink_to(checkpoints, target_is_directory=True)
+    for path in (channels / STORE_CHANNEL).rglob("*"):
+        if path.is_file():
+            links.append(store / case / path.relative_to(channels / STORE_CHANNEL))
+            links[-1].parent.mkdir(parents=True, exist_ok=True)
+            links[-1].symlink_to(path)
+    os.environ[STORE] = str(store)
+    # As of copies from a bucket, which these are.
+    os.environ.setdefault("FULLFT_INTEGRITY", "sha256")
+    job[place] = str(channels / JOB_CHANNEL / name)
+    try:
+        yield {**asked, "job": json.dumps(job)}
+    finally:
+        for link in links:
+            link.unlink(missing_ok=True)
 
 
 def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:

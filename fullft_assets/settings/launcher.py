@@ -23,6 +23,8 @@ from fullft_assets.settings.base import Float, Settings
 
 #: Names of variables whose values are secrets; a file or folder of secrets is none.
 _SECRET = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?)(_|$)(?!FILE$|PATH$|DIR$)|(^|_)API_?KEY$", re.IGNORECASE)
+#: Limits of SageMaker's Processing Jobs: hours, and characters of a variable's value.
+_PROCESSING_HOURS, _PROCESSING_CHARACTERS = 216, 256
 
 Retries = Annotated[
     int,
@@ -266,9 +268,14 @@ class AwsLauncherSettings(LauncherSettings):
 
 
 class SageMakerLauncherSettings(AwsLauncherSettings):
-    """Keys of `kind: sagemaker`: Training Jobs of Amazon SageMaker, with a store on S3."""
+    """Keys of `kind: sagemaker`: Training Jobs or Processing Jobs of Amazon SageMaker, with a store on S3."""
 
     kind: str = Field(default="sagemaker", description="Workloads run as Training Jobs of Amazon SageMaker.")
+    jobs: Literal["training", "processing"] = Field(
+        default="training",
+        description="Kind of SageMaker's jobs: `training` = Training Jobs, `processing` = Processing Jobs, which a section of `compute` may "
+        "choose, such as that of `ingestion`: one instance, never a spot one.",
+    )
     instance_type: str = Field(
         pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`."
     )
@@ -291,7 +298,7 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
         default=24.0,
         gt=0,
         description="Time after which SageMaker stops a workload as if it were cancelled; the same command resumes it. `null`: SageMaker's maximum, "
-        "28 days.",
+        "28 days, of a Processing Job 9.",
     )
     grace_seconds: Float = Field(
         default=100.0,
@@ -309,7 +316,8 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     )
     network_isolation: bool = Field(
         default=False,
-        description="Not possible: the container reads and writes the store itself. Use `subnets` without a way to the internet.",
+        description="Whether containers reach no network at all, the store neither: SageMaker mounts it for them to read and saves what they write. "
+        "One instance, and Training Jobs alone.",
     )
     volume_kms_key: str | None = Field(
         default=None,
@@ -331,8 +339,24 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
 
     @field_validator("environment")
     @classmethod
-    def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
+    def _is_public_and_fits(cls, environment: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for name, value in environment.items():
+            if info.data.get("jobs") == "processing" and len(value) > _PROCESSING_CHARACTERS:
+                raise ValueError(f"{name}: a variable of a Processing Job has {_PROCESSING_CHARACTERS} characters at most")
         return _without_secret(environment, "give launcher.role_arn the right to what it opens")
+
+    @field_validator("network_isolation")
+    @classmethod
+    def _is_of_one_training_job(cls, is_isolated: bool, info: ValidationInfo) -> bool:
+        if is_isolated and (info.data.get("jobs") == "processing" or info.data.get("nodes", 1) > 1):
+            raise ValueError("needs nodes: 1 and jobs: training; set it to false in this section, or change them")
+        return is_isolated
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> SageMakerLauncherSettings:
+        if self.jobs == "processing" and self.max_hours is not None and self.max_hours > _PROCESSING_HOURS:
+            raise ValueError(f"max_hours: SageMaker gives a Processing Job {_PROCESSING_HOURS} at most")
+        return self
 
     @field_validator("grace_seconds", "max_hours")
     @classmethod
@@ -349,15 +373,6 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
         if processes % nodes:
             raise ValueError(f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many")
         return nodes
-
-    @field_validator("network_isolation")
-    @classmethod
-    def _reaches_the_store(cls, is_isolated: bool) -> bool:
-        if is_isolated:
-            raise ValueError(
-                "not possible, because the container itself reads and writes the store on S3; use launcher.subnets without a way to the internet"
-            )
-        return is_isolated
 
 
 class EcsLauncherSettings(AwsLauncherSettings):
@@ -507,6 +522,11 @@ class ComputeSettings(Settings):
     Each has a section with the keys of `launcher`; if it is of the same kind, it needs only the keys that differ.
     """
 
+    ingestion: Elsewhere = Field(
+        default=None,
+        description="Where documents, examples and chunks of a batch are made: one process, which reads documents.path itself. Default: in the "
+        "run, wherever `launcher` is.",
+    )
     planning: Elsewhere = Field(default=None, description="Where plan, baselines and pilot run. They measure the machine that they run on.")
     evaluation: Elsewhere = Field(default=None, description="Where candidates are evaluated: one process.")
     prediction: Elsewhere = Field(default=None, description="Where production documents are predicted: one process.")

@@ -126,6 +126,11 @@ class UseCaseSettings(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:
+        if getattr(self.launcher, "jobs", "training") == "processing":
+            raise ValueError("launcher.jobs cannot be processing, since a training is a Training Job; set it in a section of compute")
+        ingestion = self.compute.ingestion
+        if ingestion is not None and ingestion.kind in ("sagemaker", "ecs") and not self.documents.path.startswith("s3://"):
+            raise ValueError(f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read themselves")
         if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):
             raise ValueError("store must be a folder or s3://bucket/prefix")
         if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:

@@ -15,6 +15,7 @@ from fullft_assets.store.disk import remove_unlocked
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import file_digest
 from fullft_assets.store.manifest import MANIFEST, FileEntry, Manifest
+from fullft_assets.store.names import is_inside
 
 #: An attempt on S3 without a manifest counts as abandoned when nothing was written to it for so long.
 ABANDONED_SECONDS = 3600.0
@@ -113,6 +114,22 @@ class Artifacts(Files):
             raise StoreError(f"{self.url}/{name}: missing; materialise {stage} again") from None
         if file_digest(path) != entry.sha256:
             raise StoreError(f"{self.url}/{name}: differs from its digest; delete it and materialise {stage} again")
+
+    def adopt(self, folder: str, case: str) -> bool:
+        """Move what a folder of a bucket has of a use case to its place in the store: manifests last, so that no artifact is there before its files.
+
+        Cut short, it can be done again. Return whether there was anything.
+
+        Raises:
+            StoreError: a file has a name that leads elsewhere.
+        """
+        places = {name: name.removeprefix(f"{folder}/") for name in self.sizes(folder)}
+        for name, place in sorted(places.items(), key=lambda each: each[1].endswith(f"/{MANIFEST}")):
+            if not is_inside(place) or not place.startswith((f"{case}/", f"failures/{case}/")):
+                raise StoreError(f"{self.url}/{name}: is no file of the use case {case}; delete it")
+            self._fs.copy(f"{self._root}/{name}", f"{self._root}/{place}")
+        self.remove(folder)
+        return bool(places)
 
     def artifacts(self, case: str, stage: str) -> list[Manifest]:
         """Return every readable attempt at every artifact of a stage, oldest first."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message, without_secrets
 from fullft_assets.jobs import Job, read_job
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, PROJECT_ROOT, WorkloadFailure
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, PROJECT_ROOT, STORE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.store import Store
@@ -48,6 +48,8 @@ def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Pr
         job = read_job(uri, sha256)
         if (root := os.environ.get(PROJECT_ROOT)) is not None:
             job = job.model_copy(update={"project_root": str(Path(root).absolute())})
+        if (folder := os.environ.get(STORE)) is not None:
+            job = job.model_copy(update={"store_url": folder, "store_options": {}})
         work(job, job.open_store(), progress)
     except FullftError as error:
         report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)

@@ -43,6 +43,16 @@ def looks(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(settings={}, inputs={}, metadata={"root": job.project_root, "variable": os.environ.get("PROBE_VARIABLE")})
 
 
+def reads(job: Job, store: Store, progress: Progress) -> None:
+    """Write what the input says, and leave a file of unfinished work beside it."""
+    progress.say("reading the input")
+    folder = store.folder(job.load_inputs(store)["given"])
+    (store.work_folder(job.case, job.stage, job.key) / "steps").write_text("7")
+    with store.create(job.case, job.stage, job.key, version="1", seed=0) as draft:
+        (draft.path / "answer.txt").write_text((folder / "question.txt").read_text() + " 42")
+        draft.commit(settings={}, inputs={}, metadata={"store": store.url})
+
+
 def refuses(job: Job, store: Store, progress: Progress) -> None:
     """End for a reason that the user can fix."""
     raise DataError("documents/a.csv:3: no field `label`;\nname it in examples.label")

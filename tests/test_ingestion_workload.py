@@ -1,0 +1,84 @@
+"""The data stages of a batch as one workload: what it writes is what the assets find, and would make themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from fullft_assets import chunks, documents, examples
+from fullft_assets.assets.case import Case
+from fullft_assets.automation.jobs import INGEST
+from fullft_assets.chunks import ingestion
+from fullft_assets.component import FullFineTune
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.resources import open_store
+from fullft_assets.store import Manifest, Store
+from fullft_assets.workloads import ingestion as workload
+from tests import project as projects
+
+
+class InThisProcess:
+    """In place of the driver of launchers: runs the one workload that is asked for."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def run(self, _: object, name: str, job: Job, store: Store) -> Manifest:
+        assert name == "ingestion"
+        self.jobs.append(job)
+        workload.work(job, store, Progress(silent=True))
+        found = store.find(job.case, job.stage, job.key)
+        assert found is not None
+        return found
+
+
+def ingest(project: projects.Project, driver: InThisProcess) -> tuple[Store, bool]:
+    """Run the job `ingest` for the one batch of a project, and return its store and whether that went well."""
+    use_case = project.use_case()
+    with dg.DagsterInstance.local_temp(str(project.home)) as instance:
+        store = open_store(use_case, instance)
+        (batch,) = documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents)
+        defs = FullFineTune(use_case).build_defs()
+        resources = {**(defs.resources or {}), Case(use_case).launcher_key: dg.ResourceDefinition.hardcoded_resource(driver)}
+        assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
+        chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
+        instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
+        done = dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch.name, raise_on_error=False)
+        return store, done.success
+
+
+def made_here(project: projects.Project) -> Store:
+    """Make the one batch of a project without a workload, in a store of its own, and return that."""
+    use_case, store = project.use_case(), Store(str(project.home / "another_store"))
+    (batch,) = documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents)
+    valid, _ = examples.validate(store, use_case, documents.keep(store, use_case, batch.name))
+    chunks.tokenize(store, use_case, valid)
+    return store
+
+
+def test_what_it_writes_is_what_the_assets_find_and_would_make_themselves(tmp_path: Path):
+    project = projects.create(tmp_path, rows=60, compute={"ingestion": {"kind": "ssh", "host": "gpu1"}})
+    driver = InThisProcess()
+    store, is_well = ingest(project, driver)
+    (job,) = driver.jobs
+    assert is_well and job.stage == ingestion.STAGE
+    (sign,) = store.artifacts("letters", ingestion.STAGE)
+    plain = made_here(project)
+    for stage in INGEST:
+        (made,) = store.artifacts("letters", stage)
+        assert made.created_at < sign.created_at and sign.metadata["made"][stage] == made.ref, f"{stage} was made again in the run"
+        assert [made.content_digest] == [each.content_digest for each in plain.artifacts("letters", stage)]
+    assert len(ingestion.done(store, project.use_case())) == 1
+
+
+@pytest.mark.parametrize("section", [{}, {"ingestion": {"kind": "local"}}])
+def test_a_batch_that_is_held_back_ends_well_and_without_the_workload_nothing_is_launched(tmp_path: Path, section: dict[str, object]):
+    project = projects.create(tmp_path, rows=5, compute=section, examples={"label": "no_such_field"})
+    driver = InThisProcess()
+    store, _ = ingest(project, driver)
+    assert len(driver.jobs) == len(section)
+    assert store.artifacts("letters", "labeled_examples")[0].red_gates and not store.artifacts("letters", "tokenized_chunks")
+    assert len(ingestion.done(store, project.use_case())) == 1
