@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -418,6 +419,38 @@ def test_a_field_of_the_log_that_production_lacks_is_an_error_with_the_near_one(
     (production / "a.jsonl").write_text("".join(json.dumps({**row, "p2": None}) + "\n" for row in rows))
     with pytest.raises(SettingsError, match="monitoring.log.model: `p2` is empty in each of 9 rows read; did you mean `p`?"):
         report(project, log.replace("model: model", "model: p2"))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (production / "a.jsonl").unlink()
+    pq.write_table(pa.Table.from_pylist(rows), production / "a.parquet")
+    with pytest.raises(SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`"):
+        report(project, log.replace("prediction: predicted", "prediction: prediction"))
+
+
+def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, monkeypatch):
+    monkeypatch.setattr(corpus, "_NEWEST_FILES", 2)
+    production = project / "production"
+    production.mkdir()
+    for number in range(6):
+        answer = {"predicted": "notice", "model": "m1"} if number > 3 else {}
+        rows = [{"text": f"The licence number {i}.", **answer} for i in range(9)]
+        (production / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.utime(production / f"{number}.jsonl", (number, number))
+    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, model: model}\n"
+    assert report(project, log).startswith("x: ok")
+
+
+def test_a_large_table_takes_no_more_of_the_sample_than_is_read_of_it(project):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (project / "data/a.jsonl").write_text("".join(json.dumps({"text": f"one {i}", "kind": "a"}) + "\n" for i in range(300)))
+    pq.write_table(pa.table({"text": [f"two {i}" for i in range(100_000)], "kind": ["b"] * 100_000}), project / "data/b.parquet")
+    use_case = load_use_case(write(project))
+    found = corpus.look_at_documents(use_case, check.read_header(check.find_base_model(use_case.settings, project)))
+    counted = Counter(row.place.partition(":")[0] for row in found.sample)
+    assert counted["a.jsonl"] == 300 and counted["b.parquet"] >= 1_000
 
 
 @pytest.mark.heavy

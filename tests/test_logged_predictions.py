@@ -1,4 +1,4 @@
-"""Predictions from the user's own log: only the champion's count, nothing else takes their place, and nothing of a row is told."""
+"""Predictions from the user's own log: only the champion's count, nothing else takes their place, and nothing of a row is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fullft_assets import documents, monitoring, release
 from fullft_assets.component import FullFineTune
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, LiveMetadata, PredictionsMetadata, Scale, Sums
+from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, LiveMetadata, PredictionsMetadata, Scale, Sums, logged
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LogSettings
 from fullft_assets.store import Manifest, Store
@@ -86,6 +86,40 @@ def test_only_what_the_champion_answered_counts(project: projects.Project, log: 
         "3 of 7 documents have a prediction of the champion in the log; of the others 1 no prediction, 1 none of the champion's labels, 2 not "
     )
     assert "Zorblax" not in made.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("at", "counts"),
+    [
+        (str(SINCE + 60), True),
+        (f"{SINCE + 60:.0f}000", True),
+        (f"{SINCE + 60:.0f}000000", True),
+        (f"{SINCE - 60:.0f}000000", False),
+        (f"{SINCE - 60:.0f}000000000", False),
+        ("20260302", True),
+        ("20260227", False),
+        ("inf", False),
+        ("1e400", False),
+        ("nan", False),
+        ("yesterday", False),
+    ],
+)
+def test_a_time_is_read_in_any_unit(at: str, counts: bool) -> None:
+    champion = Manifest.model_construct(key="c0ffee")
+    assert logged._answered_by(champion, LogSettings.model_validate(BY_TIME), SINCE)({"predicted_at": at}) is counts
+
+
+def test_a_label_in_another_case_is_one_only_where_no_other_is_like_it(project: projects.Project) -> None:
+    labels = ["IT", "it", "Sales"]
+    found = Logged(project, BY_MODEL)
+    texts = projects.licence_rows(4)
+    answers = ("It", "it", "IT", "SALES")
+    window = found.see(
+        "w1.jsonl", [{"id": a, "text": row["text"], "answer": a, "version": "c0ffee"} for a, row in zip(answers, texts, strict=True)]
+    )
+    log = LogSettings.model_validate(BY_MODEL)
+    made = monitoring.read_log(found.store, CASE, log=log, documents=window, champion=found.champion, since=SINCE, labels=labels, seed=1)
+    assert [(line["id"], line["label"]) for line in found.lines(made)] == [("it", "it"), ("IT", "IT"), ("SALES", "Sales")]
 
 
 def test_another_log_is_another_artifact_and_batches_have_no_such_columns(project: projects.Project) -> None:

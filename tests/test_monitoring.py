@@ -175,7 +175,7 @@ class TestHistory:
         sums = {} if status == "insufficient_data" else {monitoring.SUMS: {"bytes": 1, "sha256": ""}}
         return self.model.model_validate({**self.model.model_dump(), **about, "files": sums, **changes})
 
-    def read(self, window: str, made: dict[str, Manifest]) -> History:
+    def read(self, window: str, made: dict[str, Manifest], **options: Any) -> History:
         by_ref = {report.ref: report for report in made.values()}
         return monitoring.read_history(
             window,
@@ -186,6 +186,7 @@ class TestHistory:
             model=self.model,
             settings={},
             num_reference=6,
+            **options,
         )
 
     def names(self, history: History) -> tuple[list[str], list[str]]:
@@ -204,6 +205,11 @@ class TestHistory:
         made["12"] = self.report("12", self.read("12", made), "ok")
         made["13"] = self.report("13", self.read("13", made), "ok")
         assert self.names(self.read("14", made)) == (reference, ["09", "10", "11", "12", "13"])
+
+    def test_windows_of_all_documents_are_no_reference_of_those_that_the_champion_answered(self) -> None:
+        made = {"01": self.report("01", History([], []), "ok")}
+        assert self.names(self.read("02", made)) == (["01"], [])
+        assert self.names(self.read("02", made, is_logged=True)) == ([], [])
 
     def test_a_window_that_is_read_again_keeps_what_it_was_compared_with(self) -> None:
         made = {"02": self.report("02", History([], []), "ok")}

@@ -79,6 +79,6 @@ def test_where_most_rows_are_so_the_snapshot_names_the_check_and_not_the_quarant
     rows = [conversation(number, cut_before_the_answer=number > 15) for number in range(40)]
     with pytest.raises(DataError) as raised:
         prepared.take(project(tmp_path, model, rows))
-    assert str(raised.value).startswith("snapshot: red checks hold back all 1 batches, such as ")
+    assert str(raised.value).startswith("snapshot: red checks hold back the only batch ")
     assert f" (rows_have_trained_tokens): 24 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:17, " in str(raised.value)
     assert "quarantined" not in str(raised.value)

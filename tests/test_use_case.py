@@ -81,6 +81,18 @@ def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypat
 
 def test_documents_behind_a_link_are_found(project):
     (project / "data/linked").mkdir()
+    (
+        (
+            GOOD + "  monitoring:\n    path: data/production\n    log: {prediction: a, score: text, time: at}\n",
+            "10: monitoring.log: names the field of the text; name those of what the model answered",
+        ),
+    )
+    (
+        (
+            GOOD + "  monitoring:\n    path: data/production\n    log:\n      prediction: kind\n      time: at\n",
+            "11: monitoring.log.prediction: kind is examples.label, the true label; give another field, or rename the one of the log",
+        ),
+    )
     (project / "data/linked/all").symlink_to(project / "data/licences")
     assert load_use_case(write(project, GOOD.replace("data/licences", "data/linked")))
 
@@ -377,7 +389,7 @@ ONE_MISTAKE = {
     ),
     "a log whose prediction is the text": (
         GOOD + "  monitoring:\n    path: data/production\n    log: {prediction: text, time: at}\n",
-        "10: monitoring.log: names the field of the text; name those of the prediction and of the model",
+        "10: monitoring.log: names the field of the text; name those of what the model answered",
     ),
     "a log for a language model": (
         GOOD.replace("label: kind", "task: language_modeling")

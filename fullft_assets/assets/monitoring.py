@@ -57,6 +57,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             for name in ("training_snapshot", "finetuned_checkpoint"):
                 inputs[name].require_green("drift_report")
             settings = monitoring.key_settings(case.settings)
+            logged = _logged(case, store, production_documents)
             history = monitoring.read_history(
                 context.partition_key,
                 store.list_pointers(f"latest/{case.name}/drift_report"),
@@ -66,9 +67,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 model=inputs["finetuned_checkpoint"],
                 settings=settings,
                 num_reference=case.settings.monitoring.reference_windows,
+                is_logged=bool(logged),
             )
             history = replace(history, recent=monitoring.without_redelivered(store, production_documents, history.recent))
-            inputs |= history.as_inputs() | _logged(case, store, production_documents)
+            inputs |= history.as_inputs() | logged
             # The checkpoint determines its snapshot.
             digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
             key = artifact_key("drift_report", monitoring.VERSION, settings, digests, case.settings.seed)

@@ -21,6 +21,7 @@ from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import LogSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 
 #: Files that are looked at, drawn from all: finding out what is in each takes a hundred microseconds.
@@ -32,6 +33,8 @@ SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
 #: Rows of a file whose rows are known without reading it, and rows of the sample that all such files have at least.
 _LEAST_ROWS_A_FILE = 20
+#: Production files whose rows are looked at.
+_NEWEST_FILES = 100
 #: Files of formats that are slow to read are opened for so many seconds, and only up to so many bytes each.
 SLOW_SECONDS = 1.0
 _MOST_SLOW_BYTES = 2**18
@@ -104,13 +107,7 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
     source = source_of(use_case)
     files = source.files()
     drawn = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
-    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
-    with FileReader(source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file) as reader:
-        look = _Look(reader, rows_a_file)
-        for file in drawn:
-            look.add(source, file)
-        look.open_others(source)
-        sample = look.sample()
+    look, sample = _look_at(source, drawn, settings)
     texts = [found.row["text"] for found in sample if found.row.get("text")]
     mean_tokens = _mean_tokens(texts[:TOKENISED_ROWS], model)
     is_part = len(drawn) < len(files)
@@ -129,7 +126,9 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
 
 
 def look_at_production(use_case: UseCase) -> list[Sampled]:
-    """Return a sample of the production rows, with what a model answered; none of a bucket, or before production has delivered.
+    """Return a sample of the newest production rows, with what a model answered; none of a bucket, or before production has delivered.
+
+    Only of the newest files: older ones may be from before the log.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -139,14 +138,21 @@ def look_at_production(use_case: UseCase) -> list[Sampled]:
     if path is None or "://" in path or not use_case.resolve(path).exists():
         return []
     source = source_of(use_case, "window")
-    files = source.files()
+    newest = sorted(source.files(), key=lambda file: file.mtime_ns)[-_NEWEST_FILES:]
+    return _look_at(source, newest, settings, settings.monitoring.log)[1]
+
+
+def _look_at(
+    source: Source, files: list[SourceFile], settings: UseCaseSettings, log: LogSettings | None = None
+) -> tuple[_Look, list[Sampled]]:
+    """Count the rows of these files, and draw a sample of them."""
     rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
-    log = settings.monitoring.log
     with FileReader(source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log) as reader:
         look = _Look(reader, rows_a_file)
         for file in files:
             look.add(source, file)
-        return look.sample()
+        look.open_others(source)
+        return look, look.sample()
 
 
 @dataclass(frozen=True, order=True)
@@ -218,12 +224,11 @@ class _Look:
         They get their share of the sample, which the rows that were counted by reading may have filled.
         """
         share = self._known_rows / max(1, self.num_rows)
-        room = max(round(SAMPLE_ROWS * share), min(_LEAST_ROWS_A_FILE, self._known_rows))
-        while len(self._drawn) > SAMPLE_ROWS - room:
-            heapq.heappop(self._drawn)
+        counted, self._drawn = self._drawn, []
+        room = max(SAMPLE_ROWS - len(counted), min(round(SAMPLE_ROWS * share), SAMPLE_ROWS - _LEAST_ROWS_A_FILE), _LEAST_ROWS_A_FILE)
         slow_seconds = 0.0
         for file, is_slow in random.Random(0).sample(self._others, len(self._others)):
-            if not self._has_room:
+            if len(self._drawn) >= room or self._opened_bytes >= SAMPLE_BYTES:
                 break
             if is_slow and (file.bytes > _MOST_SLOW_BYTES or slow_seconds > SLOW_SECONDS):
                 continue
@@ -232,6 +237,8 @@ class _Look:
             with self._noting(source, file), source.local(file.path) as path:
                 self._read(Delivered(path, file.path))
             slow_seconds += (time.monotonic() - began) * is_slow
+        others = heapq.nlargest(room, self._drawn)
+        self._drawn = [*others, *heapq.nlargest(SAMPLE_ROWS - len(others), counted)]
 
     @contextmanager
     def _noting(self, source: Source, file: SourceFile) -> Iterator[None]:
@@ -251,10 +258,6 @@ class _Look:
             self._others.append((file, written.is_slow))
         else:
             self._count(path, file)
-
-    @property
-    def _has_room(self) -> bool:
-        return len(self._drawn) < SAMPLE_ROWS and self._opened_bytes < SAMPLE_BYTES
 
     def _count(self, path: Path, file: SourceFile) -> None:
         budget = COUNTED_BYTES - self._unpacked_bytes

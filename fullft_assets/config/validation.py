@@ -176,8 +176,14 @@ def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem
     if (log := settings.monitoring.log) is not None:
         if not task_of(settings.examples).detects_drift:
             yield Problem(("monitoring", "log"), f"is for the task classification alone, not for {settings.examples.task}; remove it")
-        if (settings.documents.text or "text") in (log.prediction, log.model):
-            yield Problem(("monitoring", "log"), "names the field of the text; name those of the prediction and of the model")
+        if (settings.documents.text or "text") in (log.prediction, log.score, log.model, log.time):
+            yield Problem(("monitoring", "log"), "names the field of the text; name those of what the model answered")
+        if log.prediction == settings.examples.label:
+            # Each answer would be its own truth.
+            yield Problem(
+                ("monitoring", "log", "prediction"),
+                f"{log.prediction} is examples.label, the true label; give another field, or rename the one of the log",
+            )
     if path is None:
         if log is not None:
             yield Problem(("monitoring", "log"), "needs monitoring.path, the folder of the rows that have these fields")

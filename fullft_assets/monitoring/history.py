@@ -47,6 +47,7 @@ def read_history(
     model: Manifest,
     settings: Mapping[str, Any],
     num_reference: int,
+    is_logged: bool = False,
 ) -> History:
     """Return the windows that a window is compared with: the first ones under this champion, and the last five.
 
@@ -64,13 +65,15 @@ def read_history(
         model: the checkpoint in use.
         settings: of the report, see `verdict.key_settings`.
         num_reference: windows of a complete reference.
+        is_logged: whether predictions of the window come from the user's own log. Before the first champion they do not, and the windows of then
+            are of all documents.
     """
-
     made = sorted(made)
 
     def is_comparable(report: Manifest) -> bool:
         same_model = report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
-        return report.version == VERSION and report.settings == settings and same_model
+        same_source = ("batch_predictions" in report.inputs) == is_logged
+        return report.version == VERSION and report.settings == settings and same_model and same_source
 
     own = find(window) if window in made else None
     if own is not None and is_comparable(own) and own.inputs.get("production_documents") == documents.content_digest:

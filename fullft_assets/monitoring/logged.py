@@ -7,8 +7,10 @@ differ in the settings of their artifacts, and each consumer asks for one of the
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +25,7 @@ from fullft_assets.store.checks import CheckSpec
 LOG_CHECK = CheckSpec("log_has_the_champions_predictions", "Most documents have a prediction of the champion in the log.")
 #: With a smaller share of them a field is misnamed, or another model answers.
 _LEAST_SHARE = 0.5
-#: A time since 1970 beyond this is in milliseconds: as seconds it would be in the year 5138.
+#: A time since 1970 beyond this is in milli-, micro- or nanoseconds: as seconds it would be in the year 5138.
 _MOST_SECONDS = 1e11
 
 
@@ -53,8 +55,8 @@ def read_log(
         labels: of the champion. In whatever case the log has them, if that is no other label's.
     """
     ours = _answered_by(champion, log, since)
-    spelled = {label.casefold(): label for label in labels}
-    known = {**(spelled if len(spelled) == len(labels) else {}), **{label: label for label in labels}}
+    alike = Counter(label.casefold() for label in labels)
+    exact, folded = set(labels), {label.casefold(): label for label in labels if alike[label.casefold()] == 1}
 
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
@@ -66,7 +68,7 @@ def read_log(
         found: list[tuple[Document, dict[str, Any]]] = []
         for row in rows:
             predicted = (row["predicted"] or "").strip()
-            label = known.get(predicted) or known.get(predicted.casefold())
+            label = predicted if predicted in exact else folded.get(predicted.casefold())
             if not predicted:
                 left_out["no prediction"] += 1
             elif not ours(row):
@@ -110,13 +112,19 @@ def _answered_by(champion: Manifest, log: LogSettings, since: float) -> Callable
 
 def _seconds(value: str | None) -> float | None:
     """Return a time in seconds since 1970; None where it is none."""
-    for read in (float, lambda text: _in_utc(datetime.fromisoformat(text)).timestamp()):
-        try:
-            seconds = read((value or "").strip())
-        except (ValueError, OverflowError):
-            continue
-        return seconds / 1000 if seconds > _MOST_SECONDS else seconds
+    text = (value or "").strip()
+    # Eight digits are a day: as seconds they would be in 1970.
+    for read in (_iso_time, float) if len(text) == 8 else (float, _iso_time):
+        with suppress(ValueError, OverflowError):
+            seconds = read(text)
+            while _MOST_SECONDS < seconds < math.inf:
+                seconds /= 1000
+            return seconds if math.isfinite(seconds) else None
     return None
+
+
+def _iso_time(text: str) -> float:
+    return _in_utc(datetime.fromisoformat(text)).timestamp()
 
 
 def _in_utc(at: datetime) -> datetime:

@@ -44,7 +44,7 @@ class LogSettings(Settings):
     )
     time: str | None = Field(
         default=None,
-        description="Field with the time of the prediction: ISO 8601 (UTC where it has no time zone), or seconds since 1970. A row is the "
+        description="Field with the time of the prediction: ISO 8601 (UTC where it has no time zone), or seconds, milli-, micro- or nanoseconds since 1970. A row is the "
         "champion's if it was predicted since the champion came into use.",
     )
 

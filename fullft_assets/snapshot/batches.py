@@ -58,7 +58,8 @@ def usable_batches(
     if examples and not usable:
         name, (gate, *_) = min(red_gates(examples, chunks).items())
         why = gate.description.removeprefix(f"batch {name}: ")
-        raise DataError(f"snapshot: red checks hold back all {len(examples):,} batches, such as {name} ({gate.name}): {why}")
+        held = "the only batch" if len(examples) == 1 else f"each of {len(examples):,} batches, such as"
+        raise DataError(f"snapshot: red checks hold back {held} {name} ({gate.name}): {why}")
     return usable
 
 

@@ -6,7 +6,7 @@ its own: made once for each checkpoint, and read for each window after that.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +46,11 @@ class ProductionRows:
     num_labelled: int
 
     @classmethod
-    def read(cls, table: pa.Table, seed: int, limit: int, predicted: Container[tuple[str, int]] | None = None) -> ProductionRows:
+    def read(cls, table: pa.Table, seed: int, limit: int, predicted: Mapping[tuple[str, int], str] | None = None) -> ProductionRows:
         """Read a `documents.parquet` table; rows without a text are not compared, but counted.
 
         Args:
-            predicted: places of the documents that the champion answered in production; only they are compared. Default: all.
+            predicted: answers of the champion in production by their documents' places; only these documents are compared. Default: all.
         """
         rows = table.select(["source", "row", "text", "label", "group"]).to_pylist()
         readable = [row for row in rows if row["text"] and row["text"].strip()]
