@@ -1,4 +1,4 @@
-"""An API server and a node that really run the pods of Indexed Jobs, as processes of this machine; what the launcher needs of Kubernetes, and no more.
+"""An API server and nodes that really run the pods of Jobs, as processes of this machine; what our launcher and Dagster's run launcher need of Kubernetes.
 
 Manifests are validated against the API's own schemas, strictly, and by rules that the schemas do not have. An account may do what a Role
 of RBAC allows. A container's image, DNS names, ports and the termination message are what each pod has of its own in a cluster; here the
@@ -110,7 +110,7 @@ class Pod:
     def start(self, environment: Mapping[str, str], port: int) -> None:
         """Start the container's first process."""
         container = self.container
-        own = {container["terminationMessagePath"]: str(self.folder / "message"), "29500": str(port)}
+        own = {container.get("terminationMessagePath", "/dev/termination-log"): str(self.folder / "message"), "29500": str(port)}
         (self.folder / "message").touch()
         arguments = [own.get(each, re.sub(r"fullft-[\w-]+-\d+\.fullft-pods\b", "127.0.0.1", each)) for each in container["args"]]
         variables = {each["name"]: each["value"] for each in container["env"]}
@@ -139,7 +139,7 @@ class Pod:
         """Delete the pod: SIGTERM, and SIGKILL after the grace time. A reason is a disruption's."""
         if reason:
             self.status["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "by the test"})
-        grace = self.spec["terminationGracePeriodSeconds"]
+        grace = self.spec.get("terminationGracePeriodSeconds", 30)
         self.metadata.setdefault("deletionTimestamp", _stamp(grace))
         if self.process is None:
             self.status["phase"] = "Failed"
@@ -219,6 +219,9 @@ class Cluster:
         self.secrets: dict[str, dict[str, str]] = {}
         #: Whether there is a node for a pod.
         self.has_room = True
+        #: Pods that the nodes take at once, and the most that ran at once.
+        self.num_places: float = float("inf")
+        self.most_at_once = 0
         self.is_queueing = False
         #: What the cluster says when it refuses to make pods.
         self.refusal = ""
@@ -407,29 +410,31 @@ class Cluster:
                 # A pod that was deleted is gone as soon as it is counted.
                 job.pods = [pod for pod in job.pods if "deletionTimestamp" not in pod.metadata]
             return
-        if len([pod for pod in job.pods if pod.status["phase"] == "Succeeded"]) == spec["completions"]:
+        if len([pod for pod in job.pods if pod.status["phase"] == "Succeeded"]) == spec.get("completions", 1):
             status["conditions"] = [{"type": "Complete", "status": "True"}]
             return
-        missing = set() if self.refusal else set(range(spec["completions"])) - {pod.index for pod in job.pods}
+        missing = set() if self.refusal else set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
         job.pods += [Pod(job.body, index, self.folder / "pods") for index in sorted(missing)]
         for pod in job.pods:
             if pod.status["phase"] == "Pending":
                 self._schedule(pod, job)
 
     def _schedule(self, pod: Pod, job: JobOf) -> None:
-        if not self.has_room:
+        num_running = sum(each.status["phase"] == "Running" for of_one in self.jobs.values() for each in of_one.pods)
+        if not self.has_room or num_running >= self.num_places:
             message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             pod.status["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]
         elif pod.container["image"] not in self.images:
             pod.wait_for("ErrImagePull", f'failed to resolve reference "{pod.container["image"]}": not found')
         else:
-            names = [each["secretRef"]["name"] for each in pod.container["envFrom"]]
+            names = [each["secretRef"]["name"] for each in pod.container.get("envFrom", [])]
             absent = [name for name in names if name not in self.secrets]
             if absent:
                 pod.wait_for("CreateContainerConfigError", f'secret "{absent[0]}" not found')
                 return
             of_secrets = {key: value for name in names for key, value in self.secrets[name].items()}
             pod.start({**self.environment, **of_secrets}, job.port)
+            self.most_at_once = max(self.most_at_once, num_running + 1)
 
     def _write_kubeconfig(self, port: int) -> None:
         config = {

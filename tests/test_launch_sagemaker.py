@@ -325,6 +325,16 @@ class TestProcessingJobs:
             launcher(**PROCESSING, **changes)
 
 
+@pytest.mark.fault("memory runs out", "sagemaker")
+def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(service, url, tmp_path):
+    (tmp_path / "count").write_text("")
+    failure, _ = run(launcher(max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")}), "runs_out_of_memory", url)
+    assert failure == (
+        "the workload was killed: memory ran out; use a machine with more memory, or lower launcher.processes [out_of_memory]"
+    )
+    assert len(service.jobs) == 1
+
+
 class TestRefused:
     def test_a_store_that_a_container_cannot_reach(self, service, tmp_path):
         with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3, which /\S+ is not; set `store`"):
@@ -379,7 +389,9 @@ def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(se
     [
         ("InternalServerError: We encountered an internal error.  Please try again.", None, "infrastructure"),
         ("ClientError: Cannot pull the image", None, "settings"),
-        ("AlgorithmError: , exit code: 137", None, "infrastructure"),
+        ("AlgorithmError: , exit code: 137", None, "out_of_memory"),
+        ("AlgorithmError: , exit code: 143", None, "infrastructure"),
+        ("ClientError: Please use an instance type with more memory, or reduce the size of training data", None, "out_of_memory"),
         ("AlgorithmError: , exit code: 1", None, "unknown"),
         ("AlgorithmError: loss is nan [at step 3] [divergence], exit code: 3", "loss is nan [at step 3]", "divergence"),
         ("", None, "unknown"),

@@ -73,6 +73,19 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
     assert found.metadata == {"root": str(tmp_path / "a project there"), "variable": "it's $HOME"}
 
 
+@pytest.mark.fault("memory runs out", "ssh")
+def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(server, tmp_path):
+    (tmp_path / "count").write_text("")
+    ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
+    with dg.DagsterInstance.ephemeral() as instance:
+        failure, _ = run(tmp_path, ssh, "runs_out_of_memory", instance)
+    assert failure == (
+        "workload probe was killed: memory ran out; use a machine with more memory, or lower launcher.processes; see the step's stderr "
+        "[out_of_memory]"
+    )
+    assert [launch.attempt for launch in records.launches(probe_job(tmp_path, "writes")[1], "probe")] == [1]
+
+
 @pytest.mark.fault("output is lost, late or cut", "ssh")
 def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.2)

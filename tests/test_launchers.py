@@ -20,12 +20,13 @@ from fullft_assets.assets.case import Case
 from fullft_assets.config import validation
 from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
+from fullft_assets.jobs.launch import WorkloadFailure
 from fullft_assets.jobs.launchers import LAUNCHERS
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import Logs, local, machine
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.machine import Machine
+from fullft_assets.launchers.machine import Machine, ended_status
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.registry import Registry
 from fullft_assets.resources import latest, set_latest
@@ -145,6 +146,49 @@ class TestUnderDagster:
     def test_killed_workload_names_the_signal(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "is_killed"), "infrastructure")
         assert message == "workload probe was killed by SIGKILL (out of memory?); see the step's stderr [infrastructure]"
+
+    @pytest.mark.fault("memory runs out", "local")
+    def test_workload_that_ran_out_of_memory_says_what_to_do(self, instance, monkeypatch, tmp_path):
+        (tmp_path / "count").write_text("")
+        monkeypatch.setenv("FULLFT_OOM_COUNT", str(tmp_path / "count"))
+        message = self._failure(self._materialize(instance, monkeypatch, "runs_out_of_memory"), "out_of_memory")
+        assert message == (
+            "workload probe was killed: memory ran out; use a machine with more memory, or lower launcher.processes; see the step's stderr "
+            "[out_of_memory]"
+        )
+
+
+@pytest.mark.fault("memory runs out", "local")
+def test_what_the_kernel_kills_for_memory_is_known(tmp_path):
+    group = _control_group()
+    try:
+        eats = "found = []\nwhile True:\n    found.append(bytearray(10_000_000))"
+        command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--folder", str(tmp_path), "--grace", "5", "--"]
+        join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
+        done = subprocess.run(["sh", "-c", join, "sh", *command, sys.executable, "-c", eats], timeout=SECONDS, check=False)
+        assert done.returncode == 128 + signal.SIGKILL
+        assert ended_status(tmp_path).failure == "out_of_memory"
+    finally:
+        group.rmdir()
+
+
+def _control_group() -> Path:
+    """Make a control group that has little memory, below this process's own; skip where that is not allowed."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        root, limit = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes") if controllers == "memory" else ("/sys/fs/cgroup", "memory.max")
+        made = Path(f"{root}{group}/fullft-test-{os.getpid()}")
+        if controllers not in ("", "memory"):
+            continue
+        try:
+            made.mkdir()
+        except OSError:
+            continue
+        if (made / limit).exists():
+            (made / limit).write_text("200000000")
+            return made
+        made.rmdir()
+    pytest.skip("no control group for memory can be made here")
 
 
 @pytest.mark.slow
@@ -307,6 +351,16 @@ class TestMachine:
         (root / "j/stdout").write_bytes(stdout.encode())
         (root / "j/exit").write_text('{"code": 0, "is_limit": false}')
         return Machine(root)
+
+    @pytest.mark.parametrize(
+        ("said", "failure"), [(None, "out_of_memory"), ("data", "data"), ("infrastructure", "out_of_memory"), ("unknown", "out_of_memory")]
+    )
+    def test_what_a_workload_says_counts_unless_it_cannot_know_what_killed_its_process(self, tmp_path, said, failure):
+        (tmp_path / "exit").write_text('{"code": 1, "is_limit": false, "is_out_of_memory": true}')
+        if said is not None:
+            WorkloadFailure("a rank is gone", said).write(tmp_path / "error")
+        status = ended_status(tmp_path)
+        assert status.failure == failure and ("a rank is gone" in status.reason) is (said is not None)
 
     @pytest.mark.parametrize("lines", [["é" * 3, "12345", "é", "last, without an end"], ["a line that is longer than a block", "1", "2"]])
     @pytest.mark.fault("output is lost, late or cut", "local", "ssh")

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ _STREAMS = ("stdout", "stderr", "messages")
 REACHED_LIMIT = Status(
     "failed", "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings"
 )
+#: Of a job that the kernel has killed, or a process of it.
+OUT_OF_MEMORY = Status("failed", "was killed: memory ran out; use a machine with more memory, or lower launcher.processes", "out_of_memory")
+#: What a workload takes a process of its own that was killed for: another rank that it lost, or nothing that it knows.
+_FOR_KILLED: frozenset[FailureClass] = frozenset({"infrastructure", "unknown"})
 
 
 class Machine:
@@ -193,6 +197,10 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     if ended is not None and ended["is_limit"]:
         return REACHED_LIMIT
     failure = WorkloadFailure.read(folder / "error")
+    if ended is not None and ended.get("is_out_of_memory") and (failure is None or failure.failure in _FOR_KILLED):
+        if failure is None:
+            return OUT_OF_MEMORY
+        return replace(OUT_OF_MEMORY, reason=f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}", is_own_line=True)
     if failure is not None:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
     if ended is None:

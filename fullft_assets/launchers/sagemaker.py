@@ -43,7 +43,8 @@ _WAITING = _BEFORE | {"Interrupted", "Restarting"}
 _OWN_LINE = re.compile(rf"AlgorithmError: (.*) \[({'|'.join(get_args(FailureClass))})\]", re.DOTALL)
 _BY_SOMEBODY = "was stopped in SageMaker by somebody; run the same command again to resume"
 _HAS_GPUS = re.compile(r"ml\.[gp]\d")
-_EXIT_CODE = re.compile(r"exit code: (\d+)")
+_EXIT_CODE = re.compile(r"exit code: (\d+)", re.IGNORECASE)
+_MORE_MEMORY = re.compile(r"OutOfMemory|instance type with more memory", re.IGNORECASE)
 
 
 class SageMakerLauncher(AwsLauncher):
@@ -319,11 +320,18 @@ def _failed(reason: str) -> tuple[str, FailureClass, bool]:
         return " ".join(own[1].split()), cast(FailureClass, own[2]), True
     said = " ".join(reason.split()).rstrip(".") or "no reason given"
     kind = said.partition(":")[0]
+    code = _EXIT_CODE.search(said)
+    # The first process of a container has nobody above it who would kill it but the kernel.
+    if (code is not None and int(code[1]) == 137) or _MORE_MEMORY.search(said):
+        return (
+            "was killed: memory ran out; set launcher.instance_type to one with more memory, or lower launcher.processes",
+            "out_of_memory",
+            False,
+        )
     classes: dict[str, FailureClass] = {
         "InternalServerError": "infrastructure",
         "CapacityError": "infrastructure",
         "ClientError": "settings",
     }
-    code = _EXIT_CODE.search(said)
     is_killed = code is not None and int(code[1]) > 128  # by the kernel, or with its machine
     return f"failed in SageMaker ({said})", classes.get(kind, "infrastructure" if is_killed else "unknown"), False

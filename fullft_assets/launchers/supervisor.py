@@ -6,7 +6,8 @@ The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watche
 by SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the command's own
 end, every descendant is killed, those in sessions of their own (torchrun's ranks) included. When the
 supervisor itself is killed, the kernel kills the command. The exit code is the command's, 128 + N when
-signal N ended it. A folder gets the supervisor's pid and, at the end, the exit code, for processes that are not its parent.
+signal N ended it. A folder gets the supervisor's pid and, at the end, the exit code and what the kernel knows of it, for processes that are not
+its parent.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +35,10 @@ from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, Workl
 POLL_SECONDS = 0.5
 #: How long killed processes may take to vanish; longer means an uninterruptible system call.
 KILL_SECONDS = 10.0
-#: Files of `--folder`: pid and start time of the supervisor; and exit code of the command, with whether its time was up.
+#: Files of `--folder`: pid and start time of the supervisor; and exit code of the command, with whether its time was up or memory ran out.
 PID, EXIT = "pid", "exit"
+#: Environment variable with a file that has the kernel's count of processes that were killed as memory ran out, for tests.
+OOM_COUNT = "FULLFT_OOM_COUNT"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", nargs="+", help="what to run, after --")
     chosen = parser.parse_args(arguments)
     supervisor = Supervisor(chosen.grace, chosen.seconds)
+    num_killed = num_killed_for_memory()
     if chosen.folder is not None:
         _write(chosen.folder / PID, f"{os.getpid()} {psutil.Process().create_time()}")
     adopt_orphans()
@@ -68,8 +73,34 @@ def main(arguments: list[str] | None = None) -> int:
                 WorkloadFailure(str(error), error.failure).write(Path(path))
             code = EXIT_FIXABLE
     if chosen.folder is not None:
-        _write(chosen.folder / EXIT, json.dumps({"code": code, "is_limit": supervisor.is_late}))
+        # Where the kernel counts nothing, a signal that nobody sent is most likely its own.
+        now = num_killed_for_memory()
+        is_out_of_memory = code == 128 + signal.SIGKILL if now is None or num_killed is None else now > num_killed
+        is_out_of_memory = is_out_of_memory and code != 0 and not supervisor.has_stopped_it
+        _write(chosen.folder / EXIT, json.dumps({"code": code, "is_limit": supervisor.is_late, "is_out_of_memory": is_out_of_memory}))
     return code
+
+
+def num_killed_for_memory() -> int | None:
+    """Return how many processes the kernel has killed as memory ran out: of this one's control group, else of the machine; None if it does not say."""
+    for path in _counts():
+        with suppress(OSError):
+            if (found := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
+                return int(found[1])
+    return None
+
+
+def _counts() -> Iterator[Path]:
+    if OOM_COUNT in os.environ:
+        yield Path(os.environ[OOM_COUNT])
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":
+                yield Path(f"/sys/fs/cgroup{group}/memory.events")
+            elif controllers == "memory":
+                yield Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control")
+    yield Path("/proc/vmstat")
 
 
 def _write(path: Path, text: str) -> None:
@@ -90,6 +121,8 @@ class Supervisor:
         self.stop_requested = False
         #: Whether the command was stopped because its time was up.
         self.is_late = False
+        #: Whether it asked the command to stop, and so may have killed it.
+        self.has_stopped_it = False
         self._wakeup, wakeup_writer = os.pipe()
         for end in (self._wakeup, wakeup_writer):
             os.set_blocking(end, False)
@@ -110,6 +143,7 @@ class Supervisor:
             self._wait(lambda: not self.stop_requested and all(map(is_alive, watched)) and time.monotonic() < limit)
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
+                self.has_stopped_it = True
                 self._terminate()
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)

@@ -82,6 +82,13 @@ def is_killed(job: Job, store: Store, progress: Progress) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def runs_out_of_memory(job: Job, store: Store, progress: Progress) -> None:
+    """Die as by the kernel's out-of-memory killer, which counts that."""
+    count = Path(os.environ["FULLFT_OOM_COUNT"])
+    count.write_text(f"low 0\noom_kill {count.read_text().count('oom_kill') + 1}\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def works(job: Job, store: Store, progress: Progress) -> None:
     """Work until asked to stop, then take a second for a checkpoint; a process in its own session works along."""
     folder = Path(job.project_root)
