@@ -102,23 +102,8 @@ class LaunchDriver:
         self, context: dg.AssetExecutionContext, launcher: Launcher, workload: str, job: Job, store: Store, arguments: list[str]
     ) -> tuple[Status, bool]:
         """Submit a job, or attach to one, follow it to its end, and return that and whether this run submitted it."""
-        instance, run_id = context.instance, context.run.run_id
-        planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
-        usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
-        wanted = Launch(
-            case=job.case,
-            stage=job.stage,
-            key=job.key,
-            workload=workload,
-            launcher=launcher.settings.model_dump(mode="json"),
-            place=self._read(context, lambda: launcher.place),
-            run_id=run_id,
-            job=arguments,
-            submitted_at=time.time(),
-            hourly_usd=usd or launcher.hourly_usd(planning, processes),
-        )
-        is_active = partial(_is_active, instance)
-        launch, replaced, is_new = records.claim(store, wanted, is_active)
+        run_id, is_active = context.run.run_id, partial(_is_active, context.instance)
+        launch, replaced, is_new = records.claim(store, self._wanted(context, launcher, workload, job, arguments), is_active)
         name, is_mine = launch.name_in(store), launch.run_id == run_id
         if replaced is not None:
             self._end_replaced(context, replaced, launch, store, is_active)
@@ -158,21 +143,61 @@ class LaunchDriver:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)
                 raise  # else, as after any other error, it may run on, and the next run attaches to it
-            if status.state == "gone":
-                is_removed = has_run and not launcher.loses_jobs
-                if is_removed and not _has_ended(store, launch):
-                    time.sleep(_PAUSE_SECONDS)  # another run that has ended it is about to record that
-                status = _recorded_end(store, launch, is_removed=is_removed)
-            if status.state == "failed" and not status.is_own_line:
-                status = replace(status, reason=f"workload {workload} {status.reason}; see the step's stderr")
-            # Before the backend forgets it: whoever else follows it reads it here.
-            state = "succeeded" if status.state == "succeeded" else "failed"
-            records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
-            may_run = status.state == "failed" and not status.is_own_line
-            if is_mine and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0) and may_run:
-                records.reopen(store, launch)
-                raise WorkloadError(f"{status.reason}; {name} may still run, and is on record as running", status.failure)
+            status = self._record_end(context, launcher, launch, store, status, has_run=has_run, is_mine=is_mine)
         return status, is_new
+
+    def _wanted(self, context: dg.AssetExecutionContext, launcher: Launcher, workload: str, job: Job, arguments: list[str]) -> Launch:
+        """Return the record of this run's launch."""
+        planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
+        usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
+        return Launch(
+            case=job.case,
+            stage=job.stage,
+            key=job.key,
+            workload=workload,
+            launcher=launcher.settings.model_dump(mode="json"),
+            place=self._read(context, lambda: launcher.place),
+            run_id=context.run.run_id,
+            job=arguments,
+            submitted_at=time.time(),
+            hourly_usd=usd or launcher.hourly_usd(planning, processes),
+        )
+
+    def _record_end(
+        self,
+        context: dg.AssetExecutionContext,
+        launcher: Launcher,
+        launch: Launch,
+        store: Store,
+        status: Status,
+        *,
+        has_run: bool,
+        is_mine: bool,
+    ) -> Status:
+        """Record how a job has ended, end what may be left of it, and return that end.
+
+        Args:
+            has_run: whether this run has seen it run.
+            is_mine: whether this run may end it.
+
+        Raises:
+            WorkloadError: it failed, may still run, and its backend does not answer.
+        """
+        if status.state == "gone":
+            is_removed = has_run and not launcher.loses_jobs
+            if is_removed and not _has_ended(store, launch):
+                time.sleep(_PAUSE_SECONDS)  # another run that has ended it is about to record that
+            status = _recorded_end(store, launch, is_removed=is_removed)
+        if status.state == "failed" and not status.is_own_line:
+            status = replace(status, reason=f"workload {launch.workload} {status.reason}; see the step's stderr")
+        # Before the backend forgets it: whoever else follows it reads it here.
+        state = "succeeded" if status.state == "succeeded" else "failed"
+        records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
+        may_run = status.state == "failed" and not status.is_own_line
+        if is_mine and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0) and may_run:
+            records.reopen(store, launch)
+            raise WorkloadError(f"{status.reason}; {launch.name_in(store)} may still run, and is on record as running", status.failure)
+        return status
 
     def _is_lost(
         self, context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store, is_active: Callable[[], bool | None]
