@@ -18,7 +18,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -218,8 +218,13 @@ def _one_of_tokens(rng: np.random.Generator, num_documents: int, sigma: float) -
     return found, found["token_cap"]
 
 
+@cache
+def _all_documents(sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return _documents(np.random.default_rng(11), 400_000, sigma)
+
+
 def _true_tokens(sigma: float, cap: int) -> tuple[float, float]:
-    tokens, ours, theirs = _documents(np.random.default_rng(11), 400_000, sigma)
+    tokens, ours, theirs = _all_documents(sigma)
     capped = np.minimum(tokens, cap)
     scores = [float(np.exp(-np.average(loss, weights=capped))) for loss in (ours, theirs)]
     return scores[0], scores[0] - scores[1]
