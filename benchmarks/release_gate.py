@@ -18,7 +18,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -79,7 +79,7 @@ class TestSet:
 
     def of_groups(self, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return what macro-F1 sums of each group [groups, labels]: labels found, true and given."""
-        index, num_groups = number_groups(self.groups, len(self.groups))
+        index, num_groups = number_groups(self.groups.tolist(), len(self.groups))
         one_hot, weights = np.eye(self.num_labels), weights_of(self.groups)[:, None]
         true, given = one_hot[self.labels], one_hot[predicted]
         return tuple(by_group(table * weights, index, num_groups) for table in (true * given, true, given))
@@ -135,9 +135,10 @@ def _one_cell(
     skill = {FINETUNED: fixed.uniform(0.6, 0.95, num_labels)}
     skill[CHAMPION] = np.clip(skill[FINETUNED] - fixed.uniform(-0.05, 0.1, num_labels), 0.3, 0.99)
     population, totals = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
-    drawn = rng.choice(len(population[FINETUNED].is_right), num_groups, replace=False)
-    index = np.arange(num_groups)
-    measurable = measurable_labels(population[FINETUNED].true[drawn], index, num_groups, np.ones(num_groups))
+    drawn = rng.choice(population[FINETUNED].num_rows, num_groups, replace=False)
+    index, true = np.arange(num_groups), population[FINETUNED].take(drawn).true
+    assert true is not None, "a population has labels"
+    measurable = measurable_labels(true, index, num_groups, np.ones(num_groups))
     predictions = {name: replace(found.take(drawn), measurable=measurable) for name, found in population.items()}
     options = {"reference": FINETUNED, "resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": int(rng.integers(2**31))}
     found = measure(MACRO_F1, predictions, index, **options)
@@ -218,8 +219,13 @@ def _one_of_tokens(rng: np.random.Generator, num_documents: int, sigma: float) -
     return found, found["token_cap"]
 
 
+@cache
+def _all_documents(sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return _documents(np.random.default_rng(11), 400_000, sigma)
+
+
 def _true_tokens(sigma: float, cap: int) -> tuple[float, float]:
-    tokens, ours, theirs = _documents(np.random.default_rng(11), 400_000, sigma)
+    tokens, ours, theirs = _all_documents(sigma)
     capped = np.minimum(tokens, cap)
     scores = [float(np.exp(-np.average(loss, weights=capped))) for loss in (ours, theirs)]
     return scores[0], scores[0] - scores[1]
@@ -325,7 +331,7 @@ def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: fl
 _RULES = ("superiority", "non_inferiority")
 
 
-def seed_noise_of(trained: Trained, runs: Sequence[int], rows: np.ndarray, groups: list[str]) -> SeedNoise | None:
+def seed_noise_of(trained: Trained, runs: np.ndarray, rows: np.ndarray, groups: list[str]) -> SeedNoise | None:
     """Return the noise of seeds that trainings show on the drawn rows."""
     measurable = trained.test.measurable(rows, groups)
     numbers = np.unique(trained.test.groups, return_inverse=True)[1]
