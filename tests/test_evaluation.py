@@ -317,7 +317,7 @@ def test_a_detectable_gain_is_found_and_such_a_loss_is_not_excluded(num_differin
 
     detectable = compared(np.resize([1.0, -1.0], 60) * (np.arange(60) < num_differing)).detectable
     assert 0.74 < np.mean([drawn(detectable).low > 0 for _ in range(500)]) < 0.96
-    assert np.mean([drawn(-detectable).excludes_detectable_loss(0.95) for _ in range(500)]) < 0.05
+    assert np.mean([drawn(-detectable).excludes_loss(detectable, 0.95) for _ in range(500)]) < 0.05
 
 
 def test_a_claim_on_recipes_is_no_surer_than_one_on_their_models() -> None:

@@ -104,14 +104,16 @@ class Gain(Interval):
         found, least = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error, self.least_detectable
         return (least + math.sqrt(least**2 + 4 * found**2)) / 2
 
-    def excludes_detectable_loss(self, confidence: float) -> bool:
-        """Return whether the gain is above minus the detectable difference: non-inferiority at that margin.
+    def excludes_loss(self, margin: float, confidence: float) -> bool:
+        """Return whether the gain is above minus a margin: non-inferiority at that margin.
 
         The standard error is that of systems which differ by the margin. What two similar systems show is smaller, and lets
         through losses that few groups make.
         """
-        reach = t_quantile(confidence, self.degrees_of_freedom) / _detection_quantile(confidence, self.degrees_of_freedom)
-        return self.estimate - max(self.half_width, reach * self.detectable) > -self.detectable
+        found = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error
+        # d^2 = q^2 (v + d step) at the margin instead of at d, see `detectable`.
+        spread = math.sqrt(found**2 + self.least_detectable * margin) / _detection_quantile(confidence, self.degrees_of_freedom)
+        return self.estimate - max(self.half_width, t_quantile(confidence, self.degrees_of_freedom) * spread) > -margin
 
     def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
         """Return the gain as a claim on two recipes instead of two files: the variance between seeds is added.

@@ -267,19 +267,23 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
 
 
 def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, evaluation: Evaluation) -> GateResult:
-    """Non-inferior at the smallest loss that the test set can show; see docs/decisions/0020."""
-    margin, tolerable = gain.detectable, settings.max_tolerable_loss
+    """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable; see docs/decisions/0020."""
+    tolerable = settings.max_tolerable_loss
+    margin = min(gain.detectable, tolerable)
     found = f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, tolerable)}"
     if gain.low > 0:
         return GateResult(gate="beats_champion", passed=True, text=found)
     if gain.high < 0:
         return GateResult(gate="beats_champion", passed=False, text=found)
-    if margin > tolerable:
-        needed = _needed(gain, of_rows, tolerable, evaluation.num_test_groups) or "more test groups"
-        text = f"{found}: this test set finds losses from {margin:.3f}, release.max_tolerable_loss is {tolerable:g}; {needed} would decide"
-        return GateResult(gate="beats_champion", passed=False, text=text, is_undecided=True)
-    passed = gain.excludes_detectable_loss(evaluation.confidence)
-    text = f"{found}: after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}, what this test set can show"
+    passed = gain.excludes_loss(margin, evaluation.confidence)
+    text = f"{found}: after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}"
+    if margin == gain.detectable:
+        text += ", what this test set can show"
+    else:
+        text += " (release.max_tolerable_loss)"
+        if not passed:
+            needed = _needed(gain, of_rows, tolerable, evaluation.num_test_groups) or "more test groups"
+            text += f"; this test set finds losses from {gain.detectable:.3f}, {needed} would decide"
     return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=not passed)
 
 

@@ -31,8 +31,8 @@ class ReleaseSettings(Settings):
     champion_rule: Literal["auto", "superiority", "non_inferiority"] = Field(
         default="auto",
         description="What a candidate must show against the champion. superiority: the interval of its gain is above min_gain_over_champion. "
-        "non_inferiority: it loses less than the test set can detect, against the champion and against the first champion, where that is "
-        "at most max_tolerable_loss. auto: non_inferiority where the same recipe was trained on new data, else superiority.",
+        "non_inferiority: it loses less than the test set can detect, and less than max_tolerable_loss, against the champion and against "
+        "the first champion. auto: non_inferiority where the same recipe was trained on new data, else superiority.",
     )
     min_gain_over_champion: Float = Field(
         default=0.0,
@@ -44,8 +44,8 @@ class ReleaseSettings(Settings):
         default=0.05,
         gt=0,
         le=1,
-        description="The largest loss of the primary metric that may go undetected under non_inferiority. A test set that cannot show a loss "
-        "of this size decides nothing: the report says how many groups would.",
+        description="The largest loss of the primary metric that may go undetected under non_inferiority. Where the test set cannot exclude a "
+        "loss of this size, nothing is decided: the report says how many groups would.",
     )
     min_effective_groups: Float = Field(
         default=30.0,
