@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,12 +19,16 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 
 from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather
+from fullft_assets.automation.runs import IN_FLIGHT
 from fullft_assets.chunks import ingestion
+from fullft_assets.evaluation import CHAMPION
 from fullft_assets.monitoring import Status
 from fullft_assets.resources import latest_by_partition
 from fullft_assets.store import Manifest, Store
@@ -414,6 +419,52 @@ class TestRetrainingSensor:
         assert "ledger" not in bench.tick("retraining").skip_message
         assert bench.tick("retraining").skip_message.startswith("wait: ")
 
+    def test_a_ledger_that_is_deleted_forgets_no_attempt(self, bench):
+        bench.run(bench.tick("retraining"), "succeeded")
+        bench.store.delete_pointer("letters/retraining")
+        for name in bench.store.list_pointers("letters/retraining_decisions"):
+            bench.store.delete_pointer(f"letters/retraining_decisions/{name}")
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
+
+    def test_a_decision_dated_in_the_future_does_not_fill_the_log(self, bench):
+        bench.train()
+        bench.tick("retraining")
+        (name,) = bench.store.list_pointers("letters/retraining_decisions")
+        entry = bench.store.read_pointer(f"letters/retraining_decisions/{name}")
+        future = f"{int((time.time() + 400 * 86_400) * 1000):014d}"
+        bench.store.write_pointer(f"letters/retraining_decisions/{future}", entry)
+        bench.store.delete_pointer("letters/retraining")
+        for _ in range(2):
+            bench.tick("retraining")
+        known = len(bench.decisions())
+        for _ in range(3):
+            bench.tick("retraining")
+        assert len(bench.decisions()) == known
+
+    def test_after_a_roll_back_a_report_on_the_champion_before_is_no_lower_score(self, bench):
+        first, second, candidate = (bench.train() for _ in range(3))
+        for checkpoint in (first, second):
+            bench.champion(checkpoint.ref)
+        measured = {"macro_f1": 0.1, f"{CHAMPION}_macro_f1": 0.7}
+        about = manifests.evaluation(checkpoint=candidate.ref, incumbent=second.ref, measured=measured)
+        bench.point("evaluation_report", bench.artifact("evaluation_report", "e1", **about))
+
+        def drop() -> float | None:
+            return gather(bench.case, bench.instance, bench.store, {}, time.time())[1].score_drop
+
+        assert drop() == pytest.approx(0.2)
+        release.rollback(bench.store, bench.name, reason="slower", by="run-1")
+        assert drop() is None
+
+    def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
+        bench.train()
+        schedule = next(each for each in automation.build_schedules(bench.case) if each.name == "letters_evaluation_schedule")
+        with dg.build_schedule_context(instance=bench.instance, resources=bench.case.resources()) as context:
+            assert isinstance(schedule(context), dg.RunRequest)
+            run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
+            bench.instance.add_run(run)
+            assert schedule(context).skip_message.startswith("a run of the model or of its snapshot is in flight")
+
     def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):
         since = float("nan")
         champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=since, run_id="r")
@@ -476,6 +527,87 @@ class TestRetrainingSensor:
         assert bench.tick("retraining").skip_message.startswith(
             "alert: the next run takes about 500.0 h, more than max_hours_per_month = 100"
         )
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("part", ["daemon", "run"])
+    def test_a_daemon_or_a_run_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path, monkeypatch, part):
+        """Each of 100 dies by SIGKILL at one of the files that it opens or renames; later ticks train once.
+
+        The daemon is what it does with a request: it makes a run of a key that has none, and launches it. What the next one finds is
+        what Dagster's monitoring leaves: runs whose process is gone have failed.
+        """
+
+        @dg.op
+        def trains() -> None:
+            pass
+
+        graph = dg.GraphDefinition(name=f"{bench.name}_model", node_defs=[trains])
+        job = graph.to_job(tags={"use_case": bench.name}, executor_def=dg.in_process_executor)
+        of_model = dg.RunsFilter(job_name=job.name)
+        running, touched = "tick", dict.fromkeys(("tick", "daemon", "run"), 0)
+
+        def serve() -> bool:
+            """Tick, and do what the tick asks for; return whether it asked."""
+            nonlocal running
+            running = "tick"
+            request = automation.decide_and_record(bench.case, bench.instance, bench.store, by="sensor")
+            if not isinstance(request, dg.RunRequest):
+                return False
+            running = "daemon"
+            key = {"dagster/run_key": request.run_key}
+            made = bench.instance.get_runs(dg.RunsFilter(tags=key))
+            if made and made[0].status != dg.DagsterRunStatus.NOT_STARTED:
+                return True
+            run = made[0] if made else bench.instance.create_run_for_job(job, tags={**job.tags, **request.tags, **key})
+            running = "run"
+            execute_run(InMemoryJob(job), run, bench.instance)
+            return True
+
+        def die(at: int | None) -> None:
+            def hook(event: str, arguments: tuple) -> None:
+                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(str(bench.prepared.project.home)):
+                    touched[running] += 1
+                    if running == part and touched[part] == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            serve()
+            (tmp_path / "touched.json").write_text(json.dumps(touched))
+
+        def forked(at: int | None = None) -> int:
+            if not (child := os.fork()):
+                with suppress(BaseException):
+                    die(at)
+                os._exit(0)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        def forget() -> None:
+            for run in bench.instance.get_runs():
+                bench.instance.delete_run(run.run_id)
+            for folder in (bench.name, f"{bench.name}/retraining_decisions"):
+                for name in bench.store.list_pointers(folder):
+                    if folder != bench.name or name.startswith("retraining"):
+                        bench.store.delete_pointer(f"{folder}/{name}")
+
+        assert forked() == 0
+        total, chance, began, seen = json.loads((tmp_path / "touched.json").read_text())[part], random.Random(1), time.time(), set()
+        for _ in range(100):
+            forget()
+            at = chance.randint(1, total)
+            assert forked(at) == -signal.SIGKILL, (part, at, total)
+            for run in bench.instance.get_runs(of_model):
+                seen.add(run.status)
+                if run.status in IN_FLIGHT:
+                    bench.instance.report_run_failed(run)
+            with monkeypatch.context() as later:
+                # A run that failed from outside is resumed after an hour, then two, then four.
+                for hours in (2, 5, 10):
+                    later.setattr(time, "time", lambda hours=hours: began + 3600 * hours)
+                    serve()
+                assert not serve(), (part, at)
+            done = [run for run in bench.instance.get_runs(of_model) if run.status == dg.DagsterRunStatus.SUCCESS]
+            assert len(done) == 1, (part, at)
+        assert (dg.DagsterRunStatus.STARTED in seen) == (part == "run")
 
 
 def test_automation_is_turned_on_by_the_yaml(template: Prepared, tmp_path: Path) -> None:

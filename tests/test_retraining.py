@@ -28,7 +28,7 @@ from fullft_assets.settings import RetrainingSettings
 
 pytestmark = pytest.mark.quick
 
-SETTINGS = RetrainingSettings()
+SETTINGS = RetrainingSettings(min_new_examples=1_000)
 NOW = 1_000 * DAY_SECONDS
 ROWS = 5_000
 CALM = Signals(now=NOW, month_start=NOW - 9 * DAY_SECONDS, num_examples=ROWS, data_version="v1", score_drop=0.0, estimated_hours=1.0)

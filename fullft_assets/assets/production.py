@@ -7,12 +7,14 @@ import dagster as dg
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.store import Manifest, Store, artifact_key, digest
 from fullft_assets.training.metadata import CheckpointMetadata
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
+    log = monitoring.log_key(case.settings)
+    log_version = f"-{digest(log)[:8]}" if log is not None else ""
 
     @dg.asset(
         key=case.key("production_documents"),
@@ -36,10 +38,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         deps=[case.key("champion_model")],
         partitions_def=case.windows,
         description="What the champion predicts of each document of one window: a line of JSON each. Without a champion there is none.",
-        code_version=case.code_version(monitoring.PREDICTIONS_VERSION, "chunks", "monitoring"),
+        code_version=case.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
         kinds={"pytorch", "json"},
         pool="monitoring",
-        check_specs=case.checks("batch_predictions", [] if case.settings.monitoring.log is None else [monitoring.LOG_CHECK]),
+        check_specs=case.checks("batch_predictions", [] if log is None else [monitoring.LOG_CHECK]),
         output_required=False,
         **case.shared(launches=True),
     )

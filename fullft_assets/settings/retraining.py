@@ -14,7 +14,7 @@ class RetrainingSettings(Settings):
     """When to train again, and when not to."""
 
     min_new_examples: int = Field(
-        default=1_000, ge=1, description="Number of rows by which a snapshot must grow since the last training or attempt for a retrain."
+        default=500, ge=1, description="Number of rows by which a snapshot must grow since the last training or attempt for a retrain."
     )
     min_growth: Float = Field(
         default=0.2, ge=0, le=10, description="The same as a share of the rows of the last training's snapshot; both must be reached."
