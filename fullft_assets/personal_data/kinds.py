@@ -61,14 +61,17 @@ class Kind:
     has_digits: bool = True
 
 
+_NO_DIGITS, _SEPARATORS = re.compile("[^0-9]+"), re.compile(r"[\W_]+")
+
+
 def digits_of(text: str) -> str:
     """Return the ASCII digits of a text."""
-    return "".join(c for c in text if c in "0123456789")
+    return _NO_DIGITS.sub("", text)
 
 
 def bare(text: str) -> str:
     """Return letters and digits in upper case, without what separates them."""
-    return "".join(c for c in text if c.isalnum()).upper()
+    return _SEPARATORS.sub("", text).upper()
 
 
 def whole(match: re.Match[str]) -> Span | None:
@@ -116,7 +119,11 @@ def named_by(cue: str, stems: str, accept: Callable[[str], bool], *, prefix: str
         if prefix and (before := front.search(match.string, max(0, start - 12), start)):
             start = before.start()
         window = match.string[max(0, start - _CUE_WINDOW) : start].lower()
-        is_named = any(stem in window for stem in stem_list) and accept(match.string[start:end]) and words.search(window)
-        return (start, end) if is_named else None
+        # No generator: most numbers get this far and no further.
+        for stem in stem_list:
+            if stem in window:
+                is_named = accept(match.string[start:end]) and words.search(window)
+                return (start, end) if is_named else None
+        return None
 
     return check
