@@ -224,8 +224,9 @@ class SageMaker(AwsDouble):
     def _job(self, request: dict[str, Any], kind: str) -> TrainingJob:
         job = self.jobs.get(request[f"{kind}JobName"])
         if job is None or _kind(job) != kind:
-            code = "ValidationException" if kind == "Training" else "ResourceNotFound"
-            raise Refused(code, "Requested resource not found.")
+            name = request[f"{kind}JobName"]
+            said = "Requested resource not found." if kind == "Training" else f"Could not find requested job with name: {name}"
+            raise Refused("ValidationException", said)
         return job
 
     def _run(self, name: str, job: TrainingJob) -> None:

@@ -440,6 +440,12 @@ class TestStatus:
         for ends in ([stopped, cause], [later, cause], [cause, later]):
             assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)]).reason == "a.csv:3: no label"
 
+    def test_a_pod_whose_memory_ran_out_is_the_cause_also_if_it_ends_last(self):
+        lost = {"exitCode": 1, "message": self.said("lost a rank", "infrastructure")}
+        killed = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-11-27T11:00:01Z"}
+        for ends in ([lost, killed], [killed, lost]):
+            assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)], completions=2).failure == "out_of_memory"
+
     def test_a_pod_that_ends_without_a_word_beside_one_without_an_end_has_lost_it(self):
         aborted = self.pod(0, end={"exitCode": 1, "message": json.dumps(asdict(Status("failed", "ended with exit code 1")))})
         leaving = self.pod(1, "Running")

@@ -277,6 +277,9 @@ class TestProcessingJobs:
         sage.stop("fullft-test-1")
         sage.stop("fullft-unknown")
 
+    def test_one_that_was_never_made_is_gone(self, service):
+        assert launcher(**PROCESSING).poll("fullft-unknown").state == "gone" == launcher().poll("fullft-unknown").state
+
     def test_what_is_asked_for_is_what_the_yaml_says(self, service, url):
         sage = launcher(
             **PROCESSING, volume_gb=500, subnets=["subnet-1"], security_groups=["sg-1"], volume_kms_key="alias/v", tags={"team": "nlp"},

@@ -258,6 +258,11 @@ ONE_MISTAKE = {
         SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
         "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read themselves (compute.ingestion is a section)",
     ),
+    "ingestion without a network": (
+        SAGEMAKER + "    network_isolation: true\n  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
+        "15: compute.ingestion: cannot have network_isolation: true, since its jobs read documents; set it to false there "
+        "(compute.ingestion is a section)",
+    ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
         "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",

@@ -151,7 +151,9 @@ class AwsLauncher(Launcher):
             code, said = error.response["Error"]["Code"], " ".join(error.response["Error"].get("Message", "").split())
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             line = f"{about}: {said or code} ({code})"
-            if code in ("ResourceNotFound", "ResourceNotFoundException") or "resource not found" in said:
+            # SageMaker says of an unknown Training Job: Requested resource not found; of a Processing Job: Could not find requested job.
+            is_unknown = code == "ValidationException" and any(sign in said.lower() for sign in ("resource not found", "could not find"))
+            if is_unknown or code in ("ResourceNotFound", "ResourceNotFoundException"):
                 raise Missing(line) from None
             if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
                 raise Exists(line) from None

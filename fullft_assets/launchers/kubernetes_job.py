@@ -254,8 +254,9 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completi
         return next((end for end in ended if end.is_own_line and end.failure == "preemption"), Status("failed", reason, "preemption"))
     if condition.get("reason") == "DeadlineExceeded":
         return REACHED_LIMIT
-    # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no cause.
-    ended.sort(key=lambda end: end.failure == "preemption")
+    # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no cause. A host whose memory
+    # ran out may end last.
+    ended.sort(key=lambda end: {"out_of_memory": 0, "preemption": 2}.get(end.failure, 1))
     lost = f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
     if not ended:
         return Status("failed", lost, "infrastructure")

@@ -53,8 +53,7 @@ def main() -> int:
     elif status is None:
         code, status = _run(asked, hosts, host)
     if code != 0:
-        reason = status.reason if status.is_own_line else f"the workload {status.reason}"
-        line = f"{reason[:_MAX_CHARACTERS]} [{status.failure}]"
+        line = f"{_line(status)[:_MAX_CHARACTERS]} [{status.failure}]"
         print(line, file=sys.stderr, flush=True)
         try:
             failure.write_text(line)
@@ -62,6 +61,10 @@ def main() -> int:
             print(f"{failure} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
     print(f"{LAST_LINE} exit code {code}", flush=True)
     return code
+
+
+def _line(status: Status) -> str:
+    return status.reason if status.is_own_line else f"the workload {status.reason}"
 
 
 @contextmanager
@@ -104,7 +107,7 @@ def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Statu
         os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], ERROR_FILE: f"{folder}/error"})
         code = supervisor.main(["--folder", folder, "--grace", grace, "--", sys.executable, *_arguments(asked, job, hosts, host)])
         status = ended_status(Path(folder))
-    first = _recorded(job, began_at) if code != 0 and len(hosts) > 1 else None
+    first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
     return code, first or status
 
 
@@ -125,17 +128,26 @@ def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: in
     return [*torchrun_of_hosts(hosts, host, processes, int(os.environ.get("MASTER_PORT", "29500"))), "-m", module, *job]
 
 
-def _recorded(job: list[str], began_at: float) -> Status | None:
-    """Return the failure of this attempt that a rank of any host recorded in the store first."""
+def _recorded(job: list[str], began_at: float, own: Status) -> Status | None:
+    """Return the failure of this attempt that a rank of any host recorded in the store first; None where this host's own one is the cause.
+
+    A rank that was killed as memory ran out records nothing, and those of other hosts only that they lost it: that is put right.
+    """
     from fullft_assets.jobs import read_job
 
     try:
         found = read_job(job[job.index("--job") + 1])
-        record = found.open_store().read_json(f"failures/{found.case}/{found.stage}/{found.key}.json")
+        store, name = found.open_store(), f"failures/{found.case}/{found.stage}/{found.key}.json"
+        record = store.read_json(name)
+        if record is not None and record["at"] < began_at:
+            record = None
+        if own.failure == "out_of_memory" and (record is None or record["failure"] in ("infrastructure", "unknown")):
+            store.write_json(name, {"failure": own.failure, "reason": _line(own), "at": time.time()})
+            return None
     except Exception as error:  # the store itself may be what failed; its own error must not replace this host's reason
         print(without_secrets(f"the first host's failure cannot be read: {error}"), file=sys.stderr, flush=True)
         return None
-    if record is None or record["at"] < began_at:
+    if record is None:
         return None
     return Status("failed", record["reason"], record["failure"], is_own_line=True)
 

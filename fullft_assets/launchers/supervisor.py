@@ -53,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", nargs="+", help="what to run, after --")
     chosen = parser.parse_args(arguments)
     supervisor = Supervisor(chosen.grace, chosen.seconds)
-    num_killed = num_killed_for_memory()
     if chosen.folder is not None:
         _write(chosen.folder / PID, f"{os.getpid()} {psutil.Process().create_time()}")
     adopt_orphans()
@@ -73,34 +72,50 @@ def main(arguments: list[str] | None = None) -> int:
                 WorkloadFailure(str(error), error.failure).write(Path(path))
             code = EXIT_FIXABLE
     if chosen.folder is not None:
-        # Where the kernel counts nothing, a signal that nobody sent is most likely its own.
-        now = num_killed_for_memory()
-        is_out_of_memory = code == 128 + signal.SIGKILL if now is None or num_killed is None else now > num_killed
-        is_out_of_memory = is_out_of_memory and code != 0 and not supervisor.has_stopped_it
-        _write(chosen.folder / EXIT, json.dumps({"code": code, "is_limit": supervisor.is_late, "is_out_of_memory": is_out_of_memory}))
+        how = {"is_limit": supervisor.is_late, "is_out_of_memory": supervisor.is_out_of_memory}
+        _write(chosen.folder / EXIT, json.dumps({"code": code, **how}))
     return code
 
 
-def num_killed_for_memory() -> int | None:
-    """Return how many processes the kernel has killed as memory ran out: of this one's control group, else of the machine; None if it does not say."""
-    for path in _counts():
+def num_killed_for_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> tuple[int, bool] | None:
+    """Return how many processes the kernel has killed as memory ran out, and whether none but this command's count; None if it does not say."""
+    for path, is_own in _counts(proc, groups):
         with suppress(OSError):
             if (found := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
-                return int(found[1])
+                return int(found[1]), is_own
     return None
 
 
-def _counts() -> Iterator[Path]:
+def ran_out_of_memory(before: tuple[int, bool] | None, now: tuple[int, bool] | None, is_killed: bool) -> bool:
+    """Return whether memory ran out for a command that failed.
+
+    Args:
+        before: what `num_killed_for_memory` returned before its start.
+        now: what it returns after its end.
+        is_killed: whether a process of the command was seen to be killed.
+    """
+    if before is None or now is None:  # a signal that nobody sent is most likely the kernel's own
+        return is_killed
+    return now[0] > before[0] and (now[1] or is_killed)
+
+
+def _counts(proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the files that may have the count, the closest first, with whether it is of this control group alone."""
     if OOM_COUNT in os.environ:
-        yield Path(os.environ[OOM_COUNT])
+        yield Path(os.environ[OOM_COUNT]), True
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in (proc / "self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
+            # All that somebody runs in one login shares a group.
+            is_own = not group.rpartition("/")[2].startswith("session-")
             if controllers == "":
-                yield Path(f"/sys/fs/cgroup{group}/memory.events")
-            elif controllers == "memory":
-                yield Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control")
-    yield Path("/proc/vmstat")
+                yield Path(f"{groups}{group}/memory.events"), is_own
+            elif "memory" in controllers.split(","):
+                yield Path(f"{groups}/memory{group}/memory.oom_control"), is_own
+    # A container may see its own group as the root, and be told of it by its name on the host.
+    yield groups / "memory/memory.oom_control", True
+    yield groups / "memory.events", True
+    yield proc / "vmstat", False
 
 
 def _write(path: Path, text: str) -> None:
@@ -123,6 +138,10 @@ class Supervisor:
         self.is_late = False
         #: Whether it asked the command to stop, and so may have killed it.
         self.has_stopped_it = False
+        #: Whether the kernel killed a process of the command as memory ran out.
+        self.is_out_of_memory = False
+        self._is_sweeping = False
+        self._has_seen_kill = False
         self._wakeup, wakeup_writer = os.pipe()
         for end in (self._wakeup, wakeup_writer):
             os.set_blocking(end, False)
@@ -137,6 +156,8 @@ class Supervisor:
             return 128 + signal.SIGTERM if variables is None else self._run(command, watched, variables)
 
     def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
+        # Not before the wait for GPUs, in which others' processes may be killed.
+        before = num_killed_for_memory()
         self._command = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent)
         try:
             limit = time.monotonic() + self.max_seconds
@@ -148,9 +169,13 @@ class Supervisor:
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)
         finally:
+            self._is_sweeping = True
             kill_until_gone(self._left)
         code = -signal.SIGKILL if self._command.returncode is None else self._command.returncode
-        return 128 - code if code < 0 else code
+        code = 128 - code if code < 0 else code
+        is_killed = self._has_seen_kill or code == 128 + signal.SIGKILL
+        self.is_out_of_memory = code != 0 and not self.has_stopped_it and ran_out_of_memory(before, num_killed_for_memory(), is_killed)
+        return code
 
     def _request_stop(self, *_) -> None:
         self.stop_requested = True
@@ -186,6 +211,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            self._has_seen_kill = self._has_seen_kill or (not self._is_sweeping and os.waitstatus_to_exitcode(status) == -signal.SIGKILL)
             if pid == self._command.pid:
                 self._command.returncode = os.waitstatus_to_exitcode(status)
 

@@ -129,6 +129,8 @@ class UseCaseSettings(Settings):
         if getattr(self.launcher, "jobs", "training") == "processing":
             raise ValueError("launcher.jobs cannot be processing, since a training is a Training Job; set it in a section of compute")
         ingestion = self.compute.ingestion
+        if getattr(ingestion, "network_isolation", False):
+            raise ValueError("compute.ingestion cannot have network_isolation: true, since its jobs read documents; set it to false there")
         if ingestion is not None and ingestion.kind in ("sagemaker", "ecs") and not self.documents.path.startswith("s3://"):
             raise ValueError(f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read themselves")
         if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):

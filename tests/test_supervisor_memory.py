@@ -1,0 +1,65 @@
+"""What the supervisor of a workload knows of memory that ran out: by the kernel's counts, wherever they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fullft_assets.launchers.supervisor import EXIT, num_killed_for_memory, ran_out_of_memory
+
+V1, V2 = "7:memory:{0}\n1:name=systemd:{0}\n0::{0}\n", "0::{0}\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "group", "files", "expected"),
+    [
+        (V1, "/user", {"sys/memory/user/memory.oom_control": 2, "sys/memory/memory.oom_control": 7}, (2, True)),
+        (V1, "/docker/abc", {"sys/memory/memory.oom_control": 2}, (2, True)),
+        (V1.replace("memory", "cpu,memory"), "/user", {"sys/memory/user/memory.oom_control": 2}, (2, True)),
+        (V2, "/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, (2, True)),
+        (V2, "/", {"sys/memory.events": 2}, (2, True)),
+        (V2, "/kubepods/pod1/c1", {"sys/memory.events": 2}, (2, True)),
+        (V2, "/user.slice/session-3.scope", {"sys/user.slice/session-3.scope/memory.events": 2}, (2, False)),
+        (V2, "/user.slice/a.scope", {}, (9, False)),
+    ],
+    ids=["v1", "container on v1", "v1 with controllers together", "v2", "v2 namespace", "container on v2", "login", "nothing"],
+)  # fmt: skip
+def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, lines, group, files, expected):
+    for name, count in {"proc/vmstat": 9, **files}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"under_oom 0\noom_kill {count}\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(lines.format(group))
+    assert num_killed_for_memory(tmp_path / "proc", tmp_path / "sys") == expected
+
+
+def test_a_count_that_others_share_needs_a_process_that_was_killed():
+    assert ran_out_of_memory((1, True), (2, True), is_killed=False)
+    assert not ran_out_of_memory((1, False), (2, False), is_killed=False)
+    assert ran_out_of_memory((1, False), (2, False), is_killed=True)
+    assert not ran_out_of_memory((1, False), (1, False), is_killed=True)
+    assert ran_out_of_memory(None, None, is_killed=True) and not ran_out_of_memory(None, None, is_killed=False)
+
+
+@pytest.mark.parametrize("given", ["{}", "None"], ids=["then runs", "stopped while it waits"])
+def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(tmp_path: Path, given: str):
+    (tmp_path / "count").write_text("oom_kill 1\n")
+    waits = f"""
+from contextlib import contextmanager
+from fullft_assets.launchers import supervisor
+@contextmanager
+def leased(*_):
+    open({str(tmp_path / "count")!r}, "w").write("oom_kill 2\\n")
+    yield {given}
+supervisor.leased = leased
+raise SystemExit(supervisor.main(["--folder", {str(tmp_path)!r}, "--", "false"]))
+"""
+    subprocess.run([sys.executable, "-c", waits], env={**os.environ, "FULLFT_OOM_COUNT": str(tmp_path / "count")}, check=False, timeout=60)
+    ended = json.loads((tmp_path / EXIT).read_text())
+    assert ended["code"] == (1 if given == "{}" else 143) and not ended["is_out_of_memory"]
