@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,6 +14,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation.jobs import INGEST
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
+from fullft_assets.errors import SettingsError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import open_store
@@ -82,3 +85,30 @@ def test_a_batch_that_is_held_back_ends_well_and_without_the_workload_nothing_is
     assert len(driver.jobs) == len(section)
     assert store.artifacts("letters", "labeled_examples")[0].red_gates and not store.artifacts("letters", "tokenized_chunks")
     assert len(ingestion.done(store, project.use_case())) == 1
+
+
+def test_what_retention_has_removed_since_is_made_by_the_workload_again(tmp_path: Path):
+    project = projects.create(tmp_path, rows=60, compute={"ingestion": {"kind": "local"}})
+    case, driver, store = Case(project.use_case()), InThisProcess(), Store(str(tmp_path / "store"))
+    (batch,) = documents.cut_batches(store, case.name, project.documents, case.settings.documents)
+    context: Any = SimpleNamespace(
+        partition_key=batch.name, resources=SimpleNamespace(**{case.store_key: store, case.launcher_key: driver})
+    )
+    for launched in (1, 1):
+        case.ingest(context)
+        assert len(driver.jobs) == launched
+    (tokens,) = store.artifacts(case.name, "tokenized_chunks")
+    store.delete(tokens)
+    for launched in (2, 2):
+        case.ingest(context)
+        assert len(driver.jobs) == launched and len(store.artifacts(case.name, "tokenized_chunks")) == 1
+
+
+def test_an_image_with_another_tokenizer_makes_nothing_that_nobody_would_find(tmp_path: Path):
+    project = projects.create(tmp_path, rows=60, compute={"ingestion": {"kind": "local"}})
+    case, store = Case(project.use_case()), Store(str(tmp_path / "store"))
+    (batch,) = documents.cut_batches(store, case.name, project.documents, case.settings.documents)
+    job = case.job(ingestion.STAGE, "of another tokenizer", store, {}, batch.name)
+    with pytest.raises(SettingsError, match=f"{batch.name}: the tokenizer, or a package that finds personal data, is another one here"):
+        workload.work(job, store, Progress(silent=True))
+    assert not any(store.artifacts(case.name, stage) for stage in (*INGEST, ingestion.STAGE))

@@ -1,5 +1,6 @@
 """The launcher `sagemaker` against a double that runs the containers, with a store on a real S3 server."""
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -227,7 +228,25 @@ class TestNetworkIsolation:
     def test_why_it_failed_arrives_and_nothing_of_it_counts(self, service, url, job):
         failure, _ = run_probe(launcher(network_isolation=True), job.model_copy(update={"stage": "refuses"}), Store(url))
         assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
-        assert Store(url).find("probe", "refuses", "k1") is None
+        assert Store(url).find("probe", "refuses", "k1") is None and not Store(url).names("sagemaker")
+
+    @pytest.mark.parametrize("is_stopped", [False, True], ids=["poll", "stop"])
+    @pytest.mark.parametrize("state", ["Completed", "Failed", "Stopped"])
+    def test_what_it_left_is_moved_or_removed_at_its_end_and_a_mere_look_changes_nothing(self, tmp_path, monkeypatch, state, is_stopped):
+        job, store = probe_job(tmp_path, "reads")
+        asked = {"job": json.dumps(job.arguments(store))}
+        ended = {"TrainingJobName": "j", "EnableNetworkIsolation": True, "TrainingJobStatus": state, "SecondaryStatus": state}
+        sage = launcher()
+        monkeypatch.setattr(sage, "_describe", lambda _: {**ended, "HyperParameters": asked})
+        left, place = "sagemaker/j/output/model/probe/reads/k1/a/answer.txt", "probe/reads/k1/a/answer.txt"
+        store.write_bytes(left, b"42")
+        (tmp_path / "store" / place).parent.mkdir(parents=True)  # as no folder of a bucket has to be made
+        assert sage.look("j").is_over and store.read_bytes(left) == b"42"
+        sage.stop("j") if is_stopped else sage.poll("j")
+        assert store.read_bytes(left) is None and (store.read_bytes(place) == b"42") == (state == "Completed")
+        asked["job"] = json.dumps([*job.arguments(store)[:3], "0" * 64])
+        with pytest.raises(StoreError, match="was changed after it was written"):
+            sage.poll("j")
 
     @pytest.mark.parametrize("changes", [{"nodes": 2, "processes": 2}, {"jobs": "processing"}])
     def test_several_instances_and_processing_jobs_are_refused(self, changes):

@@ -189,8 +189,11 @@ class Case:
         """
         if self.settings.compute.ingestion is not None:
             batch = context.partition_key
-            key = ingestion.key(self.use_case, batch)
-            self.find_or_launch(context, "ingestion", ingestion.STAGE, key, {}, batch)
+            store, key = self.store(context), ingestion.key(self.use_case, batch)
+            sign = store.find(self.name, ingestion.STAGE, key)
+            # Retention may have removed what it stands for.
+            if sign is None or any(store.find(*ref.split("/")[:3]) is None for ref in sign.metadata["made"].values()):
+                self.launcher(context).run(context, "ingestion", self.job(ingestion.STAGE, key, store, {}, batch), store)
 
     def result(
         self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None, *, checks: Sequence[CheckOutcome] = ()

@@ -129,6 +129,10 @@ class Launcher(ABC):
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is; wait for its end for so long at most."""
 
+    def look(self, name: str) -> Status:
+        """Return how far a job is for somebody who only wants to know: nothing is done about its end."""
+        return self.poll(name)
+
     @abstractmethod
     def logs(self, name: str, cursor: str) -> Logs:
         """Return what the job wrote after a cursor; the empty cursor is the beginning."""

@@ -98,7 +98,7 @@ def _look(launch: Launch, launcher: Launcher, store: Store) -> Orphan:
     if launcher.place != launch.place:
         raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
     names = (launch.model_copy(update={"attempt": attempt}).name_in(store) for attempt in range(1, launch.attempt + 1))
-    running = tuple(name for name in names if not launcher.poll(name).is_over)
+    running = tuple(name for name in names if not launcher.look(name).is_over)
     if not running:
         return Orphan(launch, (), "over", f"{_about(launch, store)} has ended")
     hours = launch.hours + launch.earlier_hours

@@ -88,22 +88,37 @@ class SageMakerLauncher(AwsLauncher):
         """Return how far a job is."""
         time.sleep(wait_seconds)
         job = self._describe(name)
-        status = Status("gone") if job is None else _status(job)
-        if job is not None and status.state == "succeeded" and job.get("EnableNetworkIsolation"):
-            self._adopt(job)
-        if job is not None and status.is_over and f"{self._kind}StartTime" in job:
+        if job is None:
+            return Status("gone")
+        status = _status(job)
+        self._settle(job, status)
+        if status.is_over and f"{self._kind}StartTime" in job:
             self._ended.add(name)
         return status
 
-    def _adopt(self, job: dict[str, Any]) -> None:
-        """Move what an isolated container wrote to its place in the store, and remove its checkpoints; nothing where that was done before."""
+    def look(self, name: str) -> Status:
+        """Return how far a job is, and leave what it wrote where it is."""
+        job = self._describe(name)
+        return Status("gone") if job is None else _status(job)
+
+    def _settle(self, job: dict[str, Any], status: Status) -> None:
+        """Move what an isolated container wrote to its place in the store once it has succeeded, and remove its checkpoints.
+
+        What one wrote that ended otherwise is removed: nobody reads it, and it may quote documents. Nothing where that was done before.
+        """
         from fullft_assets.jobs import read_job
 
+        if not status.is_over or not job.get("EnableNetworkIsolation"):
+            return
+        arguments = json.loads(_asked(job)["job"])
+        folder = f"{_FOLDER}/{job['TrainingJobName']}"
         try:
-            written = read_job(_job_uri(json.loads(_asked(job)["job"])))
+            written = read_job(_job_uri(arguments), arguments[arguments.index("--sha256") + 1])
             store = written.open_store()
+            if status.state != "succeeded":
+                store.remove(folder)
             # Not those of a later attempt, if this one was looked at before.
-            if store.adopt(f"{_FOLDER}/{job['TrainingJobName']}/{_SAVED}", written.case):
+            elif store.adopt(f"{folder}/{_SAVED}", written.case):
                 store.remove(_checkpoints(written.case, written.stage, written.key))
         except OSError as error:
             raise Unreachable(f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}") from None
@@ -118,9 +133,11 @@ class SageMakerLauncher(AwsLauncher):
                 try:
                     self.ask("sagemaker", f"stop_{self.settings.jobs}_job", **{f"{self._kind}JobName": name})
                 except WorkloadError:  # a job that has ended meanwhile is refused
-                    if not self.poll(name).is_over:
+                    if not self.look(name).is_over:
                         raise
             time.sleep(aws.STOP_LOOK_SECONDS)
+        if job is not None:
+            self._settle(job, _status(job))
 
     def list(self) -> list[str]:
         """Return the names of all jobs of this project and this kind in the account and region, ended ones included."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fullft_assets import chunks, documents, examples
 from fullft_assets.chunks import ingestion
+from fullft_assets.errors import SettingsError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings.use_case import UseCase
@@ -18,11 +19,20 @@ from fullft_assets.workloads.entry import run_workload
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Read, validate and tokenise one batch; a red gate of its examples holds it back before it is tokenised."""
+    """Read, validate and tokenise one batch; a red gate of its examples holds it back before it is tokenised.
+
+    Raises:
+        SettingsError: what is made here would be found by nobody.
+    """
     root = Path(job.project_root)
     # The place of the YAML is for messages about its lines, of which there are none here.
     use_case = UseCase(job.case, job.settings, root, root)
     assert job.batch is not None, "written by the asset of a batch"
+    if ingestion.key(use_case, job.batch) != job.key:
+        raise SettingsError(
+            f"{job.batch}: the tokenizer, or a package that finds personal data, is another one here than where it was launched, which would "
+            "not find what is made here; install the same there and in launcher.image, and launch again"
+        )
     with store.create(job.case, job.stage, job.key, version=ingestion.version(use_case), seed=job.settings.seed) as draft:
         progress.say(f"reading {job.batch}")
         raw = documents.keep(store, use_case, job.batch)
