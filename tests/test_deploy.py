@@ -252,7 +252,7 @@ class TestAws:
         assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
 
     def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: Policies) -> None:
-        statements = sagemaker["ContainerPolicy"]
+        statements = sagemaker["JobsPolicy"]
         assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == ["LookAtTheNetworkAndLogInToTheRegistry"]
         assert not [a for s in statements.values() for a in s["Action"] if "*" in a or a.startswith(("sagemaker:", "iam:"))]
         assert not [
@@ -260,10 +260,16 @@ class TestAws:
         ]
         assert "Documents" not in str(statements)
 
-    def test_only_a_container_of_the_data_stages_may_read_documents_and_no_other(self, sagemaker: Policies) -> None:
-        statements = sagemaker["DocumentsPolicy"]
+    @pytest.mark.parametrize("service", ["sagemaker", "ecs"])
+    def test_only_a_container_of_the_data_stages_may_read_documents_and_no_other(self, service: str) -> None:
+        found = policies(service)
+        statements = found.pop("DocumentsPolicy")
+        attached = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]["DocumentsPolicy"]["Properties"]["RoleName"]
+        assert attached == {"!Ref": "IngestionRole"} and "Documents" not in str(found)
         assert {action for s in statements.values() for action in s["Action"]} == {"s3:GetObject", "s3:ListBucket"}
         assert all("Documents" in str(s["Resource"]) and "Condition" in s for s in statements.values())
+
+    def test_the_roles_of_sagemaker_are_given_to_it_alone(self, sagemaker: Policies) -> None:
         assert sagemaker["LauncherPolicy"]["GiveTheContainersTheirRoles"]["Resource"] == [
             {"!GetAtt": "ContainerRole.Arn"},
             {"!GetAtt": "IngestionRole.Arn"},
@@ -274,10 +280,11 @@ class TestAws:
             assert ecs["LauncherPolicy"][sid]["Condition"] == {"ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}}
         assert ecs["LauncherPolicy"]["GiveTheTasksTheirRoles"]["Resource"] == [
             {"!GetAtt": "TaskRole.Arn"},
+            {"!GetAtt": "IngestionRole.Arn"},
             {"!GetAtt": "ExecutionRole.Arn"},
         ]
         for name, of_everything in (
-            ("TaskPolicy", []),
+            ("TasksPolicy", []),
             ("ExecutionPolicy", ["LogInToTheRegistry"]),
             ("InstancePolicy", ["FindTheService"]),
         ):
@@ -286,7 +293,14 @@ class TestAws:
         assert not [
             a for name in ("ExecutionPolicy", "InstancePolicy") for s in ecs[name].values() for a in s["Action"] if a.startswith("s3:")
         ]
-        assert "Documents" not in str(ecs)
+
+    @pytest.mark.parametrize(("service", "roles"), [("sagemaker", "ContainerRole"), ("ecs", "TaskRole")])
+    def test_a_policy_of_two_roles_has_a_name_that_no_policy_of_one_role_had(self, service: str, roles: str) -> None:
+        # An update of a stack cannot change the type of a resource, only put another one in its place.
+        resources = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]
+        (name,) = [name for name, each in resources.items() if each["Type"] == "AWS::IAM::ManagedPolicy"]
+        assert name not in ("ContainerPolicy", "TaskPolicy")
+        assert resources[name]["Properties"]["Roles"] == [{"!Ref": roles}, {"!Ref": "IngestionRole"}]
 
     def test_instances_of_ecs_go_to_zero_and_none_is_taken_from_a_task(self) -> None:
         resources = read(DEPLOY / "aws/ecs.yaml", Tagged)["Resources"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,16 @@ def test_memory_that_ran_out_on_a_host_is_the_cause_of_what_other_hosts_lost(tmp
     assert peer is not None and here.failure == peer.failure == failure
     assert (store.read_json(name) or {})["failure"] == failure
     assert failure == "data" or peer.reason.startswith("the workload was killed: memory ran out")
+
+
+def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = {"version": importlib.metadata.version("fullft-assets"), "gpus": "0"}
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/resourceconfig.json").write_text(json.dumps({"hosts": ["algo-1"], "current_host": "algo-1"}))
+    monkeypatch.setenv("FULLFT_OPT_ML", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["sagemaker_container", json.dumps(asked)])
+    ended = Status("failed", "Größe " * 300, "data", is_own_line=True)
+    monkeypatch.setattr(sagemaker_container, "_run", lambda *_: (3, ended))
+    assert sagemaker_container.main() == 3
+    kept = (tmp_path / "output/message").read_bytes()[:1024].decode()
+    assert kept.startswith("Größe Größe ") and kept.endswith(" [data]")

@@ -36,7 +36,7 @@ STORE_CHANNEL, JOB_CHANNEL, CHECKPOINTS = "store", "job", "/opt/ml/checkpoints"
 #: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at most.
 VARIABLES = "variables_{}"
 _OTHERWISE = "choose another launcher.instance_type"
-_MAX_CHARACTERS = 900  # of 1,024 characters that a FailureReason has
+_MAX_BYTES = 900  # of 1,024 that a FailureReason or ExitMessage has
 
 
 def main() -> int:
@@ -53,9 +53,10 @@ def main() -> int:
     elif status is None:
         code, status = _run(asked, hosts, host)
     if code != 0:
-        line = f"{_line(status)[:_MAX_CHARACTERS]} [{status.failure}]"
+        line = f"{_line(status).encode()[:_MAX_BYTES].decode(errors='ignore')} [{status.failure}]"
         print(line, file=sys.stderr, flush=True)
         try:
+            failure.parent.mkdir(parents=True, exist_ok=True)
             failure.write_text(line)
         except OSError as error:  # an image whose user may not write there
             print(f"{failure} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
