@@ -19,8 +19,8 @@ from typing import Any
 from fullft_assets import release
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, SEED_RUN
-from fullft_assets.jobs import read_jobs
-from fullft_assets.launchers.records import is_running, launches
+from fullft_assets.jobs import is_running, read_jobs
+from fullft_assets.launchers.records import launches
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.ledger import read_history
 from fullft_assets.store import MANIFEST, Manifest, Store, checkpoints_ref

@@ -193,6 +193,19 @@ def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_lea
     assert not folder.exists()
 
 
+def test_checkpoints_in_the_store_stay_while_a_training_that_holds_no_lease_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, name = Store(str(tmp_path / "store")), f"checkpoints/{CASE}/{CHECKPOINT}/k1/sagemaker/step_1"
+    store.write_bytes(name, b"weights")
+    store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": None})
+    monkeypatch.setattr(Store, "stored_work", lambda *_: ["k1"])  # as on S3
+    monkeypatch.setattr(unfinished_trainings, "_learned", lambda *_: True)
+    assert unfinished_trainings.drop_unfinished(store, CASE, []) == (0, 1) and store.read_bytes(name) == b"weights"
+    store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": 1.0})
+    assert unfinished_trainings.drop_unfinished(store, CASE, []) == (1, 0) and store.read_bytes(name) is None
+
+
 def test_checkpoints_stay_where_the_model_lost_a_file_and_is_trained_again(lab: Lab) -> None:
     folders = {key: lab.unfinished(key, days=0) for key in ("whole", "damaged")}
     for key in folders:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs import Job, read_jobs
+from fullft_assets.jobs import Job, is_running, read_jobs
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store, checkpoints_ref
 
@@ -69,7 +69,9 @@ def _remove_unless_held(folder: Path) -> bool:
 
 
 def _remove_stored_unless_held(store: Store, case: str, key: str) -> bool:
-    """Remove a training's checkpoints in the store unless a machine holds their lease; return whether they are gone."""
+    """Remove a training's checkpoints in the store unless one is on record as running or holds their lease; return whether they are gone."""
+    if is_running(store, case, _STAGE, key):  # without a network it can hold no lease
+        return False
     ref = checkpoints_ref(case, _STAGE, key)
     try:
         with store.alone(ref, _PATIENCE_SECONDS) as lease:

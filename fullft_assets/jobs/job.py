@@ -93,5 +93,16 @@ def read_jobs(store: Store, case: str, stage: str, key: str) -> list[Job]:
     return [read_job(f"{store.url}/{folder}/{name}", PurePosixPath(name).stem) for name in sorted(store.names(folder))]
 
 
+def launch_record(case: str, stage: str, key: str) -> str:
+    """Return the name of the pointer with the newest launch for a key, see `launchers.records`."""
+    return f"launches/{case}/{stage}/{key}"
+
+
+def is_running(store: Store, case: str, stage: str, key: str) -> bool:
+    """Return whether the newest launch for a key has not ended on record."""
+    recorded = store.read_pointer(launch_record(case, stage, key))
+    return recorded is not None and recorded["ended_at"] is None
+
+
 def _folder(case: str, stage: str, key: str) -> str:
     return f"jobs/{case}/{stage}/{key}"

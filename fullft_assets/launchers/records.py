@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import FailureClass, WorkloadError
+from fullft_assets.jobs import launch_record
 from fullft_assets.store import Store, digest
 
 
@@ -49,7 +50,7 @@ class Launch(BaseModel):
     @property
     def record(self) -> str:
         """Name of its pointer in the store."""
-        return f"launches/{self.case}/{self.stage}/{self.key}"
+        return launch_record(self.case, self.stage, self.key)
 
     def name_in(self, store: Store) -> str:
         """Return the job's name: one for each attempt, also where several stores share a backend."""
@@ -181,12 +182,6 @@ def read(store: Store, launch: Launch) -> Launch | None:
     """Return what is recorded now for the key of a launch."""
     recorded = store.read_pointer(launch.record)
     return None if recorded is None else Launch.model_validate(recorded)
-
-
-def is_running(store: Store, case: str, stage: str, key: str) -> bool:
-    """Return whether the newest launch for a key has not ended on record."""
-    recorded = store.read_pointer(f"launches/{case}/{stage}/{key}")
-    return recorded is not None and recorded["ended_at"] is None
 
 
 def launches(store: Store, case: str) -> Iterator[Launch]:
