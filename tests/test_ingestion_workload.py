@@ -62,6 +62,7 @@ def made_here(project: projects.Project) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_what_it_writes_is_what_the_assets_find_and_would_make_themselves(tmp_path: Path):
     project = projects.create(tmp_path, rows=60, compute={"ingestion": {"kind": "ssh", "host": "gpu1"}})
     driver = InThisProcess()
@@ -77,6 +78,7 @@ def test_what_it_writes_is_what_the_assets_find_and_would_make_themselves(tmp_pa
     assert len(ingestion.done(store, project.use_case())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [{}, {"ingestion": {"kind": "local"}}])
 def test_a_batch_that_is_held_back_ends_well_and_without_the_workload_nothing_is_launched(tmp_path: Path, section: dict[str, object]):
     project = projects.create(tmp_path, rows=5, compute=section, examples={"label": "no_such_field"})
