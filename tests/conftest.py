@@ -22,6 +22,9 @@ gc.set_threshold(100_000, 50, 1_000)
 # Nothing here has to outlive a power cut, and to wait for the disk thousands of times takes longer than the tests of the store.
 os.fsync = lambda _: None
 
+# `make` names a home that a fresh checkout does not have yet; each test has one of its own.
+os.environ.pop("DAGSTER_HOME", None)
+
 #: Seconds to import, and with them come models and Dagster instances.
 HEAVY = ("torch", "transformers", "dagster")
 
