@@ -32,6 +32,8 @@ from tests.s3_server import S3Server
 
 TESTS = Path(__file__).parent
 SECONDS = 240.0
+#: Of the jobs that tests submit by hand. Of each process its own: what is left of a job is found, and killed, by its name in the environment.
+NAME = f"fullft-test-{os.getpid()}"
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:

@@ -22,11 +22,10 @@ from fullft_assets.settings import EcsLauncherSettings, LauncherSettings, Planni
 from fullft_assets.store import Store
 from tests.aws_double import IMAGE, ROLE
 from tests.ecs_double import CLUSTER, PROVIDER, SECRET, Ecs
-from tests.launch_scenes import AnotherProcess, Place, process, recorded, run_probe, serving, trained_in_bucket, wait_for
+from tests.launch_scenes import NAME, AnotherProcess, Place, process, recorded, run_probe, serving, trained_in_bucket, wait_for
 from tests.prepared import prepare
 from tests.s3_server import S3Server
 
-NAME = "fullft-test-1"
 SETTINGS = {
     "kind": "ecs", "cluster": CLUSTER, "capacity_provider": PROVIDER, "image": IMAGE, "python": sys.executable, "gpus": False, "memory_gb": 2,
     "task_role_arn": ROLE, "execution_role_arn": ROLE, "grace_seconds": 10, "max_retries": 1,
@@ -188,7 +187,7 @@ def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, u
     assert failure is not None and failure.endswith("[infrastructure]")
     assert "waited longer than launcher.pending_minutes (0.0166667): no instance for it has joined the cluster" in failure
     assert [task.last_status for task in service.tasks] == ["STOPPED"], "it does not start later, unseen"
-    with pytest.raises(WorkloadError, match=r"no instance takes fullft-test-1 \(RESOURCE:GPU\); wait until one is free, or set"):
+    with pytest.raises(WorkloadError, match=r"no instance takes " + NAME + r" \(RESOURCE:GPU\); wait until one is free, or set"):
         launcher(capacity_provider=None).submit(spec(url, "writes"))
 
 

@@ -26,10 +26,9 @@ from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import KubernetesLauncherSettings
 from tests import launch_scenes
 from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
-from tests.launch_scenes import SECONDS, TESTS, AnotherProcess, Place, process, run_probe, wait_for
+from tests.launch_scenes import NAME, SECONDS, TESTS, AnotherProcess, Place, process, run_probe, wait_for
 
 MANIFESTS = TESTS.parent / "deploy/helm/manifests.yaml"
-NAME = "fullft-test-1"
 
 
 def role() -> list[dict]:

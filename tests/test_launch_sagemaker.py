@@ -25,7 +25,7 @@ from fullft_assets.store import Store
 from tests import launch_scenes
 from tests import s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
-from tests.launch_scenes import AnotherProcess, Place, run_probe, serving, trained_in_bucket, wait_for
+from tests.launch_scenes import NAME, AnotherProcess, Place, run_probe, serving, trained_in_bucket, wait_for
 from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import SageMaker
 
@@ -58,7 +58,7 @@ def recorded(url: str) -> Launch:
     return launch_scenes.recorded(Store(url))
 
 
-def spec(url: str, stage: str, name: str = "fullft-test-1", **changes: Any) -> LaunchSpec:
+def spec(url: str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
     job, store = probe_job(Path("/nowhere"), stage, url)
     return LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes})
 
@@ -120,18 +120,18 @@ def test_spot_interruption(service, url, returns):
     sage = launcher(spot=True)
     sage.submit(spec(url, "waits"))
     wait_for((service.folder / "starts").exists, "the workload started")
-    wait_for(lambda: "waiting" in sage.logs("fullft-test-1", "").stdout, "its output arrived")
-    service.interrupt("fullft-test-1")
+    wait_for(lambda: "waiting" in sage.logs(NAME, "").stdout, "its output arrived")
+    service.interrupt(NAME)
     if not returns:
-        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
-        status = sage.poll("fullft-test-1")
+        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
+        status = sage.poll(NAME)
         assert (status.reason, status.failure) == ("waited for spot instances longer than launcher.max_wait_hours", "preemption")
         return
     wait_for(lambda: (service.folder / "starts").read_text() == "started\n" * 2, "it was started again")
     (service.folder / "go").touch()
-    wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
-    logs = sage.logs("fullft-test-1", "")
-    assert sage.poll("fullft-test-1").state == "succeeded" and logs.stdout.count("waiting") == 2
+    wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
+    logs = sage.logs(NAME, "")
+    assert sage.poll(NAME).state == "succeeded" and logs.stdout.count("waiting") == 2
 
 
 def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url):
@@ -139,18 +139,18 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
     sage.submit(spec(url, "works"))
     wait_for((service.folder / "workload0.pid").exists, "the workload started")
     processes = [psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")]
-    sage.stop("fullft-test-1")
+    sage.stop(NAME)
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
-    assert sage.poll("fullft-test-1").reason == "was stopped in SageMaker by somebody; run the same command again to resume"
-    sage.stop("fullft-test-1")
+    assert sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+    sage.stop(NAME)
     sage.stop("fullft-unknown")
 
 
 def test_a_job_is_stopped_when_its_time_is_up(service, url):
     sage = launcher(max_hours=3 / 3600)
     sage.submit(spec(url, "works"))
-    wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
-    status = sage.poll("fullft-test-1")
+    wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
+    status = sage.poll(NAME)
     assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
 
 
@@ -160,11 +160,9 @@ def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
     sage.submit(spec(url, "writes"))
     sage.submit(spec(url, "writes", run_id="r2"))
     assert len(service.jobs) == 1
-    with pytest.raises(
-        WorkloadError, match=r"SageMaker 111122223333/us-east-1: fullft-test-1 exists, and does other work; wait for its end"
-    ):
+    with pytest.raises(WorkloadError, match=rf"SageMaker 111122223333/us-east-1: {NAME} exists, and does other work; wait for its end"):
         sage.submit(spec(url, "waits"))
-    wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
+    wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
     sage.submit(spec(url, "writes"))
     with pytest.raises(WorkloadError, match="is the name of a job that has ended, of which the store knows nothing; launch again"):
         sage.submit(spec(url, "writes", run_id="r2"))
@@ -285,15 +283,15 @@ class TestProcessingJobs:
         service.lost.update(CreateProcessingJob=1)
         sage.submit(spec(url, "works"))
         sage.submit(spec(url, "works", run_id="r2"))
-        with pytest.raises(WorkloadError, match=r"SageMaker 111122223333/us-east-1/processing: fullft-test-1 exists, and does other work"):
+        with pytest.raises(WorkloadError, match=rf"SageMaker 111122223333/us-east-1/processing: {NAME} exists, and does other work"):
             sage.submit(spec(url, "waits"))
         wait_for((service.folder / "workload0.pid").exists, "the workload started")
-        assert sage.poll("fullft-test-1").state == "running" and len(service.jobs) == 1
+        assert sage.poll(NAME).state == "running" and len(service.jobs) == 1
         processes = [psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")]
-        sage.stop("fullft-test-1")
+        sage.stop(NAME)
         assert not any(map(is_alive, processes))
-        assert sage.poll("fullft-test-1").reason == "was stopped in SageMaker by somebody; run the same command again to resume"
-        sage.stop("fullft-test-1")
+        assert sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+        sage.stop(NAME)
         sage.stop("fullft-unknown")
 
     def test_one_that_was_never_made_is_gone(self, service):
@@ -374,23 +372,23 @@ class TestRefused:
         monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
         sage = launcher()
         sage.submit(spec(url, "writes"))
-        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
-        status = sage.poll("fullft-test-1")
+        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
+        status = sage.poll(NAME)
         assert status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ") and status.failure == "settings"
 
     def test_an_image_whose_torch_sees_no_gpu_of_the_instance(self, service, url):
         sage = launcher(instance_type="ml.g5.xlarge", environment={"CUDA_VISIBLE_DEVICES": ""})
         sage.submit(spec(url, "writes"))
-        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
-        status = sage.poll("fullft-test-1")
+        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
+        status = sage.poll(NAME)
         assert status.reason.startswith("torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for")
         assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
         sage = launcher()
         sage.submit(spec(url, "is_killed"))
-        wait_for(lambda: sage.poll("fullft-test-1").is_over, "the job ended")
-        status = sage.poll("fullft-test-1")
+        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
+        status = sage.poll(NAME)
         assert (status.reason, status.failure) == ("the workload was killed by SIGKILL (out of memory?)", "infrastructure")
 
 

@@ -15,7 +15,7 @@ from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, driver, records
 from fullft_assets.launchers.ssh import SshLauncher, _quoted
 from fullft_assets.settings import SshLauncherSettings
-from tests.launch_scenes import SECONDS, AnotherProcess, Place, run_probe
+from tests.launch_scenes import NAME, SECONDS, AnotherProcess, Place, run_probe
 from tests.ssh_server import SshServer
 
 
@@ -39,7 +39,7 @@ def launcher(server: SshServer, **changes: object) -> SshLauncher:
 
 def spec(folder: Path, stage: str) -> LaunchSpec:
     job, store = probe_job(folder, stage)
-    return LaunchSpec("fullft-test-1", "probe_workloads.probe", tuple(job.arguments(store)))
+    return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)))
 
 
 def run(folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
@@ -68,7 +68,7 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
     (tmp_path / "a project there").mkdir()
     ssh = launcher(server, folder=str(tmp_path / "a project there"), environment={"PROBE_VARIABLE": "it's $HOME"})
     ssh.submit(spec(tmp_path, "looks"))
-    assert ssh.poll("fullft-test-1", SECONDS).state == "succeeded"
+    assert ssh.poll(NAME, SECONDS).state == "succeeded"
     found = probe_job(tmp_path, "looks")[1].find("probe", "looks", "k1")
     assert found.metadata == {"root": str(tmp_path / "a project there"), "variable": "it's $HOME"}
 
@@ -156,7 +156,7 @@ class TestRefused:
     def test_it_is_one_line_at_once(self, server, changes, line):
         changes = {name: value if "/" in value else str(server.folder / value) for name, value in changes.items()}
         with pytest.raises(WorkloadError, match=line) as raised:
-            launcher(server, **changes).submit(LaunchSpec("fullft-test-1", "probe_workloads.probe", ()))
+            launcher(server, **changes).submit(LaunchSpec(NAME, "probe_workloads.probe", ()))
         assert raised.value.failure == "settings" and not isinstance(raised.value, Unreachable) and "\n" not in str(raised.value)
 
     def test_a_path_with_a_space_is_one_path_and_anybodys_home_is_found(self, server, tmp_path):
@@ -170,6 +170,6 @@ class TestRefused:
     def test_a_job_is_stopped_when_its_time_is_up(self, server, tmp_path):
         ssh = launcher(server, max_hours=2 / 3600, grace_seconds=20)
         ssh.submit(spec(tmp_path, "works"))
-        status = ssh.poll("fullft-test-1", SECONDS)
+        status = ssh.poll(NAME, SECONDS)
         assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
-        ssh.stop("fullft-test-1")
+        ssh.stop(NAME)
