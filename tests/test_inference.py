@@ -159,14 +159,23 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.Mo
 
 class TestPrecision:
     @pytest.mark.parametrize(
-        ("has_gpu", "has_bf16", "expected"),
-        [(True, True, "bf16"), (True, False, "fp16"), (False, True, "bf16"), (False, False, "fp32")],
+        ("has_gpu", "has_bf16", "onednn_takes_it", "expected"),
+        [
+            (True, True, True, "bf16"),
+            (True, False, True, "fp16"),
+            (False, True, True, "bf16"),
+            (False, True, False, "fp32"),
+            (False, False, True, "fp32"),
+        ],
     )
-    def test_auto_is_what_the_hardware_is_good_at(self, has_gpu: bool, has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch):
+    def test_auto_is_what_the_hardware_is_good_at(
+        self, has_gpu: bool, has_bf16: bool, onednn_takes_it: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    ):
         """What it is good at is injected; emulated bf16, which older GPUs have as well, does not count."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bf16 and not has_gpu})
+        monkeypatch.setattr(precision, "_onednn_takes_bf16", lambda: onednn_takes_it)
         assert precision.resolve("auto") == expected
         assert precision.resolve("bf16") == "bf16" and precision.resolve("fp32") == "fp32"
 

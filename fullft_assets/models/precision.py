@@ -75,8 +75,15 @@ def autocast(precision: Precision) -> AbstractContextManager:
 
 
 def _cpu_has_bf16_matrix_units() -> bool:
-    # oneDNN, which multiplies bf16, may be kept from what the CPU has (ONEDNN_MAX_CPU_ISA): bf16 is then an eighth as fast as fp32.
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and _onednn_takes_bf16()
+
+
+def _onednn_takes_bf16() -> bool:
+    """Return whether oneDNN multiplies bf16 with what the CPU has.
+
+    It may be kept from that (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
+    """
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _has_tf32() -> bool:
