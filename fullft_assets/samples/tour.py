@@ -109,9 +109,9 @@ class TourProject:
         self._deliver("documents", "labelled-1.jsonl", usual[:NUM_LABELLED])
         self._deliver_windows(1, NUM_USUAL, usual[NUM_LABELLED:])
 
-    def send_other_documents(self) -> None:
-        """Deliver the windows of full licence texts."""
-        self._deliver_windows(NUM_USUAL + 1, NUM_DRIFTED, self._rules[1])
+    def send_other_documents(self, number: int) -> None:
+        """Deliver one of the NUM_DRIFTED windows of full licence texts, the first being 0."""
+        self._deliver_windows(NUM_USUAL + 1 + number, 1, self._rules[1][number * WINDOW_ROWS :])
 
     def send_labels(self) -> None:
         """Deliver labelled full licence texts, of other licences than in the windows."""
