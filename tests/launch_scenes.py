@@ -75,7 +75,7 @@ def recorded(store: Store) -> Launch:
     return launch
 
 
-def trained_in_bucket(launcher: Launcher, prepared: Prepared, stage: str, bucket: Path, name: str, **sections: Any) -> bytes:
+def trained_in_bucket(launcher: Launcher, prepared: Prepared, stage: str, bucket: Path, name: str, /, **sections: Any) -> bytes:
     """Train through a launcher, with a store of its own in a bucket, and return the file of the weights.
 
     Args:
