@@ -191,7 +191,7 @@ class Case:
             batch = context.partition_key
             store, key = self.store(context), ingestion.key(self.use_case, batch)
             sign = store.find(self.name, ingestion.STAGE, key)
-            # Retention may have removed what it stands for.
+            # Retention may have removed the artifacts that it names.
             if sign is None or any(store.find(*ref.split("/")[:3]) is None for ref in sign.metadata["made"].values()):
                 self.launcher(context).run(context, "ingestion", self.job(ingestion.STAGE, key, store, {}, batch), store)
 
