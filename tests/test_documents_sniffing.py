@@ -116,3 +116,21 @@ def test_a_given_format_is_not_doubted_and_what_nothing_reads_is_named(tmp_path:
 
 def test_a_page_of_comments_is_reported_in_no_time() -> None:
     assert sniffing._HTML.match("<!--a-->" * 8_000 + "text") is None
+
+
+def test_an_archive_of_an_unknown_version_or_with_a_damaged_name_is_one_file_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = archive(tmp_path / "x.zip")
+    entry = whole.rindex(b"PK\x01\x02")
+    newer, named = bytearray(whole), bytearray(whole)
+    newer[entry + 6] = 77  # the version that is needed to extract it: 7.7
+    named[entry + 9] |= 0x08  # its name is UTF-8,
+    named[entry + 46] = 0xFF  # which no name begins with
+    (tmp_path / "newer.zip").write_bytes(newer)
+    (tmp_path / "named.zip").write_bytes(named)
+    (tmp_path / "whole.txt").write_text("A text.")
+    found = read_batch(tmp_path)
+    assert [reason for _, reason in sorted(found.unreadable.items())] == [
+        "not a complete ZIP archive (UnicodeDecodeError)",
+        "not a complete ZIP archive (NotImplementedError)",
+    ]
+    assert found.table.num_rows == 1

@@ -80,7 +80,8 @@ def _of_archive(path: Path) -> str | None:
     try:
         with _ReadInParts(path) as data, zipfile.ZipFile(data) as archive:
             names = set(archive.namelist())
-    except zipfile.BadZipFile:
+    # Damaged, of a version that zipfile does not know, or with a name that is not UTF-8 though its entry says so.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return None
     except _TooManyNames:
         # No file of Office has so many. The reader of archives has bounds, and says that they are too many.
