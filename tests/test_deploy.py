@@ -113,6 +113,10 @@ class TestHelm:
         shared = read(DEPLOY / "dagster/postgres-s3.yaml")
         monitoring = values["dagsterDaemon"]["runMonitoring"]
         assert values["concurrency"]["pools"]["defaultLimit"] == local["concurrency"]["pools"]["default_limit"]
+        limits = values["concurrency"]["runs"]["tagConcurrencyLimits"]
+        for other in (local, shared):
+            assert other["concurrency"]["runs"]["tag_concurrency_limits"] == limits
+        assert [limit["key"] for limit in limits] == ["delivery/in_order"]
         assert {re.sub("[A-Z]", lambda m: f"_{m[0].lower()}", key): value for key, value in monitoring.items()} == local["run_monitoring"]
         assert values["postgresql"]["postgresqlScheme"] == shared["storage"]["postgres"]["postgres_db"]["scheme"]
         assert values["telemetry"] == local["telemetry"] and values["additionalInstanceConfig"] == {"nux": local["nux"]}

@@ -23,6 +23,8 @@ SNAPSHOT = ("training_snapshot",)
 EVALUATE = ("training_snapshot", "evaluation_report")
 PREDICT = ("production_documents", "batch_predictions")
 MONITOR = (*PREDICT, "drift_report")
+#: Runs of one value of this tag are launched one after the other, in the order in which they were asked for: see `concurrency` in dagster.yaml.
+IN_ORDER_TAG = "delivery/in_order"
 
 
 def build_jobs(case: Case) -> list[dg.JobDefinition]:
@@ -32,9 +34,8 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         selection = dg.AssetSelection.assets(*[case.key(asset) for asset in assets])
         if more_checks:
             selection |= dg.AssetSelection.checks(*more_checks)
-        return dg.define_asset_job(
-            f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags={"use_case": case.name}
-        )
+        tags = {"use_case": case.name} | ({IN_ORDER_TAG: case.name} if partitions == case.windows else {})
+        return dg.define_asset_job(f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags=tags)
 
     jobs = [
         job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),

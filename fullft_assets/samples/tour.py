@@ -32,7 +32,10 @@ _FILES = {
         '[project]\nname = "tour-project"\nversion = "0.1.0"\n\n[tool.dg]\ndirectory_type = "project"\n\n'
         '[tool.dg.project]\nroot_module = "tour_project"\ncode_location_name = "tour_project"\n'
     ),
-    "dagster.yaml": "telemetry: {enabled: false}\nnux: {enabled: false}\nconcurrency: {pools: {default_limit: 1}}\n",
+    "dagster.yaml": (
+        "telemetry: {enabled: false}\nnux: {enabled: false}\nconcurrency:\n  pools: {default_limit: 1}\n"
+        "  runs: {tag_concurrency_limits: [{key: delivery/in_order, value: {applyLimitPerUniqueValue: true}, limit: 1}]}\n"
+    ),
     "tour_project/__init__.py": "",
     "tour_project/definitions.py": (
         "from pathlib import Path\n\nimport dagster as dg\n\n\n@dg.definitions\ndef defs():\n"
@@ -109,9 +112,9 @@ class TourProject:
         self._deliver("documents", "labelled-1.jsonl", usual[:NUM_LABELLED])
         self._deliver_windows(1, NUM_USUAL, usual[NUM_LABELLED:])
 
-    def send_other_documents(self, number: int) -> None:
-        """Deliver one of the NUM_DRIFTED windows of full licence texts, the first being 0."""
-        self._deliver_windows(NUM_USUAL + 1 + number, 1, self._rules[1][number * WINDOW_ROWS :])
+    def send_other_documents(self) -> None:
+        """Deliver the windows of full licence texts."""
+        self._deliver_windows(NUM_USUAL + 1, NUM_DRIFTED, self._rules[1])
 
     def send_labels(self) -> None:
         """Deliver labelled full licence texts, of other licences than in the windows."""
