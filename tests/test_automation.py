@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -162,7 +163,7 @@ class TestDeliverySensor:
         return [batch.name for batch in documents.list_batches(bench.store, bench.name)][1:]
 
     def add_run(self, bench: Bench, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
-        tags = {**request.tags, "dagster/partition": request.partition_key}
+        tags = {**request.tags, "dagster/partition": request.partition_key, "dagster/run_key": request.run_key}
         bench.instance.add_run(dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=status, tags=tags))
 
     def asked(self, bench: Bench) -> list[str]:
@@ -186,6 +187,40 @@ class TestDeliverySensor:
         for request in bench.tick("new_documents").run_requests[:1]:
             self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
         assert self.asked(bench) == [names[3], names[0]]
+
+    def test_a_batch_whose_run_failed_is_asked_for_under_a_new_key_later_and_later(self, bench, monkeypatch):
+        self.several(bench, 1)
+        (request,) = bench.tick("new_documents").run_requests
+        keys, clock = [request.run_key], time.time()
+        for hours in (1, 2, 4, 8, 16, 10_000):
+            self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
+            monkeypatch.setattr(time, "time", lambda hours=hours: clock + 3_600 * hours - 60)
+            (early,) = bench.tick("new_documents").run_requests
+            assert early.run_key == keys[-1]  # which the daemon drops, and `fullft run` does not
+            monkeypatch.setattr(time, "time", lambda hours=hours: clock + 3_600 * hours + 60)
+            (request,) = bench.tick("new_documents").run_requests
+            keys.append(request.run_key)
+        assert len(set(keys)) == 6 and keys[-1] == keys[-2]  # five times, and then no more
+        assert request.tags == {"delivery/run_key": keys[0]}
+
+    @pytest.mark.parametrize(("failure", "is_asked_for"), [("data", False), ("settings", False), ("gate", True), (None, True)])
+    def test_what_fails_again_until_something_changes_is_not_asked_for(self, bench, monkeypatch, failure, is_asked_for):
+        self.several(bench, 1)
+        (request,) = bench.tick("new_documents").run_requests
+        tags = {"dagster/partition": str(request.partition_key), "dagster/run_key": request.run_key}
+        bench.run(request._replace(job_name="letters_ingest", tags={**request.tags, **tags}), "failed", failure)
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
+        for _ in range(2):
+            (again,) = bench.tick("new_documents").run_requests
+            assert (again.run_key != request.run_key) is is_asked_for
+
+    def test_a_run_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
+        self.several(bench, 1)
+        (request,) = bench.tick("new_documents").run_requests
+        self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
+        (again,) = bench.tick("new_documents").run_requests
+        assert again.run_key == request.run_key
 
     def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench):
         names = self.several(bench, 2, max_runs_per_tick=1)
@@ -744,6 +779,49 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
             assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
     finally:
         daemon.stop()
+
+
+#: A job with the tags of the given one, and a sensor that asks for four runs of it at once, once.
+_FOUR_AT_ONCE = """
+import dagster as dg
+
+@dg.op
+def wait():
+    import time
+    time.sleep(5)
+
+@dg.job(tags={tags!r})
+def read():
+    wait()
+
+@dg.sensor(job=read, default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=1)
+def new_windows():
+    return [dg.RunRequest(run_key=name, tags={{"window": name}}) for name in "abcd"]
+
+defs = dg.Definitions(jobs=[read], sensors=[new_windows], executor=dg.in_process_executor)
+"""
+
+
+@pytest.mark.slow
+def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(template: Prepared, tmp_path: Path) -> None:
+    project = projects.Project(tmp_path, "letters")
+    case = Case(template.project.use_case())
+    (monitor,) = [job for job in automation.build_jobs(case) if job.name == "letters_monitor"]
+    assert [job.name for job in automation.build_jobs(case) if automation.IN_ORDER_TAG in (job.tags or {})] == ["letters_monitor"]
+    (tmp_path / "four.py").write_text(_FOUR_AT_ONCE.format(tags=dict(monitor.tags or {})))
+    (tmp_path / "workspace.yaml").write_text("load_from: [{python_file: four.py}]\n")
+    project.home.mkdir()
+    shutil.copy(template.project.home / "dagster.yaml", project.home)
+    daemon = Daemon(project)
+    try:
+        with dg.DagsterInstance.from_config(str(project.home)) as instance:
+            ended = dg.RunsFilter(job_name="read", statuses=[dg.DagsterRunStatus.SUCCESS])
+            daemon.wait_for(lambda: instance.get_runs_count(ended) == 4, "four runs end")
+            records = sorted(instance.get_run_records(ended), key=lambda record: record.start_time or 0)
+    finally:
+        daemon.stop()
+    assert [record.dagster_run.tags["window"] for record in records] == list("abcd")
+    assert all((later.start_time or 0.0) >= (earlier.end_time or 0.0) for earlier, later in itertools.pairwise(records))
 
 
 @pytest.mark.slow

@@ -89,11 +89,11 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
         settings_version=first.tags.get(SETTINGS_TAG, ""),
         num_drift_examples=int(first.tags.get(NUM_DRIFT_EXAMPLES_TAG, 0)),
         outcome=outcome,
-        failure=_failure(last.run_id, instance) if outcome == "failed" else None,
+        failure=failure_of(last.run_id, instance) if outcome == "failed" else None,
     )
 
 
-def _failure(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
+def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
     """Return the class of a run's failure: that of its first failed step, or that something outside of its steps ended it."""
     found = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1).records
     if not found:

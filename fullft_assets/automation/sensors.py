@@ -11,7 +11,7 @@ import dagster as dg
 from fullft_assets import documents, release
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
-from fullft_assets.automation.deliveries import REQUEST_TAG, find_due
+from fullft_assets.automation.deliveries import find_due
 from fullft_assets.automation.jobs import build_jobs
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
@@ -95,8 +95,8 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         for note in found.notes:
             context.log.info(note)
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_key=key, partition_key=batch, tags={REQUEST_TAG: key}) for batch, key in due.requests.items()],
-            dynamic_partitions_requests=[partitions.build_add_request(list(due.requests))],
+            run_requests=due.requests,
+            dynamic_partitions_requests=[partitions.build_add_request([str(request.partition_key) for request in due.requests])],
             asset_events=events,
             cursor=seen,
         )
