@@ -403,7 +403,8 @@ def _numbers_in_json(text: str) -> list[int]:
     if not first.lstrip().startswith("["):
         return [1] if _is_record(text) and not _is_record(first) else _numbers_of_lines(text)
     records = json.loads(text.strip())
-    one = next((record for record in records if isinstance(record, dict)), {})
+    # What is not Unicode is no record, and says nothing about the form of the others.
+    one = next((record for record in records if isinstance(record, dict) and _is_unicode(record)), {})
     if isinstance(one.get("data"), dict) or not {"annotation_id", "annotator"} <= one.keys():
         return list(range(1, len(records) + 1))
     # JSON-MIN: the annotations of one task, which stand one after the other, make one row.
