@@ -492,7 +492,7 @@ def assert_nothing_is_lost(seed: Seed, path: Path, rows: list[dict[str, Any]], e
     elif form == "xlsx":
         assert [row["row"] for row in rows] == list(range(2, len(ROWS) + 2)), "a checksum guards each row"
     elif form == "mbox":
-        assert len(rows) == len(re.findall(rb"(?:\A|\n[ \t\r\v\f]*\n)From ", data))
+        assert len(rows) == len(re.findall(rb"(?:\A(?:[ \t\r\v\f]*\n)?|\n[ \t\r\v\f]*\n)From ", data))
     elif form == "xml":
         assert len(rows) == max(1, data.count(b"</PubmedArticle>"))
     elif form == "zip":
