@@ -416,6 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--train-rows", type=int, metavar="N", help="train on at most this many rows: snapshot.max_train_rows (default: its own)"
     )
+    parser.add_argument("--epochs", type=float, metavar="N", help="passes over the training rows: training.epochs (default: its own)")
     parser.add_argument("--rows", type=int, metavar="N", help="take this many rows of a set, evenly spaced (default: all)")
     parser.add_argument("--list", action="store_true", help="print the sets, and do nothing")
     parsed = parser.parse_args(arguments)
@@ -426,6 +427,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:14} {each.shape}; {each.source}")
         return 0
     more: dict[str, Any] = {} if parsed.train_rows is None else {"snapshot": {"max_train_rows": parsed.train_rows}}
+    if parsed.epochs is not None:
+        more["training"] = {"epochs": parsed.epochs}
     print(header(parsed.whole_graph))
     failed = False
     for name in parsed.names or SETS:
