@@ -256,7 +256,7 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     # Ten thousand times as many groups are no advice.
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
-    # Of the detectable difference squared: what seeds add, and what the rows do, which as many times more groups divide.
+    # The squared detectable difference has a part from the seeds and a part from the rows; only the latter shrinks with more groups.
     scale = gain.detectable * (gain.detectable - gain.least_detectable) / gain.standard_error**2
     left = difference**2 - scale * of_seeds
     rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference

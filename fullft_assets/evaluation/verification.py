@@ -46,7 +46,7 @@ _MISSING = object()
 
 @dataclass
 class Verification:
-    """What came of recomputing.
+    """The result of recomputing.
 
     Attributes:
         num_agreeing: numbers that are as they are stored.

@@ -33,7 +33,7 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine the weights.
 
     The interval of checkpoints does so only if a guard rolls back; such incidents are in the checkpoint's metadata. The number of processes
-    does so no more than the kind of GPU: it is not among them, so that a training resumes on another number.
+    and the kind of GPU are not among them, so that a training can resume with others.
     """
     return {"training": plan_settings(settings) | {"retrain_from": settings.training.retrain_from}}
 
