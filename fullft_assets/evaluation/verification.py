@@ -287,7 +287,7 @@ def _compare_metadata(found: Verification, made: _Stored) -> None:
         "gain_over_best_baseline_high": gain["high"],
         "gain_over_champion": None if champion is None else champion["estimate"],
         "best_baseline": stored["justification"]["best_baseline"],
-        **CheckpointMetadata.of(made.checkpoint).general_scores,
+        **{name: value for name, value in CheckpointMetadata.of(made.checkpoint).as_dict().items() if name.startswith("general_")},
     }
     for name, values in stored["scores"].items():
         ours = values[FINETUNED]
