@@ -243,11 +243,11 @@ def prepare_ours(folder: Path, work: Path, *, checked: bool = False, max_batch_b
         max_batch_bytes: size of a batch. Default: the setting's.
     """
     # Imported before the clock starts, as on the other side.
-    import great_expectations  # noqa: F401
-    import pandas  # noqa: F401
+    import great_expectations  # noqa: F401  # imported for its time
+    import pandas  # noqa: F401  # imported for its time
     import pyarrow.compute
-    import pyarrow.parquet  # noqa: F401
-    import tokenizers  # noqa: F401
+    import pyarrow.parquet  # noqa: F401  # imported for its time
+    import tokenizers  # noqa: F401  # imported for its time
 
     from fullft_assets.store import Store
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import s3fs  # noqa: F401  (takes a second, which the forks save)
+import s3fs  # noqa: F401  # takes a second, which the forks save
 import torch
 
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints, stored_checkpoints

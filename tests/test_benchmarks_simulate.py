@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import killed_years as killed
 from benchmarks import simulate
-from benchmarks.simulate import killed_years
+from benchmarks.killed_years import killed_years
 
 
 def test_killed_ticks_and_runs_lose_and_double_no_retrain() -> None:
@@ -18,7 +19,7 @@ def test_killed_ticks_and_runs_lose_and_double_no_retrain() -> None:
 
 
 def test_doubled_retrains_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate, "claim", lambda *_: True)
+    monkeypatch.setattr(killed, "claim", lambda *_: True)
     assert sum(year.doubled for year in killed_years(3, days=60)) > 0
 
 

@@ -275,7 +275,7 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
     table = pa.table({"text": [f"row {n}" for n in range(50_000)]})
     pq.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "b.html").write_bytes(PAGE)
-    reading = Reading(wanted=None, fields=None, fetch=lambda _: [], shared=lambda _: process, documents=None)  # type: ignore[arg-type]
+    reading = Reading(wanted=None, fields=None, fetch=lambda _: [], shared=lambda _: process, documents=None)
     with bounded.ReaderProcess() as process:
         rows = bounded.records(formats.FORMATS.get("parquet"), Delivered(tmp_path / "a.parquet", "a.parquet"), reading)
         assert next(rows) == (1, {"text": "row 0"})

@@ -78,7 +78,7 @@ def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> t
     return labels, predictions, [f"g{g}" for g in group]
 
 
-def measured(labels, predictions, groups, *, metric: str, **options) -> resampling.Measured:
+def measured(labels, predictions, groups, *, metric: str, **options) -> resampling.SystemScores:
     counted = {name: evaluation.of_labels(labels, predicted, name=name) for name, predicted in predictions.items()}
     index, _ = resampling.number_groups(groups, len(labels))
     return resampling.measure(METRICS.get(metric), counted, index, **options)

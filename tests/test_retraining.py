@@ -37,7 +37,7 @@ RUNNING = State(trained_on="v1", num_trained=ROWS, trained_at=NOW - 10 * DAY_SEC
 
 def _signals(**changes: object) -> Signals:
     if "new" in changes:
-        changes = {"num_examples": ROWS + changes.pop("new"), "data_version": "v2", **changes}  # type: ignore[operator]
+        changes = {"num_examples": ROWS + changes.pop("new"), "data_version": "v2", **changes}
     return Signals.model_validate({**CALM.model_dump(), **changes})
 
 

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from fullft_assets.engine import distillation, regularization
 from fullft_assets.engine.distillation import DistilledTokenLoss
 from fullft_assets.engine.finetuning import Fit, fine_tune
+from fullft_assets.engine.measuring import measure
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers, precision, token_loss
@@ -25,7 +26,7 @@ from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import planning, training
+from fullft_assets.workloads import training
 from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
@@ -220,8 +221,7 @@ class TestEwc:
 
     def test_a_plan_holds_its_memory_too(self, encoder: Prepared) -> None:
         job = encoder.job("pilot_run", "with all", training={"ewc": 1.0, "l2_sp": 0.1, "distillation": DistillationSettings()})
-        shared = planning.Planning(job, encoder.store, QUIET, encoder.snapshot, encoder.recipe)
-        assert planning.measure(shared)[0].predicted_seconds > 0
+        assert measure(encoder.recipe, job.settings, 1)[0].predicted_seconds > 0
 
 
 class _Trained(TrainerCallback):

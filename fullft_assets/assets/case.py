@@ -192,7 +192,7 @@ class Case:
             store, key = self.store(context), ingestion.key(self.use_case, batch)
             sign = store.find(self.name, ingestion.STAGE, key)
             # Retention may have removed the artifacts that it names.
-            if sign is None or any(store.find(*ref.split("/")[:3]) is None for ref in sign.metadata["made"].values()):
+            if sign is None or any(store.find(*ref.split("/")[:3]) is None for ref in ingestion.IngestedMetadata.of(sign).made.values()):
                 self.launcher(context).run(context, "ingestion", self.job(ingestion.STAGE, key, store, {}, batch), store)
 
     def result(

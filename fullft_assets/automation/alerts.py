@@ -25,9 +25,9 @@ from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Store
 
-#: The first tick looks back so far: what is older is history.
+#: How far the first tick looks back: what is older is not worth an alert.
 _LOOK_BACK_SECONDS = 24 * 3600.0
-#: Decisions that are looked at: of a channel that was down for so long, none is lost.
+#: How old a decision may be that is sent: a channel that was down for less than this loses none.
 _DECISION_SECONDS = 7 * 24 * 3600.0
 #: Finished runs that one tick looks at; the next tick goes on.
 _MAX_RUNS = 100

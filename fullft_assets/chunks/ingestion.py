@@ -14,9 +14,16 @@ from fullft_assets.base_model import resolve_base_model
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store, artifact_key, digest
+from fullft_assets.store.metadata import Metadata
 
 #: What a workload that does all three stages of a batch leaves, as a sign that it has ended well.
 STAGE = "ingested_batch"
+
+
+class IngestedMetadata(Metadata):
+    """Metadata of `ingested_batch`: references of the artifacts of the three stages, by stage."""
+
+    made: dict[str, str]
 
 
 def version(use_case: UseCase) -> str:

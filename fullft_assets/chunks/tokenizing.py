@@ -23,6 +23,7 @@ from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
+from fullft_assets.examples.metadata import ExamplesMetadata
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
@@ -85,7 +86,7 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
 
     def write(draft: Draft) -> Outcome:
         found = _write(store.folder(examples) / "examples.parquet", draft, load_tokenization(use_case), settings.examples.task)
-        metadata = ChunksMetadata(batch=examples.metadata["batch"], **found.metadata)
+        metadata = ChunksMetadata(batch=ExamplesMetadata.of(examples).batch, **found.metadata)
         return metadata.as_dict(), checks(found, settings.examples.task, settings.examples.max_quarantined_share)
 
     return store.ensure(

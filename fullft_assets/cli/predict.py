@@ -21,6 +21,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from fullft_assets.store.disk import replace_synced
 from fullft_assets.task import task_of
+from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Formats of files with a record for each text; every other file has a text on each line.
 _OF_RECORDS = ("jsonl", "csv")
@@ -138,5 +139,5 @@ def _predictions(use_case: UseCase, store: Store, texts: Sequence[str], max_new_
         raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
     checkpoint = store.load(champion.checkpoint)
     model = with_rights(store.folder(checkpoint) / "model", use_case.settings)
-    labels = checkpoint.metadata.get("labels", [])
+    labels = CheckpointMetadata.of(checkpoint).labels
     return task_of(use_case.settings.examples).predict(model, use_case.settings, labels, texts, max_new_tokens)

@@ -28,7 +28,8 @@ from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning import state_bytes
 from fullft_assets.planning.targets import targets
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.launcher import EcsLauncherSettings, SageMakerLauncherSettings
+from fullft_assets.settings.launchers.ecs import EcsLauncherSettings
+from fullft_assets.settings.launchers.sagemaker import SageMakerLauncherSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import TASKS, task_of
 

@@ -87,7 +87,7 @@ def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Ite
 
 def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
     """Yield what may separate several labels in what counts as one."""
-    if examples.task != "multi_label" or examples.label_separator is not None:
+    if task_of(examples).target != "labels" or examples.label_separator is not None:
         return
     shares = {mark: sum(count for label, count in counts.items() if mark in label) / counts.total() for mark in _SEPARATORS if counts}
     mark = max(shares, key=shares.__getitem__, default="")

@@ -283,7 +283,7 @@ def is_delivered(where: Source | Path, batch: Batch) -> bool:
     source = Folder(where) if isinstance(where, Path) else where
     if not batch.files:
         return False
-    # Nearly always the first one is; only if not are the others asked for, many at a time.
+    # Nearly always the first file is still there; only otherwise are the others looked up, many at a time.
     first, *others = batch.files
     if source.status(first.path) == first:
         return True

@@ -172,7 +172,7 @@ def _read_batch(
 
 
 class _Undecided(Exception):
-    """A text is in some code page; which one, all files of the batch tell together."""
+    """The code page of a text is not known yet: all files of the batch decide it together."""
 
     def __init__(self, scores: Scores):
         super().__init__()

@@ -11,6 +11,7 @@ In the order of reading:
 - `validation`, `forgetting`: scores on the validation rows and on the general set.
 - `guards`, `guard_actions`: rules on the metrics, and what follows when one is broken.
 - `run_history`, `checkpoints`: what a run keeps in its work folder so that it can resume.
+- `stored_checkpoints`, `resuming`: the checkpoints' copies in the store, and the one that a segment begins with.
 
 What is trained, and how:
 
@@ -21,4 +22,10 @@ What is trained, and how:
 - `regularization`, `distillation`, `interpolation`: what keeps a model near the base model.
 - `kernels`: liger-kernel's fused layers.
 - `spot`: notices that a spot instance is taken away.
+- `random_states`: the random number generators, for a pass that is made twice and for a checkpoint.
+
+Before anything is trained:
+
+- `measuring`: times real passes on the training machine, and measures their memory.
+- `outline`, `targets`: count the memory and the operations without weights, and plan on other machines.
 """

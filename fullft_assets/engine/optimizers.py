@@ -49,7 +49,7 @@ def build(groups: list[dict[str, Any]], settings: TrainingSettings, seed: int, c
 
 
 def _eight_bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from bitsandbytes.optim.adamw import AdamW8bit  # pyright: ignore[reportMissingImports]
+    from bitsandbytes.optim.adamw import AdamW8bit  # pyright: ignore[reportMissingImports]  # an extra
 
     return AdamW8bit(groups, betas=_BETAS, eps=_EPSILON)
 

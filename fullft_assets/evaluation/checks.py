@@ -4,36 +4,40 @@ from __future__ import annotations
 
 from fullft_assets.evaluation.base import Evaluation
 from fullft_assets.evaluation.leakage import Leakage
-from fullft_assets.evaluation.verdict import ReleaseVerdict
+from fullft_assets.evaluation.verdict import (
+    BEATS_BASELINES,
+    BEATS_CHAMPION,
+    FORGETTING_IS_WITHIN_BUDGET,
+    FULL_FINETUNING_IS_JUSTIFIED,
+    IS_CALIBRATED,
+    NO_SLICE_IS_WORSE,
+    SCORE_IS_SUFFICIENT,
+    TEST_SET_IS_LARGE_ENOUGH,
+    ReleaseVerdict,
+)
 from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import PlanningSettings, ReleaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
 CHECKS = (
-    CheckSpec("test_set_is_large_enough", "There are enough test groups to decide on."),
-    CheckSpec("beats_baselines", "The tuned model is better than every baseline, by more than chance."),
-    CheckSpec("beats_champion", "The tuned model is better than the champion; after new data, not worse by what the test set can show."),
-    CheckSpec("score_is_sufficient", "The primary metric reaches release.min_score."),
-    CheckSpec(
-        "forgetting_is_within_budget", "The model lost no more on general text than it may, over all trainings since the base model."
-    ),
-    CheckSpec("no_slice_is_worse", "On no slice of the test rows is the model worse than the champion, else than the best baseline."),
+    TEST_SET_IS_LARGE_ENOUGH,
+    BEATS_BASELINES,
+    BEATS_CHAMPION,
+    SCORE_IS_SUFFICIENT,
+    FORGETTING_IS_WITHIN_BUDGET,
+    NO_SLICE_IS_WORSE,
 )
 #: No gate: it says that scores may be too good, of every system alike.
 LEAKAGE = CheckSpec(
     "labels_are_not_given_away", "No word, length or name alone gives a label away, and few test rows repeat training rows."
 )
-#: With release.max_calibration_error.
-CALIBRATION = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
-#: With planning.usd_per_point.
-WORTH = CheckSpec("full_finetuning_is_justified", "The gain over the best baseline is worth training and a year of retraining.")
 
 
 def specs(settings: ReleaseSettings, planning: PlanningSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that there are under these settings."""
-    found = (*CHECKS, LEAKAGE) if settings.max_calibration_error is None else (*CHECKS, LEAKAGE, CALIBRATION)
-    return found if planning.usd_per_point is None else (*found, WORTH)
+    found = (*CHECKS, LEAKAGE) if settings.max_calibration_error is None else (*CHECKS, LEAKAGE, IS_CALIBRATED)
+    return found if planning.usd_per_point is None else (*found, FULL_FINETUNING_IS_JUSTIFIED)
 
 
 def outcomes(found: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[CheckOutcome]:
@@ -44,14 +48,17 @@ def outcomes(found: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[
             name=reason.gate, passed=reason.passed, severity="warn", description=reason.text, metadata=numbers.get(reason.gate, {})
         )
         for reason in decision.reasons
-        if reason.gate != WORTH.name
+        if reason.gate != FULL_FINETUNING_IS_JUSTIFIED.name
     ]
     made.append(_leakage(found.leakage))
     if not worth.is_asked:
         return made
     costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
     passed = worth.answer == "yes"
-    return [*made, CheckOutcome(name=WORTH.name, passed=passed, severity="warn", description=worth.sentence, metadata=costs)]
+    return [
+        *made,
+        CheckOutcome(name=FULL_FINETUNING_IS_JUSTIFIED.name, passed=passed, severity="warn", description=worth.sentence, metadata=costs),
+    ]
 
 
 def _leakage(found: Leakage | None) -> CheckOutcome:
@@ -69,22 +76,22 @@ def _gate_numbers(found: Evaluation) -> dict[str, dict[str, float]]:
     """Return what the UI plots over evaluations beside each gate."""
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
     numbers = {
-        "test_set_is_large_enough": {
+        TEST_SET_IS_LARGE_ENOUGH.name: {
             "effective_groups": found.effective_groups,
             "num_test_groups": found.num_test_groups,
             "num_test_rows": found.num_test_rows,
             "half_width": found.score.half_width,
         },
-        "beats_baselines": {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
-        "score_is_sufficient": {found.primary_metric: found.score.estimate},
+        BEATS_BASELINES.name: {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high},
+        SCORE_IS_SUFFICIENT.name: {found.primary_metric: found.score.estimate},
     }
     if found.slices is not None and found.slices.found:
-        numbers["no_slice_is_worse"] = {"lowest_gain": min(each.gain.estimate for each in found.slices.found)}
+        numbers[NO_SLICE_IS_WORSE.name] = {"lowest_gain": min(each.gain.estimate for each in found.slices.found)}
     if found.forgetting is not None:
-        numbers["forgetting_is_within_budget"] = {"rise": found.forgetting.rise}
+        numbers[FORGETTING_IS_WITHIN_BUDGET.name] = {"rise": found.forgetting.rise}
     if found.calibration_error is not None:
-        numbers["is_calibrated"] = {"calibration_error": found.calibration_error}
+        numbers[IS_CALIBRATED.name] = {"calibration_error": found.calibration_error}
     if over_champion is not None:
         ends = {"gain": over_champion.estimate, "gain_low": over_champion.low, "gain_high": over_champion.high}
-        numbers["beats_champion"] = {**ends, "detectable": over_champion.detectable}
+        numbers[BEATS_CHAMPION.name] = {**ends, "detectable": over_champion.detectable}
     return numbers

@@ -11,7 +11,7 @@ import numpy as np
 from fullft_assets.evaluation import counts
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.resampling import Measured, measure, number_groups
+from fullft_assets.evaluation.resampling import SystemScores, measure, number_groups
 from fullft_assets.evaluation.slices import Slices, measure_slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
@@ -105,7 +105,7 @@ class Comparison:
         sampling = {"resamples": self.settings.resamples, "confidence": self.settings.confidence, "seed": self.seed}
         return measure_slices(predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **sampling)
 
-    def _measure(self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray) -> Measured | None:
+    def _measure(self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray) -> SystemScores | None:
         """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not one of them."""
         metric, settings = METRICS.get(name), self.settings
         measured = {system: found for system, found in predictions.items() if metric.measures(found)}

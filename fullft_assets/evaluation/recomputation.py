@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation.recomputed_intervals import Ranks, Sampling, Sums
+from fullft_assets.evaluation.recomputed_intervals import RankedScore, Sampling, SummedScore
 
 FINETUNED = "finetuned"
 _MAX_GROUP_WEIGHT = 10
@@ -63,7 +63,7 @@ class Recomputed(ABC):
         """Return a score; None: the stored predictions are not enough for it."""
 
     @abstractmethod
-    def sums(self, metric: str, system: str) -> Sums | Ranks:
+    def sums(self, metric: str, system: str) -> SummedScore | RankedScore:
         """Return how a score of draws of the rows is found, for a metric that has a score."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Recomputed(ABC):
 
     def measured(self, metric: str, systems: Sequence[str], asked: Asked) -> tuple[Tree, Tree] | None:
         """Return intervals of the systems' scores and of the gains over them; None: the stored predictions are not enough."""
-        found: dict[str, tuple[float, Sums | Ranks]] = {}
+        found: dict[str, tuple[float, SummedScore | RankedScore]] = {}
         for system in systems:
             score = self.score(metric, system)
             if score is None:
@@ -107,9 +107,9 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] > 0)
 
 
-def mean_of(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> Sums:
+def mean_of(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> SummedScore:
     """Return the weighted mean of a value of each row [n]."""
-    return Sums(np.stack([np.asarray(values, np.float64) * weights, weights], axis=1), ratio)
+    return SummedScore(np.stack([np.asarray(values, np.float64) * weights, weights], axis=1), ratio)
 
 
 def effective_groups(mass: np.ndarray, groups: Sequence[str]) -> float:

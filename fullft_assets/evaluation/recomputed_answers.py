@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Tree, drawn_rows, effective_groups, group_weights, mean_of
-from fullft_assets.evaluation.recomputed_intervals import Sums
+from fullft_assets.evaluation.recomputed_intervals import SummedScore
 from fullft_assets.snapshot.words import split_words
 
 _CHRF_ORDER, _CHRF_BETA = 6, 2
@@ -22,11 +22,11 @@ _BLEU_ORDER = 4
 _ROUNDING = 1e-9
 
 
-def answer_sums(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> Sums | None:
+def answer_sums(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> SummedScore | None:
     """Return what is summed for a score, with each group counted once: of each answer its own, or its n-grams. None: a metric of another package."""
     weights = group_weights(groups)
     if metric == "bleu":
-        return Sums(_ngram_counts(truth, written) * weights[:, None], _bleu)
+        return SummedScore(_ngram_counts(truth, written) * weights[:, None], _bleu)
     of_pair = {"exact_match": _is_exact, "rouge_l": _rouge_l, "chrf": _chrf}.get(metric)
     return None if of_pair is None else mean_of([of_pair(*pair) for pair in zip(truth, written, strict=True)], weights)
 

@@ -24,7 +24,7 @@ _MAX_LOG_REACH = 50.0
 
 
 @dataclass(frozen=True)
-class Sums:
+class SummedScore:
     """A score of sums over the rows.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankedScore:
     """A score of the order of all rows: it is not a function of sums.
 
     Attributes:
@@ -76,7 +76,7 @@ class Sampling:
         return np.array([place[group] for group in self.groups])
 
     def measured(
-        self, metric: str, of_system: Mapping[str, tuple[float, Sums | Ranks]], reference: str, effective: float
+        self, metric: str, of_system: Mapping[str, tuple[float, SummedScore | RankedScore]], reference: str, effective: float
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the interval of each system's score, and that of the reference's gain over each other one.
 
@@ -97,9 +97,9 @@ class Sampling:
         }
         return scores, gains
 
-    def influences(self, estimate: float, how: Sums | Ranks) -> list[float]:
+    def influences(self, estimate: float, how: SummedScore | RankedScore) -> list[float]:
         """Return what a score would lose without each group; empty for one that is no function of sums."""
-        return (estimate - self._without(how)).tolist() if isinstance(how, Sums) else []
+        return (estimate - self._without(how)).tolist() if isinstance(how, SummedScore) else []
 
     def gain(self, estimate: float, drawn: np.ndarray, effective: float, moved: np.ndarray | None) -> dict[str, float]:
         """Return a difference with its t interval, wide enough for what few groups leave unseen.
@@ -122,12 +122,17 @@ class Sampling:
         return {**ends, "standard_error": error, "degrees_of_freedom": freedom, "least_detectable": power**2 * step}
 
     def _interval(
-        self, estimate: float, drawn: np.ndarray, how: Sums | Ranks, effective: float, bounds: tuple[float | None, float | None]
+        self,
+        estimate: float,
+        drawn: np.ndarray,
+        how: SummedScore | RankedScore,
+        effective: float,
+        bounds: tuple[float | None, float | None],
     ) -> dict[str, float]:
         from scipy import special, stats
 
         error, freedom = float(np.std(drawn, ddof=1)), effective - 1
-        if isinstance(how, Sums):
+        if isinstance(how, SummedScore):
             without = self._without(how)
             squares = (without - without.mean()) ** 2
             error = max(error, math.sqrt(squares.mean() * (len(squares) - 1)))
@@ -165,22 +170,22 @@ class Sampling:
             drawn = [random.integers(0, num_groups, num_groups) for _ in range(min(_CHUNK, self.resamples - start))]
             yield np.array([np.bincount(each, minlength=num_groups) for each in drawn], np.float64)
 
-    def _drawn(self, how: Sums | Ranks) -> np.ndarray:
-        if isinstance(how, Ranks):
+    def _drawn(self, how: SummedScore | RankedScore) -> np.ndarray:
+        if isinstance(how, RankedScore):
             return np.concatenate([how.of_counts(counts[:, self._number]) for counts in self._counts()])
         sums = self._sums(how)
         return np.concatenate([how.of_sums(counts @ sums) for counts in self._counts()])
 
-    def _without(self, how: Sums) -> np.ndarray:
+    def _without(self, how: SummedScore) -> np.ndarray:
         sums = self._sums(how)
         return how.of_sums(sums.sum(0) - sums)
 
-    def _sums(self, how: Sums) -> np.ndarray:
+    def _sums(self, how: SummedScore) -> np.ndarray:
         columns = [np.bincount(self._number, column, minlength=len(self.names)) for column in how.table.T]
         return np.stack(columns, axis=1)
 
-    def _moved(self, one: Sums | Ranks, other: Sums | Ranks) -> np.ndarray | None:
-        if isinstance(one, Sums) and isinstance(other, Sums):
+    def _moved(self, one: SummedScore | RankedScore, other: SummedScore | RankedScore) -> np.ndarray | None:
+        if isinstance(one, SummedScore) and isinstance(other, SummedScore):
             differs = (self._sums(one) != self._sums(other)).any(1)
             return (one.score - other.score - self._without(one) + self._without(other))[differs]
         # Of a metric that is no function of sums it is not known which groups differ.

@@ -33,7 +33,7 @@ def label_errors(ids: Sequence[str], labels: Sequence[str], probabilities: np.nd
     """
     if importlib.util.find_spec("cleanlab") is None:
         return None
-    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
+    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]  # an extra
 
     shares = probabilities.astype(np.float64)
     shares /= shares.sum(1, keepdims=True)

@@ -27,7 +27,7 @@ from fullft_assets.evaluation.recomputation import (
     mean_of,
     ratio,
 )
-from fullft_assets.evaluation.recomputed_intervals import Ranks, Sums
+from fullft_assets.evaluation.recomputed_intervals import RankedScore, SummedScore
 from fullft_assets.snapshot import Split
 
 _MIN_LABEL_GROUPS = 5
@@ -71,13 +71,13 @@ class RecomputedLabels(Recomputed):
             return self._of_probabilities(metric, self._shares(system))
         return self._f1(metric, _Items.of(self._true, self._given(system), self.weights))
 
-    def sums(self, metric: str, system: str) -> Sums | Ranks:
+    def sums(self, metric: str, system: str) -> SummedScore | RankedScore:
         """Return what is summed: what is right and counted, or items found, true and given of each label."""
         if metric in ("accuracy", "subset_accuracy"):
             return mean_of(self.right(system), self.weights)
         if metric == "token_accuracy":
             columns = (self._rows[_column(system, "num_right_tokens")], self._rows["num_tokens"])
-            return Sums(np.stack([np.array(column) * self.weights for column in columns], axis=1), ratio)
+            return SummedScore(np.stack([np.array(column) * self.weights for column in columns], axis=1), ratio)
         if metric in ("brier", "log_loss"):
             return mean_of(self._row_losses(metric, self._shares(system)), self.weights)
         if metric == "auroc":
@@ -85,13 +85,13 @@ class RecomputedLabels(Recomputed):
         names = self._names if metric in ("micro_f1", "matthews_corrcoef") else self._measurable or self._names
         return self._label_sums(system, names, _OF_COUNTS[metric])
 
-    def label_sums(self, label: str, system: str) -> Sums:
+    def label_sums(self, label: str, system: str) -> SummedScore:
         """Return what is summed for the F1 of one label."""
         return self._label_sums(system, [label], _OF_COUNTS["micro_f1"])
 
-    def _label_sums(self, system: str, names: Sequence[str], of_counts: Callable[[np.ndarray], np.ndarray]) -> Sums:
+    def _label_sums(self, system: str, names: Sequence[str], of_counts: Callable[[np.ndarray], np.ndarray]) -> SummedScore:
         counts = self._counts(system)[:, [self._names.index(name) for name in names]] * self.weights[:, None, None]
-        return Sums(counts.reshape(len(counts), -1), lambda sums: of_counts(sums.reshape(len(sums), len(names), 3)))
+        return SummedScore(counts.reshape(len(counts), -1), lambda sums: of_counts(sums.reshape(len(sums), len(names), 3)))
 
     def _counts(self, system: str) -> np.ndarray:
         """Return how many items of each label are right, true and given: float [n, labels, 3]."""
@@ -291,7 +291,7 @@ class RecomputedLabels(Recomputed):
             return ((shares - self._is_true) ** 2).sum(1)
         return -np.log(np.maximum(shares[self._is_true], np.finfo(np.float64).eps))
 
-    def _curves(self, shares: np.ndarray) -> Ranks:
+    def _curves(self, shares: np.ndarray) -> RankedScore:
         """Return the mean area under the ROC curve of draws; a label without a curve in one is left out there."""
         drawn = [self._names.index(name) for name in self._measurable or self._names]
         true, weights = self._is_true, self.weights
@@ -302,7 +302,7 @@ class RecomputedLabels(Recomputed):
             total = np.where(known, areas, 0.0).sum(0)
             return np.divide(total, known.sum(0), out=np.full(len(counts), 0.5), where=known.any(0))
 
-        return Ranks(of_counts)
+        return RankedScore(of_counts)
 
     def _given(self, system: str) -> list[set[Item]]:
         return [_items(row) for row in self._rows[_column(system, "predicted")]]

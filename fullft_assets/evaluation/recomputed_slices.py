@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from fullft_assets.documents.aliases import alias
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Recomputed, Tree, effective_groups
 from fullft_assets.evaluation.recomputed_labels import RecomputedLabels
 from fullft_assets.evaluation.recomputed_tokens import quarter_edges
 from fullft_assets.examples.language import language_of
 from fullft_assets.snapshot import Split, load_values, read_index
 from fullft_assets.store import Manifest, Store
+from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Columns of the rows by kind of slice; a kind that begins with `field` is the user's own.
 _COLUMNS = ("source", "domain", "annotator")
@@ -86,7 +88,9 @@ def values_of(
         elif kind == "language":
             found[kind] = [language_of(text) for text in truth.texts]
         elif kind == "champion's test rows":
-            index = read_index(store, store.load(store.load(report.metadata["incumbent"]).metadata["snapshot"]))
+            champion = EvaluationMetadata.of(report).incumbent
+            assert champion is not None, "a kind of slice of evaluations with a champion"
+            index = read_index(store, store.load(CheckpointMetadata.of(store.load(champion)).snapshot))
             pairs = zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
             judged = {id_ for id_, split in pairs if split == "test"}
             found[kind] = ["rows that it was judged on" if id_ in judged else "rows that came since" for id_ in truth.ids]

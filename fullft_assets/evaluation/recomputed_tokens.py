@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fullft_assets.evaluation.recomputation import FINETUNED, MOST_NAMED, Asked, Pair, Recomputed, Rows, Tree, group_weights
-from fullft_assets.evaluation.recomputed_intervals import Sums
+from fullft_assets.evaluation.recomputed_intervals import SummedScore
 
 _TOKEN_CAP_QUANTILE = 0.9
 #: Above this the evaluation bounds a mean loss, so that the perplexity is finite.
@@ -45,7 +45,7 @@ class Tokens(Recomputed):
             return float(np.dot(self._column(f"loss_{system}"), self.weights) / in_bytes)
         return {"token_probability": math.exp(-mean), "perplexity": math.exp(min(mean, _MAX_LOSS))}.get(metric)
 
-    def sums(self, metric: str, system: str) -> Sums:
+    def sums(self, metric: str, system: str) -> SummedScore:
         """Return what is summed: what the system lost, or got right, and the tokens or bytes of it."""
         counted = f"num_right_{system}" if metric == "token_accuracy" else f"loss_{system}"
         units = self._column("num_bytes") * math.log(2) if metric == "bits_per_byte" else self._tokens
@@ -57,7 +57,7 @@ class Tokens(Recomputed):
                 return np.exp(-mean)
             return np.exp(np.minimum(mean, _MAX_LOSS)) if metric == "perplexity" else mean
 
-        return Sums(table, of_sums)
+        return SummedScore(table, of_sums)
 
     def part(self, rows: np.ndarray) -> Recomputed:
         """Return those of some documents."""

@@ -17,7 +17,7 @@ _CHUNK_NUMBERS = 4_000_000
 _MIN_DEGREES_OF_FREEDOM = 1.0
 
 
-class Measured(Record):
+class SystemScores(Record):
     """What a metric gives the systems.
 
     Attributes:
@@ -76,7 +76,7 @@ def measure(
     resamples: int,
     confidence: float,
     seed: int,
-) -> Measured:
+) -> SystemScores:
     """Return every system's score and the reference's gains, each with its interval.
 
     Whole groups are resampled, the same for every system: resampling rows would promise intervals that are far too narrow
@@ -100,7 +100,7 @@ def measure(
         metric.require_in_bounds(samples.estimate)
     ours, left_out = predictions[reference], found[reference].left_out
     effective = effective_number(by_group(metric.mass(ours) * ours.row_weights, index, num_groups))
-    return Measured(
+    return SystemScores(
         scores={name: _score(metric, samples, effective, confidence) for name, samples in found.items()},
         gains={name: _gain(found[reference], found[name], effective, confidence) for name in predictions if name != reference},
         effective_groups=effective,

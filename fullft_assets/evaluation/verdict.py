@@ -20,7 +20,26 @@ from fullft_assets.evaluation.slices import SliceScore
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION
 from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import ReleaseSettings
+from fullft_assets.store.checks import CheckSpec
 
+TEST_SET_IS_LARGE_ENOUGH = CheckSpec("test_set_is_large_enough", "There are enough test groups to decide on.")
+BEATS_BASELINES = CheckSpec("beats_baselines", "The tuned model is better than every baseline, by more than chance.")
+BEATS_CHAMPION = CheckSpec(
+    "beats_champion", "The tuned model is better than the champion; after new data, not worse by what the test set can show."
+)
+SCORE_IS_SUFFICIENT = CheckSpec("score_is_sufficient", "The primary metric reaches release.min_score.")
+FORGETTING_IS_WITHIN_BUDGET = CheckSpec(
+    "forgetting_is_within_budget", "The model lost no more on general text than it may, over all trainings since the base model."
+)
+NO_SLICE_IS_WORSE = CheckSpec(
+    "no_slice_is_worse", "On no slice of the test rows is the model worse than the champion, else than the best baseline."
+)
+#: With release.max_calibration_error.
+IS_CALIBRATED = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
+#: With planning.usd_per_point.
+FULL_FINETUNING_IS_JUSTIFIED = CheckSpec(
+    "full_finetuning_is_justified", "The gain over the best baseline is worth training and a year of retraining."
+)
 #: File of an `evaluation_report` with its verdict.
 DECISION = "decision.json"
 
@@ -118,7 +137,7 @@ def verdict(
     if worth is not None and worth.blocks:
         reasons.append(
             GateResult(
-                gate="full_finetuning_is_justified",
+                gate=FULL_FINETUNING_IS_JUSTIFIED.name,
                 passed=False,
                 text=worth.sentence.rstrip("."),
                 is_undecided=worth.answer == "inconclusive",
@@ -164,7 +183,7 @@ def _answer(reasons: list[GateResult]) -> Answer:
     failing = [reason for reason in reasons if not reason.passed]
     if not failing:
         return "promote"
-    if any(reason.gate == "test_set_is_large_enough" for reason in failing):
+    if any(reason.gate == TEST_SET_IS_LARGE_ENOUGH.name for reason in failing):
         return "insufficient_data"
     return "inconclusive" if all(reason.is_undecided for reason in failing) else "keep"
 
@@ -178,7 +197,7 @@ def _test_set_is_large_enough(evaluation: Evaluation, settings: ReleaseSettings)
     passed = found >= needed
     if evaluation.measurable_labels == 0:
         passed, text = False, f"no label has enough test groups for {title(evaluation.primary_metric)} to be measured"
-    return GateResult(gate="test_set_is_large_enough", passed=passed, text=text if passed else f"{text}; deliver more groups")
+    return GateResult(gate=TEST_SET_IS_LARGE_ENOUGH.name, passed=passed, text=text if passed else f"{text}; deliver more groups")
 
 
 def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
@@ -194,7 +213,7 @@ def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateR
     is_undecided = not passed and gain.high > bar
     if is_undecided:
         text += _what_would_decide(gain, gain, bar, evaluation.num_test_groups)
-    return GateResult(gate="beats_baselines", passed=passed, text=text, is_undecided=is_undecided)
+    return GateResult(gate=BEATS_BASELINES.name, passed=passed, text=text, is_undecided=is_undecided)
 
 
 def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule, seed_noise: SeedNoise | None) -> GateResult:
@@ -202,7 +221,7 @@ def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: Cha
     of_rows = {name: gain for name, gain in compared.items() if gain is not None}
     gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in of_rows.items()}
     if CHAMPION not in gains:
-        return GateResult(gate="beats_champion", passed=True, text="no champion yet")
+        return GateResult(gate=BEATS_CHAMPION.name, passed=True, text="no champion yet")
     asked = rule if settings.champion_rule == "auto" else settings.champion_rule
     noise = "" if seed_noise is None else f", the noise of seeds of {seed_noise.num_runs} trainings included"
     if asked == "superiority":
@@ -225,7 +244,7 @@ def _is_superior(gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_group
     )
     if is_undecided:
         text += _what_would_decide(gain, of_rows, bar, num_groups)
-    return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=is_undecided)
+    return GateResult(gate=BEATS_CHAMPION.name, passed=passed, text=text, is_undecided=is_undecided)
 
 
 def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -> str:
@@ -256,7 +275,7 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     # Ten thousand times as many groups are no advice.
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
-    # Of the detectable difference squared: what seeds add, and what the rows do, which as many times more groups divide.
+    # The squared detectable difference has a part from the seeds and a part from the rows; only the latter shrinks with more groups.
     scale = gain.detectable * (gain.detectable - gain.least_detectable) / gain.standard_error**2
     left = difference**2 - scale * of_seeds
     rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference
@@ -272,9 +291,9 @@ def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSett
     margin = min(gain.detectable, tolerable)
     found = f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, tolerable)}"
     if gain.low > 0:
-        return GateResult(gate="beats_champion", passed=True, text=found)
+        return GateResult(gate=BEATS_CHAMPION.name, passed=True, text=found)
     if gain.high < 0:
-        return GateResult(gate="beats_champion", passed=False, text=found)
+        return GateResult(gate=BEATS_CHAMPION.name, passed=False, text=found)
     passed = gain.excludes_loss(margin, evaluation.confidence)
     text = f"{found}: after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}"
     if margin == gain.detectable:
@@ -284,7 +303,7 @@ def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSett
         if not passed:
             needed = _needed(gain, of_rows, tolerable, evaluation.num_test_groups) or "more test groups"
             text += f"; this test set finds losses from {gain.detectable:.3f}, {needed} would decide"
-    return GateResult(gate="beats_champion", passed=passed, text=text, is_undecided=not passed)
+    return GateResult(gate=BEATS_CHAMPION.name, passed=passed, text=text, is_undecided=not passed)
 
 
 def _claim(gain: Gain, seed_noise: SeedNoise | None, confidence: float) -> Gain:
@@ -299,11 +318,11 @@ def _score_is_sufficient(evaluation: Evaluation, settings: ReleaseSettings) -> G
     passed = score >= settings.min_score
     found = "reaches" if passed else "is below"
     text = f"{title(evaluation.primary_metric)} {score:.3f} {found} {settings.min_score:.3f} (release.min_score)"
-    return GateResult(gate="score_is_sufficient", passed=passed, text=text)
+    return GateResult(gate=SCORE_IS_SUFFICIENT.name, passed=passed, text=text)
 
 
 def _forgetting_is_within_budget(found: Forgetting | None, limit: float | None) -> GateResult:
-    gate = "forgetting_is_within_budget"
+    gate = FORGETTING_IS_WITHIN_BUDGET.name
     if found is None:
         text = "forgetting was not measured, as there is no general text (snapshot.general)"
         asked = "" if limit is None else ", though release.max_forgetting asks for it"
@@ -323,7 +342,7 @@ def _forgetting_is_within_budget(found: Forgetting | None, limit: float | None) 
 
 def _no_slice_is_worse(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
     """Names no slice: check descriptions are kept in an event log, and a slice may be called what a label or a client is called."""
-    gate, found = "no_slice_is_worse", evaluation.slices
+    gate, found = NO_SLICE_IS_WORSE.name, evaluation.slices
     tested = [] if found is None else found.tested(settings.min_effective_groups)
     if found is None or not tested:
         text = f"no slice has {settings.min_effective_groups:g} groups of equal weight (release.min_effective_groups), so none was tested"
@@ -338,4 +357,4 @@ def _no_slice_is_worse(evaluation: Evaluation, settings: ReleaseSettings) -> Gat
 def _is_calibrated(error: float | None, limit: float) -> GateResult:
     passed = error is not None and error <= limit
     found = "is not measured for this task" if error is None else f"{error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
-    return GateResult(gate="is_calibrated", passed=passed, text=f"calibration error {found} (release.max_calibration_error)")
+    return GateResult(gate=IS_CALIBRATED.name, passed=passed, text=f"calibration error {found} (release.max_calibration_error)")

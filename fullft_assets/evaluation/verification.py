@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fullft_assets.errors import DataError, StoreError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Tree
 from fullft_assets.evaluation.recomputed_answers import answer_fields, drawn_answers
 from fullft_assets.evaluation.recomputed_label_errors import label_errors
@@ -30,6 +31,7 @@ from fullft_assets.snapshot import Split, label_names, load_messages, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.task import TASKS
+from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Sums in another order differ in the last digits, and probabilities are stored in single precision.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-7
@@ -44,7 +46,7 @@ _MISSING = object()
 
 @dataclass
 class Verification:
-    """What came of recomputing.
+    """The result of recomputing.
 
     Attributes:
         num_agreeing: numbers that are as they are stored.
@@ -148,7 +150,7 @@ class _Stored:
     @property
     def checkpoint(self) -> Manifest:
         """The fine-tuned model."""
-        return self.store.load(self.report.metadata["checkpoint"])
+        return self.store.load(EvaluationMetadata.of(self.report).checkpoint)
 
     @property
     def model(self) -> Path:
@@ -227,13 +229,13 @@ def _with_numbers(sentence: str, scores: Tree, gain: Mapping[str, float], primar
 
 def _forgetting(checkpoint: Manifest) -> Tree | None:
     """Return what the trainings since the base model say that they forgot."""
-    trainings = [*checkpoint.metadata.get("lineage", ()), checkpoint.metadata]
-    ends = [(each.get("general_before"), each.get("general_loss") or each.get("general_distance")) for each in trainings]
+    made = CheckpointMetadata.of(checkpoint)
+    ends = [(each.general_before, each.general_loss or each.general_distance) for each in (*made.lineage, made)]
     if None in ends[-1]:
         return None
     rises = [after - before for before, after in ends if before is not None and after is not None]
     return {
-        "measure": "loss" if checkpoint.metadata.get("general_loss") is not None else "distance",
+        "measure": "loss" if made.general_loss is not None else "distance",
         "before": ends[-1][0],
         "after": ends[-1][1],
         "rise": sum(rises),
@@ -285,7 +287,7 @@ def _compare_metadata(found: Verification, made: _Stored) -> None:
         "gain_over_best_baseline_high": gain["high"],
         "gain_over_champion": None if champion is None else champion["estimate"],
         "best_baseline": stored["justification"]["best_baseline"],
-        **{name: value for name, value in made.checkpoint.metadata.items() if name.startswith("general_")},
+        **{name: value for name, value in CheckpointMetadata.of(made.checkpoint).as_dict().items() if name.startswith("general_")},
     }
     for name, values in stored["scores"].items():
         ours = values[FINETUNED]
@@ -323,7 +325,7 @@ def _compare_verdict(found: Verification, made: _Stored) -> None:
         answer = "insufficient_data"
     else:
         answer = "promote" if not failing else "inconclusive" if all(reason["is_undecided"] for reason in failing) else "keep"
-    for place, value in (("decision.json", decision["answer"]), ("the metadata", made.report.metadata["answer"])):
+    for place, value in (("decision.json", decision["answer"]), ("the metadata", EvaluationMetadata.of(made.report).answer)):
         found.compare(f"answer of {place}", value, answer)
 
 
@@ -388,10 +390,10 @@ def _snapshot_of(store: Store, report: Manifest) -> Manifest:
 
 def _compare_artifacts(found: Verification, store: Store, report: Manifest, snapshot: Manifest) -> None:
     """Compare the models that the report names, and the files of what it was made from, with what is in the store."""
-    named = {"finetuned_checkpoint": "checkpoint", "champion": "incumbent", "first_champion": "anchor"}
+    known = EvaluationMetadata.of(report)
+    named = {"finetuned_checkpoint": known.checkpoint, "champion": known.incumbent, "first_champion": known.anchor}
     checked = [report, snapshot]
-    for name, key in named.items():
-        ref = report.metadata.get(key)
+    for name, ref in named.items():
         if ref is None:
             continue
         try:
@@ -417,8 +419,9 @@ def _compare_external(found: Verification, store: Store, report: Manifest, rows:
     if kept is None:
         found.unverified.append("answers of external systems, whose files' copies are gone")
         return
-    for name in kept.metadata["num_rows"]:
-        lines = (store.folder(kept) / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    for file in kept.files:
+        name = file.removesuffix(".jsonl")
+        lines = (store.folder(kept) / file).read_text(encoding="utf-8").splitlines()
         answers = {row["id"]: row[kept.settings["target"]] for row in map(json.loads, lines)}
         theirs = [answered_items(text, answers[id_]) for id_, text in zip(truth.ids, truth.texts, strict=True)]
         found.compare_column(f"{name}.predicted", [stored_items(cell) for cell in rows[f"{name}.predicted"]], theirs)

@@ -23,7 +23,7 @@ from fullft_assets.task import Target, task_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.examples.identity import Rows, Seen, Votes
+    from fullft_assets.examples.identity import IdentityRows, Seen, Votes
 
 _WORD = re.compile(r"\w+")
 _OUTSIDE = ""
@@ -83,7 +83,7 @@ def of_batch(table: pa.Table, seen: Seen, settings: ExamplesSettings) -> Agreeme
     return measure(items, annotators, answers)
 
 
-def of_votes(rows: Rows, votes: Votes, target: Target | None) -> Agreement | None:
+def of_votes(rows: IdentityRows, votes: Votes, target: Target | None) -> Agreement | None:
     """Measure the agreement of the votes of a classification over all batches; None where nobody votes."""
     if not len(votes.voters):
         return None

@@ -24,7 +24,7 @@ COLUMNS = ("id", "text_hash", "label", "labels", "spans", "group", "annotator", 
 
 
 @dataclass
-class Rows:
+class IdentityRows:
     """Valid rows as columns of numbers: no Python object a row, so that a million rows take seconds.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rows:
     delivered: np.ndarray
 
     @classmethod
-    def of(cls, table: pa.Table) -> Rows:
+    def of(cls, table: pa.Table) -> IdentityRows:
         """Return the rows of a table with COLUMNS."""
         return cls(table, codes(table["id"])[0], codes(table["text_hash"])[0], table["row"].to_numpy(), table["delivered_ns"].to_numpy())
 
@@ -102,7 +102,7 @@ class Versions:
     newest_source: np.ndarray
 
     @classmethod
-    def of(cls, rows: Rows, kept: np.ndarray) -> Versions:
+    def of(cls, rows: IdentityRows, kept: np.ndarray) -> Versions:
         """Return those among the kept rows (mask)."""
         same = several(rows.id, kept)
         if not len(same):
@@ -133,7 +133,7 @@ class Votes:
     tied: np.ndarray
 
     @classmethod
-    def of(cls, rows: Rows, versions: Versions, target: Target | None) -> Votes:
+    def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
         """Count the votes of the rows that have the text of their id's newest row and, as it has, an annotator."""
         place = _voters(rows, versions)
         voters = versions.row[place]
@@ -155,7 +155,7 @@ class Votes:
         return cls(voters, versions.newest[place], answers, voters[is_outvoted], voters[is_tied])
 
 
-def _voters(rows: Rows, versions: Versions) -> np.ndarray:
+def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
     """Return which of the versions vote, in their order."""
     row, newest = versions.row, versions.newest
     if not len(row) or "annotator" not in rows.table.column_names:
@@ -180,7 +180,7 @@ def _numbered(values: list[str]) -> tuple[np.ndarray, int]:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64), len(numbers)
 
 
-def superseded(rows: Rows, versions: Versions, votes: Votes) -> np.ndarray:
+def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarray:
     """Return the rows whose id has a newer row, but for those that vote: mask [n]."""
     found = np.zeros(len(rows), bool)
     found[versions.row[versions.row != versions.newest]] = True
@@ -193,7 +193,7 @@ def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray
     return versions.row[is_superseded[versions.row] & (versions.source == versions.newest_source)]
 
 
-def contradicting(rows: Rows, kept: np.ndarray, tied: np.ndarray, target: Target | None) -> np.ndarray:
+def contradicting(rows: IdentityRows, kept: np.ndarray, tied: np.ndarray, target: Target | None) -> np.ndarray:
     """Return the kept rows whose text has several targets: mask [n]. Tied annotators contradict every row with their text."""
     is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
     is_undecided[rows.text[tied]] = True
@@ -205,7 +205,7 @@ def contradicting(rows: Rows, kept: np.ndarray, tied: np.ndarray, target: Target
     return kept & is_undecided[rows.text]
 
 
-def repeated(rows: Rows, kept: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+def repeated(rows: IdentityRows, kept: np.ndarray, *keys: np.ndarray) -> np.ndarray:
     """Return the kept rows with an equal text before them: mask [n].
 
     Args:
@@ -235,7 +235,7 @@ class Seen:
 
 def within(table: pa.Table, target: Target | None) -> Seen:
     """Return what the valid rows of one batch, with COLUMNS, are to each other."""
-    rows = Rows.of(table)
+    rows = IdentityRows.of(table)
     kept, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
     versions = Versions.of(rows, kept)
     votes = Votes.of(rows, versions, target)

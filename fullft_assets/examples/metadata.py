@@ -22,7 +22,6 @@ class ExamplesMetadata(Metadata):
         kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`, also of each label.
         num_items_annotated_twice: texts that the agreement is measured on.
         num_erased: rows that erasures removed.
-        replaces: content digests of the artifact before each erasure.
     """
 
     batch: str
@@ -40,7 +39,6 @@ class ExamplesMetadata(Metadata):
     kappa_per_label: dict[str, float] | None = None
     num_items_annotated_twice: int | None = None
     num_erased: int | None = None
-    replaces: list[str] | None = None
 
 
 class QuarantineMetadata(Metadata):
@@ -51,7 +49,7 @@ class QuarantineMetadata(Metadata):
         num_quarantined: quarantined rows.
         reasons: rows by reason, the most frequent first.
         problems: malformed rows by problem, the ten commonest.
-        num_erased, replaces: see `ExamplesMetadata`.
+        num_erased: see `ExamplesMetadata`.
     """
 
     batch: str
@@ -60,4 +58,3 @@ class QuarantineMetadata(Metadata):
     reasons: dict[str, int]
     problems: dict[str, int]
     num_erased: int | None = None
-    replaces: list[str] | None = None

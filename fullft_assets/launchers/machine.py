@@ -133,7 +133,7 @@ class Machine:
                     supervisor.terminate()
                 self.poll(name, grace_seconds + PATIENCE_SECONDS)
         finally:
-            # Empty-handed as a rule; not when the supervisor was killed, or a second interrupt cut the wait short.
+            # Usually nothing is left to kill, unless the supervisor was killed or a second interrupt cut the wait short.
             kill_until_gone(lambda: launched_processes(name))
             child = self._children.pop(name, None)
             if child is not None:

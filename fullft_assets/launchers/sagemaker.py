@@ -311,7 +311,7 @@ def _processing_status(job: dict[str, Any]) -> Status:
     seconds = 0.0 if began is None or ended is None else (ended - began).total_seconds()
     if state == "Completed":
         return Status("succeeded", billed_seconds=seconds)
-    if seconds >= job["StoppingCondition"]["MaxRuntimeInSeconds"]:  # SageMaker says so in no field
+    if seconds >= job["StoppingCondition"]["MaxRuntimeInSeconds"]:  # no field of the description says so
         return replace(REACHED_LIMIT, billed_seconds=seconds)
     said = f"AlgorithmError: {job['ExitMessage']}" if job.get("ExitMessage") else job.get("FailureReason", "")
     reason, failure, is_own_line = (_BY_SOMEBODY, "unknown", False) if state == "Stopped" else _failed(said)
@@ -325,7 +325,9 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
     if detail == "MaxWaitTimeExceeded":
         return "waited for spot instances longer than launcher.max_wait_hours", "preemption", False
     changes = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
-    if [each for each in changes if each in ("Interrupted", "Training")][-1:] == ["Interrupted"]:  # else it came back
+    if [each for each in changes if each in ("Interrupted", "Training")][-1:] == [
+        "Interrupted"
+    ]:  # otherwise the job runs on instances again
         return "lost its spot instances", "preemption", False
     return _BY_SOMEBODY, "unknown", False
 

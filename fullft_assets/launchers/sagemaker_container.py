@@ -132,7 +132,8 @@ def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: in
 def _recorded(job: list[str], began_at: float, own: Status) -> Status | None:
     """Return the failure of this attempt that a rank of any host recorded in the store first; None where this host's own one is the cause.
 
-    A rank that was killed as memory ran out records nothing, and those of other hosts only that they lost it: that is put right.
+    A rank that was killed when memory ran out records nothing, and the ranks of other hosts record only that they
+    lost it: this host knows better.
     """
     from fullft_assets.jobs import read_job
 

@@ -177,7 +177,7 @@ def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, st
 
 
 def judge(counts: Counts, checkpoint: str, num_windows: int, release: AtRelease, error: float) -> LiveMetadata:
-    """Return the live accuracy, its bounds, and the drop that they and the interval at release leave no doubt of."""
+    """Return the live accuracy, its bounds, and the drop that is certain given these bounds and the interval at release."""
     accuracy = counts.num_right / counts.num_labelled if counts.num_labelled else None
     high = upper_bound(counts.num_right, counts.num_labelled, error)
     fell = accuracy is not None and high < release.low

@@ -17,7 +17,8 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
 VERSION = "5"
-CHECKS = (CheckSpec("window_matches_reference", "Production looks like the first windows under this champion."),)
+WINDOW_MATCHES_REFERENCE = CheckSpec("window_matches_reference", "Production looks like the first windows under this champion.")
+CHECKS = (WINDOW_MATCHES_REFERENCE,)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last three windows pooled, differ
 #: from them. `confirmed`: so did windows shortly before, which are not among those. `feed_broken`: no document of the
@@ -186,7 +187,7 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     elif verdict.status == "feed_broken":
         description += ". Look at what production delivers"
     passed = verdict.status not in (*ALARMED, "feed_broken")
-    return CheckOutcome(name="window_matches_reference", passed=passed, severity="warn", description=description)
+    return CheckOutcome(name=WINDOW_MATCHES_REFERENCE.name, passed=passed, severity="warn", description=description)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ _PLACEHOLDER = re.compile(r"(?i)^(?:x+|\*+|\.+|<.*|\$.*|\{.*|%.*|your.*|example.
 
 
 def _check_assigned(match: re.Match[str]) -> Span | None:
-    """Accept what looks made up, not like a word, a variable or a call."""
+    """Accept a value that looks random, unlike a word, a variable or a call."""
     value = match[1]
     mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
     return match.span(1) if mixed and not _PLACEHOLDER.match(value) else None

@@ -8,7 +8,9 @@ from fullft_assets.planning.measurements import Measured
 from fullft_assets.planning.memory import bytes_per_weight, state_bytes
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 
+WITHIN_BUDGET = CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True)
 #: Assumed speed at which a disk takes a checkpoint: a gp3 volume of EC2 without extra throughput.
 _SAVED_BYTES_PER_SECOND = 125 * 2**20
 
@@ -28,7 +30,7 @@ def budget_check(hours: float, settings: PlanningSettings, trainings: float = 1.
         breaches.append(f"{usd:.2f} USD planned{parts}, planning.max_usd is {settings.max_usd:g}")
     fix = "; lower training.epochs or snapshot.max_train_rows, or raise the limit"
     return CheckOutcome(
-        name="within_budget",
+        name=WITHIN_BUDGET.name,
         passed=not breaches,
         description=("; ".join(breaches) + fix) if breaches else f"{hours * 60:.1f} minutes, {usd:.2f} USD{parts}",
         metadata={"planned_hours": hours, "planned_usd": usd},

@@ -9,7 +9,9 @@ from fullft_assets.planning.measurements import Measured
 from fullft_assets.settings import Optimizer, PlanningSettings, TrainingSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 
+FITS_IN_MEMORY = CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True)
 Weights = Literal["fp32", "bf16"]
 #: Rungs of the memory ladder, as (optimizer, weights), from the most memory to the least.
 MEMORY_LADDER: tuple[tuple[Optimizer, Weights], ...] = (
@@ -82,7 +84,7 @@ def memory_check(
         # A step in the backward pass takes the full batch.
         rows = "training.batch_size and micro_batch_size" if training.steps_in_backward else "training.micro_batch_size"
         description += f"; lower {rows} or set training.gradient_checkpointing" + next_rung(measured, training, limit, processes)
-    return estimate, CheckOutcome(name="fits_in_memory", passed=passed, description=description, metadata=metadata)
+    return estimate, CheckOutcome(name=FITS_IN_MEMORY.name, passed=passed, description=description, metadata=metadata)
 
 
 def activation_bytes(measured: Measured, training: TrainingSettings) -> int:

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import PlanningSettings
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 
+#: It does not block: a refusal is an answer, so the run goes on to its end, without training.
+PILOT_PREDICTS_GAIN = CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines.")
 #: Shares of the pilot's rows that are trained on, one training each.
 _PARTS = (1, 2, 4, 8)
 #: How far a real curve strays from every shape, in the metric's units.
@@ -145,7 +148,7 @@ def pilot_check(
     elif not passed:
         description += "; raise planning.pilot_share, or set planning.pilot_unknown: go_on"
     return CheckOutcome(
-        name="pilot_predicts_gain",
+        name=PILOT_PREDICTS_GAIN.name,
         passed=passed,
         description=description,
         metadata={"predicted_score": prediction.predicted, "predicted_gain": gain, "hoped_gain": hoped},

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from fullft_assets.planning.cost import budget_check, stop_seconds
+from fullft_assets.planning.cost import WITHIN_BUDGET, budget_check, stop_seconds
 from fullft_assets.planning.measurements import Measured
-from fullft_assets.planning.memory import memory_check
+from fullft_assets.planning.memory import FITS_IN_MEMORY, memory_check
 from fullft_assets.planning.metadata import PlanMetadata
+from fullft_assets.planning.pilot import PILOT_PREDICTS_GAIN
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome, Manifest
-from fullft_assets.store.checks import CheckSpec
 
 VERSION = "10"
-PLAN_CHECKS = (
-    CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True),
-    CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True),
-)
-#: It does not block: a refusal is an answer, so the run goes on to its end, without training.
-PILOT_CHECKS = (CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines."),)
+PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
+PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)
 
 
 def plan_checks(
@@ -47,5 +43,5 @@ def plan_checks(
 
 def refusal(pilot: Manifest) -> str | None:
     """Return why a pilot refuses the training; None where it does not."""
-    check = pilot.check(PILOT_CHECKS[0].name)
+    check = pilot.check(PILOT_PREDICTS_GAIN.name)
     return None if check.passed else f"not trained: {pilot.stage}.{check.name} is red: {check.description}"

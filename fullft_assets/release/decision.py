@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROMOTED = "Promoted: every gate passed."
 #: Judged trainings that are kept in mind.
 _MAX_RUNS = 100
-#: The one asks for another seed, the other for other initial weights of what is the same recipe.
+#: Trainings of one recipe may differ in these: the first one changes the seed, the second one the initial weights.
 _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
 
 

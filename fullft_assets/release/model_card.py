@@ -65,7 +65,7 @@ def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Ma
 def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
     cards = store.artifacts(case, "champion_model")
-    return next((card for card in reversed(cards) if card.metadata["checkpoint"] == champion.checkpoint), None)
+    return next((card for card in reversed(cards) if ChampionMetadata.of(card).checkpoint == champion.checkpoint), None)
 
 
 def trained_weights(training: dict[str, Any], made: CheckpointMetadata) -> str:

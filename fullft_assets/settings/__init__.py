@@ -21,17 +21,13 @@ from fullft_assets.settings.guards import (
     NoProgressGuard,
     OverfittingGuard,
 )
-from fullft_assets.settings.launcher import (
-    LAUNCHER_SECTIONS,
-    AwsLauncherSettings,
-    ComputeSettings,
-    EcsLauncherSettings,
-    KubernetesLauncherSettings,
-    LauncherSettings,
-    OtherLauncherSettings,
-    SageMakerLauncherSettings,
-    SshLauncherSettings,
-)
+from fullft_assets.settings.launcher import LAUNCHER_SECTIONS, ComputeSettings, OtherLauncherSettings
+from fullft_assets.settings.launchers.aws import AwsLauncherSettings
+from fullft_assets.settings.launchers.base import LauncherSettings
+from fullft_assets.settings.launchers.ecs import EcsLauncherSettings
+from fullft_assets.settings.launchers.kubernetes import KubernetesLauncherSettings
+from fullft_assets.settings.launchers.sagemaker import SageMakerLauncherSettings
+from fullft_assets.settings.launchers.ssh import SshLauncherSettings
 from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings, PromptingSettings
 from fullft_assets.settings.release import ReleaseSettings

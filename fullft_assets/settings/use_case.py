@@ -15,7 +15,8 @@ from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
 from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.settings.examples import ExamplesSettings
-from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
+from fullft_assets.settings.launcher import ByKind, ComputeSettings
+from fullft_assets.settings.launchers.base import LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings

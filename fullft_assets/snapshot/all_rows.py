@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fullft_assets.examples.identity import COLUMNS, codes
-from fullft_assets.examples.identity import Rows as IdentityRows
+from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.minhash import Sketches
 from fullft_assets.snapshot.shingles import Minimizers

@@ -22,9 +22,14 @@ from fullft_assets.snapshot import screening, sketches
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.locations import read_rows
 from fullft_assets.store import CheckOutcome, Manifest, Store
+from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
+
+
+ARCHIVED_FILES_COUNT = CheckSpec("archived_files_count", "Files that were taken away since their delivery count as they were read.")
+FILES_HAVE_ONE_SOURCE = CheckSpec("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede.")
 
 
 def usable_batches(
@@ -87,7 +92,7 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
             "(files_are_readable of raw_documents names them)"
         )
     return CheckOutcome(
-        name="archived_files_count",
+        name=ARCHIVED_FILES_COUNT.name,
         passed=not lost,
         severity="warn",
         description=description,
@@ -111,7 +116,7 @@ def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
             "moved, nothing is wrong"
         )
     return CheckOutcome(
-        name="files_have_one_source",
+        name=FILES_HAVE_ONE_SOURCE.name,
         passed=not namesakes,
         severity="warn",
         description=description,

@@ -8,24 +8,28 @@ from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import snapshot_rules
 from fullft_assets.examples.spelling import variants
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSettings
+from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT, FILES_HAVE_ONE_SOURCE
+from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER
+from fullft_assets.snapshot.labels import LABELS_ARE_COMMON
 from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.screening import EvaluationTexts, num_too_short
-from fullft_assets.snapshot.split import Frozen
+from fullft_assets.snapshot.set_aside import LABELS_ARE_SPLIT
+from fullft_assets.snapshot.split import SPLITS_ARE_DISJOINT, TRAINING_ROWS_ARE_PLENTY, TRAINING_ROWS_SUFFICE, Frozen
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import task_of
 
-CHECKS: tuple[CheckSpec, ...] = (
-    CheckSpec("splits_are_disjoint", "No id, text or group is in two splits.", blocking=True),
-    CheckSpec("training_rows_suffice", "There are enough training rows to go on.", blocking=True),
-    CheckSpec("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."),
-    CheckSpec("labels_are_common", "Each label has enough independent groups in the test split."),
-    CheckSpec("labels_are_split", "Each label is in the training and in the test split, and none is set aside."),
-    CheckSpec("ids_name_one_document", "Almost no id names different texts in two files."),
-    CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."),
-    CheckSpec("archived_files_count", "Files that were taken away since their delivery count as they were read."),
-    CheckSpec("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede."),
+CHECKS = (
+    SPLITS_ARE_DISJOINT,
+    TRAINING_ROWS_SUFFICE,
+    TRAINING_ROWS_ARE_PLENTY,
+    LABELS_ARE_COMMON,
+    LABELS_ARE_SPLIT,
+    IDS_NAME_ONE_DOCUMENT,
+    LATER_ROWS_ARE_NEWER,
+    ARCHIVED_FILES_COUNT,
+    FILES_HAVE_ONE_SOURCE,
 )
 _SCREEN = CheckSpec("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.")
 _FULL = CheckSpec("rows_are_full", "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.")

@@ -17,7 +17,7 @@ from fullft_assets.snapshot import checks, data_facts, data_report, general, pac
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import pin
-from fullft_assets.snapshot.ledger import FILE, History, read_history
+from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
 from fullft_assets.snapshot.locations import Lists, Locations, locations_of
 from fullft_assets.snapshot.metadata import FrozenBatch, GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
@@ -72,7 +72,7 @@ def take(
     return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **made_by)
 
 
-def _find_newest(store: Store, history: History, inputs: Mapping[str, Any], made_by: Mapping[str, Any]) -> Manifest | None:
+def _find_newest(store: Store, history: LedgerHistory, inputs: Mapping[str, Any], made_by: Mapping[str, Any]) -> Manifest | None:
     """Return the newest snapshot where it is the one to be taken: the ledger that it left itself is no reason to take it again."""
     if len(history.newest) != 1:
         return None
@@ -106,7 +106,7 @@ class _Creation:
     chunks: Mapping[str, Manifest]
     expected: Expected
     evaluation: screening.EvaluationTexts | None
-    history: History
+    history: LedgerHistory
     suggest_group: Callable[[], str | None]
 
     def inputs(self) -> dict[str, Any]:

@@ -12,8 +12,11 @@ from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.identity import Versions, Votes, codes, superseded, twice_in_a_file
 from fullft_assets.snapshot.all_rows import BatchRows, Rows
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
 
+IDS_NAME_ONE_DOCUMENT = CheckSpec("ids_name_one_document", "Almost no id names different texts in two files.")
+LATER_ROWS_ARE_NEWER = CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.")
 #: So many ids, and such a share of them, that name two texts in two files are no longer corrections of documents.
 _REUSED_IDS, _REUSED_SHARE = 10, 0.01
 
@@ -136,7 +139,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
             "file:row); if they are corrections, nothing is wrong"
         )
     return CheckOutcome(
-        name="ids_name_one_document", passed=passed, severity="warn", description=description, metadata={"num_reused_ids": num_reused}
+        name=IDS_NAME_ONE_DOCUMENT.name, passed=passed, severity="warn", description=description, metadata={"num_reused_ids": num_reused}
     )
 
 
@@ -179,7 +182,7 @@ def _order_check(rows: Rows, by_file: dict[int, tuple[str, int]], versions: Vers
             "a new time (touch)"
         )
     return CheckOutcome(
-        name="later_rows_are_newer",
+        name=LATER_ROWS_ARE_NEWER.name,
         passed=not num_late,
         severity="warn",
         description=description,

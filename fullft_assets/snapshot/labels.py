@@ -14,11 +14,13 @@ from fullft_assets.examples.label_names import named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LABELS_ARE_COMMON = CheckSpec("labels_are_common", "Each label has enough independent groups in the test split.")
 #: A label with a smaller effective number of groups in the test split has no reliable score.
 COMMON_GROUPS = 20
 _SHOWN_LABELS = 5
@@ -119,7 +121,7 @@ def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
     named = name_labels({s["label"]: f"{s['rows']:,} rows, k_eff {s['k_eff']:g}" for s in rare}, {s["label"] for s in statistics})
     least = min((s["k_eff"] for s in statistics if s["split"] == "test"), default=None)
     return CheckOutcome(
-        name="labels_are_common",
+        name=LABELS_ARE_COMMON.name,
         passed=not rare,
         severity="warn",
         description=""

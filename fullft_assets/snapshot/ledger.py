@@ -94,7 +94,7 @@ EMPTY = Ledger(np.zeros(0), np.zeros(0, np.int8))
 
 
 @dataclass(frozen=True)
-class History:
+class LedgerHistory:
     """What is known of the snapshots before one.
 
     Attributes:
@@ -108,7 +108,7 @@ class History:
     keys: set[str]
 
 
-def read_history(store: Store, case: str, seed: int) -> History:
+def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
     """Read the ledgers of the snapshots of a seed, newest first, until those that were read know of all others.
 
     A ledger that is lost is made again from the index of its snapshot.
@@ -129,7 +129,7 @@ def read_history(store: Store, case: str, seed: int) -> History:
             keys.add(key)
     # One that an erasure rewrote is younger than another that knows of it.
     newest = [manifest for manifest, _ in found if manifest.key not in covered]
-    return History(Ledger.join(ledger for _, ledger in found), newest, keys)
+    return LedgerHistory(Ledger.join(ledger for _, ledger in found), newest, keys)
 
 
 def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]] | None:

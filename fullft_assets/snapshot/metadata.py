@@ -74,7 +74,6 @@ class SnapshotMetadata(Metadata):
         erased_from: splits (or `replay`, `general`) that lost documents to any erasure.
         erasures: each erasure that rewrote it.
         erased_up_to: the last attempt that an erasure took documents from.
-        replaces: content digests before each erasure.
     """
 
     labels: list[str]
@@ -114,7 +113,6 @@ class SnapshotMetadata(Metadata):
     erased_from: list[str] | None = None
     erasures: list[Erasure] | None = None
     erased_up_to: str | None = None
-    replaces: list[str] | None = None
 
     def drawn(self) -> dict[str, str]:
         """Return the refs of what was drawn for the snapshot: `general`, `replay`."""
@@ -147,7 +145,6 @@ class GeneralMetadata(Metadata):
         num_unusable: rows that could not be drawn, by reason.
         num_files: files that were drawn from.
         num_erased: documents that erasures removed.
-        replaces: content digests before each erasure.
     """
 
     num_rows: int
@@ -156,7 +153,6 @@ class GeneralMetadata(Metadata):
     num_unusable: dict[str, int]
     num_files: int
     num_erased: int | None = None
-    replaces: list[str] | None = None
 
 
 class ReplayMetadata(GeneralMetadata):

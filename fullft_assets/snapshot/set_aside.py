@@ -20,8 +20,10 @@ from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Row
 from fullft_assets.snapshot.labels import Labels, name_labels, shown_split
 from fullft_assets.snapshot.shingles import distinct
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Task
 
+LABELS_ARE_SPLIT = CheckSpec("labels_are_split", "Each label is in the training and in the test split, and none is set aside.")
 #: Labels that the metadata names at most, those with most rows first.
 _MAX_NAMED = 100
 _DROPPED = "rows of labels that are set aside"
@@ -166,7 +168,7 @@ class SetAside:
             named = name_labels({name: _count(number, "group") for name, number in self.untested.items()}, labels.names)
             parts.append(f"{_count(len(self.untested), 'label')} trained but not tested: deliver rows of further groups with them: {named}")
         return CheckOutcome(
-            name="labels_are_split",
+            name=LABELS_ARE_SPLIT.name,
             passed=not parts,
             severity="warn",
             description="; ".join(parts),

@@ -32,11 +32,15 @@ from fullft_assets.snapshot.set_aside import SetAside
 from fullft_assets.snapshot.shingles import distinct
 from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SPLITS_ARE_DISJOINT = CheckSpec("splits_are_disjoint", "No id, text or group is in two splits.", blocking=True)
+TRAINING_ROWS_SUFFICE = CheckSpec("training_rows_suffice", "There are enough training rows to go on.", blocking=True)
+TRAINING_ROWS_ARE_PLENTY = CheckSpec("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants.")
 #: How often near-duplicates are looked for, where leaving them out costs a label a side: once but for rare cases.
 _MOST_ATTEMPTS = 3
 
@@ -290,7 +294,7 @@ def _checks(rows: Rows, statistics: list[dict[str, Any]], settings: SnapshotSett
     plenty = num_train >= settings.recommended_train_rows
     return [
         CheckOutcome(
-            name="splits_are_disjoint",
+            name=SPLITS_ARE_DISJOINT.name,
             passed=shared == 0,
             description=""
             if not shared
@@ -298,7 +302,7 @@ def _checks(rows: Rows, statistics: list[dict[str, Any]], settings: SnapshotSett
             metadata={"num_shared": shared},
         ),
         CheckOutcome(
-            name="training_rows_suffice",
+            name=TRAINING_ROWS_SUFFICE.name,
             passed=enough,
             description=""
             if enough
@@ -306,7 +310,7 @@ def _checks(rows: Rows, statistics: list[dict[str, Any]], settings: SnapshotSett
             metadata={"num_train_rows": num_train},
         ),
         CheckOutcome(
-            name="training_rows_are_plenty",
+            name=TRAINING_ROWS_ARE_PLENTY.name,
             passed=plenty,
             severity="warn",
             description=""

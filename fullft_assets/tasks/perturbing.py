@@ -22,7 +22,7 @@ Windows = Sequence[Sequence[Sequence[int]]]
 
 @dataclass(frozen=True)
 class Perturbed:
-    """What came of the copies.
+    """The predictions of the copies.
 
     Attributes:
         columns: of predictions.parquet: what a system predicted of the copy of each test row; None where there is none.
@@ -69,7 +69,7 @@ def score_perturbed(
             kind: tokenization.windows([perturb(kind, test.texts[row], f"{settings.seed}/{test.ids[row]}") for row in rows])
             for kind in KINDS
         }
-        # Of what a tokenizer reads alike the prediction is known: one that ignores case reads two kinds so.
+        # A copy that has the tokens of its original has its prediction too; for a tokenizer that ignores case two kinds of copies are so.
         changed = {(kind, place): None for kind in KINDS for place, row in enumerate(rows) if copies[kind][place] != before[row]}
         read = predict(checkpoint, [copies[kind][place] for kind, place in changed]) if changed else []
         found = {kind: np.array(clean[system][rows]) for kind in KINDS}

@@ -21,19 +21,18 @@ STEP_LOG = "logs/metrics.jsonl"
 GENERAL_MEASURES = ("general_loss", "general_distance")
 #: Standard errors within which the difference of two mean losses is noise.
 _STANDARD_ERRORS = 2.0
-CHECKS = (
-    CheckSpec(
-        "loss_is_falling", "The training loss, or where its noise hides it the validation loss, ended below where it began.", blocking=True
-    ),
-    CheckSpec("is_not_overfitted", "The validation loss ended near its best."),
+LOSS_IS_FALLING = CheckSpec(
+    "loss_is_falling", "The training loss, or where its noise hides it the validation loss, ended below where it began.", blocking=True
 )
+IS_NOT_OVERFITTED = CheckSpec("is_not_overfitted", "The validation loss ended near its best.")
+CHECKS = (LOSS_IS_FALLING, IS_NOT_OVERFITTED)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine the weights.
 
     The interval of checkpoints does so only if a guard rolls back; such incidents are in the checkpoint's metadata. The number of processes
-    does so no more than the kind of GPU: it is not among them, so that a training resumes on another number.
+    and the kind of GPU are not among them, so that a training can resume with others.
     """
     return {"training": plan_settings(settings) | {"retrain_from": settings.training.retrain_from}}
 
@@ -72,7 +71,7 @@ def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[C
     return [
         _falling(losses, [*validated, ended]),
         CheckOutcome(
-            name="is_not_overfitted",
+            name=IS_NOT_OVERFITTED.name,
             passed=ended <= best * 1.1,
             severity="warn",
             description=f"validation loss {ended:.3f}, best {best:.3f}"
@@ -104,7 +103,7 @@ def _falling(losses: Sequence[float], validated: Sequence[float]) -> CheckOutcom
     if not fell:
         description += "; raise training.learning_rate or training.epochs, or look at the labels"
     return CheckOutcome(
-        name="loss_is_falling",
+        name=LOSS_IS_FALLING.name,
         passed=fell,
         severity="warn" if is_unclear and len(validated) < 2 and math.isfinite(validated[-1]) else "error",
         description=description,

@@ -42,7 +42,6 @@ class CheckpointMetadata(Metadata):
         facts: `validation_loss` and the task's metrics on the validation rows, named `validation_...`; and what the task's recipe reports,
             such as `isolation`, `is_packed`, `kernels`, `head` and `label_thresholds`.
         settings_digest: of all settings of the use case.
-        replaces: content digests of artifacts that an erasure replaced by this one.
     """
 
     # A loss that is not finite stays one.
@@ -78,7 +77,6 @@ class CheckpointMetadata(Metadata):
     wise_ft_scores: list[dict[str, float]] | None = None
     facts: dict[str, Any] = {}
     settings_digest: str
-    replaces: list[str] | None = None
 
     @property
     def general_scores(self) -> dict[str, float]:

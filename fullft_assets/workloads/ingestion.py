@@ -46,7 +46,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             progress.say(f"tokenising {examples.ExamplesMetadata.of(valid).num_valid:,} examples")
             made.append(chunks.tokenize(store, use_case, valid))
         refs = {manifest.stage: manifest.ref for manifest in made}
-        draft.commit(settings={}, inputs={"batch": job.batch}, metadata={"made": refs})
+        draft.commit(settings={}, inputs={"batch": job.batch}, metadata=ingestion.IngestedMetadata(made=refs).as_dict())
 
 
 if __name__ == "__main__":

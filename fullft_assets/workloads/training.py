@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import training
-from fullft_assets.base_model import copy_code, find_base_model, read_header, weights_digest
+from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.engine import spot
 from fullft_assets.engine.checkpoints import STEP_LOG, claim, room_needed
@@ -45,7 +45,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     start = inputs.get("champion")
     recipe = open_recipe(job, store, inputs["training_snapshot"], start)
     progress.say(f"training begins with {lineage.trained_from(start, job.settings)}")
-    base_model = find_base_model(job.settings, Path(job.project_root))
+    header = read_header(find_base_model(job.settings, Path(job.project_root)))
     folder = store.work_folder(job.case, job.stage, job.key)
     with (
         exclusive(folder) if is_first_rank() else nullcontext(),
@@ -54,7 +54,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     ):
         if is_first_rank():
             digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-            digests["base_model"] = read_header(base_model).revision
+            digests["base_model"] = header.revision
             claim(folder, digests)
             if stored is not None:
                 stored.claim(digests)
@@ -71,7 +71,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             # Before the model is written: it changes the model's configuration.
             facts = fit.about | recipe.finish(fit.model, progress)
             with room_needed(folder, "the trained model"):
-                _write(job, store, inputs, folder, fit, facts)
+                _write(job, store, inputs, header, folder, fit, facts)
             if stored is not None:
                 stored.remove_all()
             shutil.rmtree(folder)
@@ -90,7 +90,9 @@ def _remove_finished(job: Job, store: Store) -> None:
             store.remove(checkpoints_ref(job.case, job.stage, key))
 
 
-def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fit: Fit, facts: dict[str, Any]) -> Manifest:
+def _write(
+    job: Job, store: Store, inputs: dict[str, Manifest], header: BaseModelHeader, folder: Path, fit: Fit, facts: dict[str, Any]
+) -> Manifest:
     settings = job.settings
     base_model = find_base_model(settings, Path(job.project_root))
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
@@ -104,14 +106,13 @@ def _write(job: Job, store: Store, inputs: dict[str, Manifest], folder: Path, fi
         return draft.commit(
             settings=training.key_settings(settings),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(job, inputs, fit, facts).as_dict(),
+            metadata=_metadata(job, inputs, header, fit, facts).as_dict(),
             checks=training.checks(fit.history, fit.scores),
         )
 
 
-def _metadata(job: Job, inputs: dict[str, Manifest], fit: Fit, facts: dict[str, Any]) -> CheckpointMetadata:
+def _metadata(job: Job, inputs: dict[str, Manifest], header: BaseModelHeader, fit: Fit, facts: dict[str, Any]) -> CheckpointMetadata:
     settings, start, snapshot = job.settings, inputs.get("champion"), inputs["training_snapshot"]
-    header = read_header(find_base_model(settings, Path(job.project_root)))
     return CheckpointMetadata(
         base_model=settings.base_model,
         base_model_revision=header.revision,

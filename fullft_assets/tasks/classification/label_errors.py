@@ -27,7 +27,7 @@ def likely_label_errors(
     """
     if importlib.util.find_spec("cleanlab") is None:
         return None
-    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
+    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]  # an extra
 
     shares = np.asarray(probabilities, np.float64)
     shares = shares / shares.sum(1, keepdims=True)

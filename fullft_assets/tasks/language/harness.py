@@ -39,8 +39,8 @@ def score_tasks(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise SettingsError("evaluation.lm_eval: lm-eval is not installed; pip install 'fullft-assets[lm-eval]'")
-    from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]  # an extra
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]  # an extra
 
     with _in_folder(folder):
         loaded = _load(asked.tasks, folder, seed)
@@ -55,7 +55,7 @@ def score_tasks(
 
 def _load(names: Sequence[str], folder: Path, seed: int) -> Any:
     """Return the tasks as lm-eval holds them, with the examples that a prompt shows drawn by the seed."""
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]  # an extra
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     if unknown := [name for name in names if name not in manager.all_tasks]:

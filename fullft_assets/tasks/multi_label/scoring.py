@@ -39,7 +39,7 @@ class LabelDecisions:
         return self.probabilities >= self.thresholds
 
     def in_order(self, theirs: list[str], ours: list[str]) -> LabelDecisions:
-        """Bring it from their label order into ours; a label that the system does not know it never gives."""
+        """Return the decisions in our label order instead of theirs; a label that the system does not know is never predicted."""
         shared = shared_labels(theirs, ours)
         to, source = [ours.index(label) for label in shared], [theirs.index(label) for label in shared]
         probabilities, thresholds = np.zeros((len(self.probabilities), len(ours))), np.ones(len(ours))

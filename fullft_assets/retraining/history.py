@@ -1,0 +1,118 @@
+"""What follows of the attempts, trainings and windows so far."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from fullft_assets.errors import FailureClass
+from fullft_assets.monitoring import Status
+from fullft_assets.retraining.values import Attempt, Signals, State, Window
+from fullft_assets.settings import RetrainingSettings
+from fullft_assets.store import digest
+
+HOUR_SECONDS = 3600.0
+DAY_SECONDS = 24 * HOUR_SECONDS
+#: What is further ahead of `now` than clocks differ is dated in the future.
+CLOCK_SECONDS = 300.0
+#: Windows among which drift is counted.
+NUM_WINDOWS = 3
+#: Statuses that are a verdict: of the others nothing follows.
+VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
+#: Failures after which the same run may succeed unchanged.
+TRANSIENT: tuple[FailureClass, ...] = ("preemption", "infrastructure")
+
+
+def past_attempts(state: State, signals: Signals) -> list[Attempt]:
+    """Return the attempts that are not dated in the future, oldest first."""
+    past = [attempt for attempt in state.attempts if attempt.started_at <= signals.now + CLOCK_SECONDS]
+    return sorted(past, key=lambda attempt: attempt.started_at)
+
+
+def if_past(at: float | None, now: float) -> float | None:
+    """Return a time, or None if it is dated in the future: a training under a wrong clock would hide every drift until then."""
+    return None if at is None or at > now + CLOCK_SECONDS else at
+
+
+def date(at: float) -> str:
+    """Return a time as the reasons of a decision show it."""
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{at:.0f} s since 1970"
+
+
+def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
+    """Return whether an attempt was made with today's settings."""
+    return attempt.settings_version == signals.settings_version
+
+
+def retrain_evidence(signals: Signals) -> str:
+    """Return the digest of what a retrain would learn from. It does not depend on the rule that calls for it."""
+    return digest([signals.data_version, signals.settings_version])
+
+
+def hours_spent(state: State, signals: Signals) -> float:
+    """Return the hours of the attempts started in this calendar month."""
+    return sum(attempt.hours for attempt in past_attempts(state, signals) if attempt.started_at >= signals.month_start)
+
+
+def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:
+    """Return how many attempts in a row, the newest last, gained nothing.
+
+    They are the ones under today's settings since the last promotion, however it came about; while drift lasts, all since the last window
+    without: a champion that does not end it is no cure.
+    """
+    since = state.champion_since
+    if drift_began(state, signals.windows, signals.now, settings) is not None:
+        since = max((window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now), default=None)
+    attempts = [
+        attempt for attempt in past_attempts(state, signals) if attempt.outcome != "in_flight" and has_same_settings(attempt, signals)
+    ]
+    return sum(since is None or attempt.started_at > since for attempt in attempts)
+
+
+def num_transient(state: State, signals: Signals) -> int:
+    """Return how many attempts in a row, up to the newest, failed for a reason that may be gone."""
+    number = 0
+    for attempt in reversed(past_attempts(state, signals)):
+        if attempt.outcome != "failed" or attempt.failure not in TRANSIENT or not has_same_settings(attempt, signals):
+            break
+        number += 1
+    return number
+
+
+def new_examples(state: State, signals: Signals) -> tuple[int, str]:
+    """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with today's settings."""
+    since, rows = "the last training", state.num_trained
+    for attempt in state.attempts:
+        if has_same_settings(attempt, signals) and attempt.num_examples > rows:
+            since, rows = f"the attempt of {date(attempt.started_at)}", attempt.num_examples
+            if attempt.outcome == "cancelled":
+                since += ", which was cancelled and is not started again by itself (launch the model job by hand for it)"
+    return max(0, signals.num_examples - rows), since
+
+
+def drift_began(state: State, windows: list[Window], now: float, settings: RetrainingSettings) -> float | None:
+    """Return when the drift that counts began, in seconds since the epoch, or None where none counts.
+
+    Of the last three verdicts since the last training, within the horizon, enough must be confirmed drift. A window without a verdict neither
+    counts nor ends a drift.
+    """
+    since = max(now - settings.drift_horizon_days * DAY_SECONDS, if_past(state.trained_at, now) or -float("inf"))
+    recent = [window for window in windows if window.status in VERDICTS and since < window.at <= now]
+    confirmed = [window for window in recent[-NUM_WINDOWS:] if window.status == "confirmed"]
+    if len(confirmed) < settings.drift_windows:
+        return None
+    calm = max((window.at for window in recent if window.status == "ok" and window.at < confirmed[0].at), default=since)
+    return min(window.at for window in recent if window.at > calm and window.status != "ok")
+
+
+def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
+    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no drift is being learned."""
+    new, _ = new_examples(state, signals)
+    last = next(reversed(past_attempts(state, signals)), None)
+    if drift_began(state, signals.windows, signals.now, settings) is not None:
+        # What a failed attempt was to learn of it counts still.
+        tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
+        return min(tried + new, signals.num_labels_since_drift)
+    return last.num_drift_examples + new if last is not None and last.num_drift_examples else 0

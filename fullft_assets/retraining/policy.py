@@ -1,0 +1,76 @@
+"""When to train again, when a person is needed, and when to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fullft_assets.retraining.history import CLOCK_SECONDS, date, retrain_evidence
+from fullft_assets.retraining.incidents import find_incidents, is_due
+from fullft_assets.retraining.obstacles import find_obstacles
+from fullft_assets.retraining.rules import apply_rules
+from fullft_assets.retraining.values import Action, Decision, Signals, State
+from fullft_assets.settings import RetrainingSettings
+
+
+def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Decision:
+    """Decide what to do.
+
+    What costs nothing comes first: an alert or a request for labels is raised once, and again after `remind_days` while its reason
+    lasts. A retrain needs a rule that calls for it, rows that no attempt had, and no obstacle (frozen, a run in flight, cooldown or
+    backoff, the month's budget, a gain that is worth less than it costs).
+    """
+    rules = apply_rules(state, signals, settings)
+    calls = [rule for rule in rules if rule.action == "retrain"]
+    incidents = list(find_incidents(state, signals, settings, rules))
+    count_first = signals.num_uncounted > 0 and not calls and any(rule.count_first for rule in rules)
+
+    def made(action: Action, reasons: list[str], evidence: str | None = None) -> Decision:
+        return Decision(
+            action=action,
+            reasons=reasons,
+            evidence=evidence or retrain_evidence(signals),
+            incidents=[incident.key for incident in incidents],
+            count_first=count_first,
+            notes=list(_notes(state, signals)),
+        )
+
+    for incident in incidents:
+        if is_due(incident, state, signals, settings):
+            return made(incident.action, [incident.reason], incident.key)
+    reasons = [rule.reason for rule in calls or rules]
+    for incident in incidents:
+        asked = "labels were asked for" if incident.action == "request_labels" else f"a person was alerted, as {incident.reason},"
+        reasons.append(f"{asked} on {date(state.raised[incident.key])}")
+    if state.frozen is not None:
+        return made("hold", [state.frozen, *reasons])
+    if not calls:
+        return made("wait", reasons)
+    if obstacles := list(find_obstacles(state, signals, settings, calls)):
+        return made("wait", reasons + [f"but {obstacle}" for obstacle in obstacles])
+    return made("retrain", reasons)
+
+
+def run_key(state: State, decision: Decision) -> str:
+    """Return the run key of a retrain, which Dagster remembers forever: a repeated tick has the same one until there is a run of it."""
+    return f"retrain-{decision.evidence}-{len(state.attempts)}"
+
+
+def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str, float]:
+    """Return `State.raised` after a decision: incidents whose reason is gone are closed."""
+    raised = {key: at for key, at in state.raised.items() if key in decision.incidents}
+    return raised | ({decision.evidence: signals.now} if decision.action in ("alert", "request_labels") else {})
+
+
+def _notes(state: State, signals: Signals) -> Iterator[str]:
+    future = [attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS]
+    if future:
+        yield f"{len(future)} attempt(s) dated in the future ({date(min(future))}) count for no wait and no budget: look at the clocks"
+    trained = [at for at in (state.trained_at, state.champion_since) if at is not None and at > signals.now + CLOCK_SECONDS]
+    if trained:
+        yield f"the last training or release is dated in the future ({date(max(trained))}), which does not count: look at the clocks"
+    windows = [window.at for window in signals.windows if window.at > signals.now + CLOCK_SECONDS]
+    if windows:
+        yield f"{len(windows)} window(s) dated in the future ({date(min(windows))}) do not count: look at the clocks"
+    raised = [key for key, at in state.raised.items() if at > signals.now + CLOCK_SECONDS]
+    if raised:
+        yield f"the ledger has incidents dated in the future ({', '.join(sorted(raised))}), which do not count"

@@ -1,0 +1,148 @@
+"""The rules that call for a retrain, or say why they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from fullft_assets.retraining.history import (
+    DAY_SECONDS,
+    NUM_WINDOWS,
+    date,
+    drift_began,
+    has_same_settings,
+    if_past,
+    new_examples,
+    num_transient,
+    past_attempts,
+    retrain_evidence,
+)
+from fullft_assets.retraining.values import Action, Signals, State
+from fullft_assets.settings import RetrainingSettings
+
+#: Growth of the labelled examples since a drift began that is worth another retrain.
+_MORE_OF_DRIFT = 0.5
+
+
+class Rule(NamedTuple):
+    """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change that."""
+
+    name: Literal["new_data", "drift", "more_of_drift", "score", "age", "retry"]
+    action: Action
+    reason: str
+    count_first: bool = False
+
+
+def apply_rules(state: State, signals: Signals, settings: RetrainingSettings) -> list[Rule]:
+    """Return the result of every rule."""
+    return [
+        *_retry(state, signals, settings),
+        _new_data(state, signals, settings),
+        _drift(state, signals, settings),
+        *_more_of_drift(state, signals, settings),
+        _score(state, signals, settings),
+        _age(state, signals, settings),
+    ]
+
+
+def _retry(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
+    number = num_transient(state, signals)
+    if 0 < number <= settings.max_retries:
+        last = past_attempts(state, signals)[-1]
+        reason = (
+            f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed ({number} of {settings.max_retries})"
+        )
+        yield Rule("retry", "retrain", reason)
+
+
+def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    new, since = new_examples(state, signals)
+    share = settings.min_growth * state.num_trained
+    needed = max(settings.min_new_examples, round(share))
+    enough, count_first = _reach(state, signals, needed, new)
+    name = f"min_new_examples = {needed:,}" if share <= needed and needed == settings.min_new_examples else f"{needed:,} (min_growth)"
+    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {name}"
+    if count_first:
+        reason += f"; a snapshot has yet to tell how many of {signals.num_uncounted:,} delivered ones are new"
+    return Rule("new_data", "retrain" if enough else "wait", reason, count_first)
+
+
+def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    began = drift_began(state, signals.windows, signals.now, settings)
+    if began is None:
+        return Rule("drift", "wait", f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows")
+    reason = f"drift is confirmed since the window of {date(began)}"
+    return _with_labels(state, signals, settings, "drift", reason, signals.num_labels_since_drift)
+
+
+def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
+    """Yield that a drift is learned again from half as many labels more: the first retrain has few, and makes the drift its reference."""
+    past = past_attempts(state, signals)
+    if not past or not past[-1].num_drift_examples or past[-1].outcome != "succeeded" or not has_same_settings(past[-1], signals):
+        return
+    new, since = new_examples(state, signals)
+    learned = past[-1].num_drift_examples
+    if learned >= settings.min_new_examples:
+        return
+    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    enough, count_first = _reach(state, signals, needed, new)
+    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside the {learned:,} that showed it a drift"
+    yield Rule("more_of_drift", "retrain" if enough else "wait", reason, count_first)
+
+
+def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    limit = f"max_score_drop = {settings.max_score_drop:g}"
+    if signals.live_drop >= settings.max_score_drop:
+        reason = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release ({limit})"
+        return _with_labels(state, signals, settings, "score", reason, None)
+    if signals.score_drop is None:
+        return Rule("score", "wait", "the champion's score on newer rows is unknown")
+    if signals.score_drop < settings.max_score_drop:
+        return Rule("score", "wait", f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}")
+    reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
+    return _with_labels(state, signals, settings, "score", reason, None)
+
+
+def _with_labels(
+    state: State, signals: Signals, settings: RetrainingSettings, name: Literal["drift", "score"], reason: str, delivered: int | None
+) -> Rule:
+    """Return a retrain if there are labels to learn from, else a request for them.
+
+    Args:
+        delivered: labelled examples that count at most. None: all.
+    """
+    new, _ = new_examples(state, signals)
+    needed = max(settings.min_new_examples_on_drift, 1)
+    available = new if delivered is None else min(new, delivered)
+    enough, count_first = _reach(state, signals, needed, available)
+    if delivered is not None:
+        count_first = count_first and delivered >= needed
+    if enough:
+        return Rule(name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from")
+    if any(attempt.outcome == "in_flight" for attempt in state.attempts):
+        return Rule(name, "wait", f"{reason}; an attempt is in flight")
+    if count_first:
+        return Rule(name, "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+    what = "label some of these production documents" if name == "drift" else "label more documents like those of today"
+    return Rule(name, "request_labels", f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}")
+
+
+def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    if state.champion_since is None:
+        return Rule("age", "wait", "there is no champion yet, so it has no age")
+    # A training since then that did not beat the champion has used the newer data, too.
+    since = max(if_past(at, signals.now) or 0.0 for at in (state.champion_since, state.trained_at))
+    reason = f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
+    if signals.now - since < settings.max_age_days * DAY_SECONDS:
+        return Rule("age", "wait", reason)
+    if signals.num_uncounted:
+        return Rule("age", "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+    tried = {attempt.evidence for attempt in state.attempts}
+    if signals.data_version == state.trained_on or retrain_evidence(signals) in tried:
+        return Rule("age", "wait", f"{reason}, but there is nothing new to learn")
+    return Rule("age", "retrain", reason)
+
+
+def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple[bool, bool]:
+    """Return whether the new examples are enough, and whether they may be once a snapshot has counted all."""
+    return available >= needed, available < needed <= available + signals.num_uncounted

@@ -1,0 +1,1 @@
+"""The keys of the section `launcher`, one module a kind."""

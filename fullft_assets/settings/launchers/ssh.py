@@ -1,0 +1,53 @@
+"""The keys of `kind: ssh`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from fullft_assets.settings.launchers.base import LauncherSettings, Retries
+
+
+class SshLauncherSettings(LauncherSettings):
+    """Keys of `kind: ssh`: a GPU machine of one's own, reached with the system's `ssh`."""
+
+    kind: str = Field(default="ssh", description="Workloads run on another machine.")
+    host: str = Field(pattern=r"^[^-\s]\S*$", description="Name or address of the machine, or a `Host` of your `~/.ssh/config`.")
+    user: str | None = Field(
+        default=None,
+        description="User there. Default: what `~/.ssh/config` says, else your own name.",
+    )
+    port: int | None = Field(
+        default=None, ge=1, le=65_535, description="Port of its SSH server. Default: what `~/.ssh/config` says, else 22."
+    )
+    key_file: str | None = Field(
+        default=None,
+        description="Private key without a passphrase: an absolute path, or one from `~`. Default: those that `ssh` finds, an agent's included.",
+    )
+    known_hosts: str | None = Field(
+        default=None,
+        description="File with the machine's host key, which is always checked: an absolute path, or one from `~`. Default: `~/.ssh/known_hosts`.",
+    )
+    python: str = Field(
+        default="python3", description="Python there that has fullft_assets in the same version, such as `/srv/fullft/.venv/bin/python`."
+    )
+    folder: str | None = Field(
+        default=None,
+        description="The project's folder there: where relative paths of this YAML start, such as `base_model`. Default: the same path as here.",
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="Variables of the workload there, such as AWS_ENDPOINT_URL or CUDA_VISIBLE_DEVICES; no secrets, which belong to that machine.",
+    )
+    max_retries: Retries = 2
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The machine; how it is reached from here is no part of a plan."""
+        return {"kind": self.kind, "host": self.host}
+
+    @property
+    def pool(self) -> str:
+        """One pool for each machine."""
+        return f"ssh/{self.host}"
