@@ -163,11 +163,11 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
     monkeypatch.setattr(workload, "_load_scale", lambda *_: (Scale.fit(draw(rng, 200), len(LABELS)), None))
     monkeypatch.setattr(workload, "label_names", lambda _: LABELS)
 
-    def report(key: str, least: int, **more: Manifest) -> Manifest:
+    def job(key: str, least: int, **more: Manifest) -> Job:
         settings = project.use_case().settings
         changed = settings.monitoring.model_copy(update={"min_window_rows": least})
         inputs = {"production_documents": window, "training_snapshot": window, "finetuned_checkpoint": logged.champion, **more}
-        job = Job(
+        return Job(
             case=CASE,
             stage="drift_report",
             key=key,
@@ -176,7 +176,9 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
             settings=settings.model_copy(update={"monitoring": changed}),
             inputs={name: made.ref for name, made in inputs.items()},
         )
-        workload.work(job, logged.store, Progress(silent=True))
+
+    def report(key: str, least: int, **more: Manifest) -> Manifest:
+        workload.work(job(key, least, **more), logged.store, Progress(silent=True))
         made = logged.store.find(CASE, "drift_report", key)
         assert made is not None
         return made
@@ -185,6 +187,9 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
     found, counts = DriftMetadata.of(made), Sums.load(logged.store.folder(made) / monitoring.SUMS).counts.tolist()
     assert sum(counts) == found.num_rows <= 100 and counts[2] == 0 and min(counts[:2]) > 20
     assert found.num_unreadable == 0 and found.num_related_left_out == 100 - found.num_rows
+    # The words of a reference window are those of the documents that its sums are of.
+    compared = workload._texts(logged.store, made, job("k1", 20))
+    assert len(compared) == found.num_rows and {*compared} <= {row["text"] for row in delivered[:100]}
     # Without the log the model itself predicts, all documents alike.
     alone = Sums.load(logged.store.folder(report("k2", 20)) / monitoring.SUMS).counts.tolist()
     assert alone[:2] == [0, 0] and alone[2] > sum(counts)

@@ -144,6 +144,13 @@ def test_too_few_documents_and_none_at_all() -> None:
     assert monitoring.render_table(none) == none.summary
 
 
+def test_many_windows_in_a_row_without_a_verdict_turn_yellow() -> None:
+    """Each of them alone is green, and a year of them read like a calm one."""
+    few, many = (monitoring.seen_check(["insufficient_data", "feed_broken", *more], 3) for more in (["ok"], ["insufficient_data", "ok"]))
+    assert few.passed and not many.passed and many.severity == "warn"
+    assert many.description.startswith("3 windows in a row have no verdict")
+
+
 def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
     rng = np.random.default_rng(6)
     features = draw(rng)

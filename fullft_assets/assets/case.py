@@ -14,7 +14,7 @@ from fullft_assets.chunks import ingestion
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
-from fullft_assets.resources import launcher_resource, manifest_io_manager, store_resource
+from fullft_assets.resources import ARTIFACT, launcher_resource, manifest_io_manager, store_resource
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Manifest, Store, digest
@@ -206,6 +206,7 @@ class Case:
             metadata["path"] = dg.MetadataValue.path(str(Path(store.url, manifest.ref)))
         else:
             metadata["path"] = dg.MetadataValue.url(f"{store.url}/{manifest.ref}")
+        metadata[ARTIFACT] = manifest.ref
         metadata["made_in_seconds"] = round(manifest.seconds, 2)
         return dg.MaterializeResult(
             value=manifest,

@@ -15,7 +15,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import live
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.store import CheckOutcome, Manifest, Store, artifact_key
 from fullft_assets.training.metadata import CheckpointMetadata
 
 
@@ -81,7 +81,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         shares = [each.measured["novel_share"] for each in (*windows, found) if "novel_share" in each.measured]
         if len(shares) > 1:
             shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
-        return case.result(manifest, "drift_report", store, shown)
+        return case.result(manifest, "drift_report", store, shown, checks=[_seen(case, store, context.partition_key, found.status)])
 
     @dg.asset(
         key=case.key("live_quality"),
@@ -133,6 +133,16 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
         error=(1 - case.settings.evaluation.confidence) / 2,
         seed=case.settings.seed,
     )
+
+
+def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> CheckOutcome:
+    """Return the check that production is seen; earlier windows are read only where this one has no verdict."""
+    most, statuses = case.settings.retraining.alert_after_windows, [status]
+    earlier = (name for name in reversed(store.list_pointers(f"latest/{case.name}/drift_report")) if name < window)
+    while len(statuses) < most and statuses[-1] in monitoring.WITHOUT_VERDICT and (name := next(earlier, None)) is not None:
+        report = latest(store, case.name, "drift_report", name)
+        statuses += [] if report is None else [monitoring.DriftMetadata.of(report).status]
+    return monitoring.seen_check(statuses, most)
 
 
 def _chosen_for_labelling(case: Case, store: Store) -> dict[str, set[tuple[str, int]]]:

@@ -17,6 +17,7 @@ from fullft_assets.monitoring.verdict import (
     ALARMED,
     CHECKS,
     VERSION,
+    WITHOUT_VERDICT,
     DriftVerdict,
     Status,
     check,
@@ -24,4 +25,5 @@ from fullft_assets.monitoring.verdict import (
     judge,
     key_settings,
     read_elsewhere,
+    seen_check,
 )

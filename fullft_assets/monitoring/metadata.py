@@ -16,6 +16,7 @@ class DriftMetadata(Metadata):
         num_related_left_out: documents of groups, or clusters of near-duplicates, that another document represents.
         reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with and pooled with.
         documents: `Manifest.ref` of the window's production documents.
+        predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one were compared.
         measured: each number by its name: p-values, effects, and the means of what the documents are like; see `verdict` and `scale.Sums`.
     """
 
@@ -34,6 +35,7 @@ class DriftMetadata(Metadata):
     reference: list[str]
     recent: list[str]
     documents: str
+    predictions: str | None = None
     measured: dict[str, float]
 
 

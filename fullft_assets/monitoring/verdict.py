@@ -18,7 +18,8 @@ from fullft_assets.store.checks import CheckSpec
 
 VERSION = "5"
 WINDOW_MATCHES_REFERENCE = CheckSpec("window_matches_reference", "Production looks like the first windows under this champion.")
-CHECKS = (WINDOW_MATCHES_REFERENCE,)
+PRODUCTION_IS_SEEN = CheckSpec("production_is_seen", "Of the newest windows, retraining.alert_after_windows in a row, some could be compared.")
+CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last three windows pooled, differ
 #: from them. `confirmed`: so did windows shortly before, which are not among those. `feed_broken`: no document of the
@@ -26,6 +27,8 @@ CHECKS = (WINDOW_MATCHES_REFERENCE,)
 Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
 #: A window of these differs from the reference.
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
+#: Nothing follows from a window of these: one says little, and many in a row that production is not seen.
+WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
 #: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
 NUM_RECENT = 2 * POOLED - 1
 
@@ -188,6 +191,19 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
         description += ". Look at what production delivers"
     passed = verdict.status not in (*ALARMED, "feed_broken")
     return CheckOutcome(name=WINDOW_MATCHES_REFERENCE.name, passed=passed, severity="warn", description=description)
+
+
+def seen_check(statuses: Sequence[Status], most: int) -> CheckOutcome:
+    """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a calm one.
+
+    Args:
+        statuses: of the newest windows, the last one first.
+        most: windows in a row without a verdict from which it warns.
+    """
+    number = next((place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses))
+    said = f"{number} windows in a row have no verdict" if number > 1 else "windows have verdicts"
+    fix = "" if number < most else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
+    return CheckOutcome(name=PRODUCTION_IS_SEEN.name, passed=number < most, severity="warn", description=said + fix)
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class RetrainingSettings(Settings):
     alert_after_attempts: int = Field(
         default=3, ge=1, description="Attempts in a row without a champion (or that did not end a drift) after which a person is alerted."
     )
-    alert_after_windows: int = Field(default=10, ge=1, description="Windows in a row without a verdict after which a person is alerted.")
+    alert_after_windows: int = Field(
+        default=10,
+        ge=1,
+        description="Windows in a row without a verdict after which a person is alerted, and `production_is_seen` turns yellow.",
+    )
     alert_after_days: Float = Field(
         default=30.0, gt=0, description="Days without a verdict on a window, where there is a champion, after which a person is alerted."
     )

@@ -110,8 +110,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     inputs = job.load_inputs(store)
     settings, history = job.settings.monitoring, History.of_inputs(inputs)
     table = pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet")
-    logged = inputs.get("batch_predictions")
-    predicted = None if logged is None else monitoring.read_labels(store.folder(logged) / monitoring.PREDICTIONS)
+    predictions = inputs.get("batch_predictions")
+    predicted = _read_predicted(store, predictions)
     window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows, predicted)
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related ones")
     with store.create(job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
@@ -146,7 +146,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 )
                 (draft.path / monitoring.EXPLANATION).write_text(explanation, encoding="utf-8")
         progress.say(f"{verdict.status}: {verdict.summary}")
-        metadata = _metadata(verdict, window, sums, history, inputs["production_documents"])
+        metadata = _metadata(verdict, window, sums, history, inputs["production_documents"], predictions)
         windows = [*history.reference, *history.recent]
         numbers = [(DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in windows]
         report = monitoring.render_report(verdict, f"Drift report of `{job.case}`", [*numbers, (metadata.window, metadata.measured)])
@@ -213,16 +213,25 @@ def _read_sums(store: Store, report: Manifest) -> Sums:
     return Sums.load(store.folder(report) / monitoring.SUMS)
 
 
+def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[str, int], str] | None:
+    """Return what the champion answered in production by its documents' places; None: no log says so, and all documents are compared."""
+    return None if predictions is None else monitoring.read_labels(store.folder(predictions) / monitoring.PREDICTIONS)
+
+
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
-    """Return the texts that were compared of a window."""
+    """Return the texts that were compared of a window: the ones that its sums are of."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(store.folder(store.load(DriftMetadata.of(report).documents)) / "documents.parquet")
-    window = ProductionRows.read(table, job.settings.seed, job.settings.monitoring.max_window_rows)
+    found = DriftMetadata.of(report)
+    table = pq.read_table(store.folder(store.load(found.documents)) / "documents.parquet")
+    predicted = _read_predicted(store, None if found.predictions is None else store.load(found.predictions))
+    window = ProductionRows.read(table, job.settings.seed, job.settings.monitoring.max_window_rows, predicted)
     return [window.texts[index] for index in window.chosen]
 
 
-def _metadata(verdict: DriftVerdict, window: ProductionRows, sums: Sums | None, history: History, documents: Manifest) -> DriftMetadata:
+def _metadata(
+    verdict: DriftVerdict, window: ProductionRows, sums: Sums | None, history: History, documents: Manifest, predictions: Manifest | None
+) -> DriftMetadata:
     measured = {f"p_{test.name}": test.p_value for test in verdict.tests}
     measured |= {f"effect_{test.name}": test.effect for test in verdict.tests}
     if verdict.homogeneity is not None:
@@ -243,6 +252,7 @@ def _metadata(verdict: DriftVerdict, window: ProductionRows, sums: Sums | None, 
         reference=[report.ref for report in history.reference],
         recent=[report.ref for report in history.recent],
         documents=documents.ref,
+        predictions=None if predictions is None else predictions.ref,
         measured=measured,
     )
 

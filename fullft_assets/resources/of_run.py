@@ -1,0 +1,58 @@
+"""Which artifact of an asset a run works with: the one that it made, or else the one that was the newest when it began.
+
+A step may wait for hours behind a training while another run makes the same assets, so the newest artifact need not be the one that the steps
+before were given. Dagster's events say which run made which; nothing else is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+#: Metadata of each materialisation: `Manifest.ref` of the artifact.
+ARTIFACT = "artifact"
+#: Dagster executes again what failed of the parent run: only then the steps are a part of its own.
+_IN_PART_TAG = "dagster/is_asset_resume_retry"
+
+
+def ref_for_run(instance: dg.DagsterInstance, run: dg.DagsterRun, key: dg.AssetKey, partition: str | None) -> str | None:
+    """Return the artifact of an asset (partition) that every step of a run reads, by its reference; None: the newest one.
+
+    A run that executes a part of another one again goes on with what that one made and began with.
+    """
+    runs = [run]
+    while _is_part(runs[-1]) and (parent := instance.get_run_by_id(runs[-1].parent_run_id or "")) is not None:
+        runs.append(parent)
+    for each in runs:
+        if (made := made_by_run(instance, each.run_id, key, partition)) is not None:
+            return made
+    record = instance.get_run_record_by_id(runs[-1].run_id)
+    began = None if record is None else record.start_time
+    # The store is asked first: it also knows what another instance made, and is there if the events are lost.
+    if began is None or _newest(instance, key, partition, after_timestamp=began) is None:
+        return None
+    before = _newest(instance, key, partition, before_timestamp=began)
+    return None if before is None else _ref_in(before)
+
+
+def made_by_run(instance: dg.DagsterInstance, run_id: str, key: dg.AssetKey, partition: str | None = None) -> str | None:
+    """Return the reference of the artifact that a run made of an asset (partition), or None."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION, ascending=False).records
+    events = (record.event_log_entry.asset_materialization for record in records)
+    return next((_ref_in(event) for event in events if event and (event.asset_key, event.partition) == (key, partition)), None)
+
+
+def _is_part(run: dg.DagsterRun) -> bool:
+    return run.parent_run_id is not None and (run.step_keys_to_execute is not None or run.tags.get(_IN_PART_TAG) == "true")
+
+
+def _newest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, **times: Any) -> dg.AssetMaterialization | None:
+    wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition], **times)
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return records[0].asset_materialization if records else None
+
+
+def _ref_in(event: dg.AssetMaterialization) -> str | None:
+    found = event.metadata.get(ARTIFACT)
+    return None if found is None else str(found.value)
