@@ -1,4 +1,4 @@
-"""Batches that are made on several machines at once: by Dagster's run launcher on Kubernetes, and as Processing Jobs of SageMaker."""
+"""Batches that are made elsewhere, several at once: by Dagster's run launcher on Kubernetes, and as jobs of each launcher."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from tests.kubernetes_double import IMAGE as POD_IMAGE
 from tests.kubernetes_double import NAMESPACE, Cluster
 from tests.launch_scenes import TESTS, serving, wait_for
 from tests.sagemaker_double import SageMaker
+from tests.test_launch_demo import place
 
 pytestmark = pytest.mark.long
 
@@ -119,6 +120,43 @@ def test_a_backfill_over_20_batches_on_4_pods_gives_the_snapshot_of_one_machine(
     assert there.content_digest == snapshot_on_one_machine(use_case, Store(str(tmp_path / "one"))).content_digest
 
 
+def ingest_there(
+    project: projects.Project, section: dict[str, Any], s3: s3_servers.S3Server, bucket: str
+) -> tuple[UseCase, Store, list[str]]:
+    """Run the job `ingest` for each batch of a project whose documents and store are in a bucket, with its workload where the section says.
+
+    Returns:
+        The use case, its store, and the names of the batches; each is what the job made there, and the run only found.
+    """
+    project.configure(
+        documents={**ONE_FILE_EACH["documents"], "path": f"s3://{bucket}/documents"},
+        compute={"ingestion": {**section, "folder": str(project.root)}},
+        # Of so few rows.
+        snapshot={"min_rows_per_label": 1},
+        store=f"s3://{bucket}/store",
+    )
+    # What is in the folder of a bucket's name is in the bucket.
+    shutil.copytree(project.documents, s3.make_bucket(bucket) / "documents")
+    use_case = project.use_case()
+    with dg.DagsterInstance.local_temp(str(project.home)) as instance:
+        store = open_store(use_case, instance)
+        names = cut(use_case, store)
+        instance.add_dynamic_partitions(f"{use_case.name}/batch", names)
+        defs = FullFineTune(use_case).build_defs()
+        assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
+        chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
+        resources = dict(defs.resources or {})
+        assert all(dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch).success for batch in names)
+    found = list(launches(store, use_case.name))
+    assert {(launch.launcher["kind"], launch.workload, launch.state) for launch in found} == {(section["kind"], "ingestion", "succeeded")}
+    assert len(found) == len(names)
+    for batch in names:
+        (one,) = [each for each in store.artifacts(use_case.name, "tokenized_chunks") if each.metadata["batch"] == batch]
+        signs = [each for each in store.artifacts(use_case.name, ingestion.STAGE) if each.inputs["batch"] == batch]
+        assert [sign.metadata["made"]["tokenized_chunks"] for sign in signs] == [one.ref], "made there, and found by the run"
+    return use_case, store, names
+
+
 def test_batches_as_processing_jobs_give_the_snapshot_of_one_machine(
     s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,32 +164,22 @@ def test_batches_as_processing_jobs_give_the_snapshot_of_one_machine(
     deliver(project, 3)
     bucket = f"ingestion-{os.getpid()}"
     section: dict[str, Any] = {"kind": "sagemaker", "jobs": "processing", "instance_type": "ml.m5.xlarge", "image": IMAGE, "role_arn": ROLE}
-    project.configure(
-        documents={**ONE_FILE_EACH["documents"], "path": f"s3://{bucket}/documents"},
-        compute={"ingestion": {**section, "folder": str(project.root)}},
-        store=f"s3://{bucket}/store",
-    )
-    with (
-        serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as service,
-        dg.DagsterInstance.local_temp(str(project.home)) as instance,
-    ):
-        # What is in the folder of a bucket's name is in the bucket.
-        shutil.copytree(project.documents, s3_env.make_bucket(bucket) / "documents")
-        use_case = project.use_case()
-        store = open_store(use_case, instance)
-        names = cut(use_case, store)
-        instance.add_dynamic_partitions(f"{use_case.name}/batch", names)
-        defs = FullFineTune(use_case).build_defs()
-        assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
-        chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
+    with serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as service:
+        use_case, store, names = ingest_there(project, section, s3_env, bucket)
+        assert len(names) == service.calls["CreateProcessingJob"] == 3 and service.calls["CreateTrainingJob"] == 0
+        there = snapshot_of(use_case, store)
+        assert there.content_digest == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest
 
-        resources = dict(defs.resources or {})
-        assert all(dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch).success for batch in names)
-        assert len(names) == 3
-        assert service.calls["CreateProcessingJob"] == 3 and service.calls["CreateTrainingJob"] == 0
-        assert {launch.state for launch in launches(store, use_case.name)} == {"succeeded"}
-        (one,) = [each for each in store.artifacts(use_case.name, "tokenized_chunks") if each.metadata["batch"] == names[0]]
-        signs = [each for each in store.artifacts(use_case.name, ingestion.STAGE) if each.inputs["batch"] == names[0]]
-        assert [sign.metadata["made"]["tokenized_chunks"] for sign in signs] == [one.ref], "made there, and found by the run"
+
+@pytest.mark.parametrize("kind", ["ssh", "kubernetes", "ecs"])
+def test_a_batch_as_a_job_of_each_other_launcher_gives_the_snapshot_of_one_machine(
+    kind: str, s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = projects.create(tmp_path / "project", rows=1)
+    deliver(project, 1)
+    bucket = f"ingestion-{kind}-{os.getpid()}"
+    with place(kind, tmp_path, s3_env, monkeypatch) as section:
+        use_case, store, names = ingest_there(project, section, s3_env, bucket)
+        assert len(names) == 1
         there = snapshot_of(use_case, store)
         assert there.content_digest == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest

@@ -80,7 +80,7 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
     launch = recorded(url)
-    assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", None)
+    assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 0.192)
     assert launch.billed_seconds == service._DescribeTrainingJob({"TrainingJobName": launch.name_in(Store(url))})["BillableTimeInSeconds"]
     assert launcher().list() == [launch.name_in(Store(url))]
     failure, _ = run(launcher(), "refuses", url)
@@ -193,7 +193,8 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert elsewhere["HyperParameters"]["gpus"] == "0", "a type without GPUs"
     assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
     assert launcher(instance_type="ml.g5.xlarge").hourly_usd(PlanningSettings(), 1) == 1.006
-    assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) is None
+    assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(price_factor=1.2), 1) == pytest.approx(1.2 * 0.096)
+    assert launcher(instance_type="ml.r5.large").hourly_usd(PlanningSettings(), 1) is None
 
 
 class TestNetworkIsolation:

@@ -12,7 +12,7 @@ from fullft_assets.planning.measurements import StepMemory, Work
 from fullft_assets.planning.report import plan_lines, recommendation
 from fullft_assets.planning.setups import setups
 from fullft_assets.planning.target_plans import Extent, TargetPlan, plan_targets, processes_on, recommend, shares, table, yaml_lines
-from fullft_assets.planning.targets import Target, targets
+from fullft_assets.planning.targets import Target, hourly_usd_of, targets
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 
 pytestmark = pytest.mark.quick
@@ -66,6 +66,13 @@ def test_every_gpu_of_the_table_has_a_known_peak_and_a_price() -> None:
     for target in found:
         assert (target.flops is None) == (target.kind == "price_only")
         assert target.kind == "price_only" or (target.hourly_usd or 0) > 0 and target.memory_bytes > 20 * GIB
+
+
+def test_instances_without_a_gpu_have_a_price_and_are_no_target() -> None:
+    settings = PlanningSettings(price_factor=2.0)
+    found = [hourly_usd_of(name, settings) for name in ("m5.xlarge", "c5.9xlarge", "g5.xlarge", "r5.large")]
+    assert found == pytest.approx([2 * 0.192, 2 * 1.53, 2 * 1.006, None])
+    assert not any(one.name == "m5.xlarge" for one in targets(settings))
 
 
 def test_own_machines_come_first_and_take_the_peak_of_the_known_gpus() -> None:

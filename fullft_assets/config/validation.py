@@ -93,6 +93,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_guards,
         _check_alerts,
         _check_launcher,
+        _check_isolation,
         _check_snapshot,
         _check_owners,
         _check_crons,
@@ -400,6 +401,27 @@ def _check_launcher(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     if launcher.spot_notice == "none" and launcher.spot_poll_seconds != type(launcher).model_fields["spot_poll_seconds"].default:
         yield Problem(
             ("launcher", "spot_poll_seconds"), "is the time between looks for launcher.spot_notice, which is none; set that, or remove this"
+        )
+
+
+def _check_isolation(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    """Yield what workloads in containers without a network would need one for."""
+
+    def are_isolated(*workloads: str) -> list[str]:
+        return [name for name in workloads if getattr(settings.launcher_of(name), "network_isolation", False)]
+
+    isolated = are_isolated("planning", "evaluation")
+    for name in settings.baselines if isolated else ():
+        if name in BASELINES and BASELINES.get(name).needs_network:
+            where = " and ".join(f"compute.{workload}" for workload in isolated)
+            yield Problem(
+                ("planning", "baselines"),
+                f"names {name}, which asks a service, and a container with network_isolation: true reaches none; remove {name}, or set "
+                f"network_isolation to false in {where}",
+            )
+    if are_isolated("training") and "mlflow" in settings.training.track:
+        yield Problem(
+            ("training", "track"), "names mlflow, whose server a container with launcher.network_isolation does not reach; remove it"
         )
 
 

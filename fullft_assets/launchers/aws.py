@@ -6,15 +6,12 @@ import json
 import time
 from abc import abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers.base import Launcher, Logs, Unreachable
 from fullft_assets.launchers.container import LAST_LINE
 from fullft_assets.settings import AwsLauncherSettings
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import PlanningSettings
 
 #: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a pause.
 LATE_LOOKS, LATE_SECONDS = 15, 2.0
@@ -105,12 +102,6 @@ class AwsLauncher(Launcher):
         except Missing:
             return []
         return [event["message"].rstrip("\n") for event in found["events"]]
-
-    def hourly_usd_of(self, instance_type: str, planning: PlanningSettings) -> float | None:
-        """Return the price of an hour of one of EC2's instances, where the plan's table has it."""
-        from fullft_assets.planning.targets import targets
-
-        return next((one.hourly_usd for one in targets(planning) if one.name == instance_type), None)
 
     @cached_property
     def region(self) -> str:

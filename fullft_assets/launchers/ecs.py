@@ -132,7 +132,9 @@ class EcsLauncher(AwsLauncher):
 
     def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
         """Return the price of the instance, where the section names its type and the plan's table has that."""
-        return None if self.settings.instance_type is None else self.hourly_usd_of(self.settings.instance_type, planning)
+        from fullft_assets.planning.targets import hourly_usd_of
+
+        return None if self.settings.instance_type is None else hourly_usd_of(self.settings.instance_type, planning)
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         """Return what RunTask is asked for."""

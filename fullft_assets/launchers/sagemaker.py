@@ -155,7 +155,9 @@ class SageMakerLauncher(AwsLauncher):
 
     def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
         """Return the price of the job's instances as EC2's, of which the plan has a table."""
-        price = self.hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
+        from fullft_assets.planning.targets import hourly_usd_of
+
+        price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
         return None if price is None else price * self._num_nodes(processes)
 
     def _num_nodes(self, processes: int) -> int:

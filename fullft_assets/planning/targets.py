@@ -103,6 +103,13 @@ def targets(settings: PlanningSettings) -> list[Target]:
     return [*own, *rented, *others]
 
 
+def hourly_usd_of(instance_type: str, settings: PlanningSettings) -> float | None:
+    """Return the price on demand of an hour of one of EC2's instances, also one without a GPU; None where it is not known."""
+    found = next((one.hourly_usd for one in targets(settings) if one.name == instance_type), None)
+    cpus = {row["name"]: row["hourly_usd"] * settings.price_factor for row in _read()["cpus"]}
+    return cpus.get(instance_type) if found is None else found
+
+
 def source_of_prices(settings: PlanningSettings) -> str:
     """Return where the table's prices come from, and of when."""
     table = _read()

@@ -71,7 +71,9 @@ class PlanningSettings(Settings):
         gt=0,
         description="Maximum cost of a model in US dollars, its pilot, baselines and evaluation included. Default: no limit.",
     )
-    hourly_usd: Float = Field(default=0.0, ge=0, description="Price of the training machine in US dollars an hour.")
+    hourly_usd: Float = Field(
+        default=0.0, ge=0, description="Price of the training machine, or of all machines that share a training, in US dollars an hour."
+    )
     targets: list[TargetSettings] = Field(
         default_factory=list,
         max_length=50,

@@ -54,6 +54,7 @@ class Baseline(ABC):
     Attributes:
         needs_causal_model: it asks the base model to go on with a text, so that has to be a language model.
         needs_whole_model: it works on the complete model in one process, so not where `training.sharding` shares one that is too large.
+        needs_network: it asks a service, so not in a container without a network.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class Baseline(ABC):
     tasks: ClassVar[tuple[str, ...]]
     needs_causal_model: ClassVar[bool] = False
     needs_whole_model: ClassVar[bool] = False
+    needs_network: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -38,6 +38,7 @@ class Bedrock(Baseline):
     """
 
     name, title, tasks = "bedrock", "Bedrock model, prompted", ("classification",)
+    needs_network = True
 
     def __init__(self, shown: Split, labels: Sequence[int], fallback: int, context: BaselineContext):
         self.shown, self.labels, self.fallback, self.context = shown, labels, fallback, context
