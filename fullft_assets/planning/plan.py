@@ -10,7 +10,7 @@ from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome, Manifest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "10"
+VERSION = "11"
 PLAN_CHECKS = (
     CheckSpec("fits_in_memory", "A training step fits in the memory that may be used.", blocking=True),
     CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True),
