@@ -14,6 +14,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,11 @@ NUM_ROWS, NUM_CURVES, BATCH_SIZE = 6_000, 10, 32
 RECIPES = ((40, 0.005), (6, 0.0015))
 
 
+@cache
+def _unique_rows(name: str) -> list[dict[str, str]]:
+    return list({row["text"]: row for row in SETS[name]()}.values())
+
+
 def curve(name: str, seed: int) -> tuple[PredictedScore, float]:
     """Return the prediction of one pilot, and the score of the full training."""
     from sklearn.decomposition import TruncatedSVD
@@ -35,7 +41,7 @@ def curve(name: str, seed: int) -> tuple[PredictedScore, float]:
     from sklearn.metrics import f1_score
     from sklearn.neural_network import MLPClassifier
 
-    unique = list({row["text"]: row for row in SETS[name]()}.values())
+    unique = _unique_rows(name)
     rows = random.Random(seed).sample(unique, min(NUM_ROWS, len(unique)))
     texts, labels = [row["text"] for row in rows], np.array([row["label"] for row in rows])
     held = len(rows) // 5
@@ -58,6 +64,12 @@ def curve(name: str, seed: int) -> tuple[PredictedScore, float]:
     return predict_score(points, all_rows, held), score(all_rows)
 
 
+def _shown(prediction: PredictedScore, outcome: float) -> str:
+    ends = (prediction.low, prediction.predicted, prediction.high, prediction.optimistic)
+    points = [round(point.score, 3) for point in prediction.points]
+    return json.dumps({"points": points, "predicted": [round(value, 3) for value in ends], "outcome": round(outcome, 3)})
+
+
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON a set."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,20 +77,14 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
         "--sets", nargs="*", default=["licence rules by kind", "Debian packages by section", "docstrings by package"], choices=list(SETS)
     )
     parser.add_argument("--curves", type=int, default=NUM_CURVES)
-    parser.add_argument("--verbose", action="store_true", help="print each curve")
+    parser.add_argument("--verbose", action="store_true", help="print each curve once it is known")
     given = parser.parse_args(arguments)
     for name in given.sets:
-        found = [curve(name, seed) for seed in range(given.curves)]
-        for prediction, outcome in found if given.verbose else []:
-            yield json.dumps(
-                {
-                    "points": [round(point.score, 3) for point in prediction.points],
-                    "predicted": [
-                        round(value, 3) for value in (prediction.low, prediction.predicted, prediction.high, prediction.optimistic)
-                    ],
-                    "outcome": round(outcome, 3),
-                }
-            )
+        found = []
+        for seed in range(given.curves):
+            found.append(curve(name, seed))
+            if given.verbose:
+                yield _shown(*found[-1])
         refused = {
             gain: float(
                 np.mean([not pilot_check(prediction, "any", outcome - gain, PlanningSettings()).passed for prediction, outcome in found])

@@ -123,6 +123,16 @@ def test_hours_and_costs_follow_from_the_work() -> None:
     assert doubled.hours == pytest.approx((fast * 4 / 3, fast * 4))
 
 
+def test_baselines_that_are_trainings_are_charged_as_such() -> None:
+    def of(**more: Any) -> float:
+        return shares(use_case(more, epochs=2), EXTENT.num_training_rows, EXTENT.num_held_out_rows).baselines
+
+    probe = of()
+    assert of(baselines=["majority", "tfidf", "lora"]) == pytest.approx(probe + 1.26)
+    assert of(baselines=["tfidf", "lora"], lora={"epochs": 1}) == pytest.approx(probe + 0.63)
+    assert of(baselines=["tfidf", "smaller_model"], smaller_model="small") == pytest.approx(probe + 1)
+
+
 def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() -> None:
     settings = use_case()
     found = list(plans(settings).values())

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fullft_assets import markdown, release, report
+from fullft_assets.escaping import quoted
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment as evaluation
@@ -355,6 +356,15 @@ def test_what_users_wrote_is_shown_as_it_is(text: str, group: str) -> None:
 def test_what_markdown_means_otherwise_is_text(text: str) -> None:
     page = markdown.to_html(f"| a | b |\n|---|---|\n| {markdown.escape(text)} | end |\n", {})
     assert re.findall(r"<td[^>]*>(.*?)</td>", page) == [str(markupsafe.escape(text)), "end"]
+
+
+@pytest.mark.parametrize("name", ["` ![x](http://example.org/x.png)", "` [y](http://example.org) `", "a\u202eb", "<img src=x>"])
+def test_a_label_that_cannot_be_measured_is_named_as_it_is(name: str) -> None:
+    found = evaluation_of(LABELS, n=40).model_copy(update={"rare_labels": [name], "rare_micro_f1": None})
+    page = markdown.to_html(report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {})
+    (item,) = re.findall(r"<li>1 labels have too few test groups to be measured: (.*)</li>", page)
+    assert item == f"<code>{markupsafe.escape(quoted(name)[1:-1])}</code>."
+    assert "<a " not in page and "<img" not in page and "\u202e" not in page
 
 
 def test_shorten_keeps_one_line():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 
+from fullft_assets.escaping import quoted
 from fullft_assets.evaluation.comparison import Justification
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
@@ -132,5 +133,5 @@ def read_evaluation(text: str | bytes) -> Evaluation:
 
 def _some(names: list[str], most: int = 8) -> str:
     """Return the first names, and how many more there are."""
-    shown = ", ".join(f"`{name}`" for name in names[:most])
+    shown = ", ".join(map(quoted, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -15,6 +15,7 @@ from fullft_assets.planning.pilot import pilot_rows
 from fullft_assets.planning.setups import changed, setups
 from fullft_assets.planning.targets import Target, targets
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
+from fullft_assets.task import BASELINES
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
 CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
@@ -96,8 +97,9 @@ class TargetPlan(BaseModel):
 def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows: int) -> Shares:
     """Return the work of each part in trainings.
 
-    Baselines are charged with one forward pass over the training rows (the probe), an evaluation with three systems' forward passes over
-    the held-out rows. What runs on a CPU beside them, such as TF-IDF, is not charged.
+    Baselines are charged with one forward pass over the training rows (the probe) and with what those train that are trainings themselves,
+    an evaluation with three systems' forward passes over the held-out rows. What runs on a CPU beside them, such as TF-IDF, and
+    prompts are not charged.
     """
     planning, training, rows = settings.planning, settings.training, max(1, num_training_rows)
     try:
@@ -107,7 +109,7 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
     forward = _FORWARD / training.epochs
     return Shares(
         pilot=pilot,
-        baselines=forward,
+        baselines=forward + sum(BASELINES.get(name).trainings(settings) for name in settings.baselines),
         evaluation=forward * _EVALUATED_SYSTEMS * num_held_out_rows / rows,
         retrains_a_year=retrains_a_year(settings),
     )

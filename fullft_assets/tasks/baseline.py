@@ -65,6 +65,11 @@ class Baseline(ABC):
     needs_network: ClassVar[bool] = False
 
     @classmethod
+    def trainings(cls, settings: UseCaseSettings) -> float:
+        """Return about how many full trainings it takes to fit, which the plan charges before anything is fitted."""
+        return 0.0
+
+    @classmethod
     @abstractmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
         """Learn from the training rows: a `snapshot.Split`, for tasks that pack rows a `snapshot.Training`."""
