@@ -172,6 +172,48 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
     assert problem in str(raised.value) and str(raised.value).endswith("; did you mean `docs`?")
 
 
+@pytest.mark.parametrize(
+    ("documents", "chosen", "problem"),
+    [
+        (
+            {"text": "payload.bdy"},
+            {"label": "payload.meta.kind"},
+            "documents.text: none of 30 rows read has a `payload.bdy`; did you mean `payload.body`?",
+        ),
+        (
+            {"text": "payload.body"},
+            {"label": "kind"},
+            "examples.label: none of 30 rows read has a `kind`; did you mean `payload.meta.kind`?",
+        ),
+    ],
+)
+def test_a_field_inside_of_another_is_suggested_by_its_path(
+    tmp_path: Path, documents: dict[str, Any], chosen: dict[str, Any], problem: str
+) -> None:
+    rows = [{"payload": {"body": row["text"], "meta": {"kind": row["kind"]}}} for row in projects.licence_rows(30)]
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(use_case(tmp_path, rows, documents, group=None, **chosen))
+    assert str(raised.value).endswith(problem)
+
+
+def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}} for row in projects.licence_rows(600)]
+    assert "set examples.group: meta.licence" in lines(tmp_path, rows, group=None)["group"]
+
+
+def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    text = "Permission is hereby granted to whoever obtains a copy, free of charge,\nto deal in it without restriction."
+    (tmp_path / "data/a.csv").write_text(f'"{text}",notice\n' * 30)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    for line in str(raised.value).splitlines():
+        assert " none of 29 rows read has a " in line
+        assert line.endswith("; if the first row is none of names, set documents.csv.header to none")
+        assert "without restriction" not in line
+
+
 def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     """A title above the columns' names makes each row one of more fields than the header."""
     case = use_case(tmp_path, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from fullft_assets.base_model import find_base_model, read_header
@@ -103,7 +103,7 @@ def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tupl
         field = getattr(examples, key)
         if field is None or (key == "label" and not task_of(examples).has_labels):
             continue
-        given = [value_of(flat(found.record), field) for found in rows if found.is_plain or key != "label"]
+        given = [value_of(flat(found), field) for found in rows if found.is_plain or key != "label"]
         written = [each for value in given for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
         missing = Counter(each.strip() for each in written if each.strip().casefold() in words)
         if missing:
@@ -135,7 +135,7 @@ def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[s
     # By their places: a group may be a person, and a terminal's output is kept in many places.
     spellings: dict[str, dict[str, str]] = {}
     for found in rows:
-        given = value_of(flat(found.record), examples.group)
+        given = value_of(flat(found), examples.group)
         if "group" in found.row and isinstance(given, str | int | float):
             spellings.setdefault(found.row["group"], {}).setdefault(str(given), found.place)
     several = [list(places.values()) for places in spellings.values() if len(places) > 1]
@@ -146,7 +146,7 @@ def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[s
 
 def _suggested_group(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
     usable = [found for found in rows if found.row.get("text") and found.record]
-    records = [_names(found.record, {examples.label, examples.domain, *_content(found)}) for found in usable]
+    records = [_names(found, {examples.label, examples.domain, *_content(found)}) for found in usable]
     fields = {name: [record.get(name) for record in records] for name in dict.fromkeys(name for record in records for name in record)}
     labels = ["|".join(labels_of(found, task_of(examples).target, examples)) for found in usable]
     for found in candidates([found.row["text"] for found in usable], labels, fields)[:1]:
@@ -161,11 +161,11 @@ def _content(found: Sampled) -> set[str]:
     return {found.text_field, "text", "messages", "annotations"}
 
 
-def _names(record: Mapping[str, Any], left_out: set[str | None]) -> dict[str, str]:
-    """Return the fields of a record that may name a group: short text and whole numbers."""
+def _names(found: Sampled, left_out: set[str | None]) -> dict[str, str]:
+    """Return the fields of a row that may name a group: short text and whole numbers."""
     return {
         name: str(value)
-        for name, value in flat(dict(record)).items()
+        for name, value in flat(found).items()
         if name and name not in left_out and type(value) in (str, int) and 0 < len(str(value)) <= 200
     }
 
