@@ -32,7 +32,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", 
 def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "data").mkdir()
-    rows = [{"text": f"The licence number {i} permits use and modification.", "kind": "notice"} for i in range(200)]
+    rows = [{"text": f"The licence number {i} permits use and modification.", "kind": ("notice", "phrase")[i % 2]} for i in range(200)]
     (tmp_path / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 

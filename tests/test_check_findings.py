@@ -12,7 +12,7 @@ import pytest
 from fullft_assets import examples
 from fullft_assets.config import check, corpus
 from fullft_assets.config.check import check_use_case
-from fullft_assets.config.findings import broken
+from fullft_assets.config.losses import broken
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.reading import read_documents
@@ -172,6 +172,48 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
     assert problem in str(raised.value) and str(raised.value).endswith("; did you mean `docs`?")
 
 
+@pytest.mark.parametrize(
+    ("documents", "chosen", "problem"),
+    [
+        (
+            {"text": "payload.bdy"},
+            {"label": "payload.meta.kind"},
+            "documents.text: none of 30 rows read has a `payload.bdy`; did you mean `payload.body`?",
+        ),
+        (
+            {"text": "payload.body"},
+            {"label": "kind"},
+            "examples.label: none of 30 rows read has a `kind`; did you mean `payload.meta.kind`?",
+        ),
+    ],
+)
+def test_a_field_inside_of_another_is_suggested_by_its_path(
+    tmp_path: Path, documents: dict[str, Any], chosen: dict[str, Any], problem: str
+) -> None:
+    rows = [{"payload": {"body": row["text"], "meta": {"kind": row["kind"]}}} for row in projects.licence_rows(30)]
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(use_case(tmp_path, rows, documents, group=None, **chosen))
+    assert str(raised.value).endswith(problem)
+
+
+def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}} for row in projects.licence_rows(600)]
+    assert "set examples.group: meta.licence" in lines(tmp_path, rows, group=None)["group"]
+
+
+def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    text = "Permission is hereby granted to whoever obtains a copy, free of charge,\nto deal in it without restriction."
+    (tmp_path / "data/a.csv").write_text(f'"{text}",notice\n' * 30)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    for line in str(raised.value).splitlines():
+        assert " none of 29 rows read has a " in line
+        assert line.endswith("; if the first row is none of names, set documents.csv.header to none")
+        assert "without restriction" not in line
+
+
 def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     """A title above the columns' names makes each row one of more fields than the header."""
     case = use_case(tmp_path, [])
@@ -251,3 +293,63 @@ def expected_and_found(case: UseCase) -> tuple[dict[str, set[str]], dict[str, se
     found = {each.place: set(reasons) for each in sample if (reasons := broken(each, settings.examples))}
     assert found == expected
     return expected, found
+
+
+def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
+    """Two older versions of an id, two rows that contradict each other, a copy, and the one row of a label."""
+    texts = [row["text"] for row in projects.licence_rows(15)]
+    rows = [{"text": text, "kind": "notice", "id": f"i{number}"} for number, text in enumerate(texts)]
+    rows[1]["id"] = rows[2]["id"] = rows[0]["id"]
+    rows[3]["text"], rows[3]["kind"] = rows[4]["text"], "tag"
+    rows[5]["text"] = rows[6]["text"]
+    rows[7]["kind"] = "text"
+    more = [{"text": f"{text} Again.", "kind": "tag"} for text in texts]
+    found = lines(tmp_path, [*rows, *more], group=None)
+    expected = (
+        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside"
+    )
+    assert found["loss"].strip() == f"expected: {expected}"
+    assert found["x:"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "chosen", "line"),
+    [
+        (["notice"], {}, "examples.label: all 12 rows have one label (`notice`), and a classifier needs two"),
+        (list("abcdefghijkl"), {}, "examples.label: of 12 labels in 12 rows, 0 would be left (12 rows of labels that are set aside)"),
+        (
+            ["notice", "notice", "tag"],
+            {"labels": ["tag", "text"]},
+            "8 of 12 rows read would be quarantined, more than examples.max_quarantined_share",
+        ),
+    ],
+)
+def test_what_a_run_would_stop_at_is_said_first(tmp_path: Path, kinds: list[str], chosen: dict[str, Any], line: str) -> None:
+    rows = [{"text": row["text"], "kind": kinds[at % len(kinds)]} for at, row in enumerate(projects.licence_rows(12))]
+    report = check_use_case(use_case(tmp_path, rows, group=None, **chosen)).splitlines()
+    assert report[0] == "x: a run would be refused"
+    assert report[1].strip().startswith(f"refused    {line}")
+    assert any("fewer than snapshot.min_train_rows (100): training would be refused" in line for line in report)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", b"", "no row in 1 file(s)"),
+        ("a.csv", b'text,kind\n"a" b,c\n', "no row in 1 file(s): {data}/a.csv: cannot be read (not CSV: "),
+    ],
+)
+def test_files_without_a_row_are_an_error(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data" / name).write_bytes(content)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    assert f"documents.path: {problem.format(data=tmp_path / 'data')}" in str(raised.value)
+
+
+def test_the_row_that_reading_stops_in_is_not_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "COUNTED_BYTES", 5_000)
+    found = lines(tmp_path, projects.licence_rows(60))
+    assert "about " in found["documents"]
+    assert "malformed" not in found

@@ -60,6 +60,19 @@ def test_csv_is_read_as_its_header_and_the_settings_say(tmp_path: Path, text: st
     assert (row["text"].lstrip('"'), row["label"], row["problem"]) == ("A, b", "x", None)
 
 
+@pytest.mark.parametrize(
+    ("text", "field", "texts"),
+    [
+        ('kind;text\nx;"A; b"\ny;c\n', "text", ["A; b", "c"]),
+        ("kind;nr\ttext\nx\tA; b\ny\tc\n", "text", ["A; b", "c"]),
+        ("text, one\nA\nb, c, d\ne\n", "text, one", ["A", "b, c, d", "e"]),
+    ],
+)
+def test_a_tsv_whose_header_has_no_tab_is_read_by_what_fits_its_rows(tmp_path: Path, text: str, field: str, texts: list[str]) -> None:
+    put(tmp_path, text, "a.tsv")
+    assert [row["text"] for row in read(tmp_path, {"label": "kind"}, text=field)] == texts
+
+
 def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     rows = [f"{n}\tThe text {n}\tk{n % 3}\n" for n in range(200)]
     rows[20] = '20\t"The text\tk2\n'

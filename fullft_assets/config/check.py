@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from fullft_assets.base_model import BaseModelHeader, find_base_model, read_head
 from fullft_assets.config.corpus import Corpus, look_at_documents, look_at_production
 from fullft_assets.config.fields import field_problems, log_problems
 from fullft_assets.config.findings import findings
+from fullft_assets.config.losses import losses_of, refusals
 from fullft_assets.config.project import DEFS, find_use_case, find_use_cases
 from fullft_assets.config.validation import load_use_case
-from fullft_assets.config.yaml_source import read_source
+from fullft_assets.config.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.errors import FullftError
 from fullft_assets.models.hardware import peak_flops
@@ -52,12 +54,15 @@ def check_use_case(use_case: UseCase) -> str:
     """Return the lines that a person wants to see before training.
 
     Raises:
-        SettingsError: the base model's tokenizer cannot be read; or the rows do not have a field that the settings name.
+        SettingsError: the base model's tokenizer cannot be read; or there is no row, or the rows do not have a field that the
+            settings name.
     """
     settings = use_case.settings
     model = read_header(find_base_model(settings, use_case.project_root))
     corpus = look_at_documents(use_case, model)
-    _refuse_wrong_fields(use_case, corpus)
+    _refuse(use_case, corpus)
+    losses = losses_of(corpus, settings)
+    refused = [("refused", line) for line in refusals(corpus, losses, settings)]
     device = find_training_device(settings)
     rows = {
         "model": _model_line(settings, model),
@@ -77,25 +82,32 @@ def check_use_case(use_case: UseCase) -> str:
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
-    found = findings(corpus, use_case)
+    found = findings(corpus, losses, use_case)
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others, named=True)
     if corpus.skipped:
         (rows["skipped"],) = skipped(corpus.skipped, named=True)
     if corpus.note:
         rows["note"] = corpus.note
-    lines = [*rows.items(), *found]
-    return "\n".join([f"{use_case.name}: ok", *(f"  {name:<10} {text}" for name, text in lines)])
+    lines = [*refused, *rows.items(), *found]
+    return "\n".join(
+        [f"{use_case.name}: {'a run would be refused' if refused else 'ok'}", *(f"  {name:<10} {text}" for name, text in lines)]
+    )
 
 
-def _refuse_wrong_fields(use_case: UseCase, corpus: Corpus) -> None:
+def _refuse(use_case: UseCase, corpus: Corpus) -> None:
     source, log = None, use_case.settings.monitoring.log
     logged = () if log is None else log_problems(look_at_production(use_case), log)
-    for key, message in (*field_problems(corpus.sample, use_case.settings), *logged):
+    for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings), *logged):
         source = source or read_source(use_case.yaml_path)
         source.add(key, message)
     if source is not None:
         source.raise_problems()
+
+
+def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
+    if corpus.files and corpus.num_rows == 0:
+        yield ("documents", "path"), f"no row in {len(corpus.files):,} file(s){f': {corpus.note}' if corpus.note else ''}"
 
 
 def find_training_device(settings: UseCaseSettings) -> Device | None:
@@ -198,7 +210,9 @@ def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:
         shares = settings.snapshot
         return f"unknown; {shares.test_share:.0%} of the groups for the test set, {shares.validation_share:.0%} for validation"
     train, validation, test = _split(settings, corpus.num_rows)
-    return f"about {train:,} train, {validation:,} validation, {test:,} test rows, before quarantine and near-duplicates"
+    least = settings.snapshot.min_train_rows
+    few = f"; fewer than snapshot.min_train_rows ({least:,}): training would be refused" if train < least else ""
+    return f"about {train:,} train, {validation:,} validation, {test:,} test rows, before quarantine and near-duplicates{few}"
 
 
 def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:

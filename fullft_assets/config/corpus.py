@@ -277,14 +277,15 @@ class _Look:
         def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> tuple[int, list[_Drawn]]:
             # Seeded anew: a file may be read again in another encoding.
             draw, num_rows, drawn = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape"))), 0, list(self._drawn)
+            place, record = "", None
             try:
                 for number, record in records:
                     num_rows += 1
                     if file.head is None:  # a packed file may be a thousand times as long
                         self._opened_bytes += _num_characters(record)
-                    number_drawn = draw.random()
+                    number_drawn, place = draw.random(), f"{file.name}:{number}"
                     if len(drawn) < SAMPLE_ROWS or number_drawn > drawn[0].draw:
-                        heapq.heappush(drawn, _Drawn(number_drawn, f"{file.name}:{number}", record, meaning, reading))
+                        heapq.heappush(drawn, _Drawn(number_drawn, place, record, meaning, reading))
                     if len(drawn) > SAMPLE_ROWS:
                         heapq.heappop(drawn)
                     if file.head is None and num_rows >= self._rows_a_file:
@@ -292,6 +293,10 @@ class _Look:
             except Unreadable:
                 if file.head is None or not file.head.is_cut:
                     raise
+            if file.head is not None and file.head.is_cut and isinstance(record, str):
+                # The row that reading stops in is cut; nothing else is wrong with it.
+                num_rows, drawn = num_rows - 1, [each for each in drawn if each.place != place]
+                heapq.heapify(drawn)
             return num_rows, drawn
 
         (num_rows, self._drawn), encoding = self._reader.read(file, take)

@@ -9,13 +9,19 @@ from typing import Any
 from fullft_assets.config.corpus import Sampled
 from fullft_assets.config.yaml_source import Key
 from fullft_assets.documents.formats.rows import has_field
+from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.fields import MEANT_WITHOUT, MOST_WITHOUT
 from fullft_assets.settings import DocumentsSettings, LogSettings, UseCaseSettings
 from fullft_assets.task import task_of
 
 #: Objects within a record of an export whose fields count as the record's.
 _NESTED = ("data", "meta", "metadata", "fields", "inputs")
+#: Objects within objects whose fields are suggested.
+_MOST_DEPTH = 5
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+#: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no header.
+_SHOWN_CHARACTERS = 60
+_NO_HEADER = "; if the first row is none of names, set documents.csv.header to none"
 _HEADER = "where a title is above the columns' names, give the number of their row as documents.csv.header or documents.xlsx.header"
 
 
@@ -97,18 +103,30 @@ def fields_of(sample: list[Sampled]) -> list[str]:
     """Return the names of the fields that rows have, those of nested objects and of the controls of an export too, as they come."""
     names: dict[str, None] = {}
     for found in sample:
-        names.update(dict.fromkeys(flat(found.record)))
+        names.update(dict.fromkeys(flat(found)))
         names.update(dict.fromkeys(_controls(found.record)))
     return [name for name in names if name]
 
 
-def flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record, with those of the objects that an export nests them in."""
-    fields = dict(record)
+def flat(found: Sampled) -> dict[str, Any]:
+    """Return the fields of a record by the names that settings may give them: those inside of another by their paths.
+
+    Those of the objects that an export nests them in have no path.
+    """
+    if found.is_plain:
+        return dict(_paths(found.record)) | found.record
+    fields = dict(found.record)
     for name in _NESTED:
-        nested = record.get(name)
+        nested = found.record.get(name)
         fields |= nested if isinstance(nested, dict) else {}
     return fields
+
+
+def _paths(record: dict[str, Any], above: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        yield f"{above}{name}", value
+        if isinstance(value, dict) and depth < _MOST_DEPTH:
+            yield from _paths(value, f"{above}{name}.", depth + 1)
 
 
 def _controls(record: dict[str, Any]) -> Iterator[str]:
@@ -153,11 +171,15 @@ def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
 
 
 def _near(field: str, fields: list[str]) -> str:
-    by_case = {name.strip().casefold(): name for name in reversed(fields)}
+    # Also by the end of a path alone.
+    by_case = {name.rpartition(".")[2].strip().casefold(): name for name in reversed(fields)}
+    by_case |= {name.strip().casefold(): name for name in reversed(fields)}
     near = difflib.get_close_matches(field.strip().casefold(), by_case, n=1, cutoff=0.5)
-    return f"; did you mean `{by_case[near[0]]}`?" if near else ""
+    return f"; did you mean {quoted(by_case[near[0]])}?" if near else ""
 
 
 def _listed(fields: list[str]) -> str:
     more = f" and {len(fields) - _SHOWN_FIELDS:,} more" if len(fields) > _SHOWN_FIELDS else ""
-    return f"; their fields: {', '.join(fields[:_SHOWN_FIELDS])}{more}"
+    shown = [visible(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...") for name in fields[:_SHOWN_FIELDS]]
+    hint = _NO_HEADER if any(len(name) > _SHOWN_CHARACTERS for name in fields) else ""
+    return f"; their fields: {', '.join(shown)}{more}{hint}"

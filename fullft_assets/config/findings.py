@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.config.corpus import Corpus, Sampled, look_at_documents
 from fullft_assets.config.fields import flat, incomplete_fields
 from fullft_assets.config.group_candidates import candidates
+from fullft_assets.config.losses import Losses, broken, labels_of
 from fullft_assets.config.places import is_bucket
+from fullft_assets.documents.formats.encodings import ASCII
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.escaping import quoted
-from fullft_assets.examples import damage, language
+from fullft_assets.examples import language
 from fullft_assets.examples.label_names import may_be_named, named
-from fullft_assets.examples.rules import REASONS, ROLES
 from fullft_assets.examples.spelling import variants
-from fullft_assets.personal_data import pii
 from fullft_assets.personal_data.entities import entity_model
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.expected_loss import rows_over_cap
-from fullft_assets.task import Target, task_of
+from fullft_assets.task import task_of
 
 #: Texts whose language is identified.
 _LANGUAGE_TEXTS = 200
@@ -45,7 +44,7 @@ def suggested_group(use_case: UseCase) -> str | None:
     return next((line for _, line in _suggested_group(rows, settings.examples)), None)
 
 
-def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
+def findings(corpus: Corpus, losses: Losses, use_case: UseCase) -> Iterator[tuple[str, str]]:
     """Yield (what it is about, one line); some of them tell what to do."""
     rows, settings = corpus.sample, use_case.settings
     if not rows:
@@ -56,10 +55,10 @@ def findings(corpus: Corpus, use_case: UseCase) -> Iterator[tuple[str, str]]:
     yield from _groups(rows, settings.examples)
     yield from (("fields", line) for line in incomplete_fields(rows, settings))
     yield from _languages(rows)
-    if len(corpus.encodings) > 1 or corpus.encodings.keys() - {"utf-8"}:
+    if corpus.encodings.keys() - {"utf-8", ASCII}:
         yield "encodings", ", ".join(f"{name} in {count:,} files" for name, count in corpus.encodings.most_common())
     yield from _problems(rows)
-    yield "loss", _loss(corpus, use_case, scale)
+    yield "loss", _loss(corpus, losses, use_case, scale)
 
 
 def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Iterator[tuple[str, str]]:
@@ -74,7 +73,7 @@ def _labels(rows: list[Sampled], settings: UseCaseSettings, scale: float) -> Ite
     rare = sorted((count, label) for label, count in counts.items() if count * scale < least)
     if rare:
         shown = ((label, f"about {count * scale:.0f}") for count, label in rare[:_SHOWN])
-        few = f"{len(rare):,} labels have fewer rows than snapshot.min_rows_per_label ({least})"
+        few = f"{len(rare):,} {'label has' if len(rare) == 1 else 'labels have'} fewer rows than snapshot.min_rows_per_label ({least})"
         yield "rare", f"{few}: {named(shown, len(rare), counts)}" if may_be_named(counts) else few
     yield from _separators(counts, settings.examples)
     for spellings in variants(counts)[:_SHOWN]:
@@ -103,7 +102,7 @@ def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tupl
         field = getattr(examples, key)
         if field is None or (key == "label" and not task_of(examples).has_labels):
             continue
-        given = [value_of(flat(found.record), field) for found in rows if found.is_plain or key != "label"]
+        given = [value_of(flat(found), field) for found in rows if found.is_plain or key != "label"]
         written = [each for value in given for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
         missing = Counter(each.strip() for each in written if each.strip().casefold() in words)
         if missing:
@@ -112,14 +111,6 @@ def _as_written(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tupl
         spaced = sum(each != each.strip() != "" for each in written) if key == "label" else 0
         if spaced:
             yield "spelling", f"{spaced:,} labels have spaces around them, which are removed"
-
-
-def labels_of(found: Sampled, target: Target | None, examples: ExamplesSettings) -> list[str]:
-    """Return the labels of a row, in the case that examples.labels has."""
-    value = found.row.get(target or "label")
-    names = [value] if isinstance(value, str) else [each["label"] if isinstance(each, dict) else each for each in value or []]
-    known = {label.casefold(): label for label in examples.labels or []}
-    return [known.get(name.casefold(), name) for name in names]
 
 
 def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
@@ -135,7 +126,7 @@ def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[s
     # By their places: a group may be a person, and a terminal's output is kept in many places.
     spellings: dict[str, dict[str, str]] = {}
     for found in rows:
-        given = value_of(flat(found.record), examples.group)
+        given = value_of(flat(found), examples.group)
         if "group" in found.row and isinstance(given, str | int | float):
             spellings.setdefault(found.row["group"], {}).setdefault(str(given), found.place)
     several = [list(places.values()) for places in spellings.values() if len(places) > 1]
@@ -146,7 +137,7 @@ def _groups(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[s
 
 def _suggested_group(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
     usable = [found for found in rows if found.row.get("text") and found.record]
-    records = [_names(found.record, {examples.label, examples.domain, *_content(found)}) for found in usable]
+    records = [_names(found, {examples.label, examples.domain, *_content(found)}) for found in usable]
     fields = {name: [record.get(name) for record in records] for name in dict.fromkeys(name for record in records for name in record)}
     labels = ["|".join(labels_of(found, task_of(examples).target, examples)) for found in usable]
     for found in candidates([found.row["text"] for found in usable], labels, fields)[:1]:
@@ -161,11 +152,11 @@ def _content(found: Sampled) -> set[str]:
     return {found.text_field, "text", "messages", "annotations"}
 
 
-def _names(record: Mapping[str, Any], left_out: set[str | None]) -> dict[str, str]:
-    """Return the fields of a record that may name a group: short text and whole numbers."""
+def _names(found: Sampled, left_out: set[str | None]) -> dict[str, str]:
+    """Return the fields of a row that may name a group: short text and whole numbers."""
     return {
         name: str(value)
-        for name, value in flat(dict(record)).items()
+        for name, value in flat(found).items()
         if name and name not in left_out and type(value) in (str, int) and 0 < len(str(value)) <= 200
     }
 
@@ -189,19 +180,19 @@ def _problems(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
         yield "malformed", f"{count:,} of {len(rows):,} rows read: {problem} ({first[problem]}{', ...' if count > 1 else ''})"
 
 
-def _loss(corpus: Corpus, use_case: UseCase, scale: float) -> str:
+def _loss(corpus: Corpus, losses: Losses, use_case: UseCase, scale: float) -> str:
     rows, settings = corpus.sample, use_case.settings
-    counts = Counter(reason for found in rows for reason in broken(found, settings.examples))
-    about = "" if scale == 1 else "about "
-    lost = [f"{about}{count * scale:,.0f} {reason}" for reason, count in counts.most_common()]
+    about, at_least = ("", "") if scale == 1 else ("about ", "at least ")
+    lost = [f"{about}{count * scale:,.0f} {reason}" for reason, count in losses.quarantined.most_common()]
     with_names, searched = _rows_with_names(rows, use_case)
     if with_names:
         scaled = with_names / searched * len(rows) * scale
         lost.append(f"about {scaled:,.0f} with names, places or dates ({with_names:,} of {searched:,} rows that examples.pii_model read)")
+    lost += [f"{at_least}{count:,} {reason}" for reason, count in losses.excluded.items()]
     over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, settings.seed, corpus.num_rows)
     if over:
         lost.append(f"about {over:,} over snapshot.max_heldout_rows_per_group ({settings.snapshot.max_heldout_rows_per_group})")
-    return f"expected: {', '.join(lost)}" if lost else f"none of {len(rows):,} rows read would be quarantined"
+    return f"expected: {', '.join(lost)}" if lost else f"none of {len(rows):,} rows read would be quarantined or excluded"
 
 
 def _rows_with_names(rows: list[Sampled], use_case: UseCase) -> tuple[int, int]:
@@ -216,33 +207,3 @@ def _rows_with_names(rows: list[Sampled], use_case: UseCase) -> tuple[int, int]:
     texts = [found.row.get("text", "")[: examples.max_characters] for found in some]
     found_in = zip(some, model.find_all(texts), strict=True)
     return sum(bool(names) and not broken(found, examples) for found, names in found_in), len(some)
-
-
-def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
-    """Return the reasons that a row would be quarantined for, as far as they are seen without Great Expectations."""
-    row, task = found.row, task_of(examples)
-    text = row.get("text", "")
-    target = row.get(task.target or "label")
-    labels = labels_of(found, task.target, examples)
-    confidence = row.get("confidence")
-    wanted = examples.languages and {*examples.languages, language.UNKNOWN}
-    breaks = {
-        "rows_are_well_formed": "problem" in row,
-        "texts_are_present": not text.strip() and not found.is_elsewhere,
-        "text_lengths_are_in_bounds": bool(text.strip()) and not examples.min_characters <= len(text) <= examples.max_characters,
-        "languages_are_expected": bool(wanted) and "text" in row and language.language_of(text) not in wanted,
-        "encodings_are_intact": damage.damage_share(text) > examples.max_damage_share,
-        "personal_data_is_absent": examples.pii == "quarantine" and bool(pii.find(text, pii.kinds_named(examples.pii_kinds))),
-        "labels_are_present": task.has_labels and target is None,
-        "labels_are_known": task.has_labels and examples.labels is not None and any(label not in examples.labels for label in labels),
-        "spans_are_in_range": task.target == "spans" and any(not 0 <= s["start"] < s["end"] <= len(text) for s in target or []),
-        "assistant_turns_are_present": task.has_messages and _lacks_answers(row.get("messages") or []),
-        "annotations_are_confident": confidence is not None and not examples.min_confidence <= confidence <= 1,
-        "annotations_are_human": examples.human_annotated_only and row.get("human_annotated") is False,
-    }
-    return [REASONS[rule] for rule, is_broken in breaks.items() if is_broken and examples.severities.get(rule) != "off"]
-
-
-def _lacks_answers(turns: list[dict[str, Any]]) -> bool:
-    answers = [turn for turn in turns if turn["role"] == "assistant"]
-    return not answers or any(turn["role"] not in ROLES for turn in turns) or any(not (turn["content"] or "").strip() for turn in answers)

@@ -1,7 +1,8 @@
 """CSV: a header, then one record a row; fields in quotes may contain line ends.
 
-The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or a tab by the ending .tsv; else the one of comma,
-semicolon, tab and bar that is in the header outside of quotes and gives the first rows as many fields as the header.
+The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or a tab by the ending .tsv if the header has one or no
+other delimiter fits; else the one of comma, semicolon, tab and bar that is in the header outside of quotes and gives the first rows as many
+fields as the header.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _DELIMITERS = ",;\t|"
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 #: Lines after the header that its delimiter is tried on.
 _TRIED_LINES = 50
+#: Share of these lines that another delimiter must fit for a .tsv file whose header has no tab to be read by it.
+_FITTING_SHARE = 0.9
 _LINE_END = re.compile(r"\r\n|\r|\n")
 #: Share of the lines inside of a field that have as many delimiters as a row, and of the values in them that are like those of their columns,
 #: from which on they are rows and the quote of the field counts as not closed.
@@ -194,7 +197,7 @@ def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Cal
 def _lines_and_delimiter(lines: Iterable[str], name: str, chosen: CsvSettings) -> tuple[Iterator[str], str]:
     """Return a file's lines and their delimiter."""
     remaining, seen = iter(lines), []
-    named = chosen.delimiter or ("\t" if ending_of(name) == ".tsv" else None)
+    named = chosen.delimiter
     first = chosen.header if isinstance(chosen.header, int) else 1
     for number, line in enumerate(remaining, start=1):
         if not any(map(str.strip, seen)) and (match := _SEPARATOR.fullmatch(line)) is not None:
@@ -206,8 +209,14 @@ def _lines_and_delimiter(lines: Iterable[str], name: str, chosen: CsvSettings) -
     if named is not None:
         return chain(seen, remaining), named
     header = seen[-1] if seen else ""
+    is_tsv = ending_of(name) == ".tsv"
+    if is_tsv and "\t" in header:
+        return chain(seen, remaining), "\t"
     tried = list(islice(remaining, _TRIED_LINES))
-    return chain(seen, tried, remaining), _delimiter([header, *tried], chosen)
+    found = _delimiter([header, *tried], chosen)
+    # A table of one column has no delimiter, but marks within its texts.
+    is_lie = not is_tsv or (found in header and _share_that_fits([header, *tried], found) >= _FITTING_SHARE)
+    return chain(seen, tried, remaining), found if is_lie else "\t"
 
 
 def _delimiter(lines: Sequence[str], chosen: CsvSettings) -> str:
