@@ -135,9 +135,9 @@ def train(base: Path, rows: pd.DataFrame, validation: pd.DataFrame, settings: Us
     optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate, fused=True)
     ids, labels = rows["ids"].tolist(), rows["label"].to_numpy()
     rng = np.random.default_rng(settings.seed)
-    batches = length_grouped(np.array([len(row) for row in ids]), round(chosen.epochs), chosen.batch_size, rng)
+    batches = length_grouped(np.array([len(row) for row in ids]), round(chosen.num_epochs), chosen.batch_size, rng)
     schedule = get_scheduler(chosen.scheduler, optimizer, round(chosen.warmup_share * len(batches)), len(batches))
-    scores = scores or 2 * round(chosen.epochs)
+    scores = scores or 2 * round(chosen.num_epochs)
     score_at = {round(len(batches) * i / scores) for i in range(1, 1 + scores)}
     log: list[dict[str, float]] = []
     model.train()

@@ -83,7 +83,7 @@ def test_prints_what_would_be_trained_on_what(project):
     assert "at an assumed" in line(done.stdout, "time")
     assert "auto (default)" in line(done.stdout, "precision")
     assert "gradient checkpointing off (default)" in line(done.stdout, "batch")
-    assert "rate 1e-05, linear (default), epochs 3 (default)" in line(done.stdout, "learning")
+    assert "rate 1e-05, linear (default), epochs 20 (default for 150 rows)" in line(done.stdout, "learning")
     assert "note" not in done.stdout
 
 
@@ -287,11 +287,11 @@ def test_tokens_are_those_of_the_models_own_tokenizer(project):
 def test_long_texts_are_read_in_overlapping_windows(project):
     use_case = load_use_case(write(project, "  chunks: {max_tokens: 110, stride: 10}\n"))
     corpus = check.Corpus(files=[], num_rows=100, is_exact=True, mean_tokens=1_010, note=None)
-    # 75 training rows x 3 epochs x (1,010 tokens and 9 overlaps of 10) in 10 windows.
-    assert check.training_tokens(use_case.settings, corpus) == 75 * 3 * 1_100
+    # 75 training rows x 20 epochs x (1,010 tokens and 9 overlaps of 10) in 10 windows.
+    assert check.training_tokens(use_case.settings, corpus) == 75 * 20 * 1_100
     capped = use_case.settings.chunks.model_copy(update={"max_windows": 2})
     settings = use_case.settings.model_copy(update={"chunks": capped})
-    assert check.training_tokens(settings, corpus) == 75 * 3 * 220
+    assert check.training_tokens(settings, corpus) == 75 * 20 * 220
 
 
 def test_memory_follows_the_batch_and_checkpointing(project):

@@ -144,6 +144,24 @@ def test_a_bare_off_is_off_wherever_a_setting_may_be() -> None:
     assert problem(examples={"label": "kind", "pii": True})[0] == "examples.pii"
 
 
+@pytest.mark.parametrize(
+    ("task", "num_rows", "epochs"),
+    [
+        ("classification", 40, 20),  # never more
+        ("classification", 400, 20),
+        ("classification", 2_000, 8),  # 8 x 62.5 = 500 steps
+        ("multi_label", 20_000, 3),
+        ("language_modeling", 40, 3),
+    ],
+)
+def test_few_rows_with_labels_are_read_more_often_by_default(task: str, num_rows: int, epochs: float) -> None:
+    examples = {"task": task} | ({} if task == "language_modeling" else {"label": "kind"})
+    settings = UseCaseSettings.model_validate({**LEAST, "examples": examples})
+    assert settings.with_epochs(num_rows).training.epochs == epochs
+    given = UseCaseSettings.model_validate({**LEAST, "examples": examples, "training": {"epochs": 2}})
+    assert given.with_epochs(num_rows) is given
+
+
 def test_a_default_fits_the_key_that_it_depends_on() -> None:
     """Whoever shortens the windows or the batches does not have to think of a second key."""
     short = UseCaseSettings.model_validate({**LEAST, "chunks": {"max_tokens": 48}, "training": {"batch_size": 4}})

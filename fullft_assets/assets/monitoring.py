@@ -137,7 +137,8 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
 
 def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> CheckOutcome:
     """Return the check that production is seen; earlier windows are read only where this one has no verdict."""
-    most, statuses = case.settings.retraining.alert_after_windows, [status]
+    most = case.settings.retraining.alert_after_windows
+    statuses: list[monitoring.Status] = [status]
     earlier = (name for name in reversed(store.list_pointers(f"latest/{case.name}/drift_report")) if name < window)
     while len(statuses) < most and statuses[-1] in monitoring.WITHOUT_VERDICT and (name := next(earlier, None)) is not None:
         report = latest(store, case.name, "drift_report", name)

@@ -76,7 +76,7 @@ def check_use_case(use_case: UseCase) -> str:
         f"a forward pass {_chosen(settings, 'training', 'micro_batch_size')}, "
         f"gradient checkpointing {_chosen(settings, 'training', 'gradient_checkpointing')}",
         "learning": f"rate {_chosen(settings, 'training', 'learning_rate')}, "
-        f"{_chosen(settings, 'training', 'scheduler')}, epochs {_chosen(settings, 'training', 'epochs')}",
+        f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings, corpus)}",
         "decides": f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}",
     }
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
@@ -167,7 +167,8 @@ def training_tokens(settings: UseCaseSettings, corpus: Corpus) -> float | None:
     windows = _num_windows(settings, corpus.mean_tokens)
     overlaps = (windows - 1) * settings.chunks.stride
     per_text = min(corpus.mean_tokens + overlaps, windows * settings.chunks.max_tokens)
-    return _split(settings, corpus.num_rows)[0] * settings.training.epochs * per_text
+    num_rows = _split(settings, corpus.num_rows)[0]
+    return num_rows * settings.with_epochs(num_rows).training.num_epochs * per_text
 
 
 def _num_windows(settings: UseCaseSettings, tokens: float) -> float:
@@ -213,6 +214,16 @@ def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     least = settings.snapshot.min_train_rows
     few = f"; fewer than snapshot.min_train_rows ({least:,}): training would be refused" if train < least else ""
     return f"about {train:,} train, {validation:,} validation, {test:,} test rows, before quarantine and near-duplicates{few}"
+
+
+def _epochs(settings: UseCaseSettings, corpus: Corpus) -> str:
+    if settings.training.epochs is not None:
+        return _chosen(settings, "training", "epochs")
+    if corpus.num_rows is None:
+        return f"{settings.training.num_epochs:g} or more, by the number of rows (default)"
+    num_rows = _split(settings, corpus.num_rows)[0]
+    epochs = settings.with_epochs(num_rows).training.num_epochs
+    return f"{epochs:g} (default for {num_rows:,} rows)"
 
 
 def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:

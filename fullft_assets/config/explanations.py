@@ -142,8 +142,8 @@ def _plain_type(annotation: Any) -> Any:
     """Return the type of `X | None` and of `list[X]` without its parameters."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
-    if typing.get_args(annotation)[:1] == (str,) and typing.get_origin(annotation) is Annotated:
-        return str
+    if typing.get_args(annotation)[:1] in ((str,), (float,)) and typing.get_origin(annotation) is Annotated:
+        return typing.get_args(annotation)[0]
     return list if typing.get_origin(annotation) is list else annotation
 
 

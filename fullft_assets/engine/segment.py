@@ -134,7 +134,7 @@ class TrainingSegment:
         """Return the steps after which validation rows are scored: the same in every segment, whatever its micro-batches."""
         asked = self.shared.evaluate_at
         if asked is None:
-            half_epoch = max(1, round(num_steps / self.settings.epochs / 2))
+            half_epoch = max(1, round(num_steps / self.settings.num_epochs / 2))
             asked = range(half_epoch, self.num_steps - half_epoch // 2, half_epoch)
         return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
 

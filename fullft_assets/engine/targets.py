@@ -31,7 +31,7 @@ class TargetPlanner:
     """
 
     def __init__(self, recipe: Recipe, settings: UseCaseSettings, num_held_out_rows: int):
-        self._settings = settings
+        self._settings = settings = settings.with_epochs(recipe.num_rows)
         self._outline = Outline(recipe, settings.training, settings.seed)
         self._num_rows, self._num_held_out_rows = recipe.num_rows, num_held_out_rows
 

@@ -18,7 +18,9 @@ from fullft_assets.store.checks import CheckSpec
 
 VERSION = "5"
 WINDOW_MATCHES_REFERENCE = CheckSpec("window_matches_reference", "Production looks like the first windows under this champion.")
-PRODUCTION_IS_SEEN = CheckSpec("production_is_seen", "Of the newest windows, retraining.alert_after_windows in a row, some could be compared.")
+PRODUCTION_IS_SEEN = CheckSpec(
+    "production_is_seen", "Of the newest windows, retraining.alert_after_windows in a row, some could be compared."
+)
 CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last three windows pooled, differ

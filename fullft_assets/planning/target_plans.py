@@ -106,7 +106,7 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
         pilot = planning.pilot_seeds * sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
     except SettingsError:  # the pilot says so itself
         pilot = 0.0
-    forward = _FORWARD / training.epochs
+    forward = _FORWARD / training.num_epochs
     return Shares(
         pilot=pilot,
         baselines=forward + sum(BASELINES.get(name).trainings(settings) for name in settings.baselines),

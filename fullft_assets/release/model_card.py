@@ -120,7 +120,8 @@ def _render_card(
     ]
     settings = checkpoint.settings["training"]
     training = [(name, str(value)) for name, value in settings.items() if value not in (None, [], {})]
-    training += [("precision used", made.precision), ("trained parameters", f"{made.num_trained_parameters:,}")]
+    training += [("optimizer steps", f"{made.num_steps:,}"), ("precision used", made.precision)]
+    training += [("trained parameters", f"{made.num_trained_parameters:,}")]
     counts = {"train rows": taken.num_train_rows, "validation rows": taken.num_validation_rows, "test rows": taken.num_test_rows}
     data = [(name, f"{count:,}") for name, count in counts.items()]
     data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]

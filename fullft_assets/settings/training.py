@@ -11,6 +11,8 @@ from fullft_assets.settings.guards import GuardsSettings
 
 #: Settings of training that work on whole weights, or on a whole second model: not with `sharding`.
 OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "unfreeze_share", "wise_ft", "distillation")
+#: Passes over the training rows by default, and at most where so few would be too few steps.
+EPOCHS, MOST_EPOCHS = 3.0, 20.0
 #: Ending of the optimizers that step in the backward pass; `lomo` does so by nature.
 IN_BACKWARD = "_in_backward"
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "adamw_in_backward", "adafactor_in_backward", "lomo"]
@@ -42,7 +44,12 @@ class DistillationSettings(Settings):
 class TrainingSettings(Settings):
     """The full fine-tuning itself: every weight is trained."""
 
-    epochs: Float = Field(default=3.0, gt=0, le=1_000, description="Passes over the training rows.")
+    epochs: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000,
+        description="Passes over the training rows. Default: 3; of a task with labels as many more as 500 optimizer steps take, at most 20.",
+    )
     batch_size: int = Field(default=32, ge=1, description="Rows per optimizer step (the effective batch size, over all processes).")
     micro_batch_size: int = Field(
         default=16,
@@ -166,6 +173,11 @@ class TrainingSettings(Settings):
     @classmethod
     def _default_micro_batch_fits(cls, data: Any) -> Any:
         return with_fitting_default(data, "micro_batch_size", 16, other="batch_size")
+
+    @property
+    def num_epochs(self) -> float:
+        """Passes over the training rows: those asked for, or `EPOCHS`."""
+        return self.epochs or EPOCHS
 
     @property
     def steps_in_backward(self) -> bool:

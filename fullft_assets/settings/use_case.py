@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retention import RetentionSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
-from fullft_assets.settings.training import TrainingSettings
+from fullft_assets.settings.training import EPOCHS, MOST_EPOCHS, TrainingSettings
 from fullft_assets.task import TASKS, task_of
 
 
@@ -100,6 +101,19 @@ class UseCaseSettings(Settings):
     def primary_metric(self) -> str:
         """Name of the metric that decides: the one asked for, or the task's first."""
         return self.evaluation.primary_metric or task_of(self.examples).metrics[0]
+
+    def with_epochs(self, num_rows: int) -> UseCaseSettings:
+        """Return the settings with the passes that a training over so many rows makes, where the YAML gives none.
+
+        Three passes over a few hundred rows are some forty steps, after which a new head still guesses. Few rows take more passes instead
+        (Mosbach et al. 2021, On the Stability of Fine-tuning BERT, take 20).
+        """
+        training = self.training
+        if training.epochs is not None:
+            return self
+        needed = math.ceil(task_of(self.examples).min_steps * training.batch_size / max(1, num_rows))
+        epochs = min(max(EPOCHS, float(needed)), MOST_EPOCHS)
+        return self.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
 
     def launcher_of(self, workload: str) -> LauncherSettings:
         """Return where a workload runs."""

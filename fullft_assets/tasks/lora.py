@@ -46,7 +46,7 @@ class Lora(Baseline):
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:
-        return _TIMES_THE_TIME * training_settings(settings).epochs / settings.training.epochs
+        return _TIMES_THE_TIME * training_settings(settings).num_epochs / settings.training.num_epochs
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:

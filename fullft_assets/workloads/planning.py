@@ -111,6 +111,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     snapshot = job.load_inputs(store)["training_snapshot"]
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
+    job = job.model_copy(update={"settings": settings.with_epochs(recipe.num_rows)})
     job, applied = _with_recommended(job, recipe, progress)
     shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks(), applied=applied)
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))

@@ -60,7 +60,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 stored.claim(digests)
         fit = fine_tune(
             recipe,
-            job.settings.training,
+            job.settings.with_epochs(recipe.num_rows).training,
             job.settings.seed + job.settings.training.retry_epoch,
             folder,
             progress,

@@ -71,7 +71,7 @@ def window_feed(
 ) -> Feed:
     """Return a feed of windows, each a training row, padded to similar ones."""
     lengths = np.array([len(window) for window in windows])
-    order = planned_order(lengths.tolist(), settings.epochs, settings.batch_size, seed)
+    order = planned_order(lengths.tolist(), settings.num_epochs, settings.batch_size, seed)
     bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
     pad_id = model.config.pad_token_id or 0
 

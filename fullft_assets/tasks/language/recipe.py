@@ -192,7 +192,7 @@ def _feed(
     tells_replayed: bool,
 ) -> Feed:
     options = {"num_processes": num_processes, "with_replayed": tells_replayed}
-    rows_a_pass, epochs = settings.micro_batch_size, settings.epochs
+    rows_a_pass, epochs = settings.micro_batch_size, settings.num_epochs
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.num_embeddings
     pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known)

@@ -14,6 +14,8 @@ class NextToken(Task):
     """What both tasks share: a causal language model learns the next token."""
 
     is_generative = True
+    # It is a whole model from the start, and forgets with each pass.
+    min_steps = 0
     plain_task = "language_modeling"
     metrics = ("token_probability", "token_accuracy")
     shown_metrics = ("token_probability", "perplexity", "bits_per_byte", "token_accuracy")
