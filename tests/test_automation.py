@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -24,13 +25,15 @@ from dagster._core.execution.api import execute_run
 
 from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
-from fullft_assets.automation import sensors
+from fullft_assets.assets.monitoring import _seen
+from fullft_assets.automation import deliveries, sensors
 from fullft_assets.automation.decision import gather
 from fullft_assets.automation.runs import IN_FLIGHT
 from fullft_assets.chunks import ingestion
+from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
 from fullft_assets.monitoring import Status
-from fullft_assets.resources import latest_by_partition
+from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
@@ -187,6 +190,22 @@ class TestDeliverySensor:
             self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
         assert self.asked(bench) == [names[3], names[0]]
 
+    def test_a_failed_batch_gets_a_new_key_after_a_wait_that_doubles_and_a_cancelled_one_none(self, bench, monkeypatch):
+        """The daemon drops a key that it knows: a batch whose run failed once was never read."""
+        (name,) = self.several(bench, 1)
+        began, keys = time.time(), []
+        for hours, fails in ((0.0, True), (0.9, False), (1.1, True), (1.9, False), (2.1, False)):
+            monkeypatch.setattr(deliveries, "time", SimpleNamespace(time=lambda hours=hours: began + 3600 * hours))
+            (request,) = bench.tick("new_documents").run_requests
+            keys.append(request.run_key)
+            if fails:
+                self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
+        assert request.partition_key == name
+        assert [key.removeprefix(keys[0]) for key in keys] == ["", "", "-1", "", "-2"]
+        self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
+        monkeypatch.setattr(deliveries, "time", SimpleNamespace(time=lambda: began + 1e9))
+        assert [request.run_key for request in bench.tick("new_documents").run_requests] == keys[:1]
+
     def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench):
         names = self.several(bench, 2, max_runs_per_tick=1)
         (request,) = bench.tick("new_documents").run_requests
@@ -252,6 +271,35 @@ class TestDeliverySensor:
         assert len({request.run_key for request in requests}) == 2  # each file is a window
         bench.window(requests[0].partition_key, "ok")
         assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [requests[1].run_key]
+
+    def test_windows_without_a_verdict_are_counted_from_the_newest_one_back(self, bench):
+        for number, status in enumerate(("insufficient_data", "ok", "insufficient_data", "feed_broken", "alarm")):
+            bench.window(f"{number:05d}", status)
+        found = _seen(bench.case, bench.store, "00004", "insufficient_data")
+        assert found.passed and found.description == "3 windows in a row have no verdict"
+
+    def test_a_batch_between_two_steps_of_its_ingestion_waits_for_the_next_snapshot(self, bench):
+        """A model run or the daily evaluation that came at that moment failed."""
+        bench.deliver("more.jsonl", skip=400)
+        before, arriving = (batch.name for batch in documents.list_batches(bench.store, bench.name))
+        bench.store.delete_pointer(f"latest/letters/tokenized_chunks/{arriving}")
+        bench.instance.add_dynamic_partitions("letters/batch", [before, arriving])
+        definitions = dg.Definitions.merge(FullFineTune(bench.case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+
+        def take() -> bool:
+            job = definitions.resolve_implicit_global_asset_job_def()
+            keys = [bench.case.key("training_snapshot")]
+            return job.execute_in_process(asset_selection=keys, instance=bench.instance, raise_on_error=False).success
+
+        assert not take()
+        run = dg.DagsterRun(
+            job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": arriving}
+        )
+        bench.instance.add_run(run)
+        assert take()
+        _, signals = gather(bench.case, bench.instance, bench.store, {}, time.time())
+        taken = latest(bench.store, "letters", "training_snapshot")
+        assert list(snapshot.SnapshotMetadata.of(taken).parts) == [before] and signals.num_uncounted > 0
 
     def test_interval_comes_from_the_settings(self, bench):
         bench.prepared.project.configure(base_model="model", documents={"poll_seconds": 7})
